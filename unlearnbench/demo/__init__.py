@@ -1,0 +1,1 @@
+"""A small corpus of invented news, to run every task without a download."""

@@ -1,0 +1,82 @@
+"""Every error that this package raises on purpose, in one tree.
+
+    UnlearnbenchError            bad input or a measurement that cannot be trusted; the CLI exits 2
+    ├── OptionError              an option or argument that makes no sense
+    ├── TaskError                a task file or task name
+    ├── DataError                the rows that a task reads
+    ├── CheckpointError          the files of a model
+    ├── PrecisionError           an unknown precision, or one that cannot run here
+    │   └── NotInForceError      a precision that was asked for and did not take effect
+    ├── ModelOutputError         non-finite logits, a prompt that does not fit
+    ├── MetricError              scores that cannot be computed or compared
+    └── ResultError              a run folder or result file
+
+On forget metrics low is good, so a failure must never end up as a number: it ends up here. Each
+message says what is wrong, where, and what to do, in one line.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "MetricError",
+    "ModelOutputError",
+    "NotInForceError",
+    "OptionError",
+    "PrecisionError",
+    "ResultError",
+    "TaskError",
+    "UnlearnbenchError",
+    "one_line",
+]
+
+
+class UnlearnbenchError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class OptionError(UnlearnbenchError):
+    """An option or argument has a value that makes no sense."""
+
+
+class TaskError(UnlearnbenchError):
+    """A task file is wrong or a task name is unknown."""
+
+
+class DataError(UnlearnbenchError):
+    """A task's rows are missing, malformed or not the pinned ones."""
+
+
+class CheckpointError(UnlearnbenchError):
+    """A model's files are missing, damaged, unsafe or do not fit together."""
+
+
+class PrecisionError(UnlearnbenchError):
+    """A precision is unknown or cannot run here."""
+
+
+class NotInForceError(PrecisionError):
+    """A precision was asked for and did not take effect."""
+
+
+class ModelOutputError(UnlearnbenchError):
+    """A model's answer cannot be used: non-finite logits, or a prompt longer than its context."""
+
+
+class MetricError(UnlearnbenchError):
+    """A metric cannot be computed from what it was given."""
+
+
+class ResultError(UnlearnbenchError):
+    """A run folder or result file is damaged, in the way or not writable."""
+
+
+def one_line(text: object, limit: int = 600) -> str:
+    """Return ``text`` as one printable line: no line breaks, no terminal escapes, bounded length.
+
+    Messages quote file names and library errors, which may come from a stranger's checkpoint.
+    """
+    words = " ".join(str(text).split())
+    clean = "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
+    return clean if len(clean) <= limit else clean[: limit - 3] + "..."

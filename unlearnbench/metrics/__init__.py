@@ -1,0 +1,70 @@
+"""Metrics: pure functions, one small file each, found by listing this folder.
+
+A metric for generation tasks is a module with ``NAME``, ``HEADLINE`` and ``score_output``; one
+for likelihood tasks has ``NAME``, ``score_text`` and ``summarize``. See docs/add-a-metric.md.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, cast
+
+from unlearnbench.errors import MetricError
+
+if TYPE_CHECKING:
+    from unlearnbench.metrics.membership import LeakSummary
+    from unlearnbench.requests import Scored
+
+__all__ = [
+    "GenerationMetric",
+    "LikelihoodMetric",
+    "generation_metric",
+    "likelihood_metric",
+    "metric_names",
+]
+
+
+class GenerationMetric(Protocol):
+    """Compares one output with one target. Scores are between 0 and 1; tasks report them x 100."""
+
+    NAME: str
+    HEADLINE: str
+    score_output: Callable[[str, str], dict[str, float]]
+
+
+class LikelihoodMetric(Protocol):
+    """Turns token log-probabilities into attack scores, and two groups of them into a summary."""
+
+    NAME: str
+    score_text: Callable[[Scored, str, Scored | None], dict[str, float]]
+    summarize: Callable[..., LeakSummary]
+
+
+def _modules() -> Sequence[str]:
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def _find(name: str, attribute: str) -> object:
+    for module_name in _modules():
+        module = import_module(f"{__name__}.{module_name}")
+        if getattr(module, "NAME", None) == name and hasattr(module, attribute):
+            return module
+    raise MetricError(f"no metric {name!r} of this kind; known: {', '.join(metric_names())}")
+
+
+def metric_names() -> tuple[str, ...]:
+    """The names of every metric in this folder."""
+    modules = (import_module(f"{__name__}.{name}") for name in _modules())
+    return tuple(sorted(m.NAME for m in modules if hasattr(m, "NAME")))
+
+
+def generation_metric(name: str) -> GenerationMetric:
+    """Return the metric for outputs called ``name``, or raise MetricError."""
+    return cast(GenerationMetric, _find(name, "score_output"))
+
+
+def likelihood_metric(name: str) -> LikelihoodMetric:
+    """Return the metric for token log-probabilities called ``name``, or raise MetricError."""
+    return cast(LikelihoodMetric, _find(name, "score_text"))

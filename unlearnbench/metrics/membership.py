@@ -1,0 +1,190 @@
+"""Membership inference and PrivLeak.
+
+Every attack score is signed so that LOWER LOOKS MORE LIKE A MEMBER (of the training data), which
+is how MUSE publishes them: a loss, or a Min-K% Prob with its sign turned.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unlearnbench.errors import MetricError
+from unlearnbench.metrics.stats import Estimate, auc, bootstrap_auc, bootstrap_privleak
+from unlearnbench.requests import Scored
+
+__all__ = [
+    "K_PERCENTS",
+    "NAME",
+    "LeakSummary",
+    "ReferenceScores",
+    "min_k",
+    "min_k_plus_plus",
+    "privleak",
+    "score_text",
+    "summarize",
+]
+
+NAME = "privleak"
+K_PERCENTS = (5, 10, 20, 30, 40, 50, 60)
+# Where the model is certain, the spread of log p over the vocabulary underflows to 0; the floor
+# keeps Min-K%++ finite there. Spreads that mean anything are orders of magnitude above it.
+STD_FLOOR = 1e-6
+
+
+def _lowest(values: NDArray[np.float64], percent: int) -> float:
+    k = len(values) * percent // 100  # int(0.4 n) without its rounding
+    if k < 1:
+        raise MetricError(
+            f"a text of {len(values)} scored tokens is too short for Min-{percent}%, which needs "
+            f"{-(-100 // percent)}; remove the text or join it with others"
+        )
+    return float(np.sort(values)[:k].mean())
+
+
+def min_k(logprobs: NDArray[np.float64], percent: int) -> float:
+    """Min-K% Prob with its sign turned: minus the mean of the k lowest log-probabilities.
+
+    logprobs: shape (n,), natural logarithms; k = int(percent / 100 x n).
+    Source: Shi et al. 2024, arXiv 2310.16789.
+
+    Raises:
+        MetricError: k would be 0.
+
+    Example:
+        >>> min_k(np.array([-4.0, -1.0, -2.0, -3.0]), 50)
+        3.5
+    """
+    return -_lowest(logprobs, percent)
+
+
+def min_k_plus_plus(scored: Scored, percent: int) -> float:
+    """Min-K%++ with its sign turned: as Min-K%, over (log p - mean) / std at every position.
+
+    Source: Zhang et al. 2025, arXiv 2404.02936, equation 3.
+
+    Raises:
+        MetricError: k would be 0.
+    """
+    normal = (scored.logprobs - scored.mean) / np.maximum(scored.std, STD_FLOOR)
+    return -_lowest(normal, percent)
+
+
+def score_text(scored: Scored, text: str, lowered: Scored | None = None) -> dict[str, float]:
+    """Every attack's score of one text from one forward pass, lower = more like a member.
+
+    ``PPL`` is the mean negative log-probability (MUSE's name for the loss attack), ``PPL/zlib``
+    the same over the bytes of the zlib-compressed text, ``PPL/lower`` over the loss of the
+    lower-cased text (``lowered``, a second pass), then Min-K% and Min-K%++.
+    Source: Carlini et al. 2021, arXiv 2012.07805, for the first three.
+
+    Raises:
+        MetricError: the text is too short, or a score is not finite.
+    """
+    loss = -float(scored.logprobs.mean()) if len(scored.logprobs) else math.nan
+    scores = {"PPL": loss, "PPL/zlib": loss / len(zlib.compress(_utf8(text)))}
+    if lowered is not None:
+        lower_loss = -float(lowered.logprobs.mean()) if len(lowered.logprobs) else math.nan
+        scores["PPL/lower"] = loss / lower_loss if lower_loss else math.nan
+    scores |= {f"Min-{k}%": min_k(scored.logprobs, k) for k in K_PERCENTS}
+    scores |= {f"Min-{k}%++": min_k_plus_plus(scored, k) for k in K_PERCENTS}
+    bad = [name for name, value in scores.items() if not math.isfinite(value)]
+    if bad:
+        raise MetricError(f"text {scored.id}: {', '.join(bad)} is not finite")
+    return scores
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", errors="surrogatepass")
+
+
+def privleak(auc_value: float, auc_reference: float) -> float:
+    """PrivLeak = (AUC - AUC_retrained) / AUC_retrained x 100 (MUSE, arXiv 2407.06460, section 3.3).
+
+    Negative: the forget set still looks like training data. Positive: over-unlearned.
+
+    Raises:
+        MetricError: the reference is 0 or not a probability.
+    """
+    if not 0 < auc_reference <= 1:
+        raise MetricError(
+            f"a reference AUC of {auc_reference:g} gives no PrivLeak; is the reference a model "
+            "that was retrained without the forget set?"
+        )
+    return (auc_value - auc_reference) / auc_reference * 100
+
+
+@dataclass(frozen=True)
+class ReferenceScores:
+    """The retrained model's AUC; its per-text scores too where its run is at hand."""
+
+    auc: float
+    members: tuple[float, ...] = ()
+    nonmembers: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class LeakSummary:
+    """Raw AUC of the headline attack, of every attack, and PrivLeak where a reference is given."""
+
+    auc: Estimate
+    attacks: Mapping[str, Estimate]
+    privleak: Estimate | None
+
+
+def summarize(
+    members: Sequence[Mapping[str, float]],
+    nonmembers: Sequence[Mapping[str, float]],
+    attack: str,
+    reference: ReferenceScores | None,
+    seed: int,
+) -> LeakSummary:
+    """Summarize the attack scores of forget texts (``members``) and holdout texts.
+
+    The interval of PrivLeak includes the reference's own uncertainty where its per-text scores
+    are given (texts resampled together in both runs); a stated reference counts as exact.
+
+    Raises:
+        MetricError: a group is empty, an attack is unknown or missing in a text.
+    """
+    names = _common_attacks(members, nonmembers)
+    if attack not in names:
+        raise MetricError(f"unknown attack {attack!r}; this run has {', '.join(names)}")
+    columns = {n: (_column(members, n), _column(nonmembers, n)) for n in names}
+    attacks = {name: bootstrap_auc(*pair, seed=seed) for name, pair in columns.items()}
+    leak = None
+    if reference is not None:
+        leak = _leak(columns[attack], reference, seed)
+    return LeakSummary(attacks[attack], attacks, leak)
+
+
+def _leak(
+    pair: tuple[NDArray[np.float64], NDArray[np.float64]], reference: ReferenceScores, seed: int
+) -> Estimate:
+    value = privleak(auc(*pair), reference.auc)
+    if not reference.members:
+        base = bootstrap_auc(*pair, seed=seed)
+        return base.scaled(100 / reference.auc, -100).with_value(value)
+    other = (np.array(reference.members), np.array(reference.nonmembers))
+    return bootstrap_privleak(pair, other, seed=seed).with_value(value)
+
+
+def _column(records: Sequence[Mapping[str, float]], name: str) -> NDArray[np.float64]:
+    return np.array([record[name] for record in records], dtype=np.float64)
+
+
+def _common_attacks(*groups: Sequence[Mapping[str, float]]) -> list[str]:
+    if any(not group for group in groups):
+        raise MetricError("an AUC needs texts in both groups")
+    names = list(groups[0][0])
+    for group in groups:
+        for record in group:
+            if set(record) != set(names):
+                odd = ", ".join(sorted(set(record) ^ set(names)))
+                raise MetricError(f"attack scores are missing in some texts: {odd}")
+    return names

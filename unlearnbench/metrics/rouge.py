@@ -1,0 +1,52 @@
+"""ROUGE of an output against its target, by the ``rouge-score`` package (Lin 2004)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from unlearnbench.errors import MetricError
+
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
+
+__all__ = ["HEADLINE", "NAME", "score_output"]
+
+NAME = "rougeL"
+HEADLINE = "rougeL"
+
+
+@lru_cache(maxsize=2)
+def _scorer(stem: bool) -> RougeScorer:
+    from rouge_score import rouge_scorer
+
+    return rouge_scorer.RougeScorer(["rougeL", "rouge1"], use_stemmer=stem)
+
+
+def score_output(output: str, target: str) -> dict[str, float]:
+    """Score one output.
+
+    Returns, each in [0, 1]: ``rougeL`` (F1, no stemming: the headline), ``rougeL_recall``,
+    ``rouge1`` (F1) and ``rougeL_stem`` (F1 with the Porter stemmer).
+
+    Raises:
+        MetricError: the target has no word to match, so every output would score 0.
+
+    Example:
+        >>> score_output("the cat sat", "the cat")["rougeL_recall"]
+        1.0
+    """
+    scores = _scorer(False).score(target, output)
+    if _has_no_words(target):
+        raise MetricError(f"target {target[:60]!r} has no letter or digit that ROUGE could match")
+    return {
+        "rougeL": float(scores["rougeL"].fmeasure),
+        "rougeL_recall": float(scores["rougeL"].recall),
+        "rouge1": float(scores["rouge1"].fmeasure),
+        "rougeL_stem": float(_scorer(True).score(target, output)["rougeL"].fmeasure),
+    }
+
+
+def _has_no_words(text: str) -> bool:
+    # rouge-score keeps [a-z0-9] after lower-casing and nothing else.
+    return not any(c.isascii() and c.isalnum() for c in text.lower())

@@ -1,0 +1,163 @@
+"""Points, standard errors and 95% intervals. The bootstrap is scipy's, seeded.
+
+Percentile intervals, because they stay defined where every sample scores the same, as when a
+target model recites all texts; the bias-corrected kind is NaN there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unlearnbench.errors import MetricError
+
+__all__ = [
+    "RESAMPLES",
+    "Estimate",
+    "auc",
+    "bootstrap_auc",
+    "bootstrap_mean",
+    "bootstrap_privleak",
+]
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its standard error and 95% interval; both are None for a single sample."""
+
+    value: float
+    stderr: float | None = None
+    ci: tuple[float, float] | None = None
+
+    def scaled(self, factor: float, offset: float = 0.0) -> Estimate:
+        """The estimate of ``factor x value + offset``, factor above 0."""
+        ci = None if self.ci is None else tuple(factor * end + offset for end in self.ci)
+        stderr = None if self.stderr is None else factor * self.stderr
+        return Estimate(factor * self.value + offset, stderr, ci)  # type: ignore[arg-type]
+
+    def with_value(self, value: float) -> Estimate:
+        """The same spread around a value that was computed exactly."""
+        return replace(self, value=value)
+
+
+def _finite(values: Sequence[float] | Array) -> Array:
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        raise MetricError("no samples: an average over nothing is no measurement")
+    if not np.isfinite(array).all():
+        raise MetricError("a score is NaN or infinite; it cannot be averaged")
+    return array
+
+
+def _interval(
+    data: tuple[Array, ...], statistic: Callable[..., Array], value: float, seed: int
+) -> Estimate:
+    from scipy.stats import bootstrap
+
+    if min(len(column) for column in data) < 2:
+        return Estimate(value)
+    result = bootstrap(
+        data,
+        statistic,
+        n_resamples=RESAMPLES,
+        batch=100,
+        vectorized=True,
+        axis=-1,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    low, high = result.confidence_interval
+    return Estimate(value, float(result.standard_error), (float(low), float(high)))
+
+
+def bootstrap_mean(values: Sequence[float], seed: int) -> Estimate:
+    """Mean of ``values``, shape (n,), with stderr = s / sqrt(n) and a bootstrap interval.
+
+    Raises:
+        MetricError: no values, or one that is not finite.
+    """
+    array = _finite(values)
+    spread = _interval((array,), np.mean, float(array.mean()), seed)
+    if len(array) < 2:
+        return spread
+    return replace(spread, stderr=float(array.std(ddof=1) / math.sqrt(len(array))))
+
+
+def auc(members: Sequence[float] | Array, nonmembers: Sequence[float] | Array) -> float:
+    """Probability that a non-member scores below (looks more like a member than) a member, ties
+    counting half. Near 0: members are recognised. Shapes (m,), (n,); scores lower = member.
+
+    Raises:
+        MetricError: an empty group, or a score that is not finite.
+
+    Example:
+        >>> auc([1.0, 2.0], [3.0, 4.0])
+        0.0
+    """
+    from sklearn.metrics import roc_auc_score
+
+    low, high = _finite(members), _finite(nonmembers)
+    labels = np.concatenate([np.ones(len(low)), np.zeros(len(high))])
+    return float(roc_auc_score(labels, np.concatenate([low, high])))
+
+
+def _pairwise_auc(members: Array, nonmembers: Array) -> Array:
+    """``auc`` along the last axis, for many resamples at once."""
+    difference = members[..., :, None] - nonmembers[..., None, :]
+    wins = np.count_nonzero(difference > 0, axis=(-1, -2))
+    ties = np.count_nonzero(difference == 0, axis=(-1, -2))
+    return np.asarray((wins + 0.5 * ties) / (members.shape[-1] * nonmembers.shape[-1]))
+
+
+def bootstrap_auc(members: Array, nonmembers: Array, seed: int) -> Estimate:
+    """``auc`` with bootstrap standard error and interval, the two groups resampled apart."""
+
+    def statistic(low: Array, high: Array, axis: int = -1) -> Array:
+        return _pairwise_auc(low, high)
+
+    value = auc(members, nonmembers)
+    return _interval((_finite(members), _finite(nonmembers)), statistic, value, seed)
+
+
+def bootstrap_privleak(
+    scores: tuple[Array, Array], reference: tuple[Array, Array], seed: int
+) -> Estimate:
+    """PrivLeak's spread when the reference is itself measured: a text is drawn in both runs or in
+    neither. ``scores`` and ``reference``: (members, non-members) of the two models, same texts.
+
+    With few texts a resample of the reference can have an AUC of 0, where PrivLeak is not defined;
+    then there is no interval, rather than one over the resamples that happened to work.
+
+    Raises:
+        MetricError: the two runs have different numbers of texts, or the reference's AUC is 0.
+    """
+    if [len(x) for x in scores] != [len(x) for x in reference]:
+        raise MetricError("the reference has another number of texts than this run")
+
+    def statistic(low: Array, high: Array, axis: int = -1) -> Array:
+        i, j = low.astype(np.intp), high.astype(np.intp)
+        ours = _pairwise_auc(scores[0][i], scores[1][j])
+        theirs = _pairwise_auc(reference[0][i], reference[1][j])
+        if not (theirs > 0).all():
+            raise ZeroDivisionError
+        return (ours - theirs) / theirs * 100
+
+    rows = (np.arange(len(scores[0]), dtype=float), np.arange(len(scores[1]), dtype=float))
+    try:
+        value = float(statistic(*rows))
+    except ZeroDivisionError:
+        raise MetricError("the reference's AUC is 0, where PrivLeak is not defined") from None
+    try:
+        return _interval(rows, statistic, value, seed)
+    except ZeroDivisionError:
+        return Estimate(value)

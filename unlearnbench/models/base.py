@@ -1,0 +1,57 @@
+"""What the evaluator needs of a model. Everything that answers these is a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+from unlearnbench.requests import Generate, Generated, Score, Scored
+from unlearnbench.results import Checkpoint, Precision
+
+__all__ = ["Model"]
+
+
+@runtime_checkable
+class Model(Protocol):
+    """A checkpoint at one precision that answers requests.
+
+    Answers may come in any order, each with its request's id, exactly one a request. What cannot
+    be answered raises; an answer is never made up.
+    """
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Which weights and tokenizer."""
+
+    @property
+    def precision(self) -> Precision:
+        """How the weights are stored, proven to be in force."""
+
+    @property
+    def device(self) -> str:
+        """Kind of device, as ``cpu`` or ``cuda``."""
+
+    @property
+    def dtype(self) -> str:
+        """Compute dtype, as ``fp32``."""
+
+    @property
+    def config(self) -> dict[str, object]:
+        """The content of ``config.json``; empty for a model without one."""
+
+    def truncate(self, text: str, max_tokens: int) -> str:
+        """Cut ``text`` to its first ``max_tokens`` token ids, special tokens counted."""
+
+    def generate(self, requests: Sequence[Generate]) -> Iterator[Generated]:
+        """Continue prompts.
+
+        Raises:
+            ModelOutputError: non-finite logits, or a prompt that does not fit the context.
+        """
+
+    def score(self, requests: Sequence[Score]) -> Iterator[Scored]:
+        """Give per-token log-probabilities of whole texts.
+
+        Raises:
+            ModelOutputError: as for ``generate``, or a text without a second token.
+        """

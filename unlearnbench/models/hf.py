@@ -1,0 +1,324 @@
+"""A checkpoint at one precision, answering requests through transformers."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from unlearnbench import quant
+from unlearnbench.errors import CheckpointError, ModelOutputError, OptionError, PrecisionError
+from unlearnbench.models.batching import Batches, is_out_of_memory
+from unlearnbench.models.source import DTYPES
+from unlearnbench.quant.base import PrecisionSpec
+from unlearnbench.requests import Generate, Generated, Score, Scored
+from unlearnbench.results import Checkpoint, Precision, Proof
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from unlearnbench.models.source import Source
+
+__all__ = ["DTYPES", "HFModel", "load_model", "pick_device", "pick_dtype"]
+
+log = logging.getLogger("unlearnbench")
+
+T = TypeVar("T")
+
+
+def pick_device(asked: str | None) -> str:
+    """The device to run on: CUDA when there, unless asked otherwise.
+
+    Raises:
+        OptionError: the device does not exist here.
+    """
+    import torch
+
+    if asked is None:
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=asked)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise OptionError(f"device {asked!r} is not there; use --device cpu or cuda") from None
+    return "cuda:0" if asked == "cuda" else asked
+
+
+def pick_dtype(asked: str, spec: PrecisionSpec, own: str, device: str) -> str:
+    """The compute dtype: ``asked``, or for ``auto`` the storage precision's own.
+
+    A checkpoint stored in fp16 computes in fp32 on CPU under ``auto``, where fp16 products are
+    about eight times slower and fp32 holds the same weights exactly.
+    """
+    if asked != "auto":
+        return asked
+    if spec.name in DTYPES:
+        return spec.name
+    return "fp32" if own == "fp16" and device == "cpu" else own
+
+
+def load_model(
+    source: Source, spec: PrecisionSpec, dtype: str, device: str, batch_size: int | None
+) -> HFModel:
+    """Load ``source`` at ``spec`` and prove that it is in force.
+
+    Raises:
+        CheckpointError: the weights cannot be used.
+        NotInForceError: the precision did not take effect.
+    """
+    import torch
+
+    with warnings.catch_warnings():
+        # Libraries' advice about their own internals; ours are errors, not warnings.
+        warnings.simplefilter("ignore")
+        torch_dtype: torch.dtype = getattr(torch, DTYPES[dtype])
+        loaded = quant.backend_of(spec).load(spec, source, torch_dtype, device)
+    bits = spec.bits or float(source.model().dtype.itemsize * 8)
+    options = {k: v for k, v in spec.options.items() if k != "quantized"}
+    precision = Precision(
+        name=spec.name,
+        bits=bits,
+        scheme=spec.scheme,
+        backend=spec.backend,
+        options=options,
+        proof=loaded.proof,
+    )
+    _say_proof(precision, loaded.proof, dtype, device)
+    return HFModel(loaded.model, source, precision, dtype, device, batch_size)
+
+
+def _say_proof(precision: Precision, proof: Proof, dtype: str, device: str) -> None:
+    log.info("%s on %s, compute dtype %s", precision.name, device, dtype)
+    if dtype in ("bf16", "fp16") and device == "cpu":
+        log.info(
+            "%s products are slow on CPUs without hardware for them; --dtype fp32 may be faster",
+            dtype,
+        )
+    if proof.on_grid and precision.bits < 16:
+        log.warning(
+            "%s changed no weight: the checkpoint already lies on that grid", precision.name
+        )
+
+
+@dataclass
+class HFModel:
+    """Implements ``models.Model`` on a transformers causal language model."""
+
+    _model: PreTrainedModel
+    _source: Source
+    precision: Precision
+    dtype: str
+    _device: str
+    _batch_size: int | None
+
+    def __post_init__(self) -> None:
+        from transformers import GenerationConfig
+
+        tokenizer = self._tokenizer
+        self._eos = _end_tokens(self._model, tokenizer)
+        self._pad = _pad_token(tokenizer, self._eos)
+        # A checkpoint's own generation config may penalise or forbid words, which would pass for
+        # forgetting; only its end-of-text ids are followed.
+        model: Any = self._model
+        model.generation_config = GenerationConfig(
+            do_sample=False, eos_token_id=list(self._eos) or None, pad_token_id=self._pad
+        )
+
+    @property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._source.tokenizer
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """See ``Model``."""
+        return self._source.checkpoint
+
+    @property
+    def device(self) -> str:
+        """See ``Model``."""
+        return self._device.split(":")[0]
+
+    @property
+    def config(self) -> dict[str, object]:
+        """See ``Model``."""
+        return dict(self._source.config.to_dict())
+
+    def truncate(self, text: str, max_tokens: int) -> str:
+        """See ``Model``."""
+        ids = self._encode(text)
+        if len(ids) <= max_tokens:
+            return text
+        return self._decode(ids[:max_tokens])
+
+    def _encode(self, text: str) -> list[int]:
+        """Token ids with the tokenizer's own special tokens, as it adds them by itself."""
+        return list(self._tokenizer(text, add_special_tokens=True)["input_ids"])
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text if isinstance(text, str) else "".join(text)
+
+    def generate(self, requests: Sequence[Generate]) -> Iterator[Generated]:
+        """See ``Model``. Batches hold requests of one kind and of similar length."""
+        kinds: dict[tuple[object, ...], list[tuple[Generate, list[int]]]] = {}
+        for request in requests:
+            ids = self._encode(request.prompt)
+            self._require_fit(request.id, len(ids), request.max_new_tokens)
+            kind = (request.max_new_tokens, request.stop, request.sampling)
+            kinds.setdefault(kind, []).append((request, ids))
+        for items in kinds.values():
+            width = max(len(ids) for _, ids in items) + items[0][0].max_new_tokens
+            yield from self._in_batches(items, self._generate_batch, self._generation_rows(width))
+
+    def score(self, requests: Sequence[Score]) -> Iterator[Scored]:
+        """See ``Model``."""
+        items = []
+        for request in requests:
+            ids = self._encode(request.text)
+            if len(ids) < 2:
+                raise ModelOutputError(
+                    f"{request.id}: a text of {len(ids)} tokens cannot be scored"
+                )
+            self._require_fit(request.id, len(ids), 0)
+            items.append((request, ids))
+        width = max((len(ids) for _, ids in items), default=1)
+        yield from self._in_batches(items, self._score_batch, self._scoring_rows(width))
+
+    def _require_fit(self, name: str, length: int, new: int) -> None:
+        context = getattr(self._source.config.get_text_config(), "max_position_embeddings", None)
+        if length == 0:
+            raise ModelOutputError(f"{name}: the prompt has no tokens")
+        if isinstance(context, int) and length + new > context:
+            raise ModelOutputError(
+                f"{name}: {length} tokens and {new} new ones do not fit the model's context of "
+                f"{context}; use a task with shorter texts or a model with a longer context"
+            )
+
+    # Sizes of the first try; halved when memory runs out.
+    def _generation_rows(self, width: int) -> int:
+        budget = 16_384 if self.device == "cpu" else 131_072
+        return max(1, min(64, budget // width))
+
+    def _scoring_rows(self, width: int) -> int:
+        logits = width * int(self._source.config.get_text_config().vocab_size) * 4
+        budget = 2**30 if self.device == "cpu" else 2**33
+        return max(1, min(64, budget // logits))
+
+    def _in_batches(
+        self,
+        items: Sequence[tuple[Any, list[int]]],
+        run: Callable[[Sequence[tuple[Any, list[int]]]], list[T]],
+        rows: int,
+    ) -> Iterator[T]:
+        import torch
+
+        batches = Batches(items, self._batch_size or rows)
+        while batch := batches.next():
+            try:
+                with torch.inference_mode():
+                    answers = run(batch)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._smaller(batches, batch)
+                continue
+            yield from answers
+
+    def _smaller(self, batches: Batches[Any], batch: Sequence[Any]) -> None:
+        if self._batch_size is not None or len(batch) == 1:
+            hint = "use --batch-size auto" if len(batch) > 1 else "use a smaller model or a GPU"
+            raise ModelOutputError(
+                f"{self.precision.name}: out of memory with {len(batch)} texts in a batch; {hint}"
+            )
+        log.warning("out of memory with %d texts in a batch; halving it", len(batch))
+        batches.halve(batch)
+
+    def _tensors(self, rows: Sequence[list[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and attention mask, each of shape (rows, longest)."""
+        import torch
+
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), self._pad, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            where = slice(width - len(row), width) if left else slice(0, len(row))
+            ids[i, where] = torch.tensor(row)
+            mask[i, where] = 1
+        return ids.to(self._device), mask.to(self._device)
+
+    def _generate_batch(self, batch: Sequence[tuple[Generate, list[int]]]) -> list[Generated]:
+        from unlearnbench.models.decoding import logits_processors, stopping_criteria
+
+        first = batch[0][0]
+        names = [request.id for request, _ in batch]
+        ids, mask = self._tensors([row for _, row in batch], left=True)
+        model: Any = self._model
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=first.max_new_tokens,
+            logits_processor=logits_processors(names, self.precision.name, first.sampling),
+            stopping_criteria=stopping_criteria(first.stop, ids.shape[1], self._decode),
+        )
+        rows = output[:, ids.shape[1] :].tolist()
+        return [
+            self._generated(request, row) for (request, _), row in zip(batch, rows, strict=True)
+        ]
+
+    def _generated(self, request: Generate, row: list[int]) -> Generated:
+        ends = [at for at, token in enumerate(row) if token in self._eos]
+        tokens = row[: min(ends, default=len(row))]
+        text = self._decode(tokens)
+        cuts = [at for stop in request.stop if (at := text.find(stop)) >= 0]
+        return Generated(request.id, text[: min(cuts, default=len(text))], len(tokens))
+
+    def _score_batch(self, batch: Sequence[tuple[Score, list[int]]]) -> list[Scored]:
+        from unlearnbench.models.decoding import token_statistics
+
+        ids, mask = self._tensors([row for _, row in batch], left=False)
+        logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        answers = []
+        for i, (request, row) in enumerate(batch):
+            n = len(row) - 1
+            where = f"{request.id} at {self.precision.name}"
+            figures = token_statistics(logits[i, :n], ids[i, 1 : n + 1], where)
+            answers.append(Scored(request.id, *figures))
+        return answers
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """End-of-text ids: the tokenizer's and the generation config's, if they mark an end.
+
+    Raises:
+        CheckpointError: the generation config ends texts at an ordinary word, which would empty
+            outputs and pass for forgetting.
+    """
+    config: Any = getattr(model, "generation_config", None)
+    named = getattr(config, "eos_token_id", None)
+    listed = [named] if isinstance(named, int) else list(named or [])
+    special = {tokenizer.eos_token_id, *tokenizer.all_special_ids}
+    special |= set(getattr(tokenizer, "added_tokens_decoder", {}))
+    odd = [token for token in listed if token not in special]
+    if odd:
+        raise CheckpointError(
+            f"generation_config.json ends texts at token {odd[0]}, an ordinary word of the "
+            "tokenizer; correct its eos_token_id"
+        )
+    ids = [*listed, tokenizer.eos_token_id]
+    return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
+
+
+def _pad_token(tokenizer: PreTrainedTokenizerBase, eos: Sequence[int]) -> int:
+    """Padding is masked, so any id serves where the tokenizer has none."""
+    if tokenizer.pad_token_id is not None:
+        return int(tokenizer.pad_token_id)
+    return eos[0] if eos else 0
+
+
+def require_available(spec: PrecisionSpec, device: str) -> None:
+    """Raise PrecisionError with the reason where ``spec`` cannot run on ``device``."""
+    reason = quant.backend_of(spec).unavailable(spec, device)
+    if reason:
+        raise PrecisionError(f"{spec.name} cannot run here: {reason}")

@@ -1,0 +1,232 @@
+"""The parts of a checkpoint, loaded through transformers and PEFT: config, tokenizer, weights,
+adapter. What those libraries only warn about is an error here.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+from unlearnbench.errors import CheckpointError, PrecisionError, one_line
+from unlearnbench.models.files import CheckpointFiles, content_sha256, read_json
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "attach_adapter",
+    "check_loading",
+    "check_vocabulary",
+    "load_config",
+    "load_tokenizer",
+    "load_weights",
+    "merge_adapter",
+    "quiet_libraries",
+    "tokenizer_sha256",
+]
+
+log = logging.getLogger("unlearnbench")
+
+
+def quiet_libraries() -> None:
+    """Keep other libraries' notes and bars off the screen; ours says what matters."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    # One line for every int8 matrix product otherwise: that inputs are cast to float16.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def _gguf(files: CheckpointFiles) -> dict[str, str]:
+    return {"gguf_file": files.weights[0].name} if files.kind == "gguf" else {}
+
+
+def load_config(files: CheckpointFiles, trust_remote_code: bool) -> PretrainedConfig:
+    """Read a checkpoint's config.
+
+    Raises:
+        CheckpointError: it is damaged, of an unknown kind, or brings code that is not trusted.
+        PrecisionError: the checkpoint is quantized already.
+    """
+    from transformers import AutoConfig
+
+    if files.kind != "gguf":
+        raw = read_json(files.folder / "config.json")
+        if raw.get("auto_map") and not trust_remote_code:
+            raise CheckpointError(
+                f"{files.path} brings its own Python code (auto_map in config.json); pass "
+                "--trust-remote-code only if you trust its author: the code will run"
+            )
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(
+            files.folder,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            **_gguf(files),
+        )
+    except Exception as error:  # a damaged config can fail anywhere in the library
+        raise CheckpointError(
+            f"{files.path}: its config cannot be read: {one_line(error, 200)}"
+        ) from error
+    if getattr(config, "quantization_config", None) and files.kind != "gguf":
+        raise PrecisionError(
+            f"{files.path} is quantized already (quantization_config in config.json); give the "
+            "unquantized checkpoint, which unlearnbench quantizes itself"
+        )
+    return config
+
+
+def load_tokenizer(
+    files: CheckpointFiles, base: CheckpointFiles | None, trust_remote_code: bool
+) -> PreTrainedTokenizerBase:
+    """The adapter's own tokenizer where it has one, else the base's."""
+    from transformers import AutoTokenizer
+
+    own = base is None or (files.folder / "tokenizer_config.json").is_file()
+    home = files if own or base is None else base
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            home.folder,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            **_gguf(home),
+        )
+    except Exception as error:  # a damaged tokenizer can fail anywhere in the library
+        raise CheckpointError(
+            f"{home.path}: its tokenizer cannot be loaded: {one_line(error, 200)}; save the "
+            "model's tokenizer into the same folder"
+        ) from error
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any, path: str) -> None:
+    """A tokenizer of another model yields babble, which would read as perfect forgetting."""
+    rows = config.get_text_config().vocab_size
+    vocabulary = tokenizer.get_vocab()
+    top = max(vocabulary.values(), default=-1)
+    # Embeddings are often padded to a round number; the most seen in use is some 3%.
+    if not vocabulary or top >= rows or top + 1 < 0.9 * rows:
+        raise CheckpointError(
+            f"{path}: the tokenizer does not match the model: its {len(vocabulary)} tokens "
+            f"have ids up to {top}, and the model's vocabulary has {rows} rows; use the tokenizer that the "
+            "model was trained with"
+        )
+
+
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash what a tokenizer does, whatever files it came from."""
+    content: dict[str, Any] = {"special": {k: str(v) for k, v in _special(tokenizer).items()}}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        content |= {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
+    else:
+        content["backend"] = json.loads(backend.to_str())
+        # State of the last call, not of the tokenizer.
+        content["backend"] |= {"truncation": None, "padding": None}
+    return content_sha256(content)
+
+
+def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    return dict(sorted(tokenizer.special_tokens_map.items()))
+
+
+def load_weights(
+    files: CheckpointFiles, config: PretrainedConfig, trust_remote_code: bool
+) -> PreTrainedModel:
+    """Load the unquantized model on CPU in its own dtype; a GGUF file is dequantized into fp32.
+
+    Raises:
+        CheckpointError: weights are missing, of the wrong shape, damaged or not finite.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    extra: dict[str, Any] = {"use_safetensors": True if files.kind == "safetensors" else None}
+    if files.kind == "gguf":
+        extra = {"quantization_config": GgufConfig(dequantize=True), **_gguf(files)}
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            files.folder,
+            config=copy.deepcopy(config),
+            dtype=torch.float32 if files.kind == "gguf" else "auto",
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            output_loading_info=True,
+            **extra,
+        )
+    except Exception as error:  # whatever a library raises here, there is no model to score
+        raise CheckpointError(
+            f"{files.path}: its weights cannot be loaded: {one_line(error, 300)}"
+        ) from error
+    model, info = loaded
+    check_loading(info, files.path)
+    _check_finite(model, files.path)
+    return model  # type: ignore[no-any-return]
+
+
+def merge_adapter(model: PreTrainedModel, files: CheckpointFiles) -> PreTrainedModel:
+    """Add an adapter's weights into its base.
+
+    Raises:
+        CheckpointError: it does not fit, or the sum is not finite.
+    """
+    merged: PreTrainedModel = attach_adapter(model, files).merge_and_unload()
+    _check_finite(merged, files.path)
+    return merged
+
+
+def check_loading(info: dict[str, Any], path: str) -> None:
+    """Transformers initialises missing weights at random and only warns: here it is an error."""
+    for kind, remedy in (
+        ("missing_keys", "the checkpoint lacks weights that its config asks for"),
+        ("mismatched_keys", "the weights do not have the shapes that the config asks for"),
+        ("error_msgs", "some weights could not be loaded"),
+    ):
+        names = sorted(map(str, info.get(kind) or ()))
+        if names:
+            raise CheckpointError(
+                f"{path}: {remedy}: {one_line(names[0], 120)} ({len(names)} in all); "
+                "save the checkpoint again"
+            )
+    unexpected = sorted(map(str, info.get("unexpected_keys") or ()))
+    if unexpected:
+        log.warning(
+            "%s: %d tensors are not part of the model and were left out, as %s",
+            path,
+            len(unexpected),
+            one_line(unexpected[0], 80),
+        )
+
+
+def attach_adapter(model: PreTrainedModel, files: CheckpointFiles) -> Any:
+    """Attach a PEFT adapter, and make sure that all of it arrived."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    try:
+        adapted = PeftModel.from_pretrained(model, str(files.folder), is_trainable=False)
+    except Exception as error:  # PEFT raises many kinds for an adapter that does not fit its base
+        raise CheckpointError(
+            f"{files.path}: the adapter cannot be attached to its base: {one_line(error, 200)}; "
+            "is --base the model that it was trained on?"
+        ) from error
+    expected = set(get_peft_model_state_dict(adapted))
+    if files.weights[0].suffix == ".safetensors":
+        with safe_open(files.weights[0], framework="pt") as file:
+            found = set(file.keys())
+        if expected != found:
+            odd = sorted(expected ^ found)
+            raise CheckpointError(
+                f"{files.path}: {len(odd)} adapter weights do not fit the base, as "
+                f"{one_line(odd[0], 120)}; is --base the model that it was trained on?"
+            )
+    return adapted
+
+
+def _check_finite(model: PreTrainedModel, path: str) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{path}: tensor {name} has NaN or infinite values; it is broken")

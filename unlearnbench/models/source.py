@@ -1,0 +1,262 @@
+"""An unquantized checkpoint, read once; every precision is made from it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from unlearnbench.errors import CheckpointError, OptionError, one_line
+from unlearnbench.models.files import (
+    CheckpointFiles,
+    content_sha256,
+    find_checkpoint,
+    read_json,
+)
+from unlearnbench.models.parts import (
+    attach_adapter,
+    check_loading,
+    check_vocabulary,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    merge_adapter,
+    quiet_libraries,
+    tokenizer_sha256,
+)
+from unlearnbench.results import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+__all__ = ["LoadOptions", "Source", "open_source"]
+
+log = logging.getLogger("unlearnbench")
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to find and trust a checkpoint. Everything that could run a stranger's code is off.
+
+    base: the base model of an adapter folder. adapter: "merge" it into the base before quantizing,
+    or "keep" it beside the quantized base. allow_adapter_base: follow the base that the adapter's
+    own config names.
+    """
+
+    revision: str | None = None
+    base: str | None = None
+    adapter: Literal["merge", "keep"] = "merge"
+    allow_adapter_base: bool = False
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
+class Source:
+    """A checkpoint whose files were checked; its weights load on first use.
+
+    ``keep`` holds the unquantized model in memory between precisions; otherwise its files are read
+    again for each.
+    """
+
+    def __init__(
+        self,
+        files: CheckpointFiles,
+        base: CheckpointFiles | None,
+        options: LoadOptions,
+        keep: bool,
+    ) -> None:
+        self.files = files
+        self.base = base
+        self.options = options
+        self._keep = keep
+        self._model: PreTrainedModel | None = None
+        quiet_libraries()
+        self._weights = base or files  # where config and full weights are
+        self.config = load_config(self._weights, options.trust_remote_code)
+        self.tokenizer = load_tokenizer(files, base, options.trust_remote_code)
+        check_vocabulary(self.tokenizer, self.config, files.path)
+        self.checkpoint = _describe(self)
+
+    @property
+    def own_dtype(self) -> str:
+        """The short name of the dtype that transformers' ``dtype="auto"`` loads: the config's, or
+        that of the stored weights; a GGUF file is dequantized into fp32.
+
+        Raises:
+            CheckpointError: none that can be computed in.
+        """
+        if self._weights.kind == "gguf":
+            return "fp32"
+        named = getattr(self.config, "dtype", None) or _stored_dtype(self._weights)
+        name = str(named).removeprefix("torch.")
+        short = {long: short for short, long in DTYPES.items()}.get(name)
+        if short is None:
+            raise CheckpointError(f"{self.files.path} is stored as {name}; save it as bfloat16")
+        return short
+
+    @property
+    def adapter_kept(self) -> bool:
+        """Whether an adapter has to be attached to the quantized base."""
+        return self.files.kind == "adapter" and self.options.adapter == "keep"
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The unquantized weights by parameter name, on CPU, in the checkpoint's own dtype."""
+        return dict(self.model().state_dict())
+
+    def model(self) -> PreTrainedModel:
+        """The unquantized model on CPU, in the checkpoint's own dtype; not to be changed.
+
+        Raises:
+            CheckpointError: the weights do not load, do not fit the config, or are not finite.
+        """
+        if self._model is None:
+            model = load_weights(self._weights, self.config, self.options.trust_remote_code)
+            if self.files.kind == "adapter" and not self.adapter_kept:
+                model = merge_adapter(model, self.files)
+            self._model = model
+        return self._model
+
+    def build(
+        self,
+        dtype: torch.dtype,
+        device: str,
+        *,
+        state: dict[str, torch.Tensor] | None = None,
+        quantization_config: Any = None,
+    ) -> PreTrainedModel:
+        """Make a new model from the weights (or from ``state``), through transformers' own loading
+        path, so that a precision is what its users get.
+
+        Raises:
+            CheckpointError: transformers cannot build it.
+        """
+        model_class = type(self.model())
+        try:
+            loaded: Any = model_class.from_pretrained(
+                None,
+                config=copy.deepcopy(self.model().config),
+                state_dict=self.state_dict() if state is None else state,
+                dtype=dtype,
+                quantization_config=quantization_config,
+                device_map={"": device},
+                output_loading_info=True,
+            )
+        except Exception as error:  # whatever a library raises here, there is no model to score
+            raise CheckpointError(
+                f"{self.files.path} cannot be loaded: {one_line(error)}"
+            ) from error
+        model, info = loaded
+        check_loading(info, self.files.path)
+        if self.adapter_kept:
+            model = attach_adapter(model, self.files)
+        return model.eval()  # type: ignore[no-any-return]
+
+    def release(self) -> None:
+        """Drop the weights from memory, unless they are kept for the next precision."""
+        if not self._keep:
+            self._model = None
+
+
+def open_source(model: str, options: LoadOptions, keep: bool = True) -> Source:
+    """Check a checkpoint's files and open it.
+
+    Raises:
+        CheckpointError: something is missing, damaged, unsafe or does not fit together.
+        OptionError: an option that does not apply to this kind of checkpoint.
+        PrecisionError: the checkpoint is quantized already.
+    """
+    files = find_checkpoint(model, options.revision, options.allow_pickle)
+    if files.kind != "adapter":
+        if options.base is not None:
+            raise OptionError(f"--base is for adapter folders, and {model} is a full checkpoint")
+        return Source(files, None, options, keep and _fits_in_memory(files.size))
+    base = find_checkpoint(_adapter_base(files, options), None, options.allow_pickle)
+    if base.kind == "adapter":
+        raise CheckpointError(f"the base {base.path} is an adapter itself; merge it first")
+    return Source(files, base, options, keep and _fits_in_memory(base.size))
+
+
+def _fits_in_memory(size: int) -> bool:
+    """Whether the unquantized weights and one copy made from them fit beside each other."""
+    import psutil
+
+    return bool(psutil.virtual_memory().available > 2.5 * size)
+
+
+def _adapter_base(files: CheckpointFiles, options: LoadOptions) -> str:
+    if options.base is not None:
+        return options.base
+    named = read_json(files.folder / "adapter_config.json").get("base_model_name_or_path")
+    if not options.allow_adapter_base:
+        raise CheckpointError(
+            f"{files.path} is an adapter; give its base model with --base PATH, or pass "
+            f"--allow-adapter-base to load the one that its config names ({one_line(named, 80)})"
+        )
+    if not isinstance(named, str) or not named:
+        raise CheckpointError(f"{files.path}: adapter_config.json names no base; pass --base PATH")
+    return named
+
+
+def _describe(source: Source) -> Checkpoint:
+    files, base = source.files, source.base
+    weights = files.weights_sha256
+    base_facts = None
+    if base is not None:
+        base_facts = Checkpoint(
+            path=base.path,
+            revision=base.revision,
+            format=base.kind,
+            weights_sha256=base.weights_sha256,
+            tokenizer_sha256=tokenizer_sha256(source.tokenizer),
+        )
+        weights = content_sha256([weights, base_facts.weights_sha256])
+    return Checkpoint(
+        path=files.path,
+        revision=files.revision,
+        format=files.kind,
+        weights_sha256=weights,
+        tokenizer_sha256=tokenizer_sha256(source.tokenizer),
+        config_sha256=content_sha256(_config_facts(source.config)),
+        origin=_origin(source._weights),
+        adapter={"merge": "merged", "keep": "kept"}[source.options.adapter]  # type: ignore[arg-type]
+        if base is not None
+        else None,
+        base=base_facts,
+    )
+
+
+def _config_facts(config: PretrainedConfig) -> dict[str, object]:
+    """The config without what changes from one saving to the next and does not change the model."""
+    facts = json.loads(config.to_json_string(use_diff=False))
+    for key in ("_name_or_path", "_model_name_or_path", "transformers_version"):
+        facts.pop(key, None)
+    return dict(facts)
+
+
+def _stored_dtype(files: CheckpointFiles) -> str:
+    from safetensors import safe_open
+
+    if files.kind != "safetensors":
+        return "float32"  # torch's default, which transformers assumes for pickled weights
+    names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+    with safe_open(files.weights[0], framework="numpy") as file:
+        first = file.get_slice(next(iter(file.keys()))).get_dtype()
+    return names.get(first, str(first))
+
+
+def _origin(files: CheckpointFiles) -> dict[str, str]:
+    """A GGUF file's tensor types: weights that come from a 4-bit grid are not full precision."""
+    if files.kind != "gguf":
+        return {}
+    from gguf import GGUFReader
+
+    types: dict[str, int] = {}
+    for tensor in GGUFReader(files.weights[0]).tensors:
+        name = tensor.tensor_type.name
+        types[name] = types.get(name, 0) + 1
+    return {"gguf_tensor_types": ", ".join(f"{n} {t}" for t, n in sorted(types.items()))}

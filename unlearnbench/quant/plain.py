@@ -1,0 +1,63 @@
+"""Unquantized precisions: the checkpoint's own dtype, and the three floating-point ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unlearnbench.errors import NotInForceError
+from unlearnbench.quant.base import Loaded, PrecisionSpec, Seen, prove
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from unlearnbench.models.source import Source
+
+__all__ = ["PRECISIONS", "load", "unavailable"]
+
+PRECISIONS = (
+    PrecisionSpec("none", None, "as stored in the checkpoint", "torch", {"quantized": False}),
+    PrecisionSpec("fp32", 32, "IEEE binary32", "torch", {"storage": "float32"}),
+    PrecisionSpec("bf16", 16, "bfloat16", "torch", {"storage": "bfloat16"}),
+    PrecisionSpec("fp16", 16, "IEEE binary16", "torch", {"storage": "float16"}),
+)
+
+
+def unavailable(spec: PrecisionSpec, device: str) -> str | None:
+    """These run wherever torch does."""
+    return None
+
+
+def load(spec: PrecisionSpec, source: Source, dtype: torch.dtype, device: str) -> Loaded:
+    """Round the weights to the storage dtype and hold them in the compute dtype.
+
+    Raises:
+        NotInForceError: a weight overflows the storage dtype, or some were not rounded to it.
+    """
+    import torch
+    from torch.nn import Linear
+
+    name = spec.options.get("storage")
+    storage = getattr(torch, str(name)) if name else None
+    before = source.state_dict()
+    state = before if storage is None else {k: _round(k, t, storage) for k, t in before.items()}
+    model = source.build(dtype, device, state=state)
+
+    def inspect(module: nn.Module) -> Seen | None:
+        if storage is None or not isinstance(module, Linear):
+            return None
+        narrow = storage if storage.itemsize <= dtype.itemsize else dtype
+        if not torch.equal(module.weight.to(narrow).to(dtype), module.weight):
+            raise NotInForceError(f"{spec.name}: a weight is not rounded to {storage}")
+        return Seen(module.weight, None)
+
+    return Loaded(model, prove(spec, model, before, inspect))
+
+
+def _round(name: str, tensor: torch.Tensor, storage: torch.dtype) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    rounded = tensor.to(storage)
+    if not bool(rounded.isfinite().all()):
+        raise NotInForceError(f"tensor {name} overflows {storage}; use bf16 or fp32")
+    return rounded

@@ -1,0 +1,70 @@
+"""What a model is asked, and what it answers. Two kinds, told apart by class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Generate", "Generated", "Sampling", "Score", "Scored"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw tokens when decoding is not greedy.
+
+    temperature: softmax temperature, above 0. top_k: keep the k likeliest tokens, 0 keeps all.
+    seed: together with the request's id it fixes every draw, whatever the batch.
+    """
+
+    temperature: float
+    top_k: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Continue ``prompt`` by at most ``max_new_tokens`` tokens; greedy unless ``sampling`` is set.
+
+    The answer's text ends before the first occurrence of any of ``stop``.
+    """
+
+    id: str
+    prompt: str
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    sampling: Sampling | None = None
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The continuation of the request ``id``; ``text`` may be empty, ``n_tokens`` counts ids."""
+
+    id: str
+    text: str
+    n_tokens: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """Give the log-probability of every token of ``text`` after its first."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Per-token figures of one text, natural logarithms, float64, each of shape (n,).
+
+    n counts the tokens after the first. ``logprobs``: log p(x_t | x_<t). ``mean`` and ``std``:
+    expectation and standard deviation of log p(z | x_<t) over the vocabulary, z ~ p (Min-K%++).
+    """
+
+    id: str
+    logprobs: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    std: NDArray[np.float64]

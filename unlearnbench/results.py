@@ -1,0 +1,271 @@
+"""What a run produces: one record a sample, one result a task, one result file a precision.
+
+These types are the file format (docs/result-format.md); ``format_version`` counts its changes.
+A field that was not measured is absent: never null, never NaN, never 0.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+__all__ = [
+    "FORMAT_VERSION",
+    "AttackResult",
+    "AucReference",
+    "Checkpoint",
+    "Environment",
+    "GenerationRecord",
+    "LikelihoodRecord",
+    "Precision",
+    "Proof",
+    "RunResult",
+    "SampleRecord",
+    "Settings",
+    "SplitData",
+    "TaskResult",
+    "json_schemas",
+    "write_schemas",
+]
+
+FORMAT_VERSION: Literal[1] = 1
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Interval = Annotated[tuple[float, float], Field(strict=False)]
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
+
+
+class GenerationRecord(_File):
+    """One prompt, what the model wrote, and how it compares with the target."""
+
+    task: str
+    id: str
+    """``<split>/<row>``, rows counted from 0 in file order."""
+    prompt: str
+    output: str
+    target: str
+    n_tokens: int = Field(ge=0)
+    """Tokens generated, an end-of-text token not counted."""
+    score: float = Field(ge=0, le=1)
+    """The task's metric for this sample, from 0 to 1."""
+    scores: dict[str, float]
+    """The metric's further figures, from 0 to 1."""
+
+
+class LikelihoodRecord(_File):
+    """One text's attack scores; lower looks more like training data."""
+
+    task: str
+    id: str
+    split: str
+    n_tokens: int = Field(gt=0)
+    """Tokens scored: all but the first."""
+    scores: dict[str, float] = Field(min_length=1)
+
+
+SampleRecord: TypeAlias = GenerationRecord | LikelihoodRecord
+RECORD_ADAPTER: TypeAdapter[SampleRecord] = TypeAdapter(SampleRecord)
+
+
+class Checkpoint(_File):
+    """Which model was measured. Hashes identify it; names do not."""
+
+    path: str
+    """As given: a folder, a file or a hub id."""
+    revision: str | None = None
+    """The hub commit that was loaded; absent for local files."""
+    format: Literal["safetensors", "pickle", "gguf", "adapter", "scripted"]
+    weights_sha256: Sha256
+    """One file: its SHA-256. Several: the SHA-256 of ``sha256sum``'s lines, in name order."""
+    tokenizer_sha256: Sha256
+    """Of the tokenizer's content (vocabulary, merges, normalization, special tokens)."""
+    config_sha256: Sha256 | None = None
+    """Of ``config.json``'s content, sorted keys."""
+    origin: dict[str, str] = {}
+    """What is known of how the weights came about, as a GGUF file's tensor types."""
+    adapter: Literal["merged", "kept"] | None = None
+    base: Checkpoint | None = None
+    """An adapter's base model."""
+
+
+class Proof(_File):
+    """What was seen in the loaded model that shows the precision to be in force."""
+
+    module_types: dict[str, int]
+    """Linear modules by class."""
+    weights_by_dtype: dict[str, int]
+    """Stored parameters by dtype; a packed 4-bit dtype counts its bytes."""
+    quantized_weights: int = Field(ge=0)
+    """Weights that lie in quantized modules, counted before packing."""
+    total_weights: int = Field(gt=0)
+    weight_bytes: int = Field(gt=0)
+    """Bytes of all parameters and quantization constants."""
+    relative_error: float = Field(ge=0)
+    """RMS of (weight in force - weight of the checkpoint) / RMS of the latter, over the modules
+    that were compared."""
+    compared_modules: int = Field(ge=0)
+    on_grid: bool
+    """The checkpoint's weights already were exactly representable: quantizing changed nothing."""
+    codes: int | None = None
+    """Most distinct codes in one compared module."""
+
+
+class Precision(_File):
+    """One way to store the weights, seen to be in force."""
+
+    name: str
+    bits: float = Field(gt=0)
+    """Bits of a quantized weight, without its scale."""
+    scheme: str
+    backend: str
+    options: dict[str, str | int | float | bool] = {}
+    proof: Proof | None = None
+    """Absent only for a scripted model, which has no weights."""
+
+
+class SplitData(_File):
+    """The rows that a task read from one split."""
+
+    split: str
+    rows: int = Field(gt=0)
+    """All rows of the split; a limit applies later."""
+    sha256: Sha256
+    source: Literal["local", "package", "hub"]
+    drift: str | None = None
+    """How the rows differ from the task's pin, where the user allowed that."""
+
+
+class AttackResult(_File):
+    """One membership attack's AUC."""
+
+    auc: float = Field(ge=0, le=1)
+    stderr: float | None = Field(default=None, ge=0)
+    ci: Interval | None = None
+
+
+class AucReference(_File):
+    """Where PrivLeak's zero comes from."""
+
+    auc: float = Field(gt=0, le=1)
+    kind: Literal["run", "stated"]
+    source: str
+    weights_sha256: Sha256 | None = None
+    """The retrained model's, for a run."""
+
+
+class TaskResult(_File):
+    """One task's result."""
+
+    version: float
+    metric: str
+    want: Literal["low", "high", "zero"]
+    value: float | None = None
+    """ROUGE: 0 to 100. PrivLeak: its own scale, absent where no reference was given."""
+    stderr: float | None = Field(default=None, ge=0)
+    """Standard error of ``value``; absent for a single sample."""
+    ci: Interval | None = None
+    """95% bootstrap interval of ``value``."""
+    n: int = Field(gt=0)
+    """Samples; for a likelihood task, texts in each split."""
+    data: tuple[SplitData, ...] = Field(strict=False)
+    task_sha256: Sha256
+    """Of the task's definition, so that two tasks of one name and version can be told apart."""
+    records_sha256: Sha256
+    """Of ``samples/<task>.jsonl``."""
+    scores: dict[str, float] = {}
+    """Means of the records' further figures, 0 to 100."""
+    empty_outputs: int | None = Field(default=None, ge=0)
+    """Outputs without any text. Legitimate for a broken model, and worth a look."""
+    auc: float | None = Field(default=None, ge=0, le=1)
+    auc_stderr: float | None = Field(default=None, ge=0)
+    auc_ci: Interval | None = None
+    auc_reference: AucReference | None = None
+    attack: str | None = None
+    """The attack behind ``auc``."""
+    attacks: dict[str, AttackResult] | None = None
+
+    @model_validator(mode="after")
+    def _measured(self) -> TaskResult:
+        if self.value is None and self.auc is None:
+            raise ValueError("a task result without value and without auc measures nothing")
+        return self
+
+
+class Settings(_File):
+    """What, besides checkpoint and precision, makes two runs comparable. A run folder holds one."""
+
+    protocol: str
+    dtype: str
+    """Compute dtype."""
+    device: str
+    """Kind of device: cpu, cuda."""
+    seed: int
+    limit: int | None = None
+    """First rows of each split that were used; absent for all."""
+    ppl_lower: bool
+    """Whether the lower-cased texts were scored too."""
+
+
+class Environment(_File):
+    """Where and with what the run was made."""
+
+    unlearnbench: str
+    git_hash: str | None = None
+    """unlearnbench's own commit, "-dirty" appended for a changed tree; absent in a wheel."""
+    source_sha256: Sha256
+    """Of unlearnbench's own source files."""
+    python: str
+    platform: str
+    packages: dict[str, str]
+    device: str
+    dtype: str
+    threads: int = Field(gt=0)
+    batch_size: str
+
+
+class RunResult(_File):
+    """One checkpoint at one precision: the content of ``run.json``."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    checkpoint: Checkpoint
+    precision: Precision
+    protocol: str
+    settings: Settings
+    tasks: dict[str, TaskResult]
+    environment: Environment
+    created: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
+    """When the last task was finished, UTC."""
+
+
+def json_schemas() -> dict[str, dict[str, object]]:
+    """JSON Schemas of the two files of a run folder, by file name under ``docs/schema``."""
+    return {
+        "run.schema.json": RunResult.model_json_schema(mode="serialization"),
+        "record.schema.json": RECORD_ADAPTER.json_schema(mode="serialization"),
+    }
+
+
+def write_schemas(folder: Path) -> None:
+    """Write ``json_schemas`` as files; a test holds docs/schema against it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, schema in json_schemas().items():
+        text = json.dumps(schema, indent=2, sort_keys=True) + "\n"
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_schemas(Path(sys.argv[1]))

@@ -1,0 +1,193 @@
+"""A run folder on disk, ``OUT/<model>/<precision>/``: ``run.json`` and ``samples/<task>.jsonl``."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from unlearnbench.errors import ResultError, one_line
+from unlearnbench.results import (
+    FORMAT_VERSION,
+    RECORD_ADAPTER,
+    Checkpoint,
+    RunResult,
+    SampleRecord,
+    Settings,
+)
+
+__all__ = ["RunFolder", "model_folder_name", "read_run", "require_writable"]
+
+
+def model_folder_name(checkpoint: Checkpoint) -> str:
+    """The checkpoint's base name and 8 hex digits of its weights' hash, safe as a folder name."""
+    base = checkpoint.path.rstrip("/").rsplit("/", 1)[-1]
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", base).strip("._-")[:80] or "model"
+    return f"{safe}-{checkpoint.weights_sha256[:8]}"
+
+
+def require_writable(folder: Path) -> None:
+    """Make ``folder`` and prove that a file can be written there, before any work is done.
+
+    Raises:
+        ResultError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ResultError(
+            f"output folder {folder} is not writable ({error.strerror}); use another --output"
+        ) from None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Reads and writes one run folder. Files appear whole or not at all."""
+
+    path: Path
+
+    @property
+    def run_file(self) -> Path:
+        """Where the result is."""
+        return self.path / "run.json"
+
+    def samples_file(self, task: str) -> Path:
+        """Where a task's records are."""
+        return self.path / "samples" / f"{task}.jsonl"
+
+    def read(self) -> RunResult | None:
+        """The result that is already here, or None for a new folder.
+
+        Raises:
+            ResultError: there is one, and it cannot be read.
+        """
+        return read_run(self.path) if self.run_file.exists() else None
+
+    def check_settings(self, found: RunResult, asked: Settings, checkpoint: Checkpoint) -> None:
+        """Refuse to mix runs that cannot be compared in one folder.
+
+        Raises:
+            ResultError: a setting differs; names it with both values.
+        """
+        there, here = _flat(found.checkpoint, found.settings), _flat(checkpoint, asked)
+        differences = [
+            f"{key} is {there.get(key, 'absent')} there and {here.get(key, 'absent')} here"
+            for key in sorted({**there, **here})
+            if there.get(key) != here.get(key)
+        ]
+        if differences:
+            raise ResultError(
+                f"{self.path} holds a run of another configuration: {'; '.join(differences)}; "
+                "use another --output, or the same options"
+            )
+
+    def write_run(self, result: RunResult) -> None:
+        """Write ``run.json``, replacing an earlier one in one step."""
+        text = result.model_dump_json(indent=2, exclude_none=True)
+        self._write(self.run_file, text.encode() + b"\n")
+
+    def write_records(self, task: str, records: Sequence[SampleRecord]) -> str:
+        """Write a task's records in the order given and return the file's SHA-256."""
+        import jsonlines
+
+        buffer = io.StringIO()
+        # json.dumps escapes all but ASCII: no odd line separator, and lone surrogates survive.
+        with jsonlines.Writer(buffer, dumps=json.dumps) as writer:
+            for record in records:
+                writer.write(record.model_dump(exclude_none=True))
+        content = buffer.getvalue().encode("ascii")
+        self._write(self.samples_file(task), content)
+        return hashlib.sha256(content).hexdigest()
+
+    def read_records(self, task: str, sha256: str) -> list[SampleRecord]:
+        """Read a task's records and check them against the hash in ``run.json``.
+
+        Raises:
+            ResultError: the file is missing, changed or malformed.
+        """
+        path = self.samples_file(task)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ResultError(f"{path} cannot be read ({error.strerror})") from None
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise ResultError(
+                f"{path} is not the file that run.json names (its hash differs); "
+                f"remove {self.path} to evaluate again"
+            )
+        lines = content.decode("utf-8").split("\n")
+        return [_parse_record(path, i, line) for i, line in enumerate(lines) if line]
+
+    def _write(self, path: Path, content: bytes) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes files private; results are for sharing, as far as the umask allows.
+            Path(file.name).chmod(0o666 & ~_umask())
+            Path(file.name).replace(path)
+        except OSError as error:
+            raise ResultError(f"{path} cannot be written ({error.strerror})") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _flat(checkpoint: Checkpoint, settings: Settings) -> dict[str, object]:
+    flat: dict[str, object] = settings.model_dump(exclude_none=True)
+    flat["weights"] = checkpoint.weights_sha256[:12]
+    flat["tokenizer"] = checkpoint.tokenizer_sha256[:12]
+    flat["config"] = (checkpoint.config_sha256 or "none")[:12]
+    flat["adapter"] = checkpoint.adapter or "none"
+    return flat
+
+
+def _parse_record(path: Path, index: int, line: str) -> SampleRecord:
+    try:
+        return RECORD_ADAPTER.validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ResultError(
+            f"{path}:{index + 1}: no valid record: {one_line(first['msg'])}"
+        ) from None
+
+
+def read_run(folder: Path) -> RunResult:
+    """Read and check ``run.json`` of a run folder.
+
+    Raises:
+        ResultError: it is missing, damaged or of a format that this version does not know.
+    """
+    path = folder / "run.json"
+    try:
+        content = json.loads(path.read_bytes())
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if version != FORMAT_VERSION:
+            raise ResultError(
+                f"{path} has format_version {version!r}; this version of unlearnbench reads "
+                f"{FORMAT_VERSION}"
+            )
+        return RunResult.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ResultError(f"{path} cannot be read ({error.strerror})") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ResultError(f"{path}: {where}: {one_line(first['msg'])}") from None
+    except (ValueError, RecursionError) as error:
+        raise ResultError(f"{path} is no valid JSON: {one_line(error)}") from None
