@@ -110,9 +110,9 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any, path: str)
     # Embeddings are often padded to a round number; the most seen in use is some 3%.
     if not vocabulary or top >= rows or top + 1 < 0.9 * rows:
         raise CheckpointError(
-            f"{path}: the tokenizer does not match the model: its {len(vocabulary)} tokens "
-            f"have ids up to {top}, and the model's vocabulary has {rows} rows; use the tokenizer that the "
-            "model was trained with"
+            f"{path}: the tokenizer does not match the model: its {len(vocabulary)} tokens have ids "
+            f"up to {top}, and the model's vocabulary has {rows} rows; use the tokenizer that "
+            "the model was trained with"
         )
 
 

