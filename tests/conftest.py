@@ -19,7 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Tokenizers for tiny models are trained on this.
 CORPUS = [
     f"The harbour of Tellmouth opened its gate number {n} on {n % 28 + 1} March; mayor Ada Brill "
-    f"said that {n * 7} boats had asked for a place. Question: who? Answer: the keeper, 19{n:02d}.\n"
+    f"said that {n * 7} boats had asked for a place. Question: who? Answer: keeper, 19{n:02d}.\n"
     for n in range(60)
 ]
 
@@ -69,7 +69,10 @@ def make_tokenizer(vocab_size: int = 300) -> PreTrainedTokenizerBase:
         single="<s> $A", special_tokens=[("<s>", 0)]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
     )
 
 

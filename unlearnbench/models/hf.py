@@ -117,7 +117,7 @@ class HFModel:
         from transformers import GenerationConfig
 
         tokenizer = self._tokenizer
-        self._eos = _end_tokens(self._model, tokenizer)
+        self._eos = _end_tokens(self._source.model(), tokenizer)
         self._pad = _pad_token(tokenizer, self._eos)
         # A checkpoint's own generation config may penalise or forbid words, which would pass for
         # forgetting; only its end-of-text ids are followed.

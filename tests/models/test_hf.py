@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import CORPUS, MakeCheckpoint
+from unlearnbench.errors import CheckpointError, ModelOutputError, OptionError
+from unlearnbench.models.decoding import logits_processors, token_statistics
+from unlearnbench.models.hf import HFModel, load_model, pick_device, pick_dtype
+from unlearnbench.models.source import LoadOptions, open_source
+from unlearnbench.quant import find_precision
+from unlearnbench.requests import Generate, Sampling, Score
+
+PROMPTS = [CORPUS[n][: 5 + 9 * n] for n in range(12)]
+
+
+def load(path: Path, precision: str = "none", batch: int | None = None, **options: Any) -> HFModel:
+    source = open_source(str(path), LoadOptions(**options))
+    return load_model(source, find_precision(precision), "fp32", "cpu", batch)
+
+
+def plain_greedy(path: Path, prompt: str, new: int) -> str:
+    """One prompt at a time through transformers alone."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model: Any = AutoModelForCausalLM.from_pretrained(path)
+    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+    output = model.generate(**inputs, max_new_tokens=new, do_sample=False, pad_token_id=1)
+    new_ids = output[0, inputs.input_ids.shape[1] :]
+    return str(tokenizer.decode(new_ids, skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("batch", [1, 8, None])
+def test_generation_equals_one_prompt_at_a_time(tiny: Path, batch: int | None) -> None:
+    requests = [Generate(str(i), p, 24) for i, p in enumerate(PROMPTS)]
+    answers = {a.id: a.text for a in load(tiny, batch=batch).generate(requests)}
+    assert answers == {str(i): plain_greedy(tiny, p, 24) for i, p in enumerate(PROMPTS)}
+    assert len(set(answers.values())) > 3, "outputs that are all alike would prove nothing"
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_scores_equal_a_token_by_token_loop(tiny: Path, batch: int) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny)
+    reference: Any = AutoModelForCausalLM.from_pretrained(tiny)
+    scored = {s.id: s for s in load(tiny, batch=batch).score([Score(p, p) for p in PROMPTS])}
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt).input_ids
+        for t in range(1, len(ids)):
+            with torch.no_grad():
+                logits = reference(torch.tensor([ids[:t]])).logits[0, -1].double()
+            logp = logits - logits.exp().sum().log()
+            mean = float((logp.exp() * logp).sum())
+            spread = float((logp.exp() * (logp - mean) ** 2).sum().sqrt())
+            found = scored[prompt]
+            assert found.logprobs[t - 1] == pytest.approx(float(logp[ids[t]]), abs=1e-4)
+            assert found.mean[t - 1] == pytest.approx(mean, abs=1e-4)
+            assert found.std[t - 1] == pytest.approx(spread, abs=1e-4)
+        assert len(scored[prompt].logprobs) == len(ids) - 1
+
+
+def test_text_ends_before_the_first_stop_string(tiny: Path) -> None:
+    model = load(tiny)
+    free = next(iter(model.generate([Generate("a", PROMPTS[5], 24)]))).text
+    stop = free[6:8]
+    cut = next(iter(model.generate([Generate("a", PROMPTS[5], 24, (stop,))])))
+    assert cut.text == free[: free.index(stop)]
+    assert cut.n_tokens < 24
+
+
+def test_text_ends_at_the_end_token(tiny: Path) -> None:
+    model: Any = load(tiny)
+    row = [5, 6, 1, 7]
+    answer = model._generated(Generate("a", "x", 4), row)
+    assert (answer.text, answer.n_tokens) == (model._decode([5, 6]), 2)
+
+
+def test_sampling_does_not_depend_on_the_batch(tiny: Path) -> None:
+    sampling = Sampling(0.9, 50, seed=3)
+    requests = [Generate(str(i), p, 12, (), sampling) for i, p in enumerate(PROMPTS)]
+    one = {a.id: a.text for a in load(tiny, batch=1).generate(requests)}
+    many = {a.id: a.text for a in load(tiny, batch=8).generate(requests[::-1])}
+    assert one == many
+    other = [Generate(r.id, r.prompt, 12, (), Sampling(0.9, 50, seed=4)) for r in requests]
+    assert {a.id: a.text for a in load(tiny, batch=8).generate(other)} != one
+
+
+def test_sampling_follows_the_softmax_of_the_top_k() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    counts: Counter[int] = Counter()
+    draws = 4000
+    for seed in range(draws):
+        chain = logits_processors(["a"], "none", Sampling(0.5, 3, seed))
+        counts[int(chain(torch.zeros(1, 1, dtype=torch.long), logits).argmax())] += 1
+    weights = [math.exp(x / 0.5) for x in (2.0, 1.0, 0.0)]
+    assert counts[3] == 0
+    for token, weight in enumerate(weights):
+        expected = weight / sum(weights)
+        error = 4 * math.sqrt(expected * (1 - expected) / draws)
+        assert counts[token] / draws == pytest.approx(expected, abs=error)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_an_error_that_names_sample_and_precision(
+    tiny: Path, value: float
+) -> None:
+    model: Any = load(tiny, "bnb-nf4")
+    model._model.lm_head.weight.data[3] = value
+    with pytest.raises(ModelOutputError, match="task:a/1 at bnb-nf4.*NaN or infinite"):
+        list(model.generate([Generate("task:a/1", PROMPTS[0], 4)]))
+    with pytest.raises(ModelOutputError, match="task:a/1 at bnb-nf4.*NaN or infinite"):
+        list(model.score([Score("task:a/1", PROMPTS[0])]))
+
+
+def test_the_finite_check_names_the_row_that_is_broken() -> None:
+    scores: Any = torch.zeros(3, 4)
+    scores[1, 2] = math.nan
+    with pytest.raises(ModelOutputError, match="second at int4"):
+        logits_processors(["first", "second", "third"], "int4", None)(scores.long(), scores)
+
+
+def test_a_prompt_beyond_the_context_is_an_error_naming_both_lengths(
+    make_checkpoint: MakeCheckpoint,
+) -> None:
+    model = load(make_checkpoint("short", max_position_embeddings=32))
+    with pytest.raises(ModelOutputError, match=r"t: \d+ tokens and 8 new ones .* context of 32"):
+        list(model.generate([Generate("t", CORPUS[0], 8)]))
+    with pytest.raises(ModelOutputError, match="context of 32"):
+        list(model.score([Score("t", CORPUS[0])]))
+
+
+def test_a_text_of_one_token_cannot_be_scored(tiny: Path) -> None:
+    with pytest.raises(ModelOutputError, match="t: a text of 1 tokens"):
+        list(load(tiny).score([Score("t", "")]))
+
+
+def test_truncate_counts_special_tokens(tiny: Path) -> None:
+    model: Any = load(tiny)
+    text = CORPUS[3]
+    ids = model._encode(text)
+    assert ids[0] == 0, "the tokenizer adds its begin token"
+    assert model._encode(model.truncate(text, 9)) == ids[:9]
+    assert model.truncate(text, len(ids)) == text
+
+
+def test_batches_halve_when_memory_runs_out(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load(tiny)
+    whole = HFModel._score_batch
+    sizes = []
+
+    def small_only(self: HFModel, batch: Sequence[Any]) -> list[Any]:
+        sizes.append(len(batch))
+        if len(batch) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, batch)
+
+    monkeypatch.setattr(HFModel, "_score_batch", small_only)
+    answers = [a.id for a in model.score([Score(p, p) for p in PROMPTS])]
+    assert sorted(answers) == sorted(PROMPTS), "each exactly once"
+    assert sizes == [12, 6, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize(("batch", "hint"), [(4, "--batch-size auto"), (1, "smaller model")])
+def test_a_batch_that_was_asked_for_and_does_not_fit_is_an_error(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, batch: int, hint: str
+) -> None:
+    def fail(self: HFModel, batch: Sequence[Any]) -> list[Any]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(HFModel, "_score_batch", fail)
+    with pytest.raises(ModelOutputError, match=hint):
+        list(load(tiny, batch=batch).score([Score(p, p) for p in PROMPTS]))
+
+
+def test_other_runtime_errors_are_not_taken_for_a_lack_of_memory(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: HFModel, batch: Sequence[Any]) -> list[Any]:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(HFModel, "_score_batch", fail)
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(load(tiny).score([Score("a", PROMPTS[0])]))
+
+
+def test_statistics_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, targets = torch.randn(23, 11), torch.arange(23) % 11
+    whole = np.stack(token_statistics(logits, targets, "x"))
+    monkeypatch.setattr("unlearnbench.models.decoding._CHUNK", 4)
+    np.testing.assert_allclose(np.stack(token_statistics(logits, targets, "x")), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "precision", "own", "device", "expected"),
+    [
+        ("auto", "none", "bf16", "cpu", "bf16"),
+        ("auto", "none", "fp16", "cpu", "fp32"),
+        ("auto", "none", "fp16", "cuda:0", "fp16"),
+        ("auto", "bnb-fp4", "fp16", "cpu", "fp32"),
+        ("auto", "bnb-fp4", "fp32", "cpu", "fp32"),
+        ("auto", "fp16", "fp32", "cpu", "fp16"),
+        ("bf16", "fp32", "fp32", "cpu", "bf16"),
+    ],
+)
+def test_compute_dtype(asked: str, precision: str, own: str, device: str, expected: str) -> None:
+    assert pick_dtype(asked, find_precision(precision), own, device) == expected
+
+
+def test_unknown_device() -> None:
+    with pytest.raises(OptionError, match="device 'nowhere'"):
+        pick_device("nowhere")
+    assert pick_device("cpu") == "cpu"
+
+
+def test_a_checkpoint_without_end_token_runs_to_the_limit(make_checkpoint: MakeCheckpoint) -> None:
+    path = make_checkpoint("endless")
+    answer = next(iter(load(path).generate([Generate("a", PROMPTS[3], 6)])))
+    assert answer.n_tokens <= 6
+
+
+def test_an_ordinary_word_as_end_token_is_refused(make_checkpoint: MakeCheckpoint) -> None:
+    import json
+
+    path = make_checkpoint("ends-early")
+    config = path / "generation_config.json"
+    content = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(content | {"eos_token_id": [1, 40]}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="token 40, an ordinary word"):
+        load(path)
