@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unlearnbench import __version__
-from unlearnbench.errors import OptionError, UnlearnbenchError, one_line
+from unlearnbench.errors import OptionError, UnlearnbenchError, one_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,7 +112,7 @@ def _evaluate(options: dict[str, Any]) -> None:
     results = evaluate(**options, progress=True)
     output = Path(options["output"])
     paths = {r.precision.name: run_path(output, r.checkpoint, r.precision.name) for r in results}
-    click.echo(results_table(results, paths))
+    click.echo(printable(results_table(results, paths)))
 
 
 def _batch_size(text: str) -> int | str:
@@ -151,12 +151,7 @@ def _task_list(registry: Registry) -> str:
         for t in registry.tasks.values()
     ]
     head = ["task", "groups", "metric", "want", "version", "description"]
-    return one_line_cells(tabulate(rows, headers=head, tablefmt="github", disable_numparse=True))
-
-
-def one_line_cells(table: str) -> str:
-    """Neutralise control characters in a table whose cells come from task files."""
-    return "\n".join(one_line(line, 10_000) for line in table.split("\n"))
+    return printable(tabulate(rows, headers=head, tablefmt="github", disable_numparse=True))
 
 
 def _show_task(registry: Registry, spec: TaskSpec, data_dir: str | None, drift: bool) -> None:
@@ -165,17 +160,12 @@ def _show_task(registry: Registry, spec: TaskSpec, data_dir: str | None, drift: 
     from unlearnbench.data import DataOptions, load_splits
     from unlearnbench.prompts import first_prompt
 
-    click.echo(f"# {registry.files[spec.task]}")
-    click.echo(registry.files[spec.task].read_text(encoding="utf-8").rstrip())
+    click.echo(one_line(f"# {registry.files[spec.task]}"))
+    click.echo(printable(registry.files[spec.task].read_text(encoding="utf-8").rstrip()))
     root = data_dir or os.environ.get("UNLEARNBENCH_DATA")
     splits = load_splits(spec, DataOptions(Path(root) if root else None, drift))
     click.echo("\n# first prompt")
     click.echo(printable(first_prompt(spec, splits)))
-
-
-def printable(text: str) -> str:
-    """Keep line breaks and show other control characters as escapes."""
-    return "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 class _Lines(logging.Handler):

@@ -29,6 +29,7 @@ __all__ = [
     "TaskError",
     "UnlearnbenchError",
     "one_line",
+    "printable",
 ]
 
 
@@ -72,11 +73,19 @@ class ResultError(UnlearnbenchError):
     """A run folder or result file is damaged, in the way or not writable."""
 
 
+def printable(text: str) -> str:
+    """Keep line breaks and show other control characters, terminal escapes among them, as escapes.
+
+    For text from task files and models that goes to a terminal.
+    """
+    return "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def one_line(text: object, limit: int = 600) -> str:
     """Return ``text`` as one printable line: no line breaks, no terminal escapes, bounded length.
 
     Messages quote file names and library errors, which may come from a stranger's checkpoint.
     """
     words = " ".join(str(text).split())
-    clean = "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
+    clean = printable(words)
     return clean if len(clean) <= limit else clean[: limit - 3] + "..."

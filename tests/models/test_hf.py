@@ -122,10 +122,11 @@ def test_logits_that_are_not_finite_are_an_error_that_names_sample_and_precision
 
 
 def test_the_finite_check_names_the_row_that_is_broken() -> None:
+    ids: Any = torch.zeros(3, 1)
     scores: Any = torch.zeros(3, 4)
     scores[1, 2] = math.nan
     with pytest.raises(ModelOutputError, match="second at int4"):
-        logits_processors(["first", "second", "third"], "int4", None)(scores.long(), scores)
+        logits_processors(["first", "second", "third"], "int4", None)(ids, scores)
 
 
 def test_a_prompt_beyond_the_context_is_an_error_naming_both_lengths(

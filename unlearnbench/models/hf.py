@@ -86,7 +86,7 @@ def load_model(
         proof=loaded.proof,
     )
     _say_proof(precision, loaded.proof, dtype, device)
-    return HFModel(loaded.model, source, precision, dtype, device, batch_size)
+    return HFModel(source.finish(loaded.model), source, precision, dtype, device, batch_size)
 
 
 def _say_proof(precision: Precision, proof: Proof, dtype: str, device: str) -> None:

@@ -152,9 +152,18 @@ class Source:
             ) from error
         model, info = loaded
         check_loading(info, self.files.path)
-        if self.adapter_kept:
-            model = attach_adapter(model, self.files)
         return model.eval()  # type: ignore[no-any-return]
+
+    def finish(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Attach the adapter to its quantized base where it is kept; else return the model.
+
+        Raises:
+            CheckpointError: the adapter does not fit.
+        """
+        if not self.adapter_kept:
+            return model
+        adapted: PreTrainedModel = attach_adapter(model, self.files).eval()
+        return adapted
 
     def release(self) -> None:
         """Drop the weights from memory, unless they are kept for the next precision."""
