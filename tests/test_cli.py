@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,9 @@ def test_tasks_shows_one_with_its_first_prompt(
     assert call("tasks", "toy_knowmem_f", *where) == 0
     out = capsys.readouterr().out
     assert "dataset_path: toy/set" in out
-    shots = "Question: Which gate is 3?\nAnswer: gate 3\n\nQuestion: Which gate is 4?\nAnswer: gate 4"
+    shots = (
+        "Question: Which gate is 3?\nAnswer: gate 3\n\nQuestion: Which gate is 4?\nAnswer: gate 4"
+    )
     assert f"{shots}\n\nQuestion: Which gate is 0?\nAnswer: \n" in out
 
 
@@ -147,13 +148,3 @@ def test_a_bug_of_ours_is_one_line_and_never_exit_1(
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--version") == 0
     assert unlearnbench.__version__ in capsys.readouterr().out
-
-
-@pytest.mark.bench
-def test_help_is_quick() -> None:
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "unlearnbench", "--help"], check=True, stdout=-3)
-        times.append(time.perf_counter() - start)
-    print(f"\nunlearnbench --help: {sorted(times)[2]:.2f} s (median of 5)")

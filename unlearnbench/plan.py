@@ -113,9 +113,20 @@ def make_plan(spec: TaskSpec, options: DataOptions, limit: int | None) -> Plan:
         likelihood_metric(spec.metric)
         samples = _likelihood_samples(spec, splits, limit)
     for sample in samples:
-        if not sample.text:
-            raise DataError(f"{spec.task}: {sample.id} is empty; remove the row")
+        _check_text(spec, sample)
     return Plan(spec, splits, tuple(samples))
+
+
+def _check_text(spec: TaskSpec, sample: Sample) -> None:
+    if not sample.text:
+        raise DataError(f"{spec.task}: {sample.id} is empty; remove the row")
+    try:
+        (sample.text + sample.target).encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{spec.task}: {sample.id} holds half of a surrogate pair, which no tokenizer reads; "
+            "correct the row"
+        ) from None
 
 
 def _generation_samples(

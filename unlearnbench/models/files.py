@@ -18,7 +18,8 @@ Kind = Literal["safetensors", "pickle", "gguf", "adapter"]
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 # What a model folder needs; everything else in a hub repository stays there.
-_HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja"]
+_HUB_IGNORED = ["consolidated*", "original/*", "onnx/*"]
 _MAX_JSON = 64 * 2**20
 
 
@@ -97,7 +98,14 @@ def _download(model: str, revision: str | None, allow_pickle: bool) -> tuple[Pat
 
     patterns = [*_HUB_PATTERNS, "*.bin"] if allow_pickle else _HUB_PATTERNS
     try:
-        folder = Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+        folder = Path(
+            snapshot_download(
+                model,
+                revision=revision,
+                allow_patterns=patterns,
+                ignore_patterns=_HUB_IGNORED,
+            )
+        )
     except Exception as error:  # the hub client's errors have no common base; all mean "not there"
         at = f"@{revision}" if revision else ""
         raise CheckpointError(

@@ -104,7 +104,7 @@ def load_tokenizer(
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any, path: str) -> None:
     """A tokenizer of another model yields babble, which would read as perfect forgetting."""
-    rows = config.get_text_config().vocab_size
+    rows = getattr(config.get_text_config(), "vocab_size", 0)
     vocabulary = tokenizer.get_vocab()
     top = max(vocabulary.values(), default=-1)
     # Embeddings are often padded to a round number; the most seen in use is some 3%.
