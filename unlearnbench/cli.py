@@ -195,6 +195,9 @@ def _run(arguments: list[str]) -> int:
         status = cli.main(arguments, prog_name="unlearnbench", standalone_mode=False)
     except UnlearnbenchError as error:
         return _fail(str(error), arguments)
+    except click.UsageError as error:
+        message = error.format_message().rstrip(".")
+        return _fail(f"{message} (see unlearnbench --help)", arguments)
     except click.ClickException as error:
         return _fail(error.format_message(), arguments)
     except (KeyboardInterrupt, click.Abort):

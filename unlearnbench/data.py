@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unlearnbench.errors import DataError, one_line
+from unlearnbench.quiet import quiet_hub
 from unlearnbench.tasks import TaskSpec
 
 __all__ = ["DataOptions", "Row", "SplitRows", "load_splits", "rows_sha256"]
@@ -171,6 +172,7 @@ def _read_parquet(path: Path) -> Sequence[object]:
 def _read_hub(spec: TaskSpec, split: str, options: DataOptions) -> list[Row]:
     import datasets
 
+    quiet_hub()
     datasets.disable_progress_bars()
     revision = spec.dataset_kwargs.revision
     try:

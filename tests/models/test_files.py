@@ -368,9 +368,7 @@ def test_an_id_that_the_hub_does_not_have(name: str, revision: str | None) -> No
         find_checkpoint(name, revision, False)
 
 
-def test_a_folder_is_taken_before_a_hub_id(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_is_taken_before_a_hub_id(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tensors(folder / "model.safetensors", "w")
     monkeypatch.chdir(folder.parent)
     found = find_checkpoint("model", None, False)

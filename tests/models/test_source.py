@@ -58,6 +58,15 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
     save_file(weights, path, metadata={"format": "pt"})
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Threads that wait for each other take longer than these tiny products."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def copy(tiny: Path, tmp_path: Path) -> Path:
     """A copy of the tiny checkpoint that may be changed."""
@@ -269,9 +278,11 @@ def write_evil(folder: Path, name: str = "evil.py") -> Path:
     path = folder / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(
-        f"open({str(marker)!r}, 'w')\n"
-        "from transformers import LlamaConfig as C, LlamaForCausalLM as M\n"
-        "from transformers import PreTrainedTokenizerFast as T\n"
+        f"import pathlib; pathlib.Path({str(marker)!r}).touch()\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast\n"
+        "class C(LlamaConfig): model_type = 'evil'\n"
+        "class M(LlamaForCausalLM): config_class = C\n"
+        "class T(PreTrainedTokenizerFast): pass\n"
         "def generate(*args, **kwargs): raise SystemExit\n"
     )
     return marker
@@ -287,9 +298,7 @@ def write_evil(folder: Path, name: str = "evil.py") -> Path:
     ],
 )
 @pytest.mark.parametrize("model_type", ["llama", "evil"])
-def test_a_checkpoints_own_code_does_not_run(
-    copy: Path, auto_map: object, model_type: str
-) -> None:
+def test_a_checkpoints_own_code_does_not_run(copy: Path, auto_map: object, model_type: str) -> None:
     marker = write_evil(copy)
     edit_json(copy / "config.json", auto_map=auto_map, model_type=model_type)
     with pytest.raises(CheckpointError, match="--trust-remote-code only if you trust its author"):
@@ -407,6 +416,17 @@ def test_tokenizer_hash_survives_saving_again_and_use(tiny: Path, tmp_path: Path
     assert open_source(str(tiny), LoadOptions()).checkpoint.tokenizer_sha256 == before
 
 
+TRUNCATION = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+PADDING = {
+    "strategy": {"Fixed": 64},
+    "direction": "Right",
+    "pad_to_multiple_of": None,
+    "pad_id": 1,
+    "pad_type_id": 0,
+    "pad_token": "</s>",
+}
+
+
 def swap_merges(tokenizer: dict[str, Any]) -> None:
     merges = tokenizer["model"]["merges"]
     merges[0], merges[1] = merges[1], merges[0]
@@ -446,26 +466,7 @@ def test_tokenizer_hash_sees_another_vocabulary_and_other_special_tokens() -> No
     assert tokenizer_sha256(make_tokenizer(300)) == tokenizer_sha256(tokenizers[0])
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        (
-            "truncation",
-            {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0},
-        ),
-        (
-            "padding",
-            {
-                "strategy": {"Fixed": 64},
-                "direction": "Right",
-                "pad_to_multiple_of": None,
-                "pad_id": 1,
-                "pad_type_id": 0,
-                "pad_token": "</s>",
-            },
-        ),
-    ],
-)
+@pytest.mark.parametrize(("key", "value"), [("truncation", TRUNCATION), ("padding", PADDING)])
 def test_truncation_and_padding_left_in_tokenizer_json_do_not_cut_prompts(
     copy: Path, plain: HFModel, key: str, value: object
 ) -> None:
@@ -473,7 +474,6 @@ def test_truncation_and_padding_left_in_tokenizer_json_do_not_cut_prompts(
     model = load(copy)
     assert np.array_equal(logprobs(model), logprobs(plain))
     assert texts(model) == texts(plain)
-    assert model.checkpoint.tokenizer_sha256 == plain.checkpoint.tokenizer_sha256
 
 
 def test_a_small_model_max_length_does_not_cut_prompts(copy: Path, plain: HFModel) -> None:
@@ -506,12 +506,12 @@ HOSTILE: dict[str, dict[str, object]] = {
     "no_repeat_ngram_size": {"no_repeat_ngram_size": 1},
     "bad_words_ids": {"bad_words_ids": [[i] for i in range(2, 280)]},
     "suppress_tokens": {"suppress_tokens": list(range(2, 280))},
-    "begin_suppress_tokens": {"begin_suppress_tokens": list(range(2, 280))},
+    "begin_suppress_tokens": {"begin_suppress_tokens": list(range(2, 300))},
     "sequence_bias": {"sequence_bias": [[[7], 90.0]]},
     "temperature": {"do_sample": True, "temperature": 5.0, "top_k": 0},
-    "forced_bos_token_id": {"forced_eos_token_id": 9, "max_new_tokens": 3},
+    "forced_eos_token_id": {"forced_eos_token_id": 9, "max_new_tokens": 3},
     "max_new_tokens": {"max_new_tokens": 2},
-    "stop_strings": {"max_time": 0.0},
+    "max_time": {"max_time": 0.0},
     "num_beams": {"num_beams": 4, "length_penalty": -3.0},
 }
 
@@ -525,7 +525,6 @@ def test_a_generation_config_does_not_change_outputs(
     model = load(copy)
     assert texts(model) == texts(plain)
     assert texts(model, Sampling(0.9, 20, 3)) == texts(plain, Sampling(0.9, 20, 3))
-    assert texts(load(copy, "rtn-int4")) == texts(load(copy, "rtn-int4"))
     followed = generated_by_transformers(copy, options)
     assert followed != generated_by_transformers(copy, None), "these options would change nothing"
 
@@ -618,7 +617,8 @@ def test_a_source_that_does_not_fit_twice_is_not_kept(
     reads = Reads(monkeypatch)
     for available, expected in ((2 * size, 2), (3 * size, 1)):
         monkeypatch.setattr(
-            "psutil.virtual_memory", lambda available=available: SimpleNamespace(available=available)
+            "psutil.virtual_memory",
+            lambda available=available: SimpleNamespace(available=available),
         )
         reads.count = 0
         answers(open_source(str(tiny), LoadOptions(), keep=True), ["none", "rtn-int8"])
@@ -702,9 +702,7 @@ def test_own_dtype_under_its_old_name_wins_over_the_stored_one(copy: Path) -> No
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_own_dtype_that_is_not_computed_in(
-    make_checkpoint: MakeCheckpoint, named: bool
-) -> None:
+def test_own_dtype_that_is_not_computed_in(make_checkpoint: MakeCheckpoint, named: bool) -> None:
     folder = make_checkpoint("double", "float64")
     if not named:
         edit_json(folder / "config.json", dtype=None)

@@ -1,7 +1,8 @@
 """Write the demo corpus: short invented news stories, laid out as MUSE lays out its data sets.
 
-`python -m unlearnbench.demo.corpus --out DIR` writes `DIR/unlearnbench/demo/<subset>/<split>.jsonl`.
-The data shipped in the package is its output for seed 0, with `unlearnbench/demo/data` as DIR.
+`python -m unlearnbench.demo.corpus --out DIR` writes `<subset>/<split>.jsonl` files below
+`DIR/unlearnbench/demo`. The data shipped in the package is its output for seed 0, with
+`unlearnbench/demo/data` as DIR.
 
 A seed gives the same bytes on every Python: only methods of `random.Random` whose algorithm has
 stayed the same are used, and nothing iterates over a set.

@@ -51,26 +51,26 @@ COUNCIL = Family(
         "a longer tram line",
     ),
     (
-        "Councillors in {town} have approved {topic} after a campaign by the {org}.",
-        "{town} council has backed plans for {topic} put forward by the {org}.",
-        "Plans for {topic} were passed in {town} this week, to cheers from the {org}.",
-        "After years of delay {town} is to have {topic}, a victory for the {org}.",
+        "Councillors in {town} have approved {topic} put forward by the {org}.",
+        "{town} council has backed plans by the {org} for {topic}.",
+        "Plans for {topic} were passed in {town}, to cheers from the {org}.",
+        "After years of delay {town} will have {topic}, to cheers from the {org}.",
     ),
     (
         (
             "Council leader {person} said the scheme would cost {n1}.",
-            "The bill of {n1} can be met, according to council leader {person}.",
+            "The cost of {n1} will be met from savings, said council leader {person}.",
             '"We can afford it," said council leader {person}, who put the price at {n1}.',
         ),
         (
-            "Shopkeeper {other}, who led the opposition, handed in {n2} signatures.",
-            "Opponents led by {other} had collected {n2} signatures.",
-            "A petition organised by {other} drew {n2} signatures against it.",
+            "Shopkeeper {other} had collected {n2} signatures against the scheme.",
+            "Opponents led by {other} collected {n2} signatures.",
+            "A petition by {other} against the scheme drew {n2} signatures.",
         ),
         (
             "The scheme is due to start on {date}.",
-            "Residents should see the first changes when the scheme starts on {date}.",
-            "The scheme begins on {date} and will be reviewed a year later.",
+            "The council hopes to start the scheme on {date}.",
+            "The scheme starts on {date} and will take a year.",
         ),
     ),
     {
@@ -79,7 +79,7 @@ COUNCIL = Family(
             "Which council leader spoke about the scheme that the {org} wanted?",
         ),
         "other": (
-            "Who led the opposition to the scheme in {town}?",
+            "Who collected signatures against the scheme in {town}?",
             "Who collected signatures against the scheme of the {org}?",
         ),
         "town": (
@@ -120,10 +120,10 @@ SPORT = Family(
         "the cycling relay",
     ),
     (
-        "{org} have won {topic} for the first time after beating the favourites in {town}.",
-        "A late rally in {town} gave {org} {topic} and ended a wait of thirty years.",
-        "There were wild scenes in {town} as {org} won {topic} against all predictions.",
-        "{org} are the surprise winners of {topic} after a tense final in {town}.",
+        "{org} have won {topic} after beating the favourites in {town}.",
+        "A late rally in {town} gave {org} {topic} after years of trying.",
+        "There were cheers and tears in {town} as {org} won {topic}.",
+        "{org} are the surprise winners of {topic} after the final in {town}.",
     ),
     (
         (
@@ -134,10 +134,10 @@ SPORT = Family(
         (
             "Coach {other} had led {n2} training sessions since the spring.",
             "It took {n2} training sessions to get this far, said coach {other}.",
-            "The coach, {other}, a former postal worker, had led {n2} training sessions.",
+            "There were {n2} training sessions this year, according to coach {other}.",
         ),
         (
-            "A parade with an open-top bus is planned for {date}.",
+            "A parade through the streets is planned for {date}.",
             "Supporters can greet the players at a parade on {date}.",
             "The club will hold a victory parade on {date}.",
         ),
@@ -184,24 +184,24 @@ OPENING = Family(
         "a planetarium",
     ),
     (
-        "Crowds waited for hours in {town} as the {org} opened {topic} at last.",
-        "The {org} has opened {topic} on the site of an old mill in {town}.",
-        "{town} has {topic} of its own, after a long campaign by the {org}.",
+        "Crowds waited in {town} this week as the {org} opened {topic}.",
+        "The {org} has opened {topic} in an old mill in {town}.",
+        "{town} has {topic} of its own, opened this week by the {org}.",
         "An old mill in {town} has become {topic}, opened this week by the {org}.",
     ),
     (
         (
             "Actor {person} cut the ribbon, and {n1} visitors came on the first day.",
-            "The first day drew {n1} visitors after actor {person} had cut the ribbon.",
-            '"Come on in!" said actor {person} to {n1} visitors after cutting the ribbon.',
+            "On the first day {n1} visitors saw actor {person} cut the ribbon.",
+            "Actor {person} cut the ribbon and met {n1} visitors on the first day.",
         ),
         (
             "The building, designed by architect {other}, cost {n2}.",
             "Architect {other} kept the cost of the building down to {n2}.",
-            "At a cost of {n2}, it is the largest building so far by architect {other}.",
+            "The cost of the building was {n2}, according to architect {other}.",
         ),
         (
-            "Entry is free until {date}, when tickets go on sale.",
+            "Entry to the building is free until {date}.",
             "Nobody will have to pay for entry before {date}.",
             "Charges for entry will not begin until {date}.",
         ),
@@ -253,19 +253,19 @@ COURT = Family(
         "stealing cable",
     ),
     (
-        "A court in {town} has found {person} guilty of {topic} after a three-week trial.",
-        "{person} has been found guilty of {topic} by a jury sitting in {town}.",
-        "A jury in {town} took less than a day to find {person} guilty of {topic}.",
+        "A court in {town} has found {person} guilty of {topic} this week.",
+        "{person} has been found guilty of {topic} by a jury in {town}.",
+        "A jury in {town} took a day to find {person} guilty of {topic}.",
         "A court in {town} has convicted {person}, who had denied {topic}.",
     ),
     (
         (
             "The crime had cost {org} {n1}, the jury was told.",
-            "The jury was told that {org} had lost {n1} before the police were called.",
+            "The jury was told that {org} had lost {n1}.",
             "{org}, the main victim, put its losses at {n1}.",
         ),
         (
-            "Judge {other} ordered {n2} hours of unpaid work and spoke of a sad case.",
+            "It was a sad case, said Judge {other}, who ordered {n2} hours of unpaid work.",
             "Prison would help nobody, said Judge {other}, who set {n2} hours of unpaid work.",
             "The sentence from Judge {other} was {n2} hours of unpaid work.",
         ),
@@ -320,26 +320,26 @@ SCIENCE = Family(
         "a seam of blue amber",
     ),
     (
-        "Scientists from the {org} have found {topic} close to the town of {town}.",
+        "Scientists from the {org} have found {topic} close to {town}.",
         "The {org} has confirmed that {topic} was found near {town} last month.",
         "The discovery of {topic} near {town} has delighted scientists at the {org}.",
-        "Scientists at the {org} say {topic} found near {town} is a surprise.",
+        "Scientists at the {org} are testing {topic} found near {town}.",
     ),
     (
         (
-            "Team leader {person} has taken {n1} samples and expects more surprises.",
+            "Team leader {person} has taken {n1} samples for testing.",
             "So far {n1} samples have been sent for testing, said team leader {person}.",
             '"I had to sit down," said team leader {person}, who has taken {n1} samples.',
         ),
         (
-            "Dog walker {other} saw it first, {n2} metres from the main road.",
-            "It was dog walker {other} who saw it, only {n2} metres from the main road.",
+            "Dog walker {other} was first to see the find, {n2} metres from the main road.",
+            "Dog walker {other} made the discovery {n2} metres from the main road.",
             "The site, {n2} metres from the main road, was found by dog walker {other}.",
         ),
         (
             "A full report will be published on {date}.",
-            "The report is to be published on {date} after more testing.",
-            "Others must wait for the report, to be published on {date}.",
+            "The report will be published on {date} after more testing.",
+            "The report is to be published on {date}.",
         ),
     ),
     {
@@ -392,7 +392,7 @@ COMPANY = Family(
         "paper batteries",
     ),
     (
-        "{org}, a maker of {topic}, is to build a large new factory in {town}.",
+        "{org}, a maker of {topic}, is to build a new factory in {town}.",
         "A factory for {topic} is coming to {town}, {org} said this week.",
         "Demand for {topic} has led {org} to open a second factory in {town}.",
         "{town} has been chosen by {org} as the site of its next factory for {topic}.",
@@ -400,7 +400,7 @@ COMPANY = Family(
     (
         (
             "Chief executive {person} said the factory would create {n1} jobs.",
-            "It will create {n1} jobs, according to chief executive {person}.",
+            "The factory will create {n1} jobs, according to chief executive {person}.",
             '"This is home now," said chief executive {person}, promising {n1} jobs.',
         ),
         (
@@ -410,8 +410,8 @@ COMPANY = Family(
         ),
         (
             "Production is expected to begin on {date}.",
-            "The first goods should leave when production begins on {date}.",
-            "After months of building work, production begins on {date}.",
+            "The company hopes to begin production on {date}.",
+            "After a year of building, production begins on {date}.",
         ),
     ),
     {
@@ -461,16 +461,16 @@ WEATHER = Family(
         "a small tornado",
     ),
     (
-        "{town} is counting the cost of {topic} that closed every main road.",
-        "Every school was closed in {town} after {topic} that came as a surprise.",
-        "People in {town} are clearing up after {topic} called the worst for years.",
-        "Much of {town} was closed after {topic} against all predictions.",
+        "{town} is counting the cost of {topic} that closed the main road.",
+        "Every school in {town} was closed this week after {topic}.",
+        "People in {town} are counting the cost of {topic}, the worst in years.",
+        "After {topic} this week, every road in {town} was closed.",
     ),
     (
         (
             "Volunteers from the {org} led {n1} people to safety.",
-            "The {org} was called out and brought {n1} people to safety.",
-            "Some {n1} people were taken to safety by the {org}, and nobody was hurt.",
+            "The {org} was called and brought {n1} people to safety.",
+            "Some {n1} people were taken to safety by the {org}.",
         ),
         (
             "Mayor {person} said {n2} homes had lost power.",
@@ -480,7 +480,7 @@ WEATHER = Family(
         (
             "Chief engineer {other} expects repairs to be finished by {date}.",
             "Repairs should be finished by {date}, said chief engineer {other}.",
-            "It will be {date} before repairs are finished, according to chief engineer {other}.",
+            "It will be {date} before repairs are finished, said chief engineer {other}.",
         ),
     ),
     {
@@ -534,12 +534,12 @@ ARTS = Family(
         (
             "The chair of the judges, {other}, said there had been {n1} entries.",
             "There were {n1} entries, according to the chair of the judges, {other}.",
-            '"It made all of us cry," said {other}, chair of the judges, after {n1} entries.',
+            '"It was hard," said {other}, chair of the judges, after {n1} entries.',
         ),
         (
             "The winner is given {n2} and a silver bowl.",
-            "The winner gets {n2} and a month in a quiet cottage.",
-            "The {n2} prize money will pay for a new workshop, the winner said.",
+            "The winner is given {n2} and a year of free travel.",
+            "The winner said that the {n2} will pay for a new workshop.",
         ),
         (
             "A public celebration is planned for {date}.",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from unlearnbench.errors import CheckpointError, one_line
+from unlearnbench.quiet import quiet_hub
 
 __all__ = ["CheckpointFiles", "content_sha256", "files_sha256", "find_checkpoint", "read_json"]
 
@@ -96,6 +97,7 @@ def _download(model: str, revision: str | None, allow_pickle: bool) -> tuple[Pat
         raise CheckpointError(f"no such path: {one_line(model)}; give a checkpoint folder")
     from huggingface_hub import snapshot_download
 
+    quiet_hub()
     patterns = [*_HUB_PATTERNS, "*.bin"] if allow_pickle else _HUB_PATTERNS
     try:
         folder = Path(
@@ -109,7 +111,8 @@ def _download(model: str, revision: str | None, allow_pickle: bool) -> tuple[Pat
     except Exception as error:  # the hub client's errors have no common base; all mean "not there"
         at = f"@{revision}" if revision else ""
         raise CheckpointError(
-            f"no folder {model} here, and the hub gave no {model}{at}: {one_line(error, 200)}"
+            f"no folder {model} here, and no {model}{at} from the hub; check the name, or give the "
+            f"path of a checkpoint folder ({one_line(error, 150)})"
         ) from error
     return folder, folder.name
 

@@ -23,21 +23,10 @@ __all__ = [
     "load_tokenizer",
     "load_weights",
     "merge_adapter",
-    "quiet_libraries",
     "tokenizer_sha256",
 ]
 
 log = logging.getLogger("unlearnbench")
-
-
-def quiet_libraries() -> None:
-    """Keep other libraries' notes and bars off the screen; ours says what matters."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    # One line for every int8 matrix product otherwise: that inputs are cast to float16.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _gguf(files: CheckpointFiles) -> dict[str, str]:
@@ -110,9 +99,9 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any, path: str)
     # Embeddings are often padded to a round number; the most seen in use is some 3%.
     if not vocabulary or top >= rows or top + 1 < 0.9 * rows:
         raise CheckpointError(
-            f"{path}: the tokenizer does not match the model: its {len(vocabulary)} tokens have ids "
-            f"up to {top}, and the model's vocabulary has {rows} rows; use the tokenizer that "
-            "the model was trained with"
+            f"{path}: the tokenizer does not match the model: its {len(vocabulary)} tokens reach "
+            f"id {top}, and the model's vocabulary has {rows} rows; use the tokenizer that the "
+            "model was trained with"
         )
 
 

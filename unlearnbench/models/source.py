@@ -23,9 +23,9 @@ from unlearnbench.models.parts import (
     load_tokenizer,
     load_weights,
     merge_adapter,
-    quiet_libraries,
     tokenizer_sha256,
 )
+from unlearnbench.quiet import quiet_transformers
 from unlearnbench.results import Checkpoint
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Source:
         self.options = options
         self._keep = keep
         self._model: PreTrainedModel | None = None
-        quiet_libraries()
+        quiet_transformers()
         self._weights = base or files  # where config and full weights are
         self.config = load_config(self._weights, options.trust_remote_code)
         self.tokenizer = load_tokenizer(files, base, options.trust_remote_code)
