@@ -198,7 +198,7 @@ def test_verbmem_is_the_mean_rouge_of_hand_computed_scores(toy: Toy) -> None:
     spread = (sum((s - mean) ** 2 for s in scores) / 2) ** 0.5
     assert result.stderr == pytest.approx(100 * spread / 3**0.5)
     assert result.ci is not None
-    assert 0 <= result.ci[0] <= result.value <= result.ci[1] <= 100
+    assert 0 <= result.ci[0] <= 100 * mean <= result.ci[1] <= 100
     assert (result.metric, result.want, result.version) == ("rougeL", "low", 1.0)
     assert result.auc is None
 

@@ -210,6 +210,6 @@ def _run(arguments: list[str]) -> int:
 
 def _fail(message: str, arguments: list[str]) -> int:
     if "--verbose" in arguments:
-        traceback.print_exc()
+        click.echo(printable(traceback.format_exc()), err=True)
     click.echo(f"unlearnbench: error: {one_line(message, 2000)}", err=True)
     return 2

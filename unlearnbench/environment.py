@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import subprocess
 import sys
@@ -91,14 +92,16 @@ def git_hash() -> str | None:
     commit = _git(root, "rev-parse", "HEAD")
     if commit is None:
         return None
-    return f"{commit}-dirty" if _git(root, "status", "--porcelain") else commit
+    clean = _git(root, "status", "--porcelain") == ""
+    return commit if clean else f"{commit}-dirty"
 
 
 def _git(root: Path, *arguments: str) -> str | None:
+    # A hook's GIT_DIR would answer for another repository.
+    outside = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    command = ["git", "-C", str(root), *arguments]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=outside)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

@@ -186,6 +186,7 @@ class _Run:
         if name in self.references:  # the reference moves PrivLeak's zero, not the records
             self.done[name] = self._summarize(plan, records, earlier.records_sha256)
         log.info("%s: already in %s, not computed again", name, self.folder.path)
+        _say_without_reference(name, self.done[name])
         return True
 
     def finish(self, plan: Plan, records: Sequence[SampleRecord]) -> None:
@@ -240,7 +241,9 @@ def _references(
             found[spec.task] = stated_reference(spec, config)
         else:
             ids = {split: plan.ids(split) for split in spec.used_splits}
-            found[spec.task] = run_reference(spec, job.reference, plan.splits, ids, checkpoint)
+            found[spec.task] = run_reference(
+                spec, job.reference, plan.splits, ids, checkpoint, plan.task_sha256
+            )
         if found[spec.task].scores.auc < 0.05:
             log.warning(
                 "%s: the reference AUC is %.3g; so near 0 PrivLeak explodes, read the AUC instead",
@@ -251,7 +254,7 @@ def _references(
 
 
 def _evaluate_given(job: _Job, model: Model, precision: str | Sequence[str]) -> RunResult:
-    if precision != "none":
+    if split_names(precision) != ["none"]:
         raise OptionError("a Model object has its precision already; leave quant out")
     settings = job.settings(model.dtype, model.device)
     run, todo = _prepare(job, model.checkpoint, model.config, model.precision.name, settings)
@@ -332,12 +335,16 @@ def _measure(job: _Job, plan: Plan, model: Model) -> list[SampleRecord]:
 def _say_finished(run: _Run, plan: Plan) -> None:
     name = plan.spec.task
     result = run.done[name]
+    _say_without_reference(name, result)
+    if result.empty_outputs:
+        log.warning("%s: %d of %d outputs are empty", name, result.empty_outputs, result.n)
+    log.info("%s: done, %s", name, run.folder.samples_file(name))
+
+
+def _say_without_reference(name: str, result: TaskResult) -> None:
     if result.value is None:
         log.warning(
             "%s: no PrivLeak value, only the AUC, because no reference was given; pass --reference "
             "RUN_DIR (a run of the retrained model) or --reference stated, with the same command",
             name,
         )
-    if result.empty_outputs:
-        log.warning("%s: %d of %d outputs are empty", name, result.empty_outputs, result.n)
-    log.info("%s: done, %s", name, run.folder.samples_file(name))

@@ -92,6 +92,7 @@ def run_reference(
     splits: Mapping[str, SplitRows],
     ids: Mapping[str, tuple[str, ...]],
     checkpoint: Checkpoint,
+    task_sha256: str,
 ) -> Reference:
     """The reference from a run of the retrained model, once it is shown to be comparable.
 
@@ -106,6 +107,7 @@ def run_reference(
     if found is None:
         raise OptionError(f"{where} has no {spec.task}; evaluate the retrained model on it first")
     _require_same(where, "task version", found.version, spec.version)
+    _require_same(where, "task's definition", found.task_sha256, task_sha256)
     theirs = {part.split: part.sha256 for part in found.data}
     for split, rows in splits.items():
         _require_same(where, f"data of split {split!r}", theirs.get(split), rows.sha256)

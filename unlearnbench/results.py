@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
@@ -127,7 +127,8 @@ class Proof(_File):
 class Precision(_File):
     """One way to store the weights, seen to be in force."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    """In full; the run folder's name too."""
     bits: float = Field(gt=0)
     """Bits of a quantized weight, without its scale."""
     scheme: str
@@ -253,10 +254,27 @@ class RunResult(_File):
 
 def json_schemas() -> dict[str, dict[str, object]]:
     """JSON Schemas of the two files of a run folder, by file name under ``docs/schema``."""
-    return {
+    schemas = {
         "run.schema.json": RunResult.model_json_schema(mode="serialization"),
         "record.schema.json": RECORD_ADAPTER.json_schema(mode="serialization"),
     }
+    return {name: _without_null(schema) for name, schema in schemas.items()}
+
+
+def _without_null(schema: Any) -> Any:
+    """A field without a value is absent in the files, never null."""
+    if isinstance(schema, list):
+        return [_without_null(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {key: _without_null(part) for key, part in schema.items()}
+    if kept.get("default", 0) is None:
+        del kept["default"]
+    choices = [choice for choice in kept.get("anyOf", []) if choice != {"type": "null"}]
+    if len(choices) == 1:
+        del kept["anyOf"]
+        kept = {**choices[0], **kept}
+    return kept
 
 
 def write_schemas(folder: Path) -> None:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -71,7 +72,14 @@ class RunFolder:
         Raises:
             ResultError: there is one, and it cannot be read.
         """
-        return read_run(self.path) if self.run_file.exists() else None
+        if self.path.exists() and not self.path.is_dir():
+            raise ResultError(f"{self.path} is in the way: no folder; use another --output")
+        if not self.run_file.exists():
+            return None
+        try:
+            return read_run(self.path)
+        except ResultError as error:
+            raise ResultError(f"{error}; remove {self.path} to evaluate again") from None
 
     def check_settings(self, found: RunResult, asked: Settings, checkpoint: Checkpoint) -> None:
         """Refuse to mix runs that cannot be compared in one folder.
@@ -93,8 +101,9 @@ class RunFolder:
 
     def write_run(self, result: RunResult) -> None:
         """Write ``run.json``, replacing an earlier one in one step."""
-        text = result.model_dump_json(indent=2, exclude_none=True)
-        self._write(self.run_file, text.encode() + b"\n")
+        # Not pydantic's own JSON: it cannot write a path that is no valid Unicode.
+        text = json.dumps(result.model_dump(exclude_none=True), indent=2, allow_nan=False)
+        self._write(self.run_file, text.encode("ascii") + b"\n")
 
     def write_records(self, task: str, records: Sequence[SampleRecord]) -> str:
         """Write a task's records in the order given and return the file's SHA-256."""
@@ -119,27 +128,36 @@ class RunFolder:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise ResultError(f"{path} cannot be read ({error.strerror})") from None
+            raise ResultError(
+                f"{path} cannot be read ({error.strerror}); remove {self.path} to evaluate again"
+            ) from None
         if hashlib.sha256(content).hexdigest() != sha256:
             raise ResultError(
                 f"{path} is not the file that run.json names (its hash differs); "
                 f"remove {self.path} to evaluate again"
             )
-        lines = content.decode("utf-8").split("\n")
+        lines = content.split(b"\n")
         return [_parse_record(path, i, line) for i, line in enumerate(lines) if line]
 
     def _write(self, path: Path, content: bytes) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            # mkstemp makes files private; results are for sharing, as far as the umask allows.
-            Path(file.name).chmod(0o666 & ~_umask())
-            Path(file.name).replace(path)
+                try:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    # mkstemp makes files private; results are shared as the umask allows.
+                    Path(file.name).chmod(0o666 & ~_umask())
+                    Path(file.name).replace(path)
+                except BaseException:
+                    Path(file.name).unlink(missing_ok=True)
+                    raise
         except OSError as error:
-            raise ResultError(f"{path} cannot be written ({error.strerror})") from None
+            raise ResultError(
+                f"{path} cannot be written ({error.strerror}); free some space or use another "
+                "--output"
+            ) from None
 
 
 def _umask() -> int:
@@ -157,14 +175,31 @@ def _flat(checkpoint: Checkpoint, settings: Settings) -> dict[str, object]:
     return flat
 
 
-def _parse_record(path: Path, index: int, line: str) -> SampleRecord:
+def _parse_record(path: Path, index: int, line: bytes) -> SampleRecord:
     try:
-        return RECORD_ADAPTER.validate_json(line)
+        # json, not pydantic's parser, which refuses lone surrogates.
+        return RECORD_ADAPTER.validate_python(json.loads(line))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ResultError(f"{path}:{index + 1}: no valid record: {one_line(error)}") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise ResultError(
             f"{path}:{index + 1}: no valid record: {one_line(first['msg'])}"
         ) from None
+
+
+def _find_null(value: object, where: str = "") -> str | None:
+    """The dotted place of a null below ``value``."""
+    if value is None:
+        return where
+    inside: dict[Any, object] = {}
+    if isinstance(value, (dict, list)):
+        inside = value if isinstance(value, dict) else dict(enumerate(value))
+    for key, inner in inside.items():
+        found = _find_null(inner, f"{where}.{key}" if where else str(key))
+        if found is not None:
+            return found
+    return None
 
 
 def read_run(folder: Path) -> RunResult:
@@ -182,7 +217,10 @@ def read_run(folder: Path) -> RunResult:
                 f"{path} has format_version {version!r}; this version of unlearnbench reads "
                 f"{FORMAT_VERSION}"
             )
-        return RunResult.model_validate_json(path.read_bytes())
+        empty = _find_null(content)
+        if empty is not None:
+            raise ResultError(f"{path}: {empty}: null; what was not measured is absent")
+        return RunResult.model_validate(content)
     except OSError as error:
         raise ResultError(f"{path} cannot be read ({error.strerror})") from None
     except ValidationError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from unlearnbench.errors import ModelOutputError
+from unlearnbench.errors import MetricError, ModelOutputError
 from unlearnbench.metrics import generation_metric, likelihood_metric
 from unlearnbench.plan import Plan
 from unlearnbench.requests import Generated, Score, Scored
@@ -110,11 +110,22 @@ def summarize_task(
     Raises:
         MetricError: the records give no finite value.
     """
+    if [record.id for record in records] != [sample.id for sample in plan.samples]:
+        raise MetricError(f"{plan.spec.task}: the records are not those of the task's samples")
     summary = _Summary(plan, records_sha256, seed)
     if isinstance(plan.spec, GenerationTask):
-        return summary.generation([r for r in records if isinstance(r, GenerationRecord)])
-    kept = [r for r in records if isinstance(r, LikelihoodRecord)]
-    return summary.likelihood(plan.spec, kept, reference)
+        return summary.generation(_all_of(GenerationRecord, plan, records))
+    return summary.likelihood(plan.spec, _all_of(LikelihoodRecord, plan, records), reference)
+
+
+R = TypeVar("R", GenerationRecord, LikelihoodRecord)
+
+
+def _all_of(kind: type[R], plan: Plan, records: Sequence[SampleRecord]) -> list[R]:
+    kept = [record for record in records if isinstance(record, kind)]
+    if len(kept) != len(records) or any(record.task != plan.spec.task for record in kept):
+        raise MetricError(f"{plan.spec.task}: a record is of another kind or task")
+    return kept
 
 
 class _Summary:

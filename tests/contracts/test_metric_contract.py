@@ -49,7 +49,7 @@ def test_every_metric_is_found_by_its_name_and_no_name_is_taken_twice() -> None:
 @pytest.mark.parametrize("name", GENERATION)
 def test_a_generation_metric_is_found_as_one_and_not_as_the_other_kind(name: str) -> None:
     found = generation_metric(name)
-    assert found.NAME == name
+    assert name == found.NAME
     if name not in LIKELIHOOD:
         with pytest.raises(MetricError, match="no metric"):
             likelihood_metric(name)
@@ -58,7 +58,7 @@ def test_a_generation_metric_is_found_as_one_and_not_as_the_other_kind(name: str
 @pytest.mark.parametrize("name", LIKELIHOOD)
 def test_a_likelihood_metric_is_found_as_one_and_not_as_the_other_kind(name: str) -> None:
     found = likelihood_metric(name)
-    assert found.NAME == name
+    assert name == found.NAME
     if name not in GENERATION:
         with pytest.raises(MetricError, match="no metric"):
             generation_metric(name)

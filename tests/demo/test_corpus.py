@@ -36,8 +36,9 @@ def shipped(name: str) -> list[dict[str, str]]:
 
 def tree(root: Path) -> dict[str, bytes]:
     """Return the bytes of every file below a directory."""
-    return {str(path.relative_to(root)): path.read_bytes()
-            for path in root.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()
+    }
 
 
 def mentions(text: str, phrase: str) -> bool:
@@ -70,8 +71,12 @@ def test_another_seed_writes_other_texts(tmp_path: Path) -> None:
 
 
 def test_row_counts_and_columns() -> None:
-    columns = {"raw": ["text"], "privleak": ["text"], "verbmem": ["prompt", "gt"],
-               "knowmem": ["question", "answer"]}
+    columns = {
+        "raw": ["text"],
+        "privleak": ["text"],
+        "verbmem": ["prompt", "gt"],
+        "knowmem": ["question", "answer"],
+    }
     for name, count in ROWS.items():
         rows = shipped(name)
         assert len(rows) == count
@@ -137,14 +142,16 @@ def test_every_question_has_one_answer_in_the_corpus() -> None:
         strangers = [other for other in EVERY_STORY if other is not story]
         for question, answer in story.questions:
             assert any(mentions(question, name) for name in story.entities)
-            assert not any(mentions(question, name)
-                           for other in strangers for name in other.entities)
+            assert not any(
+                mentions(question, name) for other in strangers for name in other.entities
+            )
             assert not any(mentions(other.text, answer) for other in strangers)
 
 
 def test_splits_draw_equally_from_the_same_families() -> None:
-    shares = {split: sorted(story.family for story in stories)
-              for split, stories in STORIES.items()}
+    shares = {
+        split: sorted(story.family for story in stories) for split, stories in STORIES.items()
+    }
     assert len(set(shares["forget"])) == len(FAMILIES) >= 8
     assert shares["forget"] == shares["holdout"] == sorted(shares["extra"] * 2)
     assert shares["retain"] == sorted(shares["extra"] * 5)
@@ -166,9 +173,7 @@ def test_token_lengths_under_a_small_tokenizer() -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1024, initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=1024, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(texts + asked, trainer)
     lengths = [len(tokenizer.encode(text).ids) for text in texts]
     assert 75 <= median(lengths) <= 95

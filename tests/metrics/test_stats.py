@@ -201,6 +201,16 @@ def test_an_aucs_interval_stays_within_0_and_1(
     assert 0 <= got.ci[0] <= got.ci[1] <= 1
 
 
+def test_ties_count_half_in_every_resample_too() -> None:
+    same = bootstrap_auc(np.full(6, 2.0), np.full(5, 2.0), seed=0)
+    assert same == Estimate(0.5, 0.0, (0.5, 0.5))
+    members, nonmembers = np.round(normal(1, 60, 0.5)), np.round(normal(2, 60))
+    got = bootstrap_auc(members, nonmembers, seed=0)
+    assert got.stderr == pytest.approx(delong(members, nonmembers), rel=0.12)
+    assert got.ci is not None
+    assert sum(got.ci) / 2 == pytest.approx(got.value, abs=0.02)
+
+
 def test_groups_that_are_told_apart_have_no_spread() -> None:
     got = bootstrap_auc(np.array([1.0, 2.0]), np.array([3.0, 4.0]), seed=0)
     assert got == Estimate(0.0, 0.0, (0.0, 0.0))

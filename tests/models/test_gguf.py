@@ -75,7 +75,8 @@ def gguf_name(name: str) -> str:
 def interleave(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     """The order of rows in which llama.cpp keeps queries and keys."""
     rows = weight.shape[0]
-    return weight.reshape(heads, 2, rows // heads // 2, -1).swapaxes(1, 2).reshape(weight.shape)
+    halves = weight.reshape(heads, 2, rows // heads // 2, -1)
+    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
 
 
 def add_metadata(writer: gguf.GGUFWriter, config: dict[str, Any], tokens: list[str]) -> None:
@@ -116,7 +117,7 @@ def write_gguf(twin: Path, path: Path, kind: gguf.GGMLQuantizationType) -> Path:
         if stored.ndim == 1:
             writer.add_tensor(gguf_name(name), stored)
         else:
-            codes = gguf.quants.quantize(np.ascontiguousarray(stored), kind)
+            codes = gguf.quants.quantize(stored, kind)
             writer.add_tensor(gguf_name(name), codes, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

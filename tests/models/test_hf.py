@@ -95,12 +95,13 @@ def test_sampling_does_not_depend_on_the_batch(tiny: Path) -> None:
 
 
 def test_sampling_follows_the_softmax_of_the_top_k() -> None:
-    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    logits: Any = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    ids: Any = torch.zeros(1, 1, dtype=torch.long)
     counts: Counter[int] = Counter()
     draws = 4000
     for seed in range(draws):
         chain = logits_processors(["a"], "none", Sampling(0.5, 3, seed))
-        counts[int(chain(torch.zeros(1, 1, dtype=torch.long), logits).argmax())] += 1
+        counts[int(chain(ids, logits).argmax())] += 1
     weights = [math.exp(x / 0.5) for x in (2.0, 1.0, 0.0)]
     assert counts[3] == 0
     for token, weight in enumerate(weights):

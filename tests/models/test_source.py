@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -207,9 +208,8 @@ def test_a_shard_without_the_weight_that_the_index_promises(tiny: Path, tmp_path
 def test_tied_embeddings_need_no_head(make_checkpoint: MakeCheckpoint) -> None:
     folder = make_checkpoint("tied", tie_word_embeddings=True)
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
-    model = open_source(str(folder), LoadOptions()).model()
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    assert torch.equal(head.weight, embedding.weight)
+    weights = open_source(str(folder), LoadOptions()).state_dict()
+    assert torch.equal(weights["lm_head.weight"], weights["model.embed_tokens.weight"])
     assert len(logprobs(load(folder))) > 0
 
 
@@ -385,15 +385,14 @@ def test_a_tokenizer_of_another_size(copy: Path, size: int, fits: bool) -> None:
         return
     with pytest.raises(CheckpointError, match="does not match the model") as caught:
         open_source(str(copy), LoadOptions())
-    assert f"ids up to {size - 1}" in str(caught.value)
-    assert "has 300 rows" in str(caught.value)
+    assert re.search(rf"\b{size - 1}\b.*\b300 rows", str(caught.value))
 
 
 def test_added_tokens_beyond_the_models_rows(copy: Path) -> None:
     tokenizer = make_tokenizer()
     tokenizer.add_tokens(["[PAD]"])
     tokenizer.save_pretrained(copy)
-    with pytest.raises(CheckpointError, match="does not match the model.*ids up to 300"):
+    with pytest.raises(CheckpointError, match=r"does not match the model.*\b300\b"):
         open_source(str(copy), LoadOptions())
 
 

@@ -29,34 +29,9 @@ QUESTIONS_PER_STORY = 3
 ICL_ROWS = 4
 
 ONSETS = [
-    "Bl",
-    "Br",
-    "Ch",
-    "Cl",
-    "Cr",
-    "Dr",
-    "Fl",
-    "Fr",
-    "Gl",
-    "Gw",
-    "J",
-    "Kl",
-    "Kr",
-    "Pl",
-    "Pr",
-    "Sk",
-    "Sl",
-    "Sn",
-    "Sp",
-    "Str",
-    "Sw",
-    "Th",
-    "Tr",
-    "Tw",
-    "V",
-    "Y",
-    "Z",
-]
+    "Bl", "Br", "Ch", "Cl", "Cr", "Dr", "Fl", "Fr", "Gl", "Gw", "J", "Kl", "Kr", "Pl", "Pr",
+    "Sk", "Sl", "Sn", "Sp", "Str", "Sw", "Th", "Tr", "Tw", "V", "Y", "Z",
+]  # fmt: skip
 CODAS = ["d", "l", "m", "n", "r", "s"]
 ENDINGS = {
     "first": ["a", "en", "ia", "in", "o"],
@@ -66,62 +41,16 @@ ENDINGS = {
 }
 # Stems that make the name of a real place or person, or a rude word.
 AVOIDED = [
-    "Blad",
-    "Blan",
-    "Bram",
-    "Bran",
-    "Brad",
-    "Brom",
-    "Chad",
-    "Chal",
-    "Cham",
-    "Char",
-    "Chas",
-    "Chel",
-    "Ches",
-    "Chin",
-    "Chis",
-    "Chor",
-    "Clan",
-    "Clun",
-    "Crad",
-    "Cran",
-    "Crom",
-    "Cros",
-    "Flor",
-    "Frod",
-    "Jas",
-    "Jes",
-    "Jis",
-    "Jud",
-    "Klan",
-    "Pres",
-    "Spam",
-    "Spas",
-    "Strad",
-    "Swan",
-    "Swas",
-    "Swin",
-    "Thor",
-    "Tran",
-    "Trum",
-    "Yar",
-]
+    "Blad", "Blan", "Bram", "Bran", "Brad", "Brom", "Chad", "Chal", "Cham", "Char", "Chas",
+    "Chel", "Ches", "Chin", "Chis", "Chor", "Clan", "Clun", "Crad", "Cran", "Crom", "Cros",
+    "Flor", "Frod", "Jas", "Jes", "Jis", "Jud", "Klan", "Pres", "Spam", "Spas", "Strad", "Swan",
+    "Swas", "Swin", "Thor", "Tran", "Trum", "Yar",
+]  # fmt: skip
 
 MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
+    "January", "February", "March", "April", "May", "June", "July", "August", "September",
+    "October", "November", "December",
+]  # fmt: skip
 YEARS = range(2041, 2050)
 
 Row = dict[str, str]

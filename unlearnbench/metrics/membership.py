@@ -38,6 +38,8 @@ STD_FLOOR = 1e-6
 
 
 def _lowest(values: NDArray[np.float64], percent: int) -> float:
+    if not np.isfinite(values).all():  # a sort would put NaN out of sight
+        raise MetricError("a log-probability is not finite")
     k = len(values) * percent // 100  # int(0.4 n) without its rounding
     if k < 1:
         raise MetricError(
@@ -86,6 +88,8 @@ def score_text(scored: Scored, text: str, lowered: Scored | None = None) -> dict
     Raises:
         MetricError: the text is too short, or a score is not finite.
     """
+    for part in (scored,) if lowered is None else (scored, lowered):
+        _require_finite(part)
     loss = -float(scored.logprobs.mean()) if len(scored.logprobs) else math.nan
     scores = {"PPL": loss, "PPL/zlib": loss / len(zlib.compress(_utf8(text)))}
     if lowered is not None:
@@ -97,6 +101,14 @@ def score_text(scored: Scored, text: str, lowered: Scored | None = None) -> dict
     if bad:
         raise MetricError(f"text {scored.id}: {', '.join(bad)} is not finite")
     return scores
+
+
+def _require_finite(scored: Scored) -> None:
+    figures = (scored.logprobs, scored.mean, scored.std)
+    if len({len(figure) for figure in figures}) != 1:
+        raise MetricError(f"text {scored.id}: its figures have different lengths")
+    if not all(np.isfinite(figure).all() for figure in figures):
+        raise MetricError(f"text {scored.id}: a log-probability or its spread is not finite")
 
 
 def _utf8(text: str) -> bytes:
@@ -111,6 +123,8 @@ def privleak(auc_value: float, auc_reference: float) -> float:
     Raises:
         MetricError: the reference is 0 or not a probability.
     """
+    if not math.isfinite(auc_value):
+        raise MetricError("an AUC that is not finite gives no PrivLeak")
     if not 0 < auc_reference <= 1:
         raise MetricError(
             f"a reference AUC of {auc_reference:g} gives no PrivLeak; is the reference a model "

@@ -78,7 +78,7 @@ def find_checkpoint(model: str, revision: str | None, allow_pickle: bool) -> Che
         CheckpointError: nothing is there, files are missing or damaged, or only pickled weights
             are there and ``allow_pickle`` is off.
     """
-    path = Path(model).expanduser()
+    path = _local_path(model)
     if path.is_file():
         if path.suffix != ".gguf":
             raise CheckpointError(
@@ -90,6 +90,18 @@ def find_checkpoint(model: str, revision: str | None, allow_pickle: bool) -> Che
         return _inspect_folder(model, path, None, allow_pickle)
     folder, commit = _download(model, revision, allow_pickle)
     return _inspect_folder(model, folder, commit, allow_pickle)
+
+
+def _local_path(model: str) -> Path:
+    try:
+        path = Path(model).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such home, a NUL
+        raise CheckpointError(
+            f"no such path: {one_line(model, 120)} ({one_line(error, 80)}); give a checkpoint "
+            "folder"
+        ) from None
+    return path
 
 
 def _download(model: str, revision: str | None, allow_pickle: bool) -> tuple[Path, str]:
@@ -122,7 +134,12 @@ def _inspect_folder(
 ) -> CheckpointFiles:
     if not any(folder.iterdir()):
         raise CheckpointError(f"{folder} is empty; --model takes a checkpoint folder")
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    if (folder / "adapter_config.json").is_file():
+        if _weight_files(folder, "model.safetensors") or _weight_files(folder, "pytorch_model.bin"):
+            raise CheckpointError(
+                f"{folder} holds a full checkpoint and an adapter (adapter_config.json), and "
+                "transformers would load both without a word; move one to a folder of its own"
+            )
         names, kind = ("adapter_model.safetensors", "adapter_model.bin"), "adapter"
     elif (folder / "config.json").is_file():
         names, kind = ("model.safetensors", "pytorch_model.bin"), "safetensors"
@@ -183,12 +200,20 @@ def _check_safetensors(path: Path) -> None:
 
     try:
         with safe_open(path, framework="numpy") as file:
-            if not list(file.keys()):
-                raise CheckpointError(f"{path} holds no tensors")
+            dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is truncated or damaged ({one_line(error, 150)}); copy or download it again"
         ) from None
+    if not dtypes:
+        raise CheckpointError(f"{path} holds no tensors")
+    for name, dtype in dtypes.items():
+        # Codes without their scales would be taken for values.
+        if name.endswith(".weight") and dtype not in ("F64", "F32", "F16", "BF16"):
+            raise CheckpointError(
+                f"{path}: {one_line(name, 120)} is stored as {dtype}, as quantized weights are; "
+                "give the unquantized checkpoint, which unlearnbench quantizes itself"
+            )
 
 
 def _check_gguf(path: Path) -> None:

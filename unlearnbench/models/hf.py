@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unlearnbench import quant
-from unlearnbench.errors import CheckpointError, ModelOutputError, OptionError, PrecisionError
+from unlearnbench.errors import (
+    CheckpointError,
+    ModelOutputError,
+    OptionError,
+    PrecisionError,
+    one_line,
+)
 from unlearnbench.models.batching import Batches, is_out_of_memory
 from unlearnbench.models.source import DTYPES
 from unlearnbench.quant.base import PrecisionSpec
@@ -154,7 +160,13 @@ class HFModel:
 
     def _encode(self, text: str) -> list[int]:
         """Token ids with the tokenizer's own special tokens, as it adds them by itself."""
-        return list(self._tokenizer(text, add_special_tokens=True)["input_ids"])
+        ids = list(self._tokenizer(text, add_special_tokens=True)["input_ids"])
+        rows = self._source.config.get_text_config().vocab_size
+        if ids and max(ids) >= rows:
+            raise ModelOutputError(
+                f"token {max(ids)} of {one_line(text, 60)!r} is beyond the model's {rows} rows"
+            )
+        return ids
 
     def _decode(self, ids: Sequence[int]) -> str:
         text = self._tokenizer.decode(list(ids), skip_special_tokens=True)

@@ -7,6 +7,8 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import re
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import CheckpointError, PrecisionError, one_line
@@ -91,13 +93,22 @@ def load_tokenizer(
     return tokenizer
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, config: Any, path: str) -> None:
-    """A tokenizer of another model yields babble, which would read as perfect forgetting."""
+def check_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, config: Any, files: CheckpointFiles
+) -> None:
+    """A tokenizer of another model yields babble, which would read as perfect forgetting.
+
+    Raises:
+        CheckpointError: the tokenizer's ids do not fit the model's vocabulary.
+    """
+    path = files.path
+    # transformers adds a token of its own to the tokenizers of some GGUF files.
+    spare = 1 if files.kind == "gguf" else 0
     rows = getattr(config.get_text_config(), "vocab_size", 0)
     vocabulary = tokenizer.get_vocab()
     top = max(vocabulary.values(), default=-1)
     # Embeddings are often padded to a round number; the most seen in use is some 3%.
-    if not vocabulary or top >= rows or top + 1 < 0.9 * rows:
+    if not vocabulary or top >= rows + spare or top + 1 < 0.9 * rows:
         raise CheckpointError(
             f"{path}: the tokenizer does not match the model: its {len(vocabulary)} tokens reach "
             f"id {top}, and the model's vocabulary has {rows} rows; use the tokenizer that the "
@@ -144,6 +155,7 @@ def load_weights(
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that check_loading can name the weight
             **extra,
         )
     except Exception as error:  # whatever a library raises here, there is no model to score
@@ -151,9 +163,13 @@ def load_weights(
             f"{files.path}: its weights cannot be loaded: {one_line(error, 300)}"
         ) from error
     model, info = loaded
-    check_loading(info, files.path)
+    check_loading(model, info, files.path)
     _check_finite(model, files.path)
     return model  # type: ignore[no-any-return]
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
 
 def merge_adapter(model: PreTrainedModel, files: CheckpointFiles) -> PreTrainedModel:
@@ -167,7 +183,7 @@ def merge_adapter(model: PreTrainedModel, files: CheckpointFiles) -> PreTrainedM
     return merged
 
 
-def check_loading(info: dict[str, Any], path: str) -> None:
+def check_loading(model: PreTrainedModel, info: dict[str, Any], path: str) -> None:
     """Transformers initialises missing weights at random and only warns: here it is an error."""
     for kind, remedy in (
         ("missing_keys", "the checkpoint lacks weights that its config asks for"),
@@ -181,6 +197,15 @@ def check_loading(info: dict[str, Any], path: str) -> None:
                 "save the checkpoint again"
             )
     unexpected = sorted(map(str, info.get("unexpected_keys") or ()))
+    # A weight beside like ones, as of a further layer, was dropped by a config that is too small; a
+    # part of another kind, as a value head, is no part of a language model.
+    kinds = {_without_numbers(name) for name in model.state_dict()}
+    lost = [name for name in unexpected if _without_numbers(name) in kinds]
+    if lost:
+        raise CheckpointError(
+            f"{path}: {len(lost)} weights have no place in the model that config.json describes, "
+            f"as {one_line(lost[0], 120)}; correct the config or save the checkpoint again"
+        )
     if unexpected:
         log.warning(
             "%s: %d tensors are not part of the model and were left out, as %s",
@@ -191,28 +216,72 @@ def check_loading(info: dict[str, Any], path: str) -> None:
 
 
 def attach_adapter(model: PreTrainedModel, files: CheckpointFiles) -> Any:
-    """Attach a PEFT adapter, and make sure that all of it arrived."""
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
+    """Attach a PEFT adapter, and make sure that all of it arrived.
 
+    Raises:
+        CheckpointError: it does not fit the base, is incomplete, or needs a later PEFT.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    _check_adapter_config(files)
     try:
-        adapted = PeftModel.from_pretrained(model, str(files.folder), is_trainable=False)
+        with warnings.catch_warnings():
+            # Advice for people who train; what would be lost is checked here.
+            warnings.simplefilter("ignore")
+            adapted = PeftModel.from_pretrained(model, str(files.folder), is_trainable=False)
     except Exception as error:  # PEFT raises many kinds for an adapter that does not fit its base
         raise CheckpointError(
             f"{files.path}: the adapter cannot be attached to its base: {one_line(error, 200)}; "
             "is --base the model that it was trained on?"
         ) from error
-    expected = set(get_peft_model_state_dict(adapted))
-    if files.weights[0].suffix == ".safetensors":
-        with safe_open(files.weights[0], framework="pt") as file:
-            found = set(file.keys())
-        if expected != found:
-            odd = sorted(expected ^ found)
-            raise CheckpointError(
-                f"{files.path}: {len(odd)} adapter weights do not fit the base, as "
-                f"{one_line(odd[0], 120)}; is --base the model that it was trained on?"
-            )
+    # "auto" would ask the hub about the base that the adapter's config names.
+    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    found = _tensor_names(files)
+    embeddings = {name for name in found - expected if name in adapted.state_dict()}
+    if expected != found - embeddings:
+        odd = sorted(expected ^ (found - embeddings))
+        raise CheckpointError(
+            f"{files.path}: {len(odd)} adapter weights do not fit the base, as "
+            f"{one_line(odd[0], 120)}; is --base the model that it was trained on?"
+        )
     return adapted
+
+
+def _check_adapter_config(files: CheckpointFiles) -> None:
+    """PEFT ignores options that it does not know; one that is on would be missing in the model."""
+    from dataclasses import fields
+
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    config = read_json(files.folder / "adapter_config.json")
+    kind = config.get("peft_type")
+    mapping: dict[Any, Any] = dict(PEFT_TYPE_TO_CONFIG_MAPPING)
+    known = mapping.get(kind) if isinstance(kind, str) else None
+    if known is None:
+        raise CheckpointError(
+            f"{files.path}: adapter_config.json has peft_type {one_line(kind, 40)!r}, which PEFT "
+            "does not know; update peft or correct the file"
+        )
+    names = {field.name for field in fields(known)}
+    lost = [key for key, value in config.items() if value and key not in names]
+    lost = [key for key in lost if key != "peft_version"]
+    if lost:
+        raise CheckpointError(
+            f"{files.path}: the adapter uses {one_line(lost[0], 80)}, which this version of PEFT "
+            "does not know; update peft"
+        )
+
+
+def _tensor_names(files: CheckpointFiles) -> set[str]:
+    from safetensors import safe_open
+
+    path = files.weights[0]
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="numpy") as file:
+            return set(file.keys())
+    import torch
+
+    return set(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def _check_finite(model: PreTrainedModel, path: str) -> None:

@@ -30,7 +30,7 @@ from unlearnbench.results import Checkpoint
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["LoadOptions", "Source", "open_source"]
 
@@ -79,7 +79,7 @@ class Source:
         self._weights = base or files  # where config and full weights are
         self.config = load_config(self._weights, options.trust_remote_code)
         self.tokenizer = load_tokenizer(files, base, options.trust_remote_code)
-        check_vocabulary(self.tokenizer, self.config, files.path)
+        check_vocabulary(self.tokenizer, self.config, files)
         self.checkpoint = _describe(self)
 
     @property
@@ -151,7 +151,7 @@ class Source:
                 f"{self.files.path} cannot be loaded: {one_line(error)}"
             ) from error
         model, info = loaded
-        check_loading(info, self.files.path)
+        check_loading(model, info, self.files.path)
         return model.eval()  # type: ignore[no-any-return]
 
     def finish(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -221,7 +221,7 @@ def _describe(source: Source) -> Checkpoint:
             revision=base.revision,
             format=base.kind,
             weights_sha256=base.weights_sha256,
-            tokenizer_sha256=tokenizer_sha256(source.tokenizer),
+            tokenizer_sha256=tokenizer_sha256(_base_tokenizer(source, base)),
         )
         weights = content_sha256([weights, base_facts.weights_sha256])
     return Checkpoint(
@@ -230,7 +230,7 @@ def _describe(source: Source) -> Checkpoint:
         format=files.kind,
         weights_sha256=weights,
         tokenizer_sha256=tokenizer_sha256(source.tokenizer),
-        config_sha256=content_sha256(_config_facts(source.config)),
+        config_sha256=content_sha256(_config_facts(source)),
         origin=_origin(source._weights),
         adapter={"merge": "merged", "keep": "kept"}[source.options.adapter]  # type: ignore[arg-type]
         if base is not None
@@ -239,9 +239,21 @@ def _describe(source: Source) -> Checkpoint:
     )
 
 
-def _config_facts(config: PretrainedConfig) -> dict[str, object]:
-    """The config without what changes from one saving to the next and does not change the model."""
-    facts = json.loads(config.to_json_string(use_diff=False))
+def _base_tokenizer(source: Source, base: CheckpointFiles) -> PreTrainedTokenizerBase:
+    try:
+        return load_tokenizer(base, None, source.options.trust_remote_code)
+    except CheckpointError:  # a base without a tokenizer, where the adapter brings its own
+        return source.tokenizer
+
+
+def _config_facts(source: Source) -> dict[str, object]:
+    """The config, and an adapter's, without what changes from one saving to the next and does not
+    change the model.
+    """
+    facts = json.loads(source.config.to_json_string(use_diff=False))
+    if source.files.kind == "adapter":
+        facts["adapter"] = read_json(source.files.folder / "adapter_config.json")
+        facts["adapter"].pop("base_model_name_or_path", None)
     for key in ("_name_or_path", "_model_name_or_path", "transformers_version"):
         facts.pop(key, None)
     return dict(facts)
