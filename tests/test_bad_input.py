@@ -377,7 +377,7 @@ def no_model_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         pytest.fail("a model was loaded")
 
-    monkeypatch.setattr("unlearnbench.models.hf.load_model", fail)
+    monkeypatch.setattr("unlearnbench.loading.load_model", fail)
 
 
 @pytest.mark.usefixtures("no_model_loads")
@@ -628,11 +628,11 @@ class Loads:
     """Counts and forwards the loading of models; ``broken`` names precisions that fail."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from unlearnbench.models import hf
+        from unlearnbench import loading
 
         self.names: list[str] = []
         self.broken: dict[str, Exception] = {}
-        original = hf.load_model
+        original = loading.load_model
 
         def counted(source: Any, spec: Any, *rest: Any) -> HFModel:
             self.names.append(spec.name)
@@ -640,7 +640,7 @@ class Loads:
                 raise self.broken[spec.name]
             return original(source, spec, *rest)
 
-        monkeypatch.setattr("unlearnbench.models.hf.load_model", counted)
+        monkeypatch.setattr("unlearnbench.loading.load_model", counted)
 
 
 @pytest.fixture

@@ -495,7 +495,7 @@ edits = st.lists(
     max_size=4,
 )
 fuzz = settings(
-    max_examples=300,
+    max_examples=200,
     derandomize=True,
     deadline=None,
     database=None,

@@ -105,7 +105,8 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
 
 
 def _evaluate(options: dict[str, Any]) -> None:
-    from unlearnbench.evaluator import evaluate, run_path
+    from unlearnbench.evaluator import evaluate
+    from unlearnbench.run import run_path
     from unlearnbench.tables import results_table
 
     options["batch_size"] = _batch_size(options["batch_size"])

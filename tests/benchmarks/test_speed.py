@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from unlearnbench.data import DataOptions
-from unlearnbench.models.hf import HFModel, load_model
+from unlearnbench.loading import load_model
+from unlearnbench.models.hf import HFModel
 from unlearnbench.models.source import LoadOptions, open_source
 from unlearnbench.plan import make_plan
 from unlearnbench.quant import find_precision

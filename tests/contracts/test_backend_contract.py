@@ -12,7 +12,8 @@ import torch
 from tests.conftest import CORPUS, MakeCheckpoint
 from unlearnbench import quant
 from unlearnbench.errors import NotInForceError, PrecisionError
-from unlearnbench.models.hf import HFModel, load_model
+from unlearnbench.loading import load_model
+from unlearnbench.models.hf import HFModel
 from unlearnbench.models.source import LoadOptions, Source, open_source
 from unlearnbench.quant.base import PrecisionSpec, Seen, prove
 from unlearnbench.quant.rtn import quantize

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import CORPUS, MakeCheckpoint, make_tokenizer
 from unlearnbench.errors import CheckpointError, ModelOutputError, OptionError
+from unlearnbench.loading import load_model
 from unlearnbench.models.files import content_sha256
-from unlearnbench.models.hf import HFModel, load_model
+from unlearnbench.models.hf import HFModel
 from unlearnbench.models.source import LoadOptions, open_source
 from unlearnbench.quant import find_precision
 from unlearnbench.requests import Generate, Score

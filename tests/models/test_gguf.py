@@ -16,8 +16,9 @@ from tests.conftest import CORPUS, make_model, make_tokenizer
 from unlearnbench.demo.smollm2 import find_gguf
 from unlearnbench.errors import CheckpointError
 from unlearnbench.evaluator import evaluate
+from unlearnbench.loading import load_model, pick_dtype
 from unlearnbench.models.files import files_sha256
-from unlearnbench.models.hf import HFModel, load_model, pick_dtype
+from unlearnbench.models.hf import HFModel
 from unlearnbench.models.source import LoadOptions, open_source
 from unlearnbench.quant import find_precision
 from unlearnbench.requests import Generate, Score

@@ -12,8 +12,9 @@ import torch
 
 from tests.conftest import CORPUS, MakeCheckpoint
 from unlearnbench.errors import CheckpointError, ModelOutputError, OptionError
+from unlearnbench.loading import load_model, pick_device, pick_dtype
 from unlearnbench.models.decoding import logits_processors, token_statistics
-from unlearnbench.models.hf import HFModel, load_model, pick_device, pick_dtype
+from unlearnbench.models.hf import HFModel
 from unlearnbench.models.source import LoadOptions, open_source
 from unlearnbench.quant import find_precision
 from unlearnbench.requests import Generate, Sampling, Score

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import CORPUS, MakeCheckpoint, make_model, make_tokenizer
 from unlearnbench.errors import CheckpointError, OptionError, PrecisionError
+from unlearnbench.loading import load_model
 from unlearnbench.models.files import content_sha256
-from unlearnbench.models.hf import HFModel, load_model
+from unlearnbench.models.hf import HFModel
 from unlearnbench.models.parts import tokenizer_sha256
 from unlearnbench.models.source import LoadOptions, Source, open_source
 from unlearnbench.quant import find_precision
