@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 # Never ask a hub from a test: set before any library reads it.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Models of a few thousand weights run many times faster on one thread; read when torch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # Tokenizers for tiny models are trained on this.
 CORPUS = [
@@ -28,6 +31,25 @@ CORPUS = [
 def _no_ambient_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests name their data; the real rows come through ``muse_data`` alone."""
     monkeypatch.delenv("UNLEARNBENCH_DATA", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _threads(request: pytest.FixtureRequest) -> None:
+    """All cores for the tests with a model of real size."""
+    if any(request.node.get_closest_marker(name) for name in ("slow", "bench")):
+        import torch
+
+        torch.set_num_threads(os.cpu_count() or 1)
+
+
+@pytest.fixture(autouse=True)
+def _restore_logger() -> Iterator[None]:
+    """The command line takes the package's logger over; the next test gets it back."""
+    log = logging.getLogger("unlearnbench")
+    before = (list(log.handlers), log.propagate, log.level)
+    yield
+    log.handlers, log.propagate = before[0], before[1]
+    log.setLevel(before[2])
 
 
 _DATA = os.environ.get("UNLEARNBENCH_DATA")

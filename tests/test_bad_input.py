@@ -782,7 +782,7 @@ def test_control_characters_do_not_reach_the_terminal_in_a_traceback(
     require_clean(answer.err)
 
 
-@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+@pytest.mark.parametrize("name", ["\x1b[31mred", "two\nlines", "\x9b31m"], ids=ascii)
 def test_control_characters_of_files_do_not_reach_the_terminal(
     scene: Scene, call: Call, tmp_path: Path, name: str
 ) -> None:

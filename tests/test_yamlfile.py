@@ -101,8 +101,8 @@ def test_crlf_and_a_byte_order_mark_do_not_shift_lines(tmp_path: Path) -> None:
         ("a: 1\nb: !local x\n", 2, "!local"),
         ("a: 1\n? [b, c]\n: 2\n", 2, ""),
         ("a: 1\n? {b: c}\n: 2\n", 2, ""),
-        ("[" * 2000, 1, "nested too deeply"),
-        ("a: " + "{b: " * 2000, 1, "nested too deeply"),
+        ("[" * 1000, 1, "nested too deeply"),
+        ("a: " + "{b: " * 1000, 1, "nested too deeply"),
     ],
 )
 def test_faults_name_their_line(tmp_path: Path, text: str, line: int, says: str) -> None:

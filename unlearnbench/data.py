@@ -12,7 +12,7 @@ from unlearnbench.errors import DataError, one_line
 from unlearnbench.quiet import quiet_hub
 from unlearnbench.tasks import TaskSpec
 
-__all__ = ["DataOptions", "Row", "SplitRows", "load_splits", "rows_sha256"]
+__all__ = ["DataOptions", "Row", "SplitRows", "load_splits", "read_rows", "rows_sha256"]
 
 Row = Mapping[str, object]
 
@@ -44,11 +44,20 @@ def rows_sha256(rows: Iterable[Row]) -> str:
 
     SHA-256 over one line of JSON a row (keys sorted, no blanks, ASCII escapes); a key whose value
     is null counts as absent, because Arrow adds such keys.
+
+    Raises:
+        DataError: a field holds what JSON cannot.
     """
     digest = hashlib.sha256()
     for row in rows:
         present = {key: value for key, value in row.items() if value is not None}
-        line = json.dumps(present, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        try:
+            line = json.dumps(present, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        except (TypeError, ValueError):
+            kinds = ", ".join(f"{k!r} ({type(v).__name__})" for k, v in present.items())
+            raise DataError(
+                f"a row holds what JSON cannot, in one of its fields {one_line(kinds, 200)}"
+            ) from None
         digest.update(line.encode("ascii") + b"\n")
     return digest.hexdigest()
 
@@ -153,6 +162,10 @@ def _read_json(path: Path) -> Sequence[object]:
         value: object = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: no valid JSON: {error.msg}") from None
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(f"{path}: no valid JSON: {one_line(error, 100)}") from None
     if not isinstance(value, list):
         raise DataError(f"{path}: expected a list of objects")
     return value
@@ -170,15 +183,20 @@ def _read_parquet(path: Path) -> Sequence[object]:
 
 
 def _read_hub(spec: TaskSpec, split: str, options: DataOptions) -> list[Row]:
-    import datasets
+    """Fetch the data set's files at the task's revision, then read them with ``datasets``.
 
-    quiet_hub()
-    datasets.disable_progress_bars()
+    In two steps, because ``load_dataset`` with a hub id prefers a folder of that name below the
+    current one, and without a connection gives whatever revision it prepared last.
+    """
     revision = spec.dataset_kwargs.revision
     try:
-        loaded = datasets.load_dataset(
-            spec.dataset_path, spec.dataset_name, split=split, revision=revision
-        )
+        import datasets
+        from huggingface_hub import snapshot_download
+
+        quiet_hub()
+        datasets.disable_progress_bars()
+        folder = snapshot_download(spec.dataset_path, repo_type="dataset", revision=revision)
+        loaded = datasets.load_dataset(folder, spec.dataset_name, split=split)
         return [dict(row) for row in loaded]
     except Exception as error:  # the hub client's errors have no common base; none becomes a score
         tried = f"{options.data_dir} has no {spec.dataset_path}" if options.data_dir else "no data"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined, Template
+from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from unlearnbench.data import Row, SplitRows
@@ -19,8 +20,10 @@ _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_tra
 
 
 @lru_cache(maxsize=256)
-def _compile(template: str) -> Callable[..., str]:
-    return _ENVIRONMENT.from_string(template).render
+def _compile(template: str) -> tuple[Template, frozenset[str]]:
+    """The template, and the names of the fields that it uses."""
+    used = find_undeclared_variables(_ENVIRONMENT.parse(template))
+    return _ENVIRONMENT.from_string(template), frozenset(used)
 
 
 def render_field(template: str, row: Row, where: str) -> str:
@@ -31,16 +34,20 @@ def render_field(template: str, row: Row, where: str) -> str:
         DataError: a field that the template uses is not text, a number or a truth value.
     """
     try:
-        return _compile(template)(_plain(row, where))
-    except TemplateError as error:
+        compiled, used = _compile(template)
+        return compiled.render(_plain(row, used, where))
+    except DataError:
+        raise
+    except Exception as error:  # a template is a stranger's program and can fail in any way
         raise TaskError(f"{where}: template {template!r} fails: {one_line(error, 200)}") from None
 
 
-def _plain(row: Row, where: str) -> Mapping[str, object]:
-    for key, value in row.items():
-        if value is not None and not isinstance(value, (str, int, float)):
+def _plain(row: Row, used: frozenset[str], where: str) -> Mapping[str, object]:
+    fields = {key: row[key] for key in used if row.get(key) is not None}
+    for key, value in fields.items():
+        if not isinstance(value, (str, int, float)):
             raise DataError(f"{where}: field {key!r} holds {type(value).__name__}, not text")
-    return {key: value for key, value in row.items() if value is not None}
+    return fields
 
 
 def fewshot_prefix(spec: GenerationTask, shots: SplitRows | None) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +77,9 @@ class GenerationOptions(_Strict):
 
     @model_validator(mode="after")
     def _stops_are_text(self) -> GenerationOptions:
-        if any(not stop for stop in self.until):
-            raise ValueError("an empty stop string would empty every output")
+        if "" in self.until:
+            at = self.until.index("")
+            raise ValueError(f"until.{at}: an empty stop string would empty every output")
         return self
 
 
@@ -135,14 +137,16 @@ class GenerationTask(TaskBase):
 
     @model_validator(mode="after")
     def _splits_are_pinned(self) -> GenerationTask:
-        _require_pins(self, self.used_splits)
+        _require_pins(self, "test_split", "fewshot_split")
         unknown = sorted(set(self.protocol_overrides) - set(PROTOCOLS))
         if unknown:
-            raise ValueError(f"protocol_overrides names {unknown[0]!r}; known: {PROTOCOLS}")
+            raise ValueError(
+                f"protocol_overrides.{unknown[0]}: no protocol; known: {', '.join(PROTOCOLS)}"
+            )
         if (self.fewshot_split is None) != (self.num_fewshot == 0):
-            raise ValueError("num_fewshot and fewshot_split go together")
+            raise ValueError("num_fewshot: it and fewshot_split go together")
         if self.fewshot_split and self.splits[self.fewshot_split].rows < self.num_fewshot:
-            raise ValueError(f"num_fewshot is more than the rows of split {self.fewshot_split!r}")
+            raise ValueError(f"num_fewshot: more than the rows of split {self.fewshot_split!r}")
         return self
 
     @property
@@ -167,9 +171,9 @@ class LikelihoodTask(TaskBase):
 
     @model_validator(mode="after")
     def _splits_are_pinned(self) -> LikelihoodTask:
-        _require_pins(self, self.used_splits)
+        _require_pins(self, "member_split", "nonmember_split")
         if self.member_split == self.nonmember_split:
-            raise ValueError("member_split and nonmember_split must differ")
+            raise ValueError("nonmember_split: it and member_split must differ")
         return self
 
     @property
@@ -185,10 +189,11 @@ _KINDS: dict[str, type[GenerationTask] | type[LikelihoodTask]] = {
 }
 
 
-def _require_pins(spec: TaskBase, used: Iterable[str]) -> None:
-    missing = [name for name in used if name not in spec.splits]
-    if missing:
-        raise ValueError(f"splits has no entry for {', '.join(missing)}")
+def _require_pins(spec: TaskBase, *fields: str) -> None:
+    for field in fields:
+        split = getattr(spec, field)
+        if split is not None and split not in spec.splits:
+            raise ValueError(f"{field}: splits has no entry for {split}")
 
 
 @dataclass(frozen=True)
@@ -309,10 +314,17 @@ def _kind(source: YamlFile) -> type[GenerationTask] | type[LikelihoodTask]:
 def _explain(source: YamlFile, error: ValidationError) -> str:
     """One line for the first fault, with the line of the file that it is on."""
     first = error.errors(include_url=False)[0]
-    loc = first["loc"]
+    loc, message = first["loc"], first["msg"]
+    told = re.match(r"Value error, ([\w.]+): (.*)", message)  # our own, which name the field
+    if told:
+        loc, message = (*loc, *_loc(told[1])), told[2]
     field = ".".join(str(part) for part in loc)
     if first["type"] == "extra_forbidden":
         return f"{source.where(*loc)}: unknown key {field!r}"
     if first["type"] == "missing":
         return f"{source.where(*loc[:-1])}: key {field!r} is missing"
-    return f"{source.where(*loc)}: {field or 'task'}: {one_line(first['msg'])}"
+    return f"{source.where(*loc)}: {field or 'task'}: {one_line(message)}"
+
+
+def _loc(dotted: str) -> tuple[str | int, ...]:
+    return tuple(int(part) if part.isdigit() else part for part in dotted.split("."))

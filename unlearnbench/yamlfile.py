@@ -43,26 +43,43 @@ def _child(node: Node, part: str | int) -> tuple[Node, Node] | None:
 
 
 def read_yaml(path: Path) -> YamlFile:
-    """Read ``path`` with the safe loader: no Python tags, no duplicate keys.
+    """Read ``path`` as plain data: mappings, lists, text, numbers and truth values.
 
     Raises:
-        TaskError: unreadable, no YAML, or its top level is no mapping; says the line.
+        TaskError: unreadable, no YAML, its top level is no mapping, or it holds tags, aliases,
+            merge keys or duplicate keys; says the line.
     """
     try:
         text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskError(f"{path}: cannot be read: {one_line(error)}") from None
+    loader: yaml.SafeLoader | None = None
+    try:
+        _refuse_tags(path, text)
         loader = yaml.SafeLoader(text)
         root = loader.get_single_node()
         if not isinstance(root, MappingNode):
             raise TaskError(f"{path}:1: expected `key: value` lines")
-        _refuse_duplicates(path, root)
-        value = loader.construct_document(root)
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path}: cannot be read: {one_line(error)}") from None
+        value = _Builder(path, loader).mapping(root)
     except yaml.YAMLError as error:
         raise TaskError(f"{path}:{_line(error)}: no valid YAML: {one_line(error)}") from None
+    except (ValueError, ArithmeticError) as error:  # escapes that name no character
+        line = 1 if loader is None else loader.line + 1
+        raise TaskError(f"{path}:{line}: no valid YAML: {one_line(error)}") from None
     except RecursionError:
         raise TaskError(f"{path}:1: nested too deeply") from None
     return YamlFile(path, value, root)
+
+
+def _refuse_tags(path: Path, text: str) -> None:
+    try:
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            if isinstance(token, yaml.TagToken):
+                line = token.start_mark.line + 1
+                tag = one_line("".join(part or "" for part in token.value), 80)
+                raise TaskError(f"{path}:{line}: tags are not allowed in task files: {tag}")
+    except (ValueError, ArithmeticError):  # met again, with its line, when the file is read
+        return
 
 
 def _line(error: yaml.YAMLError) -> int:
@@ -70,25 +87,39 @@ def _line(error: yaml.YAMLError) -> int:
     return 1 if mark is None else mark.line + 1
 
 
-def _refuse_duplicates(path: Path, node: Node) -> None:
-    """YAML libraries let the last duplicate win; here it is an error. Aliases are refused too:
-    a few lines of them can expand to gigabytes, and a task needs none.
+class _Builder:
+    """Builds plain data from nodes. YAML libraries let the last duplicate key win; here it is an
+    error. Aliases are refused: a few lines of them can expand to gigabytes, and a task needs none.
     """
-    seen_nodes: set[int] = set()
-    pending = [node]
-    while pending:
-        current = pending.pop()
-        line = current.start_mark.line + 1
-        if id(current) in seen_nodes and not isinstance(current, ScalarNode):
-            raise TaskError(f"{path}:{line}: aliases (&, *) are not allowed in task files")
-        seen_nodes.add(id(current))
-        if isinstance(current, SequenceNode):
-            pending.extend(current.value)
-        elif isinstance(current, MappingNode):
-            keys: set[str] = set()
-            for key, value in current.value:
-                if str(key.value) in keys:
-                    line = key.start_mark.line + 1
-                    raise TaskError(f"{path}:{line}: duplicate key {one_line(key.value)!r}")
-                keys.add(str(key.value))
-                pending.append(value)
+
+    def __init__(self, path: Path, loader: yaml.SafeLoader) -> None:
+        self._path, self._loader = path, loader
+        self._seen: set[int] = set()
+
+    def mapping(self, node: MappingNode) -> dict[str, object]:
+        """A mapping's value."""
+        found: dict[str, object] = {}
+        for key, value in node.value:
+            if not isinstance(key, ScalarNode) or key.tag.endswith(":merge"):
+                raise self._fault(key, "a key must be plain text")
+            if key.value in found:
+                raise self._fault(key, f"duplicate key {one_line(key.value)!r}")
+            found[key.value] = self._value(value)
+        return found
+
+    def _value(self, node: Node) -> object:
+        if id(node) in self._seen:
+            raise self._fault(node, "aliases (&, *) are not allowed in task files")
+        self._seen.add(id(node))
+        if isinstance(node, MappingNode):
+            return self.mapping(node)
+        if isinstance(node, SequenceNode):
+            return [self._value(part) for part in node.value]
+        try:
+            value: object = self._loader.construct_object(node)
+        except (ValueError, ArithmeticError, LookupError, AttributeError) as error:
+            raise self._fault(node, f"no valid value: {one_line(error, 100)}") from None
+        return value
+
+    def _fault(self, node: Node, what: str) -> TaskError:
+        return TaskError(f"{self._path}:{node.start_mark.line + 1}: {what}")

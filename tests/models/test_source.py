@@ -484,10 +484,12 @@ def test_a_small_model_max_length_does_not_cut_prompts(copy: Path, plain: HFMode
 # Generation config
 
 
-@pytest.mark.parametrize("ends", [50, [1, 50], [50, 1]])
-@pytest.mark.parametrize("precision", ["none", "rtn-int4", "bnb-fp4"])
+@pytest.mark.parametrize(
+    ("precision", "ends"),
+    [("none", 50), ("none", [1, 50]), ("rtn-int4", [50, 1]), ("bnb-fp4", [1, 50])],
+)
 def test_an_ordinary_word_as_end_of_text_is_refused(
-    copy: Path, ends: object, precision: str
+    copy: Path, precision: str, ends: object
 ) -> None:
     edit_json(copy / "generation_config.json", eos_token_id=ends)
     with pytest.raises(CheckpointError, match="token 50, an ordinary word of the tokenizer"):

@@ -71,8 +71,11 @@ def content_sha256(value: object) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def find_checkpoint(model: str, revision: str | None, allow_pickle: bool) -> CheckpointFiles:
-    """Find the files that ``model`` names: a folder, a ``.gguf`` file or a hub id.
+def find_checkpoint(
+    model: str, revision: str | None, allow_pickle: bool, remote_code: bool = False
+) -> CheckpointFiles:
+    """Find the files that ``model`` names: a folder, a ``.gguf`` file or a hub id. Python files
+    are fetched from the hub only with ``remote_code``.
 
     Raises:
         CheckpointError: nothing is there, files are missing or damaged, or only pickled weights
@@ -88,7 +91,7 @@ def find_checkpoint(model: str, revision: str | None, allow_pickle: bool) -> Che
         return CheckpointFiles(model, path.parent, "gguf", (path,))
     if path.is_dir():
         return _inspect_folder(model, path, None, allow_pickle)
-    folder, commit = _download(model, revision, allow_pickle)
+    folder, commit = _download(model, revision, allow_pickle, remote_code)
     return _inspect_folder(model, folder, commit, allow_pickle)
 
 
@@ -104,13 +107,15 @@ def _local_path(model: str) -> Path:
     return path
 
 
-def _download(model: str, revision: str | None, allow_pickle: bool) -> tuple[Path, str]:
+def _download(
+    model: str, revision: str | None, allow_pickle: bool, remote_code: bool
+) -> tuple[Path, str]:
     if not _HUB_ID.match(model) or model.endswith(".gguf"):
         raise CheckpointError(f"no such path: {one_line(model)}; give a checkpoint folder")
     from huggingface_hub import snapshot_download
 
     quiet_hub()
-    patterns = [*_HUB_PATTERNS, "*.bin"] if allow_pickle else _HUB_PATTERNS
+    patterns = [*_HUB_PATTERNS, *["*.bin"] * allow_pickle, *["*.py"] * remote_code]
     try:
         folder = Path(
             snapshot_download(

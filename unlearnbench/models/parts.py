@@ -130,7 +130,8 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    return dict(sorted(tokenizer.special_tokens_map.items()))
+    # Padding is masked, and trainers often save pad = eos: no other tokenizer for that.
+    return {k: v for k, v in sorted(tokenizer.special_tokens_map.items()) if k != "pad_token"}
 
 
 def load_weights(

@@ -179,12 +179,16 @@ def open_source(model: str, options: LoadOptions, keep: bool = True) -> Source:
         OptionError: an option that does not apply to this kind of checkpoint.
         PrecisionError: the checkpoint is quantized already.
     """
-    files = find_checkpoint(model, options.revision, options.allow_pickle)
+    files = find_checkpoint(
+        model, options.revision, options.allow_pickle, options.trust_remote_code
+    )
     if files.kind != "adapter":
         if options.base is not None:
             raise OptionError(f"--base is for adapter folders, and {model} is a full checkpoint")
         return Source(files, None, options, keep and _fits_in_memory(files.size))
-    base = find_checkpoint(_adapter_base(files, options), None, options.allow_pickle)
+    base = find_checkpoint(
+        _adapter_base(files, options), None, options.allow_pickle, options.trust_remote_code
+    )
     if base.kind == "adapter":
         raise CheckpointError(f"the base {base.path} is an adapter itself; merge it first")
     return Source(files, base, options, keep and _fits_in_memory(base.size))
@@ -252,11 +256,19 @@ def _config_facts(source: Source) -> dict[str, object]:
     """
     facts = json.loads(source.config.to_json_string(use_diff=False))
     if source.files.kind == "adapter":
-        facts["adapter"] = read_json(source.files.folder / "adapter_config.json")
-        facts["adapter"].pop("base_model_name_or_path", None)
+        facts["adapter"] = _adapter_facts(source.files)
     for key in ("_name_or_path", "_model_name_or_path", "transformers_version"):
         facts.pop(key, None)
     return dict(facts)
+
+
+def _adapter_facts(files: CheckpointFiles) -> dict[str, object]:
+    facts = read_json(files.folder / "adapter_config.json")
+    for key in ("base_model_name_or_path", "revision", "peft_version", "inference_mode"):
+        facts.pop(key, None)
+    present = {key: value for key, value in facts.items() if value is not None}
+    # PEFT keeps lists of modules as sets and writes them in any order.
+    return {k: sorted(map(str, v)) if isinstance(v, list) else v for k, v in present.items()}
 
 
 def _stored_dtype(files: CheckpointFiles) -> str:
