@@ -112,6 +112,45 @@ def test_the_command_line_writes_what_evaluate_returns(
         assert ours["precision"] == other["precision"]
 
 
+def test_repeated_options_add_up(toy: Toy, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = ["--tasks", "toy_verbmem", "--tasks", "toy_knowmem_f"]
+    precisions = ["--quant", "none", "--quant", "4bit"]
+    assert call("--model", str(tiny), *tasks, *precisions, *toy.arguments) == 0
+    out = capsys.readouterr().out
+    assert "toy_verbmem (low)" in out
+    assert "toy_knowmem_f (low)" in out
+    assert len(list(toy.out.glob("tiny-*/*/run.json"))) == 2
+
+
+def test_the_table_shows_what_was_asked_for(
+    toy: Toy, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = ["--model", str(tiny), *toy.arguments, "--tasks"]
+    assert call(*first, "toy_verbmem") == 0
+    capsys.readouterr()
+    assert call(*first, "toy_knowmem_f") == 0
+    assert "toy_verbmem" not in capsys.readouterr().out
+
+
+def test_an_option_before_a_command_is_not_left_out_in_silence(
+    toy: Toy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("--include-path", str(toy.tasks), "tasks") == 2
+    assert "--include-path stands before tasks" in capsys.readouterr().err
+
+
+def test_a_number_changed_in_run_json_is_not_believed(toy: Toy, tiny: Path) -> None:
+    options = {"model": tiny, "tasks": "toy", **toy.options}
+    (honest,) = unlearnbench.evaluate(**options)
+    (path,) = toy.out.glob("tiny-*/none/run.json")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["tasks"]["toy_verbmem"] |= {"value": 0.123, "n": 1}
+    content["tasks"]["toy_privleak"]["auc"] = 0.5001
+    path.write_text(json.dumps(content), encoding="utf-8")
+    (again,) = unlearnbench.evaluate(**options)
+    assert again.tasks == honest.tasks
+
+
 def test_protocol_changes_decoding_and_stays_apart(toy: Toy, tiny: Path) -> None:
     greedy = unlearnbench.evaluate(tiny, "toy_verbmem", **toy.options)
     sampled = unlearnbench.evaluate(

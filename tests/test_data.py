@@ -202,7 +202,7 @@ def test_no_character_inside_a_text_splits_a_line(tmp_path: Path, char: str) -> 
 
 
 def test_crlf_and_a_missing_last_line_end(tmp_path: Path) -> None:
-    path = write_file(tmp_path / "rows.jsonl", b'{"text": "a\\r"}\r\n{"text": "b"}')
+    path = write_file(tmp_path / "rows.jsonl", b'{"text":\r"a\\r"}\r\n{"text": "b"}')
     assert read_rows(path) == [{"text": "a\r"}, {"text": "b"}]
 
 

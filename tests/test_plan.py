@@ -303,3 +303,11 @@ def test_score_requests(toy: Toy) -> None:
         Score("toy_privleak:forget/0", plan.samples[0].text),
         Score("toy_privleak:holdout/0", plan.samples[1].text),
     ]
+
+
+def test_an_unknown_attack_is_found_before_a_model_is_loaded(toy: Toy) -> None:
+    path = toy.tasks / "toy_privleak.yaml"
+    text = path.read_text(encoding="utf-8").replace("Min-40%", "Min-35%")
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(TaskError, match="toy_privleak: unknown attack 'Min-35%'.*Min-40%"):
+        plan_of(toy, "toy_privleak")

@@ -147,6 +147,17 @@ def test_delimiters(toy: Toy, changes: dict[str, Any], expected: str) -> None:
     assert fewshot_prefix(generation(toy).model_copy(update=changes), SHOTS) == expected
 
 
+def test_blanks_of_a_shot_are_kept(toy: Toy) -> None:
+    shots = SplitRows("shots", ({"question": " q ", "answer": " a\n"},) * 2, "local", "0" * 64)
+    assert fewshot_prefix(generation(toy), shots) == "Question:  q \nAnswer:  a\n\n\n" * 2
+
+
+def test_fewer_shots_than_the_prompt_needs(toy: Toy) -> None:
+    shots = SplitRows("shots", ({"question": "q", "answer": "a"},), "local", "0" * 64)
+    with pytest.raises(DataError, match="'shots' has 1 rows, and the prompt needs 2"):
+        fewshot_prefix(generation(toy), shots)
+
+
 def test_no_shots(toy: Toy) -> None:
     assert fewshot_prefix(generation(toy, "toy_verbmem"), None) == ""
 

@@ -16,6 +16,7 @@ from tests.test_evaluator import (
     RETRAINED_AUC,
     Spy,
     edit_task,
+    logged,
     retrained_run,
     rows,
     run,
@@ -260,3 +261,18 @@ def test_a_stated_reference_is_never_taken_without_being_asked_for(toy: Toy) -> 
 def test_tasks_that_need_no_reference_do_not_look_at_it(toy: Toy) -> None:
     result = run(script(toy), "toy_verbmem", toy, reference="stated")
     assert result.tasks["toy_verbmem"].auc_reference is None
+
+
+def test_a_run_of_the_very_checkpoint_is_said_to_be_no_reference(toy: Toy) -> None:
+    run(script(toy), "toy_privleak", toy)
+    with logged() as lines:
+        result = leak_against(toy, run_dir(toy, script(toy))).tasks["toy_privleak"]
+    assert result.value == 0
+    assert any("a run of this very checkpoint" in line for line in lines)
+
+
+def test_a_reference_that_moves_nothing_is_said(toy: Toy) -> None:
+    reference = retrained_run(toy)
+    with logged() as lines:
+        run(script(toy), "toy_verbmem", toy, reference=reference)
+    assert any("moves only PrivLeak" in line for line in lines)

@@ -400,6 +400,7 @@ def test_yml_counts_and_other_files_do_not(tmp_path: Path) -> None:
     write(tmp_path / "below", named("b"), "b.yaml")
     registry = load_registry([tmp_path])
     assert registry.files["a"] == tmp_path / "a.yml"
+    assert list(registry.tasks) == ["a", *BUILTIN]
     assert "b" not in registry.tasks
 
 

@@ -35,11 +35,15 @@ _SETTINGS = {
 )
 @click.option("--model", metavar="PATH|ID", help="Checkpoint folder, .gguf file or hub id.")
 @click.option(
-    "--tasks", metavar="NAMES", help="Task names, groups and globs, as news or news_*,demo_verbmem."
+    "--tasks",
+    multiple=True,
+    metavar="NAMES",
+    help="Task names, groups and globs, as news or news_*,demo_verbmem.",
 )
 @click.option(
     "--quant",
-    default="none",
+    multiple=True,
+    default=["none"],
     show_default=True,
     metavar="NAMES",
     help="Precisions: none, fp32, bf16, fp16, bnb-int8 (8bit), bnb-fp4 (4bit), bnb-nf4 (nf4), "
@@ -85,7 +89,7 @@ _SETTINGS = {
 @click.option("--allow-adapter-base", is_flag=True, help="Follow the base that an adapter names.")
 @click.option("--trust-remote-code", is_flag=True, help="Let the checkpoint run its own Python.")
 @click.option("--allow-pickle", is_flag=True, help="Load pickled weights (.bin).")
-@click.option("--verbose", is_flag=True, help="Show tracebacks and more of what happens.")
+@click.option("--verbose", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(__version__, prog_name="unlearnbench")
 @click.pass_context
 def cli(ctx: click.Context, /, **options: Any) -> None:
@@ -95,25 +99,38 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
     writes a run folder for each. `unlearnbench tasks` lists the tasks.
     """
     if ctx.invoked_subcommand is not None:
+        _refuse_before_command(ctx)
         return
+    options["tasks"] = ",".join(options["tasks"])
+    options["quant"] = ",".join(options["quant"])
     for name in ("model", "tasks"):
         if not options[name]:
             raise OptionError(f"--{name} is missing; see unlearnbench --help")
-    if options.pop("verbose"):
-        logging.getLogger("unlearnbench").setLevel(logging.DEBUG)
+    del options["verbose"]  # read where errors are shown
     _evaluate(options)
+
+
+def _refuse_before_command(ctx: click.Context) -> None:
+    """`unlearnbench --include-path DIR tasks` would leave the option out without a word."""
+    for name in ctx.params:
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            option = "--" + name.replace("_", "-")
+            raise OptionError(f"{option} stands before {ctx.invoked_subcommand}; put it behind")
 
 
 def _evaluate(options: dict[str, Any]) -> None:
     from unlearnbench.evaluator import evaluate
     from unlearnbench.run import run_path
     from unlearnbench.tables import results_table
+    from unlearnbench.tasks import load_registry, split_names
 
+    names = split_names(options["tasks"])
     options["batch_size"] = _batch_size(options["batch_size"])
     results = evaluate(**options, progress=True)
     output = Path(options["output"])
     paths = {r.precision.name: run_path(output, r.checkpoint, r.precision.name) for r in results}
-    click.echo(printable(results_table(results, paths)))
+    tasks = [spec.task for spec in load_registry(options["include_path"]).resolve(names)]
+    click.echo(printable(results_table(results, paths, tasks)))
 
 
 def _batch_size(text: str) -> int | str:

@@ -18,7 +18,7 @@ from unlearnbench.reference import RetrainedRun, open_reference
 from unlearnbench.results import RunResult
 from unlearnbench.run import Job, Run, prepare, run_tasks
 from unlearnbench.runfolder import require_writable
-from unlearnbench.tasks import PROTOCOLS, load_registry, split_names
+from unlearnbench.tasks import PROTOCOLS, LikelihoodTask, load_registry, split_names
 
 if TYPE_CHECKING:
     from unlearnbench.models.source import LoadOptions, Source
@@ -72,6 +72,8 @@ def evaluate(
     from unlearnbench.models.source import LoadOptions
 
     _check_options(limit, batch_size, dtype, protocol)
+    if seed < 0:
+        raise OptionError(f"--seed {seed}: use 0 or more")
     specs = load_registry(include_path).resolve(split_names(tasks))
     for spec in specs:
         if spec.superseded_by:
@@ -90,6 +92,8 @@ def evaluate(
         reference=_open_reference(reference),
         progress=progress,
     )
+    if reference is not None and not any(isinstance(spec, LikelihoodTask) for spec in specs):
+        log.warning("--reference moves only PrivLeak, and none of these tasks has it")
     if not isinstance(model, (str, Path)):
         return [_evaluate_given(job, model, quant)]
     load = LoadOptions(revision, base, adapter, allow_adapter_base, trust_remote_code, allow_pickle)

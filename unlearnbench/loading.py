@@ -32,6 +32,8 @@ def pick_device(asked: str | None) -> str:
     if asked is None:
         asked = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        if torch.device(asked).type not in ("cpu", "cuda"):
+            raise OptionError(f"device {asked!r}: only cpu and cuda are supported")
         torch.empty(1, device=asked)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise OptionError(f"device {asked!r} is not there; use --device cpu or cuda") from None
@@ -68,13 +70,12 @@ def load_model(
         torch_dtype: torch.dtype = getattr(torch, DTYPES[dtype])
         loaded = quant.backend_of(spec).load(spec, source, torch_dtype, device)
     bits = spec.bits or float(source.model().dtype.itemsize * 8)
-    options = {k: v for k, v in spec.options.items() if k != "quantized"}
     precision = Precision(
         name=spec.name,
         bits=bits,
         scheme=spec.scheme,
         backend=spec.backend,
-        options=options,
+        options=dict(spec.options),
         proof=loaded.proof,
     )
     _say_proof(precision, loaded.proof, dtype, device)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from unlearnbench.data import DataOptions, SplitRows, load_splits
-from unlearnbench.errors import DataError
+from unlearnbench.errors import DataError, TaskError
 from unlearnbench.metrics import generation_metric, likelihood_metric
 from unlearnbench.models.files import content_sha256
 from unlearnbench.prompts import fewshot_prefix, render_field
@@ -110,7 +110,11 @@ def make_plan(spec: TaskSpec, options: DataOptions, limit: int | None) -> Plan:
         for sample in samples:  # now, not after an hour of generation
             metric.score_output("", sample.target)
     else:
-        likelihood_metric(spec.metric)
+        attacks = likelihood_metric(spec.metric).ATTACKS
+        if spec.attack not in attacks:
+            raise TaskError(
+                f"{spec.task}: unknown attack {spec.attack!r}; known: {', '.join(attacks)}"
+            )
         samples = _likelihood_samples(spec, splits, limit)
     for sample in samples:
         _check_text(spec, sample)

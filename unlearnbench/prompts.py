@@ -54,6 +54,11 @@ def fewshot_prefix(spec: GenerationTask, shots: SplitRows | None) -> str:
     """The text before every question: the first ``num_fewshot`` rows, answered, in file order."""
     if shots is None:
         return ""
+    if len(shots.rows) < spec.num_fewshot:
+        raise DataError(
+            f"{spec.task}: split {shots.split!r} has {len(shots.rows)} rows, and the prompt needs "
+            f"{spec.num_fewshot} shots"
+        )
     parts = []
     for index, row in enumerate(shots.rows[: spec.num_fewshot]):
         where = f"{spec.task}: {shots.split}/{index}"

@@ -5,6 +5,7 @@ Never assumed: without either there is an AUC and no PrivLeak.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from unlearnbench.runfolder import RunFolder, read_run
 from unlearnbench.tasks import LikelihoodTask, StatedReference
 
 __all__ = ["Reference", "RetrainedRun", "open_reference", "run_reference", "stated_reference"]
+
+
+log = logging.getLogger("unlearnbench")
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,12 @@ def run_reference(
     found = run.result.tasks.get(spec.task)
     if found is None:
         raise OptionError(f"{where} has no {spec.task}; evaluate the retrained model on it first")
+    if run.result.checkpoint.weights_sha256 == checkpoint.weights_sha256:
+        log.warning(
+            "%s is a run of this very checkpoint, so PrivLeak only shows what quantizing changed; "
+            "the reference should be the retrained model",
+            where,
+        )
     _require_same(where, "task version", found.version, spec.version)
     _require_same(where, "task's definition", found.task_sha256, task_sha256)
     theirs = {part.split: part.sha256 for part in found.data}

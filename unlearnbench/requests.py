@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Generate", "Generated", "Sampling", "Score", "Scored"]
+__all__ = ["Generate", "Generated", "Sampling", "Score", "Scored", "cut_at_stop"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,17 @@ class Generate:
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     sampling: Sampling | None = None
+
+
+def cut_at_stop(text: str, stop: tuple[str, ...]) -> str:
+    """``text`` up to the first occurrence of any stop string.
+
+    Example:
+        >>> cut_at_stop("1472. Question: who?", ("Question:", "."))
+        '1472'
+    """
+    cuts = [at for mark in stop if (at := text.find(mark)) >= 0]
+    return text[: min(cuts, default=len(text))]
 
 
 @dataclass(frozen=True)

@@ -114,9 +114,9 @@ class Proof(_File):
     total_weights: int = Field(gt=0)
     weight_bytes: int = Field(gt=0)
     """Bytes of all parameters and quantization constants."""
-    relative_error: float = Field(ge=0)
+    relative_error: float | None = Field(default=None, ge=0)
     """RMS of (weight in force - weight of the checkpoint) / RMS of the latter, over the modules
-    that were compared."""
+    that were compared; absent where none was."""
     compared_modules: int = Field(ge=0)
     on_grid: bool
     """The checkpoint's weights already were exactly representable: quantizing changed nothing."""

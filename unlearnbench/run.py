@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from unlearnbench.environment import describe_environment
+from unlearnbench.environment import describe_environment, source_sha256
 from unlearnbench.errors import ResultError
 from unlearnbench.models.base import Model
 from unlearnbench.plan import Plan
@@ -73,6 +73,8 @@ class Run:
             return list(self.job.plans)
         self.folder.check_settings(self.found, self.settings, self.checkpoint)
         self.done = dict(self.found.tasks)
+        if self.found.environment.source_sha256 != source_sha256():
+            log.warning("%s was begun with another version of unlearnbench", self.folder.path)
         return [plan for plan in self.job.plans if not self._take_over(plan)]
 
     def _take_over(self, plan: Plan) -> bool:
@@ -86,10 +88,14 @@ class Run:
                 f"{self.folder.path} holds another {name}: {difference}; use another --output"
             )
         records = self.folder.read_records(name, earlier.records_sha256)
-        if name in self.references:  # the reference moves PrivLeak's zero, not the records
-            self.done[name] = self._summarize(plan, records, earlier.records_sha256)
+        # From the records, which were checked: a number in run.json is not taken on trust.
+        fresh = self._summarize(plan, records, earlier.records_sha256)
+        if name not in self.references and earlier.auc_reference is not None:
+            kept = ("value", "stderr", "ci", "auc_reference")
+            fresh = fresh.model_copy(update={key: getattr(earlier, key) for key in kept})
+        self.done[name] = fresh
         log.info("%s: already in %s, not computed again", name, self.folder.path)
-        _say_without_reference(name, self.done[name])
+        _say_without_reference(plan, self.done[name])
         return True
 
     def finish(self, plan: Plan, records: Sequence[SampleRecord]) -> None:
@@ -202,16 +208,20 @@ def _measure(job: Job, plan: Plan, model: Model) -> list[SampleRecord]:
 def _say_finished(run: Run, plan: Plan) -> None:
     name = plan.spec.task
     result = run.done[name]
-    _say_without_reference(name, result)
+    _say_without_reference(plan, result)
     if result.empty_outputs:
         log.warning("%s: %d of %d outputs are empty", name, result.empty_outputs, result.n)
     log.info("%s: done, %s", name, run.folder.samples_file(name))
 
 
-def _say_without_reference(name: str, result: TaskResult) -> None:
+def _say_without_reference(plan: Plan, result: TaskResult) -> None:
+    name = plan.spec.task
     if result.value is None:
+        has_stated = isinstance(plan.spec, LikelihoodTask) and plan.spec.references
+        stated = " or, for its base model, --reference stated" if has_stated else ""
         log.warning(
             "%s: no PrivLeak value, only the AUC, because no reference was given; pass --reference "
-            "RUN_DIR (a run of the retrained model) or --reference stated, with the same command",
+            "RUN_DIR (a run of the retrained model)%s with the same command",
             name,
+            stated,
         )

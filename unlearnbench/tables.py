@@ -14,12 +14,15 @@ __all__ = ["results_table"]
 _ARROWS = {"low": "(low)", "high": "(high)", "zero": "(near 0)"}
 
 
-def results_table(results: Sequence[RunResult], paths: Mapping[str, Path]) -> str:
+def results_table(
+    results: Sequence[RunResult], paths: Mapping[str, Path], tasks: Sequence[str] | None = None
+) -> str:
     """A row for each precision, a column for each task, and the run folders.
 
-    paths: run folder by precision name.
+    paths: run folder by precision name. tasks: the columns; all that the runs hold where None.
     """
-    tasks = list(dict.fromkeys(name for result in results for name in result.tasks))
+    if tasks is None:
+        tasks = list(dict.fromkeys(name for result in results for name in result.tasks))
     wants = {name: r.tasks[name].want for r in results for name in r.tasks}
     head = ["precision", *(f"{name} {_ARROWS[wants[name]]}" for name in tasks), "run folder"]
     rows = [

@@ -267,12 +267,14 @@ def load_registry(include_path: Sequence[str | Path] = ()) -> Registry:
         for path in _task_files(folder):
             spec = read_task(path)
             if spec.task in files:
-                raise TaskError(f"{path}:1: task {spec.task!r} is already in {files[spec.task]}")
+                where = read_yaml(path).where("task")
+                raise TaskError(f"{where}: task {spec.task!r} is already in {files[spec.task]}")
             tasks[spec.task], files[spec.task] = spec, path
     registry = Registry(dict(sorted(tasks.items())), files)
     clash = sorted(set(registry.groups) & set(tasks))
     if clash:
-        raise TaskError(f"{files[clash[0]]}:1: {clash[0]!r} is both a task and a group; rename one")
+        where = read_yaml(files[clash[0]]).where("task")
+        raise TaskError(f"{where}: {clash[0]!r} is both a task and a group; rename one")
     return registry
 
 

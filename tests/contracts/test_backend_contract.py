@@ -65,8 +65,9 @@ def test_proof_of_a_quantized_precision(source: Source, name: str) -> None:
     proof = precision.proof
     assert proof is not None
     linear = 2 * 7  # two layers of seven projections; the output head is not quantized
-    assert proof.compared_modules == linear
+    assert 7 <= proof.compared_modules <= linear
     assert proof.quantized_weights == 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+    assert proof.relative_error is not None
     assert 0 < proof.relative_error < (0.02 if precision.bits == 8 else 0.2)
     assert not proof.on_grid
     assert proof.codes is not None
@@ -184,6 +185,42 @@ def test_a_quantizer_that_did_nothing_is_an_error(source: Source) -> None:
         prove(spec, model, source.state_dict(), lambda module: None)
 
 
+@pytest.mark.parametrize("name", ["bnb-fp4", "bnb-int8", "rtn-int4"])
+def test_fused_experts_left_as_they_are_are_an_error(tmp_path: Path, name: str) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    from tests.conftest import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    config = MixtralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "moe")
+    tokenizer.save_pretrained(tmp_path / "moe")
+    experts = open_source(str(tmp_path / "moe"), LoadOptions())
+    with pytest.raises(NotInForceError, match="leaves .* weights as they are, .*experts"):
+        load(experts, name)
+    assert load(experts, "none").precision.proof is not None
+
+
+def test_the_proof_looks_at_every_kind_of_module() -> None:
+    from unlearnbench.quant.base import _spread
+
+    kinds = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    names = [f"model.layers.{i}.x.{kind}" for i in range(32) for kind in kinds]
+    chosen = _spread(names)
+    assert {name.rsplit(".", 1)[-1] for name in chosen} == set(kinds)
+    assert {"0", "16"} <= {name.split(".")[2] for name in chosen}
+
+
 def test_more_codes_than_the_bits_allow_are_an_error(source: Source) -> None:
     spec = PrecisionSpec("fake-int4", 4, "too many codes", "test")
     model = source.build(torch.float32, "cpu")
@@ -204,6 +241,7 @@ def test_weights_that_lie_on_the_grid_are_reported(tiny: Path, tmp_path: Path) -
     grid = open_source(str(tmp_path / "grid"), LoadOptions())
     proof = load(grid, "rtn-int4").precision.proof
     assert proof is not None
+    assert proof.relative_error is not None
     assert proof.relative_error < 1e-6
 
 

@@ -515,3 +515,10 @@ def test_a_pickled_adapter_with_a_missing_tensor(tiny: Path, copy: Path) -> None
     path.unlink()
     with pytest.raises(CheckpointError, match="is --base the model that it was trained on"):
         load(copy, base=str(tiny), allow_pickle=True)
+
+
+@pytest.mark.parametrize("mode", ["merge", "keep"])
+def test_an_adapter_that_learns_a_prompt_is_refused(tiny: Path, copy: Path, mode: str) -> None:
+    edit_config(copy, peft_type="PROMPT_TUNING", num_virtual_tokens=5)
+    with pytest.raises(CheckpointError, match="changes prompts, not weights"):
+        load(copy, base=str(tiny), adapter=mode)

@@ -220,6 +220,7 @@ def test_bitsandbytes_on_top(files: dict[str, Path], kind: str, precision: str) 
     proof = model.precision.proof
     assert proof is not None
     assert proof.module_types[{"bnb-fp4": "Linear4bit", "bnb-int8": "Linear8bitLt"}[precision]] > 0
+    assert proof.relative_error is not None
     assert proof.relative_error > 0
     assert not proof.on_grid
     assert not np.allclose(logprobs(model), logprobs(load(files[kind])), atol=0.01)

@@ -241,3 +241,71 @@ def test_an_ordinary_word_as_end_token_is_refused(make_checkpoint: MakeCheckpoin
     config.write_text(json.dumps(content | {"eos_token_id": [1, 40]}), encoding="utf-8")
     with pytest.raises(CheckpointError, match="token 40, an ordinary word"):
         load(path)
+
+
+def edit_tokenizer(path: Path, **changes: Any) -> None:
+    import json
+
+    config = path / "tokenizer_config.json"
+    content = json.loads(config.read_text(encoding="utf-8")) | changes
+    config.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_an_ordinary_word_as_special_token_is_refused(make_checkpoint: MakeCheckpoint) -> None:
+    path = make_checkpoint("word")
+    edit_tokenizer(path, eos_token="k")
+    with pytest.raises(CheckpointError, match="'k', an ordinary word"):
+        load(path)
+
+
+def test_a_tokenizer_that_ends_prompts_is_an_error(make_checkpoint: MakeCheckpoint) -> None:
+    import json
+
+    path = make_checkpoint("ends-prompts")
+    tokenizer = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
+    end = {"SpecialToken": {"id": "</s>", "type_id": 0}}
+    tokenizer["post_processor"]["single"].append(end)
+    tokenizer["post_processor"]["special_tokens"]["</s>"] = {
+        "id": "</s>",
+        "ids": [1],
+        "tokens": ["</s>"],
+    }
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(ModelOutputError, match="t: the tokenizer ends prompts"):
+        list(load(path).generate([Generate("t", PROMPTS[4], 4)]))
+
+
+def test_the_token_count_does_not_depend_on_the_batch(tiny: Path) -> None:
+    free = {a.id: a.text for a in load(tiny).generate([Generate(p, p, 16) for p in PROMPTS])}
+    stop = (free[PROMPTS[2]][3:5],)
+    requests = [Generate(p, p, 16, stop) for p in PROMPTS]
+    one, many = (
+        {a.id: (a.text, a.n_tokens) for a in load(tiny, batch=n).generate(requests)} for n in (1, 8)
+    )
+    assert one == many
+    assert one[PROMPTS[2]][1] < 16
+
+
+def test_weights_are_loaded_as_they_are_stored(make_checkpoint: MakeCheckpoint) -> None:
+    import json
+
+    path = make_checkpoint("says-bf16")
+    config = path / "config.json"
+    content = json.loads(config.read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
+    config.write_text(json.dumps(content), encoding="utf-8")
+    source = open_source(str(path), LoadOptions())
+    assert source.own_dtype == "fp32"
+    assert source.model().dtype == torch.float32
+    weight = source.state_dict()["lm_head.weight"]
+    assert not torch.equal(weight, weight.bfloat16().float())
+
+
+@pytest.mark.parametrize("name", ["meta", "mps"])
+def test_only_cpu_and_cuda(name: str) -> None:
+    with pytest.raises(OptionError, match="only cpu and cuda"):
+        pick_device(name)
+
+
+def test_a_revision_of_a_local_path_is_an_error(tiny: Path) -> None:
+    with pytest.raises(OptionError, match="--revision"):
+        open_source(str(tiny), LoadOptions(revision="main"))

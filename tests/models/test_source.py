@@ -697,10 +697,11 @@ def test_own_dtype(make_checkpoint: MakeCheckpoint, dtype: str, short: str, name
     assert source.model().dtype is getattr(torch, dtype)
 
 
-def test_own_dtype_under_its_old_name_wins_over_the_stored_one(copy: Path) -> None:
-    edit_json(copy / "config.json", dtype=None, torch_dtype="bfloat16")
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_the_stored_dtype_wins_over_the_one_that_the_config_names(copy: Path, key: str) -> None:
+    edit_json(copy / "config.json", **{"dtype": None, key: "bfloat16"})
     source = open_source(str(copy), LoadOptions())
-    assert (source.own_dtype, source.model().dtype) == ("bf16", torch.bfloat16)
+    assert (source.own_dtype, source.model().dtype) == ("fp32", torch.float32)
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -38,6 +38,8 @@ class LikelihoodMetric(Protocol):
     """Turns token log-probabilities into attack scores, and two groups of them into a summary."""
 
     NAME: str
+    ATTACKS: tuple[str, ...]
+    """What every text gets, and a task may name as its headline."""
     score_text: Callable[[Scored, str, Scored | None], dict[str, float]]
     summarize: Callable[..., LeakSummary]
 

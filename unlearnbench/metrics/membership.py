@@ -19,6 +19,7 @@ from unlearnbench.metrics.stats import Estimate, auc, bootstrap_auc, bootstrap_p
 from unlearnbench.requests import Scored
 
 __all__ = [
+    "ATTACKS",
     "K_PERCENTS",
     "NAME",
     "LeakSummary",
@@ -32,6 +33,12 @@ __all__ = [
 
 NAME = "privleak"
 K_PERCENTS = (5, 10, 20, 30, 40, 50, 60)
+ATTACKS = (
+    "PPL",
+    "PPL/zlib",
+    *(f"Min-{k}%" for k in K_PERCENTS),
+    *(f"Min-{k}%++" for k in K_PERCENTS),
+)
 # Where the model is certain, the spread of log p over the vocabulary underflows to 0; the floor
 # keeps Min-K%++ finite there. Spreads that mean anything are orders of magnitude above it.
 STD_FLOOR = 1e-6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +14,7 @@ from unlearnbench.errors import (
     one_line,
 )
 from unlearnbench.models.batching import Batches, is_out_of_memory
-from unlearnbench.requests import Generate, Generated, Score, Scored
+from unlearnbench.requests import Generate, Generated, Score, Scored, cut_at_stop
 from unlearnbench.results import Checkpoint, Precision
 
 if TYPE_CHECKING:
@@ -99,6 +100,11 @@ class HFModel:
         for request in requests:
             ids = self._encode(request.prompt)
             self._require_fit(request.id, len(ids), request.max_new_tokens)
+            if ids[-1] in self._eos:
+                raise ModelOutputError(
+                    f"{request.id}: the tokenizer ends prompts with an end-of-text token, after "
+                    "which any model writes something else; set add_eos_token to false"
+                )
             kind = (request.max_new_tokens, request.stop, request.sampling)
             kinds.setdefault(kind, []).append((request, ids))
         for items in kinds.values():
@@ -203,15 +209,23 @@ class HFModel:
     def _generated(self, request: Generate, row: list[int]) -> Generated:
         ends = [at for at, token in enumerate(row) if token in self._eos]
         tokens = row[: min(ends, default=len(row))]
-        text = self._decode(tokens)
-        cuts = [at for stop in request.stop if (at := text.find(stop)) >= 0]
-        return Generated(request.id, text[: min(cuts, default=len(text))], len(tokens))
+        for n in range(1, len(tokens) + 1) if request.stop else ():
+            # Where the row met a stop string, whatever its neighbours made the batch add to it.
+            if any(stop in self._decode(tokens[:n]) for stop in request.stop):
+                tokens = tokens[:n]
+                break
+        text = cut_at_stop(self._decode(tokens), request.stop)
+        return Generated(request.id, text, len(tokens))
 
     def _score_batch(self, batch: Sequence[tuple[Score, list[int]]]) -> list[Scored]:
         from unlearnbench.models.decoding import token_statistics
 
         ids, mask = self._tensors([row for _, row in batch], left=False)
         logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        if logits.shape[:2] != ids.shape:
+            raise ModelOutputError(
+                f"the model gives logits for {logits.shape[1]} positions of {ids.shape[1]} tokens"
+            )
         answers = []
         for i, (request, row) in enumerate(batch):
             n = len(row) - 1
@@ -228,6 +242,12 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> t
         CheckpointError: the generation config ends texts at an ordinary word, which would empty
             outputs and pass for forgetting.
     """
+    for token in dict.fromkeys(map(str, tokenizer.all_special_tokens)):
+        if re.fullmatch(r"[Ġ▁ ]?\w+", token):
+            raise CheckpointError(
+                f"the tokenizer lists {one_line(token, 40)!r}, an ordinary word, as a special "
+                "token; outputs would lose it. Correct tokenizer_config.json"
+            )
     config: Any = getattr(model, "generation_config", None)
     named = getattr(config, "eos_token_id", None)
     listed = [named] if isinstance(named, int) else list(named or [])

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import re
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ __all__ = [
     "load_tokenizer",
     "load_weights",
     "merge_adapter",
+    "stored_dtype",
     "tokenizer_sha256",
 ]
 
@@ -134,6 +136,26 @@ def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {k: v for k, v in sorted(tokenizer.special_tokens_map.items()) if k != "pad_token"}
 
 
+def stored_dtype(files: CheckpointFiles) -> str:
+    """The torch name of the dtype that most weights of a safetensors checkpoint are stored in;
+    float32, torch's own, for pickled ones.
+    """
+    from safetensors import safe_open
+
+    if files.kind != "safetensors":
+        return "float32"
+    names = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+    sizes: dict[str, int] = {}
+    for path in files.weights:
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                dtype = names.get(part.get_dtype())
+                if dtype is not None:
+                    sizes[dtype] = sizes.get(dtype, 0) + math.prod(part.get_shape())
+    return max(sizes, key=lambda dtype: sizes[dtype], default="float32")
+
+
 def load_weights(
     files: CheckpointFiles, config: PretrainedConfig, trust_remote_code: bool
 ) -> PreTrainedModel:
@@ -152,7 +174,8 @@ def load_weights(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             files.folder,
             config=copy.deepcopy(config),
-            dtype=torch.float32 if files.kind == "gguf" else "auto",
+            # Not "auto", which follows the config and would round fp32 weights to its bf16.
+            dtype=torch.float32 if files.kind == "gguf" else stored_dtype(files),
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             output_loading_info=True,
@@ -264,6 +287,10 @@ def _check_adapter_config(files: CheckpointFiles) -> None:
             "does not know; update peft or correct the file"
         )
     names = {field.name for field in fields(known)}
+    if "num_virtual_tokens" in names:  # PEFT's mark of prompt learning
+        raise CheckpointError(
+            f"{files.path}: a {kind} adapter changes prompts, not weights; it is not supported"
+        )
     lost = [key for key, value in config.items() if value and key not in names]
     lost = [key for key in lost if key != "peft_version"]
     if lost:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from unlearnbench.errors import ModelOutputError
-from unlearnbench.requests import Generate, Generated, Score, Scored
+from unlearnbench.requests import Generate, Generated, Score, Scored, cut_at_stop
 from unlearnbench.results import Checkpoint, Precision
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ class ScriptedModel:
             if request.prompt not in self._outputs:
                 raise ModelOutputError(f"the script has no output for {request.id}")
             text = self.truncate(self._outputs[request.prompt], request.max_new_tokens)
-            cuts = [at for stop in request.stop if (at := text.find(stop)) >= 0]
-            text = text[: min(cuts, default=len(text))]
+            text = cut_at_stop(text, request.stop)
             yield Generated(request.id, text, len(text.split()))
 
     def score(self, requests: Sequence[Score]) -> Iterator[Scored]:

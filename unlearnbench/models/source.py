@@ -23,6 +23,7 @@ from unlearnbench.models.parts import (
     load_tokenizer,
     load_weights,
     merge_adapter,
+    stored_dtype,
     tokenizer_sha256,
 )
 from unlearnbench.quiet import quiet_transformers
@@ -84,16 +85,15 @@ class Source:
 
     @property
     def own_dtype(self) -> str:
-        """The short name of the dtype that transformers' ``dtype="auto"`` loads: the config's, or
-        that of the stored weights; a GGUF file is dequantized into fp32.
+        """The short name of the dtype that most of the weights are stored in, whatever the config
+        says; a GGUF file is dequantized into fp32.
 
         Raises:
             CheckpointError: none that can be computed in.
         """
         if self._weights.kind == "gguf":
             return "fp32"
-        named = getattr(self.config, "dtype", None) or _stored_dtype(self._weights)
-        name = str(named).removeprefix("torch.")
+        name = stored_dtype(self._weights)
         short = {long: short for short, long in DTYPES.items()}.get(name)
         if short is None:
             raise CheckpointError(f"{self.files.path} is stored as {name}; save it as bfloat16")
@@ -182,16 +182,25 @@ def open_source(model: str, options: LoadOptions, keep: bool = True) -> Source:
     files = find_checkpoint(
         model, options.revision, options.allow_pickle, options.trust_remote_code
     )
+    if options.revision is not None and files.revision is None:
+        raise OptionError(f"--revision is for hub ids, and {model} is a local path")
     if files.kind != "adapter":
         if options.base is not None:
             raise OptionError(f"--base is for adapter folders, and {model} is a full checkpoint")
-        return Source(files, None, options, keep and _fits_in_memory(files.size))
+        return Source(files, None, options, keep and _fits_in_memory(_full_size(files)))
     base = find_checkpoint(
         _adapter_base(files, options), None, options.allow_pickle, options.trust_remote_code
     )
     if base.kind == "adapter":
         raise CheckpointError(f"the base {base.path} is an adapter itself; merge it first")
     return Source(files, base, options, keep and _fits_in_memory(base.size))
+
+
+def _full_size(files: CheckpointFiles) -> int:
+    """Bytes of the unquantized weights; a GGUF file's are unpacked into fp32."""
+    if files.kind != "gguf":
+        return files.size
+    return sum(4 * elements for _, elements in _gguf_tensors(files))
 
 
 def _fits_in_memory(size: int) -> bool:
@@ -271,25 +280,25 @@ def _adapter_facts(files: CheckpointFiles) -> dict[str, object]:
     return {k: sorted(map(str, v)) if isinstance(v, list) else v for k, v in present.items()}
 
 
-def _stored_dtype(files: CheckpointFiles) -> str:
-    from safetensors import safe_open
-
-    if files.kind != "safetensors":
-        return "float32"  # torch's default, which transformers assumes for pickled weights
-    names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-    with safe_open(files.weights[0], framework="numpy") as file:
-        first = file.get_slice(next(iter(file.keys()))).get_dtype()
-    return names.get(first, str(first))
-
-
 def _origin(files: CheckpointFiles) -> dict[str, str]:
     """A GGUF file's tensor types: weights that come from a 4-bit grid are not full precision."""
     if files.kind != "gguf":
         return {}
-    from gguf import GGUFReader
-
     types: dict[str, int] = {}
-    for tensor in GGUFReader(files.weights[0]).tensors:
-        name = tensor.tensor_type.name
+    for name, _ in _gguf_tensors(files):
         types[name] = types.get(name, 0) + 1
     return {"gguf_tensor_types": ", ".join(f"{n} {t}" for t, n in sorted(types.items()))}
+
+
+def _gguf_tensors(files: CheckpointFiles) -> list[tuple[str, int]]:
+    """Type and number of weights of every tensor of a GGUF file."""
+    from gguf import GGUFReader
+
+    try:
+        tensors = GGUFReader(files.weights[0]).tensors
+        return [(tensor.tensor_type.name, int(tensor.n_elements)) for tensor in tensors]
+    except Exception as error:  # the reader trusts the file's own numbers and fails in many ways
+        raise CheckpointError(
+            f"{files.path} is truncated or damaged ({one_line(error, 150)}); copy or download it "
+            "again"
+        ) from None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Loaded", "PrecisionSpec", "Seen", "prove"]
 
-_COMPARED = 8
+_PER_KIND = 2
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,23 @@ def prove(
 
     linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     quantized = [name for name, module in linear.items() if inspect(module) is not None]
-    if spec.options.get("quantized", True) and not quantized:
+    if spec.bits is not None and not quantized:
         raise NotInForceError(
             f"{spec.name}: no module of the loaded model is quantized; its scores would be those "
             "of full precision"
         )
+    if spec.bits is not None and spec.bits < 16:
+        _require_most(spec, model, before, set(quantized))
     lost = [name for name in quantized if f"{name}.weight" not in before]
     if lost:
         raise NotInForceError(f"{spec.name}: module {lost[0]} has no weight in the checkpoint")
-    stride = max(1, len(quantized) // _COMPARED)
-    compared = [_compare(linear[n], before[f"{n}.weight"], inspect) for n in quantized[::stride]]
+    chosen = _spread(quantized)
+    compared = [_compare(linear[n], before[f"{n}.weight"], inspect) for n in chosen]
     codes = max((c for _, _, c in compared if c is not None), default=None)
     if codes is not None and spec.bits is not None and codes > 2**spec.bits:
         raise NotInForceError(f"{spec.name}: a module holds {codes} distinct codes")
     signal = sum(s for s, _, _ in compared)
-    error = (sum(e for _, e, _ in compared) / signal) ** 0.5 if signal else 0.0
+    error = (sum(e for _, e, _ in compared) / signal) ** 0.5 if signal else None
     return Proof(
         module_types=_count(type(m).__name__ for m in linear.values()),
         weights_by_dtype=_count_weights(model),
@@ -89,9 +91,44 @@ def prove(
         weight_bytes=_bytes(model),
         relative_error=error,
         compared_modules=len(compared),
-        on_grid=bool(compared) and error == 0.0,
+        on_grid=error == 0.0,
         codes=codes,
     )
+
+
+def _require_most(
+    spec: PrecisionSpec,
+    model: PreTrainedModel,
+    before: Mapping[str, torch.Tensor],
+    quantized: set[str],
+) -> None:
+    """Refuse a model whose knowledge lies outside what was quantized, as fused experts do."""
+    from torch import nn
+
+    ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    skipped = {
+        name for name, m in model.named_modules() if id(m) in ends or isinstance(m, nn.Embedding)
+    }
+    sizes = {
+        name.removesuffix(".weight"): tensor.numel()
+        for name, tensor in before.items()
+        if tensor.dim() > 1 and name.removesuffix(".weight") not in skipped
+    }
+    left = {name: size for name, size in sizes.items() if name not in quantized}
+    if sum(left.values()) > 0.1 * sum(sizes.values()):
+        largest = max(left, key=lambda name: left[name])
+        raise NotInForceError(
+            f"{spec.name} leaves {sum(left.values()):,} of {sum(sizes.values()):,} weights as they "
+            f"are, the most in {largest}; this kind of model cannot be measured at this precision"
+        )
+
+
+def _spread(names: list[str]) -> list[str]:
+    """Some modules of every kind (q_proj, up_proj, ...), from all depths."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(name.rsplit(".", 1)[-1], []).append(name)
+    return [n for kind in kinds.values() for n in kind[:: max(1, len(kind) // _PER_KIND)]]
 
 
 def _compare(

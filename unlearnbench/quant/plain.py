@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["PRECISIONS", "load", "unavailable"]
 
 PRECISIONS = (
-    PrecisionSpec("none", None, "as stored in the checkpoint", "torch", {"quantized": False}),
+    PrecisionSpec("none", None, "as stored in the checkpoint", "torch"),
     PrecisionSpec("fp32", 32, "IEEE binary32", "torch", {"storage": "float32"}),
     PrecisionSpec("bf16", 16, "bfloat16", "torch", {"storage": "bfloat16"}),
     PrecisionSpec("fp16", 16, "IEEE binary16", "torch", {"storage": "float16"}),
