@@ -411,7 +411,7 @@ def test_one_name_in_two_files(tmp_path: Path, second: str) -> None:
     write(other.parent, named("a"), other.name)
     with pytest.raises(TaskError, match="task 'a' is already in") as caught:
         load_registry(sorted({first.parent, other.parent}))
-    assert str(caught.value).startswith(f"{other}:")
+    assert str(caught.value).startswith(f"{other}:2: ")
     assert str(first) in str(caught.value)
 
 
@@ -419,7 +419,7 @@ def test_a_builtin_name_cannot_be_taken(tmp_path: Path) -> None:
     path = write(tmp_path, named("news_verbmem"), "news_verbmem.yaml")
     with pytest.raises(TaskError, match="already in .*news_verbmem.yaml") as caught:
         load_registry([tmp_path])
-    assert str(caught.value).startswith(f"{path}:")
+    assert str(caught.value).startswith(f"{path}:2: ")
 
 
 @pytest.mark.parametrize(
@@ -433,7 +433,9 @@ def test_a_name_for_both_a_task_and_a_group(
     both = tags[-1] if tags else name
     with pytest.raises(TaskError, match=f"{both!r} is both a task and a group") as caught:
         load_registry([tmp_path])
-    assert f"{both}.yaml:" in str(caught.value)
+    path = load_registry().files.get(both, tmp_path / f"{both}.yaml")
+    line = line_of(path.read_text(encoding="utf-8"), f"task: {both}")
+    assert str(caught.value).startswith(f"{path}:{line}: ")
 
 
 def test_a_folder_that_is_not_there_or_has_no_task(tmp_path: Path) -> None:

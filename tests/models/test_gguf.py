@@ -10,6 +10,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.numpy import load_file
 
 from tests.conftest import CORPUS, make_model, make_tokenizer
@@ -22,6 +24,11 @@ from unlearnbench.models.hf import HFModel
 from unlearnbench.models.source import LoadOptions, open_source
 from unlearnbench.quant import find_precision
 from unlearnbench.requests import Generate, Score
+
+pytestmark = pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"),
+    reason="transformers before 5.23 reads GGUF files wrongly",
+)
 
 F32 = gguf.GGMLQuantizationType.F32
 F16 = gguf.GGMLQuantizationType.F16

@@ -243,6 +243,16 @@ def test_an_ordinary_word_as_end_token_is_refused(make_checkpoint: MakeCheckpoin
         load(path)
 
 
+def test_gguf_files_need_a_transformers_that_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unlearnbench.models.parts import require_gguf_support
+
+    monkeypatch.setattr("transformers.__version__", "5.23.0")
+    require_gguf_support()
+    monkeypatch.setattr("transformers.__version__", "5.20.2")
+    with pytest.raises(CheckpointError, match="reads GGUF files wrongly"):
+        require_gguf_support()
+
+
 def edit_tokenizer(path: Path, **changes: Any) -> None:
     import json
 

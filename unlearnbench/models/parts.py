@@ -26,11 +26,31 @@ __all__ = [
     "load_tokenizer",
     "load_weights",
     "merge_adapter",
+    "require_gguf_support",
     "stored_dtype",
     "tokenizer_sha256",
 ]
 
 log = logging.getLogger("unlearnbench")
+
+
+def require_gguf_support() -> None:
+    """Refuse GGUF files where transformers reads them into other weights than they hold.
+
+    Found with transformers 5.20.2: the model loads without a word, and its scores are those of
+    another model. 5.23 reads them bit for bit.
+
+    Raises:
+        CheckpointError: transformers is too old.
+    """
+    import transformers
+    from packaging.version import Version
+
+    if Version(transformers.__version__) < Version("5.23"):
+        raise CheckpointError(
+            f"transformers {transformers.__version__} reads GGUF files wrongly; update it to 5.23 or "
+            "later (Python 3.11), or convert the file to a checkpoint folder"
+        )
 
 
 def _gguf(files: CheckpointFiles) -> dict[str, str]:

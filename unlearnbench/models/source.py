@@ -23,6 +23,7 @@ from unlearnbench.models.parts import (
     load_tokenizer,
     load_weights,
     merge_adapter,
+    require_gguf_support,
     stored_dtype,
     tokenizer_sha256,
 )
@@ -78,6 +79,8 @@ class Source:
         self._model: PreTrainedModel | None = None
         quiet_transformers()
         self._weights = base or files  # where config and full weights are
+        if self._weights.kind == "gguf":
+            require_gguf_support()
         self.config = load_config(self._weights, options.trust_remote_code)
         self.tokenizer = load_tokenizer(files, base, options.trust_remote_code)
         check_vocabulary(self.tokenizer, self.config, files)
