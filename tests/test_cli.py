@@ -46,6 +46,10 @@ def test_importing_the_package_is_light() -> None:
     assert python(code).stdout.split() == ["False", "False"]
 
 
+def test_quieting_needs_no_other_import() -> None:
+    python("from unlearnbench.quiet import quiet_hub; quiet_hub()")
+
+
 def test_public_names() -> None:
     for name in unlearnbench.__all__:
         assert getattr(unlearnbench, name) is not None

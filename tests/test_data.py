@@ -397,3 +397,8 @@ def test_real_rows_in_every_format(muse_data: Path, tmp_path: Path) -> None:
         write(copy, [dict(row) for row in rows])
         assert read_rows(copy) == rows
         assert rows_sha256(read_rows(copy)) == rows_sha256(rows)
+
+
+def test_a_file_of_another_kind_is_no_rows(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a file of rows ends in \.jsonl"):
+        read_rows(tmp_path / "x.csv")

@@ -54,7 +54,9 @@ def rows_sha256(rows: Iterable[Row]) -> str:
         try:
             line = json.dumps(present, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         except (TypeError, ValueError):
-            kinds = ", ".join(f"{k!r} ({type(v).__name__})" for k, v in present.items())
+            plain = (str, int, float, list, dict)
+            odd = {k: type(v).__name__ for k, v in present.items() if not isinstance(v, plain)}
+            kinds = ", ".join(f"{key!r} ({kind})" for key, kind in odd.items()) or "nested"
             raise DataError(
                 f"a row holds what JSON cannot, in one of its fields {one_line(kinds, 200)}"
             ) from None
@@ -77,7 +79,10 @@ def _load_split(spec: TaskSpec, split: str, options: DataOptions) -> SplitRows:
     what = f"{spec.task}: split {split!r} ({source})"
     if not rows:
         raise DataError(f"{what} has no rows; a score over nothing would read as forgotten")
-    digest = rows_sha256(rows)
+    try:
+        digest = rows_sha256(rows)
+    except DataError as error:
+        raise DataError(f"{what}: {error}") from None
     drift = _drift(spec, split, len(rows), digest)
     if drift and not options.allow_drift:
         raise DataError(
@@ -134,6 +139,8 @@ def read_rows(path: Path) -> list[Row]:
         DataError: the file cannot be read or a row is no object; says the line where there is one.
     """
     readers = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
+    if path.suffix not in readers:
+        raise DataError(f"{path}: a file of rows ends in {', '.join(readers)}")
     try:
         rows = readers[path.suffix](path)
     except (OSError, UnicodeDecodeError, RecursionError) as error:

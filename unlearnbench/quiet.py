@@ -10,7 +10,7 @@ __all__ = ["quiet_hub", "quiet_transformers"]
 
 def quiet_hub() -> None:
     """Five lines of retries for every file of an unreachable hub, otherwise."""
-    import huggingface_hub
+    import huggingface_hub.utils
 
     utils: Any = huggingface_hub.utils
     utils.logging.set_verbosity_error()

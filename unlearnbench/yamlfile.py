@@ -102,6 +102,8 @@ class _Builder:
         for key, value in node.value:
             if not isinstance(key, ScalarNode) or key.tag.endswith(":merge"):
                 raise self._fault(key, "a key must be plain text")
+            if not key.value.isprintable():
+                raise self._fault(key, "a key must be plain text")
             if key.value in found:
                 raise self._fault(key, f"duplicate key {one_line(key.value)!r}")
             found[key.value] = self._value(value)

@@ -48,8 +48,8 @@ def require_gguf_support() -> None:
 
     if Version(transformers.__version__) < Version("5.23"):
         raise CheckpointError(
-            f"transformers {transformers.__version__} reads GGUF files wrongly; update it to 5.23 or "
-            "later (Python 3.11), or convert the file to a checkpoint folder"
+            f"transformers {transformers.__version__} reads GGUF files wrongly; update it to 5.23 "
+            "or later (Python 3.11), or convert the file to a checkpoint folder"
         )
 
 
