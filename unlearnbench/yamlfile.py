@@ -103,7 +103,7 @@ class _Builder:
             if not isinstance(key, ScalarNode) or key.tag.endswith(":merge"):
                 raise self._fault(key, "a key must be plain text")
             if not key.value.isprintable():
-                raise self._fault(key, "a key must be plain text")
+                raise self._fault(key, f"a key must be plain text: {one_line(key.value, 80)}")
             if key.value in found:
                 raise self._fault(key, f"duplicate key {one_line(key.value)!r}")
             found[key.value] = self._value(value)
