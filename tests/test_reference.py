@@ -276,3 +276,15 @@ def test_a_reference_that_moves_nothing_is_said(toy: Toy) -> None:
     with logged() as lines:
         run(script(toy), "toy_verbmem", toy, reference=reference)
     assert any("moves only PrivLeak" in line for line in lines)
+
+
+def test_a_changed_privleak_is_not_taken_over(toy: Toy) -> None:
+    leak_against(toy, retrained_run(toy))
+    path = run_dir(toy, script(toy)) / "run.json"
+    honest = run(script(toy), "toy_privleak", toy).tasks["toy_privleak"].value
+    assert honest == pytest.approx((AUC - RETRAINED_AUC) / RETRAINED_AUC * 100)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["tasks"]["toy_privleak"]["value"] = 0.0
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ResultError, match="states PrivLeak 0, and its records give"):
+        run(script(toy), "toy_privleak", toy)

@@ -11,6 +11,7 @@ from typing import Literal
 
 from unlearnbench.environment import describe_environment, source_sha256
 from unlearnbench.errors import ResultError
+from unlearnbench.metrics.membership import privleak
 from unlearnbench.models.base import Model
 from unlearnbench.plan import Plan
 from unlearnbench.reference import Reference, RetrainedRun, run_reference, stated_reference
@@ -91,12 +92,25 @@ class Run:
         # From the records, which were checked: a number in run.json is not taken on trust.
         fresh = self._summarize(plan, records, earlier.records_sha256)
         if name not in self.references and earlier.auc_reference is not None:
+            self._require_privleak(name, fresh, earlier)
             kept = ("value", "stderr", "ci", "auc_reference")
             fresh = fresh.model_copy(update={key: getattr(earlier, key) for key in kept})
         self.done[name] = fresh
         log.info("%s: already in %s, not computed again", name, self.folder.path)
         _say_without_reference(plan, self.done[name])
         return True
+
+    def _require_privleak(self, name: str, fresh: TaskResult, earlier: TaskResult) -> None:
+        """Hold the stored PrivLeak against the records and the stored reference."""
+        reference, stored = earlier.auc_reference, earlier.value
+        if fresh.auc is None or reference is None or stored is None:
+            raise ResultError(f"{self.folder.run_file}: {name} has a reference and no value")
+        expected = privleak(fresh.auc, reference.auc)
+        if abs(expected - stored) > 1e-6 * max(1.0, abs(expected)):
+            raise ResultError(
+                f"{self.folder.run_file}: {name} states PrivLeak {stored:g}, and its records give "
+                f"{expected:g}; remove {self.folder.path} to evaluate again"
+            )
 
     def finish(self, plan: Plan, records: Sequence[SampleRecord]) -> None:
         """Keep a task's records and result."""
