@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -47,23 +47,27 @@ class Spy(ScriptedModel):
         if any(r.id.startswith(self.refuse) for r in requests):
             raise ModelOutputError(f"refused {self.refuse}")
 
-    def generate(self, requests: Sequence[Generate]) -> Iterator[Generated]:
+    def generate(
+        self, requests: Sequence[Generate], skip: Collection[str] = ()
+    ) -> Iterator[Generated]:
         self.note(requests)
-        return super().generate(requests)
+        return super().generate(requests, skip)
 
-    def score(self, requests: Sequence[Score]) -> Iterator[Scored]:
+    def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
         self.note(requests)
-        return super().score(requests)
+        return super().score(requests, skip)
 
 
 class Backwards(Spy):
     """Answers in reverse order, as a model that sorts by length may."""
 
-    def generate(self, requests: Sequence[Generate]) -> Iterator[Generated]:
-        return reversed(list(super().generate(requests)))
+    def generate(
+        self, requests: Sequence[Generate], skip: Collection[str] = ()
+    ) -> Iterator[Generated]:
+        return reversed(list(super().generate(requests, skip)))
 
-    def score(self, requests: Sequence[Score]) -> Iterator[Scored]:
-        return reversed(list(super().score(requests)))
+    def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
+        return reversed(list(super().score(requests, skip)))
 
 
 def rows(toy: Toy, file: str) -> list[dict[str, str]]:
@@ -599,9 +603,11 @@ def test_sampling_is_asked_for_under_zhang2025_only(toy: Toy) -> None:
     seen: list[Generate] = []
 
     class Watch(Spy):
-        def generate(self, requests: Sequence[Generate]) -> Iterator[Generated]:
+        def generate(
+            self, requests: Sequence[Generate], skip: Collection[str] = ()
+        ) -> Iterator[Generated]:
             seen.extend(requests)
-            return super().generate(requests)
+            return super().generate(requests, skip)
 
     run(script(toy, kind=Watch), "toy_verbmem", toy)
     assert [request.sampling for request in seen] == [None] * 3

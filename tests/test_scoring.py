@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain
 
 import pytest
@@ -49,12 +49,14 @@ def altered(toy: Toy, change: Change, only_second_pass: bool = False) -> Spy:
     """A model whose answers are changed on their way."""
 
     class Altered(Spy):
-        def generate(self, requests: Sequence[Generate]) -> Iterator[Generated]:
-            found = change([*super().generate(requests)])
+        def generate(
+            self, requests: Sequence[Generate], skip: Collection[str] = ()
+        ) -> Iterator[Generated]:
+            found = change([*super().generate(requests, skip)])
             return (answer for answer in found if isinstance(answer, Generated))
 
-        def score(self, requests: Sequence[Score]) -> Iterator[Scored]:
-            answers = super().score(requests)
+        def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
+            answers = super().score(requests, skip)
             if only_second_pass and not requests[0].id.endswith(":lower"):
                 return answers
             return (answer for answer in change([*answers]) if isinstance(answer, Scored))
@@ -100,7 +102,7 @@ def test_the_second_pass_is_held_to_the_same(toy: Toy, change: Change) -> None:
 
 def test_answers_of_the_first_pass_do_not_do_for_the_second(toy: Toy) -> None:
     class Same(Spy):
-        def score(self, requests: Sequence[Score]) -> Iterator[Scored]:
+        def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
             plain = [Score(r.id.removesuffix(":lower"), r.text) for r in requests]
             return super().score(plain)
 
@@ -155,7 +157,9 @@ def test_a_target_that_is_cut_to_nothing_raises(toy: Toy) -> None:
         def truncate(self, text: str, max_tokens: int) -> str:
             return " "
 
-        def generate(self, requests: Sequence[Generate]) -> Iterator[Generated]:
+        def generate(
+            self, requests: Sequence[Generate], skip: Collection[str] = ()
+        ) -> Iterator[Generated]:
             return (Generated(r.id, "anything", 1) for r in requests)
 
     with pytest.raises(MetricError, match="no letter or digit"):
@@ -174,9 +178,9 @@ def test_the_lower_cased_text_is_what_the_second_pass_scores(toy: Toy) -> None:
     texts: list[str] = []
 
     class Watch(Spy):
-        def score(self, requests: Sequence[Score]) -> Iterator[Scored]:
+        def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
             texts.extend(r.text for r in requests)
-            return super().score(requests)
+            return super().score(requests, skip)
 
     ask(toy, "toy_privleak", script(toy, kind=Watch), ppl_lower=True)
     assert len(texts) == 12

@@ -174,6 +174,35 @@ def test_batches_halve_when_memory_runs_out(
     assert sizes == [12, 6, 3, 3, 3, 3]
 
 
+def test_what_was_answered_before_is_skipped_and_moves_no_other_answer(tiny: Path) -> None:
+    texts = [Score(p, p) for p in PROMPTS]
+    prompts = [Generate(p, p, 8) for p in PROMPTS]
+    model = load(tiny, batch=3)
+    whole = {a.id: a for a in model.score(texts)}
+    by_length = sorted(PROMPTS, key=len, reverse=True)
+    done = {*by_length[:4], by_length[7]}  # a whole batch, and parts of others
+    rest = {a.id: a for a in model.score(texts, done)}
+    assert rest.keys() == set(PROMPTS) - done
+    for name, answer in rest.items():
+        assert (answer.logprobs == whole[name].logprobs).all(), "the same to the last bit"
+    assert {a.id for a in model.generate(prompts, done)} == set(PROMPTS) - done
+    assert not [*model.score(texts, set(PROMPTS))]
+
+
+def test_a_batch_that_is_done_is_not_run(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    whole = HFModel._score_batch
+
+    def count(self: HFModel, batch: Sequence[Any]) -> list[Any]:
+        sizes.append(len(batch))
+        return whole(self, batch)
+
+    monkeypatch.setattr(HFModel, "_score_batch", count)
+    by_length = sorted(PROMPTS, key=len, reverse=True)
+    assert len([*load(tiny, batch=4).score([Score(p, p) for p in PROMPTS], by_length[:9])]) == 3
+    assert sizes == [4], "the two batches before it held only what was done"
+
+
 @pytest.mark.parametrize(("batch", "hint"), [(4, "--batch-size auto"), (1, "smaller model")])
 def test_a_batch_that_was_asked_for_and_does_not_fit_is_an_error(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, batch: int, hint: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from unlearnbench.requests import Generate, Generated, Score, Scored
@@ -17,6 +17,10 @@ class Model(Protocol):
 
     Answers may come in any order, each with its request's id, exactly one a request. What cannot
     be answered raises; an answer is never made up.
+
+    ``skip`` names requests that an interrupted run has answered already: they get no answer, but
+    they still take their places in batches, so that the other answers are what they would have
+    been without the interruption, to the last bit.
     """
 
     @property
@@ -42,14 +46,16 @@ class Model(Protocol):
     def truncate(self, text: str, max_tokens: int) -> str:
         """Cut ``text`` to its first ``max_tokens`` token ids, special tokens counted."""
 
-    def generate(self, requests: Sequence[Generate]) -> Iterator[Generated]:
+    def generate(
+        self, requests: Sequence[Generate], skip: Collection[str] = ()
+    ) -> Iterator[Generated]:
         """Continue prompts.
 
         Raises:
             ModelOutputError: non-finite logits, or a prompt that does not fit the context.
         """
 
-    def score(self, requests: Sequence[Score]) -> Iterator[Scored]:
+    def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
         """Give per-token log-probabilities of whole texts.
 
         Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 __all__ = ["Batches", "is_out_of_memory"]
@@ -11,17 +11,30 @@ T = TypeVar("T")
 
 
 class Batches(Generic[T]):
-    """Hands out pairs (item, token ids) longest first, so that the worst batch comes first."""
+    """Hands out pairs (item, token ids) longest first, so that the worst batch comes first.
 
-    def __init__(self, items: Sequence[tuple[T, list[int]]], rows: int) -> None:
+    is_done: tells items that need no answer. They keep their places, so that the other batches
+    are what they would be without them; a batch that holds nothing else is left out.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[tuple[T, list[int]]],
+        rows: int,
+        is_done: Callable[[T], bool] = lambda _: False,
+    ) -> None:
         # A stable order: the same requests always form the same batches.
         self._waiting = sorted(items, key=lambda item: -len(item[1]))
         self._rows = rows
+        self._is_done = is_done
 
     def next(self) -> list[tuple[T, list[int]]]:
         """The next batch; empty when all is done."""
-        batch, self._waiting = self._waiting[: self._rows], self._waiting[self._rows :]
-        return batch
+        while self._waiting:
+            batch, self._waiting = self._waiting[: self._rows], self._waiting[self._rows :]
+            if not all(self._is_done(item) for item, _ in batch):
+                return batch
+        return []
 
     def halve(self, failed: Sequence[tuple[T, list[int]]]) -> None:
         """Put a batch that did not fit back and use half its size from here on."""

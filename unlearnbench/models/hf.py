@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,7 +27,7 @@ __all__ = ["HFModel"]
 
 log = logging.getLogger("unlearnbench")
 
-T = TypeVar("T")
+T = TypeVar("T", Generated, Scored)
 
 
 @dataclass
@@ -94,7 +94,9 @@ class HFModel:
         text = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text if isinstance(text, str) else "".join(text)
 
-    def generate(self, requests: Sequence[Generate]) -> Iterator[Generated]:
+    def generate(
+        self, requests: Sequence[Generate], skip: Collection[str] = ()
+    ) -> Iterator[Generated]:
         """See ``Model``. Batches hold requests of one kind and of similar length."""
         kinds: dict[tuple[object, ...], list[tuple[Generate, list[int]]]] = {}
         for request in requests:
@@ -109,9 +111,10 @@ class HFModel:
             kinds.setdefault(kind, []).append((request, ids))
         for items in kinds.values():
             width = max(len(ids) for _, ids in items) + items[0][0].max_new_tokens
-            yield from self._in_batches(items, self._generate_batch, self._generation_rows(width))
+            rows = self._generation_rows(width)
+            yield from self._in_batches(items, self._generate_batch, rows, skip)
 
-    def score(self, requests: Sequence[Score]) -> Iterator[Scored]:
+    def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
         """See ``Model``."""
         items = []
         for request in requests:
@@ -123,7 +126,7 @@ class HFModel:
             self._require_fit(request.id, len(ids), 0)
             items.append((request, ids))
         width = max((len(ids) for _, ids in items), default=1)
-        yield from self._in_batches(items, self._score_batch, self._scoring_rows(width))
+        yield from self._in_batches(items, self._score_batch, self._scoring_rows(width), skip)
 
     def _require_fit(self, name: str, length: int, new: int) -> None:
         context = getattr(self._source.config.get_text_config(), "max_position_embeddings", None)
@@ -150,10 +153,11 @@ class HFModel:
         items: Sequence[tuple[Any, list[int]]],
         run: Callable[[Sequence[tuple[Any, list[int]]]], list[T]],
         rows: int,
+        skip: Collection[str],
     ) -> Iterator[T]:
         import torch
 
-        batches = Batches(items, self._batch_size or rows)
+        batches = Batches(items, self._batch_size or rows, lambda request: request.id in skip)
         while batch := batches.next():
             try:
                 with torch.no_grad():  # quanto's 4-bit tensors fail in inference mode
@@ -163,7 +167,7 @@ class HFModel:
                     raise
                 self._smaller(batches, batch)
                 continue
-            yield from answers
+            yield from (answer for answer in answers if answer.id not in skip)
 
     def _smaller(self, batches: Batches[Any], batch: Sequence[Any]) -> None:
         if self._batch_size is not None or len(batch) == 1:

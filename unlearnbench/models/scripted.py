@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.requests import Generate, Generated, Score, Scored, cut_at_stop
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["ScriptedModel"]
+
+R = TypeVar("R", Generate, Score)
 
 
 class ScriptedModel:
@@ -54,20 +56,22 @@ class ScriptedModel:
         words = text.split(" ")
         return text if len(words) <= max_tokens else " ".join(words[:max_tokens])
 
-    def generate(self, requests: Sequence[Generate]) -> Iterator[Generated]:
+    def generate(
+        self, requests: Sequence[Generate], skip: Collection[str] = ()
+    ) -> Iterator[Generated]:
         """Answer from the script, cut as a real model's answer is.
 
         Raises:
             ModelOutputError: the script has no answer for a prompt.
         """
-        for request in requests:
+        for request in _without(requests, skip):
             if request.prompt not in self._outputs:
                 raise ModelOutputError(f"the script has no output for {request.id}")
             text = self.truncate(self._outputs[request.prompt], request.max_new_tokens)
             text = cut_at_stop(text, request.stop)
             yield Generated(request.id, text, len(text.split()))
 
-    def score(self, requests: Sequence[Score]) -> Iterator[Scored]:
+    def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
         """Answer from the script.
 
         Raises:
@@ -75,8 +79,12 @@ class ScriptedModel:
         """
         import numpy as np
 
-        for request in requests:
+        for request in _without(requests, skip):
             if request.text not in self._logprobs:
                 raise ModelOutputError(f"the script has no log-probabilities for {request.id}")
             values: NDArray[np.float64] = np.array(self._logprobs[request.text], dtype=np.float64)
             yield Scored(request.id, values, np.full_like(values, -1.0), np.ones_like(values))
+
+
+def _without(requests: Sequence[R], skip: Collection[str]) -> list[R]:
+    return [request for request in requests if request.id not in skip]
