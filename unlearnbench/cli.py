@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Exit 0 done, 2 bad input, 130 interrupted."""
+"""The command line: parse, call, print. Exit 0 done, 2 bad input, 130 and 143 when stopped."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from unlearnbench.cli_options import checkpoint_options, kernel_options
 from unlearnbench.cli_quant import inspect_bins, show_quants
 from unlearnbench.errors import OptionError, UnlearnbenchError, one_line, printable
 from unlearnbench.quiet import quiet_imports
+from unlearnbench.signals import Stops, catch_stops
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,6 +83,7 @@ _SETTINGS = {
 )
 @click.option("--ppl-lower", is_flag=True, help="Also score lower-cased texts (a second pass).")
 @checkpoint_options
+@click.option("--fresh", is_flag=True, help="Start over; an earlier run is kept under .old.")
 @click.option("--verbose", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(__version__, prog_name="unlearnbench")
 @click.pass_context
@@ -114,17 +116,17 @@ def _refuse_before_command(ctx: click.Context) -> None:
 
 def _evaluate(options: dict[str, Any]) -> None:
     from unlearnbench.evaluator import evaluate
-    from unlearnbench.run import run_path
-    from unlearnbench.tables import results_table
+    from unlearnbench.summary import summarize_evaluation
     from unlearnbench.tasks import load_registry, split_names
 
     names = split_names(options["tasks"])
     options["batch_size"] = _batch_size(options["batch_size"])
-    results = evaluate(**options, progress=True)
-    output = Path(options["output"])
-    paths = {r.precision.name: run_path(output, r.checkpoint, r.precision.name) for r in results}
-    tasks = [spec.task for spec in load_registry(options["include_path"]).resolve(names)]
-    click.echo(printable(results_table(results, paths, tasks)))
+    summarize_evaluation(
+        lambda: evaluate(**options, progress=True),
+        Path(options["output"]),
+        lambda: load_registry(options["include_path"]).resolve(names),
+        lambda text: click.echo(printable(text)),
+    )
 
 
 def _batch_size(text: str) -> int | str:
@@ -213,6 +215,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    with catch_stops() as stops:
+        return _call(arguments, stops)
+
+
+def _call(arguments: list[str], stops: Stops) -> int:
     try:
         status = cli.main(arguments, prog_name="unlearnbench", standalone_mode=False)
     except UnlearnbenchError as error:
@@ -222,9 +229,10 @@ def _run(arguments: list[str]) -> int:
         return _fail(f"{message} (see unlearnbench --help)", arguments)
     except click.ClickException as error:
         return _fail(error.format_message(), arguments)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; finished tasks are in their run folders", err=True)
-        return 130
+    except (KeyboardInterrupt, click.Abort) as error:
+        said = [*getattr(error.__cause__, "args", ()), "interrupted; what was finished is kept"]
+        click.echo(one_line(said[0], 2000), err=True)
+        return stops.status
     except Exception as error:  # a bug of ours: still one line, and never exit 1, "check failed"
         return _fail(f"internal error: {type(error).__name__}: {error}", arguments)
     return status if isinstance(status, int) else 0

@@ -6,6 +6,7 @@ import gc
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from unlearnbench import quant as quant_backends
 from unlearnbench.data import DataOptions
 from unlearnbench.errors import OptionError
+from unlearnbench.failures import Failures
 from unlearnbench.models.base import Model
 from unlearnbench.plan import Plan, make_plan
 from unlearnbench.quant.base import Calibration, How, PrecisionSpec, pick_kernel
@@ -57,6 +59,7 @@ def evaluate(
     allow_adapter_base: bool = False,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    fresh: bool = False,
     progress: bool = False,
 ) -> list[RunResult]:
     """Evaluate a checkpoint on tasks at one or more precisions, one after another.
@@ -68,9 +71,11 @@ def evaluate(
     Returns:
         One result a precision, in the order asked for; each also stands in its run folder,
         ``output/<model>/<precision>/``, written after every task. A task that already stands there
-        is not computed again.
+        is not computed again, and one that was interrupted goes on (docs/durability.md); with
+        ``fresh`` an earlier run is set aside instead.
 
     Raises:
+        EvaluationError: one or more of several tasks or precisions failed. The others are finished.
         UnlearnbenchError: bad input, or a measurement that cannot be trusted. What was finished
             before is in the run folders.
     """
@@ -98,11 +103,12 @@ def evaluate(
         batch_size=None if batch_size == "auto" else batch_size,
         reference=_open_reference(reference),
         progress=progress,
+        fresh=fresh,
     )
     if reference is not None and not any(isinstance(spec, LikelihoodTask) for spec in specs):
         log.warning("--reference moves only PrivLeak, and none of these tasks has it")
     if not isinstance(model, (str, Path)):
-        return [_evaluate_given(job, model, quant)]
+        return _evaluate_given(job, model, quant)
     load = LoadOptions(revision, base, adapter, allow_adapter_base, trust_remote_code, allow_pickle)
     how = _Asked(dtype, device, quant_kernel, calibration, calibration_samples)
     return _evaluate_path(job, str(model), quant, load, how)
@@ -136,12 +142,21 @@ def _open_reference(reference: str | Path | None) -> RetrainedRun | Literal["sta
     return open_reference(Path(reference))
 
 
-def _evaluate_given(job: Job, model: Model, precision: str | Sequence[str]) -> RunResult:
+def _evaluate_given(job: Job, model: Model, precision: str | Sequence[str]) -> list[RunResult]:
     if split_names(precision) != ["none"]:
         raise OptionError("a Model object has its precision already; leave quant out")
     settings = job.settings(model.dtype, model.device)
-    run, todo = prepare(job, model.checkpoint, model.config, model.precision, settings)
-    return run_tasks(run, todo, lambda: model)
+    failures = Failures(len(job.plans))
+    with ExitStack() as locks:
+        run, todo = prepare(job, model.checkpoint, model.config, model.precision, settings, locks)
+        result = run_tasks(run, todo, lambda: model, failures)
+    return _results([result], failures)
+
+
+def _results(found: Sequence[RunResult | None], failures: Failures) -> list[RunResult]:
+    results = [result for result in found if result is not None]
+    failures.raise_if_any(results)
+    return results
 
 
 def _evaluate_path(
@@ -159,16 +174,19 @@ def _evaluate_path(
     source = open_any(path, load, keep=len(specs) > 1)
     loading.require_loadable(source)
     config = source.config.to_dict()
+    failures = Failures(len(specs) * len(job.plans))
     prepared = []
-    for spec in specs:  # every conflict is found before the first model is loaded
-        source.require_precision(spec)
-        dtype = loading.pick_dtype(asked.dtype, spec, source.own_dtype, device)
-        how = loading.make_how(spec, dtype, device, asked.quant_kernel, calibration)
-        precision = loading.describe_precision(source, spec, how)
-        settings = job.settings(dtype, device)
-        run, todo = prepare(job, source.checkpoint, config, precision, settings)
-        prepared.append((spec, how, run, todo))
-    return [_run_precision(source, spec, how, run, todo) for spec, how, run, todo in prepared]
+    with ExitStack() as locks:
+        for spec in specs:  # every conflict is found before the first model is loaded
+            source.require_precision(spec)
+            dtype = loading.pick_dtype(asked.dtype, spec, source.own_dtype, device)
+            how = loading.make_how(spec, dtype, device, asked.quant_kernel, calibration)
+            precision = loading.describe_precision(source, spec, how)
+            settings = job.settings(dtype, device)
+            run, todo = prepare(job, source.checkpoint, config, precision, settings, locks)
+            prepared.append((spec, how, run, todo))
+        found = [_run_precision(source, *one, failures) for one in prepared]
+    return _results(found, failures)
 
 
 def _calibration(job: Job, specs: Sequence[PrecisionSpec], asked: _Asked) -> Calibration | None:
@@ -182,8 +200,13 @@ def _calibration(job: Job, specs: Sequence[PrecisionSpec], asked: _Asked) -> Cal
 
 
 def _run_precision(
-    source: Source | PairSource, spec: PrecisionSpec, how: How, run: Run, todo: list[Plan]
-) -> RunResult:
+    source: Source | PairSource,
+    spec: PrecisionSpec,
+    how: How,
+    run: Run,
+    todo: list[Plan],
+    failures: Failures,
+) -> RunResult | None:
     from unlearnbench.models.opening import load_any
 
     def load() -> Model:
@@ -192,6 +215,6 @@ def _run_precision(
         return model
 
     try:
-        return run_tasks(run, todo, load)
+        return run_tasks(run, todo, load, failures)
     finally:
         gc.collect()  # before the next precision takes its memory

@@ -10,7 +10,7 @@ from pathlib import Path
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.recovery import FULL
 from unlearnbench.results import CalibrationData, Checkpoint, RunResult, SampleRecord, TaskResult
-from unlearnbench.runfolder import RunFolder, read_run
+from unlearnbench.runfolder import ASIDE, RunFolder, read_run
 
 __all__ = [
     "Entry",
@@ -141,7 +141,9 @@ def load_entries(paths: Sequence[Path]) -> list[Entry]:
 def _run_folders(path: Path) -> list[Path]:
     if (path / "run.json").is_file():
         return [path]
-    found = sorted(file.parent for file in path.rglob("run.json")) if path.is_dir() else []
+    below = path.rglob("run.json") if path.is_dir() else ()
+    # What --fresh set aside is no run to compare; one that is given itself is.
+    found = sorted(f.parent for f in below if ASIDE not in f.relative_to(path).parts)
     if not found:
         raise OptionError(f"{path}: no run.json there or below; give a run folder")
     return found
