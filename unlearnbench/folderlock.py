@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unlearnbench.errors import ResultError, one_line
+from unlearnbench.storage import is_full, saying_why
 
 __all__ = ["lock_folder"]
 
@@ -33,8 +34,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock, holder = (folder.with_name(f".{folder.name}.{kind}") for kind in ("lock", "holder"))
-    try:
+    with saying_why(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
         with warnings.catch_warnings():
             # Where there is no flock, a marker file takes its place, and filelock says so.
             warnings.simplefilter("ignore")
@@ -46,6 +48,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
             "end, or use another --output"
         ) from None
     except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and is_full(error):
+            with saying_why(folder):
+                raise
         raise ResultError(
             f"{folder} cannot be locked against a second writer ({one_line(error, 200)}); use an "
             "--output on a local disk"
@@ -56,9 +61,11 @@ def lock_folder(folder: Path) -> Iterator[None]:
             holder.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}))
         yield
     finally:
-        with contextlib.suppress(OSError):
-            holder.unlink(missing_ok=True)
-        held.release()
+        try:
+            with contextlib.suppress(OSError):
+                holder.unlink(missing_ok=True)
+        finally:
+            held.release()
 
 
 def _read(holder: Path) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from unlearnbench.errors import ResultError, one_line
+from unlearnbench.errors import OutputError, ResultError, one_line
 from unlearnbench.results import (
     FORMAT_VERSION,
     RECORD_ADAPTER,
@@ -56,14 +56,14 @@ def require_writable(folder: Path) -> None:
     """Make ``folder`` and prove that a file can be written there, before any work is done.
 
     Raises:
-        ResultError: it cannot.
+        OutputError: it cannot.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ResultError(
+        raise OutputError(
             f"output folder {folder} is not writable ({error.strerror}); use another --output"
         ) from None
 

@@ -1,0 +1,144 @@
+"""SIGKILL at random moments of a three-precision evaluation of the demo tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.durability.conftest import Start, start_process
+
+PRECISIONS = ("none", "rtn-int8", "rtn-int4")
+TASKS = ("demo_knowmem_f", "demo_knowmem_r", "demo_privleak", "demo_verbmem")
+LIMIT = 6
+# PrivLeak has two splits and, with --ppl-lower, two passes.
+ANSWERS = len(PRECISIONS) * (3 * LIMIT + 2 * 2 * LIMIT)
+
+
+def arguments(model: Path, output: Path) -> list[str]:
+    return [
+        *("--model", str(model), "--tasks", "demo", "--quant", ",".join(PRECISIONS)),
+        *("--limit", str(LIMIT), "--batch-size", "2", "--ppl-lower", "--output", str(output)),
+    ]
+
+
+def files(output: Path) -> dict[str, bytes]:
+    """Every file below the one model's folder, by its path there."""
+    found = output.glob("*/**/*")
+    return {str(path.relative_to(output)): path.read_bytes() for path in found if path.is_file()}
+
+
+def of_records(found: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in found.items() if "/samples/" in name}
+
+
+def tasks(run_json: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run_json)["tasks"]
+    return found
+
+
+@dataclass
+class Killer:
+    """Starts the command, kills it, and holds what was complete against what is there later."""
+
+    start: Start
+    command: list[str]
+    output: Path
+    log: Path
+    rng: random.Random
+    kills: int = 0
+    caught: Counter[str] = field(default_factory=Counter)
+
+    def kept(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+    def attempt(self, wait_for: int | None) -> int:
+        """Run until ``wait_for`` further answers are kept, and a random moment more."""
+        before, complete = len(self.kept()), files(self.output)
+        started = self.start(self.log, self.command)
+        if wait_for is not None:
+            deadline = time.monotonic() + 300
+            while len(self.kept()) < before + wait_for and time.monotonic() < deadline:
+                time.sleep(0.001)
+            time.sleep(self.rng.choice([0.0, 0.002, 0.02, 0.2]) * self.rng.random())
+            os.kill(started.pid, signal.SIGKILL)
+        status = started.wait()
+        self.kills += status == -signal.SIGKILL
+        self.require_kept(complete)
+        return status
+
+    def require_kept(self, before: dict[str, bytes]) -> None:
+        """Every whole line of a journal is there still, or its task is complete; what a run.json
+        names is as it was.
+        """
+        now = files(self.output)
+        for name, content in before.items():
+            if "/partial/" in name:
+                whole = content[: content.rfind(b"\n") + 1]
+                self.caught["lines"] += max(0, whole.count(b"\n") - 1)
+                records = name.replace("/partial/", "/samples/")
+                assert now.get(name, b"").startswith(whole) or records in now, name
+            elif "/samples/" in name:
+                assert now[name] == content, name
+                self.caught["records"] += content.count(b"\n")
+
+
+def undisturbed(start: Start, model: Path, folder: Path) -> dict[str, bytes]:
+    log = folder / "undisturbed.log"
+    assert start(log, arguments(model, folder / "undisturbed")).wait() == 0, log
+    assert len(log.read_text().splitlines()) == ANSWERS
+    return files(folder / "undisturbed")
+
+
+def kill_and_resume(start: Start, model: Path, folder: Path, kills: int) -> None:
+    want = undisturbed(start, model, folder)
+    seed = int.from_bytes(os.urandom(4), "big")
+    output = folder / "killed"
+    killer = Killer(
+        start, arguments(model, output), output, folder / "killed.log", random.Random(seed)
+    )
+    said = f"seed {seed}; output in {folder}"
+    try:
+        while killer.kills < kills:
+            left = ANSWERS - len(killer.kept())
+            # Leaves as many answers for the kills after this one, on average.
+            most = 2 * left // (kills - killer.kills + 1)
+            status = killer.attempt(killer.rng.randint(0, max(0, min(most, left - 1))))
+            assert status in (-signal.SIGKILL, 0), status
+            if status == 0 and killer.kills < kills:
+                pytest.fail("it ended before it could be killed")
+        assert killer.attempt(None) == 0
+        got, kept = files(output), killer.kept()
+        assert killer.kills == kills
+        assert [n for n, times in Counter(kept).items() if times > 1] == [], "scored twice"
+        assert sorted(kept) == sorted((folder / "undisturbed.log").read_text().splitlines())
+        assert of_records(got) == of_records(want)
+        assert {n: c.count(b"\n") for n, c in of_records(got).items()} == {
+            n: (2 if "privleak" in n else 1) * LIMIT for n in of_records(want)
+        }
+        assert set(got) == set(want), "nothing is left behind"
+        for name in got:
+            if name.endswith("run.json"):
+                assert tasks(got[name]) == tasks(want[name])
+                assert set(tasks(got[name])) == set(TASKS)
+    except BaseException:
+        print(f"\n{said}; {killer.caught}")
+        raise
+    print(f"\n{kills} kills; found again: {dict(killer.caught)}; {said}")
+
+
+def test_five_kills_lose_nothing(start_forked: Start, tiny: Path, tmp_path: Path) -> None:
+    kill_and_resume(start_forked, tiny, tmp_path, 5)
+
+
+@pytest.mark.slow
+def test_thirty_kills_lose_nothing(tiny: Path, tmp_path: Path) -> None:
+    kill_and_resume(start_process, tiny, tmp_path, 30)
