@@ -18,15 +18,17 @@ from tests.durability.conftest import Start, start_process
 
 PRECISIONS = ("none", "rtn-int8", "rtn-int4")
 TASKS = ("demo_knowmem_f", "demo_knowmem_r", "demo_privleak", "demo_verbmem")
-LIMIT = 6
-# PrivLeak has two splits and, with --ppl-lower, two passes.
-ANSWERS = len(PRECISIONS) * (3 * LIMIT + 2 * 2 * LIMIT)
 
 
-def arguments(model: Path, output: Path) -> list[str]:
+def answers(limit: int) -> int:
+    """PrivLeak has two splits and, with --ppl-lower, two passes."""
+    return len(PRECISIONS) * (3 * limit + 2 * 2 * limit)
+
+
+def arguments(model: Path, output: Path, limit: int) -> list[str]:
     return [
         *("--model", str(model), "--tasks", "demo", "--quant", ",".join(PRECISIONS)),
-        *("--limit", str(LIMIT), "--batch-size", "2", "--ppl-lower", "--output", str(output)),
+        *("--limit", str(limit), "--batch-size", "2", "--ppl-lower", "--output", str(output)),
     ]
 
 
@@ -91,24 +93,24 @@ class Killer:
                 self.caught["records"] += content.count(b"\n")
 
 
-def undisturbed(start: Start, model: Path, folder: Path) -> dict[str, bytes]:
+def undisturbed(start: Start, model: Path, folder: Path, limit: int) -> dict[str, bytes]:
     log = folder / "undisturbed.log"
-    assert start(log, arguments(model, folder / "undisturbed")).wait() == 0, log
-    assert len(log.read_text().splitlines()) == ANSWERS
+    assert start(log, arguments(model, folder / "undisturbed", limit)).wait() == 0, log
+    assert len(log.read_text().splitlines()) == answers(limit)
     return files(folder / "undisturbed")
 
 
-def kill_and_resume(start: Start, model: Path, folder: Path, kills: int) -> None:
-    want = undisturbed(start, model, folder)
+def kill_and_resume(start: Start, model: Path, folder: Path, kills: int, limit: int) -> None:
+    want = undisturbed(start, model, folder, limit)
     seed = int.from_bytes(os.urandom(4), "big")
     output = folder / "killed"
     killer = Killer(
-        start, arguments(model, output), output, folder / "killed.log", random.Random(seed)
+        start, arguments(model, output, limit), output, folder / "killed.log", random.Random(seed)
     )
     said = f"seed {seed}; output in {folder}"
     try:
         while killer.kills < kills:
-            left = ANSWERS - len(killer.kept())
+            left = answers(limit) - len(killer.kept())
             # Leaves as many answers for the kills after this one, on average.
             most = 2 * left // (kills - killer.kills + 1)
             status = killer.attempt(killer.rng.randint(0, max(0, min(most, left - 1))))
@@ -122,7 +124,7 @@ def kill_and_resume(start: Start, model: Path, folder: Path, kills: int) -> None
         assert sorted(kept) == sorted((folder / "undisturbed.log").read_text().splitlines())
         assert of_records(got) == of_records(want)
         assert {n: c.count(b"\n") for n, c in of_records(got).items()} == {
-            n: (2 if "privleak" in n else 1) * LIMIT for n in of_records(want)
+            n: (2 if "privleak" in n else 1) * limit for n in of_records(want)
         }
         assert set(got) == set(want), "nothing is left behind"
         for name in got:
@@ -136,9 +138,9 @@ def kill_and_resume(start: Start, model: Path, folder: Path, kills: int) -> None
 
 
 def test_five_kills_lose_nothing(start_forked: Start, tiny: Path, tmp_path: Path) -> None:
-    kill_and_resume(start_forked, tiny, tmp_path, 5)
+    kill_and_resume(start_forked, tiny, tmp_path, 5, 4)
 
 
 @pytest.mark.slow
 def test_thirty_kills_lose_nothing(tiny: Path, tmp_path: Path) -> None:
-    kill_and_resume(start_process, tiny, tmp_path, 30)
+    kill_and_resume(start_process, tiny, tmp_path, 30, 10)
