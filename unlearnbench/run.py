@@ -121,13 +121,15 @@ class Run:
 
     def begin(self) -> None:
         """Make room: set an old run aside where that was asked for, and remove what killed
-        processes left.
+        processes left. A PrivLeak that was taken over and got another reference is written.
         """
         if self.job.fresh:
             aside = self.folder.set_aside()
             if aside is not None:
                 log.info("the earlier run is now in %s", aside)
         self.folder.clean(self.found.tasks if self.found else ())
+        if self.latest is not None and self.latest != self.found:
+            self.folder.write_run(self.latest)
 
     def _take_over(self, plan: Plan) -> bool:
         name = plan.spec.task
@@ -266,7 +268,8 @@ def run_tasks(
     """
     folder, precision = run.folder.path, run.precision.name
     if run.found is not None and not todo:
-        return _refresh(run)
+        run.begin()
+        return run.latest
     model = None
     with failures.guard(folder, precision):
         model = load()
@@ -276,14 +279,6 @@ def run_tasks(
             with failures.guard(folder, precision, plan.spec.task):
                 run.measure(plan, model)
                 _say_finished(run, plan)
-    return run.latest
-
-
-def _refresh(run: Run) -> RunResult | None:
-    """A run that was complete: only PrivLeak may have got another reference."""
-    run.begin()
-    if run.latest is not None and run.latest != run.found:
-        run.folder.write_run(run.latest)
     return run.latest
 
 

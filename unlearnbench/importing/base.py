@@ -15,6 +15,7 @@ from typing import Literal
 
 from unlearnbench.environment import describe_environment
 from unlearnbench.errors import MetricError, OptionError, ResultError, one_line
+from unlearnbench.folderlock import lock_folder
 from unlearnbench.metrics import generation_metric
 from unlearnbench.models.files import content_sha256
 from unlearnbench.plan import Plan, Sample
@@ -210,9 +211,15 @@ def import_runs(options: ImportOptions) -> list[tuple[Path, RunResult]]:
 
 def _write(options: ImportOptions, registry: Registry, found: Found) -> tuple[Path, RunResult]:
     path = _place(options.out, found.model) / options.precision
-    if (path / "run.json").exists():
-        raise OptionError(f"{path} holds a run already; use another --out")
-    folder = RunFolder(path)
+    with lock_folder(path):
+        if (path / "run.json").exists():
+            raise OptionError(f"{path} holds a run already; use another --out")
+        return path, _write_run(options, registry, found, RunFolder(path))
+
+
+def _write_run(
+    options: ImportOptions, registry: Registry, found: Found, folder: RunFolder
+) -> RunResult:
     tasks = {}
     for name, records in sorted(found.records.items()):
         spec = registry.tasks[name]
@@ -222,7 +229,7 @@ def _write(options: ImportOptions, registry: Registry, found: Found) -> tuple[Pa
         found.hold(name, tasks[name])
     result = _result(options, found, tasks)
     folder.write_run(result)
-    return path, result
+    return result
 
 
 def _place(out: Path, model: str) -> Path:
