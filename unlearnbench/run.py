@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from unlearnbench.environment import describe_environment, source_sha256
 from unlearnbench.errors import ResultError
@@ -17,6 +17,7 @@ from unlearnbench.plan import Plan
 from unlearnbench.reference import Reference, RetrainedRun, run_reference, stated_reference
 from unlearnbench.results import (
     Checkpoint,
+    HarnessResult,
     Precision,
     RunResult,
     SampleRecord,
@@ -26,6 +27,9 @@ from unlearnbench.results import (
 from unlearnbench.runfolder import RunFolder, model_folder_name
 from unlearnbench.scoring import make_records, summarize_task
 from unlearnbench.tasks import LikelihoodTask
+
+if TYPE_CHECKING:
+    from unlearnbench.harness.suite import Suite
 
 __all__ = ["Job", "Run", "prepare", "run_path", "run_tasks"]
 
@@ -40,11 +44,15 @@ class Job:
     output: Path
     protocol: str
     seed: int
-    limit: int | None
+    limit: int | float | None
     ppl_lower: bool
     batch_size: int | None
     reference: RetrainedRun | Literal["stated"] | None
     progress: bool
+    suite: Suite | None = None
+    """lm-eval's tasks, where some were asked for."""
+    gen_kwargs: str | None = None
+    chat_template_sha256: str | None = None
 
     def settings(self, dtype: str, device: str) -> Settings:
         """What makes two runs of this job comparable."""
@@ -55,6 +63,8 @@ class Job:
             seed=self.seed,
             limit=self.limit,
             ppl_lower=self.ppl_lower,
+            gen_kwargs=self.gen_kwargs,
+            chat_template_sha256=self.chat_template_sha256,
         )
 
 
@@ -70,6 +80,7 @@ class Run:
     references: Mapping[str, Reference]
     found: RunResult | None = None
     done: dict[str, TaskResult] = field(default_factory=dict)
+    harness: dict[str, HarnessResult] = field(default_factory=dict)
 
     def open(self) -> list[Plan]:
         """Take over what stands in the folder and return the plans that are still to run.
@@ -81,7 +92,7 @@ class Run:
         if self.found is None:
             return list(self.job.plans)
         self.folder.check_settings(self.found, self.settings, self.checkpoint, self.precision)
-        self.done = dict(self.found.tasks)
+        self.done, self.harness = dict(self.found.tasks), dict(self.found.harness or {})
         if self.found.environment.source_sha256 != source_sha256():
             log.warning("%s was begun with another version of unlearnbench", self.folder.path)
         return [plan for plan in self.job.plans if not self._take_over(plan)]
@@ -137,6 +148,7 @@ class Run:
             protocol=self.job.protocol,
             settings=self.settings,
             tasks=dict(sorted(self.done.items())),
+            harness=dict(sorted(self.harness.items())) or None,
             environment=describe_environment(model.device, model.dtype, self.job.batch_size),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
@@ -163,7 +175,10 @@ def prepare(
     """
     folder = RunFolder(run_path(job.output, checkpoint, precision.name))
     run = Run(job, checkpoint, precision, settings, folder, _references(job, checkpoint, config))
-    return run, run.open()
+    todo = run.open()
+    if job.suite is not None:
+        job.suite.open(run)
+    return run, todo
 
 
 def _references(

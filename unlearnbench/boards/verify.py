@@ -14,7 +14,7 @@ from unlearnbench.boards.entry import BoardEntry, EntryRun, entry_json, read_ent
 from unlearnbench.errors import ResultError, UnlearnbenchError, one_line
 from unlearnbench.metrics import generation_metric
 from unlearnbench.metrics.membership import privleak
-from unlearnbench.plan import Plan, Sample
+from unlearnbench.plan import Plan, Sample, limited_count
 from unlearnbench.recovery import FULL
 from unlearnbench.results import GenerationRecord, SampleRecord, TaskResult
 from unlearnbench.runset import LoadedRun, require_comparable, require_same_precision
@@ -98,6 +98,9 @@ def _run_problems(board: Board, part: EntryRun) -> Iterator[str]:
     where = part.run.precision.name
     if part.run.protocol != board.rules.protocol or part.run.settings.protocol != part.run.protocol:
         yield f"{where}: protocol is {one_line(part.run.protocol)}, not {board.rules.protocol}"
+    for name in ("gen_kwargs", "chat_template_sha256"):
+        if getattr(part.run.settings, name) is not None:
+            yield f"{where}: made with {name}, so its prompts or decoding are not the protocol's"
     if part.run.imported is not None:
         yield f"{where}: imported, so its weights are not known"
     if set(part.run.tasks) != set(board.rules.tasks) or set(part.samples) != set(part.run.tasks):
@@ -177,7 +180,7 @@ def _sample_problems(
     limit = place.part.run.settings.limit
     for split in splits:
         rows = spec.splits[split].rows
-        if n != (rows if limit is None else min(rows, limit)):
+        if n != limited_count(rows, limit):
             yield f"{n} samples of {split}, the run's settings give another number"
 
 
