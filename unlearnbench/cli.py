@@ -68,7 +68,14 @@ _SETTINGS = {
     "rtn-int8 (int8), rtn-int4 (int4) and more: unlearnbench quants.",
 )
 @kernel_options
-@click.option("--output", "--output-path", default="results", show_default=True, metavar="DIR", help="Run folders.")
+@click.option(
+    "--output",
+    "--output-path",
+    default="results",
+    show_default=True,
+    metavar="DIR",
+    help="Run folders.",
+)
 @click.option("--data-dir", metavar="DIR", help="Local data; default: $UNLEARNBENCH_DATA.")
 @click.option("--include-path", multiple=True, metavar="DIR", help="More task files; repeatable.")
 @click.option("--allow-data-drift", is_flag=True, help="Run on rows that are not the pinned ones.")

@@ -1,4 +1,4 @@
-"""lm-eval's habits on our command line: key=value pairs, a YAML file of options, the environment."""
+"""lm-eval's habits on our command line: key=value pairs, a YAML file of options, variables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PREFIX = "UNLEARNBENCH_"
 _KINDS = ("hf", "hf-auto", "huggingface", "unlearnbench")
 
 
-class _Limit(click.ParamType):
+class _Limit(click.ParamType[Any]):
     """A number of rows, or a share of them below 1."""
 
     name = "limit"
@@ -39,7 +39,7 @@ class _Limit(click.ParamType):
         return whole if number == whole else number
 
 
-class _Pairs(click.ParamType):
+class _Pairs(click.ParamType[Any]):
     """``key=value,...`` as lm-eval takes it, or a mapping from a YAML file."""
 
     name = "pairs"

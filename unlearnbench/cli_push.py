@@ -37,7 +37,7 @@ def require_pushable(repo: str | None, dry: bool, public: bool) -> None:
             raise OptionError("--push-dry-run and --push-public need --push-to-hub REPO")
         return
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(repo)

@@ -75,8 +75,8 @@ def evaluate(
 
     The options are the command line's, under the same names (``unlearnbench --help``). ``model``
     is a folder, a ``.gguf`` file, a hub id, or any object that implements ``Model``, which has its
-    precision already. ``data_dir`` defaults to the environment's ``UNLEARNBENCH_DATA``. A task that is
-    not ours is lm-eval's, as is ``lm_eval:NAME``; they run after ours.
+    precision already. ``data_dir`` defaults to the environment's ``UNLEARNBENCH_DATA``. A task that
+    is not ours is lm-eval's, as is ``lm_eval:NAME``; they run after ours.
 
     Returns:
         One result a precision, in the order asked for; each also stands in its run folder,
@@ -120,13 +120,17 @@ def evaluate(
         gen_kwargs=gen_kwargs_text(given),
     )
     if wanted.theirs:
-        ask = _Ask(limit, apply_chat_template, given, confirm_run_unsafe_code, job.batch_size, progress)
+        ask = _Ask(
+            limit, apply_chat_template, given, confirm_run_unsafe_code, job.batch_size, progress
+        )
         job = replace(job, suite=_open_suite(wanted.theirs, include_path, root, ask, bool(specs)))
     if reference is not None and not any(isinstance(spec, LikelihoodTask) for spec in specs):
         log.warning("--reference moves only PrivLeak, and none of these tasks has it")
     if not isinstance(model, (str, Path)):
         if apply_chat_template:
-            raise OptionError("a Model object has no tokenizer to template its prompts; give a path")
+            raise OptionError(
+                "a Model object has no tokenizer to template its prompts; give a path"
+            )
         results = [_evaluate_given(job, model, quant)]
     else:
         load = LoadOptions(

@@ -1,7 +1,7 @@
 """``python -m unlearnbench.lm_eval ...``: lm-eval's own command line, with our models in it.
 
-lm-eval 0.4.13 finds models in its own table only (``lm_eval.models.MODEL_MAPPING``); it reads no entry
-points and has no option that imports a module. So this imports ours, which lm-eval's public
+lm-eval 0.4.13 finds models in its own table only (``lm_eval.models.MODEL_MAPPING``): it reads no
+entry points and has no option that imports a module. So this imports ours, which lm-eval's public
 ``register_model`` adds, and hands over.
 """
 

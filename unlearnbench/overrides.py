@@ -54,7 +54,9 @@ def _require_known(given: Mapping[str, object]) -> None:
                 f"{', '.join(GenerationOptions.model_fields)}"
             )
     if given.get("temperature") and given.get("do_sample") is not True:
-        raise OptionError("--gen-kwargs: temperature needs do_sample=True; without it, it is greedy")
+        raise OptionError(
+            "--gen-kwargs: temperature needs do_sample=True; without it, it is greedy"
+        )
 
 
 def _decoding(spec: GenerationTask, given: Mapping[str, object]) -> GenerationTask:

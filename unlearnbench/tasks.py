@@ -314,9 +314,13 @@ def is_lm_eval_file(path: Path) -> bool:
     except (OSError, UnicodeDecodeError):
         return False
     keys = set(re.findall(r"^([a-z_]+):", text, re.MULTILINE))
-    return bool(keys & {"task", "group"}) and not keys & {"splits", "metric", "want"} and bool(
-        keys & {"group", "class", "include", "metric_list", "process_results", "doc_to_choice"}
-        or {"dataset_path", "doc_to_target"} <= keys
+    return (
+        bool(keys & {"task", "group"})
+        and not keys & {"splits", "metric", "want"}
+        and bool(
+            keys & {"group", "class", "include", "metric_list", "process_results", "doc_to_choice"}
+            or {"dataset_path", "doc_to_target"} <= keys
+        )
     )
 
 

@@ -1,4 +1,4 @@
-"""Run folders and board entries to a data set repository of the Hugging Face hub, when asked for."""
+"""Run folders and board entries to a data set repository of the Hugging Face hub, if asked to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ _KNOWN = (
     "results_*.json",
 )
 # Keys of records and entries whose values are texts of a data set or of a model.
-_TEXTS = ("prompt", "output", "target", "arguments", "resps", "filtered_resps", "doc")
+_TEXTS = {
+    "prompt": "prompts",
+    "arguments": "prompts",
+    "output": "raw outputs",
+    "resps": "raw outputs",
+    "filtered_resps": "raw outputs",
+    "target": "targets",
+    "doc": "documents",
+}
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ def _look(value: object, found: dict[str, None]) -> None:
         for key, inner in value.items():
             text = isinstance(inner, str) and inner and not inner.startswith("sha256:")
             if key in _TEXTS and (text or isinstance(inner, (list, dict))):
-                found[f"{key}s"] = None
+                found[_TEXTS[key]] = None
             elif key in ("path", "pretrained") and isinstance(inner, str) and "/" in inner:
                 found[f"the path {one_line(inner, 200)}"] = None
             else:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from unlearnbench.boards.definition import Board
 from unlearnbench.boards.entry import BoardEntry, EntryRun, entry_json, read_entry
 from unlearnbench.errors import ResultError, UnlearnbenchError, one_line
+from unlearnbench.harness.table import require_same_harness
 from unlearnbench.metrics import generation_metric
 from unlearnbench.metrics.membership import privleak
 from unlearnbench.plan import Plan, Sample, limited_count
@@ -87,6 +88,10 @@ def verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: V
         verdict.problems += _run_problems(board, part)
         for name, version in board.rules.tasks.items():
             _verify_task(_Place(registry, entry, part, name, version), verdict)
+    if any(part.run.harness for part in entry.runs):
+        verdict.notes.append(
+            "lm-eval's results are as stated: an entry holds no documents of theirs"
+        )
     if not entry.texts:
         verdict.notes.append(
             "no texts: the scores of single answers, the records' hashes and the number of empty "
@@ -261,12 +266,17 @@ def _verify_together(entries: Sequence[BoardEntry], verdicts: Sequence[Verdict])
     if not anchors["retrained"]:
         return
     try:
-        base = anchors["retrained"][0].loaded().full
+        retrained = anchors["retrained"][0].loaded()
+        base = retrained.full
         target = anchors["target"][0].loaded().runs if anchors["target"] else {}
     except ResultError:
         return  # said of that entry already
     for entry in entries:
         by_name[entry.name].problems += _differs(entry, base, target)
+        try:
+            require_same_harness([retrained, entry.loaded()])
+        except UnlearnbenchError as error:
+            by_name[entry.name].problems.append(one_line(error))
 
 
 def _differs(entry: BoardEntry, base: LoadedRun, target: Mapping[str, LoadedRun]) -> list[str]:

@@ -186,7 +186,9 @@ def load_from_arguments(given: Mapping[str, object]) -> HFModel:
         raise OptionError("--model_args needs pretrained=PATH|ID")
     specs = quant.resolve(split_names(str(options.get("quant", "none"))))
     if len(specs) != 1:
-        raise OptionError("--model_args quant takes one precision; lm-eval runs one model at a time")
+        raise OptionError(
+            "--model_args quant takes one precision; lm-eval runs one model at a time"
+        )
     (spec,) = specs
     device = loading.pick_device(_text(options, "device"))
     loading.require_available(spec, device)
@@ -205,8 +207,9 @@ def load_from_arguments(given: Mapping[str, object]) -> HFModel:
     load = LoadOptions(
         _text(options, "revision"),
         _text(options, "base"),
-        adapter,  # type: ignore[arg-type]  # one of the two, just checked
-        *(bool(options.get(key, False)) for key in ("allow_adapter_base", "trust_remote_code")),
+        "merge" if adapter == "merge" else "keep",
+        bool(options.get("allow_adapter_base", False)),
+        bool(options.get("trust_remote_code", False)),
         bool(options.get("allow_pickle", False)),
     )
     source = open_any(str(options["model"]), load, keep=False)

@@ -1,6 +1,6 @@
 """Our tasks as lm-eval's tasks: what ``tasks/*.yaml`` beside this file name as their class.
 
-    lm_eval --model hf --include_path "$(unlearnbench tasks --lm-eval-path)" --tasks news_verbmem ...
+lm_eval --model hf --include_path "$(unlearnbench tasks --lm-eval-path)" --tasks news_verbmem ...
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ class OurTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no types
                 "leave --num_fewshot out"
             )
         if not apply_chat_template or chat_template is None:
-            return f"{system_instruction}\n\n{doc['prompt']}" if system_instruction else doc["prompt"]
+            return (
+                f"{system_instruction}\n\n{doc['prompt']}" if system_instruction else doc["prompt"]
+            )
         turns = [{"role": "user", "content": doc["prompt"]}]
         if system_instruction:
             turns.insert(0, {"role": "system", "content": system_instruction})
@@ -114,8 +116,8 @@ def _prepare(name: str, metadata: Mapping[str, object]) -> tuple[Any, list[dict[
     spec = load_registry().tasks[name]
     if not isinstance(spec, GenerationTask):
         raise TaskError(
-            f"{name} cannot run under lm-eval, whose tasks get no log-probability of single tokens; "
-            f"run `unlearnbench --tasks {name}`"
+            f"{name} cannot run under lm-eval, whose tasks get no log-probability of single "
+            f"tokens; run `unlearnbench --tasks {name}`"
         )
     root = os.environ.get("UNLEARNBENCH_DATA")
     plan = make_plan(spec, DataOptions(Path(root) if root else None), None)

@@ -117,7 +117,9 @@ def _expand(manager: Any, names: Sequence[str]) -> list[str]:
     for name in names:
         matches = [name] if name in manager.task_index else manager.match_tasks([name])
         if not matches:
-            raise TaskError(f"unknown lm-eval task or group {one_line(name)!r}; see lm_eval ls tasks")
+            raise TaskError(
+                f"unknown lm-eval task or group {one_line(name)!r}; see lm_eval ls tasks"
+            )
         found.update(dict.fromkeys(matches))
     return list(found)
 

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from unlearnbench.harness.suite import samples_path
-from unlearnbench.results import GenerationRecord, HarnessResult, RunResult, SampleRecord, TaskResult
+from unlearnbench.results import (
+    GenerationRecord,
+    HarnessResult,
+    RunResult,
+    SampleRecord,
+    TaskResult,
+)
 from unlearnbench.runfolder import RunFolder
 
 __all__ = ["write_log"]

@@ -69,7 +69,7 @@ class LoadedLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             context,
             max_length,
             stop,
-            logits_processor=LogitsProcessorList([check]),  # type: ignore[list-item]  # a callable
+            logits_processor=LogitsProcessorList([check]),
             **generation_kwargs,
         )
 
@@ -95,8 +95,8 @@ class LoadedLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
 
 @register_model("unlearnbench")
 class UnlearnbenchLM(LoadedLM):
-    """``--model unlearnbench`` under ``python -m unlearnbench.lm_eval``: loads a checkpoint at any of
-    our precisions. Arguments are those of ``unlearnbench.harness.arguments``.
+    """``--model unlearnbench`` under ``python -m unlearnbench.lm_eval``: loads a checkpoint at any
+    of our precisions. Arguments are those of ``unlearnbench.harness.arguments``.
     """
 
     def __init__(
@@ -111,13 +111,13 @@ class UnlearnbenchLM(LoadedLM):
         options = {k: model_args.pop(k) for k in _THEIRS if k in model_args}
         if device is not None:
             model_args.setdefault("device", device)
-        if not isinstance(batch_size, int) and not str(batch_size or 1).isdigit():
-            if not str(batch_size).startswith("auto"):
-                raise OptionError(f"batch_size {one_line(batch_size, 60)}: use auto or a number")
+        asked = str(batch_size or 1)
+        if not asked.isdigit() and not asked.startswith("auto"):
+            raise OptionError(f"batch_size {one_line(asked, 60)}: use auto or a number")
+        if not asked.isdigit():
             options["max_batch_size"] = max_batch_size or 64
-        else:
-            batch_size = int(batch_size or 1)
-        super().__init__(load_from_arguments(model_args), batch_size, **options)
+        rows = int(asked) if asked.isdigit() else asked
+        super().__init__(load_from_arguments(model_args), rows, **options)
 
 
 # What lm-eval's adapter itself understands, whatever the model.

@@ -59,7 +59,9 @@ def split_wanted(
     forced = {word.removeprefix(PREFIX) for word in words if word.startswith(PREFIX)}
     return Wanted(
         tuple(word for word in own if word in known or word not in elsewhere),
-        tuple(dict.fromkeys(w.removeprefix(PREFIX) for w in words if w in elsewhere or w not in own)),
+        tuple(
+            dict.fromkeys(w.removeprefix(PREFIX) for w in words if w in elsewhere or w not in own)
+        ),
         tuple(word for word in own if word in both and word not in forced),
     )
 

@@ -204,18 +204,22 @@ def _seed() -> None:
     import torch
 
     random.seed(0)
-    np.random.seed(1234)  # noqa: NPY002
+    np.random.seed(1234)
     torch.manual_seed(1234)
 
 
-def _metrics(name: str, found: Metrics, better: Mapping[str, bool | None]) -> list[HarnessMetric]:
+def _metrics(
+    name: str, found: Metrics, better: Mapping[str, bool | None]
+) -> tuple[HarnessMetric, ...]:
     kept = []
     for key, value in found.items():
         metric, comma, filter_name = key.partition(",")
         if not comma or metric.endswith("_stderr"):
             continue
         if not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise MetricError(f"lm-eval task {name}: {key} is {one_line(value, 60)}, no finite number")
+            raise MetricError(
+                f"lm-eval task {name}: {key} is {one_line(value, 60)}, no finite number"
+            )
         stderr = found.get(f"{metric}_stderr,{filter_name}")
         known = isinstance(stderr, (int, float)) and math.isfinite(stderr)
         kept.append(
@@ -229,7 +233,7 @@ def _metrics(name: str, found: Metrics, better: Mapping[str, bool | None]) -> li
         )
     if not kept:
         raise MetricError(f"lm-eval task {name} gave no metric")
-    return kept
+    return tuple(kept)
 
 
 def _as_theirs(name: str, result: HarnessResult) -> dict[str, Any]:
