@@ -142,7 +142,7 @@ def _variable(param: click.Parameter) -> str:
 
 def warn_of_variables(command: click.Command) -> None:
     """One line for a variable that looks like one of ours and is none."""
-    known = {_variable(param) for param in command.params} | {_PREFIX + "DATA"}
+    known = {str(param.envvar) for param in command.params} | {_PREFIX + "DATA"}
     for name in sorted(os.environ):
         if name.startswith(_PREFIX) and name not in known:
             log.warning("the environment's %s names no option", one_line(name, 80))

@@ -98,10 +98,14 @@ Stock = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def stock(theirs: Path) -> Stock:
-    """``stock(names, **model_args)``: what lm-eval's own ``hf`` model gives, from its own loader."""
+    """``stock(names, **model_args)``: what lm-eval's own ``hf`` gives, from its own loader."""
 
     def run(
-        names: list[str], include_path: Path = theirs, limit: float | None = None, **args: Any
+        names: list[str],
+        include_path: Path = theirs,
+        limit: float | None = None,
+        model: Any = "hf",
+        **args: Any,
     ) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -112,7 +116,7 @@ def stock(theirs: Path) -> Stock:
                 include_path=str(include_path), include_defaults=False, metadata=dict(args)
             )
             found: Any = lm_eval.simple_evaluate(
-                model="hf",
+                model=model,
                 model_args=args,
                 tasks=names,
                 task_manager=manager,

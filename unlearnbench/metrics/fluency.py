@@ -30,9 +30,9 @@ def ngram_entropy(text: str) -> float:
     H = 1/2 (2/3 H_2 + 4/3 H_3),  H_n = -sum_g f(g) log2 f(g)
 
     over the text's distinct n-grams g of words, f(g) the share of its n-grams that are g. The
-    entropy of n-grams is from Zhang et al. (arXiv 1809.05972); the weighted mean of n = 2 and 3 is GE of ROME
-    (Meng et al., arXiv 2202.05262) with the weights of its released code, which RWKU (arXiv
-    2406.10890) takes for Flu, and arXiv 2410.16454 from there.
+    entropy of n-grams is from Zhang et al. (arXiv 1809.05972); the weighted mean of n = 2 and 3 is
+    GE of ROME (Meng et al., arXiv 2202.05262) with the weights of its released code, which RWKU
+    (arXiv 2406.10890) takes for Flu, and arXiv 2410.16454 from there.
     A text with no n-gram of some n has H_n = 0: it says nothing, and nothing varies in it.
 
     Words are NLTK's Penn Treebank tokens. ``nltk.word_tokenize`` splits sentences first, with a
