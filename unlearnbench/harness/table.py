@@ -100,5 +100,5 @@ def utility_cells(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]
 def utility_table(entries: Sequence[Entry]) -> str:
     """The utility columns as a table; empty where no run has an lm-eval task."""
     head, rows = utility_cells(entries)
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    head, *cells = [[cell.replace("|", "\\|") for cell in row] for row in [head, *rows]]
     return tabulate(cells, headers=head, tablefmt="github", disable_numparse=True) if head else ""
