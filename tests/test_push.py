@@ -126,6 +126,7 @@ BOARD = """title: A board
 base_model: made
 tasks: {toy_knowmem_f: 1.0}
 precisions: [none]
+utility_floor: 0.5
 ranking: [toy_knowmem_f]
 publish_texts: true
 """

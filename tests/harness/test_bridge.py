@@ -80,7 +80,7 @@ def test_what_lm_eval_cannot_express_is_one_line() -> None:
     with pytest.raises(BridgeError, match="demo_privleak cannot run under lm-eval") as raised:
         OurTask({"task": "demo_privleak"})
     assert isinstance(raised.value, unlearnbench.UnlearnbenchError)
-    assert raised.value.code.startswith("unlearnbench: error: demo_privleak")
+    assert str(raised.value.code).startswith("unlearnbench: error: demo_privleak")
     assert "\n" not in str(raised.value.code)
 
 
