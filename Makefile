@@ -13,7 +13,7 @@ setup: $(SET_UP) ## make .venv with everything the other targets need
 
 $(SET_UP): pyproject.toml .ci/constraints.txt .ci/gptq.txt .ci/no-deps.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev,hqq,quanto,torchao,compressed-tensors]' -r .ci/gptq.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev,hqq,lm-eval,quanto,torchao,compressed-tensors]' -r .ci/gptq.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r .ci/no-deps.txt
 	touch $@
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,7 +15,14 @@ from unlearnbench import quant as quant_backends
 from unlearnbench.data import DataOptions
 from unlearnbench.errors import OptionError
 from unlearnbench.failures import Failures
+from unlearnbench.harness.names import split_wanted
 from unlearnbench.models.base import Model
+from unlearnbench.overrides import (
+    chat_plans,
+    gen_kwargs_text,
+    override_decoding,
+    template_sha256,
+)
 from unlearnbench.plan import Plan, make_plan
 from unlearnbench.quant.base import Calibration, How, PrecisionSpec, pick_kernel
 from unlearnbench.reference import RetrainedRun, open_reference
@@ -25,6 +32,7 @@ from unlearnbench.runfolder import require_writable
 from unlearnbench.tasks import PROTOCOLS, LikelihoodTask, load_registry, split_names
 
 if TYPE_CHECKING:
+    from unlearnbench.harness.suite import Suite
     from unlearnbench.models.pair import PairSource
     from unlearnbench.models.source import LoadOptions, Source
 
@@ -42,7 +50,7 @@ def evaluate(
     include_path: Sequence[str | Path] = (),
     data_dir: str | Path | None = None,
     allow_data_drift: bool = False,
-    limit: int | None = None,
+    limit: int | float | None = None,
     batch_size: int | Literal["auto"] = "auto",
     seed: int = 0,
     device: str | None = None,
@@ -53,6 +61,9 @@ def evaluate(
     protocol: str = "muse",
     reference: str | Path | None = None,
     ppl_lower: bool = False,
+    gen_kwargs: Mapping[str, object] | None = None,
+    apply_chat_template: bool = False,
+    confirm_run_unsafe_code: bool = False,
     revision: str | None = None,
     base: str | None = None,
     adapter: Literal["merge", "keep"] = "merge",
@@ -66,7 +77,8 @@ def evaluate(
 
     The options are the command line's, under the same names (``unlearnbench --help``). ``model``
     is a folder, a ``.gguf`` file, a hub id, or any object that implements ``Model``, which has its
-    precision already. ``data_dir`` defaults to the environment's ``UNLEARNBENCH_DATA``.
+    precision already. ``data_dir`` defaults to the environment's ``UNLEARNBENCH_DATA``. A task that
+    is not ours is lm-eval's, as is ``lm_eval:NAME``; they run after ours.
 
     Returns:
         One result a precision, in the order asked for; each also stands in its run folder,
@@ -86,15 +98,21 @@ def evaluate(
         raise OptionError(f"--quant-kernel {quant_kernel}: use auto, native or dequantized")
     if seed < 0:
         raise OptionError(f"--seed {seed}: use 0 or more")
-    specs = load_registry(include_path).resolve(split_names(tasks))
+    registry = load_registry(include_path)
+    wanted = split_wanted(split_names(tasks), registry, include_path)
+    for name in wanted.both:
+        log.info("%s is a task of lm-eval's too; ours is run, lm_eval:%s is theirs", name, name)
+    specs = registry.resolve(wanted.ours) if wanted.ours or not wanted.theirs else ()
     for spec in specs:
         if spec.superseded_by:
             log.warning("%s is superseded by %s", spec.task, spec.superseded_by)
     require_writable(Path(output))
     root = data_dir if data_dir is not None else os.environ.get("UNLEARNBENCH_DATA") or None
     options = DataOptions(Path(root) if root is not None else None, allow_data_drift)
+    given = dict(gen_kwargs or {})
+    plans = override_decoding([make_plan(spec, options, limit) for spec in specs], given)
     job = Job(
-        plans=tuple(make_plan(spec, options, limit) for spec in specs),
+        plans=tuple(plans),
         output=Path(output),
         protocol=protocol,
         seed=seed,
@@ -104,14 +122,67 @@ def evaluate(
         reference=_open_reference(reference),
         progress=progress,
         fresh=fresh,
+        gen_kwargs=gen_kwargs_text(given),
     )
+    if wanted.theirs:
+        ask = _Ask(
+            limit, apply_chat_template, given, confirm_run_unsafe_code, job.batch_size, progress
+        )
+        job = replace(job, suite=_open_suite(wanted.theirs, include_path, root, ask, bool(specs)))
     if reference is not None and not any(isinstance(spec, LikelihoodTask) for spec in specs):
         log.warning("--reference moves only PrivLeak, and none of these tasks has it")
     if not isinstance(model, (str, Path)):
+        if apply_chat_template:
+            raise OptionError(
+                "a Model object has no tokenizer to template its prompts; give a path"
+            )
         return _evaluate_given(job, model, quant)
     load = LoadOptions(revision, base, adapter, allow_adapter_base, trust_remote_code, allow_pickle)
     how = _Asked(dtype, device, quant_kernel, calibration, calibration_samples)
-    return _evaluate_path(job, str(model), quant, load, how)
+    return _evaluate_path(job, str(model), quant, load, how, apply_chat_template)
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """How lm-eval's tasks are to be asked; the names are the command line's."""
+
+    limit: int | float | None
+    chat_template: bool
+    gen_kwargs: Mapping[str, object]
+    trust: bool
+    batch_size: int | None
+    progress: bool
+
+
+def _open_suite(
+    names: Sequence[str],
+    include_path: Sequence[str | Path],
+    root: str | Path | None,
+    ask: _Ask,
+    others: bool,
+) -> Suite:
+    """lm-eval's tasks with their data; a task that cannot be loaded does not keep the others."""
+    from unlearnbench.harness.catalog import load_tasks
+    from unlearnbench.harness.suite import Suite
+
+    if root is not None:  # where our own tasks look for their rows under lm-eval
+        os.environ["UNLEARNBENCH_DATA"] = str(root)
+    loaded = load_tasks(names, include_path, ask.trust)
+    if loaded.tasks or others:
+        for line in loaded.failed.values():
+            log.warning("%s; the other tasks are run first", line)
+    suite = Suite(
+        loaded,
+        limit=ask.limit,
+        chat_template=ask.chat_template,
+        gen_kwargs=ask.gen_kwargs,
+        trust=ask.trust,
+        batch_size=ask.batch_size,
+        progress=ask.progress,
+    )
+    if not loaded.tasks and not others:
+        suite.raise_failed()
+    return suite
 
 
 @dataclass(frozen=True)
@@ -125,9 +196,15 @@ class _Asked:
     calibration_samples: int
 
 
-def _check_options(limit: int | None, batch_size: object, dtype: str, protocol: str) -> None:
-    if limit is not None and limit < 1:
-        raise OptionError(f"--limit {limit} leaves no sample; use 1 or more, or leave it out")
+def _check_options(
+    limit: int | float | None, batch_size: object, dtype: str, protocol: str
+) -> None:
+    if limit is not None and not limit > 0:
+        raise OptionError(
+            f"--limit {limit} leaves no sample; use 1 or more, a share below 1, or leave it out"
+        )
+    if limit is not None and limit > 1 and limit != int(limit):
+        raise OptionError(f"--limit {limit}: use a whole number, or a share below 1")
     if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
         raise OptionError(f"--batch-size {batch_size}: use 'auto' or a whole number above 0")
     if dtype not in ("auto", "fp32", "bf16", "fp16"):
@@ -146,7 +223,7 @@ def _evaluate_given(job: Job, model: Model, precision: str | Sequence[str]) -> l
     if split_names(precision) != ["none"]:
         raise OptionError("a Model object has its precision already; leave quant out")
     settings = job.settings(model.dtype, model.device)
-    failures = Failures(len(job.plans))
+    failures = job.failures(1)
     with ExitStack() as locks:
         run, todo = prepare(job, model.checkpoint, model.config, model.precision, settings, locks)
         result = run_tasks(run, todo, lambda: model, failures)
@@ -160,7 +237,12 @@ def _results(found: Sequence[RunResult | None], failures: Failures) -> list[RunR
 
 
 def _evaluate_path(
-    job: Job, path: str, precisions: str | Sequence[str], load: LoadOptions, asked: _Asked
+    job: Job,
+    path: str,
+    precisions: str | Sequence[str],
+    load: LoadOptions,
+    asked: _Asked,
+    chat: bool,
 ) -> list[RunResult]:
     from unlearnbench import loading
     from unlearnbench.models.opening import open_any
@@ -173,8 +255,12 @@ def _evaluate_path(
     calibration = _calibration(job, specs, asked)
     source = open_any(path, load, keep=len(specs) > 1)
     loading.require_loadable(source)
+    if chat:
+        sha256 = template_sha256(source.tokenizer)
+        plans = chat_plans(job.plans, source.tokenizer)
+        job = replace(job, plans=tuple(plans), chat_template_sha256=sha256)
     config = source.config.to_dict()
-    failures = Failures(len(specs) * len(job.plans))
+    failures = job.failures(len(specs))
     prepared = []
     with ExitStack() as locks:
         for spec in specs:  # every conflict is found before the first model is loaded

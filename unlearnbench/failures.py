@@ -28,11 +28,13 @@ log = logging.getLogger("unlearnbench")
 
 @dataclass(frozen=True)
 class Failure:
-    """What failed, and why. ``task`` is None where the model could not be loaded."""
+    """What failed, and why. ``task`` is None where the model could not be loaded, ``precision`` and
+    ``folder`` where the task's data could not.
+    """
 
-    precision: str
+    precision: str | None
     task: str | None
-    folder: Path
+    folder: Path | None
     error: Exception
     """Without its traceback, whose frames would keep the model in memory."""
     traceback: str
@@ -40,7 +42,7 @@ class Failure:
     @property
     def where(self) -> str:
         """``task at precision``."""
-        return f"{self.task} at {self.precision}" if self.task else self.precision
+        return " at ".join(part for part in (self.task, self.precision) if part)
 
     @property
     def message(self) -> str:
@@ -76,6 +78,10 @@ class Failures:
             log.warning("%s failed: %s", failure.where, failure.message)
             error.__traceback__ = error.__cause__ = error.__context__ = None
             self._found.append(failure)
+
+    def note(self, task: str, error: UnlearnbenchError) -> None:
+        """A task that could not be opened at all; the caller has said so."""
+        self._found.append(Failure(None, task, None, error, ""))
 
     def raise_if_any(self, results: Sequence[RunResult]) -> None:
         """Raise EvaluationError where something failed; ``results`` is what was finished."""

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from unlearnbench.environment import describe_environment, source_sha256
-from unlearnbench.errors import ResultError
+from unlearnbench.errors import DataError, ResultError
 from unlearnbench.failures import Failures
 from unlearnbench.folderlock import lock_folder
 from unlearnbench.identity import describe_task
@@ -23,6 +23,7 @@ from unlearnbench.plan import Plan
 from unlearnbench.reference import Reference, RetrainedRun, run_reference, stated_reference
 from unlearnbench.results import (
     Checkpoint,
+    HarnessResult,
     Precision,
     RunResult,
     SampleRecord,
@@ -32,6 +33,9 @@ from unlearnbench.results import (
 from unlearnbench.runfolder import RunFolder, encode_records, model_folder_name
 from unlearnbench.scoring import make_records, request_ids, summarize_task
 from unlearnbench.tasks import LikelihoodTask
+
+if TYPE_CHECKING:
+    from unlearnbench.harness.suite import Suite
 
 __all__ = ["Job", "Run", "prepare", "run_path", "run_tasks"]
 
@@ -46,12 +50,25 @@ class Job:
     output: Path
     protocol: str
     seed: int
-    limit: int | None
+    limit: int | float | None
     ppl_lower: bool
     batch_size: int | None
     reference: RetrainedRun | Literal["stated"] | None
     progress: bool
     fresh: bool = False
+    suite: Suite | None = None
+    """lm-eval's tasks, where some were asked for."""
+    gen_kwargs: str | None = None
+    chat_template_sha256: str | None = None
+
+    def failures(self, precisions: int) -> Failures:
+        """For what fails among this job's tasks at so many precisions."""
+        theirs = self.suite.loaded if self.suite is not None else None
+        asked = len(self.plans) + (len(theirs.tasks) if theirs is not None else 0)
+        failures = Failures(precisions * asked)
+        for name, line in theirs.failed.items() if theirs is not None else ():
+            failures.note(name, DataError(line))
+        return failures
 
     def settings(self, dtype: str, device: str) -> Settings:
         """What makes two runs of this job comparable."""
@@ -62,6 +79,8 @@ class Job:
             seed=self.seed,
             limit=self.limit,
             ppl_lower=self.ppl_lower,
+            gen_kwargs=self.gen_kwargs,
+            chat_template_sha256=self.chat_template_sha256,
         )
 
 
@@ -79,6 +98,7 @@ class Run:
     latest: RunResult | None = None
     done: dict[str, TaskResult] = field(default_factory=dict)
     journals: dict[str, Journal] = field(default_factory=dict)
+    harness: dict[str, HarnessResult] = field(default_factory=dict)
 
     def open(self) -> list[Plan]:
         """Take over what stands in the folder and return the plans that are still to run.
@@ -92,17 +112,26 @@ class Run:
         if self.found is not None:
             self._require_same(self.found)
             todo = [plan for plan in todo if not self._take_over(plan)]
-            self.latest = self._with_done(self.found)
+            self.latest = self._as_found(self.found)
         for plan in todo:
             self._open_journal(plan)
         return todo
 
-    def _with_done(self, found: RunResult) -> RunResult:
-        return found.model_copy(update={"tasks": dict(sorted(self.done.items()))})
+    def _as_found(self, found: RunResult) -> RunResult:
+        """``found`` with what was taken over, or aggregated anew."""
+        update: dict[str, object] = {"tasks": dict(sorted(self.done.items()))}
+        if self.harness:
+            update["harness"] = dict(sorted(self.harness.items()))
+        return found.model_copy(update=update)
+
+    def take_over_harness(self) -> None:
+        """What lm-eval's tasks gave before may belong to another group now."""
+        if self.found is not None:
+            self.latest = self._as_found(self.found)
 
     def _require_same(self, found: RunResult) -> None:
         self.folder.check_settings(found, self.settings, self.checkpoint, self.precision)
-        self.done = dict(found.tasks)
+        self.done, self.harness = dict(found.tasks), dict(found.harness or {})
         if found.environment.source_sha256 != source_sha256():
             log.warning("%s was begun with another version of unlearnbench", self.folder.path)
 
@@ -181,9 +210,13 @@ class Run:
         result = self._summarize(plan, records, sha256)
         self.folder.write_records(name, records)
         self.done[name] = result
+        self.keep(model)
+        journal.remove()
+
+    def keep(self, model: Model) -> None:
+        """Write the run as it stands, made with ``model``."""
         self.latest = self.result(model)
         self.folder.write_run(self.latest)
-        journal.remove()
 
     def _summarize(self, plan: Plan, records: Sequence[SampleRecord], sha256: str) -> TaskResult:
         reference = self.references.get(plan.spec.task)
@@ -197,6 +230,7 @@ class Run:
             protocol=self.job.protocol,
             settings=self.settings,
             tasks=dict(sorted(self.done.items())),
+            harness=dict(sorted(self.harness.items())) or None,
             environment=describe_environment(model.device, model.dtype, self.job.batch_size),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
@@ -226,7 +260,10 @@ def prepare(
     folder = RunFolder(run_path(job.output, checkpoint, precision.name))
     locks.enter_context(lock_folder(folder.path))
     run = Run(job, checkpoint, precision, settings, folder, _references(job, checkpoint, config))
-    return run, run.open()
+    todo = run.open()
+    if job.suite is not None:
+        job.suite.open(run)
+    return run, todo
 
 
 def _references(
@@ -266,8 +303,12 @@ def run_tasks(
     Raises:
         UnlearnbenchError: what hits every task alike, or the only one; those before it are kept.
     """
-    folder, precision = run.folder.path, run.precision.name
-    if run.found is not None and not todo:
+    folder, precision, suite = run.folder.path, run.precision.name, run.job.suite
+    theirs = suite.open(run, say=False) if suite is not None else []
+    if suite is not None and run.found is not None and not theirs:
+        suite.aggregate(run)
+        run.take_over_harness()
+    if run.found is not None and not todo and not theirs:
         run.begin()
         return run.latest
     model = None
@@ -279,6 +320,8 @@ def run_tasks(
             with failures.guard(folder, precision, plan.spec.task):
                 run.measure(plan, model)
                 _say_finished(run, plan)
+        if suite is not None and theirs:
+            suite.run(run, theirs, model, failures)
     return run.latest
 
 

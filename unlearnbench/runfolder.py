@@ -183,6 +183,10 @@ class RunFolder:
         lines = content.split(b"\n")
         return [_parse_record(path, i, line) for i, line in enumerate(lines) if line]
 
+    def write_file(self, path: Path, content: bytes) -> None:
+        """Write a file of the run folder whole. Raises: ResultError where it cannot be written."""
+        self._write(path, content)
+
     def _write(self, path: Path, content: bytes) -> None:
         with saying_why(path):
             path.parent.mkdir(parents=True, exist_ok=True)

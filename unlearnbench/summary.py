@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,18 +12,27 @@ from unlearnbench.errors import EvaluationError
 if TYPE_CHECKING:
     from unlearnbench.failures import Failure
     from unlearnbench.results import RunResult
-    from unlearnbench.tasks import TaskSpec
 
-__all__ = ["summarize_evaluation"]
+__all__ = ["Shown", "summarize_evaluation"]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """wants: our tasks by name, with what is wanted of them. harness: whether lm-eval's were asked
+    for.
+    """
+
+    wants: Mapping[str, str]
+    harness: bool = False
 
 
 def summarize_evaluation(
     evaluate: Callable[[], list[RunResult]],
     output: Path,
-    tasks: Callable[[], Sequence[TaskSpec]],
+    shown: Callable[[], Shown],
     show: Callable[[str], object],
-) -> None:
-    """Evaluate, and show the table, also where a part failed.
+) -> list[RunResult]:
+    """Evaluate, and show the tables, also where a part failed. Returns the results.
 
     Raises:
         EvaluationError: a part failed; the table with its cells was shown.
@@ -31,28 +41,34 @@ def summarize_evaluation(
     try:
         results = evaluate()
     except EvaluationError as error:
-        show(_text(error.results, error.failures, output, tasks()))
+        show(_text(error.results, error.failures, output, shown()))
         raise
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted; every answer so far is kept in {output}, and the same command (without "
             "--fresh) goes on from there"
         ) from None
-    show(_text(results, (), output, tasks()))
+    show(_text(results, (), output, shown()))
+    return results
 
 
 def _text(
     results: Sequence[RunResult],
     failures: Sequence[Failure],
     output: Path,
-    specs: Sequence[TaskSpec],
+    shown: Shown,
 ) -> str:
+    from unlearnbench.harness.table import harness_table
     from unlearnbench.run import run_path
     from unlearnbench.tables import results_table
 
     paths = {r.precision.name: run_path(output, r.checkpoint, r.precision.name) for r in results}
-    paths |= {failure.precision: failure.folder for failure in failures}
-    failed = {(failure.precision, failure.task) for failure in failures}
-    wants = {spec.task: spec.want for spec in specs}
-    lines = [f"failed: {failure.where}: {failure.message}" for failure in failures]
-    return "\n".join([results_table(results, paths, wants, failed), *lines])
+    paths |= {f.precision: f.folder for f in failures if f.precision and f.folder}
+    failed = {(f.precision, f.task) for f in failures if f.precision}
+    lines = []
+    if shown.wants:
+        lines.append(results_table(results, paths, shown.wants, failed))
+    if shown.harness and any(result.harness for result in results):
+        lines.append(harness_table({str(paths[r.precision.name]): r for r in results}))
+    lines += [f"failed: {failure.where}: {failure.message}" for failure in failures]
+    return "\n".join(lines)

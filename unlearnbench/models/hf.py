@@ -59,6 +59,16 @@ class HFModel:
         return self._source.tokenizer
 
     @property
+    def network(self) -> PreTrainedModel:
+        """The loaded transformers model, for lm-eval's adapter; not to be changed."""
+        return self._model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's tokenizer; not to be changed."""
+        return self._source.tokenizer
+
+    @property
     def checkpoint(self) -> Checkpoint:
         """See ``Model``."""
         return self._source.checkpoint
