@@ -14,7 +14,7 @@ from unlearnbench import __version__, cli_boards, cli_check, cli_compare, cli_de
 from unlearnbench.cli_options import checkpoint_options, kernel_options
 from unlearnbench.cli_quant import inspect_bins, show_quants
 from unlearnbench.errors import OptionError, UnlearnbenchError, one_line, printable
-from unlearnbench.quiet import quiet_imports
+from unlearnbench.quiet import plain_errors, quiet_imports
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -214,7 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> int:
     try:
-        status = cli.main(arguments, prog_name="unlearnbench", standalone_mode=False)
+        with plain_errors():
+            status = cli.main(arguments, prog_name="unlearnbench", standalone_mode=False)
     except UnlearnbenchError as error:
         return _fail(str(error), arguments)
     except click.UsageError as error:

@@ -16,6 +16,7 @@ from unlearnbench.errors import OptionError
 from unlearnbench.models.base import Model
 from unlearnbench.plan import Plan, make_plan
 from unlearnbench.quant.base import Calibration, How, PrecisionSpec, pick_kernel
+from unlearnbench.quiet import plain_errors
 from unlearnbench.reference import RetrainedRun, open_reference
 from unlearnbench.results import RunResult
 from unlearnbench.run import Job, Run, prepare, run_tasks
@@ -192,6 +193,7 @@ def _run_precision(
         return model
 
     try:
-        return run_tasks(run, todo, load)
+        with plain_errors():
+            return run_tasks(run, todo, load)
     finally:
         gc.collect()  # before the next precision takes its memory

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from unlearnbench.errors import CheckpointError, one_line
+
 __all__ = [
     "muted",
     "plain_errors",
@@ -94,15 +96,18 @@ def muted() -> Iterator[None]:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """A panic of compiled Rust code is an ordinary error: tokenizers raises one, which is no
+    """A panic of compiled Rust code is an error as others are: tokenizers raises one, which is no
     ``Exception``, where a stranger's file is not as it trusts it to be.
 
     Raises:
-        RuntimeError: in place of the panic, with its message.
+        CheckpointError: in place of the panic, with its message.
     """
     try:
         yield
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise RuntimeError(f"the library's compiled code gave up: {error}") from error
+        raise CheckpointError(
+            f"the checkpoint's tokenizer gave up: {one_line(error, 150)}; use the tokenizer that "
+            "the model was trained with"
+        ) from error

@@ -32,22 +32,18 @@ class Case:
     said: str
     options: dict[str, Any] = field(default_factory=dict)
     hungry: bool = False
-    answers: bool = False
-    """Whether it fails only as it answers, since loading cannot know."""
 
 
 CASES: dict[str, Case] = {}
 
 
-def case(
-    kind: str, said: str, hungry: bool = False, answers: bool = False, **options: Any
-) -> Callable[[Build], Build]:
+def case(kind: str, said: str, hungry: bool = False, **options: Any) -> Callable[[Build], Build]:
     """Put a function into the corpus under its own name."""
 
     def add(build: Build) -> Build:
         name = build.__name__.removeprefix("_").replace("_", " ")
         assert name not in CASES
-        CASES[name] = Case(kind, build, said, options, hungry, answers)
+        CASES[name] = Case(kind, build, said, options, hungry)
         return build
 
     return add
@@ -300,7 +296,7 @@ def no_tensors(folder: Path) -> None:
     write_head(folder, {"__metadata__": {"format": "pt"}}, b"")
 
 
-@case("weights", "its weights need .* GiB, and this machine has", hungry=True)
+@case("weights", "need .* GiB, and this machine has|memory this process may use", hungry=True)
 def four_terabytes_of_nothing(folder: Path) -> None:
     """A file with a hole: it takes no room on the disk."""
     size = 2**42
@@ -532,30 +528,29 @@ several(
 )
 several(
     "config",
-    "and only .* tensors are stored",
+    "and .* tensors are stored",
     {"sixty thousand layers": config(num_hidden_layers=60_000)},
     hungry=True,
 )
 
 
-@case("config", "asks for tables of .* GiB beside the weights|describes a model of", hungry=True)
+@case("config", "asks for tables of .* GiB beside the weights", hungry=True)
 def masks_of_a_million_positions(folder: Path) -> None:
-    edit(
-        folder,
-        model_type="gptj", architectures=["GPTJForCausalLM"], n_positions=2**22, n_embd=64,
-        n_layer=2, n_head=4, rotary_dim=16,
-    )  # fmt: skip
+    many = {"n_positions": 2**22, "max_position_embeddings": 2**22}
+    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 16}
+    edit(folder, model_type="gptj", architectures=["GPTJForCausalLM"], **many, **sizes)
 
 
 several(
     "config",
-    "tokenizer does not match|config cannot be read|cannot be loaded|shapes|no place|lacks|model of",
+    "tokenizer does not match|config cannot be read|cannot be loaded|shapes|lacks|a model of",
     {
         "no rows": config(vocab_size=0),
         "no heads": config(num_attention_heads=0),
         "no key heads": config(num_key_value_heads=0),
         "no width": config(hidden_size=0),
         "minus one layer": config(num_hidden_layers=-1),
+        "no layers": config(num_hidden_layers=0),
         "a width that is a word": config(hidden_size="wide"),
         "a width that is a fraction": config(hidden_size=64.5),
         "a model kind that is a list": config(model_type=["llama"]),
@@ -580,7 +575,7 @@ several(
 BITS4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 several(
     "scheme",
-    "quantization_config|quantized already",
+    "quantization_config|quantized already|config cannot be read|group_size 1000000000",
     {
         "an unknown scheme": config(quantization_config={"quant_method": "evil"}),
         "a scheme that is a list": config(quantization_config=["gptq"]),
@@ -674,7 +669,7 @@ several(
 )
 
 
-@case("tokenizer", "gave up: .*retry-limit", answers=True)
+@case("tokenizer", "gave up: .*retry-limit")
 def a_pattern_that_never_ends(folder: Path) -> None:
     def change(content: dict[str, Any]) -> None:
         evil = {"type": "Split", "pattern": {"Regex": "([a-zA-Z ]+)+$"}, "behavior": "Isolated",
@@ -751,8 +746,8 @@ several(
         "an adapter of rank 10^9": adapter(r=10**9),
         "an adapter of rank 50000": adapter(r=50_000),
         "an adapter of rank 50000 in one place": adapter(rank_pattern={"q_proj": 50_000}),
-        "an adapter that repeats layers a million times": adapter(
-            layer_replication=[[0, 2]] * 10**5
+        "an adapter that repeats layers ten thousand times": adapter(
+            layer_replication=[[0, 2]] * 10**4
         ),
         "an adapter that imports a package": adapter(
             megatron_config={"x": 1}, megatron_core="evil"

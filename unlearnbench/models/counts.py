@@ -45,16 +45,13 @@ def check_numbers(facts: object, where: str) -> None:
         CheckpointError: names the key.
     """
     for key, value in walk_json(facts):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            continue
-        if _FREE.search(key):
+        if isinstance(value, bool) or not isinstance(value, int) or abs(value) <= _MOST_COUNTED:
             continue
         most = _MOST_COUNTED if _COUNTS.search(key) else _MOST
-        if isinstance(value, int) and abs(value) > most:
+        if abs(value) > most and not _FREE.search(key):
             raise CheckpointError(
-                f"{where} has {one_line(key, 80)} {one_line(_shown(value), 40)}, and more than "
-                f"{most:,} is refused before anything of that size is made; correct it or leave "
-                "it out"
+                f"{where} has {one_line(key, 80)} {_shown(value)}, and more than {most:,} is "
+                "refused before anything of that size is made; correct it or leave it out"
             )
 
 

@@ -221,7 +221,7 @@ def _weight_files(folder: Path, name: str) -> tuple[Path, ...]:
         raise CheckpointError(f"{index} has no weight_map; the checkpoint is damaged")
     shards = sorted({str(shard) for shard in weight_map.values()})
     for shard in shards:
-        if Path(shard).name != shard or shard in (".", ".."):
+        if Path(shard).name != shard or shard in ("", ".", ".."):
             raise CheckpointError(f"{index} names {one_line(shard)!r}, outside the folder; refused")
         if not (folder / shard).is_file():
             raise CheckpointError(
@@ -245,6 +245,8 @@ def _check_safetensors(path: Path, coded: bool) -> None:
         raise CheckpointError(
             f"{path} is truncated or damaged ({one_line(error, 150)}); copy or download it again"
         ) from None
+    except MemoryError:  # as it is mapped
+        raise CheckpointError(f"{path} is larger than the memory this process may use") from None
     if not dtypes:
         raise CheckpointError(f"{path} holds no tensors")
     for name, dtype in dtypes.items():

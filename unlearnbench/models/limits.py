@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ __all__ = [
 
 # Buffers are not stored: causal masks, tables of positions. The largest in use are some 100 MB.
 _BUFFERS = 256 * 2**20
+_LAYERS = re.compile(r"^(num_hidden_layers|n_layers?|num_layers)$")
 # Weights a stored byte: 1 bit each, packed. A tied head is stored once and counted twice.
 _PACKED, _TIED = 8, 2
 _SLACK = 2**20
@@ -80,18 +81,31 @@ def check_config(raw: Mapping[str, object], tensors: int, path: str) -> None:
                 f"{path}: config.json has transformers_weights, which would load "
                 f"{one_line(value, 80)} in place of the weights that were checked; remove it"
             )
-        if key.endswith("_implementation") and re.search(r"[/:|@\\]", str(value)):
+        if _LAYERS.search(key) and isinstance(value, int) and not 0 < value <= max(tensors, 1):
+            raise CheckpointError(
+                f"{path}: config.json has {key} {value}, and {tensors} tensors are stored; a model "
+                "of so many layers is not what was saved"
+            )
+    for key, value in _implementations(raw):
+        if re.search(r"[/:|@\\]", value):
             raise CheckpointError(
                 f"{path}: config.json has {one_line(key, 60)} {one_line(value, 80)}, code from a "
                 "hub; refused: remove it"
             )
-        if re.search(r"^(num_hidden_layers|n_layers?|num_layers)$", key) and (
-            isinstance(value, int) and value > max(tensors, 1)
-        ):
-            raise CheckpointError(
-                f"{path}: config.json has {key} {value}, and only {tensors} tensors are stored; "
-                "the checkpoint lacks weights that its config asks for"
-            )
+
+
+def _implementations(raw: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Every text below a key that chooses the code of a part."""
+    todo: list[object] = [raw]
+    while todo:
+        part = todo.pop()
+        if isinstance(part, Mapping):
+            for key, value in part.items():
+                todo.append(value)
+                if key.endswith("_implementation"):
+                    yield from ((key, v) for _, v in walk_json(value) if isinstance(v, str))
+        elif isinstance(part, list):
+            todo += part
 
 
 def empty_model(config: Any) -> PreTrainedModel | None:
@@ -117,7 +131,7 @@ def check_size(model: PreTrainedModel, files: CheckpointFiles, elements: int, pa
     whether the checkpoint is quantized, so that a byte may hold several weights.
 
     Raises:
-        CheckpointError: it would be larger by far than its weights.
+        CheckpointError: it would be larger by far than its weights, or smaller.
     """
     known = _PACKED * files.size if packed else elements
     asked = sum(parameter.numel() for parameter in model.parameters())
@@ -126,6 +140,11 @@ def check_size(model: PreTrainedModel, files: CheckpointFiles, elements: int, pa
             f"{files.path}: its config describes a model of {asked:,} weights, and {known:,} are "
             "stored; refused before memory is taken: correct config.json or save the checkpoint "
             "again"
+        )
+    if not packed and _TIED * asked < elements and files.kind != "pickle":
+        raise CheckpointError(
+            f"{files.path}: its config describes a model of {asked:,} weights, and {known:,} are "
+            "stored: most would be left out; correct config.json or save the checkpoint again"
         )
     tables = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     if tables > _TIED * files.size + _BUFFERS:
