@@ -4,7 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SET_UP := $(VENV)/.set-up
 
-.PHONY: help setup demo example test test-slow test-long check format bench precisions training leaderboards schema clean
+# Files that each fuzzer of `make fuzz` tries: ten minutes on 2 cores.
+FUZZ_EXAMPLES ?= 4000
+
+.PHONY: help setup demo example test test-slow test-long fuzz audit check format bench precisions training leaderboards schema clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /: /'
@@ -32,6 +35,9 @@ test-slow: $(SET_UP) ## the tests on SmolLM2-135M and a short demo, about half a
 
 test-long: $(SET_UP) ## the demo on three seeds and its control, about half an hour on 2 cores
 	$(BIN)/python -m pytest -m long
+
+fuzz: $(SET_UP) ## feed the loaders broken and hostile files, ten minutes on 2 cores
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -rP tests/hostile/test_fuzz.py -n 2
 
 check: $(SET_UP) ## lint, format and types
 	$(BIN)/ruff check .

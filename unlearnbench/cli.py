@@ -160,14 +160,14 @@ def show_tasks(
 
 
 def _task_list(registry: Registry) -> str:
-    from tabulate import tabulate
+    from unlearnbench.texttable import text_table
 
     rows = [
         [t.task, ", ".join(t.tag), t.metric, t.want, f"{t.version:g}", t.description]
         for t in registry.tasks.values()
     ]
     head = ["task", "groups", "metric", "want", "version", "description"]
-    return printable(tabulate(rows, headers=head, tablefmt="github", disable_numparse=True))
+    return text_table(rows, head)
 
 
 def _show_task(registry: Registry, spec: TaskSpec, data_dir: str | None, drift: bool) -> None:

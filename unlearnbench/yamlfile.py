@@ -12,6 +12,9 @@ from unlearnbench.errors import TaskError, one_line
 
 __all__ = ["YamlFile", "read_yaml"]
 
+# The parser takes seconds for a megabyte; the largest file in use has some KB.
+_LARGEST = 256 * 2**10
+
 
 @dataclass(frozen=True)
 class YamlFile:
@@ -50,6 +53,10 @@ def read_yaml(path: Path) -> YamlFile:
             merge keys or duplicate keys; says the line.
     """
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise TaskError(f"{path}: no regular file")  # a pipe would never end
+        if path.stat().st_size > _LARGEST:
+            raise TaskError(f"{path}: larger than {_LARGEST >> 10} KiB; refused")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{path}: cannot be read: {one_line(error)}") from None

@@ -18,6 +18,7 @@ from typing import Any
 
 CANARY = "canary"
 Build = Callable[[Path], Path | None]
+Options = dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -37,37 +38,52 @@ class Case:
 CASES: dict[str, Case] = {}
 
 
-def case(kind: str, said: str, hungry: bool = False, **options: Any) -> Callable[[Build], Build]:
+def case(
+    kind: str, said: str, hungry: bool = False, options: dict[str, Any] | None = None
+) -> Callable[[Build], Build]:
     """Put a function into the corpus under its own name."""
 
     def add(build: Build) -> Build:
         name = build.__name__.removeprefix("_").replace("_", " ")
         assert name not in CASES
-        CASES[name] = Case(kind, build, said, options, hungry)
+        CASES[name] = Case(kind, build, said, options or {}, hungry)
         return build
 
     return add
 
 
 def several(
-    kind: str, said: str, builds: dict[str, Build], hungry: bool = False, **options: Any
+    kind: str,
+    said: str,
+    builds: dict[str, Build],
+    hungry: bool = False,
+    options: dict[str, Any] | None = None,
 ) -> None:
     """Cases that are alike."""
     for name, build in builds.items():
         assert name not in CASES
-        CASES[name] = Case(kind, build, said, options, hungry)
+        CASES[name] = Case(kind, build, said, options or {}, hungry)
 
 
 # Tools
 
 
-def edit(folder: Path, name: str = "config.json", **changes: object) -> None:
+def edit(folder: Path, name: str = "config.json", **changes: Any) -> None:
     path = folder / name
     content = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps(content | changes))
 
 
-def config(**changes: object) -> Build:
+def raw(name: str, content: bytes) -> Build:
+    """Write a file as it stands."""
+
+    def build(folder: Path) -> None:
+        (folder / name).write_bytes(content)
+
+    return build
+
+
+def config(**changes: Any) -> Build:
     return lambda folder: edit(folder, **changes)
 
 
@@ -161,7 +177,7 @@ def a_pickle_with_a_payload(folder: Path) -> None:
     pickled(folder)
 
 
-@case("code", "its weights cannot be loaded", allow_pickle=True)
+@case("code", "its weights cannot be loaded", options={"allow_pickle": True})
 def a_pickle_with_a_payload_that_is_allowed(folder: Path) -> None:
     pickled(folder)
 
@@ -252,8 +268,8 @@ several(
         "a header nested deeply": lambda f: write_head(
             f, b'{"a":' * 9999 + b"1" + b"}" * 9999, b""
         ),
-        "an empty file": lambda f: (f / "model.safetensors").write_bytes(b"") and None,
-        "half a length": lambda f: (f / "model.safetensors").write_bytes(b"\1\2\3") and None,
+        "an empty file": raw("model.safetensors", b""),
+        "half a length": raw("model.safetensors", b"\1\2\3"),
         "tensors that overlap": changed_head(
             lambda h: first_tensor(h).update(data_offsets=[0, 2 * 8])
         ),
@@ -477,7 +493,7 @@ def a_generation_config_of_a_terabyte(folder: Path) -> None:
 
 
 def raw_config(content: bytes) -> Build:
-    return lambda folder: (folder / "config.json").write_bytes(content) and None
+    return raw("config.json", content)
 
 
 several(
@@ -536,8 +552,8 @@ several(
 
 @case("config", "asks for tables of .* GiB beside the weights", hungry=True)
 def masks_of_a_million_positions(folder: Path) -> None:
-    many = {"n_positions": 2**22, "max_position_embeddings": 2**22}
-    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 16}
+    many: dict[str, Any] = {"n_positions": 2**22, "max_position_embeddings": 2**22}
+    sizes: dict[str, Any] = {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 16}
     edit(folder, model_type="gptj", architectures=["GPTJForCausalLM"], **many, **sizes)
 
 
@@ -625,11 +641,9 @@ several(
     "tokenizer",
     "its tokenizer cannot be loaded|tokenizer does not match",
     {
-        "a tokenizer of nothing": lambda f: (f / "tokenizer.json").write_bytes(b"") and None,
-        "a tokenizer that is a list": lambda f: (f / "tokenizer.json").write_text("[]") and None,
-        "a tokenizer nested deeply": lambda f: (
-            (f / "tokenizer.json").write_text('{"a":' * 99_999) and None
-        ),
+        "a tokenizer of nothing": raw("tokenizer.json", b""),
+        "a tokenizer that is a list": raw("tokenizer.json", b"[]"),
+        "a tokenizer nested deeply": raw("tokenizer.json", b'{"a":' * 99_999),
         "a tokenizer without a model": tokenizer(lambda t: t.pop("model")),
         "a tokenizer of no kind": tokenizer(lambda t: t["model"].update(type="Evil")),
         "a tokenizer without tokens": tokenizer(lambda t: t["model"].update(vocab={}, merges=[])),
@@ -761,13 +775,13 @@ several(
         "an adapter whose pattern is none": adapter(target_modules="(*"),
     },
     hungry=True,
-    **BASE,
+    options=BASE,
 )
 several(
     "adapter",
     "takes longer than .* over the model's module names",
     {"an adapter whose pattern never ends": adapter(target_modules=NEVER)},
-    **BASE,
+    options=BASE,
 )
 several(
     "adapter",
@@ -776,11 +790,11 @@ several(
         "an adapter of other modules": adapter(target_modules=["nonesuch"]),
         "an adapter of half its weights": adapter(target_modules=["q_proj", "k_proj"]),
     },
-    **BASE,
+    options=BASE,
 )
 
 
-@case("adapter", "NaN or infinite", **BASE)
+@case("adapter", "NaN or infinite", options=BASE)
 def an_adapter_of_infinities(folder: Path) -> None:
     adapter()(folder)
     weights(lambda t: next(iter(t.values())).fill_(float("inf")), "adapter_model.safetensors")(
@@ -788,7 +802,7 @@ def an_adapter_of_infinities(folder: Path) -> None:
     )
 
 
-@case("adapter", "has only pickled weights", **BASE)
+@case("adapter", "has only pickled weights", options=BASE)
 def an_adapter_with_a_payload(folder: Path) -> None:
     adapter()(folder)
     (folder / "adapter_model.safetensors").unlink()
@@ -871,7 +885,7 @@ def a_file_that_is_called_gguf(folder: Path) -> Path:
 
 
 def beside(name: str, content: str) -> Build:
-    return lambda folder: (folder / name).write_text(content) and None
+    return raw(name, content.encode())
 
 
 several(

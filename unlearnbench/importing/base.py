@@ -37,6 +37,7 @@ __all__ = ["Found", "ImportOptions", "Source", "import_runs"]
 
 log = logging.getLogger("unlearnbench")
 Format = Literal["muse", "lm-eval", "open-unlearning"]
+_LARGEST = 2**30
 SAME = 1e-9
 """Two figures that differ by less are the same number, rounded differently."""
 
@@ -74,6 +75,10 @@ class Source:
 
     def _bytes(self, path: Path) -> bytes:
         try:
+            if not path.is_file():
+                raise ResultError(f"{path} is no regular file")  # a pipe would never end
+            if path.stat().st_size > _LARGEST:
+                raise ResultError(f"{path} is larger than {_LARGEST >> 30} GiB; refused")
             content = path.read_bytes()
         except OSError as error:
             raise ResultError(f"{path} cannot be read ({error.strerror})") from None
