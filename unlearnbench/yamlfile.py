@@ -14,6 +14,12 @@ __all__ = ["YamlFile", "read_yaml"]
 
 # The parser takes seconds for a megabyte; the largest file in use has some KB.
 _LARGEST = 256 * 2**10
+_DEEPEST = 50
+_OPENING = (
+    *(yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken),
+    *(yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken),
+)
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 
 
 @dataclass(frozen=True)
@@ -79,8 +85,14 @@ def read_yaml(path: Path) -> YamlFile:
 
 
 def _refuse_tags(path: Path, text: str) -> None:
+    depth = 0
     try:
         for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            # The parser's time grows with the square of the depth.
+            depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+            if depth > _DEEPEST:
+                line = token.start_mark.line + 1
+                raise TaskError(f"{path}:{line}: nested too deeply")
             if isinstance(token, yaml.TagToken):
                 line = token.start_mark.line + 1
                 tag = one_line("".join(part or "" for part in token.value), 80)
