@@ -11,7 +11,7 @@ __all__ = ["check_numbers", "walk_json"]
 
 # Numbers that are no sizes, and sizes of which nothing is made before ``check_size`` has counted.
 _FREE = re.compile(
-    r"theta|freq|position|ctx|context|length|window|seed|param|token|step|samples|period|date"
+    r"theta|freq|position|ctx|context|length|window|seed|param|prng|token|step|samples|period|date"
     r"|version|(^|_)base$"
 )
 # Numbers that lists and modules are counted out by; the deepest model in use has some 200 layers.

@@ -81,17 +81,25 @@ def check_config(raw: Mapping[str, object], tensors: int, path: str) -> None:
                 f"{path}: config.json has transformers_weights, which would load "
                 f"{one_line(value, 80)} in place of the weights that were checked; remove it"
             )
-        if _LAYERS.search(key) and isinstance(value, int) and not 0 < value <= max(tensors, 1):
-            raise CheckpointError(
-                f"{path}: config.json has {key} {value}, and {tensors} tensors are stored; a model "
-                "of so many layers is not what was saved"
-            )
+        if _LAYERS.search(key) and isinstance(value, int) and value > max(tensors, 1):
+            raise _other_layers(path, key, value, tensors)
+    for part in (raw, raw.get("text_config")):
+        for key, value in part.items() if isinstance(part, Mapping) else ():
+            if _LAYERS.search(key) and isinstance(value, int) and value < 1:
+                raise _other_layers(path, key, value, tensors)
     for key, value in _implementations(raw):
         if re.search(r"[/:|@\\]", value):
             raise CheckpointError(
                 f"{path}: config.json has {one_line(key, 60)} {one_line(value, 80)}, code from a "
                 "hub; refused: remove it"
             )
+
+
+def _other_layers(path: str, key: str, value: int, tensors: int) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: config.json has {key} {value}, and {tensors} tensors are stored; a model of so "
+        "many layers is not what was saved"
+    )
 
 
 def _implementations(raw: Mapping[str, object]) -> Iterator[tuple[str, str]]:
@@ -120,7 +128,9 @@ def empty_model(config: Any) -> PreTrainedModel | None:
         del plain.quantization_config
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(plain)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                plain, trust_remote_code=False
+            )
     except Exception:  # a damaged config can fail anywhere in the library
         return None
     return model

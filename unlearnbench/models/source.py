@@ -90,7 +90,7 @@ class Source:
         require_memory(size, self._weights.path)
         self._keep = keep and _fits_in_memory(size)
         self.config = load_config(self._weights, options.trust_remote_code)
-        self._check_asked()
+        self._check_asked(size)
         self.tokenizer = load_tokenizer(files, base, options.trust_remote_code)
         check_vocabulary(self.tokenizer, self.config, files)
         self.stored = _stored_scheme(self._weights)
@@ -101,25 +101,23 @@ class Source:
             )
         self.checkpoint = describe_checkpoint(self, self._weights)
 
-    def _check_asked(self) -> None:
-        """Hold what the configs ask for against what is stored, before anything is made of it."""
+    def _check_asked(self, size: int) -> None:
+        """Hold what the configs ask for against what is stored, before anything is made of it.
+        size: as of ``_full_size``.
+        """
         weights = self._weights
         model = empty_model(self.config)
         names: list[str] = []
         if model is not None:
             gguf = weights.kind == "gguf"
-            counts = gguf_tensors(weights) if gguf else ()
-            elements = sum(n for _, n in counts) if gguf else stored_weights(weights).elements
-            check_size(
-                model,
-                weights,
-                elements,
-                weights.kind == "safetensors" and is_quantized(weights.folder),
-            )
+            elements = size // 4 if gguf else stored_weights(weights).elements
+            packed = weights.kind == "safetensors" and is_quantized(weights.folder)
+            check_size(model, weights, elements, packed)
             names = [name for name, _ in [*model.named_modules(), *model.named_parameters()]]
         if weights.kind != "gguf":
-            scheme = read_json(weights.folder / "config.json").get("quantization_config")
-            check_patterns(patterns_in(scheme), names, f"{weights.path}: quantization_config")
+            raw = read_json(weights.folder / "config.json")
+            schemes = [raw.get(key) for key in ("quantization_config", "compression_config")]
+            check_patterns(patterns_in(schemes), names, f"{weights.path}: quantization_config")
         if self.files.kind == "adapter":
             check_adapter_config(self.files, names)
 
