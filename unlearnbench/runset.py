@@ -141,7 +141,8 @@ def load_entries(paths: Sequence[Path]) -> list[Entry]:
 def _run_folders(path: Path) -> list[Path]:
     if (path / "run.json").is_file():
         return [path]
-    found = sorted(file.parent for file in path.rglob("run.json")) if path.is_dir() else []
+    files = path.rglob("run.json") if path.is_dir() else ()
+    found = sorted(file.parent for file in files if file.is_file())  # a pipe would never end
     if not found:
         raise OptionError(f"{path}: no run.json there or below; give a run folder")
     return found

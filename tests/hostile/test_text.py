@@ -13,11 +13,14 @@ from tests.conftest import Toy
 from tests.hostile.corpus import CASES, Case, adapter, config
 from tests.hostile.test_checkpoints import lay_out, use
 from unlearnbench.boards.build import cell
+from unlearnbench.boards.entry import read_entry
 from unlearnbench.cli import main
-from unlearnbench.errors import TaskError
+from unlearnbench.errors import OptionError, ResultError, TaskError
 from unlearnbench.importing import ImportOptions, import_runs
 from unlearnbench.models.source import LoadOptions
 from unlearnbench.prompts import render_field
+from unlearnbench.runfolder import RunFolder
+from unlearnbench.runset import load_entries
 from unlearnbench.templates import LONGEST
 from unlearnbench.texttable import text_table
 from unlearnbench.yamlfile import read_yaml
@@ -152,6 +155,20 @@ def test_a_pipe_among_the_files_to_import_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "m" / "knowmem_f" / "log.json")
     with pytest.raises(Exception, match="is no regular file"):
         import_runs(ImportOptions("muse", tmp_path, "news", tmp_path / "out"))
+
+
+def test_a_pipe_among_results_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "samples"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "toy.jsonl")
+    os.mkfifo(tmp_path / "entry.json")
+    with pytest.raises(ResultError, match="is no regular file"):
+        RunFolder(tmp_path / "run").read_records("toy", "0" * 64)
+    with pytest.raises(ResultError, match="is no regular file"):
+        read_entry(tmp_path / "entry.json")
+    os.mkfifo(tmp_path / "run" / "run.json")
+    with pytest.raises(OptionError, match=r"no run\.json there or below"):
+        load_entries([tmp_path / "run"])
 
 
 def test_a_description_forges_no_row(toy: Toy, capsys: pytest.CaptureFixture[str]) -> None:
