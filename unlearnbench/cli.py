@@ -29,7 +29,7 @@ from unlearnbench.cli_config import (
 from unlearnbench.cli_options import checkpoint_options, kernel_options
 from unlearnbench.cli_quant import inspect_bins, show_quants
 from unlearnbench.errors import OptionError, UnlearnbenchError, one_line, printable
-from unlearnbench.quiet import quiet_imports
+from unlearnbench.quiet import plain_errors, quiet_imports
 from unlearnbench.signals import Stops, catch_stops
 
 if TYPE_CHECKING:
@@ -226,14 +226,14 @@ def show_tasks(
 
 
 def _task_list(registry: Registry) -> str:
-    from tabulate import tabulate
+    from unlearnbench.texttable import text_table
 
     rows = [
         [t.task, ", ".join(t.tag), t.metric, t.want, f"{t.version:g}", t.description]
         for t in registry.tasks.values()
     ]
     head = ["task", "groups", "metric", "want", "version", "description"]
-    return printable(tabulate(rows, headers=head, tablefmt="github", disable_numparse=True))
+    return text_table(rows, head)
 
 
 def _show_task(registry: Registry, spec: TaskSpec, data_dir: str | None, drift: bool) -> None:
@@ -286,7 +286,8 @@ def _run(arguments: list[str]) -> int:
 
 def _call(arguments: list[str], stops: Stops) -> int:
     try:
-        status = cli.main(arguments, prog_name="unlearnbench", standalone_mode=False)
+        with plain_errors():
+            status = cli.main(arguments, prog_name="unlearnbench", standalone_mode=False)
     except UnlearnbenchError as error:
         return _fail(str(error), arguments)
     except click.UsageError as error:

@@ -47,7 +47,12 @@ __all__ = [
 
 
 class UnlearnbenchError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose. As text it is one printable line, whatever file names
+    and library messages it quotes.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__(), 2000)
 
 
 class OptionError(UnlearnbenchError):

@@ -25,6 +25,7 @@ from unlearnbench.overrides import (
 )
 from unlearnbench.plan import Plan, make_plan
 from unlearnbench.quant.base import Calibration, How, PrecisionSpec, pick_kernel
+from unlearnbench.quiet import plain_errors
 from unlearnbench.reference import RetrainedRun, open_reference
 from unlearnbench.results import RunResult
 from unlearnbench.run import Job, Run, prepare, run_tasks
@@ -301,6 +302,7 @@ def _run_precision(
         return model
 
     try:
-        return run_tasks(run, todo, load, failures)
+        with plain_errors():
+            return run_tasks(run, todo, load, failures)
     finally:
         gc.collect()  # before the next precision takes its memory

@@ -170,6 +170,8 @@ class RunFolder:
         """
         path = self.samples_file(task)
         try:
+            if path.exists() and not path.is_file():
+                raise ResultError(f"{path} is no regular file")  # a pipe would never end
             content = path.read_bytes()
         except OSError as error:
             raise ResultError(

@@ -142,8 +142,9 @@ def _run_folders(path: Path) -> list[Path]:
     if (path / "run.json").is_file():
         return [path]
     below = path.rglob("run.json") if path.is_dir() else ()
+    files = [file for file in below if file.is_file()]  # a pipe would never end
     # What --fresh set aside is no run to compare; one that is given itself is.
-    found = sorted(f.parent for f in below if ASIDE not in f.relative_to(path).parts)
+    found = sorted(f.parent for f in files if ASIDE not in f.relative_to(path).parts)
     if not found:
         raise OptionError(f"{path}: no run.json there or below; give a run folder")
     return found

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from tabulate import tabulate
-
 from unlearnbench.recovery import RecoveryRow
 from unlearnbench.results import RunResult, TaskResult
+from unlearnbench.texttable import text_table
 
 __all__ = ["recovery_table", "results_table"]
 
@@ -38,7 +37,7 @@ def results_table(
         ]
         for precision, path in paths.items()
     ]
-    return tabulate(rows, headers=head, tablefmt="github", disable_numparse=True)
+    return text_table(rows, head)
 
 
 def _cell(
@@ -85,12 +84,7 @@ def recovery_table(rows: Sequence[RecoveryRow]) -> str:
     """The recovery table: points, and shares in percent, with their 95% intervals. ``*`` marks a
     change that holds after Holm's correction.
     """
-    return tabulate(
-        [_recovery_cells(row) for row in rows],
-        headers=_RECOVERY_HEAD,
-        tablefmt="github",
-        disable_numparse=True,
-    )
+    return text_table([_recovery_cells(row) for row in rows], _RECOVERY_HEAD)
 
 
 def _recovery_cells(row: RecoveryRow) -> list[str]:
@@ -100,8 +94,8 @@ def _recovery_cells(row: RecoveryRow) -> list[str]:
         more = "no number of samples settles it" if needed is None else f"about {needed} samples"
         verdict = f"not decided ({more})"
     return [
-        _pipe(row.entry),
-        _pipe(row.task),
+        row.entry,
+        row.task,
         row.precision,
         with_interval(row.full, row.full_ci),
         with_interval(row.quantized, row.quantized_ci),
@@ -126,7 +120,3 @@ def share(value: float | None, ci: tuple[float, float] | None) -> str:
         return "-"
     shown = f"{100 * value:.0f}%"
     return shown if ci is None else f"{shown} [{100 * ci[0]:.0f}, {100 * ci[1]:.0f}]"
-
-
-def _pipe(text: str) -> str:
-    return text.replace("|", "\\|")

@@ -299,7 +299,10 @@ def load_registry(include_path: Sequence[str | Path] = ()) -> Registry:
 def _task_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise TaskError(f"no task folder {folder}; --include-path takes a folder of YAML files")
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".yaml", ".yml"))
+    try:
+        files = sorted(p for p in folder.iterdir() if p.suffix in (".yaml", ".yml"))
+    except OSError as error:
+        raise TaskError(f"task folder {folder} cannot be read ({error.strerror})") from None
     if not files and next(folder.rglob("*.yaml"), None) is None:  # lm-eval looks below, too
         raise TaskError(f"no *.yaml in task folder {folder}; each task is one YAML file")
     return files

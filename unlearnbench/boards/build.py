@@ -192,4 +192,8 @@ def _recovery(row: RecoveryRow | None) -> list[str]:
 def cell(text: str) -> str:
     """A text cell that no spreadsheet takes for a formula."""
     clean = one_line(text)
-    return f"'{clean}" if clean[:1] in ("=", "+", "-", "@") else clean
+    return f"'{clean}" if clean[:1] in _FORMULA else clean
+
+
+# Full-width forms too, which spreadsheets of East Asia read alike.
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")

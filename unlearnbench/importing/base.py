@@ -38,6 +38,7 @@ __all__ = ["Found", "ImportOptions", "Source", "import_runs"]
 
 log = logging.getLogger("unlearnbench")
 Format = Literal["muse", "lm-eval", "open-unlearning"]
+_LARGEST = 2**30
 SAME = 1e-9
 """Two figures that differ by less are the same number, rounded differently."""
 
@@ -75,6 +76,10 @@ class Source:
 
     def _bytes(self, path: Path) -> bytes:
         try:
+            if not path.is_file():
+                raise ResultError(f"{path} is no regular file")  # a pipe would never end
+            if path.stat().st_size > _LARGEST:
+                raise ResultError(f"{path} is larger than {_LARGEST >> 30} GiB; refused")
             content = path.read_bytes()
         except OSError as error:
             raise ResultError(f"{path} cannot be read ({error.strerror})") from None
@@ -175,8 +180,12 @@ _TEXTS = ("prompt", "output", "target")
 
 
 def _is_number(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value)  # type: ignore[arg-type]
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 Reader = Callable[[Path, Registry, str], Iterator[Found]]
