@@ -15,27 +15,29 @@ from pathlib import Path
 from unlearnbench.errors import ResultError, one_line
 from unlearnbench.storage import is_full, saying_why
 
-__all__ = ["lock_folder"]
+__all__ = ["LOCK_FILES", "lock_folder"]
+
+LOCK_FILES = (".lock", ".holder")
 
 log = logging.getLogger("unlearnbench")
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold the lock of ``folder``, which need not exist. Never waits.
+    """Make ``folder`` where it is not there, and hold its lock. Never waits.
 
-    The lock is the kernel's (flock), on the empty file ``.NAME.lock`` beside the folder, so a dead
-    process holds none; the file stays, since removing it would let two in. Who holds it stands in
-    ``.NAME.holder``, which is only for the message.
+    The lock is the kernel's (flock), on the empty file ``.lock`` in the folder, so a dead process
+    holds none; the file stays, since removing it would let two in. Who holds it stands in
+    ``.holder``, which is only for the message.
 
     Raises:
         ResultError: another process holds it, or this file system has no locks.
     """
     from filelock import FileLock, Timeout
 
-    lock, holder = (folder.with_name(f".{folder.name}.{kind}") for kind in ("lock", "holder"))
+    lock, holder = (folder / name for name in LOCK_FILES)
     with saying_why(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     try:
         with warnings.catch_warnings():
             # Where there is no flock, a marker file takes its place, and filelock says so.

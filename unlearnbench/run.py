@@ -94,11 +94,21 @@ class Run:
     settings: Settings
     folder: RunFolder
     references: Mapping[str, Reference]
+    locks: ExitStack
     found: RunResult | None = None
     latest: RunResult | None = None
     done: dict[str, TaskResult] = field(default_factory=dict)
     journals: dict[str, Journal] = field(default_factory=dict)
     harness: dict[str, HarnessResult] = field(default_factory=dict)
+
+    def lock(self) -> None:
+        """Keep every other process out of the folder until ``locks`` is closed.
+
+        Raises:
+            ResultError: one is in it.
+        """
+        self.folder.require_folder()
+        self.locks.enter_context(lock_folder(self.folder.path))
 
     def open(self) -> list[Plan]:
         """Take over what stands in the folder and return the plans that are still to run.
@@ -156,6 +166,7 @@ class Run:
             aside = self.folder.set_aside()
             if aside is not None:
                 log.info("the earlier run is now in %s", aside)
+                self.lock()
         self.folder.clean(self.found.tasks if self.found else ())
         if self.latest is not None and self.latest != self.found:
             self.folder.write_run(self.latest)
@@ -258,8 +269,9 @@ def prepare(
         OptionError: the reference is no reference for these tasks.
     """
     folder = RunFolder(run_path(job.output, checkpoint, precision.name))
-    locks.enter_context(lock_folder(folder.path))
-    run = Run(job, checkpoint, precision, settings, folder, _references(job, checkpoint, config))
+    references = _references(job, checkpoint, config)
+    run = Run(job, checkpoint, precision, settings, folder, references, locks)
+    run.lock()
     todo = run.open()
     if job.suite is not None:
         job.suite.open(run)

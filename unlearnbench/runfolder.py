@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from unlearnbench.errors import OutputError, ResultError, one_line
+from unlearnbench.folderlock import LOCK_FILES
 from unlearnbench.results import (
     FORMAT_VERSION,
     RECORD_ADAPTER,
@@ -87,13 +88,19 @@ class RunFolder:
         """Where a task's answers are until it is complete."""
         return self.path / "partial" / f"{task}.jsonl"
 
+    def require_folder(self) -> None:
+        """Raise ResultError where something else is in the folder's place."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ResultError(f"{self.path} is in the way: no folder; use another --output")
+
     def set_aside(self) -> Path | None:
-        """Move the folder to ``.old/<precision>-<n>`` beside it; returns where, None without one.
+        """Move the folder to ``.old/<precision>-<n>`` beside it; returns where, None if there was
+        nothing in it. The folder is gone then, and its lock with it.
 
         Raises:
             OutputError: it cannot be moved.
         """
-        if not self.path.is_dir():
+        if not self.path.is_dir() or {p.name for p in self.path.iterdir()} <= {*LOCK_FILES}:
             return None
         aside = self.path.parent / ASIDE
         n = 1
@@ -101,7 +108,11 @@ class RunFolder:
             n += 1
         with saying_why(aside):
             aside.mkdir(exist_ok=True)
-            return self.path.rename(aside / f"{self.path.name}-{n}")
+            moved = self.path.rename(aside / f"{self.path.name}-{n}")
+        for name in LOCK_FILES:
+            with contextlib.suppress(OSError):
+                (moved / name).unlink()
+        return moved
 
     def clean(self, finished: Collection[str]) -> None:
         """Remove what killed processes left: files that are not whole, and the journals of tasks
@@ -120,8 +131,7 @@ class RunFolder:
         Raises:
             ResultError: there is one, and it cannot be read.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ResultError(f"{self.path} is in the way: no folder; use another --output")
+        self.require_folder()
         if not self.run_file.exists():
             return None
         try:

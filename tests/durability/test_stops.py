@@ -92,7 +92,7 @@ def test_one_process_wins_and_every_stop_can_be_gone_on_from(
     assert first.wait() == 143
     assert runs.last_line.startswith("interrupted; every answer so far is kept in ")
     assert "the same command (without --fresh) goes on" in runs.last_line
-    assert not list(toy.out.rglob(".*.holder")), "the lock was released"
+    assert not list(toy.out.rglob(".holder")), "the lock was released"
 
     second = runs.until(5)
     os.kill(second.pid, signal.SIGINT)
@@ -103,7 +103,7 @@ def test_one_process_wins_and_every_stop_can_be_gone_on_from(
     third = runs.until(8)
     os.kill(third.pid, signal.SIGKILL)
     assert third.wait() == -signal.SIGKILL
-    assert len(list(toy.out.rglob(".*.holder"))) == 2, "it could not release anything"
+    assert len(list(toy.out.rglob(".holder"))) == 2, "it could not release anything"
     status, out, lines = call(runs.arguments)
     assert status == 0, lines
     kept = runs.log.read_text().splitlines()
@@ -130,14 +130,14 @@ def test_the_lock_is_released_when_a_run_fails(toy: Toy) -> None:
     for _ in range(2):
         with pytest.raises(Exception, match="refused"):
             evaluate(model, "toy_verbmem", **toy.options)
-    assert not list(toy.out.rglob(".*.holder"))
+    assert not list(toy.out.rglob(".holder"))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}', '{"host": 1}', "\x00"])
 def test_a_damaged_holder_is_no_obstacle(tmp_path: Path, content: str) -> None:
     folder = tmp_path / "m" / "none"
-    folder.parent.mkdir()
-    (folder.parent / ".none.holder").write_text(content)
+    folder.mkdir(parents=True)
+    (folder / ".holder").write_text(content)
     with (
         lock_folder(folder),
         pytest.raises(ResultError, match="is being written by"),
@@ -148,8 +148,8 @@ def test_a_damaged_holder_is_no_obstacle(tmp_path: Path, content: str) -> None:
 
 def test_a_holder_of_another_host_is_told_and_no_obstacle(tmp_path: Path) -> None:
     folder = tmp_path / "m" / "none"
-    folder.parent.mkdir()
-    (folder.parent / ".none.holder").write_text(json.dumps({"pid": 7, "host": "node\x1b[31m9"}))
+    folder.mkdir(parents=True)
+    (folder / ".holder").write_text(json.dumps({"pid": 7, "host": "node\x1b[31m9"}))
     with logged() as lines, lock_folder(folder):
         pass
     (line,) = lines
