@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from unlearnbench import quant as quant_backends
 from unlearnbench.data import DataOptions
 from unlearnbench.errors import OptionError
-from unlearnbench.harness.names import split_wanted
+from unlearnbench.harness.names import INSTALL, packaged_tasks, split_wanted
 from unlearnbench.models.base import Model
 from unlearnbench.overrides import (
     chat_plans,
@@ -98,6 +99,8 @@ def evaluate(
     wanted = split_wanted(split_names(tasks), registry, include_path)
     for name in wanted.both:
         log.info("%s is a task of lm-eval's too; ours is run, lm_eval:%s is theirs", name, name)
+    if wanted.unknown and packaged_tasks() is None:
+        log.warning("lm-eval is not installed, so its tasks are not known; %s", INSTALL)
     specs = registry.resolve(wanted.ours) if wanted.ours or not wanted.theirs else ()
     for spec in specs:
         if spec.superseded_by:
@@ -155,6 +158,21 @@ class _Ask:
     progress: bool
 
 
+@contextmanager
+def _data_folder(root: str | Path | None) -> Iterator[None]:
+    """Our own tasks under lm-eval look for their rows where the environment says."""
+    before = os.environ.get("UNLEARNBENCH_DATA")
+    if root is not None:
+        os.environ["UNLEARNBENCH_DATA"] = str(root)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("UNLEARNBENCH_DATA", None)
+        else:
+            os.environ["UNLEARNBENCH_DATA"] = before
+
+
 def _open_suite(
     names: Sequence[str],
     include_path: Sequence[str | Path],
@@ -166,9 +184,8 @@ def _open_suite(
     from unlearnbench.harness.catalog import load_tasks
     from unlearnbench.harness.suite import Suite
 
-    if root is not None:  # where our own tasks look for their rows under lm-eval
-        os.environ["UNLEARNBENCH_DATA"] = str(root)
-    loaded = load_tasks(names, include_path, ask.trust)
+    with _data_folder(root):
+        loaded = load_tasks(names, include_path, ask.trust)
     if loaded.tasks or others:
         for line in loaded.failed:
             log.warning("%s; the other tasks are run first", line)
