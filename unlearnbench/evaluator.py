@@ -5,8 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from unlearnbench import quant as quant_backends
 from unlearnbench.data import DataOptions
 from unlearnbench.errors import OptionError
 from unlearnbench.harness.names import INSTALL, packaged_tasks, split_wanted
+from unlearnbench.harness.opening import Ask, open_suite
 from unlearnbench.models.base import Model
 from unlearnbench.overrides import (
     chat_plans,
@@ -32,7 +32,6 @@ from unlearnbench.runfolder import require_writable
 from unlearnbench.tasks import PROTOCOLS, LikelihoodTask, load_registry, split_names
 
 if TYPE_CHECKING:
-    from unlearnbench.harness.suite import Suite
     from unlearnbench.models.pair import PairSource
     from unlearnbench.models.source import LoadOptions, Source
 
@@ -123,10 +122,10 @@ def evaluate(
         gen_kwargs=gen_kwargs_text(given),
     )
     if wanted.theirs:
-        ask = _Ask(
+        ask = Ask(
             limit, apply_chat_template, given, confirm_run_unsafe_code, job.batch_size, progress
         )
-        job = replace(job, suite=_open_suite(wanted.theirs, include_path, root, ask, bool(specs)))
+        job = replace(job, suite=open_suite(wanted.theirs, include_path, root, ask, bool(specs)))
     if reference is not None and not any(isinstance(spec, LikelihoodTask) for spec in specs):
         log.warning("--reference moves only PrivLeak, and none of these tasks has it")
     if not isinstance(model, (str, Path)):
@@ -144,63 +143,6 @@ def evaluate(
     if job.suite is not None:
         job.suite.raise_failed()
     return results
-
-
-@dataclass(frozen=True)
-class _Ask:
-    """How lm-eval's tasks are to be asked; the names are the command line's."""
-
-    limit: int | float | None
-    chat_template: bool
-    gen_kwargs: Mapping[str, object]
-    trust: bool
-    batch_size: int | None
-    progress: bool
-
-
-@contextmanager
-def _data_folder(root: str | Path | None) -> Iterator[None]:
-    """Our own tasks under lm-eval look for their rows where the environment says."""
-    before = os.environ.get("UNLEARNBENCH_DATA")
-    if root is not None:
-        os.environ["UNLEARNBENCH_DATA"] = str(root)
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop("UNLEARNBENCH_DATA", None)
-        else:
-            os.environ["UNLEARNBENCH_DATA"] = before
-
-
-def _open_suite(
-    names: Sequence[str],
-    include_path: Sequence[str | Path],
-    root: str | Path | None,
-    ask: _Ask,
-    others: bool,
-) -> Suite:
-    """lm-eval's tasks with their data; a task that cannot be loaded does not keep the others."""
-    from unlearnbench.harness.catalog import load_tasks
-    from unlearnbench.harness.suite import Suite
-
-    with _data_folder(root):
-        loaded = load_tasks(names, include_path, ask.trust)
-    if loaded.tasks or others:
-        for line in loaded.failed:
-            log.warning("%s; the other tasks are run first", line)
-    suite = Suite(
-        loaded,
-        limit=ask.limit,
-        chat_template=ask.chat_template,
-        gen_kwargs=ask.gen_kwargs,
-        trust=ask.trust,
-        batch_size=ask.batch_size,
-        progress=ask.progress,
-    )
-    if not loaded.tasks and not others:
-        suite.raise_failed()
-    return suite
 
 
 @dataclass(frozen=True)
