@@ -35,7 +35,7 @@ class _Limit(click.ParamType[Any]):
             number = float(value)
             whole = int(number)
         except (TypeError, ValueError, OverflowError):
-            self.fail(f"{one_line(value, 60)!r} is no number", param, ctx)
+            self.fail(f"{one_line(value, 60)!r} is not a number or a share", param, ctx)
         return whole if number == whole else number
 
 

@@ -15,7 +15,8 @@ from unlearnbench import quant as quant_backends
 from unlearnbench.data import DataOptions
 from unlearnbench.errors import OptionError
 from unlearnbench.failures import Failures
-from unlearnbench.harness.names import split_wanted
+from unlearnbench.harness.names import INSTALL, packaged_tasks, split_wanted
+from unlearnbench.harness.opening import Ask, open_suite
 from unlearnbench.models.base import Model
 from unlearnbench.overrides import (
     chat_plans,
@@ -33,7 +34,6 @@ from unlearnbench.runfolder import require_writable
 from unlearnbench.tasks import PROTOCOLS, LikelihoodTask, load_registry, split_names
 
 if TYPE_CHECKING:
-    from unlearnbench.harness.suite import Suite
     from unlearnbench.models.pair import PairSource
     from unlearnbench.models.source import LoadOptions, Source
 
@@ -103,6 +103,8 @@ def evaluate(
     wanted = split_wanted(split_names(tasks), registry, include_path)
     for name in wanted.both:
         log.info("%s is a task of lm-eval's too; ours is run, lm_eval:%s is theirs", name, name)
+    if wanted.unknown and packaged_tasks() is None:
+        log.warning("lm-eval is not installed, so its tasks are not known; %s", INSTALL)
     specs = registry.resolve(wanted.ours) if wanted.ours or not wanted.theirs else ()
     for spec in specs:
         if spec.superseded_by:
@@ -126,10 +128,10 @@ def evaluate(
         gen_kwargs=gen_kwargs_text(given),
     )
     if wanted.theirs:
-        ask = _Ask(
+        ask = Ask(
             limit, apply_chat_template, given, confirm_run_unsafe_code, job.batch_size, progress
         )
-        job = replace(job, suite=_open_suite(wanted.theirs, include_path, root, ask, bool(specs)))
+        job = replace(job, suite=open_suite(wanted.theirs, include_path, root, ask, bool(specs)))
     if reference is not None and not any(isinstance(spec, LikelihoodTask) for spec in specs):
         log.warning("--reference moves only PrivLeak, and none of these tasks has it")
     if not isinstance(model, (str, Path)):
@@ -141,49 +143,6 @@ def evaluate(
     load = LoadOptions(revision, base, adapter, allow_adapter_base, trust_remote_code, allow_pickle)
     how = _Asked(dtype, device, quant_kernel, calibration, calibration_samples)
     return _evaluate_path(job, str(model), quant, load, how, apply_chat_template)
-
-
-@dataclass(frozen=True)
-class _Ask:
-    """How lm-eval's tasks are to be asked; the names are the command line's."""
-
-    limit: int | float | None
-    chat_template: bool
-    gen_kwargs: Mapping[str, object]
-    trust: bool
-    batch_size: int | None
-    progress: bool
-
-
-def _open_suite(
-    names: Sequence[str],
-    include_path: Sequence[str | Path],
-    root: str | Path | None,
-    ask: _Ask,
-    others: bool,
-) -> Suite:
-    """lm-eval's tasks with their data; a task that cannot be loaded does not keep the others."""
-    from unlearnbench.harness.catalog import load_tasks
-    from unlearnbench.harness.suite import Suite
-
-    if root is not None:  # where our own tasks look for their rows under lm-eval
-        os.environ["UNLEARNBENCH_DATA"] = str(root)
-    loaded = load_tasks(names, include_path, ask.trust)
-    if loaded.tasks or others:
-        for line in loaded.failed.values():
-            log.warning("%s; the other tasks are run first", line)
-    suite = Suite(
-        loaded,
-        limit=ask.limit,
-        chat_template=ask.chat_template,
-        gen_kwargs=ask.gen_kwargs,
-        trust=ask.trust,
-        batch_size=ask.batch_size,
-        progress=ask.progress,
-    )
-    if not loaded.tasks and not others:
-        suite.raise_failed()
-    return suite
 
 
 @dataclass(frozen=True)

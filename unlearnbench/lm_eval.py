@@ -11,6 +11,7 @@ import importlib.util
 import sys
 
 from unlearnbench.errors import OptionError, UnlearnbenchError, one_line
+from unlearnbench.harness.names import INSTALL
 from unlearnbench.quiet import quiet_imports
 
 __all__ = ["main", "require_lm_eval"]
@@ -19,7 +20,7 @@ __all__ = ["main", "require_lm_eval"]
 def require_lm_eval() -> None:
     """Raise OptionError where lm-eval is not installed."""
     if importlib.util.find_spec("lm_eval") is None:
-        raise OptionError("lm-eval is not installed: pip install 'unlearnbench[lm-eval]'")
+        raise OptionError(f"lm-eval is not installed: {INSTALL}")
 
 
 def main() -> None:

@@ -92,7 +92,7 @@ def hf_in_nf4(path: Path) -> Any:
         return HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(path))
 
 
-@pytest.mark.parametrize("kernel", ["native", "dequantized"])
+@pytest.mark.parametrize("kernel", ["dequantized", pytest.param("native", marks=pytest.mark.slow)])
 def test_nf4_scores_are_those_of_stock_hf_with_the_same_config(
     tiny: Path, theirs: Path, tmp_path: Path, stock: Stock, kernel: str
 ) -> None:
@@ -302,3 +302,32 @@ def test_gen_kwargs_reach_lm_evals_tasks(
     assert result.settings.gen_kwargs == '{"max_gen_toks": 2}'
     with pytest.raises(ResultError, match="gen_kwargs"):
         evaluate(tiny, "gen", theirs, tmp_path)
+
+
+def test_a_chat_template_goes_over_lm_evals_prompts_too(
+    make_checkpoint: MakeCheckpoint, theirs: Path, tmp_path: Path
+) -> None:
+    chat = make_checkpoint("chat")
+    template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %} [model]"
+    (chat / "chat_template.jinja").write_text(template, encoding="utf-8")
+    result = evaluate(chat, "gen", theirs, tmp_path, apply_chat_template=True, limit=1)
+    line = samples_path(folder_of(tmp_path, result), "gen").read_text(encoding="ascii")
+    assert line.count("[user] ") == 3, "two shots and the question"
+    assert line.count("[assistant] ") == 2
+    assert result.settings.chat_template_sha256 is not None
+
+
+def test_without_lm_eval_a_line_says_what_to_install(
+    theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "lm_eval" else find(name)
+    )
+    with pytest.raises(TaskError, match="unknown task or group 'arc_easy'"):
+        unlearnbench.evaluate(tmp_path, "arc_easy", output=tmp_path)
+    assert "pip install 'unlearnbench[lm-eval]'" in caplog.text
+    with pytest.raises(OptionError, match="lm-eval is not installed"):
+        evaluate(tmp_path, "mc", theirs, tmp_path)

@@ -11,20 +11,24 @@ from pathlib import Path
 
 from unlearnbench.tasks import Registry, builtin_task_dir
 
-__all__ = ["BRIDGE", "PREFIX", "Wanted", "packaged_tasks", "split_wanted"]
+__all__ = ["BRIDGE", "INSTALL", "PREFIX", "Wanted", "packaged_tasks", "split_wanted"]
 
 PREFIX = "lm_eval:"
+INSTALL = "pip install 'unlearnbench[lm-eval]'"
 BRIDGE = Path(__file__).resolve().parent / "tasks"
 """Our tasks as lm-eval's, and the group ``general``."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The words of ``--tasks``: ours, lm-eval's, and ours that are names of both."""
+    """The words of ``--tasks``: ours, lm-eval's, ours that are names of both, and ours (for want of
+    another side) that nobody knows.
+    """
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
     both: tuple[str, ...]
+    unknown: tuple[str, ...]
 
 
 def packaged_tasks() -> Path | None:
@@ -63,6 +67,7 @@ def split_wanted(
             dict.fromkeys(w.removeprefix(PREFIX) for w in words if w in elsewhere or w not in own)
         ),
         tuple(word for word in own if word in both and word not in forced),
+        tuple(word for word in unknown if word not in elsewhere),
     )
 
 
