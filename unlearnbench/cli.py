@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from unlearnbench import __version__, cli_boards, cli_check, cli_compare, cli_demo, cli_train
-from unlearnbench.cli_options import checkpoint_options, kernel_options
+from unlearnbench.cli_options import checkpoint_options, kernel_options, running_options
 from unlearnbench.cli_quant import inspect_bins, show_quants
 from unlearnbench.errors import OptionError, UnlearnbenchError, one_line, printable
 from unlearnbench.quiet import quiet_imports
@@ -82,6 +82,7 @@ _SETTINGS = {
 )
 @click.option("--ppl-lower", is_flag=True, help="Also score lower-cased texts (a second pass).")
 @checkpoint_options
+@running_options
 @click.option("--verbose", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(__version__, prog_name="unlearnbench")
 @click.pass_context

@@ -57,6 +57,9 @@ def evaluate(
     allow_adapter_base: bool = False,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    truncate_left: bool = False,
+    threads: int | None = None,
+    explain: bool = False,
     progress: bool = False,
 ) -> list[RunResult]:
     """Evaluate a checkpoint on tasks at one or more precisions, one after another.
@@ -74,11 +77,14 @@ def evaluate(
         UnlearnbenchError: bad input, or a measurement that cannot be trusted. What was finished
             before is in the run folders.
     """
+    from unlearnbench.models.explain import set_threads, show_explanations
     from unlearnbench.models.source import LoadOptions
 
     _check_options(limit, batch_size, dtype, protocol)
     if quant_kernel not in ("auto", "native", "dequantized"):
         raise OptionError(f"--quant-kernel {quant_kernel}: use auto, native or dequantized")
+    if threads is not None and threads < 1:
+        raise OptionError(f"--threads {threads}: use 1 or more")
     if seed < 0:
         raise OptionError(f"--seed {seed}: use 0 or more")
     specs = load_registry(include_path).resolve(split_names(tasks))
@@ -98,12 +104,17 @@ def evaluate(
         batch_size=None if batch_size == "auto" else batch_size,
         reference=_open_reference(reference),
         progress=progress,
+        truncate_left=truncate_left,
     )
     if reference is not None and not any(isinstance(spec, LikelihoodTask) for spec in specs):
         log.warning("--reference moves only PrivLeak, and none of these tasks has it")
     if not isinstance(model, (str, Path)):
         return [_evaluate_given(job, model, quant)]
-    load = LoadOptions(revision, base, adapter, allow_adapter_base, trust_remote_code, allow_pickle)
+    load = LoadOptions(
+        revision, base, adapter, allow_adapter_base, trust_remote_code, allow_pickle, truncate_left
+    )
+    set_threads(threads)
+    show_explanations(explain)
     how = _Asked(dtype, device, quant_kernel, calibration, calibration_samples)
     return _evaluate_path(job, str(model), quant, load, how)
 

@@ -274,6 +274,8 @@ class Settings(_File):
     """First rows of each split that were used; absent for all."""
     ppl_lower: bool
     """Whether the lower-cased texts were scored too."""
+    truncate_left: bool | None = None
+    """True where prompts beyond the model's context lost their beginning; absent otherwise."""
 
 
 class Environment(_File):

@@ -45,6 +45,7 @@ class Job:
     batch_size: int | None
     reference: RetrainedRun | Literal["stated"] | None
     progress: bool
+    truncate_left: bool = False
 
     def settings(self, dtype: str, device: str) -> Settings:
         """What makes two runs of this job comparable."""
@@ -55,6 +56,7 @@ class Job:
             seed=self.seed,
             limit=self.limit,
             ppl_lower=self.ppl_lower,
+            truncate_left=self.truncate_left or None,
         )
 
 

@@ -40,10 +40,7 @@ _LEAST_PREFIX = 16
 
 @dataclass
 class HFModel:
-    """Implements ``models.Model`` on a transformers causal language model.
-
-    _truncate: cut prompts that exceed the context on the left.
-    """
+    """Implements ``models.Model`` on a transformers causal language model."""
 
     _model: PreTrainedModel
     _source: Source
@@ -51,7 +48,6 @@ class HFModel:
     dtype: str
     _device: str
     _batch_size: int | None
-    _truncate: bool = False
     _known: dict[bytes, list[Scored]] = field(default_factory=dict)
     _head: Head | WholeLogits | None = None
     _continuer: Continuer | str | None = None
@@ -62,7 +58,8 @@ class HFModel:
         tokenizer = self._source.tokenizer
         ends = end_tokens(self._model, tokenizer)
         config = self._source.config.get_text_config()
-        self._tokens = Tokens(tokenizer, config, ends, pad_token(tokenizer, ends), self._truncate)
+        pad = pad_token(tokenizer, ends)
+        self._tokens = Tokens(tokenizer, config, ends, pad, self._source.truncate_left)
         # A checkpoint's own generation config may penalise or forbid words, which would pass for
         # forgetting; only its end-of-text ids are followed.
         model: Any = self._model
