@@ -86,5 +86,5 @@ def alone(model: Any, prompt: str, new: int) -> list[int]:
     """The greedy continuation of one prompt, by transformers alone, up to the end token."""
     inputs = make_tokenizer()(prompt, return_tensors="pt", return_token_type_ids=False)
     output = model.generate(**inputs, max_new_tokens=new, do_sample=False, pad_token_id=1)
-    row = output[0, inputs.input_ids.shape[1] :].tolist()
+    row: list[int] = output[0, inputs.input_ids.shape[1] :].tolist()
     return row[: row.index(1)] if 1 in row else row

@@ -30,7 +30,7 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
         >>> common_prefix([[1, 2, 3, 4], [1, 2, 5]])
         2
     """
-    low, high = min(rows), max(rows)
+    low, high = min(map(list, rows)), max(map(list, rows))
     shared = 0
     while shared < min(len(low), len(high)) and low[shared] == high[shared]:
         shared += 1
