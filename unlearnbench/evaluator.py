@@ -109,6 +109,8 @@ def evaluate(
     if reference is not None and not any(isinstance(spec, LikelihoodTask) for spec in specs):
         log.warning("--reference moves only PrivLeak, and none of these tasks has it")
     if not isinstance(model, (str, Path)):
+        if truncate_left:
+            raise OptionError("a Model object cuts its prompts itself; leave truncate_left out")
         return [_evaluate_given(job, model, quant)]
     load = LoadOptions(
         revision, base, adapter, allow_adapter_base, trust_remote_code, allow_pickle, truncate_left

@@ -104,7 +104,7 @@ class Continuer:
     ) -> Iterator[torch.Tensor]:
         """Logits after the last token of each row, (rows, vocabulary), in parts."""
         room = max(map(len, rows)) + most
-        for group in _groups([*map(len, rows)], _PACKED_TOKENS.get(self.device, 2048)):
+        for group in _groups([*map(len, rows)], _PACKED_TOKENS[torch.device(self.device).type]):
             ids: list[int] = []
             places: list[int] = []
             parts = []
