@@ -23,7 +23,9 @@ class Characters(PreTrainedTokenizer):
 
     def __init__(self, **options: Any) -> None:
         self._ids = {c: i for i, c in enumerate(CHARACTERS)}
-        super().__init__(bos_token="<s>", eos_token="</s>", unk_token="<unk>", **options)
+        super().__init__(  # type: ignore[no-untyped-call]
+            bos_token="<s>", eos_token="</s>", unk_token="<unk>", **options
+        )
 
     @property
     def vocab_size(self) -> int:
