@@ -26,7 +26,7 @@ from unlearnbench.cli_config import (
     name_variables,
     warn_of_variables,
 )
-from unlearnbench.cli_options import checkpoint_options, kernel_options
+from unlearnbench.cli_options import checkpoint_options, kernel_options, running_options
 from unlearnbench.cli_quant import inspect_bins, show_quants
 from unlearnbench.errors import OptionError, UnlearnbenchError, one_line, printable
 from unlearnbench.quiet import plain_errors, quiet_imports
@@ -110,6 +110,7 @@ _SETTINGS = {
 @click.option("--fresh", is_flag=True, help="Start over; an earlier run is kept under .old.")
 @habit_options
 @cli_push.push_options
+@running_options
 @click.option("--verbose", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(__version__, prog_name="unlearnbench")
 @click.pass_context

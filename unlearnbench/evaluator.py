@@ -72,6 +72,9 @@ def evaluate(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     fresh: bool = False,
+    truncate_left: bool = False,
+    threads: int | None = None,
+    explain: bool = False,
     progress: bool = False,
 ) -> list[RunResult]:
     """Evaluate a checkpoint on tasks at one or more precisions, one after another.
@@ -92,11 +95,14 @@ def evaluate(
         UnlearnbenchError: bad input, or a measurement that cannot be trusted. What was finished
             before is in the run folders.
     """
+    from unlearnbench.models.explain import set_threads, show_explanations
     from unlearnbench.models.source import LoadOptions
 
     _check_options(limit, batch_size, dtype, protocol)
     if quant_kernel not in ("auto", "native", "dequantized"):
         raise OptionError(f"--quant-kernel {quant_kernel}: use auto, native or dequantized")
+    if threads is not None and threads < 1:
+        raise OptionError(f"--threads {threads}: use 1 or more")
     if seed < 0:
         raise OptionError(f"--seed {seed}: use 0 or more")
     registry = load_registry(include_path)
@@ -126,6 +132,7 @@ def evaluate(
         progress=progress,
         fresh=fresh,
         gen_kwargs=gen_kwargs_text(given),
+        truncate_left=truncate_left,
     )
     if wanted.theirs:
         ask = Ask(
@@ -139,8 +146,14 @@ def evaluate(
             raise OptionError(
                 "a Model object has no tokenizer to template its prompts; give a path"
             )
+        if truncate_left:
+            raise OptionError("a Model object cuts its prompts itself; leave truncate_left out")
         return _evaluate_given(job, model, quant)
-    load = LoadOptions(revision, base, adapter, allow_adapter_base, trust_remote_code, allow_pickle)
+    load = LoadOptions(
+        revision, base, adapter, allow_adapter_base, trust_remote_code, allow_pickle, truncate_left
+    )
+    set_threads(threads)
+    show_explanations(explain)
     how = _Asked(dtype, device, quant_kernel, calibration, calibration_samples)
     return _evaluate_path(job, str(model), quant, load, how, apply_chat_template)
 

@@ -60,6 +60,7 @@ class Job:
     """lm-eval's tasks, where some were asked for."""
     gen_kwargs: str | None = None
     chat_template_sha256: str | None = None
+    truncate_left: bool = False
 
     def failures(self, precisions: int) -> Failures:
         """For what fails among this job's tasks at so many precisions."""
@@ -81,6 +82,7 @@ class Job:
             ppl_lower=self.ppl_lower,
             gen_kwargs=self.gen_kwargs,
             chat_template_sha256=self.chat_template_sha256,
+            truncate_left=self.truncate_left or None,
         )
 
 

@@ -229,7 +229,7 @@ def test_other_runtime_errors_are_not_taken_for_a_lack_of_memory(
 def test_statistics_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, targets = torch.randn(23, 11), torch.arange(23) % 11
     whole = np.stack(token_statistics(logits, targets, "x"))
-    monkeypatch.setattr("unlearnbench.models.decoding._CHUNK", 4)
+    monkeypatch.setattr("unlearnbench.models.decoding._CHUNK_BYTES", 4 * 11 * 4)
     np.testing.assert_allclose(np.stack(token_statistics(logits, targets, "x")), whole, atol=1e-6)
 
 

@@ -79,6 +79,11 @@ class PairSource:
         """The baseline's."""
         return self.baseline.own_dtype
 
+    @property
+    def truncate_left(self) -> bool:
+        """The baseline's."""
+        return self.baseline.truncate_left
+
     def require_precision(self, spec: PrecisionSpec) -> None:
         """Refuse to quantize a second time. Raises: as ``Source.require_precision``."""
         self.baseline.require_precision(spec)

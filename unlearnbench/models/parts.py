@@ -124,6 +124,8 @@ def load_tokenizer(
             f"{home.path}: its tokenizer cannot be loaded: {one_line(error, 200)}; save the "
             "model's tokenizer into the same folder"
         ) from error
+    if not getattr(tokenizer, "is_fast", True):
+        log.info("%s: its tokenizer has no fast implementation; tokenizing will be slow", home.path)
     return tokenizer
 
 

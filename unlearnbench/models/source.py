@@ -52,7 +52,7 @@ class LoadOptions:
 
     base: the base model of an adapter folder. adapter: "merge" it into the base before quantizing,
     or "keep" it beside the quantized base. allow_adapter_base: follow the base that the adapter's
-    own config names.
+    own config names. truncate_left: cut prompts beyond the model's context on the left.
     """
 
     revision: str | None = None
@@ -61,6 +61,7 @@ class LoadOptions:
     allow_adapter_base: bool = False
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    truncate_left: bool = False
 
 
 class Source:
@@ -141,6 +142,11 @@ class Source:
     def adapter_kept(self) -> bool:
         """Whether an adapter has to be attached to the quantized base."""
         return self.files.kind == "adapter" and self.options.adapter == "keep"
+
+    @property
+    def truncate_left(self) -> bool:
+        """Whether to cut prompts beyond the model's context on the left."""
+        return self.options.truncate_left
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The unquantized weights by parameter name, on CPU, in the checkpoint's own dtype."""
