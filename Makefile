@@ -4,7 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SET_UP := $(VENV)/.set-up
 
-.PHONY: help setup demo example test test-slow test-long check format bench precisions training leaderboards schema clean
+# Files that each fuzzer of `make fuzz` tries: ten minutes on 2 cores.
+FUZZ_EXAMPLES ?= 4000
+
+.PHONY: help setup demo example test coverage test-slow test-long fuzz audit check format bench precisions training leaderboards schema clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /: /'
@@ -13,7 +16,7 @@ setup: $(SET_UP) ## make .venv with everything the other targets need
 
 $(SET_UP): pyproject.toml .ci/constraints.txt .ci/gptq.txt .ci/no-deps.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev,hqq,quanto,torchao,compressed-tensors]' -r .ci/gptq.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev,hqq,lm-eval,quanto,torchao,compressed-tensors]' -r .ci/gptq.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r .ci/no-deps.txt
 	touch $@
 
@@ -27,16 +30,26 @@ example: $(SET_UP) ## the main job on a real pretrained model, at three precisio
 test: $(SET_UP) ## the default suite, some minutes on 2 cores
 	$(BIN)/python -m pytest -m "not slow and not long and not bench" -n 2
 
+coverage: $(SET_UP) ## the default suite once more, with the lines it reaches; under 90% it fails
+	$(BIN)/python -m pytest -m "not slow and not long and not bench" -n 2 \
+	  --cov --cov-report=term --cov-fail-under=90
+
 test-slow: $(SET_UP) ## the tests on SmolLM2-135M and a short demo, about half an hour on 2 cores
 	$(BIN)/python -m pytest -m slow
 
 test-long: $(SET_UP) ## the demo on three seeds and its control, about half an hour on 2 cores
 	$(BIN)/python -m pytest -m long
 
+fuzz: $(SET_UP) ## feed the loaders broken and hostile files, ten minutes on 2 cores
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -rP tests/hostile/test_fuzz.py -n 2
+
 check: $(SET_UP) ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: $(SET_UP) ## are the installed packages those that were asked for, and do they fit together
+	$(BIN)/python .ci/audit.py
 
 format: $(SET_UP) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .

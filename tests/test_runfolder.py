@@ -258,6 +258,8 @@ OTHER = "f" * 64
         ({"seed": 3}, "seed is 0 there and 3 here"),
         ({"limit": 5}, "limit is absent there and 5 here"),
         ({"ppl_lower": True}, "ppl_lower is False there and True here"),
+        ({"gen_kwargs": "{}"}, "gen_kwargs is absent there and {} here"),
+        ({"chat_template_sha256": OTHER}, "chat_template_sha256 is absent there and ffff"),
     ],
 )
 def test_each_setting_that_differs_is_named_with_both_values(
@@ -280,6 +282,8 @@ def test_every_setting_takes_part() -> None:
         "seed",
         "limit",
         "ppl_lower",
+        "gen_kwargs",
+        "chat_template_sha256",
     }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from unlearnbench import quant
 from unlearnbench.errors import OptionError, PrecisionError
+from unlearnbench.models.explain import explain_loaded
 from unlearnbench.models.hf import HFModel
 from unlearnbench.models.source import DTYPES
 from unlearnbench.quant.base import Calibration, How, PrecisionSpec, pick_kernel
@@ -100,6 +101,7 @@ def load_model(
     dtype = {long: short for short, long in DTYPES.items()}[str(how.dtype).removeprefix("torch.")]
     _say_proof(precision, loaded.proof, dtype, how.device)
     model = source.finish(loaded.model)
+    explain_loaded(model, how.device, dtype, precision.kernel)
     return HFModel(model, source, precision, dtype, how.device, batch_size)
 
 

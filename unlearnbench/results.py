@@ -28,6 +28,8 @@ __all__ = [
     "Checkpoint",
     "Environment",
     "GenerationRecord",
+    "HarnessMetric",
+    "HarnessResult",
     "ImportedFrom",
     "LikelihoodRecord",
     "Precision",
@@ -44,6 +46,8 @@ __all__ = [
 FORMAT_VERSION: Literal[1] = 1
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# Names a file of its own below ``samples``: nothing that leads elsewhere.
+TaskName = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$", max_length=200)]
 
 
 def _not_null(value: object) -> object:
@@ -54,6 +58,7 @@ def _not_null(value: object) -> object:
 
 Count: TypeAlias = Annotated[int | None, BeforeValidator(_not_null)]
 Interval = Annotated[tuple[float, float], Field(strict=False)]
+Limit: TypeAlias = Annotated[int | float | None, Field(gt=0)]
 
 
 class _File(BaseModel):
@@ -270,10 +275,52 @@ class Settings(_File):
     device: str
     """Kind of device: cpu, cuda."""
     seed: int
-    limit: int | None = None
-    """First rows of each split that were used; absent for all."""
+    limit: Limit = None
+    """First rows of each split that were used, or below 1 their share, rounded up; absent for
+    all."""
     ppl_lower: bool
     """Whether the lower-cased texts were scored too."""
+    chat_template_sha256: Sha256 | None = None
+    """Of the chat template that the prompts of generation tasks went through; absent without."""
+    gen_kwargs: str | None = None
+    """What ``--gen-kwargs`` put in place of the tasks' own decoding, as JSON; absent without."""
+    truncate_left: bool | None = None
+    """True where prompts beyond the model's context lost their beginning; absent otherwise."""
+
+
+class HarnessMetric(_File):
+    """One metric of an lm-eval task, behind one of its filters."""
+
+    name: str
+    filter: str
+    value: float
+    """In lm-eval's own unit: an accuracy lies between 0 and 1."""
+    stderr: float | None = Field(default=None, ge=0)
+    """lm-eval's; absent where it gives none."""
+    higher_is_better: bool | None = None
+
+
+class HarnessResult(_File):
+    """What lm-evaluation-harness measured of one of its tasks or groups, on this run's model."""
+
+    kind: Literal["task", "group"]
+    version: str
+    """The task's own."""
+    lm_eval: str
+    """The version of lm-eval."""
+    metrics: tuple[HarnessMetric, ...] = Field(min_length=1, strict=False)
+    """In the task's own order; the first is what tables show."""
+    n: int = Field(gt=0)
+    """Documents evaluated."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    config_sha256: Sha256 | None = None
+    """Of the task's configuration as lm-eval writes it, without paths; absent for a group."""
+    documents_sha256: Sha256 | None = None
+    """Of lm-eval's hashes of every document, prompt and target, in order; absent for a group."""
+    samples_sha256: Sha256 | None = None
+    """Of ``lm_eval/samples_<task>.jsonl``; absent for a group."""
+    subtasks: tuple[str, ...] | None = Field(default=None, strict=False)
+    """The tasks that a group's metrics are made of; absent for a task."""
 
 
 class Environment(_File):
@@ -313,7 +360,9 @@ class RunResult(_File):
     precision: Precision
     protocol: str
     settings: Settings
-    tasks: dict[str, TaskResult]
+    tasks: dict[TaskName, TaskResult]
+    harness: dict[str, HarnessResult] | None = None
+    """Results of lm-eval's tasks, by their names there; absent where none was run."""
     environment: Environment
     imported: ImportedFrom | None = None
     """Absent for a run that was measured. ``environment`` is then the importer's."""

@@ -34,7 +34,7 @@ class Layer(DynamicLayer):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.prefix: tuple[torch.Tensor, torch.Tensor] | None = None
         self.own_keys: torch.Tensor = torch.empty(0)
         self.own_values: torch.Tensor = torch.empty(0)

@@ -15,7 +15,7 @@ __all__ = ["generation_budget", "padded_budget", "scoring_budget", "whole_budget
 _MIB = 2**20
 # Beyond this many tokens products are as fast as they get on CPU, and padding only costs.
 _CPU_SCORED = 2048
-_CPU_CACHE = 384 * _MIB
+_CPU_CACHE = 256 * _MIB
 
 
 def cached_bytes(config: Any, itemsize: int) -> int:

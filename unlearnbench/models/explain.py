@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
-__all__ = ["explain", "show_explanations"]
+__all__ = ["explain", "explain_loaded", "set_threads", "show_explanations"]
 
 _LOG = logging.getLogger("unlearnbench.explain")
 _LOG.setLevel(logging.WARNING)
@@ -18,3 +19,27 @@ def show_explanations(shown: bool) -> None:
 def explain(line: str) -> None:
     """Say one thing that was chosen, with its reason."""
     _LOG.info("explain: %s", line)
+
+
+def set_threads(threads: int | None) -> None:
+    """Use so many processor threads; None leaves torch's own choice."""
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def explain_loaded(model: Any, device: str, dtype: str, kernel: str | None) -> None:
+    """Say what a precision runs on."""
+    import torch
+
+    explain(f"device {device}, compute dtype {dtype}")
+    if kernel == "dequantized":
+        explain("kernel dequantized: weights in force written back, dense products are faster here")
+    elif kernel == "native":
+        explain("kernel native: the library's own products on packed weights")
+    explain(
+        f"attention {model.config._attn_implementation}: transformers' choice, no torch.compile"
+    )
+    if device == "cpu":
+        explain(f"{torch.get_num_threads()} threads: torch's own choice unless --threads is given")

@@ -30,7 +30,7 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
         >>> common_prefix([[1, 2, 3, 4], [1, 2, 5]])
         2
     """
-    low, high = min(rows), max(rows)
+    low, high = min(map(list, rows)), max(map(list, rows))
     shared = 0
     while shared < min(len(low), len(high)) and low[shared] == high[shared]:
         shared += 1
@@ -104,7 +104,7 @@ class Continuer:
     ) -> Iterator[torch.Tensor]:
         """Logits after the last token of each row, (rows, vocabulary), in parts."""
         room = max(map(len, rows)) + most
-        for group in _groups([*map(len, rows)], _PACKED_TOKENS.get(self.device, 2048)):
+        for group in _groups([*map(len, rows)], _PACKED_TOKENS[torch.device(self.device).type]):
             ids: list[int] = []
             places: list[int] = []
             parts = []

@@ -20,7 +20,7 @@ from unlearnbench.requests import Generate, Generated, Score, Scored, cut_at_sto
 from unlearnbench.results import Checkpoint, Precision
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from unlearnbench.models.generation import Continuer
     from unlearnbench.models.head import Head, WholeLogits
@@ -40,10 +40,7 @@ _LEAST_PREFIX = 16
 
 @dataclass
 class HFModel:
-    """Implements ``models.Model`` on a transformers causal language model.
-
-    _truncate: cut prompts that exceed the context on the left.
-    """
+    """Implements ``models.Model`` on a transformers causal language model."""
 
     _model: PreTrainedModel
     _source: Source
@@ -51,7 +48,6 @@ class HFModel:
     dtype: str
     _device: str
     _batch_size: int | None
-    _truncate: bool = False
     _known: dict[bytes, list[Scored]] = field(default_factory=dict)
     _head: Head | WholeLogits | None = None
     _continuer: Continuer | str | None = None
@@ -62,13 +58,25 @@ class HFModel:
         tokenizer = self._source.tokenizer
         ends = end_tokens(self._model, tokenizer)
         config = self._source.config.get_text_config()
-        self._tokens = Tokens(tokenizer, config, ends, pad_token(tokenizer, ends), self._truncate)
+        pad = pad_token(tokenizer, ends)
+        self._tokens = Tokens(tokenizer, config, ends, pad, self._source.truncate_left)
         # A checkpoint's own generation config may penalise or forbid words, which would pass for
         # forgetting; only its end-of-text ids are followed.
         model: Any = self._model
         model.generation_config = GenerationConfig(
             do_sample=False, eos_token_id=list(ends) or None, pad_token_id=self._tokens.pad
         )
+
+    @property
+    @property
+    def network(self) -> PreTrainedModel:
+        """The loaded transformers model, for lm-eval's adapter; not to be changed."""
+        return self._model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's tokenizer; not to be changed."""
+        return self._source.tokenizer
 
     @property
     def checkpoint(self) -> Checkpoint:
