@@ -100,5 +100,3 @@ def install(monkeypatch: pytest.MonkeyPatch) -> type[Engine]:
     monkeypatch.setitem(sys.modules, "vllm", module)
     Engine.made.clear()
     return Engine
-
-

@@ -1,8 +1,7 @@
 """One evaluation over the processes of an ``accelerate launch -m unlearnbench ...``.
 
 The main process runs the evaluation as if it were alone: it alone reads tasks, owns run folders
-and prints. The others load the same checkpoint and answer a share of its batches. Batches are those
-of a single process, so the answers are too.
+and prints. The others load the same checkpoint and answer a share of its requests.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Client, Connection, Listener
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from unlearnbench.errors import CheckpointError, OptionError, UnlearnbenchError, one_line
 from unlearnbench.requests import Generate, Generated, Score, Scored
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Loading", "SharedModel", "Team", "is_worker", "launched", "process_count", "serve"]
 
 log = logging.getLogger("unlearnbench")
+
+R = TypeVar("R", Generate, Score)
 
 _PATIENCE = 600  # seconds until all processes must have started
 
@@ -94,15 +95,20 @@ class Team:
             self._reports.put(None)
             connection.close()  # here: closed by another thread, a waiting recv would fail oddly
 
-    def order(self, kind: str, payload: Any = None) -> int:
-        """Tell all workers; returns the order's number.
+    @property
+    def size(self) -> int:
+        """Processes, the main one too."""
+        return 1 + len(self.workers)
+
+    def order(self, kind: str, payloads: Sequence[Any]) -> int:
+        """Tell every worker its own part; returns the order's number.
 
         Raises:
             OptionError: one of them is gone.
         """
         self._number += 1
         try:
-            for connection in self.workers:
+            for connection, payload in zip(self.workers, payloads, strict=True):
                 connection.send(_Order(self._number, kind, payload))
         except OSError:
             raise _gone() from None
@@ -149,7 +155,7 @@ class Team:
                 f"{asked.spec.name} would be made anew in each process, and not the same; use one "
                 "process"
             )
-        number = self.order("load", asked)
+        number = self.order("load", [asked] * len(self.workers))
         model = load()
         for checkpoint, precision in self.answers(number, iter(())):
             if (checkpoint, precision) != (model.checkpoint, model.precision):
@@ -157,7 +163,6 @@ class Team:
                     f"the processes of this launch loaded different weights: {asked.model} is not "
                     "the same on every machine"
                 )
-        model.share = (0, 1 + len(self.workers))  # type: ignore[attr-defined]
         return SharedModel(model, self)
 
     def close(self) -> None:
@@ -174,51 +179,61 @@ def _gone() -> OptionError:
 
 
 class SharedModel:
-    """A model whose batches are spread over a team; implements ``Model``."""
+    """A model whose requests are spread over a team; implements ``Model``. ``own``: the main
+    process's.
+    """
 
     def __init__(self, own: Model, team: Team) -> None:
-        self._own, self._team = own, team
+        self.own, self._team = own, team
 
     @property
     def checkpoint(self) -> Checkpoint:
         """See ``Model``."""
-        return self._own.checkpoint
+        return self.own.checkpoint
 
     @property
     def precision(self) -> Precision:
         """See ``Model``."""
-        return self._own.precision
+        return self.own.precision
 
     @property
     def device(self) -> str:
         """See ``Model``."""
-        return self._own.device
+        return self.own.device
 
     @property
     def dtype(self) -> str:
         """See ``Model``."""
-        return self._own.dtype
+        return self.own.dtype
 
     @property
     def config(self) -> dict[str, object]:
         """See ``Model``."""
-        return self._own.config
+        return self.own.config
 
     def truncate(self, text: str, max_tokens: int) -> str:
         """See ``Model``."""
-        return self._own.truncate(text, max_tokens)
+        return self.own.truncate(text, max_tokens)
 
     def generate(
         self, requests: Sequence[Generate], skip: Collection[str] = ()
     ) -> Iterator[Generated]:
         """See ``Model``."""
-        number = self._team.order("generate", (tuple(requests), frozenset(skip)))
-        yield from self._team.answers(number, self._own.generate(requests, skip))
+        mine, *theirs = _shares(requests, [len(r.prompt) for r in requests], self._team.size)
+        number = self._team.order("generate", [(share, frozenset(skip)) for share in theirs])
+        yield from self._team.answers(number, self.own.generate(mine, skip))
 
     def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
         """See ``Model``."""
-        number = self._team.order("score", (tuple(requests), frozenset(skip)))
-        yield from self._team.answers(number, self._own.score(requests, skip))
+        mine, *theirs = _shares(requests, [len(r.text) for r in requests], self._team.size)
+        number = self._team.order("score", [(share, frozenset(skip)) for share in theirs])
+        yield from self._team.answers(number, self.own.score(mine, skip))
+
+
+def _shares(requests: Sequence[R], lengths: Sequence[int], size: int) -> list[tuple[R, ...]]:
+    """As much work for each, by the texts' lengths; the same shares whatever was done before."""
+    order = sorted(range(len(requests)), key=lambda at: -lengths[at])
+    return [tuple(requests[at] for at in order[rank::size]) for rank in range(size)]
 
 
 @contextmanager
@@ -315,6 +330,4 @@ def _load(asked: Loading) -> Model:
     if how.device.startswith("cuda"):
         how = replace(how, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
     source = open_any(asked.model, asked.options, keep=False)
-    model = load_any(source, asked.spec, how, asked.batch_size)
-    model.share = (int(os.environ["RANK"]), process_count())  # type: ignore[attr-defined]
-    return model
+    return load_any(source, asked.spec, how, asked.batch_size)

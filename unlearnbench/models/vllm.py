@@ -167,7 +167,7 @@ class VllmModel:
             yield self._own.make_answer(request, list(found.token_ids))
 
     def _require_sound(self, request: Generate, found: Any) -> None:
-        """vLLM samples some token from logits that are NaN; their log-probability tells."""
+        """VLLM samples some token from logits that are NaN; their log-probability tells."""
         where = f"{request.id} at {self.precision.name}"
         if found.finish_reason not in ("stop", "length"):
             raise ModelOutputError(f"{where}: vLLM ended with {one_line(found.finish_reason, 40)}")
