@@ -44,8 +44,6 @@ __all__ = [
 FORMAT_VERSION: Literal[1] = 1
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-# Names a file of its own below ``samples``: nothing that leads elsewhere.
-TaskName = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$", max_length=200)]
 
 
 def _not_null(value: object) -> object:
@@ -315,7 +313,7 @@ class RunResult(_File):
     precision: Precision
     protocol: str
     settings: Settings
-    tasks: dict[TaskName, TaskResult]
+    tasks: dict[str, TaskResult]
     environment: Environment
     imported: ImportedFrom | None = None
     """Absent for a run that was measured. ``environment`` is then the importer's."""
