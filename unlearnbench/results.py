@@ -46,8 +46,6 @@ __all__ = [
 FORMAT_VERSION: Literal[1] = 1
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-# Names a file of its own below ``samples``: nothing that leads elsewhere.
-TaskName = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]*$", max_length=200)]
 
 
 def _not_null(value: object) -> object:
@@ -360,7 +358,7 @@ class RunResult(_File):
     precision: Precision
     protocol: str
     settings: Settings
-    tasks: dict[TaskName, TaskResult]
+    tasks: dict[str, TaskResult]
     harness: dict[str, HarnessResult] | None = None
     """Results of lm-eval's tasks, by their names there; absent where none was run."""
     environment: Environment

@@ -81,7 +81,13 @@ class RunFolder:
         return self.path / "run.json"
 
     def samples_file(self, task: str) -> Path:
-        """Where a task's records are."""
+        """Where a task's records are.
+
+        Raises:
+            ResultError: the name, which may be a stranger's, leads elsewhere.
+        """
+        if not task or task.startswith(".") or set(task) & set("/\\\0\n"):
+            raise ResultError(f"{self.path}: {one_line(task, 80)!r} is no task's name")
         return self.path / "samples" / f"{task}.jsonl"
 
     def journal_file(self, task: str) -> Path:
