@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ class Engine:
     seed: int
     gpu_memory_utilization: float = 0.9
     calls: list[int] = field(default_factory=list)
-    made = []  # type: ignore[var-annotated]
+    made: ClassVar[list[Engine]] = []
 
     def __post_init__(self) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer

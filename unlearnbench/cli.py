@@ -144,6 +144,7 @@ def _refuse_before_command(ctx: click.Context) -> None:
 
 
 def _evaluate(options: dict[str, Any]) -> None:
+    from unlearnbench import parallel
     from unlearnbench.evaluator import evaluate
     from unlearnbench.harness.names import split_wanted
     from unlearnbench.run import run_path
@@ -151,6 +152,9 @@ def _evaluate(options: dict[str, Any]) -> None:
     from unlearnbench.summary import Shown, summarize_evaluation
     from unlearnbench.tasks import load_registry, split_names
 
+    if parallel.is_worker():
+        parallel.serve(options["threads"])
+        return
     pushing = [options.pop(key) for key in ("push_to_hub", "push_dry_run", "push_public")]
     cli_push.require_pushable(*pushing)
     log_samples = options.pop("log_samples")
@@ -163,12 +167,13 @@ def _evaluate(options: dict[str, Any]) -> None:
         ours = registry.resolve(wanted.ours) if wanted.ours else []
         return Shown({spec.task: spec.want for spec in ours}, bool(wanted.theirs))
 
-    results = summarize_evaluation(
-        lambda: evaluate(**options, progress=True),
-        output,
-        shown,
-        lambda text: click.echo(printable(text)),
-    )
+    with parallel.launched() as team:
+        results = summarize_evaluation(
+            lambda: evaluate(**options, progress=True, team=team),
+            output,
+            shown,
+            lambda text: click.echo(printable(text)),
+        )
     paths = [run_path(output, r.checkpoint, r.precision.name) for r in results]
     if log_samples:
         from unlearnbench.harness.logfiles import write_log

@@ -62,6 +62,13 @@ _RUNNING_OPTIONS = (
         is_flag=True,
         help="Cut prompts beyond the model's context on the left; recorded.",
     ),
+    click.option(
+        "--backend",
+        type=click.Choice(["hf", "vllm"]),
+        default="hf",
+        show_default=True,
+        help="Generate through transformers, or vLLM on GPUs.",
+    ),
     click.option("--threads", type=int, metavar="N", help="Processor threads; default: torch's."),
     click.option("--explain", is_flag=True, help="Say which way the model is run, and why."),
 )

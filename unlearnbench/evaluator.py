@@ -36,6 +36,7 @@ from unlearnbench.tasks import PROTOCOLS, LikelihoodTask, load_registry, split_n
 if TYPE_CHECKING:
     from unlearnbench.models.pair import PairSource
     from unlearnbench.models.source import LoadOptions, Source
+    from unlearnbench.parallel import Team
 
 __all__ = ["evaluate"]
 
@@ -75,6 +76,8 @@ def evaluate(
     truncate_left: bool = False,
     threads: int | None = None,
     explain: bool = False,
+    backend: Literal["hf", "vllm"] = "hf",
+    team: Team | None = None,
     progress: bool = False,
 ) -> list[RunResult]:
     """Evaluate a checkpoint on tasks at one or more precisions, one after another.
@@ -133,6 +136,8 @@ def evaluate(
         fresh=fresh,
         gen_kwargs=gen_kwargs_text(given),
         truncate_left=truncate_left,
+        backend=backend,
+        processes=1 if team is None else team.size,
     )
     if wanted.theirs:
         ask = Ask(
@@ -148,13 +153,15 @@ def evaluate(
             )
         if truncate_left:
             raise OptionError("a Model object cuts its prompts itself; leave truncate_left out")
+        if backend != "hf" or team is not None:
+            raise OptionError("a Model object runs as it is; leave backend and team out")
         return _evaluate_given(job, model, quant)
     load = LoadOptions(
         revision, base, adapter, allow_adapter_base, trust_remote_code, allow_pickle, truncate_left
     )
     set_threads(threads)
     show_explanations(explain)
-    how = _Asked(dtype, device, quant_kernel, calibration, calibration_samples)
+    how = _Asked(dtype, device, quant_kernel, calibration, calibration_samples, backend, team)
     return _evaluate_path(job, str(model), quant, load, how, apply_chat_template)
 
 
@@ -167,6 +174,8 @@ class _Asked:
     quant_kernel: str
     calibration: str
     calibration_samples: int
+    backend: Literal["hf", "vllm"]
+    team: Team | None
 
 
 def _check_options(
@@ -232,6 +241,14 @@ def _evaluate_path(
         sha256 = template_sha256(source.tokenizer)
         plans = chat_plans(job.plans, source.tokenizer)
         job = replace(job, plans=tuple(plans), chat_template_sha256=sha256)
+    kernel = asked.quant_kernel
+    if asked.backend == "vllm":
+        from unlearnbench.models.vllm import require_vllm
+
+        if asked.team is not None:
+            raise OptionError("--backend vllm runs in one process; it spreads its work itself")
+        require_vllm(source, specs, kernel)
+        kernel = "dequantized"
     config = source.config.to_dict()
     failures = job.failures(len(specs))
     prepared = []
@@ -239,12 +256,13 @@ def _evaluate_path(
         for spec in specs:  # every conflict is found before the first model is loaded
             source.require_precision(spec)
             dtype = loading.pick_dtype(asked.dtype, spec, source.own_dtype, device)
-            how = loading.make_how(spec, dtype, device, asked.quant_kernel, calibration)
+            how = loading.make_how(spec, dtype, device, kernel, calibration)
             precision = loading.describe_precision(source, spec, how)
             settings = job.settings(dtype, device)
             run, todo = prepare(job, source.checkpoint, config, precision, settings, locks)
             prepared.append((spec, how, run, todo))
-        found = [_run_precision(source, *one, failures) for one in prepared]
+        opened = _Opened(path, load, source, asked)
+        found = [_run_precision(opened, *one, failures) for one in prepared]
     return _results(found, failures)
 
 
@@ -258,23 +276,48 @@ def _calibration(job: Job, specs: Sequence[PrecisionSpec], asked: _Asked) -> Cal
     return None
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A checkpoint that is open, and by whom it is to be run."""
+
+    path: str
+    options: LoadOptions
+    source: Source | PairSource
+    asked: _Asked
+
+    def load(self, spec: PrecisionSpec, how: How, batch_size: int | None) -> Model:
+        """At one precision, by every process and on the engine asked for."""
+        from unlearnbench.models.opening import load_any
+
+        def load_here() -> Model:
+            model = load_any(self.source, spec, how, batch_size)
+            self.source.release()
+            return model
+
+        if self.asked.team is not None:
+            from unlearnbench.parallel import Loading
+
+            asked = Loading(self.path, self.options, spec, how, batch_size)
+            return self.asked.team.load(asked, load_here)
+        if self.asked.backend == "vllm":
+            from unlearnbench.models.vllm import open_vllm
+
+            return open_vllm(load_any(self.source, spec, how, batch_size))
+        return load_here()
+
+
 def _run_precision(
-    source: Source | PairSource,
+    opened: _Opened,
     spec: PrecisionSpec,
     how: How,
     run: Run,
     todo: list[Plan],
     failures: Failures,
 ) -> RunResult | None:
-    from unlearnbench.models.opening import load_any
-
-    def load() -> Model:
-        model = load_any(source, spec, how, run.job.batch_size)
-        source.release()
-        return model
-
     try:
         with plain_errors():
-            return run_tasks(run, todo, load, failures)
+            return run_tasks(
+                run, todo, lambda: opened.load(spec, how, run.job.batch_size), failures
+            )
     finally:
         gc.collect()  # before the next precision takes its memory

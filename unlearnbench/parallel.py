@@ -276,13 +276,17 @@ def _share(fact: Any) -> Any:
     return facts[0]
 
 
-def serve() -> None:
-    """Answer the main process's orders until it ends.
+def serve(threads: int | None = None) -> None:
+    """Answer the main process's orders until it ends. threads: of this process; None: torch's.
 
     Raises:
         OptionError: the main process was not found.
     """
+    from unlearnbench.models.explain import set_threads
+
+    log.setLevel(logging.ERROR)  # one process speaks
     address, key = _share(None)
+    set_threads(threads)
     with Client(tuple(address), authkey=key) as main:
         worker = _Worker(main)
         try:

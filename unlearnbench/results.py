@@ -282,6 +282,8 @@ class Settings(_File):
     """Of the chat template that the prompts of generation tasks went through; absent without."""
     gen_kwargs: str | None = None
     """What ``--gen-kwargs`` put in place of the tasks' own decoding, as JSON; absent without."""
+    backend: Literal["vllm"] | None = None
+    """What generated the answers, where it was not transformers."""
     truncate_left: bool | None = None
     """True where prompts beyond the model's context lost their beginning; absent otherwise."""
 

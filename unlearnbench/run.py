@@ -61,6 +61,8 @@ class Job:
     gen_kwargs: str | None = None
     chat_template_sha256: str | None = None
     truncate_left: bool = False
+    backend: Literal["hf", "vllm"] = "hf"
+    processes: int = 1
 
     def failures(self, precisions: int) -> Failures:
         """For what fails among this job's tasks at so many precisions."""
@@ -83,6 +85,7 @@ class Job:
             gen_kwargs=self.gen_kwargs,
             chat_template_sha256=self.chat_template_sha256,
             truncate_left=self.truncate_left or None,
+            backend=None if self.backend == "hf" else self.backend,
         )
 
 
@@ -152,6 +155,7 @@ class Run:
         facts = describe_task(
             plan, self.checkpoint, self.settings, self.precision, self.job.batch_size
         )
+        facts["processes"] = str(self.job.processes)
         asked, kind = request_ids(plan, self.job.ppl_lower)
         journal = Journal(self.folder.journal_file(name), facts, asked, kind)
         if not self.job.fresh:

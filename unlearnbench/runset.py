@@ -182,7 +182,7 @@ def require_comparable(run: LoadedRun, base: LoadedRun, tasks: Sequence[str]) ->
         ResultError: a task or its records are missing or damaged.
     """
     _same(run, base, "protocol", run.result.protocol, base.result.protocol)
-    for name in ("gen_kwargs", "chat_template_sha256"):
+    for name in ("gen_kwargs", "chat_template_sha256", "backend", "truncate_left"):
         mine, other = (getattr(r.result.settings, name) for r in (run, base))
         _same(run, base, name.removesuffix("_sha256"), mine, other)
     ours, theirs = run.result.checkpoint, base.result.checkpoint

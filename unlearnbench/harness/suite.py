@@ -108,6 +108,7 @@ class Suite:
     def _adapt(self, model: Model) -> Any:
         from unlearnbench.models.hf import HFModel
 
+        model = getattr(model, "own", model)  # several processes, or vLLM beside it
         if not isinstance(model, HFModel):
             raise OptionError("lm-eval's tasks need a checkpoint, not a Model object of your own")
         with quiet_harness():

@@ -68,7 +68,6 @@ class HFModel:
         )
 
     @property
-    @property
     def network(self) -> PreTrainedModel:
         """The loaded transformers model, for lm-eval's adapter; not to be changed."""
         return self._model
@@ -112,13 +111,7 @@ class HFModel:
         """See ``Model``. Batches hold requests of one kind and of similar length."""
         kinds: dict[tuple[object, ...], list[tuple[Generate, list[int]]]] = {}
         for request in requests:
-            ids = self._encode(request.prompt)
-            ids = self._tokens.fit(request.id, ids, request.max_new_tokens)
-            if ids[-1] in self._tokens.ends:
-                raise ModelOutputError(
-                    f"{request.id}: the tokenizer ends prompts with an end-of-text token, after "
-                    "which any model writes something else; set add_eos_token to false"
-                )
+            ids = self.prompt_ids(request)
             kind = (request.max_new_tokens, request.stop, request.sampling)
             kinds.setdefault(kind, []).append((request, ids))
         for items in kinds.values():
@@ -126,6 +119,32 @@ class HFModel:
             continuer = self._find_continuer(items[0][1], max(len(ids) for _, ids in items) + new)
             run = self._generate_packed if not isinstance(continuer, str) else self._generate_padded
             yield from run(items, continuer, skip)
+
+    def prompt_ids(self, request: Generate) -> list[int]:
+        """Token ids of a prompt.
+
+        Raises:
+            ModelOutputError: it does not fit, or cannot be continued.
+        """
+        ids = self._encode(request.prompt)
+        ids = self._tokens.fit(request.id, ids, request.max_new_tokens)
+        if ids[-1] in self._tokens.ends:
+            raise ModelOutputError(
+                f"{request.id}: the tokenizer ends prompts with an end-of-text token, after "
+                "which any model writes something else; set add_eos_token to false"
+            )
+        return ids
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Token ids at which texts end."""
+        return self._tokens.ends
+
+    def answer(self, request: Generate, tokens: list[int]) -> Generated:
+        """The answer that new ``tokens`` make, up to where the request lets it end."""
+        from unlearnbench.models.plain import cut_answer
+
+        return cut_answer(self._tokens, request, tokens)
 
     def _generate_padded(
         self, items: Prompts, reason: Any, skip: Collection[str]

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import ModelOutputError, OptionError, PrecisionError, one_line
+from unlearnbench.models.source import Source
 from unlearnbench.requests import Generate, Generated, Score, Scored
 from unlearnbench.results import Checkpoint, Precision
 
 if TYPE_CHECKING:
     from unlearnbench.models.hf import HFModel
+    from unlearnbench.models.pair import PairSource
     from unlearnbench.quant.base import PrecisionSpec
 
 __all__ = ["VllmModel", "open_vllm", "require_vllm"]
@@ -31,8 +33,8 @@ _AT_ONCE = 256  # requests of one call: what an interruption can cost
 _LEFT_FREE = 2 * 2**30  # bytes of a GPU, for scores and for what else runs there
 
 
-def require_vllm(specs: Sequence[PrecisionSpec], kernel: str) -> None:
-    """Raise before anything is loaded where ``--backend vllm`` cannot run.
+def require_vllm(source: Source | PairSource, specs: Sequence[PrecisionSpec], kernel: str) -> None:
+    """Raise before any weights are loaded where ``--backend vllm`` cannot run.
 
     Raises:
         OptionError: vLLM is not installed, or native kernels were asked for.
@@ -40,6 +42,12 @@ def require_vllm(specs: Sequence[PrecisionSpec], kernel: str) -> None:
     """
     if importlib.util.find_spec("vllm") is None:
         raise OptionError("--backend vllm: vllm is not installed: pip install vllm")
+    if not isinstance(source, Source) or source.adapter_kept or source.stored is not None:
+        raise OptionError(
+            "--backend vllm runs one model with plain weights, which a pair of checkpoints, an "
+            "adapter that is kept and a checkpoint that is quantized already are not; use "
+            "--backend hf"
+        )
     if kernel == "native":
         raise OptionError("--backend vllm computes with plain weights; drop --quant-kernel native")
     for spec in specs:
@@ -60,12 +68,12 @@ def open_vllm(own: HFModel) -> VllmModel:
 
     with tempfile.TemporaryDirectory(prefix="unlearnbench-") as scratch:
         folder = Path(scratch)
-        own.save_plain(folder)  # before any forward pass, which repacks some kinds of weights
+        _save(own, folder)
         try:
             engine: Any = LLM(
                 model=str(folder),
                 dtype={"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[own.dtype],
-                # A checkpoint's own generation config may forbid words, which passes for forgetting.
+                # A checkpoint's own may forbid words, which would pass for forgetting.
                 generation_config="vllm",
                 trust_remote_code=False,
                 seed=0,
@@ -76,6 +84,19 @@ def open_vllm(own: HFModel) -> VllmModel:
                 f"vLLM cannot run this model: {one_line(error, 200)}; use --backend hf"
             ) from error
     return VllmModel(own, engine)
+
+
+def _save(own: HFModel, folder: Path) -> None:
+    """The adapter's weights as an ordinary checkpoint."""
+    network: Any = own.network
+    if any(not parameter.is_floating_point() for parameter in network.parameters()):
+        raise PrecisionError(f"{own.precision.name}: its weights are packed; use --backend hf")
+    config = network.config
+    for name in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(config, name):
+            delattr(config, name)  # of weights that are dense by now
+    network.save_pretrained(folder)
+    own.tokenizer.save_pretrained(folder)
 
 
 def _memory(device: str) -> dict[str, float]:
@@ -92,40 +113,40 @@ class VllmModel:
     """Implements ``models.Model``: ``generate`` by vLLM, everything else by the adapter."""
 
     def __init__(self, own: HFModel, engine: Any) -> None:
-        self._own, self._engine = own, engine
+        self.own, self._engine = own, engine
 
     @property
     def checkpoint(self) -> Checkpoint:
         """See ``Model``."""
-        return self._own.checkpoint
+        return self.own.checkpoint
 
     @property
     def precision(self) -> Precision:
         """See ``Model``."""
-        return self._own.precision
+        return self.own.precision
 
     @property
     def device(self) -> str:
         """See ``Model``."""
-        return self._own.device
+        return self.own.device
 
     @property
     def dtype(self) -> str:
         """See ``Model``."""
-        return self._own.dtype
+        return self.own.dtype
 
     @property
     def config(self) -> dict[str, object]:
         """See ``Model``."""
-        return self._own.config
+        return self.own.config
 
     def truncate(self, text: str, max_tokens: int) -> str:
         """See ``Model``."""
-        return self._own.truncate(text, max_tokens)
+        return self.own.truncate(text, max_tokens)
 
     def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
         """See ``Model``."""
-        return self._own.score(requests, skip)
+        return self.own.score(requests, skip)
 
     def generate(
         self, requests: Sequence[Generate], skip: Collection[str] = ()
@@ -145,13 +166,13 @@ class VllmModel:
     def _answer(self, requests: Sequence[Generate]) -> Iterator[Generated]:
         from vllm import SamplingParams
 
-        prompts = [{"prompt_token_ids": self._own.encode_prompt(r)} for r in requests]
+        prompts = [{"prompt_token_ids": self.own.prompt_ids(r)} for r in requests]
         options = [
             SamplingParams(
                 temperature=0.0,
                 max_tokens=request.max_new_tokens,
                 stop=list(request.stop),
-                stop_token_ids=list(self._own.end_tokens),
+                stop_token_ids=list(self.own.ends),
                 ignore_eos=True,  # ends are those above, which were checked
                 logprobs=1,
                 detokenize=True,
@@ -164,7 +185,7 @@ class VllmModel:
         for request, output in zip(requests, outputs, strict=True):
             (found,) = output.outputs
             self._require_sound(request, found)
-            yield self._own.make_answer(request, list(found.token_ids))
+            yield self.own.answer(request, list(found.token_ids))
 
     def _require_sound(self, request: Generate, found: Any) -> None:
         """VLLM samples some token from logits that are NaN; their log-probability tells."""
