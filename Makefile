@@ -42,8 +42,10 @@ format: $(SET_UP) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(SET_UP) ## measure speed and memory, as ratios in one run
+bench: $(SET_UP) ## measure speed and memory against other evaluators, about an hour on 2 cores
 	$(BIN)/python -m pytest -m bench -s tests/benchmarks
+	$(BIN)/python -W ignore -m tests.benchmarks.measure_speed --model tiny --repeats 3 --parts tasks
+	$(BIN)/python -W ignore -m tests.benchmarks.measure_speed --model smollm2
 
 precisions: $(SET_UP) ## measure every precision on SmolLM2-135M: the table of docs/precisions.md
 	$(BIN)/python tests/benchmarks/measure_precisions.py \
