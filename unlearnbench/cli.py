@@ -85,7 +85,7 @@ _SETTINGS = {
 )
 @click.option("--batch-size", default="auto", show_default=True, metavar="auto|N")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", metavar="NAME", help="cpu or cuda; default: cuda when there.")
+@click.option("--device", metavar="NAME", help="cpu, cuda or auto (over all GPUs); default: cuda.")
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),

@@ -29,24 +29,29 @@ __all__ = [
     "require_loadable",
 ]
 
+# Backends whose layers are made where accelerate puts them.
+_SPREAD = ("torch", "bitsandbytes", "unlearnbench", "gguf")
 DTYPE_BITS = {"fp32": 32.0, "bf16": 16.0, "fp16": 16.0}
 
 log = logging.getLogger("unlearnbench")
 
 
 def pick_device(asked: str | None) -> str:
-    """The device to run on: CUDA when there, unless asked otherwise.
+    """The device to run on: CUDA when there, unless asked otherwise. ``auto`` stays so where there
+    are several GPUs to spread a model over.
 
     Raises:
         OptionError: the device does not exist here.
     """
     import torch
 
-    if asked is None:
+    if asked == "auto" and torch.cuda.device_count() > 1:
+        return "auto"
+    if asked is None or asked == "auto":
         asked = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if torch.device(asked).type not in ("cpu", "cuda"):
-            raise OptionError(f"device {asked!r}: only cpu and cuda are supported")
+            raise OptionError(f"device {asked!r}: only cpu, cuda and auto are supported")
         torch.empty(1, device=asked)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise OptionError(f"device {asked!r} is not there; use --device cpu or cuda") from None
@@ -137,6 +142,10 @@ def make_how(
 
 def require_available(spec: PrecisionSpec, device: str) -> None:
     """Raise PrecisionError with the reason where ``spec`` cannot run on ``device``."""
+    if device == "auto" and spec.backend not in _SPREAD:
+        raise PrecisionError(
+            f"{spec.name} is made on one device; use --device cuda, or another precision"
+        )
     reason = quant.backend_of(spec).unavailable(spec, device)
     if reason:
         raise PrecisionError(f"{spec.name} cannot run here: {reason}")

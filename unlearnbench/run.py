@@ -78,7 +78,7 @@ class Job:
         return Settings(
             protocol=self.protocol,
             dtype=dtype,
-            device=device.split(":")[0],
+            device="cuda" if device == "auto" else device.split(":")[0],
             seed=self.seed,
             limit=self.limit,
             ppl_lower=self.ppl_lower,

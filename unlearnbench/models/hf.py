@@ -56,6 +56,8 @@ class HFModel:
         from transformers import GenerationConfig
 
         tokenizer = self._source.tokenizer
+        if self._device == "auto":  # spread over several: prompts go where the first layer is
+            self._device = str(self._model.get_input_embeddings().weight.device)
         ends = end_tokens(self._model, tokenizer)
         config = self._source.config.get_text_config()
         pad = pad_token(tokenizer, ends)

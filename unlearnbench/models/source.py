@@ -190,7 +190,7 @@ class Source:
                 state_dict=self.state_dict() if state is None else state,
                 dtype=dtype,
                 quantization_config=quantization_config,
-                device_map={"": device},
+                device_map=device_map(device),
                 output_loading_info=True,
             )
         except Exception as error:  # whatever a library raises here, there is no model to score
@@ -240,6 +240,11 @@ class Source:
         """Drop the weights from memory, unless they are kept for the next precision."""
         if not self._keep:
             self._model = None
+
+
+def device_map(device: str) -> Any:
+    """What transformers is told of ``device``: all on it, or spread over all GPUs (``auto``)."""
+    return device if device == "auto" else {"": device}
 
 
 def open_source(model: str, options: LoadOptions, keep: bool = True) -> Source:

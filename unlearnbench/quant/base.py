@@ -80,7 +80,8 @@ class Calibration:
 @dataclass(frozen=True)
 class How:
     """What a backend is asked for beside the precision. ``kernel`` is None where nothing is
-    quantized; ``calibration`` is there for a calibrated precision.
+    quantized; ``calibration`` is there for a calibrated precision. device: as torch names it, or
+    ``auto``: the layers over all GPUs, as accelerate spreads them.
     """
 
     dtype: torch.dtype
