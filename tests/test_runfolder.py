@@ -260,6 +260,8 @@ OTHER = "f" * 64
         ({"ppl_lower": True}, "ppl_lower is False there and True here"),
         ({"gen_kwargs": "{}"}, "gen_kwargs is absent there and {} here"),
         ({"chat_template_sha256": OTHER}, "chat_template_sha256 is absent there and ffff"),
+        ({"backend": "vllm"}, "backend is absent there and vllm here"),
+        ({"truncate_left": True}, "truncate_left is absent there and True here"),
     ],
 )
 def test_each_setting_that_differs_is_named_with_both_values(
@@ -284,6 +286,8 @@ def test_every_setting_takes_part() -> None:
         "ppl_lower",
         "gen_kwargs",
         "chat_template_sha256",
+        "backend",
+        "truncate_left",
     }
 
 

@@ -226,10 +226,11 @@ def spoil(monkeypatch: pytest.MonkeyPatch, task: str, precision: str) -> None:
 
     from unlearnbench.models.hf import HFModel
 
-    for name in ("_generate_batch", "_score_batch"):
+    for name in ("_continue_batch", "_score_batch"):
         original = getattr(HFModel, name)
 
-        def batch(self: HFModel, items: Any, original: Any = original) -> Any:
+        def batch(self: HFModel, *given: Any, original: Any = original) -> Any:
+            items = given[-1]
             bad = items[0][0].id.startswith(task) and self.precision.name == precision
             weight = self._model.get_output_embeddings().weight
             before = weight.detach().clone()
@@ -237,7 +238,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, task: str, precision: str) -> None:
                 with torch.no_grad():
                     weight[0, 0] = float("nan")
             try:
-                return original(self, items)
+                return original(self, *given)
             finally:
                 with torch.no_grad():
                     weight.copy_(before)
