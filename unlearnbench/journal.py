@@ -98,6 +98,8 @@ class Journal(Answers):
         Raises:
             ResultError: the journal is of another configuration (names what differs), or damaged.
         """
+        if self.path.exists() and not self.path.is_file():  # a pipe would never end
+            raise ResultError(f"{self.path} is no file; {_REDO}")
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:

@@ -217,7 +217,7 @@ def test_another_configuration_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_in_the_way_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").mkdir()
-    with pytest.raises(ResultError, match=r"t\.jsonl cannot be read"):
+    with pytest.raises(ResultError, match=r"t\.jsonl is no file"):
         read(tmp_path / "t.jsonl")
 
 
@@ -228,3 +228,13 @@ def test_removing_leaves_the_journals_of_others(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "partial").iterdir()] == ["u.jsonl"]
     read(tmp_path / "partial" / "u.jsonl").remove()
     assert not (tmp_path / "partial").exists()
+
+
+def test_a_pipe_in_its_place_is_an_error_and_not_waited_for(tmp_path: Path) -> None:
+    import os
+
+    if not hasattr(os, "mkfifo"):
+        pytest.skip("this system has no pipes with names")
+    os.mkfifo(tmp_path / "t.jsonl")
+    with pytest.raises(ResultError, match=r"t\.jsonl is no file"):
+        read(tmp_path / "t.jsonl")
