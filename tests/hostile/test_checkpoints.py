@@ -95,6 +95,7 @@ def test_a_hostile_checkpoint_ends_in_one_line_and_nothing_ran(
     assert not (tmp_path / CANARY).exists()
 
 
+@pytest.mark.slow
 def test_memory_stays_bounded(tiny: Path, tmp_path: Path) -> None:
     """Every case that would take memory for as long as there is any, in a process of its own where
     3 GiB more than at the start are the end.
