@@ -11,7 +11,9 @@ import gc
 import json
 import os
 import sys
+import time
 from importlib import import_module
+from pathlib import Path
 
 # What a child would spend seconds on.
 WARM = (
@@ -32,17 +34,21 @@ WARM = (
 
 
 def run(log: str, arguments: list[str]) -> None:
-    """Call the command line; ``log`` gets a line for every answer, once it is in the journal."""
+    """Call the command line; ``log`` gets a line for every answer, once it is in the journal. Where
+    ``LOG.hold`` holds a number, it waits once the log has so many lines, for a signal.
+    """
     from unlearnbench.cli import main
     from unlearnbench.journal import Answer, Journal
 
-    keep = Journal.keep
+    keep, hold = Journal.keep, Path(f"{log}.hold")
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def counted(self: Journal, answer: Answer) -> None:
         keep(self, answer)
         where = f"{self.path.parents[1].name} {answer.id}\n"
         os.write(descriptor, where.encode())
+        while hold.exists() and Path(log).read_bytes().count(b"\n") >= int(hold.read_text()):
+            time.sleep(0.002)
 
     Journal.keep = counted  # type: ignore[method-assign]
     main(arguments)

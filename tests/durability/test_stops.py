@@ -61,6 +61,8 @@ class Runs:
         ]
 
     def until(self, answers: int) -> Started:
+        """Started, and waiting since it has so many answers."""
+        Path(f"{self.log}.hold").write_text(str(answers))
         started = self.start(self.log, self.arguments)
         wait_for(self.log, answers)
         return started
