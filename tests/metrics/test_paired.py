@@ -44,16 +44,9 @@ def figures(models: Models) -> tuple[float, float, float]:
     return quantized - full, (quantized - full) / (target - full), quantized / target
 
 
-@pytest.mark.parametrize(
-    ("make", "n"),
-    [
-        (answers_like, 100),
-        *(
-            pytest.param(make, n, marks=pytest.mark.slow)
-            for make, n in ((verbatim_like, 100), (verbatim_like, 32), (answers_like, 32))
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [32, 100])
+@pytest.mark.parametrize("make", [verbatim_like, answers_like])
 def test_intervals_cover_93_to_97_percent(
     make: Callable[[np.random.Generator, int], Models], n: int
 ) -> None:
