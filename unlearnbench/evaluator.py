@@ -34,6 +34,7 @@ from unlearnbench.runfolder import require_writable
 from unlearnbench.tasks import PROTOCOLS, LikelihoodTask, load_registry, split_names
 
 if TYPE_CHECKING:
+    from unlearnbench.models.hf import HFModel
     from unlearnbench.models.pair import PairSource
     from unlearnbench.models.source import LoadOptions, Source
     from unlearnbench.parallel import Team
@@ -289,7 +290,7 @@ class _Opened:
         """At one precision, by every process and on the engine asked for."""
         from unlearnbench.models.opening import load_any
 
-        def load_here() -> Model:
+        def load_here() -> HFModel:
             model = load_any(self.source, spec, how, batch_size)
             self.source.release()
             return model
@@ -302,7 +303,7 @@ class _Opened:
         if self.asked.backend == "vllm":
             from unlearnbench.models.vllm import open_vllm
 
-            return open_vllm(load_any(self.source, spec, how, batch_size))
+            return open_vllm(load_here())
         return load_here()
 
 

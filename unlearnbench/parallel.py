@@ -18,8 +18,8 @@ from multiprocessing.connection import Client, Connection, Listener
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unlearnbench.errors import CheckpointError, OptionError, UnlearnbenchError, one_line
+from unlearnbench.models.delegate import Delegate
 from unlearnbench.requests import Generate, Generated, Score, Scored
-from unlearnbench.results import Checkpoint, Precision
 
 if TYPE_CHECKING:
     from unlearnbench.models.base import Model
@@ -144,7 +144,7 @@ class Team:
             raise report.error
         return report
 
-    def load(self, asked: Loading, load: Callable[[], Model]) -> Model:
+    def load(self, asked: Loading, load: Callable[[], Model]) -> SharedModel:
         """Load in all processes at once; ``load`` is the main process's own.
 
         Raises:
@@ -178,42 +178,12 @@ def _gone() -> OptionError:
     )
 
 
-class SharedModel:
-    """A model whose requests are spread over a team; implements ``Model``. ``own``: the main
-    process's.
-    """
+class SharedModel(Delegate):
+    """A model whose requests are spread over a team; implements ``Model``."""
 
     def __init__(self, own: Model, team: Team) -> None:
-        self.own, self._team = own, team
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """See ``Model``."""
-        return self.own.checkpoint
-
-    @property
-    def precision(self) -> Precision:
-        """See ``Model``."""
-        return self.own.precision
-
-    @property
-    def device(self) -> str:
-        """See ``Model``."""
-        return self.own.device
-
-    @property
-    def dtype(self) -> str:
-        """See ``Model``."""
-        return self.own.dtype
-
-    @property
-    def config(self) -> dict[str, object]:
-        """See ``Model``."""
-        return self.own.config
-
-    def truncate(self, text: str, max_tokens: int) -> str:
-        """See ``Model``."""
-        return self.own.truncate(text, max_tokens)
+        super().__init__(own)
+        self._team = team
 
     def generate(
         self, requests: Sequence[Generate], skip: Collection[str] = ()

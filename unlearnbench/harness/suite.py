@@ -106,9 +106,11 @@ class Suite:
                 log.info("%s: done, %s", name, samples_path(run.folder.path, name))
 
     def _adapt(self, model: Model) -> Any:
+        from unlearnbench.models.delegate import Delegate
         from unlearnbench.models.hf import HFModel
 
-        model = getattr(model, "own", model)  # several processes, or vLLM beside it
+        if isinstance(model, Delegate):  # several processes, or vLLM beside it
+            model = model.own
         if not isinstance(model, HFModel):
             raise OptionError("lm-eval's tasks need a checkpoint, not a Model object of your own")
         with quiet_harness():

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import ModelOutputError, OptionError, PrecisionError, one_line
+from unlearnbench.models.delegate import Delegate
 from unlearnbench.models.source import Source
 from unlearnbench.requests import Generate, Generated, Score, Scored
-from unlearnbench.results import Checkpoint, Precision
 
 if TYPE_CHECKING:
     from unlearnbench.models.hf import HFModel
@@ -109,40 +109,12 @@ def _memory(device: str) -> dict[str, float]:
     return {"gpu_memory_utilization": round(max(0.1, (free - _LEFT_FREE) / total), 3)}
 
 
-class VllmModel:
+class VllmModel(Delegate):
     """Implements ``models.Model``: ``generate`` by vLLM, everything else by the adapter."""
 
     def __init__(self, own: HFModel, engine: Any) -> None:
-        self.own, self._engine = own, engine
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """See ``Model``."""
-        return self.own.checkpoint
-
-    @property
-    def precision(self) -> Precision:
-        """See ``Model``."""
-        return self.own.precision
-
-    @property
-    def device(self) -> str:
-        """See ``Model``."""
-        return self.own.device
-
-    @property
-    def dtype(self) -> str:
-        """See ``Model``."""
-        return self.own.dtype
-
-    @property
-    def config(self) -> dict[str, object]:
-        """See ``Model``."""
-        return self.own.config
-
-    def truncate(self, text: str, max_tokens: int) -> str:
-        """See ``Model``."""
-        return self.own.truncate(text, max_tokens)
+        super().__init__(own)
+        self._adapter, self._engine = own, engine
 
     def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
         """See ``Model``."""
@@ -166,13 +138,13 @@ class VllmModel:
     def _answer(self, requests: Sequence[Generate]) -> Iterator[Generated]:
         from vllm import SamplingParams
 
-        prompts = [{"prompt_token_ids": self.own.prompt_ids(r)} for r in requests]
+        prompts = [{"prompt_token_ids": self._adapter.prompt_ids(r)} for r in requests]
         options = [
             SamplingParams(
                 temperature=0.0,
                 max_tokens=request.max_new_tokens,
                 stop=list(request.stop),
-                stop_token_ids=list(self.own.ends),
+                stop_token_ids=list(self._adapter.ends),
                 ignore_eos=True,  # ends are those above, which were checked
                 logprobs=1,
                 detokenize=True,
@@ -185,7 +157,7 @@ class VllmModel:
         for request, output in zip(requests, outputs, strict=True):
             (found,) = output.outputs
             self._require_sound(request, found)
-            yield self.own.answer(request, list(found.token_ids))
+            yield self._adapter.answer(request, list(found.token_ids))
 
     def _require_sound(self, request: Generate, found: Any) -> None:
         """VLLM samples some token from logits that are NaN; their log-probability tells."""
