@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from unlearnbench import quant as quant_backends
 from unlearnbench.data import DataOptions
@@ -25,7 +25,7 @@ from unlearnbench.overrides import (
     template_sha256,
 )
 from unlearnbench.plan import Plan, make_plan
-from unlearnbench.quant.base import Calibration, How, PrecisionSpec, pick_kernel
+from unlearnbench.quant.base import Attention, Calibration, How, PrecisionSpec, pick_kernel
 from unlearnbench.quiet import plain_errors
 from unlearnbench.reference import RetrainedRun, open_reference
 from unlearnbench.results import RunResult
@@ -76,6 +76,8 @@ def evaluate(
     fresh: bool = False,
     truncate_left: bool = False,
     threads: int | None = None,
+    attention: Attention = "auto",
+    compiled: bool = False,
     explain: bool = False,
     backend: Literal["hf", "vllm"] = "hf",
     team: Team | None = None,
@@ -105,6 +107,8 @@ def evaluate(
     _check_options(limit, batch_size, dtype, protocol)
     if quant_kernel not in ("auto", "native", "dequantized"):
         raise OptionError(f"--quant-kernel {quant_kernel}: use auto, native or dequantized")
+    if attention not in get_args(Attention):
+        raise OptionError(f"--attention {attention}: use {', '.join(get_args(Attention))}")
     if threads is not None and threads < 1:
         raise OptionError(f"--threads {threads}: use 1 or more")
     if seed < 0:
@@ -139,6 +143,8 @@ def evaluate(
         truncate_left=truncate_left,
         backend=backend,
         processes=1 if team is None else team.size,
+        attention=attention,
+        compiled=compiled,
     )
     if wanted.theirs:
         ask = Ask(
@@ -154,15 +160,20 @@ def evaluate(
             )
         if truncate_left:
             raise OptionError("a Model object cuts its prompts itself; leave truncate_left out")
-        if backend != "hf" or team is not None:
-            raise OptionError("a Model object runs as it is; leave backend and team out")
+        if backend != "hf" or team is not None or attention != "auto" or compiled:
+            raise OptionError(
+                "a Model object runs as it is; leave attention, compiled, backend and team out"
+            )
         return _evaluate_given(job, model, quant)
     load = LoadOptions(
         revision, base, adapter, allow_adapter_base, trust_remote_code, allow_pickle, truncate_left
     )
     set_threads(threads)
     show_explanations(explain)
-    how = _Asked(dtype, device, quant_kernel, calibration, calibration_samples, backend, team)
+    how = _Asked(
+        *(dtype, device, quant_kernel, calibration, calibration_samples, backend, team),
+        *(attention, compiled),
+    )
     return _evaluate_path(job, str(model), quant, load, how, apply_chat_template)
 
 
@@ -177,6 +188,8 @@ class _Asked:
     calibration_samples: int
     backend: Literal["hf", "vllm"]
     team: Team | None
+    attention: Attention
+    compiled: bool
 
 
 def _check_options(
@@ -248,6 +261,11 @@ def _evaluate_path(
 
         if asked.team is not None:
             raise OptionError("--backend vllm runs in one process; it spreads its work itself")
+        if asked.compiled or asked.attention != "auto":
+            raise OptionError(
+                "--backend vllm chooses attention and compilation itself; leave --attention and "
+                "--compile out"
+            )
         require_vllm(source, specs, kernel)
         kernel = "dequantized"
     config = source.config.to_dict()
@@ -258,6 +276,7 @@ def _evaluate_path(
             source.require_precision(spec)
             dtype = loading.pick_dtype(asked.dtype, spec, source.own_dtype, device)
             how = loading.make_how(spec, dtype, device, kernel, calibration)
+            how = replace(how, attention=asked.attention, compiled=asked.compiled)
             precision = loading.describe_precision(source, spec, how)
             settings = job.settings(dtype, device)
             run, todo = prepare(job, source.checkpoint, config, precision, settings, locks)

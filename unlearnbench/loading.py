@@ -91,6 +91,7 @@ def load_model(
     """Load ``source`` at ``spec`` and prove that it is in force.
 
     Raises:
+        OptionError: its attention or its compilation cannot be as ``how`` asks.
         CheckpointError: the weights cannot be used.
         PrecisionError: the precision does not fit the checkpoint, or its library fails.
         NotInForceError: the precision did not take effect.
@@ -98,6 +99,8 @@ def load_model(
     source.require_precision(spec)
     if spec.calibrated and how.calibration is None:
         raise PrecisionError(f"{spec.name} needs calibration texts; give --calibration")
+    from unlearnbench.models.compute import compile_layers, set_attention
+
     with warnings.catch_warnings():
         # Libraries' advice about their own internals; ours are errors, not warnings.
         warnings.simplefilter("ignore")
@@ -106,7 +109,10 @@ def load_model(
     dtype = {long: short for short, long in DTYPES.items()}[str(how.dtype).removeprefix("torch.")]
     _say_proof(precision, loaded.proof, dtype, how.device)
     model = source.finish(loaded.model)
-    explain_loaded(model, how.device, dtype, precision.kernel)
+    explain_loaded(how.device, dtype, precision.kernel)
+    set_attention(model, how.attention, how.device)
+    if how.compiled:
+        compile_layers(model)
     return HFModel(model, source, precision, dtype, how.device, batch_size)
 
 

@@ -338,6 +338,11 @@ class Environment(_File):
     dtype: str
     threads: int = Field(gt=0)
     batch_size: str
+    attention: str | None = None
+    """What ``--attention`` asked for; absent for auto, which takes flash-attn on a GPU where it is
+    among ``packages``."""
+    compiled: bool | None = None
+    """True where torch.compile made the layers' code; absent otherwise."""
 
 
 class ImportedFrom(_File):

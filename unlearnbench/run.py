@@ -23,6 +23,7 @@ from unlearnbench.plan import Plan
 from unlearnbench.reference import Reference, RetrainedRun, run_reference, stated_reference
 from unlearnbench.results import (
     Checkpoint,
+    Environment,
     HarnessResult,
     Precision,
     RunResult,
@@ -36,6 +37,7 @@ from unlearnbench.tasks import LikelihoodTask
 
 if TYPE_CHECKING:
     from unlearnbench.harness.suite import Suite
+    from unlearnbench.quant.base import Attention
 
 __all__ = ["Job", "Run", "prepare", "run_path", "run_tasks"]
 
@@ -63,6 +65,8 @@ class Job:
     truncate_left: bool = False
     backend: Literal["hf", "vllm"] = "hf"
     processes: int = 1
+    attention: Attention = "auto"
+    compiled: bool = False
 
     def failures(self, precisions: int) -> Failures:
         """For what fails among this job's tasks at so many precisions."""
@@ -155,7 +159,11 @@ class Run:
         facts = describe_task(
             plan, self.checkpoint, self.settings, self.precision, self.job.batch_size
         )
-        facts["processes"] = str(self.job.processes)
+        facts |= {
+            "processes": str(self.job.processes),
+            "attention": self.job.attention,
+            "compiled": str(self.job.compiled),
+        }
         asked, kind = request_ids(plan, self.job.ppl_lower)
         journal = Journal(self.folder.journal_file(name), facts, asked, kind)
         if not self.job.fresh:
@@ -248,9 +256,14 @@ class Run:
             settings=self.settings,
             tasks=dict(sorted(self.done.items())),
             harness=dict(sorted(self.harness.items())) or None,
-            environment=describe_environment(model.device, model.dtype, self.job.batch_size),
+            environment=self._environment(model),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
+
+    def _environment(self, model: Model) -> Environment:
+        found = describe_environment(model.device, model.dtype, self.job.batch_size)
+        asked = None if self.job.attention == "auto" else self.job.attention
+        return found.model_copy(update={"attention": asked, "compiled": self.job.compiled or None})
 
 
 def run_path(output: Path, checkpoint: Checkpoint, precision: str) -> Path:

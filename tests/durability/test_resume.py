@@ -18,6 +18,7 @@ from unlearnbench import ScriptedModel, evaluate
 from unlearnbench.cli import main
 from unlearnbench.environment import _version
 from unlearnbench.errors import EvaluationError, ModelOutputError, ResultError
+from unlearnbench.run import Job
 from unlearnbench.runfolder import read_run
 from unlearnbench.runset import load_entries
 
@@ -101,6 +102,16 @@ def test_half_a_task_of_another_configuration_is_refused(
             "unlearnbench.environment._version",
             lambda name: "99" if name == "torch" else _version(name),
             r"package torch is .* there and 99 here",
+        ),
+        (
+            "unlearnbench.evaluator.Job",
+            lambda **facts: Job(**{**facts, "compiled": True}),
+            "compiled is False there and True here",
+        ),
+        (
+            "unlearnbench.evaluator.Job",
+            lambda **facts: Job(**{**facts, "attention": "eager"}),
+            "attention is auto there and eager here",
         ),
     ],
 )

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +20,15 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
 
-__all__ = ["Packed", "Prefix", "RowCache", "Step", "UnsupportedError", "attending"]
+__all__ = [
+    "Packed",
+    "Prefix",
+    "RowCache",
+    "Step",
+    "UnsupportedError",
+    "attending",
+    "keep_uncompiled",
+]
 
 _NAME = "unlearnbench_rows"
 
@@ -230,6 +239,16 @@ def _attention(
 
 
 AttentionInterface.register(_NAME, _attention)
+
+
+@cache
+def keep_uncompiled() -> None:
+    """Keep torch.compile out of here: phases and caches change from pass to pass, and it would
+    compile a layer anew for each. (Not by decorators, because these load the compiler.)
+    """
+    AttentionInterface.register(_NAME, torch.compiler.disable(_attention))
+    for name in ("update", "get_seq_length"):
+        setattr(RowCache, name, torch.compiler.disable(getattr(RowCache, name)))
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 __all__ = ["explain", "explain_loaded", "set_threads", "show_explanations"]
 
@@ -29,7 +28,7 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def explain_loaded(model: Any, device: str, dtype: str, kernel: str | None) -> None:
+def explain_loaded(device: str, dtype: str, kernel: str | None) -> None:
     """Say what a precision runs on."""
     import torch
 
@@ -38,8 +37,5 @@ def explain_loaded(model: Any, device: str, dtype: str, kernel: str | None) -> N
         explain("kernel dequantized: weights in force written back, dense products are faster here")
     elif kernel == "native":
         explain("kernel native: the library's own products on packed weights")
-    explain(
-        f"attention {model.config._attn_implementation}: transformers' choice, no torch.compile"
-    )
     if device == "cpu":
         explain(f"{torch.get_num_threads()} threads: torch's own choice unless --threads is given")
