@@ -11,6 +11,8 @@ import torch
 from tests.conftest import CORPUS, load_at, make_tokenizer
 from tests.models.architectures import KINDS, PROMPTS, alone, make_kind, wrap
 from unlearnbench.models import generation
+from unlearnbench.models.attention import Layer
+from unlearnbench.models.batching import Budget
 from unlearnbench.models.generation import Continuer, common_prefix
 from unlearnbench.models.hf import HFModel
 from unlearnbench.models.source import LoadOptions, open_source
@@ -75,6 +77,30 @@ def test_the_shared_beginning_is_run_once(llama: Any, monkeypatch: pytest.Monkey
     assert shared > 100
     assert widths[0] == shared
     assert sum(widths[1:]) <= sum(len(r) - shared for r in rows) + 3 * len(rows)
+
+
+def test_one_long_prompt_does_not_take_its_memory_for_every_row(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values of a batch are one tensor: a row takes what the longest takes."""
+    most, taken = 400, []
+    monkeypatch.setattr(
+        "unlearnbench.models.budget.generation_budget", lambda *_: Budget(most, most)
+    )
+    whole = Layer.make_room
+
+    def watch(self: Layer, key: Any, value: Any, rows: int, room: int) -> None:
+        taken.append((rows, rows * room))
+        whole(self, key, value, rows, room)
+
+    model = wrap(llama)
+    model._find_continuer(model._encode(MIXED[0]), 200)
+    monkeypatch.setattr(Layer, "make_room", watch)
+    prompts = [CORPUS[0] * 2, *(CORPUS[n][:12] for n in range(20))]
+    answers = [*model.generate([Generate(str(n), p, 4) for n, p in enumerate(prompts)])]
+    assert len(answers) == len(prompts)
+    assert len({rows for rows, _ in taken}) > 1
+    assert all(tokens <= most or rows == 1 for rows, tokens in taken)
 
 
 def test_rows_that_ended_leave_the_batch(

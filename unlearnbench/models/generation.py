@@ -13,6 +13,7 @@ import torch
 
 from unlearnbench.models.attention import Packed, Prefix, RowCache, Step, attending
 from unlearnbench.models.batching import is_out_of_memory
+from unlearnbench.models.budget import layer_configs
 
 __all__ = ["Continuer", "SharedStart", "Stops", "common_prefix", "find_continuer", "short_window"]
 
@@ -241,9 +242,11 @@ def short_window(model: Any, longest: int) -> str | None:
     """Why prompts of ``longest`` tokens with their answers do not fit a window of the model's
     attention; inside a window all layers attend alike.
     """
+    layers = layer_configs(model.config)
     for name in ("sliding_window", "attention_chunk_size"):
-        window = getattr(model.config, name, None)
-        if isinstance(window, int) and window < longest:
+        found = [getattr(layer, name, None) for layer in layers]
+        window = min((size for size in found if isinstance(size, int)), default=longest)
+        if window < longest:
             return f"its {name} of {window} is shorter than the longest prompt and answer"
     return None
 

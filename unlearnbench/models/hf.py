@@ -166,7 +166,8 @@ class HFModel:
         length = common_prefix([ids for _, ids in items]) if len(items) > 1 else 0
         start = SharedStart(continuer, items[0][1][: length if length >= _LEAST_PREFIX else 0])
         limit = budget.generation_budget(self._model, self._device)
-        limit.cost = lambda lengths: sum(lengths) + len(lengths) * (new - start.length)
+        # Keys and values of a batch have one shape, so each row takes what the longest does.
+        limit.cost = lambda lengths: padded([n - start.length + new for n in lengths])
         shared = f"a prefix of {start.length} tokens run once" if start.length else "no prefix"
         explain(f"generation in rows without padding, {shared}, {limit.most:,} tokens a batch")
         run = partial(self._continue_batch, start)
