@@ -17,6 +17,7 @@ _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _UNLIKE = {"head_dim": 8, "global_head_dim": 16, "num_hidden_layers": 3}  # layers that differ
 _TYPES = ["full_attention", "sliding_attention", "full_attention"]
 _GEMMA4 = {**_LLAMA, **_UNLIKE, "layer_types": _TYPES}
+_TUNED = {"no_rope_layers": [1, 0], "attn_temperature_tuning": True, "floor_scale": 24}
 _MAMBA = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "initializer_range": 0.3}
 # Name: (config class, settings, whether rows are packed).
 KINDS: dict[str, tuple[str, dict[str, Any], bool]] = {
@@ -44,6 +45,11 @@ KINDS: dict[str, tuple[str, dict[str, Any], bool]] = {
         True,
     ),
     "phi": ("PhiConfig", {**_COMMON, "intermediate_size": 48, "initializer_range": 0.3}, True),
+    "llama4": (
+        "Llama4TextConfig",
+        {**_LLAMA, **_EXPERTS, **_TUNED, "head_dim": 8, "intermediate_size_mlp": 48},
+        False,
+    ),
     "cohere": ("CohereConfig", _LLAMA, True),
     "granite": ("GraniteConfig", {**_LLAMA, "logits_scaling": 3.0}, True),
     "olmo2": ("Olmo2Config", _LLAMA, True),

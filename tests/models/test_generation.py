@@ -10,6 +10,7 @@ import torch
 
 from tests.conftest import CORPUS, load_at, make_tokenizer
 from tests.models.architectures import KINDS, PROMPTS, alone, make_kind, wrap
+from unlearnbench.errors import ModelOutputError
 from unlearnbench.models import generation
 from unlearnbench.models.attention import Layer
 from unlearnbench.models.batching import Budget
@@ -167,6 +168,48 @@ def test_a_model_whose_packed_logits_are_wrong_falls_back(
     model = wrap(llama)
     assert texts(model, PROMPTS) == decoded(expected, PROMPTS)
     assert "other logits" in str(model._continuer)
+
+
+@pytest.mark.parametrize("first", ["", "<s><s><s>", "aaaa"])
+def test_wrong_logits_show_whatever_the_first_prompt_is(
+    llama: Any, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """Tokens that are all alike attend to the same wherever they stand."""
+    step = Continuer._step
+
+    def shifted(self: Continuer, batch: Any, start: int, chosen: Sequence[int]) -> Any:
+        return step(self, batch, start + 7, chosen)
+
+    monkeypatch.setattr(Continuer, "_step", shifted)
+    model = wrap(llama)
+    assert "other logits" in str(model._find_continuer(model._encode(first), 100))
+
+
+def test_logits_that_are_not_finite_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wrap(make_kind("llama"))
+    model._model.lm_head.weight.data[7] = float("nan")
+    assert "NaN" in str(model._find_continuer(model._encode(PROMPTS[0]), 100))
+    with pytest.raises(ModelOutputError, match="t at none: the model's logits are NaN"):
+        list(model.generate([Generate("t", PROMPTS[0], 4)]))
+
+
+def test_the_comparison_is_with_the_model_as_given(llama: Any) -> None:
+    """What an adapter does around the model, the model inside does not know."""
+
+    class Around(torch.nn.Module):
+        config, dtype = llama.config, llama.dtype
+
+        def get_base_model(self) -> Any:
+            return llama
+
+        def forward(self, input_ids: Any, use_cache: bool) -> Any:
+            output = llama(input_ids=input_ids, use_cache=use_cache)
+            output.logits = output.logits.roll(1, -1)
+            return output
+
+    ids = make_tokenizer()(PROMPTS[0]).input_ids
+    with torch.no_grad():
+        assert "other logits" in str(generation.find_continuer(Around(), "cpu", ids, False))
 
 
 def test_the_config_is_given_back(llama: Any) -> None:

@@ -84,6 +84,30 @@ def test_a_forward_that_changes_logits_is_noticed(monkeypatch: pytest.MonkeyPatc
     np.testing.assert_allclose(figures(answer), by_loop(model, TEXTS[2]), atol=1e-4)
 
 
+def test_a_body_that_gives_nan_is_no_part_of_a_sound_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make_kind("llama")
+    body, whole = model.model.forward, model.forward
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        output = body(*args, **kwargs)
+        output.last_hidden_state = output.last_hidden_state * float("nan")
+        return output
+
+    def sound(*args: Any, **kwargs: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(model.model, "forward", body)
+            return whole(*args, **kwargs)
+
+    monkeypatch.setattr(model.model, "forward", broken)
+    monkeypatch.setattr(model, "forward", sound)
+    wrapped = wrap(model)
+    (answer,) = wrapped.score([Score("a", TEXTS[2])])
+    assert isinstance(wrapped._head, WholeLogits)
+    np.testing.assert_allclose(figures(answer), by_loop(model, TEXTS[2]), atol=1e-4)
+
+
 def test_a_text_that_tasks_share_is_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = wrap(make_kind("llama"), batch=1)
     first = {a.id: a for a in model.score([Score(f"one:{t}", t) for t in TEXTS])}

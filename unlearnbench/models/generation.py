@@ -217,7 +217,7 @@ def find_continuer(model: Any, device: str, ids: Sequence[int], noisy: bool) -> 
         return reason
     continuer = Continuer(whole, device)
     try:
-        return _try(continuer, ids, noisy) or continuer
+        return _try(continuer, model, ids, noisy) or continuer
     except Exception as error:  # an unusual model may fail anywhere; its own generate is there
         if is_out_of_memory(error):
             raise
@@ -230,6 +230,8 @@ def _unfit(model: Any) -> str | None:
         return "it is not only a language model"
     if any(getattr(part, "config", config) is not config for part in model.modules()):
         return "it is made of several models"
+    if getattr(config, "attn_temperature_tuning", False):  # from 8,192 tokens on, by default
+        return "its attention counts the places in a pass"
     kinds = set(getattr(config, "layer_types", None) or ()) - _LAYERS
     if kinds:
         return f"it has layers of kind {min(kinds)}"
@@ -265,23 +267,33 @@ class _Forced:
         return [self.tokens[row][len(self.seen[row]) - 1] for row in rows]
 
 
-def _try(continuer: Continuer, ids: Sequence[int], noisy: bool) -> str | None:
-    """Rows of different lengths behind a prefix, two steps each, against the model's own forward
-    of each row from its start. Returns what is wrong.
+def _unlike(ids: Sequence[int], vocabulary: int) -> list[int]:
+    """Twelve tokens of which most differ: of those that are all alike every one attends to the
+    same, and no wrong place or mask would show.
     """
-    few = (list(ids) * 12)[:12]
+    few = list(ids)[:12]
+    if len(few) == 12 and len(set(few)) > 6:
+        return few
+    return [n * vocabulary // 13 for n in range(1, 13)]
+
+
+def _try(continuer: Continuer, model: Any, ids: Sequence[int], noisy: bool) -> str | None:
+    """Rows of different lengths behind a prefix, two steps each, against the forward of ``model``
+    as it was given (an adapter around it included), of each row from its start. Returns what is
+    wrong.
+    """
+    few = _unlike(ids, int(model.config.get_text_config().vocab_size))
     shared, rows = few[:4], [few[4:6], few[5:11], few[8:11]]
     forced = _Forced([few[:3], few[3:6], few[6:9]], [[], [], []])
     stops = Stops(frozenset(), lambda _: False, 3)
     continuer.continue_rows(continuer.run_prefix(shared), len(shared), rows, (forced, stops))
-    model, device = continuer.model, continuer.device
     tolerance = 0.15 if noisy else _TOLERANCE.get(model.dtype, 0.15)
     for row, given, logits in zip(rows, forced.tokens, forced.seen, strict=True):
-        whole = torch.tensor([[*shared, *row, *given[:2]]], device=device)
+        whole = torch.tensor([[*shared, *row, *given[:2]]], device=continuer.device)
         own = model(input_ids=whole, use_cache=False).logits[0, -3:].float()
         found = torch.stack(logits)
-        if not bool(own.isfinite().all()):
-            return None  # said with the sample's name when it is asked
+        if not bool(own.isfinite().all()):  # then generate says so, with the sample's name
+            return "its logits are NaN or infinite"
         apart = float((found - own).abs().max())
         if not apart <= tolerance * float(own.std()):
             return "its attention gives other logits when prompts are run together"
