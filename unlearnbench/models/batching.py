@@ -12,6 +12,13 @@ __all__ = ["Batches", "Budget", "Limit", "Rows", "is_out_of_memory", "padded"]
 
 T = TypeVar("T")
 
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN, cuSOLVER
+)
+
 
 class Limit(Protocol):
     """How much one batch may hold."""
@@ -125,11 +132,11 @@ class Batches(Generic[T]):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch failed to allocate: an exception class on CUDA, a message on CPU."""
+    """Whether there was too little memory: torch has a class for it in its own allocator on CUDA,
+    and messages where CUDA itself, a library of it or the CPU's allocator failed.
+    """
     import torch
 
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and ("can't allocate memory" in text or "not enough memory" in text)
-    )
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)

@@ -277,7 +277,7 @@ class HFModel:
             try:
                 with torch.no_grad():  # quanto's 4-bit tensors fail in inference mode
                     answers = run(batch)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 self._smaller(batches, batch)
