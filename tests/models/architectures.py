@@ -18,6 +18,17 @@ _UNLIKE = {"head_dim": 8, "global_head_dim": 16, "num_hidden_layers": 3}  # laye
 _TYPES = ["full_attention", "sliding_attention", "full_attention"]
 _GEMMA4 = {**_LLAMA, **_UNLIKE, "layer_types": _TYPES}
 _TUNED = {"no_rope_layers": [1, 0], "attn_temperature_tuning": True, "floor_scale": 24}
+_LONGROPE = {
+    **_LLAMA,
+    "original_max_position_embeddings": 120,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": 120,
+    },
+}
 _MAMBA = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "initializer_range": 0.3}
 # Name: (config class, settings, whether rows are packed).
 KINDS: dict[str, tuple[str, dict[str, Any], bool]] = {
@@ -50,6 +61,8 @@ KINDS: dict[str, tuple[str, dict[str, Any], bool]] = {
         {**_LLAMA, **_EXPERTS, **_TUNED, "head_dim": 8, "intermediate_size_mlp": 48},
         False,
     ),
+    "phi3-longrope": ("Phi3Config", _LONGROPE, False),  # the prompts have more than 120 tokens
+    "rwkv": ("RwkvConfig", {"hidden_size": 32, "num_hidden_layers": 2}, False),
     "cohere": ("CohereConfig", _LLAMA, True),
     "granite": ("GraniteConfig", {**_LLAMA, "logits_scaling": 3.0}, True),
     "olmo2": ("Olmo2Config", _LLAMA, True),

@@ -21,6 +21,8 @@ from unlearnbench.requests import Generate, Sampling
 
 MIXED = [CORPUS[n][: 4 + 11 * n] for n in (0, 2, 3, 5, 8, 9)]  # no common beginning to speak of
 
+CROSSING = (CORPUS[0] + CORPUS[1])[:184]
+
 
 @pytest.fixture(scope="module")
 def llama() -> Any:
@@ -59,6 +61,19 @@ def test_text_does_not_depend_on_batch_or_prefix(
     llama: Any, expected: dict[str, list[int]], prompts: list[str], batch: int | None
 ) -> None:
     assert texts(wrap(llama, batch), prompts) == decoded(expected, prompts)
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize("name", ["phi3-longrope", "rwkv"])
+def test_a_neighbour_moves_no_text(name: str, batch: int | None) -> None:
+    """LongRoPE turns all positions of a pass with its longest row; RWKV reads padding as text."""
+    model = make_kind(name)
+    lengths = [len(make_tokenizer()(p).input_ids) for p in (*MIXED, CORPUS[0], *PROMPTS)]
+    assert min(lengths) < 100 < 120 < max(lengths)
+    assert 110 < len(make_tokenizer()(CROSSING).input_ids) <= 120, "crosses while it is continued"
+    prompts = [*MIXED, CROSSING, *PROMPTS[:2]]
+    expected = decoded({p: alone(model, p, 12) for p in prompts}, prompts)
+    assert texts(wrap(model, batch), prompts, 12) == expected
 
 
 def test_the_shared_beginning_is_run_once(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,15 @@ def test_scores_of_every_kind_of_model_equal_a_loop_in_float64(name: str) -> Non
         np.testing.assert_allclose(figures(answer), by_loop(model, answer.id), atol=1e-4)
 
 
+@pytest.mark.parametrize("batch", [None, 4])
+def test_a_longer_text_moves_no_other_ones_score(batch: int | None) -> None:
+    """LongRoPE turns all positions of a pass with its longest row."""
+    model = make_kind("phi3-longrope")
+    texts = [PROMPTS[0], PROMPTS[1], *TEXTS[2:5]]
+    for answer in wrap(model, batch).score([Score(t, t) for t in texts]):
+        np.testing.assert_allclose(figures(answer), by_loop(model, answer.id), atol=1e-4)
+
+
 def test_logits_never_stand_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_kind("llama")
     monkeypatch.setattr("unlearnbench.models.head._CHUNK_BYTES", {"cpu": 16 * 300 * 4})

@@ -81,7 +81,7 @@ def test_text_ends_before_the_first_stop_string(tiny: Path) -> None:
 def test_text_ends_at_the_end_token(tiny: Path) -> None:
     model: Any = load(tiny)
     row = [5, 6, 1, 7]
-    answer = model._generated(Generate("a", "x", 4), row)
+    answer = model.answer(Generate("a", "x", 4), row)
     assert (answer.text, answer.n_tokens) == (model._decode([5, 6]), 2)
 
 

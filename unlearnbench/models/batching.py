@@ -4,11 +4,13 @@ out without losing what is done.
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["Batches", "Budget", "Limit", "Rows", "is_out_of_memory", "padded"]
+__all__ = ["Batches", "Budget", "Limit", "Rows", "batch_key", "is_out_of_memory", "padded"]
 
 T = TypeVar("T")
 
@@ -140,3 +142,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)
+
+
+def batch_key(rows: Sequence[list[int]]) -> bytes:
+    """Tells batches of token ids apart, their order included."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(len(row).to_bytes(8, "little") + array("q", row).tobytes())
+    return digest.digest()

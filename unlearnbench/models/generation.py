@@ -14,13 +14,23 @@ import torch
 from unlearnbench.models.attention import Packed, Prefix, RowCache, Step, attending
 from unlearnbench.models.batching import is_out_of_memory
 from unlearnbench.models.budget import layer_configs
+from unlearnbench.models.longrope import turning_points
 
-__all__ = ["Continuer", "SharedStart", "Stops", "common_prefix", "find_continuer", "short_window"]
+__all__ = [
+    "TOLERANCE",
+    "Continuer",
+    "SharedStart",
+    "Stops",
+    "common_prefix",
+    "find_continuer",
+    "short_window",
+    "unlike_tokens",
+]
 
 _PACKED_TOKENS = {"cpu": 2048, "cuda": 16_384}
 _LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 # Share of the logits' spread; a wrong position or mask moves them by much more.
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
@@ -242,8 +252,11 @@ def _unfit(model: Any) -> str | None:
 
 def short_window(model: Any, longest: int) -> str | None:
     """Why prompts of ``longest`` tokens with their answers do not fit a window of the model's
-    attention; inside a window all layers attend alike.
+    attention, inside which all layers attend alike, or the length at which its positions turn.
     """
+    turns = [point for point in turning_points(model.config) if point < longest]
+    if turns:
+        return f"its positions turn to other factors beyond {turns[0]} tokens"
     layers = layer_configs(model.config)
     for name in ("sliding_window", "attention_chunk_size"):
         found = [getattr(layer, name, None) for layer in layers]
@@ -267,7 +280,7 @@ class _Forced:
         return [self.tokens[row][len(self.seen[row]) - 1] for row in rows]
 
 
-def _unlike(ids: Sequence[int], vocabulary: int) -> list[int]:
+def unlike_tokens(ids: Sequence[int], vocabulary: int) -> list[int]:
     """Twelve tokens of which most differ: of those that are all alike every one attends to the
     same, and no wrong place or mask would show.
     """
@@ -282,12 +295,12 @@ def _try(continuer: Continuer, model: Any, ids: Sequence[int], noisy: bool) -> s
     as it was given (an adapter around it included), of each row from its start. Returns what is
     wrong.
     """
-    few = _unlike(ids, int(model.config.get_text_config().vocab_size))
+    few = unlike_tokens(ids, int(model.config.get_text_config().vocab_size))
     shared, rows = few[:4], [few[4:6], few[5:11], few[8:11]]
     forced = _Forced([few[:3], few[3:6], few[6:9]], [[], [], []])
     stops = Stops(frozenset(), lambda _: False, 3)
     continuer.continue_rows(continuer.run_prefix(shared), len(shared), rows, (forced, stops))
-    tolerance = 0.15 if noisy else _TOLERANCE.get(model.dtype, 0.15)
+    tolerance = 0.15 if noisy else TOLERANCE.get(model.dtype, 0.15)
     for row, given, logits in zip(rows, forced.tokens, forced.seen, strict=True):
         whole = torch.tensor([[*shared, *row, *given[:2]]], device=continuer.device)
         own = model(input_ids=whole, use_cache=False).logits[0, -3:].float()
