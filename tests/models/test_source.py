@@ -486,6 +486,15 @@ def test_a_small_model_max_length_does_not_cut_prompts(copy: Path, plain: HFMode
     assert np.array_equal(logprobs(load(copy)), logprobs(plain))
 
 
+def test_a_tokenizer_that_splits_at_random_is_refused(copy: Path) -> None:
+    path = copy / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["dropout"] = 0.1
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="splits the same text .* remove dropout"):
+        load(copy)
+
+
 # Generation config
 
 
