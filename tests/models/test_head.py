@@ -10,6 +10,7 @@ from tests.conftest import CORPUS, make_tokenizer
 from tests.models.architectures import KINDS, PROMPTS, Given, make_kind, wrap
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models.batching import Batches, Budget, Rows, padded
+from unlearnbench.models.budget import generation_budget
 from unlearnbench.models.decoding import token_statistics
 from unlearnbench.models.head import Head, WholeLogits
 from unlearnbench.models.hf import HFModel
@@ -172,6 +173,21 @@ def test_a_budget_that_was_too_large_stays_halved() -> None:
     budget.shrink([4, 4])
     budget.grow()
     assert (budget.tokens, budget.rows) == (4, 1)
+
+
+def test_the_budget_on_a_gpu_does_not_depend_on_what_torch_keeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A task after others is to form the batches that it forms first in a run that goes on."""
+
+    def found(free: int, reserved: int) -> Budget:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 2**34))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: reserved)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 2**30)
+        return generation_budget(make_kind("llama"), "cuda:0")
+
+    fresh = found(2**33, 2**30)
+    assert found(2**31, 2**30 + 2**33 - 2**31) == fresh != found(2**31, 2**30)
 
 
 def test_long_prompts_are_cut_on_the_left_when_asked() -> None:

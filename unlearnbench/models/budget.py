@@ -52,6 +52,9 @@ def _cache_room(model: Any, device: str) -> int:
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         return int(_CPU_CACHE + 0.15 * weights)
     free, _ = torch.cuda.mem_get_info(device)
+    # What earlier tasks took and torch keeps for reuse is free too: else a task's batches would
+    # depend on which tasks this process had run before it.
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(0.6 * free)
 
 
