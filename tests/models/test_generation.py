@@ -11,7 +11,7 @@ import torch
 from tests.conftest import CORPUS, load_at, make_tokenizer
 from tests.models.architectures import KINDS, PROMPTS, alone, make_kind, wrap
 from unlearnbench.errors import ModelOutputError
-from unlearnbench.models import generation
+from unlearnbench.models import fitting
 from unlearnbench.models.attention import Layer
 from unlearnbench.models.batching import Budget
 from unlearnbench.models.generation import Continuer, common_prefix
@@ -224,7 +224,7 @@ def test_the_comparison_is_with_the_model_as_given(llama: Any) -> None:
 
     ids = make_tokenizer()(PROMPTS[0]).input_ids
     with torch.no_grad():
-        assert "other logits" in str(generation.find_continuer(Around(), "cpu", ids, False))
+        assert "other logits" in str(fitting.find_continuer(Around(), "cpu", ids, False))
 
 
 def test_the_config_is_given_back(llama: Any) -> None:
@@ -255,7 +255,7 @@ def test_the_way_taken_is_said(
     caplog.set_level(logging.INFO, "unlearnbench.explain")
     texts(wrap(llama), PROMPTS, 2)
     assert "rows without padding, a prefix of" in caplog.text
-    monkeypatch.setattr(generation, "_LAYERS", set())
+    monkeypatch.setattr(fitting, "_LAYERS", set())
     windowed = make_kind("gemma3")
     texts(wrap(windowed), PROMPTS[:2], 2)
     assert "transformers' generate, padded: it has layers of kind" in caplog.text

@@ -189,7 +189,7 @@ class HFModel:
     def _find_continuer(self, ids: list[int], longest: int) -> Continuer | str:
         import torch
 
-        from unlearnbench.models.generation import find_continuer, short_window
+        from unlearnbench.models.fitting import find_continuer, short_window
 
         if self._continuer is None:
             noisy = self.precision.kernel == "native"

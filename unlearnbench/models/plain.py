@@ -18,7 +18,7 @@ def padding_moves(model: Any, tokens: Tokens, ids: Sequence[int], noisy: bool) -
     """
     import torch
 
-    from unlearnbench.models.generation import TOLERANCE, unlike_tokens
+    from unlearnbench.models.fitting import TOLERANCE, unlike_tokens
 
     few = unlike_tokens(ids, tokens.vocabulary)
     with torch.no_grad():
