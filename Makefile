@@ -28,7 +28,8 @@ example: $(SET_UP) ## the main job on a real pretrained model, at three precisio
 	  --quant none,8bit,4bit --tasks demo --limit 8 --output example-out
 
 test: $(SET_UP) ## the default suite, some minutes on 2 cores; COVERAGE=90 fails below so many percent
-	$(BIN)/python -m pytest -m "not slow and not long and not bench" -n 2 --durations=40 \
+	$(BIN)/python -m pytest -m "not slow and not long and not bench" -n 2 --dist worksteal \
+	  --durations=40 \
 	  $(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=$(COVERAGE))
 
 test-slow: $(SET_UP) ## the tests on SmolLM2-135M and a short demo, about half an hour on 2 cores
