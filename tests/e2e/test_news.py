@@ -158,6 +158,7 @@ def test_tiny_model(
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_smollm2(
     muse_data: Path,
     smollm2: Path,

@@ -288,6 +288,7 @@ def test_a_weight_that_is_not_finite(twin: Path, tmp_path: Path, value: float) -
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_smollm2() -> None:
     path = find_gguf()
     if path is None:
