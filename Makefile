@@ -19,7 +19,7 @@ $(SET_UP): pyproject.toml .ci/constraints.txt .ci/gptq.txt .ci/no-deps.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev,hqq,lm-eval,quanto,torchao,compressed-tensors]' -r .ci/gptq.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r .ci/no-deps.txt
 	# Compile quanto's extension now: the first test at quanto-int4 would wait a minute for it.
-	-PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -W ignore \
+	-$(BIN)/python -W ignore \
 	  -c "from optimum.quanto.library.extensions.cpp import ext; ext.lib" >/dev/null 2>&1
 	touch $@
 
