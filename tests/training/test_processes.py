@@ -20,8 +20,6 @@ from tests.test_cli import call
 from unlearnbench.errors import OptionError
 from unlearnbench.training import sharding
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 # As `accelerate launch --use_fsdp --fsdp_version 2 ...` sets them.
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
