@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 import tempfile
@@ -90,6 +91,7 @@ def _retain(limit: int) -> list[Score]:
 
 def work(name: str, folder: Path, options: Namespace) -> dict[str, float]:
     """One rival's whole evaluation, in this process, which has imported everything before."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line a product
     if name == "ours":
         import bitsandbytes  # noqa: F401
         import datasets  # noqa: F401
