@@ -13,6 +13,7 @@ from unlearnbench.models.batching import is_out_of_memory
 from unlearnbench.models.budget import layer_configs
 from unlearnbench.models.generation import Continuer, Stops
 from unlearnbench.models.longrope import turning_points
+from unlearnbench.quant.int8 import rows_apart
 
 __all__ = ["TOLERANCE", "find_continuer", "short_window", "unlike_tokens"]
 
@@ -36,7 +37,8 @@ def find_continuer(model: Any, device: str, ids: Sequence[int], noisy: bool) -> 
         return reason
     continuer = Continuer(whole, device)
     try:
-        return _try(continuer, model, ids, noisy) or continuer
+        with rows_apart(model):
+            return _try(continuer, model, ids, noisy) or continuer
     except Exception as error:  # an unusual model may fail anywhere; its own generate is there
         if is_out_of_memory(error):
             raise

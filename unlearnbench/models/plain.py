@@ -19,9 +19,10 @@ def padding_moves(model: Any, tokens: Tokens, ids: Sequence[int], noisy: bool) -
     import torch
 
     from unlearnbench.models.fitting import TOLERANCE, unlike_tokens
+    from unlearnbench.quant.int8 import rows_apart
 
     few = unlike_tokens(ids, tokens.vocabulary)
-    with torch.no_grad():
+    with torch.no_grad(), rows_apart(model):
         alone = _first_logits(model, tokens, [few[:7]])[0]
         beside = _first_logits(model, tokens, [few[:7], few])[0]
     if not bool(alone.isfinite().all()):
