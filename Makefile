@@ -38,7 +38,7 @@ test: $(SET_UP) ## the default suite, some minutes on 2 cores; COVERAGE=90 fails
 test-slow: $(SET_UP) ## the tests on SmolLM2-135M and a short demo, about half an hour on 2 cores
 	$(BIN)/python -m pytest -m slow --durations=20
 
-test-ci: $(SET_UP) ## those of them that CI runs: SmolLM2 one prompt at a time, the demo's effect
+test-ci: $(SET_UP) ## those of them that CI runs: SmolLM2 one prompt at a time, the demo's effect, processes
 	$(BIN)/python -m pytest -m "slow and ci" --durations=20
 
 test-long: $(SET_UP) ## the demo on three seeds and its control, about half an hour on 2 cores
