@@ -165,7 +165,7 @@ def test_smollm2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    runs = Runs(smollm2, muse_data, tmp_path / "out", limit=4)
+    runs = Runs(smollm2, muse_data, tmp_path / "out", limit=2)
     assert runs.evaluate(monkeypatch) == 0
     check_three_complete_runs(runs, capsys.readouterr().out)
     check_against_plain(runs, Plain(runs.checkpoint))
