@@ -113,9 +113,10 @@ def load_model(
     if how.device == "cpu":
         quicken(model)
     explain_loaded(how.device, dtype, precision.kernel)
-    set_attention(model, how.attention, how.device)
+    noisy = precision.kernel == "native"
+    set_attention(model, how.attention, how.device, noisy)
     if how.compiled:
-        compile_layers(model)
+        compile_layers(model, noisy)
     return HFModel(model, source, precision, dtype, how.device, batch_size)
 
 

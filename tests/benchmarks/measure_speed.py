@@ -90,7 +90,7 @@ def measure_tasks(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds a sample, interleaved, and the scoring pass's share of the machine's peak."""
     rivals, found = load_rivals(folder, options), {}
     dtype = getattr(torch, DTYPES[options.dtype])
-    for task in TIMED:
+    for task in options.tasks:
         asked = {name: requests_of(task, n) for name, n in counts(options).items()}
         answers = {name: ask(rival, asked[name]) for name, rival in rivals.items()}  # warm-up
         seconds: dict[str, list[float]] = {name: [] for name in rivals}
@@ -139,7 +139,7 @@ def _shares(
 def measure_marginal(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds that another sample costs, from each size to the next."""
     ours, found = load_ours(folder, options), {}
-    for task in TIMED:
+    for task in options.tasks:
         times: dict[int, list[float]] = {size: [] for size in MARGINS}
         ask(ours, _samples(task, 4))
         for _turn in range(options.repeats):
@@ -172,7 +172,7 @@ def measure_compile(folder: Path, options: argparse.Namespace) -> dict[str, Any]
     plain, compiled = (load_ours(folder, options) for _ in range(2))
     compile_layers(compiled.model._model)
     found = {}
-    for task in TIMED:
+    for task in options.tasks:
         asked = requests_of(task, options.limit)
         first, answers = timed(partial(ask, compiled, asked), options.device)
         ratios = []
@@ -215,6 +215,14 @@ def _plain_numbers(found: object) -> object:
     return found
 
 
+def _processor() -> str:
+    """The model that Linux names; elsewhere what Python knows."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="smollm2", help="smollm2, tiny, llama-2-7b or a folder")
@@ -225,11 +233,13 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--whole-repeats", type=int, default=1)
     parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--tasks", default=",".join(TIMED), help="of tasks, marginal and compile")
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     parser.add_argument("--worker", choices=NAMES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.precisions = options.precisions.split(",")
+    options.tasks = options.tasks.split(",")
     return options
 
 
@@ -250,7 +260,7 @@ def main() -> None:
         folder = make_subject(options.model, Path(scratch), options.dtype)
         found = {part: measures[part](folder, options) for part in options.parts.split(",")}
     machine = {
-        "processor": platform.processor() or platform.machine(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": options.device
