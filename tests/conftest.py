@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,7 +138,7 @@ def golden_dir(muse_data: Path) -> Path:
     pytest.skip("no golden/muse_news in or beside UNLEARNBENCH_DATA")
 
 
-def make_tokenizer(vocab_size: int = 300) -> PreTrainedTokenizerBase:
+def make_tokenizer(vocab_size: int = 300, texts: Sequence[str] = CORPUS) -> PreTrainedTokenizerBase:
     """A byte-level BPE tokenizer that adds a begin token and has no pad token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -152,7 +152,7 @@ def make_tokenizer(vocab_size: int = 300) -> PreTrainedTokenizerBase:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(CORPUS, trainer)
+    backend.train_from_iterator(texts, trainer)
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 0)]
     )
