@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.boards.conftest import BOARD, NAMES, MakeBoard
-from tests.runs import Bench
+from tests.runs import Bench, weak_at_4_bits
 from tests.test_cli import call
 from unlearnbench.boards import find_boards, read_board
 from unlearnbench.boards.build import cell
@@ -68,6 +68,43 @@ def test_entries_rank_by_their_worst_excess_and_collapse_is_never_ranked(
         assert found.value == pytest.approx(sum(shares) / 3)
         assert found.ci is not None
         assert found.ci[0] < found.value < found.ci[1]
+
+
+def test_no_share_at_a_precision_that_makes_the_target_itself_forget(tmp_path: Path) -> None:
+    board = add_all(tmp_path / "board", weak_at_4_bits(tmp_path))
+    assert call("leaderboard", "build", str(board)) == 0
+    found = read_board(board)
+    assert set(rank_entries(found, verify_board(found)[0]).retained) == {"none", "rtn-int8"}
+    rows = csv_rows(board)
+    (cell,) = [r for r in rows if cell_of(r) == ("ga_gdr", "made_knowmem_f", "rtn-int4")]
+    assert cell["verdict"] == "target forgets"
+    assert (cell["recovered"], cell["recovered_low"], cell["retained"]) == ("", "", "")
+    assert cell["change"] != ""
+    (other,) = [r for r in rows if cell_of(r) == ("ga_gdr", "made_knowmem_f", "rtn-int8")]
+    assert other["recovered"] != ""
+    assert "target forgets" in (board / "index.html").read_text(encoding="utf-8")
+
+
+def add_all(board: Path, bench: Bench) -> Path:
+    """A board with every model of ``bench``."""
+    board.mkdir()
+    (board / "board.yaml").write_text(BOARD, encoding="utf-8")
+    shutil.copytree(bench.tasks, board / "tasks")
+    for runs in sorted(bench.out.iterdir()):
+        name = runs.name.rsplit("-", 1)[0]
+        role = name if name in ("target", "retrained") else "unlearned"
+        ends = ["--board", str(board), "--name", name, "--role", role]
+        assert call("leaderboard", "add", str(runs), *ends) == 0
+    return board
+
+
+def csv_rows(board: Path) -> list[dict[str, str]]:
+    text = (board / "board.csv").read_text(encoding="utf-8")
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def cell_of(row: dict[str, str]) -> tuple[str, str, str]:
+    return row["entry"], row["task"], row["precision"]
 
 
 def test_the_markdown_table(built: Path) -> None:

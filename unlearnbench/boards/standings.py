@@ -12,7 +12,7 @@ from unlearnbench.boards.entry import BoardEntry
 from unlearnbench.compare import Comparison, Standing
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.metrics.paired import Ratio, draw
-from unlearnbench.recovery import FULL, RecoveryRow, mark_significant
+from unlearnbench.recovery import FULL, MIN_GAP, RecoveryRow, mark_significant, target_keeps
 from unlearnbench.runset import Entry
 
 __all__ = ["Place", "Standings", "rank_entries"]
@@ -178,7 +178,9 @@ def _mean_retained(
         theirs = comparison.scores(comparison.target.at(precision), task).values
         draws = draw(len(theirs), 1 + number)
         below = draws.rows @ theirs
-        if float(theirs.mean()) < 5 or not below.all():
+        known = float(comparison.scores(comparison.target.full, task).values.mean())
+        keeps = target_keeps("low", float(theirs.mean()), known)
+        if not keeps or float(theirs.mean()) < MIN_GAP or not below.all():
             continue  # the target itself has forgotten: a share of nothing
         for entry in entries:
             ours = comparison.scores(entry.at(precision), task).values
