@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 
+import unlearnbench
 from tests.test_cli import call
+from unlearnbench.demo import stages
 from unlearnbench.demo.options import DemoOptions
 from unlearnbench.demo.recipe import METHODS, PRECISIONS
 from unlearnbench.demo.run import _stages, run_demo
-from unlearnbench.demo.stages import Stage, stage_key
+from unlearnbench.demo.stages import Stage, files_sha256, stage_key
 from unlearnbench.demo.work import _is_trained
 from unlearnbench.errors import OptionError
+from unlearnbench.tasks import builtin_task_dir
 
 
 def make(stage: Stage, text: str = "made") -> None:
@@ -116,6 +120,30 @@ def test_the_key_holds_the_facts_and_the_stages_before() -> None:
     assert key == stage_key({"seed": 0}, "before")
     assert key != stage_key({"seed": 1}, "before")
     assert key != stage_key({"seed": 0}, "other")
+
+
+def test_every_file_of_the_package_and_the_demos_tasks_are_in_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Path(unlearnbench.__file__).resolve().parent
+    package = shutil.copytree(own, tmp_path / "p", ignore=shutil.ignore_patterns("__pycache__"))
+    tasks = shutil.copytree(builtin_task_dir(), tmp_path / "t")
+    plain = files_sha256(package, tasks)
+    assert plain == files_sha256(own, builtin_task_dir())
+    data = "demo/data/unlearnbench/demo/knowmem/forget_qa.jsonl"
+    pages = ("boards/page.html.j2", "boards/page.js", "boards/page.css", "boards/page.py")
+    for path in [*(package / name for name in (data, *pages)), tasks / "demo_knowmem_f.yaml"]:
+        content = path.read_bytes()
+        path.write_bytes(content + b"\n")
+        assert files_sha256(package, tasks) != plain, path
+        path.write_bytes(content)
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__/x.pyc").write_bytes(b"x")
+    (tasks / "news_knowmem_f.yaml").write_text("another", encoding="utf-8")
+    assert files_sha256(package, tasks) == plain
+    key = stage_key({})
+    monkeypatch.setattr(stages, "_own_files", lambda: "other files")
+    assert stage_key({}) != key
 
 
 def test_a_seed_or_the_l1_step_changes_every_stage_that_follows_from_it(tmp_path: Path) -> None:
