@@ -21,8 +21,8 @@ __all__ = ["COMMANDS", "demo"]
 _TASK, _KEPT = "demo_knowmem_f", "demo_knowmem_r"
 _INTRO = """\
 A tiny Llama (2 layers, 128 wide) learns an invented corpus by heart, then unlearns a part of it by
-each method, until it answers at most a quarter of the questions as before. Every model is then
-evaluated in full precision and quantized. {kind}"""
+each method, until its answers on that part score at most a quarter of what they did. Every model is
+then evaluated in full precision and quantized. {kind}"""
 _SPARSE = """Its weights are made sparse while it learns (an L1 step),
 because small dense models do not show the effect, and large ones, whose weights have heavy tails,
 do. It shows what happens, not how often: see the paper for real models. Control: --dense."""

@@ -209,14 +209,15 @@ def test_a_killed_demo_ends_with_the_same_table(short: Path, tmp_path: Path) -> 
     out = tmp_path / "out"
     arguments = ["--methods", "ga_gdr,ga_gdr_sure", "--quant", "none,rtn-int8,rtn-int4"]
     rng = random.Random(5)
-    for waiting_for in ("models/target/.training", "models/ga_gdr/.training", "runs/ga_gdr"):
+    moments = {"models/target/.training": 8, "models/ga_gdr/.training": 8, "runs/ga_gdr": 3}
+    for waiting_for, longest in moments.items():
         process = subprocess.Popen(
             command(out, *arguments), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         while not (out / waiting_for).exists():
             assert process.poll() is None, f"ended before {waiting_for}"
             time.sleep(0.2)
-        time.sleep(rng.uniform(0, 8))
+        time.sleep(rng.uniform(0, longest))
         assert process.poll() is None, "it has ended before it could be killed"
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
