@@ -15,8 +15,9 @@ from pydantic import TypeAdapter
 from transformers import TrainerCallback
 
 from unlearnbench.errors import OptionError, TrainingError, one_line
-from unlearnbench.results import RunResult
-from unlearnbench.runfolder import read_run
+from unlearnbench.plan import limited_count
+from unlearnbench.results import GenerationRecord, RunResult, TaskResult
+from unlearnbench.runfolder import RunFolder, read_run
 from unlearnbench.training.checkpoints import is_main, processes
 from unlearnbench.training.options import SelectorOptions
 from unlearnbench.training.record import Evaluated, Selection, write_text
@@ -165,14 +166,24 @@ def make_selector(
             f"--eval-tasks {','.join(options.tasks)}: name the task that decides with "
             f"--select-task, one of {', '.join(names)}"
         )
-    return Selector(options, task, _threshold(options.reference, task), home, tokenizer, given)
+    threshold = _threshold(options.reference, task, options.limit)
+    return Selector(options, task, threshold, home, tokenizer, given)
 
 
-def _threshold(reference: str, task: str) -> float:
+def _threshold(reference: str, task: str, limit: int | None) -> float:
+    """The retrained model's score on the samples that the models under training are scored on."""
     with contextlib.suppress(ValueError):
         score = float(reference)
         if not math.isfinite(score):
             raise OptionError(f"--retrained {reference}: use a run folder or a score")
+        if limit is not None:
+            log.warning(
+                "--retrained %s with --eval-limit %d: that score has to be one of the same first "
+                "%d rows; the retrained model's run folder gives it",
+                reference,
+                limit,
+                limit,
+            )
         return score
     folder = Path(reference)
     if not (folder / "run.json").is_file():
@@ -183,4 +194,29 @@ def _threshold(reference: str, task: str) -> float:
     found = read_run(folder).tasks.get(task)
     if found is None or found.value is None:
         raise OptionError(f"--retrained {reference} has no score for {task}; evaluate it first")
-    return found.value
+    if found.auc is not None:
+        if limit is not None:
+            raise OptionError(
+                f"--eval-limit: {task} can decide on all its texts only; leave it out"
+            )
+        return found.value
+    return _score_on(folder, task, found, limit)
+
+
+def _score_on(folder: Path, task: str, found: TaskResult, limit: int | None) -> float:
+    """The mean over the first ``limit`` rows, or all, of the split that the task asks."""
+    records = RunFolder(folder).read_records(task, found.records_sha256)
+    scores = {r.id: r.score for r in records if isinstance(r, GenerationRecord)}
+    split = next(iter(scores)).rsplit("/", 1)[0]
+    rows = {part.split: part.rows for part in found.data}[split]
+    wanted = [f"{split}/{i}" for i in range(limited_count(rows, limit))]
+    missing = [name for name in wanted if name not in scores]
+    if missing:
+        raise OptionError(
+            f"--retrained {folder}: {task}: {len(missing)} of the {len(wanted)} rows that models "
+            "under training are scored on are missing there; evaluate it without --limit, or give "
+            "--eval-limit"
+        )
+    if len(wanted) == len(scores) and found.value is not None:
+        return found.value  # to the last digit
+    return 100 * sum(scores[name] for name in wanted) / len(wanted)
