@@ -139,13 +139,17 @@ def test_the_threshold_is_over_the_rows_that_the_models_under_training_are_score
     assert found["threshold"] == pytest.approx(100 * (0 + 1 / len(records)) / 2)
     found = select(toy, tmp_path / "b", str(run), *quick, *both[:2], tasks="toy_verbmem")
     assert found["threshold"] == own["value"]
-    capsys.readouterr()
+    for part in own["data"]:
+        part["split"] = "another"
+    (run / "run.json").write_text(json.dumps(result), encoding="ascii")
+    arguments = [*quick, *shared, "--eval-tasks", "toy_verbmem", "--out", str(tmp_path / "d")]
+    assert call(*arguments, "--retrained", str(run), *both) == 2
+    assert "has a score of all its texts only" in capsys.readouterr().err
     select(toy, tmp_path / "c", "100", *quick, *both, tasks="toy_verbmem")
     assert "that score has to be one of the same first 2 rows" in capsys.readouterr().err
     few = tmp_path / "few"
     assert call(*asked[:-1], str(few), "--limit", "1") == 0
     (short,) = few.glob("tiny-*/none")
-    arguments = [*quick, *shared, "--eval-tasks", "toy_verbmem", "--out", str(tmp_path / "d")]
     assert call(*arguments, "--retrained", str(short), *both) == 2
     assert "1 of the 2 rows that models under training" in capsys.readouterr().err
     assert not (tmp_path / "d").exists()

@@ -176,18 +176,10 @@ def _md(text: str) -> str:
     return "".join(f"&#{ord(c)};" if c in "|\\`*_[]!~@#:" else c for c in safe)
 
 
-_HEAD = ["rank", "state", "entry", "task", "precision", "required", "want", "n", "value"]
-_HEAD += [
-    "value_low",
-    "value_high",
-    "excess",
-    "excess_low",
-    "excess_high",
-    "utility",
-    "utility_low",
-]
-_HEAD += ["utility_high", "change", "change_low", "change_high", "significant", "recovered"]
-_HEAD += ["recovered_low", "recovered_high", "retained", "verdict"]
+_HEAD = ["rank", "state", "entry", "task", "precision", "required", "want", "n"]
+_HEAD += ["value", "value_low", "value_high", "excess", "excess_low", "excess_high"]
+_HEAD += ["utility", "utility_low", "utility_high", "change", "change_low", "change_high"]
+_HEAD += ["significant", "recovered", "recovered_low", "recovered_high", "retained", "verdict"]
 
 
 def csv_text(standings: Standings) -> str:

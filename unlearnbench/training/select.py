@@ -194,29 +194,46 @@ def _threshold(reference: str, task: str, limit: int | None) -> float:
     found = read_run(folder).tasks.get(task)
     if found is None or found.value is None:
         raise OptionError(f"--retrained {reference} has no score for {task}; evaluate it first")
+    rows = _rows_of(folder, task, found)
+    if rows is not None:
+        return _score_on(folder, task, rows, limit, found.value)
+    if limit is not None:
+        raise OptionError(
+            f"--eval-limit: {task} of {folder} has a score of all its texts only; leave it out"
+        )
+    return found.value
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Scores by the row of the split that the task asks, 0 to 1, and how many rows that has."""
+
+    split: str
+    total: int
+    scores: dict[str, float]
+
+
+def _rows_of(folder: Path, task: str, found: TaskResult) -> _Rows | None:
+    """None where the score is no mean over rows, or an imported run does not number them."""
     if found.auc is not None:
-        if limit is not None:
-            raise OptionError(
-                f"--eval-limit: {task} can decide on all its texts only; leave it out"
-            )
-        return found.value
-    return _score_on(folder, task, found, limit)
-
-
-def _score_on(folder: Path, task: str, found: TaskResult, limit: int | None) -> float:
-    """The mean over the first ``limit`` rows, or all, of the split that the task asks."""
+        return None
     records = RunFolder(folder).read_records(task, found.records_sha256)
     scores = {r.id: r.score for r in records if isinstance(r, GenerationRecord)}
-    split = next(iter(scores)).rsplit("/", 1)[0]
-    rows = {part.split: part.rows for part in found.data}[split]
-    wanted = [f"{split}/{i}" for i in range(limited_count(rows, limit))]
-    missing = [name for name in wanted if name not in scores]
+    splits = {name.rpartition("/")[0] for name in scores}
+    asked = [part for part in found.data if splits == {part.split}]
+    return _Rows(asked[0].split, asked[0].rows, scores) if asked else None
+
+
+def _score_on(folder: Path, task: str, rows: _Rows, limit: int | None, whole: float) -> float:
+    """The mean over the first ``limit`` rows, or all; ``whole``: over those that were answered."""
+    wanted = [f"{rows.split}/{i}" for i in range(limited_count(rows.total, limit))]
+    missing = [name for name in wanted if name not in rows.scores]
     if missing:
         raise OptionError(
             f"--retrained {folder}: {task}: {len(missing)} of the {len(wanted)} rows that models "
             "under training are scored on are missing there; evaluate it without --limit, or give "
             "--eval-limit"
         )
-    if len(wanted) == len(scores) and found.value is not None:
-        return found.value  # to the last digit
-    return 100 * sum(scores[name] for name in wanted) / len(wanted)
+    if len(wanted) == len(rows.scores):
+        return whole  # to the last digit
+    return 100 * sum(rows.scores[name] for name in wanted) / len(wanted)
