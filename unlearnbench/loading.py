@@ -113,10 +113,9 @@ def load_model(
     if how.device == "cpu":
         quicken(model)
     explain_loaded(how.device, dtype, precision.kernel)
-    noisy = precision.kernel == "native"
-    set_attention(model, how.attention, how.device, noisy)
+    set_attention(model, how.attention, how.device)
     if how.compiled:
-        compile_layers(model, noisy)
+        compile_layers(model)
     return HFModel(model, source, precision, dtype, how.device, batch_size)
 
 

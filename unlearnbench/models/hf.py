@@ -166,8 +166,7 @@ class HFModel:
 
         request, ids = items[0]
         if self._padding_moves is None:
-            noisy = self.precision.kernel == "native"
-            self._padding_moves = padding_moves(self._model, self._tokens, ids, noisy)
+            self._padding_moves = padding_moves(self._model, self._tokens, ids)
         return self._padding_moves or 1 in side_of(self._turns, len(ids), request.max_new_tokens)
 
     def _generate_packed(
@@ -192,9 +191,8 @@ class HFModel:
         from unlearnbench.models.fitting import find_continuer, short_window
 
         if self._continuer is None:
-            noisy = self.precision.kernel == "native"
             with torch.no_grad():
-                self._continuer = find_continuer(self._model, self._device, ids, noisy)
+                self._continuer = find_continuer(self._model, self._device, ids)
         if isinstance(self._continuer, str):
             return self._continuer
         return short_window(self._model, longest) or self._continuer
