@@ -17,7 +17,7 @@ from unlearnbench.quant.int8 import dense_products, int8_modules
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["rounds_activations", "rounds_to_bf16", "unrounded"]
+__all__ = ["mixes_rows", "rounds_activations", "rounds_to_bf16", "unrounded"]
 
 
 def rounds_activations(model: nn.Module) -> bool:
@@ -26,6 +26,16 @@ def rounds_activations(model: nn.Module) -> bool:
     the logits' spread from dense weights (nf4, fp4, gptq, hqq, quanto, torchao; on CPU).
     """
     return bool(int8_modules(model) or _compressed(model))
+
+
+def mixes_rows(model: nn.Module) -> bool:
+    """Whether a row of a pass moves the others: LLM.int8() computes a column in 16 bits in which any
+    row has an outlier, and some schemes of compressed-tensors scale a whole pass by its largest.
+    """
+    inputs = [module.quantization_scheme.input_activations for module in _compressed(model)]
+    return bool(int8_modules(model)) or any(
+        bool(found.dynamic) and found.strategy == "tensor" for found in inputs
+    )
 
 
 def rounds_to_bf16(model: nn.Module) -> bool:
