@@ -265,7 +265,9 @@ class Run:
         attention: str | None = self.job.attention
         if attention == "auto":  # what was taken, where a model says so
             attention = getattr(model, "attention", None)
-        return found.model_copy(update={"attention": attention, "compiled": self.job.compiled or None})
+        return found.model_copy(
+            update={"attention": attention, "compiled": self.job.compiled or None}
+        )
 
 
 def run_path(output: Path, checkpoint: Checkpoint, precision: str) -> Path:

@@ -196,7 +196,7 @@ def unlike_prompt_position(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = Continuer._forward
 
     def shifted(self: Continuer, cache: Any, ids: Any, places: Any, keep: Any) -> Any:
-        moved = isinstance(cache.phase, generation.Packed)
+        moved = isinstance(cache.phase, attention.Packed)
         return forward(self, cache, ids, [place + moved for place in places], keep)
 
     monkeypatch.setattr(Continuer, "_forward", shifted)
@@ -212,7 +212,7 @@ def seen_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def see_another(monkeypatch: pytest.MonkeyPatch, more: int) -> None:
-    step = generation.Step
+    step = attention.Step
 
     def changed(lengths: Any, seen: Any) -> Any:
         places = torch.arange(seen.shape[-1])

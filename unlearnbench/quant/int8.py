@@ -1,7 +1,7 @@
 """LLM.int8() on CPU: bitsandbytes' products, with the steps before their rounding done in fp32.
 
-bitsandbytes 0.50 casts activations to fp16 and there takes their magnitudes, compares these with the
-threshold and finds each row's largest (the rounding itself is in fp32). CPUs have no vector
+bitsandbytes 0.50 casts activations to fp16 and there takes their magnitudes, compares these with
+the threshold and finds each row's largest (the rounding itself is in fp32). CPUs have no vector
 instructions for that, and it takes longer than the products. Every fp16 number is an fp32 number,
 so the same steps in fp32 give the same bits.
 """
