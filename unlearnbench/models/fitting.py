@@ -18,8 +18,8 @@ from unlearnbench.quant.activations import rounds_activations, rounds_to_bf16, u
 __all__ = ["find_continuer", "moves_logits", "short_window", "unlike_tokens"]
 
 _LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
-# Share of the logits' spread. In bf16 the right way moves SmolLM2-135M's by 0.14, wrong positions and
-# masks by 0.39 and more.
+# Share of the logits' spread. In bf16 the right way moves SmolLM2-135M's by 0.14, wrong positions
+# and masks by 0.39 and more.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 _ROUNDED = 0.15
 
