@@ -56,7 +56,8 @@ def unrounded(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(dense_products(model))
         for module in _compressed(model):
-            stack.callback(setattr, module, "quantization_enabled", module.quantization_enabled)
+            before = getattr(module, "quantization_enabled", True)  # as the library reads it
+            stack.callback(setattr, module, "quantization_enabled", before)
             module.quantization_enabled = False
         yield
 
