@@ -406,7 +406,7 @@ def test_compressed_schemes_that_round_activations(
 
     network = one_at_a_time(opened(stored("compressed"))).network
     assert not rounds_activations(network)
-    layers = [part for part in network.modules() if hasattr(part, "quantization_scheme")]
+    layers: list[Any] = [part for part in network.modules() if hasattr(part, "quantization_scheme")]
     inputs = QuantizationArgs(num_bits=8, symmetric=True, strategy=strategy, dynamic=True)
     ids = torch.arange(12)[None]
     with torch.no_grad():
