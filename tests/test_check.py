@@ -294,6 +294,8 @@ def test_the_actions_steps_gate_runs(bench: Bench, tmp_path: Path) -> None:
     assert "::error title=" in out
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_actions_steps_evaluate_a_checkpoint_first(
     bench: Bench, tmp_path: Path, tiny: Path
 ) -> None:
