@@ -56,10 +56,18 @@ def test_layers_of_libraries_are_left_alone() -> None:
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             return torch.zeros(1)
 
-    model = nn.ModuleList([Packed(16, 16), nn.Linear(16, 16)])
+    class Coded(torch.Tensor):
+        pass
+
+    rounding, coded = nn.Linear(16, 16), nn.Linear(16, 16)
+    rounding.forward = own = lambda inputs: inputs.round()  # type: ignore[method-assign]
+    coded.weight = nn.Parameter(torch.zeros(16, 16).as_subclass(Coded))
+    model = nn.ModuleList([Packed(16, 16), rounding, coded, nn.Linear(16, 16)])
     quicken_products(model)
     assert "forward" not in vars(model[0])
-    assert "forward" in vars(model[1])
+    assert vars(model[1])["forward"] is own
+    assert "forward" not in vars(model[2])
+    assert "forward" in vars(model[3])
 
 
 def test_without_mkl_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,8 +22,20 @@ def quicken_products(model: nn.Module) -> None:
     if not torch.backends.mkl.is_available():
         return
     for module in model.modules():
-        if type(module) is nn.Linear:  # not a library's own, which has other products
-            module.forward = MethodType(_forward, module)  # type: ignore[method-assign]
+        if _is_plain(module):
+            module.forward = MethodType(_forward, module)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether it is torch's own layer with its own forward and an ordinary weight: libraries put
+    classes, forwards (compressed-tensors, which rounds there) or weights (torchao) of theirs in.
+    """
+    return (
+        type(module) is nn.Linear
+        and "forward" not in vars(module)
+        and type(module.weight) is nn.Parameter
+        and type(module.weight.data) is torch.Tensor
+    )
 
 
 def _forward(module: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
