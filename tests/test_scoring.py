@@ -281,7 +281,7 @@ def test_texts_that_all_score_the_same_have_an_auc_of_a_half(toy: Toy) -> None:
 
 
 def slow_rouge(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> list[str]:
-    """``change()`` comes before each answer's score; returns the names of the threads it came in."""
+    """``change()`` comes before each answer's score; returns the names of their threads."""
     score, threads = rouge.score_output, list[str]()
 
     def changed(output: str, target: str) -> dict[str, float]:

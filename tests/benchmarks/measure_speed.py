@@ -1,8 +1,8 @@
 """Measure evaluation on real MUSE-News rows against a plain evaluator and lm-eval's HFLM, and print
 the tables of docs/speed.md.
 
-    make bench                                        # SmolLM2-135M, about an hour on 2 cores
-    python -m tests.benchmarks.measure_speed --model tiny      # some minutes
+    make bench                                 # SmolLM2-135M, some three hours on 2 cores
+    python -m tests.benchmarks.measure_speed --model tiny   # some minutes
     python -m tests.benchmarks.measure_speed --model llama-2-7b --device cuda --dtype bf16
 
 Needs UNLEARNBENCH_DATA. Everything is a ratio within one run: the rivals take turns in every
@@ -186,7 +186,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--limit", type=int, default=16, help="rows of each split")
     parser.add_argument("--plain-limit", type=int, default=4, help="those of the plain evaluator")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--whole-repeats", type=int, default=1)
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--tasks", default=",".join(TIMED), help="of tasks, marginal and compile")
