@@ -9,11 +9,11 @@ Needs UNLEARNBENCH_DATA. Everything is a ratio within one run: the rivals take t
 repeat, and each turn begins with another. `tasks`: on models in memory, seconds a sample by task.
 `whole`: one command's work in a process of its own for each rival, loading included (and for ours
 metrics and files), with its peak memory; on CPU the three run five seconds each by turns. `floor`:
-the seconds that its operations take at the machine's peak. `marginal`: what another sample costs.
-`compile`: our adapter with and without torch.compile. `rounding`: how many scores are others than
-one prompt at a time by the plain evaluator gives. `start`: the command line. Figures in brackets
-are the least and the largest of the repeats; a whole evaluation is one repeat unless
---whole-repeats says more.
+the seconds that its operations take at the machine's peak. `profile`: where ours goes. `marginal`:
+what another sample costs. `compile`: our adapter with and without torch.compile. `rounding`: how
+many scores are others than one prompt at a time by the plain evaluator gives. `start`: the command
+line. Figures in brackets are the least and the largest of the repeats; a whole evaluation is one
+repeat unless --whole-repeats says more.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from tests.benchmarks.gauge import (
     timed,
 )
 from tests.benchmarks.marginal import measure_marginal, work_marginal
+from tests.benchmarks.profile import measure_profile
 from tests.benchmarks.rivals import NAMES, Harness, Ours, Plain, Rival, load_ours, load_plain
 from tests.benchmarks.rounding import measure_rounding
 from tests.benchmarks.samples import Asked, alike, ask, requests_of, scored
@@ -50,7 +51,7 @@ from unlearnbench.models.source import DTYPES
 
 TIMED = ("news_verbmem", "news_knowmem_f", "news_privleak")
 PRECISIONS = ("none", "bnb-int8", "bnb-fp4")
-PARTS = ("tasks", "marginal", "whole", "floor", "start")  # and compile, rounding
+PARTS = ("tasks", "marginal", "whole", "floor", "profile", "start")  # and compile, rounding
 # HFLM's rolling log-likelihood counts a text's first token, and MUSE does not.
 COMPARED = dict.fromkeys(TIMED, ("plain", "hflm")) | {"news_privleak": ("plain",)}
 
@@ -214,6 +215,7 @@ def main() -> None:
         "marginal": measure_marginal,
         "whole": measure_whole,
         "floor": measure_floor,
+        "profile": measure_profile,
         "compile": measure_compile,
         "rounding": measure_rounding,
         "start": measure_start,

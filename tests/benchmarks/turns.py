@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 __all__ = ["TURN", "Turns", "active", "begin", "run_in_turns"]
 
@@ -27,9 +28,12 @@ def run_in_turns(
     """
     turns: dict[str, Turns] = {name: [] for name in commands}
     processes: dict[str, subprocess.Popen[str]] = {}
-    try:
+    with ExitStack() as running:
         for name, command in commands.items():
-            processes[name] = _start(command)
+            processes[name] = running.enter_context(_start(command))
+            running.callback(processes[name].kill)
+        for process in processes.values():
+            _ready(process)
         waiting = list(commands)
         while waiting:
             for name in list(waiting):
@@ -37,9 +41,6 @@ def run_in_turns(
                 turns[name].append(_run(processes[name], turn))
                 if processes[name].returncode is not None:
                     waiting.remove(name)
-    finally:
-        for process in processes.values():
-            process.kill()
     return turns
 
 
@@ -50,19 +51,21 @@ def begin() -> None:
 
 
 def _start(command: Sequence[str]) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
+    return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     )
+
+
+def _ready(process: subprocess.Popen[str]) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
     for line in process.stdout:
         if line.strip() == _READY:
             break
     else:
-        raise subprocess.CalledProcessError(process.wait(), list(command))
+        raise subprocess.CalledProcessError(process.wait() or 1, process.args)
     process.send_signal(signal.SIGSTOP)
     process.stdin.write("\n")
-    return process
 
 
 def _run(process: subprocess.Popen[str], seconds: float | None) -> tuple[float, float]:
