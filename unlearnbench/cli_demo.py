@@ -27,8 +27,8 @@ _SPARSE = """Its weights are made sparse while it learns (an L1 step),
 because small dense models do not show the effect, and large ones, whose weights have heavy tails,
 do. It shows what happens, not how often: see the paper for real models. Control: --dense."""
 _DENSE = """This is the control: without the L1 step
-that makes the demo's weights sparse, small updates average out over the bins, and 4 bits bring
-little back."""
+that makes the demo's weights sparse, and unlearned in fp32 where the demo unlearns in bf16. Small
+updates then average out over the bins, and 4 bits bring little back."""
 
 
 @click.command("demo")
@@ -44,7 +44,7 @@ little back."""
     metavar="DIR",
     help="Gets runs, recovery.json and index.html. [demo-out, with --dense demo-out-dense]",
 )
-@click.option("--dense", is_flag=True, help="The control: dense weights, where nothing comes back.")
+@click.option("--dense", is_flag=True, help="The control: dense weights, unlearned in fp32.")
 @click.option("--verbose", is_flag=True, help="Show the traceback of an error.")
 def demo(
     seed: int, methods: str | None, quant: str | None, out: str | None, dense: bool, verbose: bool

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -302,3 +303,25 @@ def test_the_pareto_front_by_hand() -> None:
     points = [(1.0, 50.0), (2.0, 40.0), (3.0, 90.0), (3.0, 60.0), (5.0, 90.0)]
     assert _front(points) == [(1.0, 50.0), (3.0, 90.0)]
     assert _front([]) == []
+
+
+def test_an_entry_names_no_folder_of_its_maker(
+    bench: Bench, made_board: Path, tmp_path: Path
+) -> None:
+    board: Path = shutil.copytree(made_board, tmp_path / "made")
+    (runs,) = bench.out.glob("ga_gdr-*")
+    copied = shutil.copytree(runs, tmp_path / runs.name)
+    home = "/home/somebody/models"
+    for path in copied.glob("*/run.json"):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        checkpoint = run["checkpoint"]
+        checkpoint["base"] = checkpoint | {"path": f"{home}/base"}
+        checkpoint["path"] = f"{home}/ga_gdr"
+        source = {"auc": 0.5, "kind": "run", "source": f"{home}/retrained at none"}
+        run["tasks"]["made_privleak"]["auc_reference"] = source
+        path.write_text(json.dumps(run), encoding="utf-8")
+    assert call("leaderboard", "add", str(copied), "--board", str(board), "--name", "mine") == 0
+    text = (board / "entries/mine.json").read_text(encoding="ascii")
+    assert home not in text
+    for name in ("ga_gdr", "base", "retrained at none"):
+        assert f'"{name}"' in text

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unlearnbench.boards.definition import Board
 from unlearnbench.errors import OptionError, ResultError, one_line
-from unlearnbench.results import GenerationRecord, RunResult, SampleRecord
+from unlearnbench.results import Checkpoint, GenerationRecord, RunResult, SampleRecord, TaskResult
 from unlearnbench.runset import Entry, LoadedRun, load_entries
 
 __all__ = ["BoardEntry", "EntryRun", "Submission", "add_entry", "entry_json", "read_entry"]
@@ -116,11 +116,28 @@ def _part(board: Board, run: LoadedRun, texts: bool) -> EntryRun:
     if not texts:
         salt = f"unlearnbench:{board.name}:"
         samples = {n: tuple(_hashed(r, salt) for r in records) for n, records in samples.items()}
-    # A path may tell who made the run, and where; its last part is enough.
-    checkpoint = run.result.checkpoint
-    named = checkpoint.model_copy(update={"path": checkpoint.path.rstrip("/").rsplit("/", 1)[-1]})
-    result = run.result.model_copy(update={"tasks": tasks, "checkpoint": named})
+    tasks = {name: _without_path(found) for name, found in tasks.items()}
+    checkpoint = _named(run.result.checkpoint)
+    result = run.result.model_copy(update={"tasks": tasks, "checkpoint": checkpoint})
     return EntryRun(run=result, samples=samples)
+
+
+def _last(path: str) -> str:
+    """A path may tell who made the run, and where; its last part is enough."""
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _named(checkpoint: Checkpoint) -> Checkpoint:
+    base = None if checkpoint.base is None else _named(checkpoint.base)
+    return checkpoint.model_copy(update={"path": _last(checkpoint.path), "base": base})
+
+
+def _without_path(task: TaskResult) -> TaskResult:
+    reference = task.auc_reference
+    if reference is None or reference.kind != "run":
+        return task
+    trimmed = reference.model_copy(update={"source": _last(reference.source)})
+    return task.model_copy(update={"auc_reference": trimmed})
 
 
 def _hashed(record: SampleRecord, salt: str) -> SampleRecord:

@@ -37,8 +37,8 @@ def make_board(options: DemoOptions, tick: Callable[[], object] = lambda: None) 
     versions = {s.task: s.metadata.version for s in load_registry(()).resolve(TASKS)}
     rules = {
         "title": "The demo's board",
-        "description": f"A tiny Llama with {weights}, trained on an invented corpus (seed "
-        f"{options.seed}): it shows the effect, and says nothing of other models.",
+        "description": f"A tiny Llama with {weights}, trained with seed {options.seed} on an "
+        "invented corpus: it shows the effect, and says nothing of other models.",
         "base_model": "a Llama of 2 layers with random weights",
         "tasks": versions,
         "precisions": list(options.precisions),
