@@ -72,7 +72,8 @@ training: $(SET_UP) ## measure training on SmolLM2-135M: the table of docs/metho
 	$(BIN)/python -m tests.benchmarks.measure_training \
 	  --model "$$($(BIN)/python -m unlearnbench.demo.smollm2)"
 
-leaderboards: $(SET_UP) ## write every board's tables and page from its entries
+leaderboards: $(SET_UP) ## recompute every board's entries, then write its tables and page
+	$(BIN)/unlearnbench leaderboard verify
 	$(BIN)/unlearnbench leaderboard build
 
 schema: $(SET_UP) ## write docs/schema from the result types

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,6 +93,29 @@ def test_no_share_at_a_precision_that_makes_the_target_itself_forget(weak: Path)
     assert (cell["recovered"], cell["recovered_low"], cell["retained"]) == ("", "", "")
     assert cell["change"] != ""
     assert rows["ga_gdr", "made_knowmem_f", "rtn-int8"]["recovered"] != ""
+
+
+def test_the_table_says_what_made_the_entries_and_where_they_were_measured(
+    made_board: Path, tmp_path: Path, bench: Bench
+) -> None:
+    board: Path = shutil.copytree(made_board, tmp_path / "made")
+    rules = board / "board.yaml"
+    long = "It is described at length. " * 30
+    lines = [x for x in rules.read_text().splitlines() if not x.startswith("description:")]
+    rules.write_text("\n".join([*lines, f"description: {long}"]), encoding="utf-8")
+    (runs,) = bench.out.glob("sure-*")
+    note = ["--name", "sure", "--note", "lr 1e-3 | <b>top</b> 5%"]
+    assert call("leaderboard", "add", str(runs), "--board", str(board), *note) == 0
+    assert call("leaderboard", "build", str(board)) == 0
+    text = (board / "README.md").read_text(encoding="utf-8")
+    assert long.strip() in text
+    assert "- sure: lr 1e-3 &#124; &lt;b&gt;top&lt;/b&gt; 5%\n" in text
+    assert "- npo\n" in text
+    runs_made = [read_run(path.parent) for path in bench.out.glob("*/*/run.json")]
+    threads = {run.environment.threads for run in runs_made}  # those that this process has
+    for number in threads:
+        assert f"fp32, {number} thread{'s' if number > 1 else ''}; unlearnbench " in text
+    assert text.count(f"Python {sys.version.split()[0]}") == len(threads)  # not for each run
 
 
 def test_the_references_scores_are_shown_and_not_ranked(weak: Path) -> None:
