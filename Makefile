@@ -4,7 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 SET_UP := $(VENV)/.set-up
 
-.PHONY: help setup demo example test test-slow test-long check format bench precisions training leaderboards schema clean
+# Files that each fuzzer of `make fuzz` tries: ten minutes on 2 cores.
+FUZZ_EXAMPLES ?= 4000
+
+.PHONY: help setup demo example test test-slow test-long fuzz audit check format bench precisions training leaderboards schema clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /: /'
@@ -13,7 +16,7 @@ setup: $(SET_UP) ## make .venv with everything the other targets need
 
 $(SET_UP): pyproject.toml .ci/constraints.txt .ci/gptq.txt .ci/no-deps.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev,hqq,quanto,torchao,compressed-tensors]' -r .ci/gptq.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev,hqq,lm-eval,quanto,torchao,compressed-tensors]' -r .ci/gptq.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r .ci/no-deps.txt
 	touch $@
 
@@ -24,26 +27,35 @@ example: $(SET_UP) ## the main job on a real pretrained model, at three precisio
 	$(BIN)/unlearnbench --model "$$($(BIN)/python -m unlearnbench.demo.smollm2)" \
 	  --quant none,8bit,4bit --tasks demo --limit 8 --output example-out
 
-test: $(SET_UP) ## the default suite, some minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow and not long and not bench" -n 2
+test: $(SET_UP) ## the default suite, some minutes on 2 cores; COVERAGE=90 fails below so many percent
+	$(BIN)/python -m pytest -m "not slow and not long and not bench" -n 2 --durations=40 \
+	  $(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=$(COVERAGE))
 
 test-slow: $(SET_UP) ## the tests on SmolLM2-135M and a short demo, about half an hour on 2 cores
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --durations=20
 
 test-long: $(SET_UP) ## the demo on three seeds and its control, about half an hour on 2 cores
 	$(BIN)/python -m pytest -m long
+
+fuzz: $(SET_UP) ## feed the loaders broken and hostile files, ten minutes on 2 cores
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -rP tests/hostile/test_fuzz.py -n 2
 
 check: $(SET_UP) ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+audit: $(SET_UP) ## are the installed packages those that were asked for, and do they fit together
+	$(BIN)/python .ci/audit.py
+
 format: $(SET_UP) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(SET_UP) ## measure speed and memory, as ratios in one run
+bench: $(SET_UP) ## measure speed and memory against other evaluators, about an hour on 2 cores
 	$(BIN)/python -m pytest -m bench -s tests/benchmarks
+	$(BIN)/python -W ignore -m tests.benchmarks.measure_speed --model tiny --repeats 3 --parts tasks
+	$(BIN)/python -W ignore -m tests.benchmarks.measure_speed --model smollm2
 
 precisions: $(SET_UP) ## measure every precision on SmolLM2-135M: the table of docs/precisions.md
 	$(BIN)/python tests/benchmarks/measure_precisions.py \

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,12 +87,16 @@ def _process_as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _threads(request: pytest.FixtureRequest) -> None:
-    """All cores for the tests with a model of real size."""
+def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """All cores for the tests with a model of real size; the next test gets its one back."""
     if any(request.node.get_closest_marker(name) for name in ("slow", "long", "bench")):
         import torch
 
         torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    found: Any = sys.modules.get("torch")
+    if found is not None and found.get_num_threads() != 1:
+        found.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

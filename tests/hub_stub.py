@@ -1,7 +1,10 @@
-"""The part of the Hugging Face hub's HTTP API that reading a data set needs, on 127.0.0.1."""
+"""The part of the Hugging Face hub's HTTP API that reading a data set and adding files to one need,
+on 127.0.0.1.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -18,12 +21,17 @@ class HubStub:
     """One data set repository: ``revisions[name][path]`` is a file's bytes.
 
     ``asked`` collects every request as ``METHOD path``. A revision answers to its name and to
-    ``commit(name)``, as branches and tags do on the hub.
+    ``commit(name)``, as branches and tags do on the hub. ``created`` collects what
+    repositories were asked for, ``pushed`` the files of commits, ``tokens`` who asked for either; a
+    repository of another name may not be written.
     """
 
     def __init__(self, repo: str, revisions: Mapping[str, Mapping[str, bytes]]) -> None:
         self.repo, self.revisions = repo, revisions
         self.asked: list[str] = []
+        self.created: list[dict[str, Any]] = []
+        self.pushed: dict[str, bytes] = {}
+        self.tokens: set[str] = set()
         self.endpoint = ""
 
     @staticmethod
@@ -92,7 +100,48 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.send_error_code("RepoNotFound")
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        api = f"/api/datasets/{self.hub.repo}/"
+        kind = path.removeprefix(api).split("/")[0] if path.startswith(api) else path
+        answers = {
+            "/api/repos/create": self.create,
+            "preupload": self.preupload,
+            "commit": self.commit,
+        }
+        if kind not in answers:
+            self.do_GET()
+            return
+        self.hub.asked.append(f"{self.command} {path}")
+        self.hub.tokens.add(self.headers.get("Authorization", "none"))
+        answers[kind](self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+
+    def create(self, body: bytes) -> None:
+        wanted = json.loads(body)
+        name = f"{wanted.get('organization')}/{wanted['name']}"
+        if wanted["type"] != "dataset" or name != self.hub.repo:
+            self.answer(403, b'{"error": "you may not"}', {"Content-Type": "application/json"})
+            return
+        known = ("name", "organization", "visibility")
+        self.hub.created.append({key: wanted.get(key) for key in known})
+        self.send_json({"url": f"{self.hub.endpoint}/datasets/{name}"})
+
+    def preupload(self, body: bytes) -> None:
+        paths = [file["path"] for file in json.loads(body)["files"]]
+        files = [{"path": p, "uploadMode": "regular", "shouldIgnore": False} for p in paths]
+        self.send_json({"files": files})
+
+    def commit(self, body: bytes) -> None:
+        for line in body.splitlines():
+            operation = json.loads(line)
+            if operation["key"] == "file":
+                file = operation["value"]
+                self.hub.pushed[file["path"]] = base64.b64decode(file["content"])
+        oid = self.hub.commit("main")
+        url = f"{self.hub.endpoint}/datasets/{self.hub.repo}/commit/{oid}"
+        self.send_json({"success": True, "commitOid": oid, "commitUrl": url})
 
     def send_file(self, revision: str, name: str) -> None:
         found = self.hub.find(revision)

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pytest
 
 from tests.conftest import Toy, make_tokenizer, write_jsonl
 from unlearnbench.cli import main
-from unlearnbench.errors import ModelOutputError
+from unlearnbench.errors import CheckpointError, ModelOutputError
 from unlearnbench.models.hf import HFModel
 
 TASKS = ("toy_verbmem", "toy_knowmem_f", "toy_privleak")
@@ -347,7 +347,7 @@ OPTIONS: dict[str, tuple[Build, Sequence[str]]] = {
     "no precision": (option(quant=","), ["no precision was asked for", "--quant none"]),
     "limit 0": (option(limit="0"), ["--limit 0 leaves no sample", "use 1 or more"]),
     "limit -1": (option(limit="-1"), ["--limit -1 leaves no sample", "use 1 or more"]),
-    "limit x": (option(limit="x"), ["--limit", "'x' is not a valid integer"]),
+    "limit x": (option(limit="x"), ["--limit", "'x' is not a number or a share"]),
     "batch 0": (option(batch_size="0"), ["--batch-size 0", "a whole number above 0"]),
     "batch -1": (option(batch_size="-1"), ["--batch-size -1", "a whole number above 0"]),
     "batch x": (option(batch_size="x"), ["--batch-size x", "'auto' or a number"]),
@@ -654,55 +654,81 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Loads:
     return Loads(monkeypatch)
 
 
+# What is raised half-way, what the command then says of it, and whether the rest goes on.
 FAILURES = [
-    (ModelOutputError("it broke"), 2, "unlearnbench: error: it broke"),
-    (RuntimeError("it\nbroke"), 2, "unlearnbench: error: internal error: RuntimeError: it broke"),
-    (KeyboardInterrupt(), 130, "interrupted; finished tasks are in their run folders"),
+    (ModelOutputError("it broke"), "it broke", True),
+    (RuntimeError("it\nbroke"), "internal error: RuntimeError: it broke", True),
+    (MemoryError(), "out of memory", True),
+    (CheckpointError("it broke"), "it broke", False),
+    (OSError(28, "No space left on device"), "a file of a library's cannot be written", False),
+    (KeyboardInterrupt(), "interrupted; every answer so far is kept in ", False),
 ]
+KINDS = ["ours", "bug", "memory", "checkpoint", "disk", "interrupt"]
 
 
-@pytest.mark.parametrize(("error", "code", "said"), FAILURES, ids=["ours", "bug", "interrupt"])
-def test_a_failure_in_the_second_precision_keeps_the_first(
-    scene: Scene, call: Call, loads: Loads, error: Exception, code: int, said: str
-) -> None:
-    loads.broken["rtn-int4"] = error
-    command = scene.command(tasks="toy", quant="none,rtn-int4")
-    answer = call(*command)
-    assert (answer.code, answer.out, answer.lines[-1]) == (code, "", said)
+def require_told(answer: Answer, error: BaseException, said: str, where: str | None) -> None:
+    """The failure in one last line, and where the rest went on (``where``) in the table too."""
+    assert answer.code == (130 if isinstance(error, KeyboardInterrupt) else 2)
     assert "Traceback" not in answer.err
-    require_complete(run_folder(scene), TASKS)
-    assert not list(scene.toy.out.glob("*/rtn-int4/run.json"))
-    before = contents(run_folder(scene))
+    if where is None:
+        assert answer.out == ""
+        assert said in answer.lines[-1]
+        return
+    start = f"unlearnbench: error: failed: {where}: {said}"
+    assert answer.lines[-1].startswith(start)
+    assert answer.lines[-1].endswith(". The rest is finished; the same command tries these again")
+    table = answer.out.splitlines()
+    assert table[-1].startswith(f"failed: {where}: {said}")
+    assert sum("FAILED" in line for line in table) == 1
+
+
+@pytest.mark.parametrize(("error", "said", "goes_on"), FAILURES, ids=KINDS)
+def test_a_precision_that_cannot_be_loaded_stops_only_itself(
+    scene: Scene, call: Call, loads: Loads, error: Exception, said: str, goes_on: bool
+) -> None:
+    loads.broken["rtn-int8"] = error
+    command = scene.command(tasks="toy", quant="none,rtn-int8,rtn-int4")
+    answer = call(*command)
+    require_told(answer, error, said, "rtn-int8" if goes_on else None)
+    assert loads.names == ["none", "rtn-int8", "rtn-int4"][: 3 if goes_on else 2]
+    finished = ["none", "rtn-int4"][: 2 if goes_on else 1]
+    for name in finished:
+        require_complete(run_folder(scene, name), TASKS)
+    assert not list(scene.toy.out.glob("*/rtn-int8/run.json"))
+    before = [contents(run_folder(scene, name)) for name in finished]
     loads.broken.clear()
     assert call(*command).code == 0
-    assert loads.names == ["none", "rtn-int4", "rtn-int4"]
-    require_complete(run_folder(scene, "rtn-int4"), TASKS)
-    assert contents(run_folder(scene)) == before
+    assert loads.names.count("none") == 1
+    require_complete(run_folder(scene, "rtn-int8"), TASKS)
+    assert [contents(run_folder(scene, name)) for name in finished] == before
 
 
-@pytest.mark.parametrize(("error", "code", "said"), FAILURES, ids=["ours", "bug", "interrupt"])
-def test_a_failure_in_the_second_task_keeps_the_first(
+@pytest.mark.parametrize(("error", "said", "goes_on"), FAILURES, ids=KINDS)
+def test_a_task_that_fails_stops_only_itself(
     scene: Scene,
     call: Call,
     loads: Loads,
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
-    code: int,
     said: str,
+    goes_on: bool,
 ) -> None:
     original, asked = HFModel.generate, []
 
-    def generate(self: HFModel, requests: Sequence[Any]) -> Iterator[Any]:
+    def generate(
+        self: HFModel, requests: Sequence[Any], skip: Collection[str] = ()
+    ) -> Iterator[Any]:
         asked.append(requests[0].id.split(":")[0])
         if asked[-1] == "toy_knowmem_f" and len(asked) == 2:
             raise error
-        return original(self, requests)
+        return original(self, requests, skip)
 
     monkeypatch.setattr(HFModel, "generate", generate)
     command = scene.command(tasks=",".join(TASKS))
     answer = call(*command)
-    assert (answer.code, answer.out, answer.lines[-1]) == (code, "", said)
-    require_complete(run_folder(scene), TASKS[:1])
+    require_told(answer, error, said, "toy_knowmem_f at none" if goes_on else None)
+    finished = ("toy_verbmem", "toy_privleak")[: 2 if goes_on else 1]
+    require_complete(run_folder(scene), finished)
     before = contents(run_folder(scene) / "samples")
     assert call(*command).code == 0
     assert asked == ["toy_verbmem", "toy_knowmem_f", "toy_knowmem_f"]
@@ -716,11 +742,18 @@ def test_a_failure_leaves_no_half_written_file(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", fail)
-    answer = call(*scene.command())
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", fail)
+        answer = call(*scene.command())
     assert (answer.code, answer.out) == (2, "")
     assert re.search(r"toy_verbmem\.jsonl cannot be written \(No space left", answer.lines[-1])
-    assert contents(scene.toy.out) == {}
+    # The answers that were there before, whole lines each, and the lock, which is empty.
+    left = {path.name: path.read_bytes() for path in scene.toy.out.rglob("*") if path.is_file()}
+    assert left.pop(".lock") == b""
+    assert left.keys() <= {"toy_verbmem.jsonl"}
+    assert all(line.endswith(b"}\n") for c in left.values() for line in c.splitlines(True))
+    assert call(*scene.command()).code == 0
+    require_complete(run_folder(scene), TASKS[:1])
 
 
 def test_a_run_that_is_complete_loads_no_model_and_prints_the_same_table(

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from tests.conftest import Toy
 from unlearnbench import RunResult, ScriptedModel, evaluate
 from unlearnbench.errors import (
+    EvaluationError,
     MetricError,
     ModelOutputError,
     OptionError,
@@ -447,17 +448,23 @@ def test_blank_outputs_are_empty_too(toy: Toy) -> None:
     assert run(model, "toy_verbmem", toy).tasks["toy_verbmem"].empty_outputs == 3
 
 
-def test_a_task_that_fails_leaves_those_before_it_saved(toy: Toy) -> None:
+def test_a_task_that_fails_leaves_the_others_finished(toy: Toy) -> None:
     model = script(toy)
     model.refuse = "toy_privleak"
-    with pytest.raises(ModelOutputError, match="refused"):
+    with pytest.raises(EvaluationError, match="failed: toy_privleak at none: refused") as raised:
         run(model, "toy_verbmem,toy_privleak,toy_knowmem_f", toy)
     saved = read_run(run_dir(toy, model))
-    assert list(saved.tasks) == ["toy_verbmem"]
+    assert list(saved.tasks) == ["toy_knowmem_f", "toy_verbmem"]
+    assert raised.value.results == (saved,)
+    (failure,) = raised.value.failures
+    assert (failure.task, failure.precision) == ("toy_privleak", "none")
+    assert isinstance(failure.error, ModelOutputError)
+    assert "test_evaluator.py" in failure.traceback
+    assert failure.error.__traceback__ is None, "its frames would keep the model in memory"
     assert not (run_dir(toy, model) / "samples" / "toy_privleak.jsonl").exists()
     model.refuse, model.asked = "nothing", []
     result = run(model, "toy_verbmem,toy_privleak,toy_knowmem_f", toy)
-    assert {name.split(":")[0] for name in model.asked} == {"toy_privleak", "toy_knowmem_f"}
+    assert {name.split(":")[0] for name in model.asked} == {"toy_privleak"}
     assert len(result.tasks) == 3
     assert result.tasks["toy_verbmem"] == saved.tasks["toy_verbmem"]
 

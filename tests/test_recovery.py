@@ -190,6 +190,7 @@ def test_the_retrained_model_itself_has_no_excess_and_no_doubt_about_it() -> Non
     assert (found["excess"], found["excess_ci"]) == (0.0, (0.0, 0.0))
 
 
+@pytest.mark.slow
 def test_false_recovery_and_false_significance_without_effect() -> None:
     """The quantized model is another draw of the unlearned one: at most 5% may "recover"."""
     rng, sets, n = np.random.default_rng(11), 1000, 24

@@ -258,6 +258,10 @@ OTHER = "f" * 64
         ({"seed": 3}, "seed is 0 there and 3 here"),
         ({"limit": 5}, "limit is absent there and 5 here"),
         ({"ppl_lower": True}, "ppl_lower is False there and True here"),
+        ({"gen_kwargs": "{}"}, "gen_kwargs is absent there and {} here"),
+        ({"chat_template_sha256": OTHER}, "chat_template_sha256 is absent there and ffff"),
+        ({"backend": "vllm"}, "backend is absent there and vllm here"),
+        ({"truncate_left": True}, "truncate_left is absent there and True here"),
     ],
 )
 def test_each_setting_that_differs_is_named_with_both_values(
@@ -280,6 +284,10 @@ def test_every_setting_takes_part() -> None:
         "seed",
         "limit",
         "ppl_lower",
+        "gen_kwargs",
+        "chat_template_sha256",
+        "backend",
+        "truncate_left",
     }
 
 

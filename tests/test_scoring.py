@@ -22,6 +22,7 @@ from tests.test_evaluator import (
 from unlearnbench import ScriptedModel
 from unlearnbench.data import DataOptions
 from unlearnbench.errors import MetricError, ModelOutputError, UnlearnbenchError
+from unlearnbench.journal import Answers
 from unlearnbench.metrics.membership import ReferenceScores
 from unlearnbench.plan import Plan, make_plan
 from unlearnbench.reference import Reference
@@ -39,7 +40,7 @@ def plan(toy: Toy, task: str, limit: int | None = None) -> Plan:
 
 
 def ask(toy: Toy, task: str, model: ScriptedModel, ppl_lower: bool = False) -> list[SampleRecord]:
-    return make_records(plan(toy, task), model, "muse", 0, ppl_lower, lambda n: None)
+    return make_records(plan(toy, task), model, "muse", 0, ppl_lower, Answers())
 
 
 Change = Callable[[list[Generated | Scored]], Iterable[Generated | Scored]]
@@ -134,7 +135,9 @@ def test_each_answer_is_counted_once(toy: Toy) -> None:
         ("toy_privleak", True, 12),
     ):
         ticks: list[int] = []
-        make_records(plan(toy, task), script(toy), "muse", 0, lower, ticks.append)
+        answers = Answers()
+        answers.tick = ticks.append
+        make_records(plan(toy, task), script(toy), "muse", 0, lower, answers)
         assert ticks == [1] * want
 
 

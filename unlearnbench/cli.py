@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Exit 0 done, 2 bad input, 130 interrupted."""
+"""The command line: parse, call, print. Exit 0 done, 2 bad input, 130 and 143 when stopped."""
 
 from __future__ import annotations
 
@@ -10,11 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unlearnbench import __version__, cli_boards, cli_check, cli_compare, cli_demo, cli_train
-from unlearnbench.cli_options import checkpoint_options, kernel_options
+from unlearnbench import (
+    __version__,
+    cli_boards,
+    cli_check,
+    cli_compare,
+    cli_demo,
+    cli_push,
+    cli_train,
+)
+from unlearnbench.cli_config import (
+    LIMIT,
+    habit_options,
+    merge_model_args,
+    name_variables,
+    warn_of_variables,
+)
+from unlearnbench.cli_options import checkpoint_options, kernel_options, running_options
 from unlearnbench.cli_quant import inspect_bins, show_quants
 from unlearnbench.errors import OptionError, UnlearnbenchError, one_line, printable
-from unlearnbench.quiet import quiet_imports
+from unlearnbench.quiet import plain_errors, quiet_imports
+from unlearnbench.signals import Stops, catch_stops
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +57,7 @@ _SETTINGS = {
     "--tasks",
     multiple=True,
     metavar="NAMES",
-    help="Task names, groups and globs, as news or news_*,demo_verbmem.",
+    help="Task names, groups and globs, as news or news_*,demo_verbmem; and lm-eval's, as mmlu.",
 )
 @click.option(
     "--quant",
@@ -53,14 +69,23 @@ _SETTINGS = {
     "rtn-int8 (int8), rtn-int4 (int4) and more: unlearnbench quants.",
 )
 @kernel_options
-@click.option("--output", default="results", show_default=True, metavar="DIR", help="Run folders.")
+@click.option(
+    "--output",
+    "--output-path",
+    default="results",
+    show_default=True,
+    metavar="DIR",
+    help="Run folders.",
+)
 @click.option("--data-dir", metavar="DIR", help="Local data; default: $UNLEARNBENCH_DATA.")
 @click.option("--include-path", multiple=True, metavar="DIR", help="More task files; repeatable.")
 @click.option("--allow-data-drift", is_flag=True, help="Run on rows that are not the pinned ones.")
-@click.option("--limit", type=int, metavar="N", help="First N rows of each split.")
+@click.option(
+    "--limit", type=LIMIT, metavar="N|SHARE", help="First N rows of each split, or below 1 a share."
+)
 @click.option("--batch-size", default="auto", show_default=True, metavar="auto|N")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--device", metavar="NAME", help="cpu or cuda; default: cuda when there.")
+@click.option("--device", metavar="NAME", help="cpu, cuda or auto (over all GPUs); default: cuda.")
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
@@ -82,6 +107,10 @@ _SETTINGS = {
 )
 @click.option("--ppl-lower", is_flag=True, help="Also score lower-cased texts (a second pass).")
 @checkpoint_options
+@click.option("--fresh", is_flag=True, help="Start over; an earlier run is kept under .old.")
+@habit_options
+@cli_push.push_options
+@running_options
 @click.option("--verbose", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(__version__, prog_name="unlearnbench")
 @click.pass_context
@@ -95,6 +124,8 @@ def cli(ctx: click.Context, /, **options: Any) -> None:
     if ctx.invoked_subcommand is not None:
         _refuse_before_command(ctx)
         return
+    warn_of_variables(ctx.command)
+    merge_model_args(ctx, options)
     options["tasks"] = ",".join(options["tasks"])
     options["quant"] = ",".join(options["quant"])
     for name in ("model", "tasks"):
@@ -113,18 +144,46 @@ def _refuse_before_command(ctx: click.Context) -> None:
 
 
 def _evaluate(options: dict[str, Any]) -> None:
+    from unlearnbench import parallel
     from unlearnbench.evaluator import evaluate
+    from unlearnbench.harness.names import split_wanted
     from unlearnbench.run import run_path
-    from unlearnbench.tables import results_table
+    from unlearnbench.runfolder import RunFolder
+    from unlearnbench.summary import Shown, summarize_evaluation
     from unlearnbench.tasks import load_registry, split_names
 
-    names = split_names(options["tasks"])
+    if parallel.is_worker():
+        parallel.serve(options["threads"])
+        return
+    pushing = [options.pop(key) for key in ("push_to_hub", "push_dry_run", "push_public")]
+    cli_push.require_pushable(*pushing)
+    log_samples = options.pop("log_samples")
     options["batch_size"] = _batch_size(options["batch_size"])
-    results = evaluate(**options, progress=True)
     output = Path(options["output"])
-    paths = {r.precision.name: run_path(output, r.checkpoint, r.precision.name) for r in results}
-    tasks = [spec.task for spec in load_registry(options["include_path"]).resolve(names)]
-    click.echo(printable(results_table(results, paths, tasks)))
+
+    def shown() -> Shown:
+        registry = load_registry(options["include_path"])
+        wanted = split_wanted(split_names(options["tasks"]), registry, options["include_path"])
+        ours = registry.resolve(wanted.ours) if wanted.ours else []
+        return Shown({spec.task: spec.want for spec in ours}, bool(wanted.theirs))
+
+    with parallel.launched() as team:
+        results = summarize_evaluation(
+            lambda: evaluate(**options, progress=True, team=team),
+            output,
+            shown,
+            lambda text: click.echo(printable(text)),
+        )
+    paths = [run_path(output, r.checkpoint, r.precision.name) for r in results]
+    if log_samples:
+        from unlearnbench.harness.logfiles import write_log
+
+        for folder, result in zip(paths, results, strict=True):
+            for path in write_log(RunFolder(folder), result):
+                click.echo(printable(str(path)))
+    repo, dry, public = pushing
+    if repo is not None:
+        cli_push.push_paths(paths, repo, dry, public)
 
 
 def _batch_size(text: str) -> int | str:
@@ -145,11 +204,24 @@ cli.add_command(inspect_bins)
 @click.option("--include-path", multiple=True, metavar="DIR", help="More task files; repeatable.")
 @click.option("--data-dir", metavar="DIR", help="Local data; default: $UNLEARNBENCH_DATA.")
 @click.option("--allow-data-drift", is_flag=True, help="Show rows that are not the pinned ones.")
+@click.option(
+    "--lm-eval-path", is_flag=True, help="Print the folder to give lm_eval as --include_path."
+)
 def show_tasks(
-    name: str | None, include_path: Sequence[str], data_dir: str | None, allow_data_drift: bool
+    name: str | None,
+    include_path: Sequence[str],
+    data_dir: str | None,
+    allow_data_drift: bool,
+    lm_eval_path: bool,
 ) -> None:
     """List the tasks, or show one with its first prompt."""
     from unlearnbench.tasks import load_registry
+
+    if lm_eval_path:
+        from unlearnbench.harness.names import BRIDGE
+
+        click.echo(str(BRIDGE))
+        return
 
     registry = load_registry(include_path)
     if name is None:
@@ -160,14 +232,14 @@ def show_tasks(
 
 
 def _task_list(registry: Registry) -> str:
-    from tabulate import tabulate
+    from unlearnbench.texttable import text_table
 
     rows = [
         [t.task, ", ".join(t.tag), t.metric, t.want, f"{t.version:g}", t.description]
         for t in registry.tasks.values()
     ]
     head = ["task", "groups", "metric", "want", "version", "description"]
-    return printable(tabulate(rows, headers=head, tablefmt="github", disable_numparse=True))
+    return text_table(rows, head)
 
 
 def _show_task(registry: Registry, spec: TaskSpec, data_dir: str | None, drift: bool) -> None:
@@ -184,9 +256,10 @@ def _show_task(registry: Registry, spec: TaskSpec, data_dir: str | None, drift: 
     click.echo(printable(first_prompt(spec, splits)))
 
 
-for _module in (cli_compare, cli_check, cli_boards, cli_train, cli_demo):
+for _module in (cli_compare, cli_check, cli_boards, cli_train, cli_demo, cli_push):
     for _command in _module.COMMANDS:
         cli.add_command(_command)
+name_variables(cli)
 
 
 class _Lines(logging.Handler):
@@ -213,8 +286,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    with catch_stops() as stops:
+        return _call(arguments, stops)
+
+
+def _call(arguments: list[str], stops: Stops) -> int:
     try:
-        status = cli.main(arguments, prog_name="unlearnbench", standalone_mode=False)
+        with plain_errors():
+            status = cli.main(arguments, prog_name="unlearnbench", standalone_mode=False)
     except UnlearnbenchError as error:
         return _fail(str(error), arguments)
     except click.UsageError as error:
@@ -222,9 +301,10 @@ def _run(arguments: list[str]) -> int:
         return _fail(f"{message} (see unlearnbench --help)", arguments)
     except click.ClickException as error:
         return _fail(error.format_message(), arguments)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; finished tasks are in their run folders", err=True)
-        return 130
+    except (KeyboardInterrupt, click.Abort) as error:
+        said = [*getattr(error.__cause__, "args", ()), "interrupted; what was finished is kept"]
+        click.echo(one_line(said[0], 2000), err=True)
+        return stops.status
     except Exception as error:  # a bug of ours: still one line, and never exit 1, "check failed"
         return _fail(f"internal error: {type(error).__name__}: {error}", arguments)
     return status if isinstance(status, int) else 0

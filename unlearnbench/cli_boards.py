@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from unlearnbench.cli_push import push_options, push_paths, require_pushable
 from unlearnbench.errors import OptionError, printable
 
 if TYPE_CHECKING:
@@ -33,16 +34,28 @@ def leaderboard() -> None:
 )
 @click.option("--note", default="", metavar="TEXT", help="Method, hyperparameters, provenance.")
 @click.option("--no-texts", is_flag=True, help="Scores and salted hashes in place of texts.")
+@push_options
 def add_command(
-    runs: Sequence[str], folder: str, name: str, role: str, note: str, no_texts: bool
+    runs: Sequence[str],
+    folder: str,
+    name: str,
+    role: str,
+    note: str,
+    no_texts: bool,
+    push_to_hub: str | None,
+    push_dry_run: bool,
+    push_public: bool,
 ) -> None:
     """Make an entry from a checkpoint's run folders."""
     from unlearnbench.boards import add_entry, read_board
     from unlearnbench.boards.entry import Submission
 
+    require_pushable(push_to_hub, push_dry_run, push_public)
     submission = Submission(name, role, note, not no_texts)  # type: ignore[arg-type]  # a Choice
     path = add_entry(read_board(Path(folder)), [Path(run) for run in runs], submission)
     click.echo(printable(str(path)))
+    if push_to_hub is not None:
+        push_paths([path], push_to_hub, push_dry_run, push_public)
 
 
 @leaderboard.command("build")

@@ -46,10 +46,12 @@ def compare_command(
     and the target one at every precision of the others.
     """
     from unlearnbench.compare import compare, open_comparison
+    from unlearnbench.harness.table import utility_table
     from unlearnbench.tables import recovery_table
 
     del verbose  # read where errors are shown
     opened = open_comparison([Path(r) for r in runs], Path(target), Path(retrained), utility_floor)
+    utilities = utility_table([*opened.entries, opened.target, opened.retrained])
     rows = compare(opened)
     if json_file is not None:
         import json
@@ -58,6 +60,8 @@ def compare_command(
         write_text(Path(json_file), json.dumps(content, indent=2, allow_nan=False) + "\n")
     click.echo(printable(recovery_table(rows)))
     click.echo(_caption(opened))
+    if utilities:
+        click.echo(printable(f"\nGeneral ability, by lm-eval:\n{utilities}"))
 
 
 @click.command("import")

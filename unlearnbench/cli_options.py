@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["CHECKPOINT_OPTIONS", "checkpoint_options", "kernel_options"]
+__all__ = ["CHECKPOINT_OPTIONS", "checkpoint_options", "kernel_options", "running_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -56,6 +56,33 @@ _KERNEL_OPTIONS = (
     ),
 )
 
+_RUNNING_OPTIONS = (
+    click.option(
+        "--truncate-left",
+        is_flag=True,
+        help="Cut prompts beyond the model's context on the left; recorded.",
+    ),
+    click.option(
+        "--backend",
+        type=click.Choice(["hf", "vllm"]),
+        default="hf",
+        show_default=True,
+        help="Generate through transformers, or vLLM on GPUs.",
+    ),
+    click.option(
+        "--attention",
+        type=click.Choice(["auto", "sdpa", "flash_attention_2", "eager"]),
+        default="auto",
+        show_default=True,
+        help="Attention where texts are scored; auto: flash-attn on GPUs where installed.",
+    ),
+    click.option(
+        "--compile", "compiled", is_flag=True, help="Compile the layers by torch.compile."
+    ),
+    click.option("--threads", type=int, metavar="N", help="Processor threads; default: torch's."),
+    click.option("--explain", is_flag=True, help="Say which way the model is run, and why."),
+)
+
 
 def checkpoint_options(command: F) -> F:
     """How to find and trust a checkpoint."""
@@ -67,5 +94,12 @@ def checkpoint_options(command: F) -> F:
 def kernel_options(command: F) -> F:
     """How a precision is made and run."""
     for option in reversed(_KERNEL_OPTIONS):
+        command = option(command)
+    return command
+
+
+def running_options(command: F) -> F:
+    """How a model that is loaded is run."""
+    for option in reversed(_RUNNING_OPTIONS):
         command = option(command)
     return command

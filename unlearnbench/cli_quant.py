@@ -76,7 +76,7 @@ def _facts(spec: PrecisionSpec, device: str) -> dict[str, object]:
 
 
 def _list(rows: Sequence[dict[str, Any]]) -> str:
-    from tabulate import tabulate
+    from unlearnbench.texttable import text_table
 
     lines = [
         [
@@ -89,7 +89,7 @@ def _list(rows: Sequence[dict[str, Any]]) -> str:
         for row in rows
     ]
     head = ["precision", "bits/weight", "here", "installed by", "what it does"]
-    return printable(tabulate(lines, headers=head, tablefmt="github", disable_numparse=True))
+    return text_table(lines, head)
 
 
 def _show_proofs(

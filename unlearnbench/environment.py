@@ -31,6 +31,7 @@ _PACKAGES = (
     "tokenizers",
     "torch",
     "transformers",
+    "flash-attn",
 )
 _PACKAGE_DIR = Path(__file__).resolve().parent
 

@@ -10,7 +10,9 @@
     ├── ModelOutputError         non-finite logits, a prompt that does not fit
     ├── MetricError              scores that cannot be computed or compared
     ├── TrainingError            training that cannot go on: a loss that is not finite, a full disk
-    └── ResultError              a run folder or result file
+    ├── ResultError              a run folder or result file
+    │   └── OutputError          nothing can be written there: a full disk, a read-only one
+    └── EvaluationError          some of several evaluations failed; the others are finished
 
 On forget metrics low is good, so a failure must never end up as a number: it ends up here. Each
 message says what is wrong, where, and what to do, in one line.
@@ -18,13 +20,22 @@ message says what is wrong, where, and what to do, in one line.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from unlearnbench.failures import Failure
+    from unlearnbench.results import RunResult
+
 __all__ = [
     "CheckpointError",
     "DataError",
+    "EvaluationError",
     "MetricError",
     "ModelOutputError",
     "NotInForceError",
     "OptionError",
+    "OutputError",
     "PrecisionError",
     "ResultError",
     "TaskError",
@@ -36,7 +47,12 @@ __all__ = [
 
 
 class UnlearnbenchError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose. As text it is one printable line, whatever file names
+    and library messages it quotes.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__(), 2000)
 
 
 class OptionError(UnlearnbenchError):
@@ -77,6 +93,26 @@ class TrainingError(UnlearnbenchError):
 
 class ResultError(UnlearnbenchError):
     """A run folder or result file is damaged, in the way or not writable."""
+
+
+class OutputError(ResultError):
+    """A file cannot be written: the disk is full or read-only. What was complete stays readable."""
+
+
+class EvaluationError(UnlearnbenchError):
+    """Some of several evaluations failed. The others are finished and in their run folders.
+
+    failures: what failed, one entry a task and precision, or one a precision that could not be
+    loaded. results: what was finished, as ``evaluate`` would have returned it; a precision at which
+    nothing was finished is not among them.
+    """
+
+    def __init__(self, failures: Sequence[Failure], results: Sequence[RunResult]) -> None:
+        self.failures, self.results = tuple(failures), tuple(results)
+        said = "; ".join(f"{failure.where}: {failure.message}" for failure in failures)
+        super().__init__(
+            f"failed: {said}. The rest is finished; the same command tries these again"
+        )
 
 
 def printable(text: str) -> str:

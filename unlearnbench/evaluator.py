@@ -5,17 +5,28 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from unlearnbench import quant as quant_backends
 from unlearnbench.data import DataOptions
 from unlearnbench.errors import OptionError
+from unlearnbench.failures import Failures
+from unlearnbench.harness.names import INSTALL, packaged_tasks, split_wanted
+from unlearnbench.harness.opening import Ask, open_suite
 from unlearnbench.models.base import Model
+from unlearnbench.overrides import (
+    chat_plans,
+    gen_kwargs_text,
+    override_decoding,
+    template_sha256,
+)
 from unlearnbench.plan import Plan, make_plan
-from unlearnbench.quant.base import Calibration, How, PrecisionSpec, pick_kernel
+from unlearnbench.quant.base import Attention, Calibration, How, PrecisionSpec, pick_kernel
+from unlearnbench.quiet import plain_errors
 from unlearnbench.reference import RetrainedRun, open_reference
 from unlearnbench.results import RunResult
 from unlearnbench.run import Job, Run, prepare, run_tasks
@@ -23,8 +34,10 @@ from unlearnbench.runfolder import require_writable
 from unlearnbench.tasks import PROTOCOLS, LikelihoodTask, load_registry, split_names
 
 if TYPE_CHECKING:
+    from unlearnbench.models.hf import HFModel
     from unlearnbench.models.pair import PairSource
     from unlearnbench.models.source import LoadOptions, Source
+    from unlearnbench.parallel import Team
 
 __all__ = ["evaluate"]
 
@@ -40,7 +53,7 @@ def evaluate(
     include_path: Sequence[str | Path] = (),
     data_dir: str | Path | None = None,
     allow_data_drift: bool = False,
-    limit: int | None = None,
+    limit: int | float | None = None,
     batch_size: int | Literal["auto"] = "auto",
     seed: int = 0,
     device: str | None = None,
@@ -51,45 +64,72 @@ def evaluate(
     protocol: str = "muse",
     reference: str | Path | None = None,
     ppl_lower: bool = False,
+    gen_kwargs: Mapping[str, object] | None = None,
+    apply_chat_template: bool = False,
+    confirm_run_unsafe_code: bool = False,
     revision: str | None = None,
     base: str | None = None,
     adapter: Literal["merge", "keep"] = "merge",
     allow_adapter_base: bool = False,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    fresh: bool = False,
+    truncate_left: bool = False,
+    threads: int | None = None,
+    attention: Attention = "auto",
+    compiled: bool = False,
+    explain: bool = False,
+    backend: Literal["hf", "vllm"] = "hf",
+    team: Team | None = None,
     progress: bool = False,
 ) -> list[RunResult]:
     """Evaluate a checkpoint on tasks at one or more precisions, one after another.
 
     The options are the command line's, under the same names (``unlearnbench --help``). ``model``
     is a folder, a ``.gguf`` file, a hub id, or any object that implements ``Model``, which has its
-    precision already. ``data_dir`` defaults to the environment's ``UNLEARNBENCH_DATA``.
+    precision already. ``data_dir`` defaults to the environment's ``UNLEARNBENCH_DATA``. A task that
+    is not ours is lm-eval's, as is ``lm_eval:NAME``; they run after ours.
 
     Returns:
         One result a precision, in the order asked for; each also stands in its run folder,
         ``output/<model>/<precision>/``, written after every task. A task that already stands there
-        is not computed again.
+        is not computed again, and one that was interrupted goes on (docs/durability.md); with
+        ``fresh`` an earlier run is set aside instead.
 
     Raises:
+        EvaluationError: one or more of several tasks or precisions failed. The others are finished.
         UnlearnbenchError: bad input, or a measurement that cannot be trusted. What was finished
             before is in the run folders.
     """
+    from unlearnbench.models.explain import set_threads, show_explanations
     from unlearnbench.models.source import LoadOptions
 
     _check_options(limit, batch_size, dtype, protocol)
     if quant_kernel not in ("auto", "native", "dequantized"):
         raise OptionError(f"--quant-kernel {quant_kernel}: use auto, native or dequantized")
+    if attention not in get_args(Attention):
+        raise OptionError(f"--attention {attention}: use {', '.join(get_args(Attention))}")
+    if threads is not None and threads < 1:
+        raise OptionError(f"--threads {threads}: use 1 or more")
     if seed < 0:
         raise OptionError(f"--seed {seed}: use 0 or more")
-    specs = load_registry(include_path).resolve(split_names(tasks))
+    registry = load_registry(include_path)
+    wanted = split_wanted(split_names(tasks), registry, include_path)
+    for name in wanted.both:
+        log.info("%s is a task of lm-eval's too; ours is run, lm_eval:%s is theirs", name, name)
+    if wanted.unknown and packaged_tasks() is None:
+        log.warning("lm-eval is not installed, so its tasks are not known; %s", INSTALL)
+    specs = registry.resolve(wanted.ours) if wanted.ours or not wanted.theirs else ()
     for spec in specs:
         if spec.superseded_by:
             log.warning("%s is superseded by %s", spec.task, spec.superseded_by)
     require_writable(Path(output))
     root = data_dir if data_dir is not None else os.environ.get("UNLEARNBENCH_DATA") or None
     options = DataOptions(Path(root) if root is not None else None, allow_data_drift)
+    given = dict(gen_kwargs or {})
+    plans = override_decoding([make_plan(spec, options, limit) for spec in specs], given)
     job = Job(
-        plans=tuple(make_plan(spec, options, limit) for spec in specs),
+        plans=tuple(plans),
         output=Path(output),
         protocol=protocol,
         seed=seed,
@@ -98,14 +138,43 @@ def evaluate(
         batch_size=None if batch_size == "auto" else batch_size,
         reference=_open_reference(reference),
         progress=progress,
+        fresh=fresh,
+        gen_kwargs=gen_kwargs_text(given),
+        truncate_left=truncate_left,
+        backend=backend,
+        processes=1 if team is None else team.size,
+        attention=attention,
+        compiled=compiled,
     )
+    if wanted.theirs:
+        ask = Ask(
+            limit, apply_chat_template, given, confirm_run_unsafe_code, job.batch_size, progress
+        )
+        job = replace(job, suite=open_suite(wanted.theirs, include_path, root, ask, bool(specs)))
     if reference is not None and not any(isinstance(spec, LikelihoodTask) for spec in specs):
         log.warning("--reference moves only PrivLeak, and none of these tasks has it")
     if not isinstance(model, (str, Path)):
-        return [_evaluate_given(job, model, quant)]
-    load = LoadOptions(revision, base, adapter, allow_adapter_base, trust_remote_code, allow_pickle)
-    how = _Asked(dtype, device, quant_kernel, calibration, calibration_samples)
-    return _evaluate_path(job, str(model), quant, load, how)
+        if apply_chat_template:
+            raise OptionError(
+                "a Model object has no tokenizer to template its prompts; give a path"
+            )
+        if truncate_left:
+            raise OptionError("a Model object cuts its prompts itself; leave truncate_left out")
+        if backend != "hf" or team is not None or attention != "auto" or compiled:
+            raise OptionError(
+                "a Model object runs as it is; leave attention, compiled, backend and team out"
+            )
+        return _evaluate_given(job, model, quant)
+    load = LoadOptions(
+        revision, base, adapter, allow_adapter_base, trust_remote_code, allow_pickle, truncate_left
+    )
+    set_threads(threads)
+    show_explanations(explain)
+    how = _Asked(
+        *(dtype, device, quant_kernel, calibration, calibration_samples, backend, team),
+        *(attention, compiled),
+    )
+    return _evaluate_path(job, str(model), quant, load, how, apply_chat_template)
 
 
 @dataclass(frozen=True)
@@ -117,11 +186,21 @@ class _Asked:
     quant_kernel: str
     calibration: str
     calibration_samples: int
+    backend: Literal["hf", "vllm"]
+    team: Team | None
+    attention: Attention
+    compiled: bool
 
 
-def _check_options(limit: int | None, batch_size: object, dtype: str, protocol: str) -> None:
-    if limit is not None and limit < 1:
-        raise OptionError(f"--limit {limit} leaves no sample; use 1 or more, or leave it out")
+def _check_options(
+    limit: int | float | None, batch_size: object, dtype: str, protocol: str
+) -> None:
+    if limit is not None and not limit > 0:
+        raise OptionError(
+            f"--limit {limit} leaves no sample; use 1 or more, a share below 1, or leave it out"
+        )
+    if limit is not None and limit > 1 and limit != int(limit):
+        raise OptionError(f"--limit {limit}: use a whole number, or a share below 1")
     if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
         raise OptionError(f"--batch-size {batch_size}: use 'auto' or a whole number above 0")
     if dtype not in ("auto", "fp32", "bf16", "fp16"):
@@ -136,16 +215,30 @@ def _open_reference(reference: str | Path | None) -> RetrainedRun | Literal["sta
     return open_reference(Path(reference))
 
 
-def _evaluate_given(job: Job, model: Model, precision: str | Sequence[str]) -> RunResult:
+def _evaluate_given(job: Job, model: Model, precision: str | Sequence[str]) -> list[RunResult]:
     if split_names(precision) != ["none"]:
         raise OptionError("a Model object has its precision already; leave quant out")
     settings = job.settings(model.dtype, model.device)
-    run, todo = prepare(job, model.checkpoint, model.config, model.precision, settings)
-    return run_tasks(run, todo, lambda: model)
+    failures = job.failures(1)
+    with ExitStack() as locks:
+        run, todo = prepare(job, model.checkpoint, model.config, model.precision, settings, locks)
+        result = run_tasks(run, todo, lambda: model, failures)
+    return _results([result], failures)
+
+
+def _results(found: Sequence[RunResult | None], failures: Failures) -> list[RunResult]:
+    results = [result for result in found if result is not None]
+    failures.raise_if_any(results)
+    return results
 
 
 def _evaluate_path(
-    job: Job, path: str, precisions: str | Sequence[str], load: LoadOptions, asked: _Asked
+    job: Job,
+    path: str,
+    precisions: str | Sequence[str],
+    load: LoadOptions,
+    asked: _Asked,
+    chat: bool,
 ) -> list[RunResult]:
     from unlearnbench import loading
     from unlearnbench.models.opening import open_any
@@ -158,17 +251,39 @@ def _evaluate_path(
     calibration = _calibration(job, specs, asked)
     source = open_any(path, load, keep=len(specs) > 1)
     loading.require_loadable(source)
+    if chat:
+        sha256 = template_sha256(source.tokenizer)
+        plans = chat_plans(job.plans, source.tokenizer)
+        job = replace(job, plans=tuple(plans), chat_template_sha256=sha256)
+    kernel = asked.quant_kernel
+    if asked.backend == "vllm":
+        from unlearnbench.models.vllm import require_vllm
+
+        if asked.team is not None:
+            raise OptionError("--backend vllm runs in one process; it spreads its work itself")
+        if asked.compiled or asked.attention != "auto":
+            raise OptionError(
+                "--backend vllm chooses attention and compilation itself; leave --attention and "
+                "--compile out"
+            )
+        require_vllm(source, specs, kernel)
+        kernel = "dequantized"
     config = source.config.to_dict()
+    failures = job.failures(len(specs))
     prepared = []
-    for spec in specs:  # every conflict is found before the first model is loaded
-        source.require_precision(spec)
-        dtype = loading.pick_dtype(asked.dtype, spec, source.own_dtype, device)
-        how = loading.make_how(spec, dtype, device, asked.quant_kernel, calibration)
-        precision = loading.describe_precision(source, spec, how)
-        settings = job.settings(dtype, device)
-        run, todo = prepare(job, source.checkpoint, config, precision, settings)
-        prepared.append((spec, how, run, todo))
-    return [_run_precision(source, spec, how, run, todo) for spec, how, run, todo in prepared]
+    with ExitStack() as locks:
+        for spec in specs:  # every conflict is found before the first model is loaded
+            source.require_precision(spec)
+            dtype = loading.pick_dtype(asked.dtype, spec, source.own_dtype, device)
+            how = loading.make_how(spec, dtype, device, kernel, calibration)
+            how = replace(how, attention=asked.attention, compiled=asked.compiled)
+            precision = loading.describe_precision(source, spec, how)
+            settings = job.settings(dtype, device)
+            run, todo = prepare(job, source.checkpoint, config, precision, settings, locks)
+            prepared.append((spec, how, run, todo))
+        opened = _Opened(path, load, source, asked)
+        found = [_run_precision(opened, *one, failures) for one in prepared]
+    return _results(found, failures)
 
 
 def _calibration(job: Job, specs: Sequence[PrecisionSpec], asked: _Asked) -> Calibration | None:
@@ -181,17 +296,48 @@ def _calibration(job: Job, specs: Sequence[PrecisionSpec], asked: _Asked) -> Cal
     return None
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """A checkpoint that is open, and by whom it is to be run."""
+
+    path: str
+    options: LoadOptions
+    source: Source | PairSource
+    asked: _Asked
+
+    def load(self, spec: PrecisionSpec, how: How, batch_size: int | None) -> Model:
+        """At one precision, by every process and on the engine asked for."""
+        from unlearnbench.models.opening import load_any
+
+        def load_here() -> HFModel:
+            model = load_any(self.source, spec, how, batch_size)
+            self.source.release()
+            return model
+
+        if self.asked.team is not None:
+            from unlearnbench.parallel import Loading
+
+            asked = Loading(self.path, self.options, spec, how, batch_size)
+            return self.asked.team.load(asked, load_here)
+        if self.asked.backend == "vllm":
+            from unlearnbench.models.vllm import open_vllm
+
+            return open_vllm(load_here())
+        return load_here()
+
+
 def _run_precision(
-    source: Source | PairSource, spec: PrecisionSpec, how: How, run: Run, todo: list[Plan]
-) -> RunResult:
-    from unlearnbench.models.opening import load_any
-
-    def load() -> Model:
-        model = load_any(source, spec, how, run.job.batch_size)
-        source.release()
-        return model
-
+    opened: _Opened,
+    spec: PrecisionSpec,
+    how: How,
+    run: Run,
+    todo: list[Plan],
+    failures: Failures,
+) -> RunResult | None:
     try:
-        return run_tasks(run, todo, load)
+        with plain_errors():
+            return run_tasks(
+                run, todo, lambda: opened.load(spec, how, run.job.batch_size), failures
+            )
     finally:
         gc.collect()  # before the next precision takes its memory

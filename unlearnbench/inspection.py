@@ -205,7 +205,7 @@ def _layer(name: str, spec: PrecisionSpec, ours: Any, theirs: Any, changed: int)
 
 def overlap_table(found: Sequence[PrecisionOverlap]) -> str:
     """Two tables: a summary line a precision, and the overlap of every transformer block."""
-    from tabulate import tabulate
+    from unlearnbench.texttable import text_table
 
     rows = [
         [
@@ -218,14 +218,14 @@ def overlap_table(found: Sequence[PrecisionOverlap]) -> str:
         for p in found
     ]
     head = ["precision", "weights", "changed", "mean update / bin", "same code"]
-    summary = tabulate(rows, headers=head, tablefmt="github", disable_numparse=True)
+    summary = text_table(rows, head)
     blocks = {p.precision: p.by_block() for p in found}
     lines = [
         [block, *(_percent(blocks[p.precision][block]) for p in found)]
         for block in next(iter(blocks.values()))
     ]
     head = ["same code in", *(p.precision for p in found)]
-    layers = tabulate(lines, headers=head, tablefmt="github", disable_numparse=True)
+    layers = text_table(lines, head)
     return f"{layers}\n\n{summary}\n\n" + "\n".join(forecast(p) for p in found)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from unlearnbench import quant
 from unlearnbench.errors import OptionError, PrecisionError
+from unlearnbench.models.explain import explain_loaded
 from unlearnbench.models.hf import HFModel
 from unlearnbench.models.source import DTYPES
 from unlearnbench.quant.base import Calibration, How, PrecisionSpec, pick_kernel
@@ -28,24 +29,29 @@ __all__ = [
     "require_loadable",
 ]
 
+# Backends whose layers are made where accelerate puts them.
+_SPREAD = ("torch", "bitsandbytes", "unlearnbench", "gguf")
 DTYPE_BITS = {"fp32": 32.0, "bf16": 16.0, "fp16": 16.0}
 
 log = logging.getLogger("unlearnbench")
 
 
 def pick_device(asked: str | None) -> str:
-    """The device to run on: CUDA when there, unless asked otherwise.
+    """The device to run on: CUDA when there, unless asked otherwise. ``auto`` stays so where there
+    are several GPUs to spread a model over.
 
     Raises:
         OptionError: the device does not exist here.
     """
     import torch
 
-    if asked is None:
+    if asked == "auto" and torch.cuda.device_count() > 1:
+        return "auto"
+    if asked is None or asked == "auto":
         asked = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if torch.device(asked).type not in ("cpu", "cuda"):
-            raise OptionError(f"device {asked!r}: only cpu and cuda are supported")
+            raise OptionError(f"device {asked!r}: only cpu, cuda and auto are supported")
         torch.empty(1, device=asked)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise OptionError(f"device {asked!r} is not there; use --device cpu or cuda") from None
@@ -85,6 +91,7 @@ def load_model(
     """Load ``source`` at ``spec`` and prove that it is in force.
 
     Raises:
+        OptionError: its attention or its compilation cannot be as ``how`` asks.
         CheckpointError: the weights cannot be used.
         PrecisionError: the precision does not fit the checkpoint, or its library fails.
         NotInForceError: the precision did not take effect.
@@ -92,6 +99,8 @@ def load_model(
     source.require_precision(spec)
     if spec.calibrated and how.calibration is None:
         raise PrecisionError(f"{spec.name} needs calibration texts; give --calibration")
+    from unlearnbench.models.compute import compile_layers, set_attention
+
     with warnings.catch_warnings():
         # Libraries' advice about their own internals; ours are errors, not warnings.
         warnings.simplefilter("ignore")
@@ -100,6 +109,10 @@ def load_model(
     dtype = {long: short for short, long in DTYPES.items()}[str(how.dtype).removeprefix("torch.")]
     _say_proof(precision, loaded.proof, dtype, how.device)
     model = source.finish(loaded.model)
+    explain_loaded(how.device, dtype, precision.kernel)
+    set_attention(model, how.attention, how.device)
+    if how.compiled:
+        compile_layers(model)
     return HFModel(model, source, precision, dtype, how.device, batch_size)
 
 
@@ -135,6 +148,10 @@ def make_how(
 
 def require_available(spec: PrecisionSpec, device: str) -> None:
     """Raise PrecisionError with the reason where ``spec`` cannot run on ``device``."""
+    if device == "auto" and spec.backend not in _SPREAD:
+        raise PrecisionError(
+            f"{spec.name} is made on one device; use --device cuda, or another precision"
+        )
     reason = quant.backend_of(spec).unavailable(spec, device)
     if reason:
         raise PrecisionError(f"{spec.name} cannot run here: {reason}")

@@ -4,10 +4,11 @@ is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from unlearnbench.data import DataOptions, SplitRows, load_splits
+from unlearnbench.data import DataOptions, Row, SplitRows, load_splits
 from unlearnbench.errors import DataError, TaskError
 from unlearnbench.metrics import generation_metric, likelihood_metric
 from unlearnbench.models.files import content_sha256
@@ -16,7 +17,7 @@ from unlearnbench.requests import Generate, Sampling, Score
 from unlearnbench.results import SplitData, TaskResult
 from unlearnbench.tasks import GenerationTask, LikelihoodTask, TaskSpec
 
-__all__ = ["Plan", "Sample", "make_plan"]
+__all__ = ["Plan", "Sample", "limited", "limited_count", "make_plan"]
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,9 @@ class Plan:
         return [Score(f"{self.spec.task}:{s.id}", s.text) for s in self.samples]
 
 
-def make_plan(spec: TaskSpec, options: DataOptions, limit: int | None) -> Plan:
-    """Load a task's rows and render its samples, the first ``limit`` rows of each split.
+def make_plan(spec: TaskSpec, options: DataOptions, limit: int | float | None) -> Plan:
+    """Load a task's rows and render its samples, the first ``limit`` rows of each split; a limit
+    below 1 is a share of them (``limited``).
 
     Raises:
         DataError: the rows are not what the task needs.
@@ -121,6 +123,18 @@ def make_plan(spec: TaskSpec, options: DataOptions, limit: int | None) -> Plan:
     return Plan(spec, splits, tuple(samples))
 
 
+def limited(rows: Sequence[Row], limit: int | float | None) -> Sequence[Row]:
+    """The first ``limit`` rows, or below 1 that share of them, rounded up as lm-eval does."""
+    return rows if limit is None else rows[: limited_count(len(rows), limit)]
+
+
+def limited_count(rows: int, limit: int | float | None) -> int:
+    """How many of ``rows`` a limit leaves."""
+    if limit is None:
+        return rows
+    return min(rows, math.ceil(rows * limit) if limit < 1 else int(limit))
+
+
 def _check_text(spec: TaskSpec, sample: Sample) -> None:
     if not sample.text:
         raise DataError(f"{spec.task}: {sample.id} is empty; remove the row")
@@ -134,12 +148,12 @@ def _check_text(spec: TaskSpec, sample: Sample) -> None:
 
 
 def _generation_samples(
-    spec: GenerationTask, splits: Mapping[str, SplitRows], limit: int | None
+    spec: GenerationTask, splits: Mapping[str, SplitRows], limit: int | float | None
 ) -> list[Sample]:
     prefix = fewshot_prefix(spec, splits[spec.fewshot_split] if spec.fewshot_split else None)
     split = spec.test_split
     samples = []
-    for i, row in enumerate(splits[split].rows[:limit]):
+    for i, row in enumerate(limited(splits[split].rows, limit)):
         where = f"{spec.task}: {split}/{i}"
         prompt = prefix + render_field(spec.doc_to_text, row, where)
         target = render_field(spec.doc_to_target, row, where)
@@ -148,10 +162,10 @@ def _generation_samples(
 
 
 def _likelihood_samples(
-    spec: LikelihoodTask, splits: Mapping[str, SplitRows], limit: int | None
+    spec: LikelihoodTask, splits: Mapping[str, SplitRows], limit: int | float | None
 ) -> list[Sample]:
     return [
         Sample(f"{s}/{i}", s, render_field(spec.doc_to_text, row, f"{spec.task}: {s}/{i}"))
         for s in spec.used_splits
-        for i, row in enumerate(splits[s].rows[:limit])
+        for i, row in enumerate(limited(splits[s].rows, limit))
     ]

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import lru_cache
-
-from jinja2 import StrictUndefined, Template
-from jinja2.meta import find_undeclared_variables
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from collections.abc import Iterable, Mapping
 
 from unlearnbench.data import Row, SplitRows
 from unlearnbench.errors import DataError, TaskError, one_line
 from unlearnbench.tasks import GenerationTask, LikelihoodTask
+from unlearnbench.templates import compile_template, fill_template
 
 __all__ = ["first_prompt", "fewshot_prefix", "render_field"]
-
-# keep_trailing_newline and StrictUndefined as in lm-eval: a template means the same in both.
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-
-
-@lru_cache(maxsize=256)
-def _compile(template: str) -> tuple[Template, frozenset[str]]:
-    """The template, and the names of the fields that it uses."""
-    used = find_undeclared_variables(_ENVIRONMENT.parse(template))
-    return _ENVIRONMENT.from_string(template), frozenset(used)
 
 
 def render_field(template: str, row: Row, where: str) -> str:
@@ -34,15 +20,21 @@ def render_field(template: str, row: Row, where: str) -> str:
         DataError: a field that the template uses is not text, a number or a truth value.
     """
     try:
-        compiled, used = _compile(template)
-        return compiled.render(_plain(row, used, where))
+        _, used = compile_template(template)
+        return fill_template(template, _plain(row, used, where))
     except DataError:
         raise
     except Exception as error:  # a template is a stranger's program and can fail in any way
-        raise TaskError(f"{where}: template {template!r} fails: {one_line(error, 200)}") from None
+        raise TaskError(
+            f"{where}: template {_quoted(template)} fails: {one_line(error, 200)}"
+        ) from None
 
 
-def _plain(row: Row, used: frozenset[str], where: str) -> Mapping[str, object]:
+def _quoted(template: str) -> str:
+    return repr(template if len(template) <= 300 else f"{template[:297]}...")
+
+
+def _plain(row: Row, used: Iterable[str], where: str) -> Mapping[str, object]:
     fields = {key: row[key] for key in used if row.get(key) is not None}
     for key, value in fields.items():
         if not isinstance(value, (str, int, float)):

@@ -9,7 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["muted", "quiet_hub", "quiet_imports", "quiet_transformers", "unmoved_caches"]
+from unlearnbench.errors import CheckpointError, one_line
+
+__all__ = [
+    "muted",
+    "plain_errors",
+    "quiet_hub",
+    "quiet_imports",
+    "quiet_transformers",
+    "unmoved_caches",
+]
 
 
 def quiet_hub() -> None:
@@ -83,3 +92,22 @@ def muted() -> Iterator[None]:
             os.close(saved)
         os.close(nowhere)
         root.handlers, root.level = handlers, level
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """A panic of compiled Rust code is an error as others are: tokenizers raises one, which is no
+    ``Exception``, where a stranger's file is not as it trusts it to be.
+
+    Raises:
+        CheckpointError: in place of the panic, with its message.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(
+            f"the checkpoint's tokenizer gave up: {one_line(error, 150)}; use the tokenizer that "
+            "the model was trained with"
+        ) from error

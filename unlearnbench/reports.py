@@ -45,11 +45,11 @@ def junit(findings: Sequence[Finding]) -> str:
 
 def findings_table(findings: Sequence[Finding]) -> str:
     """A text table."""
-    from tabulate import tabulate
+    from unlearnbench.texttable import text_table
 
     rows = [[f.entry, f.task, f.precision, f.rule, f.outcome, f.message] for f in findings]
     head = ["entry", "task", "precision", "rule", "outcome", "measured"]
-    return tabulate(rows, headers=head, tablefmt="simple", disable_numparse=True)
+    return text_table(rows, head, "simple")
 
 
 def summary(findings: Sequence[Finding]) -> str:

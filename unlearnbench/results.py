@@ -28,6 +28,8 @@ __all__ = [
     "Checkpoint",
     "Environment",
     "GenerationRecord",
+    "HarnessMetric",
+    "HarnessResult",
     "ImportedFrom",
     "LikelihoodRecord",
     "Precision",
@@ -54,6 +56,7 @@ def _not_null(value: object) -> object:
 
 Count: TypeAlias = Annotated[int | None, BeforeValidator(_not_null)]
 Interval = Annotated[tuple[float, float], Field(strict=False)]
+Limit: TypeAlias = Annotated[int | float | None, Field(gt=0)]
 
 
 class _File(BaseModel):
@@ -270,10 +273,54 @@ class Settings(_File):
     device: str
     """Kind of device: cpu, cuda."""
     seed: int
-    limit: int | None = None
-    """First rows of each split that were used; absent for all."""
+    limit: Limit = None
+    """First rows of each split that were used, or below 1 their share, rounded up; absent for
+    all."""
     ppl_lower: bool
     """Whether the lower-cased texts were scored too."""
+    chat_template_sha256: Sha256 | None = None
+    """Of the chat template that the prompts of generation tasks went through; absent without."""
+    gen_kwargs: str | None = None
+    """What ``--gen-kwargs`` put in place of the tasks' own decoding, as JSON; absent without."""
+    backend: Literal["vllm"] | None = None
+    """What generated the answers, where it was not transformers."""
+    truncate_left: bool | None = None
+    """True where prompts beyond the model's context lost their beginning; absent otherwise."""
+
+
+class HarnessMetric(_File):
+    """One metric of an lm-eval task, behind one of its filters."""
+
+    name: str
+    filter: str
+    value: float
+    """In lm-eval's own unit: an accuracy lies between 0 and 1."""
+    stderr: float | None = Field(default=None, ge=0)
+    """lm-eval's; absent where it gives none."""
+    higher_is_better: bool | None = None
+
+
+class HarnessResult(_File):
+    """What lm-evaluation-harness measured of one of its tasks or groups, on this run's model."""
+
+    kind: Literal["task", "group"]
+    version: str
+    """The task's own."""
+    lm_eval: str
+    """The version of lm-eval."""
+    metrics: tuple[HarnessMetric, ...] = Field(min_length=1, strict=False)
+    """In the task's own order; the first is what tables show."""
+    n: int = Field(gt=0)
+    """Documents evaluated."""
+    num_fewshot: int | None = Field(default=None, ge=0)
+    config_sha256: Sha256 | None = None
+    """Of the task's configuration as lm-eval writes it, without paths; absent for a group."""
+    documents_sha256: Sha256 | None = None
+    """Of lm-eval's hashes of every document, prompt and target, in order; absent for a group."""
+    samples_sha256: Sha256 | None = None
+    """Of ``lm_eval/samples_<task>.jsonl``; absent for a group."""
+    subtasks: tuple[str, ...] | None = Field(default=None, strict=False)
+    """The tasks that a group's metrics are made of; absent for a task."""
 
 
 class Environment(_File):
@@ -291,6 +338,11 @@ class Environment(_File):
     dtype: str
     threads: int = Field(gt=0)
     batch_size: str
+    attention: str | None = None
+    """What ``--attention`` asked for; absent for auto, which takes flash-attn on a GPU where it is
+    among ``packages``."""
+    compiled: bool | None = None
+    """True where torch.compile made the layers' code; absent otherwise."""
 
 
 class ImportedFrom(_File):
@@ -314,6 +366,8 @@ class RunResult(_File):
     protocol: str
     settings: Settings
     tasks: dict[str, TaskResult]
+    harness: dict[str, HarnessResult] | None = None
+    """Results of lm-eval's tasks, by their names there; absent where none was run."""
     environment: Environment
     imported: ImportedFrom | None = None
     """Absent for a run that was measured. ``environment`` is then the importer's."""

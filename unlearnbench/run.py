@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from unlearnbench.environment import describe_environment, source_sha256
-from unlearnbench.errors import ResultError
+from unlearnbench.errors import DataError, ResultError
+from unlearnbench.failures import Failures
+from unlearnbench.folderlock import lock_folder
+from unlearnbench.identity import describe_task
+from unlearnbench.journal import Journal
 from unlearnbench.metrics.membership import privleak
 from unlearnbench.models.base import Model
 from unlearnbench.plan import Plan
 from unlearnbench.reference import Reference, RetrainedRun, run_reference, stated_reference
 from unlearnbench.results import (
     Checkpoint,
+    Environment,
+    HarnessResult,
     Precision,
     RunResult,
     SampleRecord,
     Settings,
     TaskResult,
 )
-from unlearnbench.runfolder import RunFolder, model_folder_name
-from unlearnbench.scoring import make_records, summarize_task
+from unlearnbench.runfolder import RunFolder, encode_records, model_folder_name
+from unlearnbench.scoring import make_records, request_ids, summarize_task
 from unlearnbench.tasks import LikelihoodTask
+
+if TYPE_CHECKING:
+    from unlearnbench.harness.suite import Suite
+    from unlearnbench.quant.base import Attention
 
 __all__ = ["Job", "Run", "prepare", "run_path", "run_tasks"]
 
@@ -40,21 +52,44 @@ class Job:
     output: Path
     protocol: str
     seed: int
-    limit: int | None
+    limit: int | float | None
     ppl_lower: bool
     batch_size: int | None
     reference: RetrainedRun | Literal["stated"] | None
     progress: bool
+    fresh: bool = False
+    suite: Suite | None = None
+    """lm-eval's tasks, where some were asked for."""
+    gen_kwargs: str | None = None
+    chat_template_sha256: str | None = None
+    truncate_left: bool = False
+    backend: Literal["hf", "vllm"] = "hf"
+    processes: int = 1
+    attention: Attention = "auto"
+    compiled: bool = False
+
+    def failures(self, precisions: int) -> Failures:
+        """For what fails among this job's tasks at so many precisions."""
+        theirs = self.suite.loaded if self.suite is not None else None
+        asked = len(self.plans) + (len(theirs.tasks) if theirs is not None else 0)
+        failures = Failures(precisions * asked)
+        for name, line in theirs.failed.items() if theirs is not None else ():
+            failures.note(name, DataError(line))
+        return failures
 
     def settings(self, dtype: str, device: str) -> Settings:
         """What makes two runs of this job comparable."""
         return Settings(
             protocol=self.protocol,
             dtype=dtype,
-            device=device.split(":")[0],
+            device="cuda" if device == "auto" else device.split(":")[0],
             seed=self.seed,
             limit=self.limit,
             ppl_lower=self.ppl_lower,
+            gen_kwargs=self.gen_kwargs,
+            chat_template_sha256=self.chat_template_sha256,
+            truncate_left=self.truncate_left or None,
+            backend=None if self.backend == "hf" else self.backend,
         )
 
 
@@ -68,23 +103,87 @@ class Run:
     settings: Settings
     folder: RunFolder
     references: Mapping[str, Reference]
+    locks: ExitStack
     found: RunResult | None = None
+    latest: RunResult | None = None
     done: dict[str, TaskResult] = field(default_factory=dict)
+    journals: dict[str, Journal] = field(default_factory=dict)
+    harness: dict[str, HarnessResult] = field(default_factory=dict)
+
+    def lock(self) -> None:
+        """Keep every other process out of the folder until ``locks`` is closed.
+
+        Raises:
+            ResultError: one is in it.
+        """
+        self.folder.require_folder()
+        self.locks.enter_context(lock_folder(self.folder.path))
 
     def open(self) -> list[Plan]:
         """Take over what stands in the folder and return the plans that are still to run.
 
         Raises:
-            ResultError: the folder holds a run of another configuration.
+            ResultError: the folder holds a run, or half a task, of another configuration.
         """
-        self.found = self.folder.read()
-        if self.found is None:
-            return list(self.job.plans)
-        self.folder.check_settings(self.found, self.settings, self.checkpoint, self.precision)
-        self.done = dict(self.found.tasks)
-        if self.found.environment.source_sha256 != source_sha256():
+        todo = list(self.job.plans)
+        if not self.job.fresh:
+            self.found = self.folder.read()
+        if self.found is not None:
+            self._require_same(self.found)
+            todo = [plan for plan in todo if not self._take_over(plan)]
+            self.latest = self._as_found(self.found)
+        for plan in todo:
+            self._open_journal(plan)
+        return todo
+
+    def _as_found(self, found: RunResult) -> RunResult:
+        """``found`` with what was taken over, or aggregated anew."""
+        update: dict[str, object] = {"tasks": dict(sorted(self.done.items()))}
+        if self.harness:
+            update["harness"] = dict(sorted(self.harness.items()))
+        return found.model_copy(update=update)
+
+    def take_over_harness(self) -> None:
+        """What lm-eval's tasks gave before may belong to another group now."""
+        if self.found is not None:
+            self.latest = self._as_found(self.found)
+
+    def _require_same(self, found: RunResult) -> None:
+        self.folder.check_settings(found, self.settings, self.checkpoint, self.precision)
+        self.done, self.harness = dict(found.tasks), dict(found.harness or {})
+        if found.environment.source_sha256 != source_sha256():
             log.warning("%s was begun with another version of unlearnbench", self.folder.path)
-        return [plan for plan in self.job.plans if not self._take_over(plan)]
+
+    def _open_journal(self, plan: Plan) -> None:
+        name = plan.spec.task
+        facts = describe_task(
+            plan, self.checkpoint, self.settings, self.precision, self.job.batch_size
+        )
+        facts |= {
+            "processes": str(self.job.processes),
+            "attention": self.job.attention,
+            "compiled": str(self.job.compiled),
+        }
+        asked, kind = request_ids(plan, self.job.ppl_lower)
+        journal = Journal(self.folder.journal_file(name), facts, asked, kind)
+        if not self.job.fresh:
+            journal.read()
+        if journal.found:
+            log.info("%s: goes on after %d of %d answers", name, len(journal.found), len(asked))
+        self.journals[name] = journal
+
+    def begin(self) -> None:
+        """Make room: set an old run aside where that was asked for, and remove what killed
+        processes left. A PrivLeak that was taken over and got another reference is written.
+        """
+        if self.job.fresh:
+            aside = self.folder.set_aside()
+            if aside is not None:
+                log.info("the earlier run is now in %s", aside)
+                self.lock()
+        self.folder.clean(self.found.tasks if self.found else ())
+        if self.latest is not None and self.latest != self.found:
+            self.folder.write_run(self.latest)
 
     def _take_over(self, plan: Plan) -> bool:
         name = plan.spec.task
@@ -120,10 +219,29 @@ class Run:
                 f"{expected:g}; remove {self.folder.path} to evaluate again"
             )
 
-    def finish(self, plan: Plan, records: Sequence[SampleRecord]) -> None:
-        """Keep a task's records and result."""
-        sha256 = self.folder.write_records(plan.spec.task, records)
-        self.done[plan.spec.task] = self._summarize(plan, records, sha256)
+    def measure(self, plan: Plan, model: Model) -> None:
+        """Have a task answered, and keep its records and result. The journal is removed last: a
+        process that dies before that finds every answer again.
+
+        Raises:
+            UnlearnbenchError: the task failed; answers before that are in the journal.
+        """
+        name, journal = plan.spec.task, self.journals[plan.spec.task]
+        try:
+            records = _measure(self.job, plan, model, journal)
+        finally:
+            journal.close()
+        sha256 = hashlib.sha256(encode_records(records)).hexdigest()
+        result = self._summarize(plan, records, sha256)
+        self.folder.write_records(name, records)
+        self.done[name] = result
+        self.keep(model)
+        journal.remove()
+
+    def keep(self, model: Model) -> None:
+        """Write the run as it stands, made with ``model``."""
+        self.latest = self.result(model)
+        self.folder.write_run(self.latest)
 
     def _summarize(self, plan: Plan, records: Sequence[SampleRecord], sha256: str) -> TaskResult:
         reference = self.references.get(plan.spec.task)
@@ -137,9 +255,15 @@ class Run:
             protocol=self.job.protocol,
             settings=self.settings,
             tasks=dict(sorted(self.done.items())),
-            environment=describe_environment(model.device, model.dtype, self.job.batch_size),
+            harness=dict(sorted(self.harness.items())) or None,
+            environment=self._environment(model),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
+
+    def _environment(self, model: Model) -> Environment:
+        found = describe_environment(model.device, model.dtype, self.job.batch_size)
+        asked = None if self.job.attention == "auto" else self.job.attention
+        return found.model_copy(update={"attention": asked, "compiled": self.job.compiled or None})
 
 
 def run_path(output: Path, checkpoint: Checkpoint, precision: str) -> Path:
@@ -153,17 +277,24 @@ def prepare(
     config: Mapping[str, object],
     precision: Precision,
     settings: Settings,
+    locks: ExitStack,
 ) -> tuple[Run, list[Plan]]:
     """Open a run folder; returns the run and the plans that are still to be measured.
-    ``precision`` is as asked for; its proof comes with the model.
+    ``precision`` is as asked for; its proof comes with the model. ``locks`` keeps the folder's
+    lock.
 
     Raises:
-        ResultError: the folder holds something else.
+        ResultError: the folder holds something else, or another process writes it.
         OptionError: the reference is no reference for these tasks.
     """
     folder = RunFolder(run_path(job.output, checkpoint, precision.name))
-    run = Run(job, checkpoint, precision, settings, folder, _references(job, checkpoint, config))
-    return run, run.open()
+    references = _references(job, checkpoint, config)
+    run = Run(job, checkpoint, precision, settings, folder, references, locks)
+    run.lock()
+    todo = run.open()
+    if job.suite is not None:
+        job.suite.open(run)
+    return run, todo
 
 
 def _references(
@@ -191,41 +322,53 @@ def _references(
     return found
 
 
-def run_tasks(run: Run, todo: list[Plan], load: Callable[[], Model]) -> RunResult:
+def run_tasks(
+    run: Run, todo: list[Plan], load: Callable[[], Model], failures: Failures
+) -> RunResult | None:
     """Measure what is to do and write the result after every task. ``load`` gives the model; it is
-    not called where nothing is to do.
+    not called where nothing is to do. What fails alone goes to ``failures``.
+
+    Returns:
+        The run as it stands; None where it has no result at all.
 
     Raises:
-        ModelOutputError, MetricError: a task failed; those before it are kept.
+        UnlearnbenchError: what hits every task alike, or the only one; those before it are kept.
     """
-    if run.found is not None and not todo:
-        return _refresh(run, run.found)
-    model = load()
-    for plan in todo:
-        run.finish(plan, _measure(run.job, plan, model))
-        result = run.result(model)
-        run.folder.write_run(result)
-        _say_finished(run, plan)
-    return result
+    folder, precision, suite = run.folder.path, run.precision.name, run.job.suite
+    theirs = suite.open(run, say=False) if suite is not None else []
+    if suite is not None and run.found is not None and not theirs:
+        suite.aggregate(run)
+        run.take_over_harness()
+    if run.found is not None and not todo and not theirs:
+        run.begin()
+        return run.latest
+    model = None
+    with failures.guard(folder, precision):
+        model = load()
+    if model is not None:
+        run.begin()
+        for plan in todo:
+            with failures.guard(folder, precision, plan.spec.task):
+                run.measure(plan, model)
+                _say_finished(run, plan)
+        if suite is not None and theirs:
+            suite.run(run, theirs, model, failures)
+    return run.latest
 
 
-def _refresh(run: Run, found: RunResult) -> RunResult:
-    """A run that was complete: only PrivLeak may have got another reference."""
-    result = found.model_copy(update={"tasks": dict(sorted(run.done.items()))})
-    if result != found:
-        run.folder.write_run(result)
-    return result
-
-
-def _measure(job: Job, plan: Plan, model: Model) -> list[SampleRecord]:
+def _measure(job: Job, plan: Plan, model: Model, journal: Journal) -> list[SampleRecord]:
     from tqdm import tqdm
 
     passes = 2 if job.ppl_lower and isinstance(plan.spec, LikelihoodTask) else 1
-    label = f"{plan.spec.task} [{model.precision.name}]"
     with tqdm(
-        total=passes * len(plan.samples), desc=label, unit="sample", disable=not job.progress
+        initial=len(journal.found),
+        total=passes * len(plan.samples),
+        desc=f"{plan.spec.task} [{model.precision.name}]",
+        unit="sample",
+        disable=not job.progress,
     ) as bar:
-        return make_records(plan, model, job.protocol, job.seed, job.ppl_lower, bar.update)
+        journal.tick = bar.update
+        return make_records(plan, model, job.protocol, job.seed, job.ppl_lower, journal)
 
 
 def _say_finished(run: Run, plan: Plan) -> None:

@@ -1,21 +1,24 @@
-"""A run folder on disk, ``OUT/<model>/<precision>/``: ``run.json`` and ``samples/<task>.jsonl``."""
+"""A run folder on disk, ``OUT/<model>/<precision>/``: ``run.json``, ``samples/<task>.jsonl``, and
+``partial/<task>.jsonl`` while a task is under way.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
-import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from unlearnbench.errors import ResultError, one_line
+from unlearnbench.errors import OutputError, ResultError, one_line
+from unlearnbench.folderlock import LOCK_FILES
 from unlearnbench.results import (
     FORMAT_VERSION,
     RECORD_ADAPTER,
@@ -25,15 +28,22 @@ from unlearnbench.results import (
     SampleRecord,
     Settings,
 )
+from unlearnbench.storage import remove_leftovers, saying_why, share, write_whole
 
 __all__ = [
+    "ASIDE",
     "RunFolder",
+    "describe_configuration",
+    "encode_records",
     "model_folder_name",
     "read_run",
     "require_writable",
     "share",
     "write_whole",
 ]
+
+# Beside the run folders: what --fresh set aside. Nothing looks for runs in there.
+ASIDE = ".old"
 
 
 def model_folder_name(checkpoint: Checkpoint) -> str:
@@ -47,14 +57,14 @@ def require_writable(folder: Path) -> None:
     """Make ``folder`` and prove that a file can be written there, before any work is done.
 
     Raises:
-        ResultError: it cannot.
+        OutputError: it cannot.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ResultError(
+        raise OutputError(
             f"output folder {folder} is not writable ({error.strerror}); use another --output"
         ) from None
 
@@ -71,8 +81,55 @@ class RunFolder:
         return self.path / "run.json"
 
     def samples_file(self, task: str) -> Path:
-        """Where a task's records are."""
+        """Where a task's records are.
+
+        Raises:
+            ResultError: the name, which may be a stranger's, leads elsewhere.
+        """
+        if not task or task.startswith(".") or set(task) & set("/\\\0\n"):
+            raise ResultError(f"{self.path}: {one_line(task, 80)!r} is no task's name")
         return self.path / "samples" / f"{task}.jsonl"
+
+    def journal_file(self, task: str) -> Path:
+        """Where a task's answers are until it is complete."""
+        return self.path / "partial" / f"{task}.jsonl"
+
+    def require_folder(self) -> None:
+        """Raise ResultError where something else is in the folder's place."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ResultError(f"{self.path} is in the way: no folder; use another --output")
+
+    def set_aside(self) -> Path | None:
+        """Move the folder to ``.old/<precision>-<n>`` beside it; returns where, None if there was
+        nothing in it. The folder is gone then, and its lock with it.
+
+        Raises:
+            OutputError: it cannot be moved.
+        """
+        if not self.path.is_dir() or {p.name for p in self.path.iterdir()} <= {*LOCK_FILES}:
+            return None
+        aside = self.path.parent / ASIDE
+        n = 1
+        while (aside / f"{self.path.name}-{n}").exists():
+            n += 1
+        with saying_why(aside):
+            aside.mkdir(exist_ok=True)
+            moved = self.path.rename(aside / f"{self.path.name}-{n}")
+        for name in LOCK_FILES:
+            with contextlib.suppress(OSError):
+                (moved / name).unlink()
+        return moved
+
+    def clean(self, finished: Collection[str]) -> None:
+        """Remove what killed processes left: files that are not whole, and the journals of tasks
+        that are ``finished``. Only under the folder's lock.
+        """
+        for folder in (self.path, self.path / "samples"):
+            remove_leftovers(folder)
+        with contextlib.suppress(OSError):
+            for task in finished:
+                self.journal_file(task).unlink(missing_ok=True)
+            self.journal_file("").parent.rmdir()  # fails where a task is under way
 
     def read(self) -> RunResult | None:
         """The result that is already here, or None for a new folder.
@@ -80,8 +137,7 @@ class RunFolder:
         Raises:
             ResultError: there is one, and it cannot be read.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise ResultError(f"{self.path} is in the way: no folder; use another --output")
+        self.require_folder()
         if not self.run_file.exists():
             return None
         try:
@@ -97,8 +153,8 @@ class RunFolder:
         Raises:
             ResultError: a setting differs; names it with both values.
         """
-        there = _flat(found.checkpoint, found.settings, found.precision)
-        here = _flat(checkpoint, asked, precision)
+        there = describe_configuration(found.checkpoint, found.settings, found.precision)
+        here = describe_configuration(checkpoint, asked, precision)
         differences = [
             f"{key} is {there.get(key, 'absent')} there and {here.get(key, 'absent')} here"
             for key in sorted({**there, **here})
@@ -118,14 +174,7 @@ class RunFolder:
 
     def write_records(self, task: str, records: Sequence[SampleRecord]) -> str:
         """Write a task's records in the order given and return the file's SHA-256."""
-        import jsonlines
-
-        buffer = io.StringIO()
-        # json.dumps escapes all but ASCII: no odd line separator, and lone surrogates survive.
-        with jsonlines.Writer(buffer, dumps=json.dumps) as writer:
-            for record in records:
-                writer.write(record.model_dump(exclude_none=True))
-        content = buffer.getvalue().encode("ascii")
+        content = encode_records(records)
         self._write(self.samples_file(task), content)
         return hashlib.sha256(content).hexdigest()
 
@@ -137,6 +186,8 @@ class RunFolder:
         """
         path = self.samples_file(task)
         try:
+            if path.exists() and not path.is_file():
+                raise ResultError(f"{path} is no regular file")  # a pipe would never end
             content = path.read_bytes()
         except OSError as error:
             raise ResultError(
@@ -150,43 +201,32 @@ class RunFolder:
         lines = content.split(b"\n")
         return [_parse_record(path, i, line) for i, line in enumerate(lines) if line]
 
+    def write_file(self, path: Path, content: bytes) -> None:
+        """Write a file of the run folder whole. Raises: ResultError where it cannot be written."""
+        self._write(path, content)
+
     def _write(self, path: Path, content: bytes) -> None:
-        try:
+        with saying_why(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, content)
-        except OSError as error:
-            raise ResultError(
-                f"{path} cannot be written ({error.strerror}); free some space or use another "
-                "--output"
-            ) from None
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises OSError where it cannot be written."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            share(Path(file.name))
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+def encode_records(records: Sequence[SampleRecord]) -> bytes:
+    """A samples file's content."""
+    import jsonlines
+
+    buffer = io.StringIO()
+    # json.dumps escapes all but ASCII: no odd line separator, and lone surrogates survive.
+    with jsonlines.Writer(buffer, dumps=json.dumps) as writer:
+        for record in records:
+            writer.write(record.model_dump(exclude_none=True))
+    return buffer.getvalue().encode("ascii")
 
 
-def share(path: Path) -> None:
-    """Give a file that was made private the rights that the umask allows."""
-    path.chmod(0o666 & ~_umask())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _flat(checkpoint: Checkpoint, settings: Settings, precision: Precision) -> dict[str, object]:
+def describe_configuration(
+    checkpoint: Checkpoint, settings: Settings, precision: Precision
+) -> dict[str, object]:
+    """What a run folder holds one of, by name; hashes by their first 12 digits."""
     flat: dict[str, object] = settings.model_dump(exclude_none=True)
     flat["precision"] = precision.name
     flat["scheme"] = precision.scheme

@@ -10,7 +10,7 @@ from pathlib import Path
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.recovery import FULL
 from unlearnbench.results import CalibrationData, Checkpoint, RunResult, SampleRecord, TaskResult
-from unlearnbench.runfolder import RunFolder, read_run
+from unlearnbench.runfolder import ASIDE, RunFolder, read_run
 
 __all__ = [
     "Entry",
@@ -141,7 +141,10 @@ def load_entries(paths: Sequence[Path]) -> list[Entry]:
 def _run_folders(path: Path) -> list[Path]:
     if (path / "run.json").is_file():
         return [path]
-    found = sorted(file.parent for file in path.rglob("run.json")) if path.is_dir() else []
+    below = path.rglob("run.json") if path.is_dir() else ()
+    files = [file for file in below if file.is_file()]  # a pipe would never end
+    # What --fresh set aside is no run to compare; one that is given itself is.
+    found = sorted(f.parent for f in files if ASIDE not in f.relative_to(path).parts)
     if not found:
         raise OptionError(f"{path}: no run.json there or below; give a run folder")
     return found
@@ -179,6 +182,9 @@ def require_comparable(run: LoadedRun, base: LoadedRun, tasks: Sequence[str]) ->
         ResultError: a task or its records are missing or damaged.
     """
     _same(run, base, "protocol", run.result.protocol, base.result.protocol)
+    for name in ("gen_kwargs", "chat_template_sha256", "backend", "truncate_left"):
+        mine, other = (getattr(r.result.settings, name) for r in (run, base))
+        _same(run, base, name.removesuffix("_sha256"), mine, other)
     ours, theirs = run.result.checkpoint, base.result.checkpoint
     _same(run, base, "tokenizer", ours.tokenizer_sha256[:12], theirs.tokenizer_sha256[:12])
     for name in tasks:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from unlearnbench.errors import MetricError, ModelOutputError
+from unlearnbench.journal import Answer, Answers
 from unlearnbench.metrics import generation_metric, likelihood_metric
 from unlearnbench.plan import Plan
-from unlearnbench.requests import Generated, Score, Scored
+from unlearnbench.requests import Generate, Generated, Score, Scored
 from unlearnbench.results import (
     AttackResult,
     GenerationRecord,
@@ -23,79 +25,123 @@ if TYPE_CHECKING:
     from unlearnbench.models import Model
     from unlearnbench.reference import Reference
 
-__all__ = ["make_records", "summarize_task"]
+__all__ = ["make_records", "request_ids", "summarize_task"]
 
 A = TypeVar("A", Generated, Scored)
-Tick = Callable[[int], object]
+Q = TypeVar("Q", Generate, Score)
+M = TypeVar("M")
 
 
 def make_records(
-    plan: Plan, model: Model, protocol: str, seed: int, ppl_lower: bool, tick: Tick
+    plan: Plan, model: Model, protocol: str, seed: int, ppl_lower: bool, answers: Answers
 ) -> list[SampleRecord]:
-    """Ask the model and score its answers, in row order. ``tick(1)`` follows each answer.
+    """Ask the model for the answers that ``answers`` lacks, and return the records in row order.
+    Each new answer is scored, then kept; those that are there already are scored again.
 
     Raises:
         ModelOutputError: the model cannot answer, or did not answer each request once.
+        MetricError: an answer cannot be scored.
+        OutputError: an answer cannot be kept.
     """
     if isinstance(plan.spec, GenerationTask):
         requests = plan.generate_requests(plan.spec, protocol, seed)
-        answers = _by_id([r.id for r in requests], model.generate(requests), tick)
-        return [*_generation_records(plan, plan.spec, model, answers)]
-    return [*_likelihood_records(plan, model, ppl_lower, tick)]
+        score = partial(_generation_record, plan, plan.spec, model)
+        return [*_answered(requests, model.generate, Generated, answers, score)]
+    return [*_likelihood_records(plan, model, ppl_lower, answers)]
 
 
-def _by_id(asked: Sequence[str], answers: Iterable[A], tick: Tick) -> list[A]:
-    found: dict[str, A] = {}
-    for answer in answers:
-        if answer.id in found or answer.id not in asked:
-            raise ModelOutputError(f"the model answered {answer.id} unasked or twice")
-        found[answer.id] = answer
-        tick(1)
-    missing = [name for name in asked if name not in found]
+def request_ids(plan: Plan, ppl_lower: bool) -> tuple[tuple[str, ...], type[Answer]]:
+    """The ids that ``make_records`` asks for, and what answers them."""
+    texts = plan.score_requests()
+    if isinstance(plan.spec, GenerationTask):
+        return tuple(r.id for r in texts), Generated
+    lowered = _lowered(texts) if ppl_lower else []
+    return tuple(r.id for r in [*texts, *lowered]), Scored
+
+
+def _lowered(texts: Sequence[Score]) -> list[Score]:
+    return [Score(f"{r.id}:lower", r.text.lower()) for r in texts]
+
+
+def _answered(
+    requests: Sequence[Q],
+    ask: Callable[[Sequence[Q], Collection[str]], Iterable[A]],
+    kind: type[A],
+    answers: Answers,
+    use: Callable[[int, A], M],
+) -> list[M]:
+    """Have every request answered once; returns what ``use(place, answer)`` makes of each answer,
+    in the order of the requests.
+    """
+    places = {request.id: place for place, request in enumerate(requests)}
+    made = {
+        name: use(places[name], answer)
+        for name, answer in answers.found.items()
+        if name in places and isinstance(answer, kind)
+    }
+    if len(made) < len(places):
+        for answer in ask(requests, frozenset(made)):
+            if answer.id in made or answer.id not in places:
+                raise ModelOutputError(f"the model answered {answer.id} unasked or twice")
+            made[answer.id] = use(places[answer.id], answer)
+            answers.keep(answer)  # once it is known to be usable
+    missing = [name for name in places if name not in made]
     if missing:
         raise ModelOutputError(f"the model gave no answer for {missing[0]}")
-    return [found[name] for name in asked]
+    return [made[name] for name in places]
 
 
-def _generation_records(
-    plan: Plan, spec: GenerationTask, model: Model, answers: Sequence[Generated]
-) -> Iterable[GenerationRecord]:
-    metric = generation_metric(spec.metric)
-    for sample, answer in zip(plan.samples, answers, strict=True):
-        target = sample.target
-        if spec.max_target_toks is not None:
-            target = model.truncate(target, spec.max_target_toks)
-        scores = metric.score_output(answer.text, target)
-        yield GenerationRecord(
-            task=spec.task,
-            id=sample.id,
-            prompt=sample.text,
-            output=answer.text,
-            target=target,
-            n_tokens=answer.n_tokens,
-            score=scores.pop(metric.HEADLINE),
-            scores=scores,
-        )
+def _generation_record(
+    plan: Plan, spec: GenerationTask, model: Model, place: int, answer: Generated
+) -> GenerationRecord:
+    sample, metric = plan.samples[place], generation_metric(spec.metric)
+    target = sample.target
+    if spec.max_target_toks is not None:
+        target = model.truncate(target, spec.max_target_toks)
+    scores = metric.score_output(answer.text, target)
+    return GenerationRecord(
+        task=spec.task,
+        id=sample.id,
+        prompt=sample.text,
+        output=answer.text,
+        target=target,
+        n_tokens=answer.n_tokens,
+        score=scores.pop(metric.HEADLINE),
+        scores=scores,
+    )
 
 
 def _likelihood_records(
-    plan: Plan, model: Model, ppl_lower: bool, tick: Tick
-) -> Iterable[LikelihoodRecord]:
+    plan: Plan, model: Model, ppl_lower: bool, answers: Answers
+) -> list[LikelihoodRecord]:
     metric = likelihood_metric(plan.spec.metric)
-    requests = plan.score_requests()
-    scored = _by_id([r.id for r in requests], model.score(requests), tick)
-    lowered: Sequence[Scored | None] = [None] * len(scored)
-    if ppl_lower:
-        lower = [Score(f"{r.id}:lower", r.text.lower()) for r in requests]
-        lowered = _by_id([r.id for r in lower], model.score(lower), tick)
-    for sample, answer, low in zip(plan.samples, scored, lowered, strict=True):
-        yield LikelihoodRecord(
+
+    def record(place: int, answer: Scored, low: Scored | None = None) -> LikelihoodRecord:
+        sample = plan.samples[place]
+        return LikelihoodRecord(
             task=plan.spec.task,
             id=sample.id,
             split=sample.split,
             n_tokens=len(answer.logprobs),
             scores=metric.score_text(answer, sample.text, low),
         )
+
+    texts = plan.score_requests()
+    if not ppl_lower:
+        return _answered(texts, model.score, Scored, answers, record)
+
+    def checked(place: int, answer: Scored) -> Scored:
+        record(place, answer)  # a text that cannot be scored is found now, not after two passes
+        return answer
+
+    scored = _answered(texts, model.score, Scored, answers, checked)
+    return _answered(
+        _lowered(texts),
+        model.score,
+        Scored,
+        answers,
+        lambda place, low: record(place, scored[place], low),
+    )
 
 
 def summarize_task(

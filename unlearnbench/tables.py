@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-
-from tabulate import tabulate
 
 from unlearnbench.recovery import RecoveryRow
 from unlearnbench.results import RunResult, TaskResult
+from unlearnbench.texttable import text_table
 
 __all__ = ["recovery_table", "results_table"]
 
@@ -16,31 +15,40 @@ _ARROWS = {"low": "(low)", "high": "(high)", "zero": "(near 0)"}
 
 
 def results_table(
-    results: Sequence[RunResult], paths: Mapping[str, Path], tasks: Sequence[str] | None = None
+    results: Sequence[RunResult],
+    paths: Mapping[str, Path],
+    wants: Mapping[str, str] | None = None,
+    failed: Collection[tuple[str, str | None]] = (),
 ) -> str:
     """A row for each precision, a column for each task, and the run folders.
 
-    paths: run folder by precision name. tasks: the columns; all that the runs hold where None.
+    paths: run folder by precision name. wants: the columns, each with its direction; all that the
+    runs hold where None. failed: precision and task; None for a task stands for all of them.
     """
-    if tasks is None:
-        tasks = list(dict.fromkeys(name for result in results for name in result.tasks))
-    wants = {name: r.tasks[name].want for r in results for name in r.tasks}
-    head = ["precision", *(f"{name} {_ARROWS[wants[name]]}" for name in tasks), "run folder"]
+    if wants is None:
+        wants = {name: task.want for result in results for name, task in result.tasks.items()}
+    found = {result.precision.name: result.tasks for result in results}
+    head = ["precision", *(f"{name} {_ARROWS[want]}" for name, want in wants.items()), "run folder"]
     rows = [
         [
-            result.precision.name,
-            *(_cell(result.tasks.get(name)) for name in tasks),
-            str(paths[result.precision.name]),
+            precision,
+            *(_cell(found.get(precision, {}), name, (precision, name), failed) for name in wants),
+            str(path),
         ]
-        for result in results
+        for precision, path in paths.items()
     ]
-    return tabulate(rows, headers=head, tablefmt="github", disable_numparse=True)
+    return text_table(rows, head)
 
 
-def _cell(result: TaskResult | None) -> str:
-    if result is None:
-        return "not run"
-    parts = []
+def _cell(
+    tasks: Mapping[str, TaskResult],
+    name: str,
+    place: tuple[str, str],
+    failed: Collection[tuple[str, str | None]],
+) -> str:
+    if name not in tasks:
+        return "FAILED" if place in failed or (place[0], None) in failed else "not run"
+    result, parts = tasks[name], []
     if result.value is not None:
         parts.append(_plus_minus(result.value, result.stderr, 1))
     if result.auc is not None:
@@ -76,12 +84,7 @@ def recovery_table(rows: Sequence[RecoveryRow]) -> str:
     """The recovery table: points, and shares in percent, with their 95% intervals. ``*`` marks a
     change that holds after Holm's correction.
     """
-    return tabulate(
-        [_recovery_cells(row) for row in rows],
-        headers=_RECOVERY_HEAD,
-        tablefmt="github",
-        disable_numparse=True,
-    )
+    return text_table([_recovery_cells(row) for row in rows], _RECOVERY_HEAD)
 
 
 def _recovery_cells(row: RecoveryRow) -> list[str]:
@@ -91,8 +94,8 @@ def _recovery_cells(row: RecoveryRow) -> list[str]:
         more = "no number of samples settles it" if needed is None else f"about {needed} samples"
         verdict = f"not decided ({more})"
     return [
-        _pipe(row.entry),
-        _pipe(row.task),
+        row.entry,
+        row.task,
         row.precision,
         with_interval(row.full, row.full_ci),
         with_interval(row.quantized, row.quantized_ci),
@@ -117,7 +120,3 @@ def share(value: float | None, ci: tuple[float, float] | None) -> str:
         return "-"
     shown = f"{100 * value:.0f}%"
     return shown if ci is None else f"{shown} [{100 * ci[0]:.0f}, {100 * ci[1]:.0f}]"
-
-
-def _pipe(text: str) -> str:
-    return text.replace("|", "\\|")

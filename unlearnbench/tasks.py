@@ -278,8 +278,11 @@ def load_registry(include_path: Sequence[str | Path] = ()) -> Registry:
     """
     tasks: dict[str, TaskSpec] = {}
     files: dict[str, Path] = {}
-    for folder in (builtin_task_dir(), *map(Path, include_path)):
+    shipped = builtin_task_dir()
+    for folder in (shipped, *map(Path, include_path)):
         for path in _task_files(folder):
+            if folder != shipped and is_lm_eval_file(path):
+                continue  # lm-eval reads those itself, see unlearnbench.harness
             spec = read_task(path)
             if spec.task in files:
                 where = read_yaml(path).where("task")
@@ -296,10 +299,32 @@ def load_registry(include_path: Sequence[str | Path] = ()) -> Registry:
 def _task_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise TaskError(f"no task folder {folder}; --include-path takes a folder of YAML files")
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".yaml", ".yml"))
-    if not files:
+    try:
+        files = sorted(p for p in folder.iterdir() if p.suffix in (".yaml", ".yml"))
+    except OSError as error:
+        raise TaskError(f"task folder {folder} cannot be read ({error.strerror})") from None
+    if not files and next(folder.rglob("*.yaml"), None) is None:  # lm-eval looks below, too
         raise TaskError(f"no *.yaml in task folder {folder}; each task is one YAML file")
     return files
+
+
+def is_lm_eval_file(path: Path) -> bool:
+    """Whether a YAML file is a task or group of lm-eval's: it has what names one there, and none of
+    the keys that every task of ours has and lm-eval does not know.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    keys = set(re.findall(r"^([a-z_]+):", text, re.MULTILINE))
+    return (
+        bool(keys & {"task", "group"})
+        and not keys & {"splits", "metric", "want"}
+        and bool(
+            keys & {"group", "class", "include", "metric_list", "process_results", "doc_to_choice"}
+            or {"dataset_path", "doc_to_target"} <= keys
+        )
+    )
 
 
 def read_task(path: Path) -> TaskSpec:

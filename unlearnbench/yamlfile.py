@@ -12,6 +12,15 @@ from unlearnbench.errors import TaskError, one_line
 
 __all__ = ["YamlFile", "read_yaml"]
 
+# The parser takes seconds for a megabyte; the largest file in use has some KB.
+_LARGEST = 256 * 2**10
+_DEEPEST = 50
+_OPENING = (
+    *(yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken),
+    *(yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken),
+)
+_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
+
 
 @dataclass(frozen=True)
 class YamlFile:
@@ -50,6 +59,10 @@ def read_yaml(path: Path) -> YamlFile:
             merge keys or duplicate keys; says the line.
     """
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise TaskError(f"{path}: no regular file")  # a pipe would never end
+        if path.stat().st_size > _LARGEST:
+            raise TaskError(f"{path}: larger than {_LARGEST >> 10} KiB; refused")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{path}: cannot be read: {one_line(error)}") from None
@@ -72,8 +85,14 @@ def read_yaml(path: Path) -> YamlFile:
 
 
 def _refuse_tags(path: Path, text: str) -> None:
+    depth = 0
     try:
         for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            # The parser's time grows with the square of the depth.
+            depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+            if depth > _DEEPEST:
+                line = token.start_mark.line + 1
+                raise TaskError(f"{path}:{line}: nested too deeply")
             if isinstance(token, yaml.TagToken):
                 line = token.start_mark.line + 1
                 tag = one_line("".join(part or "" for part in token.value), 80)

@@ -44,7 +44,8 @@ def figures(models: Models) -> tuple[float, float, float]:
     return quantized - full, (quantized - full) / (target - full), quantized / target
 
 
-@pytest.mark.parametrize("n", [pytest.param(32, marks=pytest.mark.slow), 100])
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [32, 100])
 @pytest.mark.parametrize("make", [verbatim_like, answers_like])
 def test_intervals_cover_93_to_97_percent(
     make: Callable[[np.random.Generator, int], Models], n: int

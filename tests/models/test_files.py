@@ -214,7 +214,7 @@ HEADER = b'{"w":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}'
         (index_names("/etc/hostname"), "outside the folder; refused"),
         (index_names("sub/x"), "outside the folder; refused"),
         (index_names(".."), "outside the folder; refused"),
-        (index_names(""), "lacks the shard"),
+        (index_names(""), "names '', outside the folder; refused"),
         (index_names("\x1b[31mx"), r"lacks the shard \\x1b\[31mx"),
         (index_names(3), "lacks the shard 3"),
         (index_without_map, "has no weight_map"),

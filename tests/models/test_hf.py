@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.conftest import CORPUS, MakeCheckpoint, load_at
-from unlearnbench.errors import CheckpointError, ModelOutputError, OptionError
-from unlearnbench.loading import pick_device, pick_dtype
+from unlearnbench.errors import CheckpointError, ModelOutputError, OptionError, PrecisionError
+from unlearnbench.loading import load_model, make_how, pick_device, pick_dtype, require_available
 from unlearnbench.models.decoding import logits_processors, token_statistics
 from unlearnbench.models.hf import HFModel
 from unlearnbench.models.source import LoadOptions, open_source
@@ -229,7 +229,7 @@ def test_other_runtime_errors_are_not_taken_for_a_lack_of_memory(
 def test_statistics_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, targets = torch.randn(23, 11), torch.arange(23) % 11
     whole = np.stack(token_statistics(logits, targets, "x"))
-    monkeypatch.setattr("unlearnbench.models.decoding._CHUNK", 4)
+    monkeypatch.setattr("unlearnbench.models.decoding._CHUNK_BYTES", 4 * 11 * 4)
     np.testing.assert_allclose(np.stack(token_statistics(logits, targets, "x")), whole, atol=1e-6)
 
 
@@ -341,10 +341,42 @@ def test_weights_are_loaded_as_they_are_stored(make_checkpoint: MakeCheckpoint) 
 
 @pytest.mark.parametrize("name", ["meta", "mps"])
 def test_only_cpu_and_cuda(name: str) -> None:
-    with pytest.raises(OptionError, match="only cpu and cuda"):
+    with pytest.raises(OptionError, match="only cpu, cuda and auto"):
         pick_device(name)
 
 
 def test_a_revision_of_a_local_path_is_an_error(tiny: Path) -> None:
     with pytest.raises(OptionError, match="--revision"):
         open_source(str(tiny), LoadOptions(revision="main"))
+
+
+def test_auto_spreads_over_several_gpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pick_device("auto") == pick_device(None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("auto") == "auto"
+    with pytest.raises(PrecisionError, match="hqq-int4.* is made on one device"):
+        require_available(find_precision("hqq-int4-g64"), "auto")
+
+
+@pytest.mark.parametrize("precision", ["none", "rtn-int4", "bnb-nf4", "gguf-q4_0"])
+def test_a_spread_model_answers_as_one_on_one_device(
+    tiny: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accelerate's hooks on every layer, as where a model is spread; the devices are all CPU."""
+    from accelerate import dispatch_model
+
+    texts = [Score(p, p) for p in PROMPTS]
+    prompts = [Generate(p, p, 8) for p in PROMPTS]
+    spec = find_precision(precision)
+    source = open_source(str(tiny), LoadOptions())
+    spread = load_model(source, spec, make_how(spec, "fp32", "auto", "dequantized", None))
+    assert spread.device == "cpu"
+    network: Any = spread.network
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu"}
+    places |= {f"model.layers.{n}": "cpu" for n in range(len(network.model.layers))}
+    dispatch_model(network, {**places, "lm_head": "cpu"}, force_hooks=True)
+    plain = load_at(source, precision, kernel="dequantized")
+    assert {a.id: a for a in spread.generate(prompts)} == {a.id: a for a in plain.generate(prompts)}
+    scored = {a.id: a for a in plain.score(texts)}
+    for answer in spread.score(texts):
+        assert (answer.logprobs == scored[answer.id].logprobs).all()

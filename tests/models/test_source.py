@@ -625,7 +625,7 @@ def test_a_source_that_does_not_fit_twice_is_not_kept(
     for available, expected in ((2 * size, 2), (3 * size, 1)):
         monkeypatch.setattr(
             "psutil.virtual_memory",
-            lambda available=available: SimpleNamespace(available=available),
+            lambda available=available: SimpleNamespace(available=available, total=2**40),
         )
         reads.count = 0
         answers(open_source(str(tiny), LoadOptions(), keep=True), ["none", "rtn-int8"])

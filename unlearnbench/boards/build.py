@@ -13,6 +13,7 @@ from unlearnbench.boards.definition import Board
 from unlearnbench.boards.standings import Place, Standings, rank_entries
 from unlearnbench.boards.verify import verify_board
 from unlearnbench.errors import OptionError, ResultError, one_line
+from unlearnbench.harness.table import headline, utility_cells
 from unlearnbench.metrics.paired import Ratio
 from unlearnbench.recovery import FULL, RecoveryRow
 from unlearnbench.tables import share, with_interval
@@ -71,6 +72,7 @@ def markdown(standings: Standings) -> str:
     ]
     lines += [_row(place) for place in standings.places]
     lines += ["", *_retained_lines(standings)]
+    lines += _utility_lines(standings)
     return "\n".join(lines) + "\n"
 
 
@@ -105,6 +107,16 @@ def _retained_lines(standings: Standings) -> list[str]:
     return lines
 
 
+def _utility_lines(standings: Standings) -> list[str]:
+    """lm-eval's tasks, where the entries have some: as stated, since they hold no documents."""
+    head, rows = utility_cells(standings.everyone())
+    if not head:
+        return []
+    table = [head, ["---"] * len(head), *rows]
+    lines = ["| " + " | ".join(c if c == "---" else _md(c) for c in row) + " |" for row in table]
+    return ["", "General ability, by lm-eval; as the entries state it:", "", *lines]
+
+
 def _md(text: str) -> str:
     """Text that GitHub's Markdown takes literally, in a table cell too."""
     safe = html.escape(one_line(text, 400), quote=False)  # quotes mean nothing in a cell
@@ -121,7 +133,8 @@ def csv_text(standings: Standings) -> str:
     """One line for each entry, task and precision."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_HEAD)
+    general = utility_names(standings)
+    writer.writerow([*_HEAD, *(cell(f"lm_eval {name}") for name in general)])
     for place in standings.places:
         rows = {(row.task, row.precision): row for row in place.rows}
         for (task, precision), standing in place.standings.items():
@@ -134,9 +147,21 @@ def csv_text(standings: Standings) -> str:
                     *_figures(standing.excess),
                     *_figures(standing.utility),
                     *_recovery(rows.get((task, precision)) if precision != FULL else None),
+                    *_utilities(place, precision, general),
                 ]
             )
     return buffer.getvalue()
+
+
+def utility_names(standings: Standings) -> list[str]:
+    """The lm-eval tasks that any ranked or unranked entry has, in name order."""
+    parts = [part for place in standings.places for part in place.entry.runs]
+    return sorted({name for part in parts for name in part.run.harness or {}})
+
+
+def _utilities(place: Place, precision: str, names: list[str]) -> list[str]:
+    (found,) = [p.run.harness or {} for p in place.entry.runs if p.run.precision.name == precision]
+    return [_number(headline(found[n]).value if n in found else None) for n in names]
 
 
 def _figures(figure: Ratio | None) -> list[str]:
@@ -167,4 +192,8 @@ def _recovery(row: RecoveryRow | None) -> list[str]:
 def cell(text: str) -> str:
     """A text cell that no spreadsheet takes for a formula."""
     clean = one_line(text)
-    return f"'{clean}" if clean[:1] in ("=", "+", "-", "@") else clean
+    return f"'{clean}" if clean[:1] in _FORMULA else clean
+
+
+# Full-width forms too, which spreadsheets of East Asia read alike.
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")

@@ -148,6 +148,8 @@ def read_entry(path: Path) -> BoardEntry:
         ResultError: it is no entry; says where.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise ResultError(f"{path} is no regular file")  # a pipe would never end
         entry = BoardEntry.model_validate(json.loads(path.read_bytes()))
     except OSError as error:
         raise ResultError(f"{path} cannot be read ({error.strerror})") from None

@@ -15,6 +15,7 @@ from importlib.resources import files
 from unlearnbench.boards.plots import dumbbell, pareto
 from unlearnbench.boards.standings import Place, Standings
 from unlearnbench.errors import one_line, printable
+from unlearnbench.harness.table import utility_cells
 from unlearnbench.metrics.paired import Ratio
 from unlearnbench.recovery import FULL
 from unlearnbench.results import GenerationRecord, RunResult
@@ -42,6 +43,7 @@ def page(standings: Standings) -> str:
         places=[_place(standings, i, place) for i, place in enumerate(standings.places)],
         retained=[(p, share(r.value, r.ci)) for p, r in standings.retained.items()],
         pareto=pareto(standings),
+        utilities=utility_cells(standings.everyone()),
         samples=_json(_samples(standings)),
     )
     return text

@@ -46,6 +46,11 @@ class Standings:
     retained: dict[str, Ratio]
     """Of the ranked entries; full precision is ``none``. Empty where none is ranked."""
 
+    def everyone(self) -> list[Entry]:
+        """The entries, the target and the retrained model."""
+        found = self.comparison
+        return [*found.entries, found.target, found.retrained]
+
 
 def rank_entries(board: Board, entries: Sequence[BoardEntry]) -> Standings:
     """Compare and rank.

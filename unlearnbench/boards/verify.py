@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from unlearnbench.boards.definition import Board
 from unlearnbench.boards.entry import BoardEntry, EntryRun, entry_json, read_entry
 from unlearnbench.errors import ResultError, UnlearnbenchError, one_line
+from unlearnbench.harness.table import require_same_harness
 from unlearnbench.metrics import generation_metric
 from unlearnbench.metrics.membership import privleak
-from unlearnbench.plan import Plan, Sample
+from unlearnbench.plan import Plan, Sample, limited_count
 from unlearnbench.recovery import FULL
 from unlearnbench.results import GenerationRecord, SampleRecord, TaskResult
 from unlearnbench.runset import LoadedRun, require_comparable, require_same_precision
@@ -87,6 +88,10 @@ def verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: V
         verdict.problems += _run_problems(board, part)
         for name, version in board.rules.tasks.items():
             _verify_task(_Place(registry, entry, part, name, version), verdict)
+    if any(part.run.harness for part in entry.runs):
+        verdict.notes.append(
+            "lm-eval's results are as stated: an entry holds no documents of theirs"
+        )
     if not entry.texts:
         verdict.notes.append(
             "no texts: the scores of single answers, the records' hashes and the number of empty "
@@ -98,6 +103,9 @@ def _run_problems(board: Board, part: EntryRun) -> Iterator[str]:
     where = part.run.precision.name
     if part.run.protocol != board.rules.protocol or part.run.settings.protocol != part.run.protocol:
         yield f"{where}: protocol is {one_line(part.run.protocol)}, not {board.rules.protocol}"
+    for name in ("gen_kwargs", "chat_template_sha256"):
+        if getattr(part.run.settings, name) is not None:
+            yield f"{where}: made with {name}, so its prompts or decoding are not the protocol's"
     if part.run.imported is not None:
         yield f"{where}: imported, so its weights are not known"
     if set(part.run.tasks) != set(board.rules.tasks) or set(part.samples) != set(part.run.tasks):
@@ -177,7 +185,7 @@ def _sample_problems(
     limit = place.part.run.settings.limit
     for split in splits:
         rows = spec.splits[split].rows
-        if n != (rows if limit is None else min(rows, limit)):
+        if n != limited_count(rows, limit):
             yield f"{n} samples of {split}, the run's settings give another number"
 
 
@@ -258,12 +266,17 @@ def _verify_together(entries: Sequence[BoardEntry], verdicts: Sequence[Verdict])
     if not anchors["retrained"]:
         return
     try:
-        base = anchors["retrained"][0].loaded().full
+        retrained = anchors["retrained"][0].loaded()
+        base = retrained.full
         target = anchors["target"][0].loaded().runs if anchors["target"] else {}
     except ResultError:
         return  # said of that entry already
     for entry in entries:
         by_name[entry.name].problems += _differs(entry, base, target)
+        try:
+            require_same_harness([retrained, entry.loaded()])
+        except UnlearnbenchError as error:
+            by_name[entry.name].problems.append(one_line(error))
 
 
 def _differs(entry: BoardEntry, base: LoadedRun, target: Mapping[str, LoadedRun]) -> list[str]:

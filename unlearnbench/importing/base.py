@@ -15,6 +15,7 @@ from typing import Literal
 
 from unlearnbench.environment import describe_environment
 from unlearnbench.errors import MetricError, OptionError, ResultError, one_line
+from unlearnbench.folderlock import lock_folder
 from unlearnbench.metrics import generation_metric
 from unlearnbench.models.files import content_sha256
 from unlearnbench.plan import Plan, Sample
@@ -37,6 +38,7 @@ __all__ = ["Found", "ImportOptions", "Source", "import_runs"]
 
 log = logging.getLogger("unlearnbench")
 Format = Literal["muse", "lm-eval", "open-unlearning"]
+_LARGEST = 2**30
 SAME = 1e-9
 """Two figures that differ by less are the same number, rounded differently."""
 
@@ -74,6 +76,10 @@ class Source:
 
     def _bytes(self, path: Path) -> bytes:
         try:
+            if not path.is_file():
+                raise ResultError(f"{path} is no regular file")  # a pipe would never end
+            if path.stat().st_size > _LARGEST:
+                raise ResultError(f"{path} is larger than {_LARGEST >> 30} GiB; refused")
             content = path.read_bytes()
         except OSError as error:
             raise ResultError(f"{path} cannot be read ({error.strerror})") from None
@@ -174,8 +180,12 @@ _TEXTS = ("prompt", "output", "target")
 
 
 def _is_number(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and math.isfinite(value)  # type: ignore[arg-type]
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
 
 
 Reader = Callable[[Path, Registry, str], Iterator[Found]]
@@ -210,9 +220,15 @@ def import_runs(options: ImportOptions) -> list[tuple[Path, RunResult]]:
 
 def _write(options: ImportOptions, registry: Registry, found: Found) -> tuple[Path, RunResult]:
     path = _place(options.out, found.model) / options.precision
-    if (path / "run.json").exists():
-        raise OptionError(f"{path} holds a run already; use another --out")
-    folder = RunFolder(path)
+    with lock_folder(path):
+        if (path / "run.json").exists():
+            raise OptionError(f"{path} holds a run already; use another --out")
+        return path, _write_run(options, registry, found, RunFolder(path))
+
+
+def _write_run(
+    options: ImportOptions, registry: Registry, found: Found, folder: RunFolder
+) -> RunResult:
     tasks = {}
     for name, records in sorted(found.records.items()):
         spec = registry.tasks[name]
@@ -222,7 +238,7 @@ def _write(options: ImportOptions, registry: Registry, found: Found) -> tuple[Pa
         found.hold(name, tasks[name])
     result = _result(options, found, tasks)
     folder.write_run(result)
-    return path, result
+    return result
 
 
 def _place(out: Path, model: str) -> Path:

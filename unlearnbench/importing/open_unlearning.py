@@ -83,7 +83,7 @@ def _by_index(path: Path, block: object) -> list[tuple[int, dict[str, object]]]:
         return []
     found = []
     for key, row in rows.items():
-        if not str(key).isdecimal() or not isinstance(row, dict):
+        if not (str(key).isdecimal() and len(str(key)) < 10) or not isinstance(row, dict):
             raise ResultError(f"{path}: {one_line(key, 60)} is no index with a value")
         found.append((int(key), row))
     return sorted(found, key=lambda pair: pair[0])

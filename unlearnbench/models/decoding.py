@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from transformers import (
     LogitsProcessor,
@@ -18,12 +19,17 @@ from unlearnbench.errors import ModelOutputError
 from unlearnbench.requests import Sampling
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["logits_processors", "stopping_criteria", "token_statistics"]
+__all__ = [
+    "Chooser",
+    "logits_processors",
+    "not_finite",
+    "stopping_criteria",
+    "token_statistics",
+]
 
-_CHUNK = 256
+_CHUNK_BYTES = 2**21
 
 
 def logits_processors(
@@ -45,11 +51,15 @@ class _RequireFinite(LogitsProcessor):
         self._names, self._precision = names, precision
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        bad = ~scores.isfinite().all(dim=-1)
-        if bool(bad.any()):
-            name = self._names[int(bad.nonzero()[0])]
-            raise ModelOutputError(_not_finite(f"{name} at {self._precision}"))
+        _require_finite(scores, self._names, self._precision)
         return scores
+
+
+def _require_finite(scores: torch.Tensor, names: Sequence[str], precision: str) -> None:
+    bad = ~scores.isfinite().all(dim=-1)
+    if bool(bad.any()):
+        name = names[int(bad.nonzero()[0])]
+        raise ModelOutputError(not_finite(f"{name} at {precision}"))
 
 
 class _SeededSampling(LogitsProcessor):
@@ -64,15 +74,43 @@ class _SeededSampling(LogitsProcessor):
         self._generators = [_generator(sampling.seed, name) for name in names]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        kept = scores / self._sampling.temperature
-        if 0 < self._sampling.top_k < kept.shape[-1]:
-            floor = kept.topk(self._sampling.top_k, dim=-1).values[:, -1:]
-            kept = kept.masked_fill(kept < floor, float("-inf"))
-        width = kept.shape[-1]
-        # Exponential draws are -log(uniform) without a zero to take the logarithm of.
-        draws = [torch.empty(width).exponential_(generator=g) for g in self._generators]
-        noise = -torch.stack(draws).to(kept.device).log()
-        return kept + noise
+        return _add_noise(scores, self._sampling, self._generators)
+
+
+def _add_noise(
+    scores: torch.Tensor, sampling: Sampling, generators: Sequence[torch.Generator]
+) -> torch.Tensor:
+    kept = scores / sampling.temperature
+    if 0 < sampling.top_k < kept.shape[-1]:
+        floor = kept.topk(sampling.top_k, dim=-1).values[:, -1:]
+        kept = kept.masked_fill(kept < floor, float("-inf"))
+    width = kept.shape[-1]
+    # Exponential draws are -log(uniform) without a zero to take the logarithm of.
+    draws = [torch.empty(width).exponential_(generator=g) for g in generators]
+    noise = -torch.stack(draws).to(kept.device).log()
+    return kept + noise
+
+
+class Chooser:
+    """The next token of each row, as ``logits_processors`` and an argmax choose it."""
+
+    def __init__(self, names: Sequence[str], precision: str, sampling: Sampling | None) -> None:
+        self._names, self._precision, self._sampling = names, precision, sampling
+        self._generators = [_generator(sampling.seed, n) for n in names] if sampling else []
+
+    def choose(self, logits: torch.Tensor, rows: Sequence[int]) -> list[int]:
+        """logits: (len(rows), vocabulary), any float dtype. rows: which of the names they are of.
+
+        Raises:
+            ModelOutputError: a logit is NaN or infinite.
+        """
+        scores = logits.float()
+        _require_finite(scores, [self._names[row] for row in rows], self._precision)
+        if self._sampling is not None:
+            own = [self._generators[row] for row in rows]
+            scores = _add_noise(scores, self._sampling, own)
+        chosen: list[int] = scores.argmax(dim=-1).tolist()
+        return chosen
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
@@ -110,22 +148,40 @@ def token_statistics(
     Raises:
         ModelOutputError: a logit is NaN or infinite.
     """
-    parts = []
-    for start in range(0, len(targets), _CHUNK):  # bounds the float32 copies of the logits
-        chunk = logits[start : start + _CHUNK].float()
-        if not bool(chunk.isfinite().all()):
-            raise ModelOutputError(_not_finite(where))
-        logp = chunk.log_softmax(dim=-1)
-        own = logp.gather(1, targets[start : start + _CHUNK, None])[:, 0]
-        p = logp.exp()
-        mean = (p * logp).sum(dim=-1)
-        std = (p * (logp - mean[:, None]).square()).sum(dim=-1).sqrt()
-        parts.append(torch.stack([own, mean, std]))
-    own, mean, std = torch.cat(parts, dim=1).double().cpu().numpy()
+    rows = _rows_at_once(logits)
+    pairs = zip(logits.split(rows), targets.split(rows), strict=True)
+    own, mean, std = torch.cat([_statistics(*pair) for pair in pairs], dim=1).cpu().numpy()
+    if not np.isfinite(mean).all():
+        raise ModelOutputError(not_finite(where))
     return own, mean, std
 
 
-def _not_finite(where: str) -> str:
+def _rows_at_once(logits: torch.Tensor) -> int:
+    """So many that the passes over them find them in the processor's cache; a GPU takes more."""
+    size = _CHUNK_BYTES if logits.device.type == "cpu" else 64 * _CHUNK_BYTES
+    return max(1, size // (4 * logits.shape[-1]))
+
+
+def _statistics(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Own, mean and std of log p, (3, n) in float64; mean is not finite where a logit is not.
+
+    With x = logit - largest and Z = sum e^x: log p = x - log Z, so mean = E[x] - log Z and the
+    variance is E[x^2] - E[x]^2. Near a sure token both terms are small, so nothing cancels.
+    """
+    x = logits.float()
+    x = x.sub_(x.amax(dim=-1, keepdim=True)) if x is not logits else x - x.amax(-1, keepdim=True)
+    own = x.gather(1, targets[:, None])[:, 0].double()
+    p = x.exp()
+    total = p.sum(dim=-1).double()
+    p.mul_(x)
+    first = p.sum(dim=-1).double() / total
+    second = torch.linalg.vecdot(p, x).double() / total
+    spread = (second - first.square()).clamp(min=0).sqrt()
+    return torch.stack([own - total.log(), first - total.log(), spread])
+
+
+def not_finite(where: str) -> str:
+    """What is said of logits that no score can be made of."""
     return (
         f"{where}: the model's logits are NaN or infinite; no score can be given. Try --dtype "
         "fp32; if that fails too, the checkpoint is broken"

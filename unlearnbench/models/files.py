@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from unlearnbench.errors import CheckpointError, one_line
+from unlearnbench.models.folder import check_folder, list_folder
 from unlearnbench.quiet import quiet_hub
 
 __all__ = [
@@ -34,6 +36,10 @@ _HUB_IGNORED = ["consolidated*", "original/*", "onnx/*"]
 PAIR_FILE = "whp.json"
 PARTS = ("baseline", "reinforced")
 _MAX_JSON = 64 * 2**20
+# safetensors itself takes 100 MB; a head of 100,000 tensors has some 12 MB.
+_MAX_HEAD = 32 * 2**20
+
+log = logging.getLogger("unlearnbench")
 
 
 @dataclass(frozen=True)
@@ -149,8 +155,9 @@ def _download(
 def _inspect_folder(
     model: str, folder: Path, commit: str | None, allow_pickle: bool
 ) -> CheckpointFiles:
-    if not any(folder.iterdir()):
+    if not list_folder(folder):
         raise CheckpointError(f"{folder} is empty; --model takes a checkpoint folder")
+    check_folder(folder)
     if (folder / "adapter_config.json").is_file():
         if _weight_files(folder, "model.safetensors") or _weight_files(folder, "pytorch_model.bin"):
             raise CheckpointError(
@@ -179,6 +186,12 @@ def _inspect_folder(
         raise CheckpointError(
             f"{folder} has no weights: neither {names[0]} nor {names[0]}.index.json is there"
         )
+    log.warning(
+        "--allow-pickle: %s is loaded from %s, a pickle; only torch's restricted reader keeps its "
+        "author's code from running",
+        model,
+        one_line(pickled[0].name, 80),
+    )
     return CheckpointFiles(
         model, folder, "adapter" if kind == "adapter" else "pickle", pickled, commit
     )
@@ -208,7 +221,7 @@ def _weight_files(folder: Path, name: str) -> tuple[Path, ...]:
         raise CheckpointError(f"{index} has no weight_map; the checkpoint is damaged")
     shards = sorted({str(shard) for shard in weight_map.values()})
     for shard in shards:
-        if Path(shard).name != shard or shard in (".", ".."):
+        if Path(shard).name != shard or shard in ("", ".", ".."):
             raise CheckpointError(f"{index} names {one_line(shard)!r}, outside the folder; refused")
         if not (folder / shard).is_file():
             raise CheckpointError(
@@ -222,12 +235,18 @@ def _check_safetensors(path: Path, coded: bool) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
+        with path.open("rb") as start:
+            length = int.from_bytes(start.read(8), "little")
+        if _MAX_HEAD < length < path.stat().st_size:
+            raise CheckpointError(f"{path} has a head of {length:,} bytes; refused")
         with safe_open(path, framework="numpy") as file:
             dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is truncated or damaged ({one_line(error, 150)}); copy or download it again"
         ) from None
+    except MemoryError:  # as it is mapped
+        raise CheckpointError(f"{path} is larger than the memory this process may use") from None
     if not dtypes:
         raise CheckpointError(f"{path} holds no tensors")
     for name, dtype in dtypes.items():

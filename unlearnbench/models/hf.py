@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import re
+from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from unlearnbench.errors import (
-    CheckpointError,
-    ModelOutputError,
-    one_line,
-)
-from unlearnbench.models.batching import Batches, is_out_of_memory
+from unlearnbench.errors import ModelOutputError
+from unlearnbench.models import budget
+from unlearnbench.models.batching import Batches, Limit, Rows, is_out_of_memory, padded
+from unlearnbench.models.ends import end_tokens, pad_token
+from unlearnbench.models.explain import explain
+from unlearnbench.models.tokens import Tokens
 from unlearnbench.requests import Generate, Generated, Score, Scored, cut_at_stop
 from unlearnbench.results import Checkpoint, Precision
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from unlearnbench.models.generation import Continuer
+    from unlearnbench.models.head import Head, WholeLogits
     from unlearnbench.models.source import Source
 
 __all__ = ["HFModel"]
@@ -28,6 +31,11 @@ __all__ = ["HFModel"]
 log = logging.getLogger("unlearnbench")
 
 T = TypeVar("T", Generated, Scored)
+Prompts = Sequence[tuple[Generate, list[int]]]
+Texts = Sequence[tuple[Score, list[int]]]
+
+# Running a shorter prefix apart saves less than it costs.
+_LEAST_PREFIX = 16
 
 
 @dataclass
@@ -40,22 +48,35 @@ class HFModel:
     dtype: str
     _device: str
     _batch_size: int | None
+    _known: dict[bytes, list[Scored]] = field(default_factory=dict)
+    _head: Head | WholeLogits | None = None
+    _continuer: Continuer | str | None = None
 
     def __post_init__(self) -> None:
         from transformers import GenerationConfig
 
-        tokenizer = self._tokenizer
-        self._eos = _end_tokens(self._model, tokenizer)
-        self._pad = _pad_token(tokenizer, self._eos)
+        tokenizer = self._source.tokenizer
+        if self._device == "auto":  # spread over several: prompts go where the first layer is
+            self._device = str(self._model.get_input_embeddings().weight.device)
+        ends = end_tokens(self._model, tokenizer)
+        config = self._source.config.get_text_config()
+        pad = pad_token(tokenizer, ends)
+        self._tokens = Tokens(tokenizer, config, ends, pad, self._source.truncate_left)
         # A checkpoint's own generation config may penalise or forbid words, which would pass for
         # forgetting; only its end-of-text ids are followed.
         model: Any = self._model
         model.generation_config = GenerationConfig(
-            do_sample=False, eos_token_id=list(self._eos) or None, pad_token_id=self._pad
+            do_sample=False, eos_token_id=list(ends) or None, pad_token_id=self._tokens.pad
         )
 
     @property
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
+    def network(self) -> PreTrainedModel:
+        """The loaded transformers model, for lm-eval's adapter; not to be changed."""
+        return self._model
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's tokenizer; not to be changed."""
         return self._source.tokenizer
 
     @property
@@ -81,18 +102,10 @@ class HFModel:
         return self._decode(ids[:max_tokens])
 
     def _encode(self, text: str) -> list[int]:
-        """Token ids with the tokenizer's own special tokens, as it adds them by itself."""
-        ids = list(self._tokenizer(text, add_special_tokens=True)["input_ids"])
-        rows = self._source.config.get_text_config().vocab_size
-        if ids and max(ids) >= rows:
-            raise ModelOutputError(
-                f"token {max(ids)} of {one_line(text, 60)!r} is beyond the model's {rows} rows"
-            )
-        return ids
+        return self._tokens.encode(text)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        text = self._tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text if isinstance(text, str) else "".join(text)
+        return self._tokens.decode(ids)
 
     def generate(
         self, requests: Sequence[Generate], skip: Collection[str] = ()
@@ -100,64 +113,165 @@ class HFModel:
         """See ``Model``. Batches hold requests of one kind and of similar length."""
         kinds: dict[tuple[object, ...], list[tuple[Generate, list[int]]]] = {}
         for request in requests:
-            ids = self._encode(request.prompt)
-            self._require_fit(request.id, len(ids), request.max_new_tokens)
-            if ids[-1] in self._eos:
-                raise ModelOutputError(
-                    f"{request.id}: the tokenizer ends prompts with an end-of-text token, after "
-                    "which any model writes something else; set add_eos_token to false"
-                )
+            ids = self.prompt_ids(request)
             kind = (request.max_new_tokens, request.stop, request.sampling)
             kinds.setdefault(kind, []).append((request, ids))
         for items in kinds.values():
-            width = max(len(ids) for _, ids in items) + items[0][0].max_new_tokens
-            rows = self._generation_rows(width)
-            yield from self._in_batches(items, self._generate_batch, rows, skip)
+            new = items[0][0].max_new_tokens
+            continuer = self._find_continuer(items[0][1], max(len(ids) for _, ids in items) + new)
+            run = self._generate_packed if not isinstance(continuer, str) else self._generate_padded
+            yield from run(items, continuer, skip)
+
+    def prompt_ids(self, request: Generate) -> list[int]:
+        """Token ids of a prompt.
+
+        Raises:
+            ModelOutputError: it does not fit, or cannot be continued.
+        """
+        ids = self._encode(request.prompt)
+        ids = self._tokens.fit(request.id, ids, request.max_new_tokens)
+        if ids[-1] in self._tokens.ends:
+            raise ModelOutputError(
+                f"{request.id}: the tokenizer ends prompts with an end-of-text token, after "
+                "which any model writes something else; set add_eos_token to false"
+            )
+        return ids
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Token ids at which texts end."""
+        return self._tokens.ends
+
+    def answer(self, request: Generate, tokens: list[int]) -> Generated:
+        """The answer that new ``tokens`` make, up to where the request lets it end."""
+        from unlearnbench.models.plain import cut_answer
+
+        return cut_answer(self._tokens, request, tokens)
+
+    def _generate_padded(
+        self, items: Prompts, reason: Any, skip: Collection[str]
+    ) -> Iterator[Generated]:
+        explain(f"generation through transformers' generate, padded: {reason}")
+        new = items[0][0].max_new_tokens
+        limit = budget.padded_budget(self._model, self._device)
+        limit.cost = lambda lengths: padded([n + new for n in lengths])
+        yield from self._in_batches(items, self._generate_batch, limit, skip)
+
+    def _generate_packed(
+        self, items: Prompts, continuer: Any, skip: Collection[str]
+    ) -> Iterator[Generated]:
+        from unlearnbench.models.generation import SharedStart, common_prefix
+
+        new = items[0][0].max_new_tokens
+        length = common_prefix([ids for _, ids in items]) if len(items) > 1 else 0
+        start = SharedStart(continuer, items[0][1][: length if length >= _LEAST_PREFIX else 0])
+        limit = budget.generation_budget(self._model, self._device)
+        limit.cost = lambda lengths: sum(lengths) + len(lengths) * (new - start.length)
+        shared = f"a prefix of {start.length} tokens run once" if start.length else "no prefix"
+        explain(f"generation in rows without padding, {shared}, {limit.most:,} tokens a batch")
+        run = partial(self._continue_batch, start)
+        yield from self._in_batches(items, run, limit, skip)
+
+    def _find_continuer(self, ids: list[int], longest: int) -> Continuer | str:
+        import torch
+
+        from unlearnbench.models.generation import find_continuer, short_window
+
+        if self._continuer is None:
+            noisy = self.precision.kernel == "native"
+            with torch.no_grad():
+                self._continuer = find_continuer(self._model, self._device, ids, noisy)
+        if isinstance(self._continuer, str):
+            return self._continuer
+        return short_window(self._model, longest) or self._continuer
+
+    def _continue_batch(self, start: Any, batch: Prompts) -> list[Generated]:
+        from unlearnbench.models.decoding import Chooser
+        from unlearnbench.models.generation import Stops
+
+        first = batch[0][0]
+        chooser = Chooser([r.id for r, _ in batch], self.precision.name, first.sampling)
+        stopped = partial(self._tokens.stopped, first)
+        stops = Stops(frozenset(self._tokens.ends), stopped, first.max_new_tokens)
+        found = start.continue_rows([ids for _, ids in batch], chooser, stops)
+        return [
+            Generated(r.id, cut_at_stop(self._decode(tokens), r.stop), len(tokens))
+            for (r, _), tokens in zip(batch, found, strict=True)
+        ]
+
+    def _generate_batch(self, batch: Prompts) -> list[Generated]:
+        from unlearnbench.models.plain import generate_padded
+
+        return generate_padded(self._model, self._tokens, self.precision.name, batch)
+
+    def _generated(self, request: Generate, row: list[int]) -> Generated:
+        from unlearnbench.models.plain import cut_answer
+
+        return cut_answer(self._tokens, request, row)
 
     def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
-        """See ``Model``."""
+        """See ``Model``. A batch of texts that was scored before, for another task, is not run
+        again.
+        """
         items = []
         for request in requests:
-            ids = self._encode(request.text)
+            ids = self._tokens.fit(request.id, self._encode(request.text), 0)
             if len(ids) < 2:
                 raise ModelOutputError(
                     f"{request.id}: a text of {len(ids)} tokens cannot be scored"
                 )
-            self._require_fit(request.id, len(ids), 0)
             items.append((request, ids))
-        width = max((len(ids) for _, ids in items), default=1)
-        yield from self._in_batches(items, self._score_batch, self._scoring_rows(width), skip)
+        if items:
+            limit = self._find_head(items[0][1]).budget(self.device)
+            explain(f"scoring: up to {limit.most:,} tokens a batch, a longer text alone")
+            yield from self._in_batches(items, self._score_known, limit, skip)
 
-    def _require_fit(self, name: str, length: int, new: int) -> None:
-        context = getattr(self._source.config.get_text_config(), "max_position_embeddings", None)
-        if length == 0:
-            raise ModelOutputError(f"{name}: the prompt has no tokens")
-        if isinstance(context, int) and length + new > context:
-            raise ModelOutputError(
-                f"{name}: {length} tokens and {new} new ones do not fit the model's context of "
-                f"{context}; use a task with shorter texts or a model with a longer context"
-            )
+    def _find_head(self, ids: list[int]) -> Head | WholeLogits:
+        import torch
 
-    # Sizes of the first try; halved when memory runs out.
-    def _generation_rows(self, width: int) -> int:
-        budget = 16_384 if self.device == "cpu" else 131_072
-        return max(1, min(64, budget // width))
+        from unlearnbench.models.head import find_head
 
-    def _scoring_rows(self, width: int) -> int:
-        logits = width * int(self._source.config.get_text_config().vocab_size) * 4
-        budget = 2**30 if self.device == "cpu" else 2**33
-        return max(1, min(64, budget // logits))
+        if self._head is None:
+            few, _ = self._tokens.tensors([ids[:8]], self._device, left=False)
+            with torch.no_grad():
+                self._head = find_head(self._model, few)
+        return self._head
+
+    def _score_known(self, batch: Texts) -> list[Scored]:
+        """Whole batches are remembered, not single texts, so that a text's figures never depend on
+        which tasks an interrupted run had done before.
+        """
+        key = _batch_key([ids for _, ids in batch])
+        if key not in self._known:
+            self._known[key] = self._score_batch(batch)
+        return [
+            Scored(request.id, known.logprobs, known.mean, known.std)
+            for (request, _), known in zip(batch, self._known[key], strict=True)
+        ]
+
+    def _score_batch(self, batch: Texts) -> list[Scored]:
+        head = self._find_head(batch[0][1])
+        ids, mask = self._tokens.tensors([row for _, row in batch], self._device, left=False)
+        states = head.states(ids, mask)
+        answers = []
+        for i, (request, row) in enumerate(batch):
+            n = len(row) - 1
+            where = f"{request.id} at {self.precision.name}"
+            figures = head.statistics(states[i, :n], ids[i, 1 : n + 1], where)
+            answers.append(Scored(request.id, *figures))
+        return answers
 
     def _in_batches(
         self,
         items: Sequence[tuple[Any, list[int]]],
         run: Callable[[Sequence[tuple[Any, list[int]]]], list[T]],
-        rows: int,
+        limit: Limit,
         skip: Collection[str],
     ) -> Iterator[T]:
         import torch
 
-        batches = Batches(items, self._batch_size or rows, lambda request: request.id in skip)
+        limit = Rows(self._batch_size) if self._batch_size is not None else limit
+        batches = Batches(items, limit, lambda request: request.id in skip)
         while batch := batches.next():
             try:
                 with torch.no_grad():  # quanto's 4-bit tensors fail in inference mode
@@ -167,6 +281,7 @@ class HFModel:
                     raise
                 self._smaller(batches, batch)
                 continue
+            batches.fitted()
             yield from (answer for answer in answers if answer.id not in skip)
 
     def _smaller(self, batches: Batches[Any], batch: Sequence[Any]) -> None:
@@ -178,97 +293,9 @@ class HFModel:
         log.warning("out of memory with %d texts in a batch; halving it", len(batch))
         batches.halve(batch)
 
-    def _tensors(self, rows: Sequence[list[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and attention mask, each of shape (rows, longest)."""
-        import torch
 
-        width = max(map(len, rows))
-        ids = torch.full((len(rows), width), self._pad, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            where = slice(width - len(row), width) if left else slice(0, len(row))
-            ids[i, where] = torch.tensor(row)
-            mask[i, where] = 1
-        return ids.to(self._device), mask.to(self._device)
-
-    def _generate_batch(self, batch: Sequence[tuple[Generate, list[int]]]) -> list[Generated]:
-        from unlearnbench.models.decoding import logits_processors, stopping_criteria
-
-        first = batch[0][0]
-        names = [request.id for request, _ in batch]
-        ids, mask = self._tensors([row for _, row in batch], left=True)
-        model: Any = self._model
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=first.max_new_tokens,
-            logits_processor=logits_processors(names, self.precision.name, first.sampling),
-            stopping_criteria=stopping_criteria(first.stop, ids.shape[1], self._decode),
-        )
-        rows = output[:, ids.shape[1] :].tolist()
-        return [
-            self._generated(request, row) for (request, _), row in zip(batch, rows, strict=True)
-        ]
-
-    def _generated(self, request: Generate, row: list[int]) -> Generated:
-        ends = [at for at, token in enumerate(row) if token in self._eos]
-        tokens = row[: min(ends, default=len(row))]
-        for n in range(1, len(tokens) + 1) if request.stop else ():
-            # Where the row met a stop string, whatever its neighbours made the batch add to it.
-            if any(stop in self._decode(tokens[:n]) for stop in request.stop):
-                tokens = tokens[:n]
-                break
-        text = cut_at_stop(self._decode(tokens), request.stop)
-        return Generated(request.id, text, len(tokens))
-
-    def _score_batch(self, batch: Sequence[tuple[Score, list[int]]]) -> list[Scored]:
-        from unlearnbench.models.decoding import token_statistics
-
-        ids, mask = self._tensors([row for _, row in batch], left=False)
-        logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        if logits.shape[:2] != ids.shape:
-            raise ModelOutputError(
-                f"the model gives logits for {logits.shape[1]} positions of {ids.shape[1]} tokens"
-            )
-        answers = []
-        for i, (request, row) in enumerate(batch):
-            n = len(row) - 1
-            where = f"{request.id} at {self.precision.name}"
-            figures = token_statistics(logits[i, :n], ids[i, 1 : n + 1], where)
-            answers.append(Scored(request.id, *figures))
-        return answers
-
-
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """End-of-text ids: the tokenizer's and the generation config's, if they mark an end.
-
-    Raises:
-        CheckpointError: the generation config ends texts at an ordinary word, which would empty
-            outputs and pass for forgetting.
-    """
-    for token in dict.fromkeys(map(str, tokenizer.all_special_tokens)):
-        if re.fullmatch(r"[Ġ▁ ]?\w+", token):
-            raise CheckpointError(
-                f"the tokenizer lists {one_line(token, 40)!r}, an ordinary word, as a special "
-                "token; outputs would lose it. Correct tokenizer_config.json"
-            )
-    config: Any = getattr(model, "generation_config", None)
-    named = getattr(config, "eos_token_id", None)
-    listed = [named] if isinstance(named, int) else list(named or [])
-    special = {tokenizer.eos_token_id, *tokenizer.all_special_ids}
-    special |= set(getattr(tokenizer, "added_tokens_decoder", {}))
-    odd = [token for token in listed if token not in special]
-    if odd:
-        raise CheckpointError(
-            f"generation_config.json ends texts at token {odd[0]}, an ordinary word of the "
-            "tokenizer; correct its eos_token_id"
-        )
-    ids = [*listed, tokenizer.eos_token_id]
-    return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
-
-
-def _pad_token(tokenizer: PreTrainedTokenizerBase, eos: Sequence[int]) -> int:
-    """Padding is masked, so any id serves where the tokenizer has none."""
-    if tokenizer.pad_token_id is not None:
-        return int(tokenizer.pad_token_id)
-    return eos[0] if eos else 0
+def _batch_key(rows: Sequence[list[int]]) -> bytes:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(len(row).to_bytes(8, "little") + array("q", row).tobytes())
+    return digest.digest()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import CheckpointError, OptionError
 from unlearnbench.models.files import PAIR_FILE, PARTS, content_sha256, read_json
+from unlearnbench.models.folder import check_folder
 from unlearnbench.models.source import LoadOptions, open_source
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class PairSource:
                 f"{model} holds two local checkpoints; leave --base and --revision out"
             )
         folder = Path(model).expanduser()
+        check_folder(folder)
         self.alpha = _alpha(folder)
         self.baseline, self.reinforced = (
             open_source(str(folder / part), options, keep) for part in PARTS
@@ -76,6 +78,11 @@ class PairSource:
     def own_dtype(self) -> str:
         """The baseline's."""
         return self.baseline.own_dtype
+
+    @property
+    def truncate_left(self) -> bool:
+        """The baseline's."""
+        return self.baseline.truncate_left
 
     def require_precision(self, spec: PrecisionSpec) -> None:
         """Refuse to quantize a second time. Raises: as ``Source.require_precision``."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import CheckpointError, one_line
 from unlearnbench.models.files import CheckpointFiles, content_sha256, read_json
-from unlearnbench.quiet import muted, unmoved_caches
+from unlearnbench.models.limits import check_config, stored_weights
+from unlearnbench.quiet import muted, plain_errors, unmoved_caches
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -74,6 +75,9 @@ def load_config(files: CheckpointFiles, trust_remote_code: bool) -> PretrainedCo
                 f"{files.path} brings its own Python code (auto_map in config.json); pass "
                 "--trust-remote-code only if you trust its author: the code will run"
             )
+        check_config(raw, stored_weights(files).tensors, files.path)
+        if raw.get("auto_map"):
+            _say_trusted(files, "config.json")
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
             files.folder,
@@ -88,6 +92,14 @@ def load_config(files: CheckpointFiles, trust_remote_code: bool) -> PretrainedCo
     return config
 
 
+def _say_trusted(files: CheckpointFiles, name: str) -> None:
+    log.warning(
+        "--trust-remote-code: %s runs its own Python code (auto_map in %s), with all your rights",
+        files.path,
+        name,
+    )
+
+
 def load_tokenizer(
     files: CheckpointFiles, base: CheckpointFiles | None, trust_remote_code: bool
 ) -> PreTrainedTokenizerBase:
@@ -96,18 +108,24 @@ def load_tokenizer(
 
     own = base is None or (files.folder / "tokenizer_config.json").is_file()
     home = files if own or base is None else base
+    facts = home.folder / "tokenizer_config.json"
+    if trust_remote_code and facts.is_file() and read_json(facts).get("auto_map"):
+        _say_trusted(home, facts.name)
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            home.folder,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-            **_gguf(home),
-        )
+        with plain_errors():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                home.folder,
+                trust_remote_code=trust_remote_code,
+                local_files_only=True,
+                **_gguf(home),
+            )
     except Exception as error:  # a damaged tokenizer can fail anywhere in the library
         raise CheckpointError(
             f"{home.path}: its tokenizer cannot be loaded: {one_line(error, 200)}; save the "
             "model's tokenizer into the same folder"
         ) from error
+    if not getattr(tokenizer, "is_fast", True):
+        log.info("%s: its tokenizer has no fast implementation; tokenizing will be slow", home.path)
     return tokenizer
 
 
@@ -276,7 +294,6 @@ def attach_adapter(model: PreTrainedModel, files: CheckpointFiles) -> Any:
     """
     from peft import PeftModel, get_peft_model_state_dict
 
-    _check_adapter_config(files)
     try:
         with warnings.catch_warnings(), muted(), unmoved_caches():
             # Advice for people who train; what would be lost is checked here.
@@ -298,35 +315,6 @@ def attach_adapter(model: PreTrainedModel, files: CheckpointFiles) -> Any:
             f"{one_line(odd[0], 120)}; is --base the model that it was trained on?"
         )
     return adapted
-
-
-def _check_adapter_config(files: CheckpointFiles) -> None:
-    """PEFT ignores options that it does not know; one that is on would be missing in the model."""
-    from dataclasses import fields
-
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    config = read_json(files.folder / "adapter_config.json")
-    kind = config.get("peft_type")
-    mapping: dict[Any, Any] = dict(PEFT_TYPE_TO_CONFIG_MAPPING)
-    known = mapping.get(kind) if isinstance(kind, str) else None
-    if known is None:
-        raise CheckpointError(
-            f"{files.path}: adapter_config.json has peft_type {one_line(kind, 40)!r}, which PEFT "
-            "does not know; update peft or correct the file"
-        )
-    names = {field.name for field in fields(known)}
-    if "num_virtual_tokens" in names:  # PEFT's mark of prompt learning
-        raise CheckpointError(
-            f"{files.path}: a {kind} adapter changes prompts, not weights; it is not supported"
-        )
-    lost = [key for key, value in config.items() if value and key not in names]
-    lost = [key for key in lost if key != "peft_version"]
-    if lost:
-        raise CheckpointError(
-            f"{files.path}: the adapter uses {one_line(lost[0], 80)}, which this version of PEFT "
-            "does not know; update peft"
-        )
 
 
 def _tensor_names(files: CheckpointFiles) -> set[str]:

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from unlearnbench.errors import CheckpointError, OptionError, PrecisionError, one_line
+from unlearnbench.models.adapterfile import check_adapter_config
 from unlearnbench.models.describe import describe_checkpoint, gguf_tensors
 from unlearnbench.models.files import (
     CheckpointFiles,
     find_checkpoint,
+    is_quantized,
     read_json,
 )
+from unlearnbench.models.ggufhead import check_gguf
+from unlearnbench.models.limits import check_size, empty_model, require_memory, stored_weights
 from unlearnbench.models.parts import (
     attach_adapter,
     check_loading,
@@ -25,6 +29,7 @@ from unlearnbench.models.parts import (
     require_gguf_support,
     stored_dtype,
 )
+from unlearnbench.models.patterns import check_patterns, patterns_in
 from unlearnbench.models.stored import StoredScheme, load_packed, stored_scheme
 from unlearnbench.quiet import quiet_transformers
 
@@ -47,7 +52,7 @@ class LoadOptions:
 
     base: the base model of an adapter folder. adapter: "merge" it into the base before quantizing,
     or "keep" it beside the quantized base. allow_adapter_base: follow the base that the adapter's
-    own config names.
+    own config names. truncate_left: cut prompts beyond the model's context on the left.
     """
 
     revision: str | None = None
@@ -56,6 +61,7 @@ class LoadOptions:
     allow_adapter_base: bool = False
     trust_remote_code: bool = False
     allow_pickle: bool = False
+    truncate_left: bool = False
 
 
 class Source:
@@ -75,13 +81,17 @@ class Source:
         self.files = files
         self.base = base
         self.options = options
-        self._keep = keep
         self._model: PreTrainedModel | None = None
         quiet_transformers()
         self._weights = base or files  # where config and full weights are
         if self._weights.kind == "gguf":
             require_gguf_support()
+            check_gguf(self._weights.weights[0])
+        size = _full_size(self._weights)
+        require_memory(size, self._weights.path)
+        self._keep = keep and _fits_in_memory(size)
         self.config = load_config(self._weights, options.trust_remote_code)
+        self._check_asked(size)
         self.tokenizer = load_tokenizer(files, base, options.trust_remote_code)
         check_vocabulary(self.tokenizer, self.config, files)
         self.stored = _stored_scheme(self._weights)
@@ -91,6 +101,26 @@ class Source:
                 "be merged into it; use --adapter keep"
             )
         self.checkpoint = describe_checkpoint(self, self._weights)
+
+    def _check_asked(self, size: int) -> None:
+        """Hold what the configs ask for against what is stored, before anything is made of it.
+        size: as of ``_full_size``.
+        """
+        weights = self._weights
+        model = empty_model(self.config)
+        names: list[str] = []
+        if model is not None:
+            gguf = weights.kind == "gguf"
+            elements = size // 4 if gguf else stored_weights(weights).elements
+            packed = weights.kind == "safetensors" and is_quantized(weights.folder)
+            check_size(model, weights, elements, packed)
+            names = [name for name, _ in [*model.named_modules(), *model.named_parameters()]]
+        if weights.kind != "gguf":
+            raw = read_json(weights.folder / "config.json")
+            schemes = [raw.get(key) for key in ("quantization_config", "compression_config")]
+            check_patterns(patterns_in(schemes), names, f"{weights.path}: quantization_config")
+        if self.files.kind == "adapter":
+            check_adapter_config(self.files, names)
 
     @property
     def own_dtype(self) -> str:
@@ -112,6 +142,11 @@ class Source:
     def adapter_kept(self) -> bool:
         """Whether an adapter has to be attached to the quantized base."""
         return self.files.kind == "adapter" and self.options.adapter == "keep"
+
+    @property
+    def truncate_left(self) -> bool:
+        """Whether to cut prompts beyond the model's context on the left."""
+        return self.options.truncate_left
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """The unquantized weights by parameter name, on CPU, in the checkpoint's own dtype."""
@@ -155,7 +190,7 @@ class Source:
                 state_dict=self.state_dict() if state is None else state,
                 dtype=dtype,
                 quantization_config=quantization_config,
-                device_map={"": device},
+                device_map=device_map(device),
                 output_loading_info=True,
             )
         except Exception as error:  # whatever a library raises here, there is no model to score
@@ -207,6 +242,11 @@ class Source:
             self._model = None
 
 
+def device_map(device: str) -> Any:
+    """What transformers is told of ``device``: all on it, or spread over all GPUs (``auto``)."""
+    return device if device == "auto" else {"": device}
+
+
 def open_source(model: str, options: LoadOptions, keep: bool = True) -> Source:
     """Check a checkpoint's files and open it.
 
@@ -223,13 +263,12 @@ def open_source(model: str, options: LoadOptions, keep: bool = True) -> Source:
     if files.kind != "adapter":
         if options.base is not None:
             raise OptionError(f"--base is for adapter folders, and {model} is a full checkpoint")
-        return Source(files, None, options, keep and _fits_in_memory(_full_size(files)))
-    base = find_checkpoint(
-        _adapter_base(files, options), None, options.allow_pickle, options.trust_remote_code
-    )
+        return Source(files, None, options, keep)
+    named = _adapter_base(files, options)
+    base = find_checkpoint(named, None, options.allow_pickle, options.trust_remote_code)
     if base.kind == "adapter":
         raise CheckpointError(f"the base {base.path} is an adapter itself; merge it first")
-    return Source(files, base, options, keep and _fits_in_memory(base.size))
+    return Source(files, base, options, keep)
 
 
 def _stored_scheme(files: CheckpointFiles) -> StoredScheme | None:
@@ -263,4 +302,9 @@ def _adapter_base(files: CheckpointFiles, options: LoadOptions) -> str:
         )
     if not isinstance(named, str) or not named:
         raise CheckpointError(f"{files.path}: adapter_config.json names no base; pass --base PATH")
+    log.warning(
+        "--allow-adapter-base: the base %s is loaded because %s names it",
+        one_line(named, 120),
+        files.path,
+    )
     return named

@@ -156,7 +156,8 @@ def load_packed(
     """
     config = copy.deepcopy(config)
     config.quantization_config = _settings(config, dtype, device)
-    extra = {"use_safetensors": True, "dtype": dtype, "device_map": {"": device}}
+    where = device if device == "auto" else {"": device}
+    extra = {"use_safetensors": True, "dtype": dtype, "device_map": where}
     model = from_pretrained(files, config, trust_remote_code, extra)
     return model.eval()  # type: ignore[no-any-return]
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import CheckpointError, PrecisionError, one_line
 from unlearnbench.models.files import CheckpointFiles, find_checkpoint
+from unlearnbench.models.limits import check_size, empty_model, require_memory, stored_weights
 from unlearnbench.models.parts import load_config
 from unlearnbench.models.source import LoadOptions, open_source
 from unlearnbench.models.stored import stored_scheme
@@ -46,6 +47,8 @@ def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
     )
     if files.kind != "safetensors":
         return _in_memory(model, options)
+    stored = stored_weights(files)
+    require_memory(4 * stored.largest, files.path)  # one matrix in fp32
     config = load_config(files, options.trust_remote_code)
     scheme = stored_scheme({"quantization_config": _quantization(config)}, files.path)
     if scheme is not None:
@@ -53,6 +56,9 @@ def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
             f"{files.path} is quantized already ({scheme.text}); inspect compares unquantized "
             "checkpoints"
         )
+    empty = empty_model(config)
+    if empty is not None:
+        check_size(empty, files, stored.elements, packed=False)
     names = _linear_of(config, options.trust_remote_code, files.path)
     return _streamed(files, config.get_text_config().to_dict(), names, stack)
 

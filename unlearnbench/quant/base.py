@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = [
+    "Attention",
     "Calibration",
     "Codes",
     "How",
@@ -41,6 +42,7 @@ __all__ = [
 _INSTALL = "pip install unlearnbench"
 
 Kernel: TypeAlias = Literal["native", "dequantized"]
+Attention: TypeAlias = Literal["auto", "sdpa", "flash_attention_2", "eager"]
 
 
 @dataclass(frozen=True)
@@ -80,13 +82,17 @@ class Calibration:
 @dataclass(frozen=True)
 class How:
     """What a backend is asked for beside the precision. ``kernel`` is None where nothing is
-    quantized; ``calibration`` is there for a calibrated precision.
+    quantized; ``calibration`` is there for a calibrated precision. device: as torch names it, or
+    ``auto``: the layers over all GPUs, as accelerate spreads them. attention, compiled: see
+    ``models.compute``.
     """
 
     dtype: torch.dtype
     device: str
     kernel: Kernel | None = None
     calibration: Calibration | None = None
+    attention: Attention = "auto"
+    compiled: bool = False
 
 
 class Loaded(NamedTuple):

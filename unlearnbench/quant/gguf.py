@@ -78,8 +78,9 @@ def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
     stored: dict[str, int] = {}
     for name in linear_names(model):
         packed, values = _round(spec, name, before[f"{name}.weight"])
-        weight = torch.from_numpy(values).to(device=how.device, dtype=how.dtype)
-        model.get_submodule(name).weight = Parameter(weight, requires_grad=False)
+        module: Any = model.get_submodule(name)
+        weight = torch.from_numpy(values).to(device=module.weight.device, dtype=how.dtype)
+        module.weight = Parameter(weight, requires_grad=False)
         stored[name] = packed.nbytes
 
     def inspect(name: str, module: nn.Module) -> Seen | None:

@@ -7,7 +7,7 @@ kernel with exact products, on any device.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unlearnbench.quant.base import (
     Codes,
@@ -139,8 +139,9 @@ def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
     for name in linear_names(model):
         # From the checkpoint's own weight, not from one already rounded to the compute dtype.
         found = _quantize(spec, before[f"{name}.weight"])
-        weight = found.values().to(device=how.device, dtype=how.dtype)
-        model.get_submodule(name).weight = Parameter(weight, requires_grad=False)
+        module: Any = model.get_submodule(name)
+        weight = found.values().to(device=module.weight.device, dtype=how.dtype)
+        module.weight = Parameter(weight, requires_grad=False)
         stored[name] = _packed_bytes(spec, found)
 
     def inspect(name: str, module: nn.Module) -> Seen | None:

@@ -1,0 +1,346 @@
+"""Measure evaluation on real MUSE-News rows against a plain evaluator and lm-eval's HFLM, and print
+the tables of docs/speed.md.
+
+    make bench                                        # SmolLM2-135M, about an hour on 2 cores
+    python -m tests.benchmarks.measure_speed --model tiny      # some minutes
+    python -m tests.benchmarks.measure_speed --model llama-2-7b --device cuda --dtype bf16
+
+Needs UNLEARNBENCH_DATA. Everything is a ratio within one run: the rivals take turns in every
+repeat, and each turn begins with another. `tasks`: on models in memory, seconds a sample by task.
+`whole`: one command's work in a process of its own for each rival, loading and scoring included,
+with its peak memory. `marginal`: what another sample costs. `start`: the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.benchmarks.gauge import (
+    Spread,
+    forward_flops,
+    matmul_peak,
+    spread,
+    timed,
+    watch_memory,
+)
+from tests.benchmarks.rivals import NAMES, Harness, Ours, Plain, Rival, load_plain
+from tests.benchmarks.subjects import make_subject
+from unlearnbench.data import DataOptions
+from unlearnbench.models.source import DTYPES
+from unlearnbench.plan import Plan, make_plan
+from unlearnbench.requests import Generate, Score
+from unlearnbench.tasks import GenerationTask, load_registry
+
+TASKS = ("news_verbmem", "news_knowmem_f", "news_knowmem_r", "news_privleak")
+TIMED = ("news_verbmem", "news_knowmem_f", "news_privleak")
+PRECISIONS = ("none", "bnb-int8", "bnb-fp4")
+PARTS = ("tasks", "marginal", "whole", "start")
+MARGINS = (16, 48, 96)
+# HFLM's rolling log-likelihood counts a text's first token, and MUSE does not.
+COMPARED = dict.fromkeys(TIMED, ("plain", "hflm")) | {"news_privleak": ("plain",)}
+Answers = Mapping[str, str] | Mapping[str, float]
+
+
+def data_folder() -> Path:
+    found = os.environ.get("UNLEARNBENCH_DATA")
+    if not found:
+        sys.exit("set UNLEARNBENCH_DATA to a folder with muse-bench/MUSE-News")
+    return Path(found)
+
+
+def plan_of(task: str, limit: int) -> Plan:
+    (spec,) = load_registry().resolve([task])
+    return make_plan(spec, DataOptions(data_folder()), limit)
+
+
+Asked = list[Generate] | list[Score]
+
+
+def requests_of(task: str, limit: int) -> Asked:
+    plan = plan_of(task, limit)
+    if isinstance(plan.spec, GenerationTask):
+        return plan.generate_requests(plan.spec, "muse", 0)
+    return plan.score_requests()
+
+
+def ask(rival: Rival, asked: Asked) -> Answers:
+    texts = _texts(asked)
+    if texts:
+        return rival.score(texts)
+    return rival.generate([r for r in asked if isinstance(r, Generate)])
+
+
+def load_rivals(folder: Path, options: argparse.Namespace) -> dict[str, Rival]:
+    from unlearnbench.loading import load_model, make_how
+    from unlearnbench.models.source import LoadOptions, open_source
+    from unlearnbench.quant import find_precision
+
+    dtype, spec = getattr(torch, DTYPES[options.dtype]), find_precision("none")
+    how = make_how(spec, options.dtype, options.device, "auto", None)
+    ours = load_model(open_source(str(folder), LoadOptions()), spec, how)
+    model, tokenizer = load_plain(folder, "none", dtype, options.device)
+    return {"ours": Ours(ours), "plain": Plain(model, tokenizer), "hflm": Harness(model, tokenizer)}
+
+
+def counts(options: argparse.Namespace) -> dict[str, int]:
+    """Samples a turn: the plain evaluator's cost is the same for each, so that few will do."""
+    return {"ours": options.limit, "hflm": options.limit, "plain": options.plain_limit}
+
+
+def alike(ours: Answers, theirs: Answers) -> str:
+    """How many of the answers that both gave are the same (log-probabilities: within 1e-4 each)."""
+    both = [name for name in ours if name in theirs]
+    same = sum(_same(ours[name], theirs[name]) for name in both)
+    return f"{same}/{len(both)}"
+
+
+def _same(one: str | float, other: str | float) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) <= 1e-4 * max(1.0, abs(other))
+    return str(one).strip() == str(other).strip()
+
+
+def measure_tasks(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds a sample, interleaved, and the scoring pass's share of the machine's peak."""
+    rivals, found = load_rivals(folder, options), {}
+    dtype = getattr(torch, DTYPES[options.dtype])
+    for task in TIMED:
+        asked = {name: requests_of(task, n) for name, n in counts(options).items()}
+        answers = {name: ask(rival, asked[name]) for name, rival in rivals.items()}  # warm-up
+        seconds: dict[str, list[float]] = {name: [] for name in rivals}
+        peaks = []
+        for turn in range(options.repeats):
+            names = list(rivals)[turn % 3 :] + list(rivals)[: turn % 3]
+            for name in names:
+                took, _made = timed(partial(ask, rivals[name], asked[name]), options.device)
+                seconds[name].append(took / len(asked[name]))
+            peaks.append(matmul_peak(dtype, options.device))
+        found[task] = {
+            "seconds": {name: spread(values) for name, values in seconds.items()},
+            "ratio": {
+                name: spread([a / b for a, b in zip(seconds[name], seconds["ours"], strict=True)])
+                for name in ("plain", "hflm")
+            },
+            "alike": {name: alike(answers["ours"], answers[name]) for name in COMPARED[task]},
+        }
+        if task == "news_privleak":
+            found[task] |= _shares(rivals, asked["ours"], seconds, peaks)
+        say(f"{task}: {json.dumps(found[task], default=str)}")
+    return found
+
+
+def _shares(
+    rivals: Mapping[str, Rival],
+    asked: Asked,
+    seconds: Mapping[str, list[float]],
+    peaks: list[float],
+) -> dict[str, Any]:
+    """Of the peak that was measured in the same turn."""
+    ours = rivals["ours"]
+    assert isinstance(ours, Ours)
+    lengths = [len(ours.model._encode(r.text)) for r in _texts(asked)]
+    flops = forward_flops(ours.model._model, lengths) / len(lengths)
+    return {
+        "share of peak": {
+            name: spread([flops / s / p for s, p in zip(seconds[name], peaks, strict=True)])
+            for name in ("ours", "hflm")
+        },
+        "peak GFLOP/s": spread([peak / 1e9 for peak in peaks]),
+        "tokens a second": spread([sum(lengths) / len(lengths) / s for s in seconds["ours"]]),
+    }
+
+
+def measure_marginal(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds that another sample costs, from each size to the next."""
+    ours, found = load_rivals(folder, options)["ours"], {}
+    for task in TIMED:
+        times: dict[int, list[float]] = {size: [] for size in MARGINS}
+        ask(ours, requests_of(task, 4))
+        for _turn in range(options.repeats):
+            for size in MARGINS:
+                asked = requests_of(task, size)
+                times[size].append(timed(partial(ask, ours, asked), options.device)[0])
+        steps = [(0, MARGINS[0]), *pairwise(MARGINS)]
+        found[task] = {
+            f"{low} to {high}": spread(
+                [
+                    (times[high][i] - (times[low][i] if low else 0)) / (high - low)
+                    for i in range(options.repeats)
+                ]
+            )
+            for low, high in steps
+        }
+        say(f"{task}, seconds a further sample: {json.dumps(found[task], default=str)}")
+    return found
+
+
+def evaluate_ours(folder: Path, options: argparse.Namespace) -> None:
+    from unlearnbench import evaluate
+
+    with tempfile.TemporaryDirectory() as out:
+        evaluate(
+            str(folder),
+            list(TASKS),
+            list(options.precisions),
+            output=out,
+            data_dir=data_folder(),
+            limit=options.limit,
+            dtype=options.dtype,
+            device=options.device,
+        )
+
+
+def evaluate_rival(make: Callable[[Any, Any], Rival], folder: Path, options: Any) -> None:
+    """The same tasks, reloading for each precision; the plain one as published evaluators do also
+    scores the retain texts, and every text lower-cased.
+    """
+    dtype = getattr(torch, DTYPES[options.dtype])
+    for precision in options.precisions:
+        rival = make(*load_plain(folder, precision, dtype, options.device))
+        for task in TASKS:
+            asked = requests_of(task, options.limit)
+            texts = _texts(asked)
+            if texts and isinstance(rival, Plain):
+                texts += _retain(options.limit)
+                asked = texts + [Score(f"{r.id}:lower", r.text.lower()) for r in texts]
+            ask(rival, asked)
+
+
+def _texts(asked: Sequence[Generate | Score]) -> list[Score]:
+    return [r for r in asked if isinstance(r, Score)]
+
+
+def _retain(limit: int) -> list[Score]:
+    path = data_folder() / "muse-bench/MUSE-News/privleak/retain.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:limit]]
+    return [Score(f"retain/{i}", row["text"]) for i, row in enumerate(rows)]
+
+
+def work(name: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
+    """One rival's whole evaluation, in this process."""
+    if name == "ours":
+        import bitsandbytes  # noqa: F401  # imports are the baseline of memory and time
+        import datasets  # noqa: F401
+        import sklearn.metrics  # noqa: F401
+        import transformers.models.llama.modeling_llama  # noqa: F401
+
+        import unlearnbench.evaluator  # noqa: F401
+
+        return watch_memory(lambda: evaluate_ours(folder, options), options.device)
+    make: Callable[[Any, Any], Rival] = Plain if name == "plain" else Harness
+    if name == "hflm":
+        import lm_eval.models.huggingface  # noqa: F401
+    return watch_memory(lambda: evaluate_rival(make, folder, options), options.device)
+
+
+def measure_whole(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Each rival in a process of its own."""
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in NAMES}
+    for turn in range(options.whole_repeats):
+        for name in [*NAMES[turn % 3 :], *NAMES[: turn % 3]]:
+            command = [sys.executable, "-m", "tests.benchmarks.measure_speed", "--worker", name]
+            command += ["--model", str(folder), "--dtype", options.dtype]
+            command += ["--device", options.device, "--limit", str(options.limit)]
+            command += ["--precisions", ",".join(options.precisions)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            runs[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
+            say(f"whole, {name}: {json.dumps(runs[name][-1])}")
+    found: dict[str, Any] = {
+        name: {key: spread([run[key] for run in each]) for key in each[0]}
+        for name, each in runs.items()
+    }
+    for name in ("plain", "hflm"):
+        pairs = zip(runs[name], runs["ours"], strict=True)
+        found[f"{name} / ours"] = spread([a["seconds"] / b["seconds"] for a, b in pairs])
+    return found
+
+
+def measure_start(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    found = {}
+    for arguments in (["--help"], ["tasks"]):
+        command = [sys.executable, "-m", "unlearnbench", *arguments]
+
+        def call(command: Sequence[str] = command) -> object:
+            return subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+        call()
+        found[arguments[0]] = spread([timed(call, "cpu")[0] for _ in range(5)])
+    say(f"start: {json.dumps(found, default=str)}")
+    return found
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _plain_numbers(found: object) -> object:
+    if isinstance(found, Spread):
+        return {"median": found.median, "low": found.low, "high": found.high}
+    if isinstance(found, Mapping):
+        return {key: _plain_numbers(value) for key, value in found.items()}
+    return found
+
+
+def read_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", default="smollm2", help="smollm2, tiny, llama-2-7b or a folder")
+    parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--limit", type=int, default=16, help="rows of each split")
+    parser.add_argument("--plain-limit", type=int, default=4, help="those of the plain evaluator")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--whole-repeats", type=int, default=1)
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--precisions", default=",".join(PRECISIONS))
+    parser.add_argument("--out", type=Path, help="write everything as JSON")
+    parser.add_argument("--worker", choices=NAMES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.precisions = options.precisions.split(",")
+    return options
+
+
+def main() -> None:
+    options = read_options()
+    if options.worker:
+        print(json.dumps(work(options.worker, Path(options.model), options)))
+        return
+    measures = {
+        "tasks": measure_tasks,
+        "marginal": measure_marginal,
+        "whole": measure_whole,
+        "start": measure_start,
+    }
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = make_subject(options.model, Path(scratch), options.dtype)
+        found = {part: measures[part](folder, options) for part in options.parts.split(",")}
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": options.device
+        if options.device == "cpu"
+        else torch.cuda.get_device_name(options.device),
+        "torch": torch.__version__,
+        "dtype": options.dtype,
+    }
+    text = json.dumps(_plain_numbers({"machine": machine, **found}), indent=2)
+    if options.out:
+        options.out.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

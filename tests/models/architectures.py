@@ -1,0 +1,90 @@
+"""Tiny models of many kinds, and what transformers itself answers one prompt at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.conftest import CORPUS, make_tokenizer
+from unlearnbench.models.hf import HFModel
+from unlearnbench.results import Precision
+
+SHOTS = "".join(CORPUS[:3])
+PROMPTS = [SHOTS + CORPUS[n][: 5 + 7 * n] for n in (3, 4, 6, 7, 9, 11)]
+
+_COMMON = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_LLAMA = {**_COMMON, "intermediate_size": 48, "num_key_value_heads": 2, "initializer_range": 0.3}
+_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_MAMBA = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "initializer_range": 0.3}
+# Name: (config class, settings, whether rows are packed).
+KINDS: dict[str, tuple[str, dict[str, Any], bool]] = {
+    "llama": ("LlamaConfig", _LLAMA, True),
+    "mistral": ("MistralConfig", {**_LLAMA, "sliding_window": 4096}, True),
+    "mistral-window": ("MistralConfig", {**_LLAMA, "sliding_window": 24}, False),
+    "qwen2": ("Qwen2Config", _LLAMA, True),
+    "qwen3": ("Qwen3Config", {**_LLAMA, "head_dim": 8}, True),
+    "mixtral": ("MixtralConfig", {**_LLAMA, **_EXPERTS}, True),
+    "gemma": ("GemmaConfig", {**_LLAMA, "head_dim": 8}, True),
+    "gemma2": ("Gemma2Config", {**_LLAMA, "head_dim": 8, "sliding_window": 4096}, False),
+    "gemma3": ("Gemma3TextConfig", {**_LLAMA, "head_dim": 8, "sliding_window": 4096}, True),
+    "gemma3-window": ("Gemma3TextConfig", {**_LLAMA, "head_dim": 8, "sliding_window": 24}, False),
+    "neox": ("GPTNeoXConfig", {**_COMMON, "intermediate_size": 48, "initializer_range": 0.3}, True),
+    "gpt2": (
+        "GPT2Config",
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3},
+        True,
+    ),
+    "opt": (
+        "OPTConfig",
+        {**_COMMON, "ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3},
+        True,
+    ),
+    "phi": ("PhiConfig", {**_COMMON, "intermediate_size": 48, "initializer_range": 0.3}, True),
+    "cohere": ("CohereConfig", _LLAMA, True),
+    "granite": ("GraniteConfig", {**_LLAMA, "logits_scaling": 3.0}, True),
+    "olmo2": ("Olmo2Config", _LLAMA, True),
+    "gpt-oss": ("GptOssConfig", {**_LLAMA, **_EXPERTS, "head_dim": 8}, False),
+    "falcon": ("FalconConfig", {**_COMMON, "initializer_range": 0.3}, False),
+    "bloom": ("BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 4}, False),
+    "mpt": (
+        "MptConfig",
+        {"d_model": 32, "n_layers": 2, "n_heads": 4, "initializer_range": 0.3},
+        False,
+    ),
+    "mamba": ("MambaConfig", _MAMBA, False),
+}
+
+
+def make_kind(name: str) -> Any:
+    """A tiny model with random weights that vary enough for its texts to do so."""
+    import torch
+    import transformers
+
+    family, settings, _ = KINDS[name]
+    torch.manual_seed(3)
+    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    config = getattr(transformers, family)(vocab_size=300, **ends, **settings)
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+class Given:
+    """A source for a model that is not in a file."""
+
+    def __init__(self, model: Any, truncate_left: bool = False) -> None:
+        self.tokenizer = make_tokenizer()
+        self.config = model.config
+        self.truncate_left = truncate_left
+
+
+def wrap(model: Any, batch: int | None = None) -> HFModel:
+    """``model`` as this package runs it."""
+    precision = Precision(name="none", bits=32, scheme="as it is", backend="torch")
+    given: Any = Given(model)
+    return HFModel(model, given, precision, "fp32", "cpu", batch)
+
+
+def alone(model: Any, prompt: str, new: int) -> list[int]:
+    """The greedy continuation of one prompt, by transformers alone, up to the end token."""
+    inputs = make_tokenizer()(prompt, return_tensors="pt", return_token_type_ids=False)
+    output = model.generate(**inputs, max_new_tokens=new, do_sample=False, pad_token_id=1)
+    row: list[int] = output[0, inputs.input_ids.shape[1] :].tolist()
+    return row[: row.index(1)] if 1 in row else row

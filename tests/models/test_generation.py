@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import CORPUS, load_at, make_tokenizer
+from tests.models.architectures import KINDS, PROMPTS, alone, make_kind, wrap
+from unlearnbench.models import generation
+from unlearnbench.models.generation import Continuer, common_prefix
+from unlearnbench.models.hf import HFModel
+from unlearnbench.models.source import LoadOptions, open_source
+from unlearnbench.requests import Generate, Sampling
+
+MIXED = [CORPUS[n][: 4 + 11 * n] for n in (0, 2, 3, 5, 8, 9)]  # no common beginning to speak of
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    return make_kind("llama")
+
+
+@pytest.fixture(scope="module")
+def expected(llama: Any) -> dict[str, list[int]]:
+    return {p: alone(llama, p, 20) for p in (*PROMPTS, *MIXED)}
+
+
+def texts(model: HFModel, prompts: Sequence[str], new: int = 20, *stop: str) -> dict[str, str]:
+    return {a.id: a.text for a in model.generate([Generate(p, p, new, stop) for p in prompts])}
+
+
+def decoded(rows: dict[str, list[int]], prompts: Sequence[str]) -> dict[str, str]:
+    tokenizer = make_tokenizer()
+    return {p: str(tokenizer.decode(rows[p], skip_special_tokens=True)) for p in prompts}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_model_writes_what_it_writes_one_prompt_at_a_time(name: str) -> None:
+    model = make_kind(name)
+    prompts = PROMPTS[::2]
+    ours = wrap(model)
+    found = texts(ours, prompts, 10)
+    assert found == decoded({p: alone(model, p, 10) for p in prompts}, prompts)
+    assert len(set(found.values())) > 1, "outputs that are all alike would prove nothing"
+    ids = ours._encode(PROMPTS[0])
+    assert isinstance(ours._find_continuer(ids, 200), Continuer) == KINDS[name][2]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, None])
+@pytest.mark.parametrize("prompts", [PROMPTS, MIXED, PROMPTS[:1]], ids=["shared", "mixed", "one"])
+def test_text_does_not_depend_on_batch_or_prefix(
+    llama: Any, expected: dict[str, list[int]], prompts: list[str], batch: int | None
+) -> None:
+    assert texts(wrap(llama, batch), prompts) == decoded(expected, prompts)
+
+
+def test_the_shared_beginning_is_run_once(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    widths: list[int] = []
+    whole = llama.model.forward
+
+    def watch(*args: Any, **kwargs: Any) -> Any:
+        widths.append(kwargs["input_ids"].numel())
+        return whole(*args, **kwargs)
+
+    model = wrap(llama, 3)
+    rows = [model._encode(p) for p in PROMPTS]
+    model._find_continuer(rows[0], 200)  # its own few tokens are not counted
+    monkeypatch.setattr(llama.model, "forward", watch)
+    texts(model, PROMPTS, 4)
+    shared = common_prefix(rows)
+    assert shared > 100
+    assert widths[0] == shared
+    assert sum(widths[1:]) <= sum(len(r) - shared for r in rows) + 3 * len(rows)
+
+
+def test_rows_that_ended_leave_the_batch(
+    llama: Any, expected: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    whole = Continuer._step
+
+    def watch(self: Continuer, batch: Any, *rest: Any) -> Any:
+        sizes.append(len(batch.alive))
+        return whole(self, batch, *rest)
+
+    monkeypatch.setattr(Continuer, "_step", watch)
+    stop = decoded(expected, PROMPTS)[PROMPTS[1]][4:6]
+    cut = texts(wrap(llama), PROMPTS, 20, stop)
+    steps = sizes[2:]  # two of them belong to the comparison with the model's own forward
+    assert steps[0] == len(PROMPTS) > steps[-1]
+    assert steps == sorted(steps, reverse=True)
+    for prompt, text in decoded(expected, PROMPTS).items():
+        assert cut[prompt] == text.split(stop)[0]
+
+
+def test_sampling_through_packed_rows_is_that_of_padded_ones(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = Sampling(0.9, 50, seed=3)
+    asked = [Generate(p, p, 12, (), sampling) for p in PROMPTS]
+    packed = {a.id: a.text for a in wrap(llama).generate(asked)}
+    model = wrap(llama)
+    model._continuer = "as if its attention were unusual"
+    assert {a.id: a.text for a in model.generate(asked)} == packed
+
+
+@pytest.mark.parametrize("at", ["run_prefix", "_run_prompts", "_step"])
+def test_nothing_is_lost_when_memory_runs_out(
+    llama: Any, expected: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    model = wrap(llama)
+    model._find_continuer(model._encode(PROMPTS[0]), 200)
+    whole = getattr(Continuer, at)
+    failures = [2]  # 6 and then 3 or fewer prompts are tried
+
+    def fail(self: Continuer, *args: Any) -> Any:
+        if failures[0]:
+            failures[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, *args)
+
+    monkeypatch.setattr(Continuer, at, fail)
+    answers = [*model.generate([Generate(p, p, 20) for p in PROMPTS])]
+    assert len(answers) == len(PROMPTS), "each exactly once"
+    assert {a.id: a.text for a in answers} == decoded(expected, PROMPTS)
+
+
+def test_a_model_whose_packed_logits_are_wrong_falls_back(
+    llama: Any, expected: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Continuer._step
+
+    def shifted(self: Continuer, batch: Any, start: int, chosen: Sequence[int]) -> Any:
+        return step(self, batch, start + 7, chosen)  # a wrong position
+
+    monkeypatch.setattr(Continuer, "_step", shifted)
+    model = wrap(llama)
+    assert texts(model, PROMPTS) == decoded(expected, PROMPTS)
+    assert "other logits" in str(model._continuer)
+
+
+def test_the_config_is_given_back(llama: Any) -> None:
+    before = llama.config._attn_implementation
+    texts(wrap(llama), PROMPTS, 3)
+    assert llama.config._attn_implementation == before
+
+
+def test_prompts_that_were_answered_move_no_other(tiny: Path) -> None:
+    requests = [Generate(p, p, 8) for p in PROMPTS]
+    model = load_at(open_source(str(tiny), LoadOptions()), "none", batch=2)
+    whole = {a.id: a for a in model.generate(requests)}
+    done = set(PROMPTS[2:5])
+    assert {a.id: a for a in model.generate(requests, done)} == {
+        k: v for k, v in whole.items() if k not in done
+    }
+
+
+def test_common_prefix_leaves_each_row_a_token() -> None:
+    assert common_prefix([[1, 2, 3], [1, 2, 3, 4]]) == 2
+    assert common_prefix([[1, 2], [1, 2]]) == 1
+    assert common_prefix([[2], [1, 2]]) == 0
+
+
+def test_the_way_taken_is_said(
+    llama: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "unlearnbench.explain")
+    texts(wrap(llama), PROMPTS, 2)
+    assert "rows without padding, a prefix of" in caplog.text
+    monkeypatch.setattr(generation, "_LAYERS", set())
+    windowed = make_kind("gemma3")
+    texts(wrap(windowed), PROMPTS[:2], 2)
+    assert "transformers' generate, padded: it has layers of kind" in caplog.text

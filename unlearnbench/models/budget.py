@@ -1,0 +1,67 @@
+"""How many tokens a batch may hold: from the model's sizes, not from the machine's state on CPU, so
+that the same command forms the same batches again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from unlearnbench.models.batching import Budget, padded
+
+__all__ = ["generation_budget", "padded_budget", "scoring_budget", "whole_budget"]
+
+_MIB = 2**20
+# Beyond this many tokens products are as fast as they get on CPU, and padding only costs.
+_CPU_SCORED = 2048
+_CPU_CACHE = 256 * _MIB
+
+
+def cached_bytes(config: Any, itemsize: int) -> int:
+    """Bytes of keys and values that one token takes in all layers."""
+    heads = getattr(config, "num_attention_heads", None) or 1
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    hidden = getattr(config, "hidden_size", None) or 1024
+    width = getattr(config, "head_dim", None) or hidden // heads
+    layers = getattr(config, "num_hidden_layers", None) or 1
+    return int(2 * layers * kept * width * itemsize)
+
+
+def _cache_room(model: Any, device: str) -> int:
+    """Bytes for keys and values."""
+    if device == "cpu":
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        return int(_CPU_CACHE + 0.15 * weights)
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(0.6 * free)
+
+
+def generation_budget(model: Any, device: str) -> Budget:
+    """Tokens that rows hold in the cache beside the shared prefix, their new ones counted."""
+    config = model.config.get_text_config()
+    most = max(1, _cache_room(model, device) // cached_bytes(config, model.dtype.itemsize))
+    if device == "cpu":
+        return Budget(most, most)
+    power = 2 ** (most.bit_length() - 1)  # the same from run to run, whatever else is there
+    return Budget(max(1, power // 4), power)
+
+
+def padded_budget(model: Any, device: str) -> Budget:
+    """For transformers' ``generate``, which pads rows and copies the cache at each step."""
+    found = generation_budget(model, device)
+    most = max(1, min(found.most // 2, 16_384 if device == "cpu" else 131_072))
+    return Budget(min(found.tokens, most), most, padded)
+
+
+def scoring_budget(device: str) -> Budget:
+    """Tokens of a padded batch whose logits never stand whole in memory."""
+    if device == "cpu":
+        return Budget(_CPU_SCORED, _CPU_SCORED, padded)
+    return Budget(8192, 131_072, padded)
+
+
+def whole_budget(vocabulary: int, device: str) -> Budget:
+    """Tokens of a padded batch whose logits do: 1 GiB of float32 on CPU, 8 GiB on a GPU."""
+    most = max(1, (2**30 if device == "cpu" else 2**33) // (4 * vocabulary))
+    return Budget(most, most, padded)

@@ -1,0 +1,49 @@
+"""The token ids at which a model's texts end, and one to pad with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from unlearnbench.errors import CheckpointError, one_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["end_tokens", "pad_token"]
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """End-of-text ids: the tokenizer's and the generation config's, if they mark an end.
+
+    Raises:
+        CheckpointError: the generation config ends texts at an ordinary word, which would empty
+            outputs and pass for forgetting.
+    """
+    for token in dict.fromkeys(map(str, tokenizer.all_special_tokens)):
+        if re.fullmatch(r"[Ġ▁ ]?\w+", token):
+            raise CheckpointError(
+                f"the tokenizer lists {one_line(token, 40)!r}, an ordinary word, as a special "
+                "token; outputs would lose it. Correct tokenizer_config.json"
+            )
+    config: Any = getattr(model, "generation_config", None)
+    named = getattr(config, "eos_token_id", None)
+    listed = [named] if isinstance(named, int) else list(named or [])
+    special = {tokenizer.eos_token_id, *tokenizer.all_special_ids}
+    special |= set(getattr(tokenizer, "added_tokens_decoder", {}))
+    odd = [token for token in listed if token not in special]
+    if odd:
+        raise CheckpointError(
+            f"generation_config.json ends texts at token {odd[0]}, an ordinary word of the "
+            "tokenizer; correct its eos_token_id"
+        )
+    ids = [*listed, tokenizer.eos_token_id]
+    return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
+
+
+def pad_token(tokenizer: PreTrainedTokenizerBase, eos: Sequence[int]) -> int:
+    """Padding is masked, so any id serves where the tokenizer has none."""
+    if tokenizer.pad_token_id is not None:
+        return int(tokenizer.pad_token_id)
+    return eos[0] if eos else 0

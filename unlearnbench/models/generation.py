@@ -1,0 +1,285 @@
+"""Greedy or sampled continuation of many prompts: what they share is run once, the rest of them
+without padding, and a row that has ended leaves its batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from unlearnbench.models.attention import Packed, Prefix, RowCache, Step, attending
+from unlearnbench.models.batching import is_out_of_memory
+
+__all__ = ["Continuer", "SharedStart", "Stops", "common_prefix", "find_continuer", "short_window"]
+
+_PACKED_TOKENS = {"cpu": 2048, "cuda": 16_384}
+_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+# Share of the logits' spread; a wrong position or mask moves them by much more.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
+
+
+def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """How many token ids all rows begin with, at least one less than the shortest has: the last
+    token of each has to be run for what follows it.
+
+    Example:
+        >>> common_prefix([[1, 2, 3, 4], [1, 2, 5]])
+        2
+    """
+    low, high = min(map(list, rows)), max(map(list, rows))
+    shared = 0
+    while shared < min(len(low), len(high)) and low[shared] == high[shared]:
+        shared += 1
+    return min(shared, min(map(len, rows)) - 1)
+
+
+class Choose(Protocol):
+    """Picks the next token of each row."""
+
+    def choose(self, logits: torch.Tensor, rows: Sequence[int]) -> list[int]:
+        """See ``decoding.Chooser``."""
+
+
+@dataclass(frozen=True)
+class Stops:
+    """Where a row ends: at an id of ``ends``, which is not kept, once ``found`` says so of the
+    tokens so far, or after ``most`` tokens.
+    """
+
+    ends: frozenset[int]
+    found: Callable[[Sequence[int]], bool]
+    most: int
+
+
+@dataclass
+class _Batch:
+    """Rows under way. alive: which rows of the batch, in the order of the cache's. lengths: how
+    many own tokens each of these has in the cache.
+    """
+
+    cache: RowCache
+    alive: list[int]
+    lengths: list[int]
+    tokens: list[list[int]] = field(default_factory=list)
+
+
+class Continuer:
+    """Runs a model whose attention is ordinary (see ``find_continuer``)."""
+
+    def __init__(self, model: Any, device: str) -> None:
+        self.model, self.device = model, device
+
+    def run_prefix(self, ids: Sequence[int]) -> RowCache:
+        """Keys and values of the tokens that all rows share; none for no tokens."""
+        cache = RowCache()
+        if ids:
+            cache.phase = Prefix()
+            self._forward(cache, ids, range(len(ids)), [0])
+        return cache
+
+    def continue_rows(
+        self, shared: RowCache, start: int, rows: Sequence[Sequence[int]], how: tuple[Choose, Stops]
+    ) -> list[list[int]]:
+        """New tokens of each row. start: length of the prefix, without which ``rows`` are given.
+
+        Raises:
+            ModelOutputError: see ``Choose``.
+        """
+        choose, stops = how
+        batch = _Batch(shared.begin(), [*range(len(rows))], [*map(len, rows)], [[] for _ in rows])
+        logits = torch.cat([*self._run_prompts(batch.cache, start, rows, stops.most)])
+        while True:
+            chosen = choose.choose(logits, batch.alive)
+            chosen = self._leave(batch, chosen, stops)
+            if not batch.alive:
+                return batch.tokens
+            logits = self._step(batch, start, chosen)
+
+    def _run_prompts(
+        self, cache: RowCache, start: int, rows: Sequence[Sequence[int]], most: int
+    ) -> Iterator[torch.Tensor]:
+        """Logits after the last token of each row, (rows, vocabulary), in parts."""
+        room = max(map(len, rows)) + most
+        for group in _groups([*map(len, rows)], _PACKED_TOKENS[torch.device(self.device).type]):
+            ids: list[int] = []
+            places: list[int] = []
+            parts = []
+            for row in group:
+                parts.append((row, len(ids), len(ids) + len(rows[row])))
+                ids += rows[row]
+                places += range(start, start + len(rows[row]))
+            cache.phase = Packed(parts, len(rows), room)
+            yield self._forward(cache, ids, places, [end - 1 for _, _, end in parts])
+
+    def _leave(self, batch: _Batch, chosen: Sequence[int], stops: Stops) -> list[int]:
+        """Keep the tokens; rows that end leave. Returns the tokens of the rows that stay."""
+        left = list(chosen)
+        for at in reversed(range(len(left))):
+            tokens = batch.tokens[batch.alive[at]]
+            ended = left[at] in stops.ends
+            if not ended:
+                tokens.append(left[at])
+                ended = len(tokens) >= stops.most or stops.found(tokens)
+            if ended:  # the last row takes its place
+                batch.cache.drop(at, len(left) - 1)
+                for column in (batch.alive, batch.lengths, left):
+                    column[at] = column[-1]
+                    column.pop()
+        return left
+
+    def _step(self, batch: _Batch, start: int, chosen: Sequence[int]) -> torch.Tensor:
+        lengths = torch.tensor(batch.lengths, device=self.device)
+        places = torch.arange(max(batch.lengths) + 1, device=self.device)
+        seen = (places[None] <= lengths[:, None])[:, None, None]
+        batch.cache.phase = Step(lengths, seen)
+        ids = torch.tensor(chosen, device=self.device)[:, None]
+        with attending(self.model.config, batch.cache):
+            logits: torch.Tensor = self.model(
+                input_ids=ids,
+                position_ids=(lengths + start)[:, None],
+                past_key_values=batch.cache,
+                use_cache=True,
+            ).logits
+        batch.lengths = [n + 1 for n in batch.lengths]
+        return logits[:, -1]
+
+    def _forward(
+        self, cache: RowCache, ids: Sequence[int], places: Sequence[int], keep: Sequence[int]
+    ) -> torch.Tensor:
+        """Logits at the positions ``keep`` of one packed row, (len(keep), vocabulary)."""
+        with attending(self.model.config, cache):
+            logits: torch.Tensor = self.model(
+                input_ids=torch.tensor([list(ids)], device=self.device),
+                position_ids=torch.tensor([list(places)], device=self.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=torch.tensor(list(keep), device=self.device),
+            ).logits
+        return logits[0]
+
+
+class SharedStart:
+    """The token ids that prompts begin with, run when the first of them is."""
+
+    def __init__(self, continuer: Continuer, ids: Sequence[int]) -> None:
+        self._continuer, self._ids = continuer, ids
+        self._cache: RowCache | None = None
+
+    @property
+    def length(self) -> int:
+        """In tokens."""
+        return len(self._ids)
+
+    def continue_rows(
+        self, rows: Sequence[Sequence[int]], choose: Choose, stops: Stops
+    ) -> list[list[int]]:
+        """New tokens of each row; ``rows`` are whole prompts.
+
+        Raises:
+            ModelOutputError: see ``Choose``.
+        """
+        if self._cache is None:
+            self._cache = self._continuer.run_prefix(self._ids)
+        own = [row[self.length :] for row in rows]
+        return self._continuer.continue_rows(self._cache, self.length, own, (choose, stops))
+
+
+def _groups(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Neighbouring rows of at most ``most`` tokens together, or a longer one alone."""
+    group: list[int] = []
+    taken = 0
+    for row, length in enumerate(lengths):
+        if group and taken + length > most:
+            yield group
+            group, taken = [], 0
+        group.append(row)
+        taken += length
+    yield group
+
+
+def find_continuer(model: Any, device: str, ids: Sequence[int], noisy: bool) -> Continuer | str:
+    """A continuer for ``model``, if its logits are those of the model's own forward.
+
+    ids: a real prompt, of which a few tokens are run both ways. noisy: a kernel whose results
+    depend on the batch.
+
+    Returns:
+        The continuer, or why the model has to go through transformers' ``generate``.
+    """
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    reason = _unfit(whole)
+    if reason is not None:
+        return reason
+    continuer = Continuer(whole, device)
+    try:
+        return _try(continuer, ids, noisy) or continuer
+    except Exception as error:  # an unusual model may fail anywhere; its own generate is there
+        if is_out_of_memory(error):
+            raise
+        return f"its attention is computed otherwise ({type(error).__name__})"
+
+
+def _unfit(model: Any) -> str | None:
+    config = model.config
+    if config is not config.get_text_config():
+        return "it is not only a language model"
+    if any(getattr(part, "config", config) is not config for part in model.modules()):
+        return "it is made of several models"
+    kinds = set(getattr(config, "layer_types", None) or ()) - _LAYERS
+    if kinds:
+        return f"it has layers of kind {min(kinds)}"
+    missing = {"position_ids", "past_key_values", "logits_to_keep"}
+    missing -= set(inspect.signature(model.forward).parameters)
+    return f"its forward has no {min(missing)}" if missing else None
+
+
+def short_window(model: Any, longest: int) -> str | None:
+    """Why prompts of ``longest`` tokens with their answers do not fit a window of the model's
+    attention; inside a window all layers attend alike.
+    """
+    for name in ("sliding_window", "attention_chunk_size"):
+        window = getattr(model.config, name, None)
+        if isinstance(window, int) and window < longest:
+            return f"its {name} of {window} is shorter than the longest prompt and answer"
+    return None
+
+
+@dataclass
+class _Forced:
+    """Chooses given tokens and keeps the logits."""
+
+    tokens: Sequence[Sequence[int]]
+    seen: list[list[torch.Tensor]]
+
+    def choose(self, logits: torch.Tensor, rows: Sequence[int]) -> list[int]:
+        """The next given token of each row."""
+        for row, own in zip(rows, logits, strict=True):
+            self.seen[row].append(own.float())
+        return [self.tokens[row][len(self.seen[row]) - 1] for row in rows]
+
+
+def _try(continuer: Continuer, ids: Sequence[int], noisy: bool) -> str | None:
+    """Rows of different lengths behind a prefix, two steps each, against the model's own forward
+    of each row from its start. Returns what is wrong.
+    """
+    few = (list(ids) * 12)[:12]
+    shared, rows = few[:4], [few[4:6], few[5:11], few[8:11]]
+    forced = _Forced([few[:3], few[3:6], few[6:9]], [[], [], []])
+    stops = Stops(frozenset(), lambda _: False, 3)
+    continuer.continue_rows(continuer.run_prefix(shared), len(shared), rows, (forced, stops))
+    model, device = continuer.model, continuer.device
+    tolerance = 0.15 if noisy else _TOLERANCE.get(model.dtype, 0.15)
+    for row, given, logits in zip(rows, forced.tokens, forced.seen, strict=True):
+        whole = torch.tensor([[*shared, *row, *given[:2]]], device=device)
+        own = model(input_ids=whole, use_cache=False).logits[0, -3:].float()
+        found = torch.stack(logits)
+        if not bool(own.isfinite().all()):
+            return None  # said with the sample's name when it is asked
+        apart = float((found - own).abs().max())
+        if not apart <= tolerance * float(own.std()):
+            return "its attention gives other logits when prompts are run together"
+    return None

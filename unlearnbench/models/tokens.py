@@ -1,0 +1,103 @@
+"""Between texts and token ids, with a checkpoint's own tokenizer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from unlearnbench.errors import ModelOutputError, one_line
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from unlearnbench.requests import Generate
+
+__all__ = ["Tokens"]
+
+log = logging.getLogger("unlearnbench")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """config: the text model's. ends: ids at which texts end. pad: an id to fill up with.
+
+    truncate: cut what exceeds the model's context on the left, behind its special tokens.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    config: Any
+    ends: tuple[int, ...]
+    pad: int
+    truncate: bool = False
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the model's embedding."""
+        return int(self.config.vocab_size)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids with the tokenizer's own special tokens, as it adds them by itself.
+
+        Raises:
+            ModelOutputError: the model has no such token.
+        """
+        ids = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
+        if ids and max(ids) >= self.vocabulary:
+            raise ModelOutputError(
+                f"token {max(ids)} of {one_line(text, 60)!r} is beyond the model's "
+                f"{self.vocabulary} rows"
+            )
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text without special tokens."""
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text if isinstance(text, str) else "".join(text)
+
+    def fit(self, name: str, ids: list[int], new: int) -> list[int]:
+        """The ids, cut where that was asked for.
+
+        Raises:
+            ModelOutputError: there are none, or they and ``new`` further ones exceed the context.
+        """
+        context = getattr(self.config, "max_position_embeddings", None)
+        if not ids:
+            raise ModelOutputError(f"{name}: the prompt has no tokens")
+        if not isinstance(context, int) or len(ids) + new <= context:
+            return ids
+        special = set(self.tokenizer.all_special_ids)
+        kept = next((at for at, token in enumerate(ids) if token not in special), 0)
+        room = context - new - kept
+        if not self.truncate or room < 1:
+            raise ModelOutputError(
+                f"{name}: {len(ids)} tokens and {new} new ones do not fit the model's context of "
+                f"{context}; use a task with shorter texts, a model with a longer context, or "
+                "--truncate-left"
+            )
+        log.warning("%s: %d tokens cut on the left to %d", name, len(ids), kept + room)
+        return [*ids[:kept], *ids[-room:]]
+
+    def stopped(self, request: Generate, tokens: Sequence[int]) -> bool:
+        """Whether a continuation holds one of the request's stop strings."""
+        if not request.stop:
+            return False
+        text = self.decode(tokens)
+        return any(stop in text for stop in request.stop)
+
+    def tensors(
+        self, rows: Sequence[list[int]], device: str, left: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and attention mask, each of shape (rows, longest); ``left`` pads there."""
+        import torch
+
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), self.pad, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            where = slice(width - len(row), width) if left else slice(0, len(row))
+            ids[i, where] = torch.tensor(row)
+            mask[i, where] = 1
+        return ids.to(device), mask.to(device)

@@ -1,0 +1,173 @@
+"""Generation by vLLM (``--backend vllm``) on the weights that our adapter made; scores by the
+adapter, because vLLM does not give the whole distribution that Min-K%++ needs.
+
+vLLM always gets plain weights in the compute dtype, so every precision whose layers can be
+dequantized runs there, with the proof that it took effect.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unlearnbench.errors import ModelOutputError, OptionError, PrecisionError, one_line
+from unlearnbench.models.delegate import Delegate
+from unlearnbench.models.source import Source
+from unlearnbench.requests import Generate, Generated, Score, Scored
+
+if TYPE_CHECKING:
+    from unlearnbench.models.hf import HFModel
+    from unlearnbench.models.pair import PairSource
+    from unlearnbench.quant.base import PrecisionSpec
+
+__all__ = ["VllmModel", "open_vllm", "require_vllm"]
+
+log = logging.getLogger("unlearnbench")
+
+_AT_ONCE = 256  # requests of one call: what an interruption can cost
+_LEFT_FREE = 2 * 2**30  # bytes of a GPU, for scores and for what else runs there
+
+
+def require_vllm(source: Source | PairSource, specs: Sequence[PrecisionSpec], kernel: str) -> None:
+    """Raise before any weights are loaded where ``--backend vllm`` cannot run.
+
+    Raises:
+        OptionError: vLLM is not installed, or native kernels were asked for.
+        PrecisionError: a precision has no plain weights that would compute the same.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise OptionError("--backend vllm: vllm is not installed: pip install vllm")
+    if not isinstance(source, Source) or source.adapter_kept or source.stored is not None:
+        raise OptionError(
+            "--backend vllm runs one model with plain weights, which a pair of checkpoints, an "
+            "adapter that is kept and a checkpoint that is quantized already are not; use "
+            "--backend hf"
+        )
+    if kernel == "native":
+        raise OptionError("--backend vllm computes with plain weights; drop --quant-kernel native")
+    for spec in specs:
+        if spec.kernels and "dequantized" not in spec.kernels:
+            raise PrecisionError(
+                f"{spec.name} has no plain weights that compute the same, which --backend vllm "
+                "needs; run it with --backend hf"
+            )
+
+
+def open_vllm(own: HFModel) -> VllmModel:
+    """Hand the adapter's weights to a vLLM engine on the same device.
+
+    Raises:
+        PrecisionError: vLLM cannot run this model.
+    """
+    from vllm import LLM
+
+    with tempfile.TemporaryDirectory(prefix="unlearnbench-") as scratch:
+        folder = Path(scratch)
+        _save(own, folder)
+        try:
+            engine: Any = LLM(
+                model=str(folder),
+                dtype={"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[own.dtype],
+                # A checkpoint's own may forbid words, which would pass for forgetting.
+                generation_config="vllm",
+                trust_remote_code=False,
+                seed=0,
+                **_memory(own.device),
+            )
+        except Exception as error:  # vLLM fails in many ways, and none of them is ours
+            raise PrecisionError(
+                f"vLLM cannot run this model: {one_line(error, 200)}; use --backend hf"
+            ) from error
+    return VllmModel(own, engine)
+
+
+def _save(own: HFModel, folder: Path) -> None:
+    """The adapter's weights as an ordinary checkpoint."""
+    network: Any = own.network
+    if any(not parameter.is_floating_point() for parameter in network.parameters()):
+        raise PrecisionError(f"{own.precision.name}: its weights are packed; use --backend hf")
+    config = network.config
+    for name in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(config, name):
+            delattr(config, name)  # of weights that are dense by now
+    network.save_pretrained(folder)
+    own.tokenizer.save_pretrained(folder)
+
+
+def _memory(device: str) -> dict[str, float]:
+    """The share of the whole GPU that vLLM may take: what is free beside the adapter's weights."""
+    if device == "cpu":
+        return {}
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    return {"gpu_memory_utilization": round(max(0.1, (free - _LEFT_FREE) / total), 3)}
+
+
+class VllmModel(Delegate):
+    """Implements ``models.Model``: ``generate`` by vLLM, everything else by the adapter."""
+
+    def __init__(self, own: HFModel, engine: Any) -> None:
+        super().__init__(own)
+        self._adapter, self._engine = own, engine
+
+    def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
+        """See ``Model``."""
+        return self.own.score(requests, skip)
+
+    def generate(
+        self, requests: Sequence[Generate], skip: Collection[str] = ()
+    ) -> Iterator[Generated]:
+        """See ``Model``. vLLM forms its batches as requests come and go, so answers may differ in
+        a token between two runs in bf16 or fp16.
+
+        Raises:
+            OptionError: a request asks for sampling, whose draws vLLM would make in its own way.
+        """
+        todo = [request for request in requests if request.id not in skip]
+        if any(request.sampling is not None for request in todo):
+            raise OptionError("--backend vllm decodes greedily; use --backend hf to sample")
+        for start in range(0, len(todo), _AT_ONCE):
+            yield from self._answer(todo[start : start + _AT_ONCE])
+
+    def _answer(self, requests: Sequence[Generate]) -> Iterator[Generated]:
+        from vllm import SamplingParams
+
+        prompts = [{"prompt_token_ids": self._adapter.prompt_ids(r)} for r in requests]
+        options = [
+            SamplingParams(
+                temperature=0.0,
+                max_tokens=request.max_new_tokens,
+                stop=list(request.stop),
+                stop_token_ids=list(self._adapter.ends),
+                ignore_eos=True,  # ends are those above, which were checked
+                logprobs=1,
+                detokenize=True,
+            )
+            for request in requests
+        ]
+        outputs = self._engine.generate(prompts, options, use_tqdm=False)
+        if len(outputs) != len(requests):
+            raise ModelOutputError(f"vLLM gave {len(outputs)} answers to {len(requests)} prompts")
+        for request, output in zip(requests, outputs, strict=True):
+            (found,) = output.outputs
+            self._require_sound(request, found)
+            yield self._adapter.answer(request, list(found.token_ids))
+
+    def _require_sound(self, request: Generate, found: Any) -> None:
+        """VLLM samples some token from logits that are NaN; their log-probability tells."""
+        where = f"{request.id} at {self.precision.name}"
+        if found.finish_reason not in ("stop", "length"):
+            raise ModelOutputError(f"{where}: vLLM ended with {one_line(found.finish_reason, 40)}")
+        if found.logprobs is None or len(found.logprobs) != len(found.token_ids):
+            raise ModelOutputError(f"{where}: vLLM gave no log-probability for each token")
+        for token, candidates in zip(found.token_ids, found.logprobs, strict=True):
+            if token not in candidates or not math.isfinite(candidates[token].logprob):
+                raise ModelOutputError(
+                    f"{where}: the model's logits are NaN or infinite; no score can be given"
+                )
