@@ -88,6 +88,9 @@ def test_a_workers_error_is_the_main_processs_and_the_next_task_goes_on(
     other.failing = ZeroDivisionError("no")
     with pytest.raises(UnlearnbenchError, match="in a worker: ZeroDivisionError: no"):
         [*model.generate(PROMPTS)]
+    other.failing = FileNotFoundError(2, "No such file", "/gone")
+    with pytest.raises(UnlearnbenchError, match="in a worker: FileNotFoundError: .*/gone"):
+        [*model.generate(PROMPTS)]
     other.failing, own.failing = None, MetricError("mine")
     with pytest.raises(MetricError, match="mine"):
         [*model.generate(PROMPTS)]
@@ -102,6 +105,15 @@ def test_a_worker_that_ended_is_one_clear_line() -> None:
     theirs.close()
     with pytest.raises(OptionError, match="a worker process of this launch ended"):
         [*SharedModel(Sharing(), team).generate(PROMPTS)]
+
+
+def test_a_report_that_cannot_be_read_is_not_waited_on() -> None:
+    ours, theirs = Pipe()
+    team = Team([ours])
+    theirs.send_bytes(b"no pickle")
+    with pytest.raises(OptionError, match="a worker process of this launch ended"):
+        [*SharedModel(Sharing(), team).generate(PROMPTS)]
+    theirs.close()
 
 
 def test_processes_that_load_something_else_are_refused(tiny: Path) -> None:

@@ -21,6 +21,7 @@ _PACKAGES = (
     "accelerate",
     "bitsandbytes",
     "datasets",
+    "flash-attn",
     "gguf",
     "numpy",
     "peft",
@@ -31,7 +32,7 @@ _PACKAGES = (
     "tokenizers",
     "torch",
     "transformers",
-    "flash-attn",
+    "vllm",
 )
 _PACKAGE_DIR = Path(__file__).resolve().parent
 

@@ -2,41 +2,33 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from unlearnbench import quant as quant_backends
 from unlearnbench.data import DataOptions
 from unlearnbench.errors import OptionError
-from unlearnbench.failures import Failures
+from unlearnbench.execution import Asked, all_results, evaluate_path
 from unlearnbench.harness.names import INSTALL, packaged_tasks, split_wanted
 from unlearnbench.harness.opening import Ask, open_suite
 from unlearnbench.models.base import Model
 from unlearnbench.overrides import (
-    chat_plans,
     gen_kwargs_text,
     override_decoding,
-    template_sha256,
 )
-from unlearnbench.plan import Plan, make_plan
-from unlearnbench.quant.base import Attention, Calibration, How, PrecisionSpec, pick_kernel
-from unlearnbench.quiet import plain_errors
+from unlearnbench.plan import make_plan
+from unlearnbench.quant.base import Attention
 from unlearnbench.reference import RetrainedRun, open_reference
 from unlearnbench.results import RunResult
-from unlearnbench.run import Job, Run, prepare, run_tasks
+from unlearnbench.run import Job, prepare, run_tasks
 from unlearnbench.runfolder import require_writable
 from unlearnbench.tasks import PROTOCOLS, LikelihoodTask, load_registry, split_names
 
 if TYPE_CHECKING:
-    from unlearnbench.models.hf import HFModel
-    from unlearnbench.models.pair import PairSource
-    from unlearnbench.models.source import LoadOptions, Source
     from unlearnbench.parallel import Team
 
 __all__ = ["evaluate"]
@@ -170,26 +162,11 @@ def evaluate(
     )
     set_threads(threads)
     show_explanations(explain)
-    how = _Asked(
+    how = Asked(
         *(dtype, device, quant_kernel, calibration, calibration_samples, backend, team),
         *(attention, compiled),
     )
-    return _evaluate_path(job, str(model), quant, load, how, apply_chat_template)
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """How precisions are to be made, as asked for; the names are the command line's."""
-
-    dtype: str
-    device: str | None
-    quant_kernel: str
-    calibration: str
-    calibration_samples: int
-    backend: Literal["hf", "vllm"]
-    team: Team | None
-    attention: Attention
-    compiled: bool
+    return evaluate_path(job, str(model), quant, load, how, apply_chat_template)
 
 
 def _check_options(
@@ -223,121 +200,4 @@ def _evaluate_given(job: Job, model: Model, precision: str | Sequence[str]) -> l
     with ExitStack() as locks:
         run, todo = prepare(job, model.checkpoint, model.config, model.precision, settings, locks)
         result = run_tasks(run, todo, lambda: model, failures)
-    return _results([result], failures)
-
-
-def _results(found: Sequence[RunResult | None], failures: Failures) -> list[RunResult]:
-    results = [result for result in found if result is not None]
-    failures.raise_if_any(results)
-    return results
-
-
-def _evaluate_path(
-    job: Job,
-    path: str,
-    precisions: str | Sequence[str],
-    load: LoadOptions,
-    asked: _Asked,
-    chat: bool,
-) -> list[RunResult]:
-    from unlearnbench import loading
-    from unlearnbench.models.opening import open_any
-
-    specs = quant_backends.resolve(split_names(precisions))
-    device = loading.pick_device(asked.device)
-    for spec in specs:
-        loading.require_available(spec, device)
-        pick_kernel(asked.quant_kernel, spec, device)
-    calibration = _calibration(job, specs, asked)
-    source = open_any(path, load, keep=len(specs) > 1)
-    loading.require_loadable(source)
-    if chat:
-        sha256 = template_sha256(source.tokenizer)
-        plans = chat_plans(job.plans, source.tokenizer)
-        job = replace(job, plans=tuple(plans), chat_template_sha256=sha256)
-    kernel = asked.quant_kernel
-    if asked.backend == "vllm":
-        from unlearnbench.models.vllm import require_vllm
-
-        if asked.team is not None:
-            raise OptionError("--backend vllm runs in one process; it spreads its work itself")
-        if asked.compiled or asked.attention != "auto":
-            raise OptionError(
-                "--backend vllm chooses attention and compilation itself; leave --attention and "
-                "--compile out"
-            )
-        require_vllm(source, specs, kernel)
-        kernel = "dequantized"
-    config = source.config.to_dict()
-    failures = job.failures(len(specs))
-    prepared = []
-    with ExitStack() as locks:
-        for spec in specs:  # every conflict is found before the first model is loaded
-            source.require_precision(spec)
-            dtype = loading.pick_dtype(asked.dtype, spec, source.own_dtype, device)
-            how = loading.make_how(spec, dtype, device, kernel, calibration)
-            how = replace(how, attention=asked.attention, compiled=asked.compiled)
-            precision = loading.describe_precision(source, spec, how)
-            settings = job.settings(dtype, device)
-            run, todo = prepare(job, source.checkpoint, config, precision, settings, locks)
-            prepared.append((spec, how, run, todo))
-        opened = _Opened(path, load, source, asked)
-        found = [_run_precision(opened, *one, failures) for one in prepared]
-    return _results(found, failures)
-
-
-def _calibration(job: Job, specs: Sequence[PrecisionSpec], asked: _Asked) -> Calibration | None:
-    if any(spec.calibrated for spec in specs):
-        from unlearnbench.calibration import pick_calibration
-
-        return pick_calibration(asked.calibration, job.plans, asked.calibration_samples, job.seed)
-    if asked.calibration != "generic":
-        log.warning("--calibration moves only gptq and awq, and none of these precisions is one")
-    return None
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """A checkpoint that is open, and by whom it is to be run."""
-
-    path: str
-    options: LoadOptions
-    source: Source | PairSource
-    asked: _Asked
-
-    def load(self, spec: PrecisionSpec, how: How, batch_size: int | None) -> Model:
-        """At one precision, by every process and on the engine asked for."""
-        from unlearnbench.models.opening import load_any
-
-        def load_here() -> HFModel:
-            model = load_any(self.source, spec, how, batch_size)
-            self.source.release()
-            return model
-
-        if self.asked.team is not None:
-            from unlearnbench.parallel import Loading
-
-            asked = Loading(self.path, self.options, spec, how, batch_size)
-            return self.asked.team.load(asked, load_here)
-        if self.asked.backend == "vllm":
-            from unlearnbench.models.vllm import open_vllm
-
-            return open_vllm(load_here())
-        return load_here()
-
-
-def _run_precision(
-    opened: _Opened,
-    spec: PrecisionSpec,
-    how: How,
-    run: Run,
-    todo: list[Plan],
-    failures: Failures,
-) -> RunResult | None:
-    try:
-        with plain_errors():
-            return run_tasks(
-                run, todo, lambda: opened.load(spec, how, run.job.batch_size), failures
-            )
-    finally:
-        gc.collect()  # before the next precision takes its memory
+    return all_results([result], failures)

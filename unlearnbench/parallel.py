@@ -91,7 +91,7 @@ class Team:
         try:
             while True:
                 self._reports.put(connection.recv())
-        except (EOFError, OSError):
+        except Exception:  # it ended, or what it sent cannot be read; to wait for more is to hang
             self._reports.put(None)
             connection.close()  # here: closed by another thread, a waiting recv would fail oddly
 
@@ -272,18 +272,24 @@ class _Worker:
         self._model: Any = None
 
     def obey(self, order: _Order) -> None:
+        """Answer ``order``. Raises: OSError where the main process is gone, and only there."""
+        for report in self._reports(order):
+            self._main.send(report)
+
+    def _reports(self, order: _Order) -> Iterator[_Report]:
+        """An error is the last report, whatever it is: sending is not done in here, so an OSError
+        is a file's.
+        """
         try:
             for answer in self._answers(order):
-                self._main.send(_Report(order.number, answer))
+                yield _Report(order.number, answer)
         except UnlearnbenchError as error:
-            self._main.send(_Report(order.number, error=error))
-        except OSError:
-            raise  # the main process is gone
+            yield _Report(order.number, error=error)
         except Exception as error:  # a bug of ours, or a library's: the main process says it
             said = UnlearnbenchError(f"in a worker: {type(error).__name__}: {one_line(error)}")
-            self._main.send(_Report(order.number, error=said))
+            yield _Report(order.number, error=said)
         else:
-            self._main.send(_Report(order.number, is_last=True))
+            yield _Report(order.number, is_last=True)
 
     def _answers(self, order: _Order) -> Iterator[Any]:
         if order.kind == "load":

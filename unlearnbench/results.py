@@ -116,7 +116,8 @@ class Checkpoint(_File):
     tokenizer_sha256: Sha256
     """Of the tokenizer's content (vocabulary, merges, normalization, special tokens)."""
     config_sha256: Sha256 | None = None
-    """Of ``config.json``'s content, sorted keys."""
+    """Of ``config.json``'s content, sorted keys, with an adapter's and with the end-of-text ids of
+    ``generation_config.json`` where these are others."""
     origin: dict[str, str] = {}
     """What is known of how the weights came about: a GGUF file's tensor types, or the scheme of a
     checkpoint that is quantized already."""

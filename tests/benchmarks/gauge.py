@@ -87,9 +87,10 @@ def _held(field: str) -> int:
     return int(found.group(1)) * 1024 if found else 0
 
 
-def watch_memory(work: Callable[[], Any], device: str) -> dict[str, float]:
-    """Bytes that ``work`` took at its peak above what was held before: anonymous memory, and all
-    resident memory, which counts mapped files that the kernel may drop.
+def watch_memory(work: Callable[[], Any], device: str) -> tuple[dict[str, float], Any]:
+    """Seconds that ``work`` took and its bytes at the peak above what was held before: anonymous
+    memory, and all resident memory, which counts mapped files that the kernel may drop. And what
+    it made.
     """
     gc.collect()
     before = {name: _held(name) for name in ("RssAnon", "VmRSS")}
@@ -104,7 +105,7 @@ def watch_memory(work: Callable[[], Any], device: str) -> dict[str, float]:
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     watcher.start()
-    seconds, _made = timed(work, device)
+    seconds, made = timed(work, device)
     stop.set()
     watcher.join()
     found = {
@@ -114,4 +115,4 @@ def watch_memory(work: Callable[[], Any], device: str) -> dict[str, float]:
     }
     if device != "cpu":
         found["gpu"] = float(torch.cuda.max_memory_allocated())
-    return found
+    return found, made

@@ -8,7 +8,8 @@ the tables of docs/speed.md.
 Needs UNLEARNBENCH_DATA. Everything is a ratio within one run: the rivals take turns in every
 repeat, and each turn begins with another. `tasks`: on models in memory, seconds a sample by task.
 `whole`: one command's work in a process of its own for each rival, loading and scoring included,
-with its peak memory. `marginal`: what another sample costs. `start`: the command line.
+with its peak memory. `marginal`: what another sample costs. `compile`: our adapter with and without
+torch.compile. `rounding`: how many scores another batch changes. `start`: the command line.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -34,65 +35,37 @@ from tests.benchmarks.gauge import (
     matmul_peak,
     spread,
     timed,
-    watch_memory,
 )
 from tests.benchmarks.rivals import NAMES, Harness, Ours, Plain, Rival, load_plain
+from tests.benchmarks.rounding import measure_rounding
+from tests.benchmarks.samples import Answers, Asked, ask, requests_of, scored
 from tests.benchmarks.subjects import make_subject
-from unlearnbench.data import DataOptions
+from tests.benchmarks.whole import measure_whole, work
 from unlearnbench.models.source import DTYPES
-from unlearnbench.plan import Plan, make_plan
-from unlearnbench.requests import Generate, Score
-from unlearnbench.tasks import GenerationTask, load_registry
 
-TASKS = ("news_verbmem", "news_knowmem_f", "news_knowmem_r", "news_privleak")
 TIMED = ("news_verbmem", "news_knowmem_f", "news_privleak")
 PRECISIONS = ("none", "bnb-int8", "bnb-fp4")
-PARTS = ("tasks", "marginal", "whole", "start")
+PARTS = ("tasks", "marginal", "whole", "start")  # and compile, rounding
 MARGINS = (16, 48, 96)
 # HFLM's rolling log-likelihood counts a text's first token, and MUSE does not.
 COMPARED = dict.fromkeys(TIMED, ("plain", "hflm")) | {"news_privleak": ("plain",)}
-Answers = Mapping[str, str] | Mapping[str, float]
-
-
-def data_folder() -> Path:
-    found = os.environ.get("UNLEARNBENCH_DATA")
-    if not found:
-        sys.exit("set UNLEARNBENCH_DATA to a folder with muse-bench/MUSE-News")
-    return Path(found)
-
-
-def plan_of(task: str, limit: int) -> Plan:
-    (spec,) = load_registry().resolve([task])
-    return make_plan(spec, DataOptions(data_folder()), limit)
-
-
-Asked = list[Generate] | list[Score]
-
-
-def requests_of(task: str, limit: int) -> Asked:
-    plan = plan_of(task, limit)
-    if isinstance(plan.spec, GenerationTask):
-        return plan.generate_requests(plan.spec, "muse", 0)
-    return plan.score_requests()
-
-
-def ask(rival: Rival, asked: Asked) -> Answers:
-    texts = _texts(asked)
-    if texts:
-        return rival.score(texts)
-    return rival.generate([r for r in asked if isinstance(r, Generate)])
 
 
 def load_rivals(folder: Path, options: argparse.Namespace) -> dict[str, Rival]:
+    dtype = getattr(torch, DTYPES[options.dtype])
+    model, tokenizer = load_plain(folder, "none", dtype, options.device)
+    ours = load_ours(folder, options)
+    return {"ours": ours, "plain": Plain(model, tokenizer), "hflm": Harness(model, tokenizer)}
+
+
+def load_ours(folder: Path, options: argparse.Namespace) -> Ours:
     from unlearnbench.loading import load_model, make_how
     from unlearnbench.models.source import LoadOptions, open_source
     from unlearnbench.quant import find_precision
 
-    dtype, spec = getattr(torch, DTYPES[options.dtype]), find_precision("none")
+    spec = find_precision("none")
     how = make_how(spec, options.dtype, options.device, "auto", None)
-    ours = load_model(open_source(str(folder), LoadOptions()), spec, how)
-    model, tokenizer = load_plain(folder, "none", dtype, options.device)
-    return {"ours": Ours(ours), "plain": Plain(model, tokenizer), "hflm": Harness(model, tokenizer)}
+    return Ours(load_model(open_source(str(folder), LoadOptions()), spec, how))
 
 
 def counts(options: argparse.Namespace) -> dict[str, int]:
@@ -151,7 +124,7 @@ def _shares(
     """Of the peak that was measured in the same turn."""
     ours = rivals["ours"]
     assert isinstance(ours, Ours)
-    lengths = [len(ours.model._encode(r.text)) for r in _texts(asked)]
+    lengths = [len(ours.model._encode(r.text)) for r in scored(asked)]
     flops = forward_flops(ours.model._model, lengths) / len(lengths)
     return {
         "share of peak": {
@@ -165,13 +138,13 @@ def _shares(
 
 def measure_marginal(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Seconds that another sample costs, from each size to the next."""
-    ours, found = load_rivals(folder, options)["ours"], {}
+    ours, found = load_ours(folder, options), {}
     for task in TIMED:
         times: dict[int, list[float]] = {size: [] for size in MARGINS}
-        ask(ours, requests_of(task, 4))
+        ask(ours, _samples(task, 4))
         for _turn in range(options.repeats):
             for size in MARGINS:
-                asked = requests_of(task, size)
+                asked = _samples(task, size)
                 times[size].append(timed(partial(ask, ours, asked), options.device)[0])
         steps = [(0, MARGINS[0]), *pairwise(MARGINS)]
         found[task] = {
@@ -187,84 +160,32 @@ def measure_marginal(folder: Path, options: argparse.Namespace) -> dict[str, Any
     return found
 
 
-def evaluate_ours(folder: Path, options: argparse.Namespace) -> None:
-    from unlearnbench import evaluate
-
-    with tempfile.TemporaryDirectory() as out:
-        evaluate(
-            str(folder),
-            list(TASKS),
-            list(options.precisions),
-            output=out,
-            data_dir=data_folder(),
-            limit=options.limit,
-            dtype=options.dtype,
-            device=options.device,
-        )
+def _samples(task: str, size: int) -> Asked:
+    """So many samples; a row of PrivLeak is two, a text to forget and one of the holdout."""
+    return requests_of(task, size // 2 if task == "news_privleak" else size)
 
 
-def evaluate_rival(make: Callable[[Any, Any], Rival], folder: Path, options: Any) -> None:
-    """The same tasks, reloading for each precision; the plain one as published evaluators do also
-    scores the retain texts, and every text lower-cased.
-    """
-    dtype = getattr(torch, DTYPES[options.dtype])
-    for precision in options.precisions:
-        rival = make(*load_plain(folder, precision, dtype, options.device))
-        for task in TASKS:
-            asked = requests_of(task, options.limit)
-            texts = _texts(asked)
-            if texts and isinstance(rival, Plain):
-                texts += _retain(options.limit)
-                asked = texts + [Score(f"{r.id}:lower", r.text.lower()) for r in texts]
-            ask(rival, asked)
+def measure_compile(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds a sample, with the layers compiled and without, once they are."""
+    from unlearnbench.models.compute import compile_layers
 
-
-def _texts(asked: Sequence[Generate | Score]) -> list[Score]:
-    return [r for r in asked if isinstance(r, Score)]
-
-
-def _retain(limit: int) -> list[Score]:
-    path = data_folder() / "muse-bench/MUSE-News/privleak/retain.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()[:limit]]
-    return [Score(f"retain/{i}", row["text"]) for i, row in enumerate(rows)]
-
-
-def work(name: str, folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    """One rival's whole evaluation, in this process."""
-    if name == "ours":
-        import bitsandbytes  # noqa: F401  # imports are the baseline of memory and time
-        import datasets  # noqa: F401
-        import sklearn.metrics  # noqa: F401
-        import transformers.models.llama.modeling_llama  # noqa: F401
-
-        import unlearnbench.evaluator  # noqa: F401
-
-        return watch_memory(lambda: evaluate_ours(folder, options), options.device)
-    make: Callable[[Any, Any], Rival] = Plain if name == "plain" else Harness
-    if name == "hflm":
-        import lm_eval.models.huggingface  # noqa: F401
-    return watch_memory(lambda: evaluate_rival(make, folder, options), options.device)
-
-
-def measure_whole(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Each rival in a process of its own."""
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in NAMES}
-    for turn in range(options.whole_repeats):
-        for name in [*NAMES[turn % 3 :], *NAMES[: turn % 3]]:
-            command = [sys.executable, "-m", "tests.benchmarks.measure_speed", "--worker", name]
-            command += ["--model", str(folder), "--dtype", options.dtype]
-            command += ["--device", options.device, "--limit", str(options.limit)]
-            command += ["--precisions", ",".join(options.precisions)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            runs[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
-            say(f"whole, {name}: {json.dumps(runs[name][-1])}")
-    found: dict[str, Any] = {
-        name: {key: spread([run[key] for run in each]) for key in each[0]}
-        for name, each in runs.items()
-    }
-    for name in ("plain", "hflm"):
-        pairs = zip(runs[name], runs["ours"], strict=True)
-        found[f"{name} / ours"] = spread([a["seconds"] / b["seconds"] for a, b in pairs])
+    plain, compiled = (load_ours(folder, options) for _ in range(2))
+    compile_layers(compiled.model._model)
+    found = {}
+    for task in TIMED:
+        asked = requests_of(task, options.limit)
+        first, answers = timed(partial(ask, compiled, asked), options.device)
+        ratios = []
+        for _turn in range(options.repeats):
+            own, others = timed(partial(ask, plain, asked), options.device)
+            fast, answers = timed(partial(ask, compiled, asked), options.device)
+            ratios.append(own / fast)
+        found[task] = {
+            "times faster": spread(ratios),
+            "first time, seconds": first,
+            "alike": alike(answers, others),
+        }
+        say(f"{task}, compiled: {json.dumps(found[task], default=str)}")
     return found
 
 
@@ -321,6 +242,8 @@ def main() -> None:
         "tasks": measure_tasks,
         "marginal": measure_marginal,
         "whole": measure_whole,
+        "compile": measure_compile,
+        "rounding": measure_rounding,
         "start": measure_start,
     }
     with tempfile.TemporaryDirectory() as scratch:

@@ -71,6 +71,10 @@ class Plain:
         ids: torch.Tensor = found.input_ids.to(self.model.device)
         return ids
 
+    def count(self, text: str) -> int:
+        """Tokens of a text."""
+        return int(self._ids(text).shape[1])
+
     def generate(self, requests: Sequence[Generate]) -> Mapping[str, str]:
         answers = {}
         for request in requests:

@@ -14,6 +14,21 @@ PROMPTS = [SHOTS + CORPUS[n][: 5 + 7 * n] for n in (3, 4, 6, 7, 9, 11)]
 _COMMON = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 _LLAMA = {**_COMMON, "intermediate_size": 48, "num_key_value_heads": 2, "initializer_range": 0.3}
 _EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_UNLIKE = {"head_dim": 8, "global_head_dim": 16, "num_hidden_layers": 3}  # layers that differ
+_TYPES = ["full_attention", "sliding_attention", "full_attention"]
+_GEMMA4 = {**_LLAMA, **_UNLIKE, "layer_types": _TYPES}
+_TUNED = {"no_rope_layers": [1, 0], "attn_temperature_tuning": True, "floor_scale": 24}
+_LONGROPE = {
+    **_LLAMA,
+    "original_max_position_embeddings": 120,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0] * 4,
+        "original_max_position_embeddings": 120,
+    },
+}
 _MAMBA = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "initializer_range": 0.3}
 # Name: (config class, settings, whether rows are packed).
 KINDS: dict[str, tuple[str, dict[str, Any], bool]] = {
@@ -27,6 +42,8 @@ KINDS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "gemma2": ("Gemma2Config", {**_LLAMA, "head_dim": 8, "sliding_window": 4096}, False),
     "gemma3": ("Gemma3TextConfig", {**_LLAMA, "head_dim": 8, "sliding_window": 4096}, True),
     "gemma3-window": ("Gemma3TextConfig", {**_LLAMA, "head_dim": 8, "sliding_window": 24}, False),
+    "gemma4": ("Gemma4TextConfig", {**_GEMMA4, "sliding_window": 4096}, True),
+    "gemma4-window": ("Gemma4TextConfig", {**_GEMMA4, "sliding_window": 24}, False),
     "neox": ("GPTNeoXConfig", {**_COMMON, "intermediate_size": 48, "initializer_range": 0.3}, True),
     "gpt2": (
         "GPT2Config",
@@ -39,6 +56,13 @@ KINDS: dict[str, tuple[str, dict[str, Any], bool]] = {
         True,
     ),
     "phi": ("PhiConfig", {**_COMMON, "intermediate_size": 48, "initializer_range": 0.3}, True),
+    "llama4": (
+        "Llama4TextConfig",
+        {**_LLAMA, **_EXPERTS, **_TUNED, "head_dim": 8, "intermediate_size_mlp": 48},
+        False,
+    ),
+    "phi3-longrope": ("Phi3Config", _LONGROPE, False),  # the prompts have more than 120 tokens
+    "rwkv": ("RwkvConfig", {"hidden_size": 32, "num_hidden_layers": 2}, False),
     "cohere": ("CohereConfig", _LLAMA, True),
     "granite": ("GraniteConfig", {**_LLAMA, "logits_scaling": 3.0}, True),
     "olmo2": ("Olmo2Config", _LLAMA, True),

@@ -516,6 +516,16 @@ def test_a_pickled_adapter_with_a_missing_tensor(tiny: Path, copy: Path) -> None
 
 
 @pytest.mark.parametrize("mode", ["merge", "keep"])
+def test_an_adapter_that_waits_for_certain_words_is_refused(
+    tiny: Path, tmp_path: Path, mode: Any
+) -> None:
+    """Its layers alone, without PEFT's wrapper, are those of the base."""
+    found = make_adapter(tiny, tmp_path / "alora", alora_invocation_tokens=[5, 6])
+    with pytest.raises(CheckpointError, match="alora_invocation_tokens .* not supported"):
+        load(found, base=str(tiny), adapter=mode)
+
+
+@pytest.mark.parametrize("mode", ["merge", "keep"])
 def test_an_adapter_that_learns_a_prompt_is_refused(tiny: Path, copy: Path, mode: str) -> None:
     edit_config(copy, peft_type="PROMPT_TUNING", num_virtual_tokens=5)
     with pytest.raises(CheckpointError, match="changes prompts, not weights"):

@@ -169,7 +169,7 @@ def test_what_cannot_be_is_one_line(
 def test_what_was_asked_for_is_recorded(tiny: Path, tmp_path: Path) -> None:
     from unlearnbench import evaluate
 
-    asked = {"output": tmp_path, "limit": 2}
+    asked: dict[str, Any] = {"output": tmp_path, "limit": 2}
     (result,) = evaluate(str(tiny), "demo_verbmem", attention="eager", **asked)
     assert result.environment.attention == "eager"
     assert result.environment.compiled is None

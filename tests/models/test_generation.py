@@ -10,13 +10,18 @@ import torch
 
 from tests.conftest import CORPUS, load_at, make_tokenizer
 from tests.models.architectures import KINDS, PROMPTS, alone, make_kind, wrap
-from unlearnbench.models import generation
+from unlearnbench.errors import ModelOutputError
+from unlearnbench.models import fitting
+from unlearnbench.models.attention import Layer
+from unlearnbench.models.batching import Budget
 from unlearnbench.models.generation import Continuer, common_prefix
 from unlearnbench.models.hf import HFModel
 from unlearnbench.models.source import LoadOptions, open_source
 from unlearnbench.requests import Generate, Sampling
 
 MIXED = [CORPUS[n][: 4 + 11 * n] for n in (0, 2, 3, 5, 8, 9)]  # no common beginning to speak of
+
+CROSSING = (CORPUS[0] + CORPUS[1])[:184]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +63,19 @@ def test_text_does_not_depend_on_batch_or_prefix(
     assert texts(wrap(llama, batch), prompts) == decoded(expected, prompts)
 
 
+@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize("name", ["phi3-longrope", "rwkv"])
+def test_a_neighbour_moves_no_text(name: str, batch: int | None) -> None:
+    """LongRoPE turns all positions of a pass with its longest row; RWKV reads padding as text."""
+    model = make_kind(name)
+    lengths = [len(make_tokenizer()(p).input_ids) for p in (*MIXED, CORPUS[0], *PROMPTS)]
+    assert min(lengths) < 100 < 120 < max(lengths)
+    assert 110 < len(make_tokenizer()(CROSSING).input_ids) <= 120, "crosses while it is continued"
+    prompts = [*MIXED, CROSSING, *PROMPTS[:2]]
+    expected = decoded({p: alone(model, p, 12) for p in prompts}, prompts)
+    assert texts(wrap(model, batch), prompts, 12) == expected
+
+
 def test_the_shared_beginning_is_run_once(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     widths: list[int] = []
     whole = llama.model.forward
@@ -75,6 +93,30 @@ def test_the_shared_beginning_is_run_once(llama: Any, monkeypatch: pytest.Monkey
     assert shared > 100
     assert widths[0] == shared
     assert sum(widths[1:]) <= sum(len(r) - shared for r in rows) + 3 * len(rows)
+
+
+def test_one_long_prompt_does_not_take_its_memory_for_every_row(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values of a batch are one tensor: a row takes what the longest takes."""
+    most, taken = 400, []
+    monkeypatch.setattr(
+        "unlearnbench.models.budget.generation_budget", lambda *_: Budget(most, most)
+    )
+    whole = Layer.make_room
+
+    def watch(self: Layer, key: Any, value: Any, rows: int, room: int) -> None:
+        taken.append((rows, rows * room))
+        whole(self, key, value, rows, room)
+
+    model = wrap(llama)
+    model._find_continuer(model._encode(MIXED[0]), 200)
+    monkeypatch.setattr(Layer, "make_room", watch)
+    prompts = [CORPUS[0] * 2, *(CORPUS[n][:12] for n in range(20))]
+    answers = [*model.generate([Generate(str(n), p, 4) for n, p in enumerate(prompts)])]
+    assert len(answers) == len(prompts)
+    assert len({rows for rows, _ in taken}) > 1
+    assert all(tokens <= most or rows == 1 for rows, tokens in taken)
 
 
 def test_rows_that_ended_leave_the_batch(
@@ -143,6 +185,48 @@ def test_a_model_whose_packed_logits_are_wrong_falls_back(
     assert "other logits" in str(model._continuer)
 
 
+@pytest.mark.parametrize("first", ["", "<s><s><s>", "aaaa"])
+def test_wrong_logits_show_whatever_the_first_prompt_is(
+    llama: Any, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """Tokens that are all alike attend to the same wherever they stand."""
+    step = Continuer._step
+
+    def shifted(self: Continuer, batch: Any, start: int, chosen: Sequence[int]) -> Any:
+        return step(self, batch, start + 7, chosen)
+
+    monkeypatch.setattr(Continuer, "_step", shifted)
+    model = wrap(llama)
+    assert "other logits" in str(model._find_continuer(model._encode(first), 100))
+
+
+def test_logits_that_are_not_finite_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wrap(make_kind("llama"))
+    model._model.lm_head.weight.data[7] = float("nan")
+    assert "NaN" in str(model._find_continuer(model._encode(PROMPTS[0]), 100))
+    with pytest.raises(ModelOutputError, match="t at none: the model's logits are NaN"):
+        list(model.generate([Generate("t", PROMPTS[0], 4)]))
+
+
+def test_the_comparison_is_with_the_model_as_given(llama: Any) -> None:
+    """What an adapter does around the model, the model inside does not know."""
+
+    class Around(torch.nn.Module):
+        config, dtype = llama.config, llama.dtype
+
+        def get_base_model(self) -> Any:
+            return llama
+
+        def forward(self, input_ids: Any, use_cache: bool) -> Any:
+            output = llama(input_ids=input_ids, use_cache=use_cache)
+            output.logits = output.logits.roll(1, -1)
+            return output
+
+    ids = make_tokenizer()(PROMPTS[0]).input_ids
+    with torch.no_grad():
+        assert "other logits" in str(fitting.find_continuer(Around(), "cpu", ids, False))
+
+
 def test_the_config_is_given_back(llama: Any) -> None:
     before = llama.config._attn_implementation
     texts(wrap(llama), PROMPTS, 3)
@@ -171,7 +255,7 @@ def test_the_way_taken_is_said(
     caplog.set_level(logging.INFO, "unlearnbench.explain")
     texts(wrap(llama), PROMPTS, 2)
     assert "rows without padding, a prefix of" in caplog.text
-    monkeypatch.setattr(generation, "_LAYERS", set())
+    monkeypatch.setattr(fitting, "_LAYERS", set())
     windowed = make_kind("gemma3")
     texts(wrap(windowed), PROMPTS[:2], 2)
     assert "transformers' generate, padded: it has layers of kind" in caplog.text

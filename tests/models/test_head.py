@@ -10,6 +10,7 @@ from tests.conftest import CORPUS, make_tokenizer
 from tests.models.architectures import KINDS, PROMPTS, Given, make_kind, wrap
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models.batching import Batches, Budget, Rows, padded
+from unlearnbench.models.budget import generation_budget
 from unlearnbench.models.decoding import token_statistics
 from unlearnbench.models.head import Head, WholeLogits
 from unlearnbench.models.hf import HFModel
@@ -41,6 +42,15 @@ def figures(answer: Scored) -> np.ndarray[Any, Any]:
 def test_scores_of_every_kind_of_model_equal_a_loop_in_float64(name: str) -> None:
     model = make_kind(name)
     for answer in wrap(model).score([Score(t, t) for t in TEXTS[1:5]]):
+        np.testing.assert_allclose(figures(answer), by_loop(model, answer.id), atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [None, 4])
+def test_a_longer_text_moves_no_other_ones_score(batch: int | None) -> None:
+    """LongRoPE turns all positions of a pass with its longest row."""
+    model = make_kind("phi3-longrope")
+    texts = [PROMPTS[0], PROMPTS[1], *TEXTS[2:5]]
+    for answer in wrap(model, batch).score([Score(t, t) for t in texts]):
         np.testing.assert_allclose(figures(answer), by_loop(model, answer.id), atol=1e-4)
 
 
@@ -78,6 +88,30 @@ def test_a_forward_that_changes_logits_is_noticed(monkeypatch: pytest.MonkeyPatc
         return output
 
     monkeypatch.setattr(model, "forward", hotter)
+    wrapped = wrap(model)
+    (answer,) = wrapped.score([Score("a", TEXTS[2])])
+    assert isinstance(wrapped._head, WholeLogits)
+    np.testing.assert_allclose(figures(answer), by_loop(model, TEXTS[2]), atol=1e-4)
+
+
+def test_a_body_that_gives_nan_is_no_part_of_a_sound_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make_kind("llama")
+    body, whole = model.model.forward, model.forward
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        output = body(*args, **kwargs)
+        output.last_hidden_state = output.last_hidden_state * float("nan")
+        return output
+
+    def sound(*args: Any, **kwargs: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(model.model, "forward", body)
+            return whole(*args, **kwargs)
+
+    monkeypatch.setattr(model.model, "forward", broken)
+    monkeypatch.setattr(model, "forward", sound)
     wrapped = wrap(model)
     (answer,) = wrapped.score([Score("a", TEXTS[2])])
     assert isinstance(wrapped._head, WholeLogits)
@@ -139,6 +173,21 @@ def test_a_budget_that_was_too_large_stays_halved() -> None:
     budget.shrink([4, 4])
     budget.grow()
     assert (budget.tokens, budget.rows) == (4, 1)
+
+
+def test_the_budget_on_a_gpu_does_not_depend_on_what_torch_keeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A task after others is to form the batches that it forms first in a run that goes on."""
+
+    def found(free: int, reserved: int) -> Budget:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 2**34))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: reserved)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 2**30)
+        return generation_budget(make_kind("llama"), "cuda:0")
+
+    fresh = found(2**33, 2**30)
+    assert found(2**31, 2**30 + 2**33 - 2**31) == fresh != found(2**31, 2**30)
 
 
 def test_long_prompts_are_cut_on_the_left_when_asked() -> None:

@@ -81,7 +81,7 @@ def test_text_ends_before_the_first_stop_string(tiny: Path) -> None:
 def test_text_ends_at_the_end_token(tiny: Path) -> None:
     model: Any = load(tiny)
     row = [5, 6, 1, 7]
-    answer = model._generated(Generate("a", "x", 4), row)
+    answer = model.answer(Generate("a", "x", 4), row)
     assert (answer.text, answer.n_tokens) == (model._decode([5, 6]), 2)
 
 
@@ -155,8 +155,19 @@ def test_truncate_counts_special_tokens(tiny: Path) -> None:
     assert model.truncate(text, len(ids)) == text
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError(),
+    ],
+    ids=["torch", "cuda", "cublas", "cpu", "python"],
+)
 def test_batches_halve_when_memory_runs_out(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     model = load(tiny)
     whole = HFModel._score_batch
@@ -165,7 +176,7 @@ def test_batches_halve_when_memory_runs_out(
     def small_only(self: HFModel, batch: Sequence[Any]) -> list[Any]:
         sizes.append(len(batch))
         if len(batch) > 3:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return whole(self, batch)
 
     monkeypatch.setattr(HFModel, "_score_batch", small_only)

@@ -486,6 +486,15 @@ def test_a_small_model_max_length_does_not_cut_prompts(copy: Path, plain: HFMode
     assert np.array_equal(logprobs(load(copy)), logprobs(plain))
 
 
+def test_a_tokenizer_that_splits_at_random_is_refused(copy: Path) -> None:
+    path = copy / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["dropout"] = 0.1
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="splits the same text .* remove dropout"):
+        load(copy)
+
+
 # Generation config
 
 
@@ -506,6 +515,27 @@ def test_an_ordinary_word_as_end_of_text_in_the_config_is_refused(copy: Path) ->
     edit_json(copy / "config.json", eos_token_id=[1, 50])
     with pytest.raises(CheckpointError, match="token 50, an ordinary word of the tokenizer"):
         load(copy)
+
+
+@pytest.mark.parametrize("ends", [1.5, [1, [2]], {"a": 1}, True, "1"])
+def test_ends_that_are_no_token_ids_are_refused(copy: Path, ends: object) -> None:
+    edit_json(copy / "generation_config.json", eos_token_id=ends)
+    with pytest.raises(CheckpointError, match="ends texts at token .* correct its eos_token_id"):
+        load(copy)
+
+
+def test_other_ends_of_texts_are_another_configuration(copy: Path) -> None:
+    """They move answers, so half a task is not to be finished with others."""
+
+    def hashed(**changes: object) -> str | None:
+        edit_json(copy / "generation_config.json", **changes)
+        return open_source(str(copy), LoadOptions()).checkpoint.config_sha256
+
+    same = hashed()
+    assert hashed(temperature=0.5) == same == hashed(eos_token_id=[1])
+    assert len({same, hashed(eos_token_id=[1, 0]), hashed(eos_token_id=None)}) == 3
+    (copy / "generation_config.json").unlink()
+    assert open_source(str(copy), LoadOptions()).checkpoint.config_sha256 == same
 
 
 HOSTILE: dict[str, dict[str, object]] = {

@@ -32,7 +32,17 @@ def adapter(path: Path, precision: str) -> Any:
     return load_at(open_source(str(path), LoadOptions()), precision, kernel="dequantized")
 
 
-@pytest.mark.parametrize("precision", ["none", "rtn-int4", "bnb-nf4", "bnb-fp4"])
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "none",
+        "rtn-int4",
+        "bnb-nf4",
+        "bnb-fp4",
+        # The first use compiles kernels.
+        pytest.param("quanto-int4", marks=pytest.mark.slow),
+    ],
+)
 def test_answers_are_those_of_the_adapter_at_every_plain_precision(
     tiny: Path, engine: type[vllm_stub.Engine], precision: str
 ) -> None:

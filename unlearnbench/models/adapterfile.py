@@ -54,6 +54,11 @@ def _check_kind(config: Mapping[str, Any], path: str) -> None:
         raise CheckpointError(
             f"{path}: a {kind} adapter changes prompts, not weights; it is not supported"
         )
+    if config.get("alora_invocation_tokens"):  # PEFT's wrapper looks for them, layers do not
+        raise CheckpointError(
+            f"{path}: an adapter with alora_invocation_tokens acts only behind certain words; it "
+            "is not supported"
+        )
     if kind == "XLORA" or config.get("megatron_config"):
         what = "further adapters" if kind == "XLORA" else "a Python package of its choice"
         raise CheckpointError(

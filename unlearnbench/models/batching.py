@@ -4,13 +4,22 @@ out without losing what is done.
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["Batches", "Budget", "Limit", "Rows", "is_out_of_memory", "padded"]
+__all__ = ["Batches", "Budget", "Limit", "Rows", "batch_key", "is_out_of_memory", "padded"]
 
 T = TypeVar("T")
+
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN, cuSOLVER
+)
 
 
 class Limit(Protocol):
@@ -125,11 +134,19 @@ class Batches(Generic[T]):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch failed to allocate: an exception class on CUDA, a message on CPU."""
+    """Whether there was too little memory: torch has a class for it in its own allocator on CUDA,
+    and messages where CUDA itself, a library of it or the CPU's allocator failed.
+    """
     import torch
 
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError)
-        and ("can't allocate memory" in text or "not enough memory" in text)
-    )
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)
+
+
+def batch_key(rows: Sequence[list[int]]) -> bytes:
+    """Tells batches of token ids apart, their order included."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(len(row).to_bytes(8, "little") + array("q", row).tobytes())
+    return digest.digest()

@@ -10,7 +10,13 @@ import torch
 
 from unlearnbench.models.batching import Budget, padded
 
-__all__ = ["generation_budget", "padded_budget", "scoring_budget", "whole_budget"]
+__all__ = [
+    "generation_budget",
+    "layer_configs",
+    "padded_budget",
+    "scoring_budget",
+    "whole_budget",
+]
 
 _MIB = 2**20
 # Beyond this many tokens products are as fast as they get on CPU, and padding only costs.
@@ -18,14 +24,26 @@ _CPU_SCORED = 2048
 _CPU_CACHE = 256 * _MIB
 
 
+def layer_configs(config: Any) -> list[Any]:
+    """The config of each layer. Where layers differ (Gemma 4), transformers refuses to be asked for
+    the model as a whole.
+    """
+    if getattr(config, "is_heterogeneous", False):
+        return list(config.per_layer_config)
+    return [config] * (getattr(config, "num_hidden_layers", None) or 1)
+
+
 def cached_bytes(config: Any, itemsize: int) -> int:
     """Bytes of keys and values that one token takes in all layers."""
+    return sum(2 * _width(layer) * itemsize for layer in layer_configs(config))
+
+
+def _width(config: Any) -> int:
+    """Of one layer's keys, over all heads."""
     heads = getattr(config, "num_attention_heads", None) or 1
     kept = getattr(config, "num_key_value_heads", None) or heads
     hidden = getattr(config, "hidden_size", None) or 1024
-    width = getattr(config, "head_dim", None) or hidden // heads
-    layers = getattr(config, "num_hidden_layers", None) or 1
-    return int(2 * layers * kept * width * itemsize)
+    return int(kept * (getattr(config, "head_dim", None) or hidden // heads))
 
 
 def _cache_room(model: Any, device: str) -> int:
@@ -34,11 +52,16 @@ def _cache_room(model: Any, device: str) -> int:
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         return int(_CPU_CACHE + 0.15 * weights)
     free, _ = torch.cuda.mem_get_info(device)
+    # What earlier tasks took and torch keeps for reuse is free too: else a task's batches would
+    # depend on which tasks this process had run before it.
+    free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(0.6 * free)
 
 
 def generation_budget(model: Any, device: str) -> Budget:
-    """Tokens that rows hold in the cache beside the shared prefix, their new ones counted."""
+    """Places that rows have in the cache beside the shared prefix: as many each as the longest row
+    needs with its new tokens.
+    """
     config = model.config.get_text_config()
     most = max(1, _cache_room(model, device) // cached_bytes(config, model.dtype.itemsize))
     if device == "cpu":

@@ -9,6 +9,7 @@ import torch
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.models.batching import is_out_of_memory
 from unlearnbench.models.explain import explain
+from unlearnbench.models.fitting import TOLERANCE
 
 if TYPE_CHECKING:
     from unlearnbench.quant.base import Attention
@@ -17,8 +18,6 @@ __all__ = ["compile_layers", "set_attention"]
 
 _FLASH = "flash_attention_2"
 _TOKENS = 12
-# Share of the logits' spread by which another order of the same sums may move them.
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 
 
 def set_attention(model: Any, asked: Attention, device: str) -> None:
@@ -130,4 +129,4 @@ def _apart(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype) -> boo
     if not bool(before.isfinite().all()):
         return False
     largest = float((after - before).abs().max())
-    return not largest <= _TOLERANCE.get(dtype, 0.15) * float(before.std())
+    return not largest <= TOLERANCE.get(dtype, 0.15) * float(before.std())

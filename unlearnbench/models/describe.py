@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from unlearnbench.errors import CheckpointError, one_line
+from unlearnbench.models.ends import named_ends
 from unlearnbench.models.files import CheckpointFiles, content_sha256, read_json
 from unlearnbench.models.parts import load_tokenizer, tokenizer_sha256
 from unlearnbench.models.stored import StoredScheme
@@ -39,7 +40,7 @@ def describe_checkpoint(source: Source, weights_at: CheckpointFiles) -> Checkpoi
         format=files.kind,
         weights_sha256=weights,
         tokenizer_sha256=tokenizer_sha256(source.tokenizer),
-        config_sha256=content_sha256(_config_facts(source)),
+        config_sha256=content_sha256(_config_facts(source, weights_at)),
         origin=_origin(weights_at, source.stored),
         adapter={"merge": "merged", "keep": "kept"}[source.options.adapter]  # type: ignore[arg-type]
         if base is not None
@@ -55,16 +56,26 @@ def _base_tokenizer(source: Source, base: CheckpointFiles) -> PreTrainedTokenize
         return source.tokenizer
 
 
-def _config_facts(source: Source) -> dict[str, object]:
+def _config_facts(source: Source, weights_at: CheckpointFiles) -> dict[str, object]:
     """The config, and an adapter's, without what changes from one saving to the next and does not
-    change the model.
+    change the model; and the ends of texts where ``generation_config.json`` has others.
     """
     facts = json.loads(source.config.to_json_string(use_diff=False))
+    ends = _generation_ends(weights_at)
+    if ends is not None and ends != named_ends(facts.get("eos_token_id")):
+        facts["generation_eos_token_id"] = ends
     if source.files.kind == "adapter":
         facts["adapter"] = _adapter_facts(source.files)
     for key in ("_name_or_path", "_model_name_or_path", "transformers_version"):
         facts.pop(key, None)
     return dict(facts)
+
+
+def _generation_ends(files: CheckpointFiles) -> list[object] | None:
+    try:
+        return named_ends(read_json(files.folder / "generation_config.json").get("eos_token_id"))
+    except CheckpointError:  # not there, or damaged: transformers takes config.json's
+        return None
 
 
 def _adapter_facts(files: CheckpointFiles) -> dict[str, object]:

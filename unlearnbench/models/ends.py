@@ -11,7 +11,7 @@ from unlearnbench.errors import CheckpointError, one_line
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["end_tokens", "pad_token"]
+__all__ = ["end_tokens", "named_ends", "pad_token"]
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -28,18 +28,23 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tu
                 "token; outputs would lose it. Correct tokenizer_config.json"
             )
     config: Any = getattr(model, "generation_config", None)
-    named = getattr(config, "eos_token_id", None)
-    listed = [named] if isinstance(named, int) else list(named or [])
+    listed = named_ends(getattr(config, "eos_token_id", None))
     special = {tokenizer.eos_token_id, *tokenizer.all_special_ids}
     special |= set(getattr(tokenizer, "added_tokens_decoder", {}))
-    odd = [token for token in listed if token not in special]
+    odd = [token for token in listed if type(token) is not int or token not in special]
     if odd:
         raise CheckpointError(
-            f"generation_config.json ends texts at token {odd[0]}, an ordinary word of the "
-            "tokenizer; correct its eos_token_id"
+            f"generation_config.json ends texts at token {one_line(odd[0], 40)}, an ordinary word "
+            "of the tokenizer; correct its eos_token_id"
         )
-    ids = [*listed, tokenizer.eos_token_id]
+    ids: list[Any] = [*listed, tokenizer.eos_token_id]
     return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
+
+
+def named_ends(named: object) -> list[object]:
+    """``eos_token_id`` of a config as a list: it may be one id, several or none."""
+    found = named if isinstance(named, list) else [named]
+    return [token for token in found if token is not None]
 
 
 def pad_token(tokenizer: PreTrainedTokenizerBase, eos: Sequence[int]) -> int:

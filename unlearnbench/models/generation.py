@@ -4,7 +4,6 @@ without padding, and a row that has ended leaves its batch.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,14 +11,10 @@ from typing import Any, Protocol
 import torch
 
 from unlearnbench.models.attention import Packed, Prefix, RowCache, Step, attending
-from unlearnbench.models.batching import is_out_of_memory
 
-__all__ = ["Continuer", "SharedStart", "Stops", "common_prefix", "find_continuer", "short_window"]
+__all__ = ["Continuer", "SharedStart", "Stops", "common_prefix"]
 
 _PACKED_TOKENS = {"cpu": 2048, "cuda": 16_384}
-_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
-# Share of the logits' spread; a wrong position or mask moves them by much more.
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
@@ -68,7 +63,7 @@ class _Batch:
 
 
 class Continuer:
-    """Runs a model whose attention is ordinary (see ``find_continuer``)."""
+    """Runs a model whose attention is ordinary (see ``fitting``)."""
 
     def __init__(self, model: Any, device: str) -> None:
         self.model, self.device = model, device
@@ -199,87 +194,3 @@ def _groups(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
         group.append(row)
         taken += length
     yield group
-
-
-def find_continuer(model: Any, device: str, ids: Sequence[int], noisy: bool) -> Continuer | str:
-    """A continuer for ``model``, if its logits are those of the model's own forward.
-
-    ids: a real prompt, of which a few tokens are run both ways. noisy: a kernel whose results
-    depend on the batch.
-
-    Returns:
-        The continuer, or why the model has to go through transformers' ``generate``.
-    """
-    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
-    reason = _unfit(whole)
-    if reason is not None:
-        return reason
-    continuer = Continuer(whole, device)
-    try:
-        return _try(continuer, ids, noisy) or continuer
-    except Exception as error:  # an unusual model may fail anywhere; its own generate is there
-        if is_out_of_memory(error):
-            raise
-        return f"its attention is computed otherwise ({type(error).__name__})"
-
-
-def _unfit(model: Any) -> str | None:
-    config = model.config
-    if config is not config.get_text_config():
-        return "it is not only a language model"
-    if any(getattr(part, "config", config) is not config for part in model.modules()):
-        return "it is made of several models"
-    kinds = set(getattr(config, "layer_types", None) or ()) - _LAYERS
-    if kinds:
-        return f"it has layers of kind {min(kinds)}"
-    missing = {"position_ids", "past_key_values", "logits_to_keep"}
-    missing -= set(inspect.signature(model.forward).parameters)
-    return f"its forward has no {min(missing)}" if missing else None
-
-
-def short_window(model: Any, longest: int) -> str | None:
-    """Why prompts of ``longest`` tokens with their answers do not fit a window of the model's
-    attention; inside a window all layers attend alike.
-    """
-    for name in ("sliding_window", "attention_chunk_size"):
-        window = getattr(model.config, name, None)
-        if isinstance(window, int) and window < longest:
-            return f"its {name} of {window} is shorter than the longest prompt and answer"
-    return None
-
-
-@dataclass
-class _Forced:
-    """Chooses given tokens and keeps the logits."""
-
-    tokens: Sequence[Sequence[int]]
-    seen: list[list[torch.Tensor]]
-
-    def choose(self, logits: torch.Tensor, rows: Sequence[int]) -> list[int]:
-        """The next given token of each row."""
-        for row, own in zip(rows, logits, strict=True):
-            self.seen[row].append(own.float())
-        return [self.tokens[row][len(self.seen[row]) - 1] for row in rows]
-
-
-def _try(continuer: Continuer, ids: Sequence[int], noisy: bool) -> str | None:
-    """Rows of different lengths behind a prefix, two steps each, against the model's own forward
-    of each row from its start. Returns what is wrong.
-    """
-    few = (list(ids) * 12)[:12]
-    shared, rows = few[:4], [few[4:6], few[5:11], few[8:11]]
-    forced = _Forced([few[:3], few[3:6], few[6:9]], [[], [], []])
-    stops = Stops(frozenset(), lambda _: False, 3)
-    continuer.continue_rows(continuer.run_prefix(shared), len(shared), rows, (forced, stops))
-    model, device = continuer.model, continuer.device
-    tolerance = 0.15 if noisy else _TOLERANCE.get(model.dtype, 0.15)
-    for row, given, logits in zip(rows, forced.tokens, forced.seen, strict=True):
-        whole = torch.tensor([[*shared, *row, *given[:2]]], device=device)
-        own = model(input_ids=whole, use_cache=False).logits[0, -3:].float()
-        found = torch.stack(logits)
-        if not bool(own.isfinite().all()):
-            return None  # said with the sample's name when it is asked
-        apart = float((found - own).abs().max())
-        if not apart <= tolerance * float(own.std()):
-            return "its attention gives other logits when prompts are run together"
-    return None

@@ -128,11 +128,11 @@ def _try_parts(model: Any, ids: torch.Tensor) -> Head | str:
         return f"its parts are not where others have them ({type(error).__name__})"
     if own.shape != whole.shape:
         return "its head gives other logits than the model"
-    if not bool(whole.isfinite().all()):
-        return head  # said with the sample's name when it is scored
+    if not bool(whole.isfinite().all()):  # said with the sample's name when it is scored
+        return "its logits are NaN or infinite"
     scale = float(whole.abs().max()) or 1.0
     apart = float((own.float() - whole.float()).abs().max())
-    if apart > _TOLERANCE.get(whole.dtype, 1e-5) * scale:
+    if not apart <= _TOLERANCE.get(whole.dtype, 1e-5) * scale:  # NaN is no agreement
         return "its forward changes the head's logits"
     return head
 

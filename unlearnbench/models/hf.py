@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models import budget
-from unlearnbench.models.batching import Batches, Limit, Rows, is_out_of_memory, padded
+from unlearnbench.models.batching import Batches, Limit, Rows, batch_key, is_out_of_memory, padded
 from unlearnbench.models.ends import end_tokens, pad_token
 from unlearnbench.models.explain import explain
+from unlearnbench.models.longrope import Side, side_of, turning_points
 from unlearnbench.models.tokens import Tokens
 from unlearnbench.requests import Generate, Generated, Score, Scored, cut_at_stop
 from unlearnbench.results import Checkpoint, Precision
@@ -51,6 +50,7 @@ class HFModel:
     _known: dict[bytes, list[Scored]] = field(default_factory=dict)
     _head: Head | WholeLogits | None = None
     _continuer: Continuer | str | None = None
+    _padding_moves: bool | None = None
 
     def __post_init__(self) -> None:
         from transformers import GenerationConfig
@@ -61,6 +61,7 @@ class HFModel:
         ends = end_tokens(self._model, tokenizer)
         config = self._source.config.get_text_config()
         pad = pad_token(tokenizer, ends)
+        self._turns = turning_points(config)
         self._tokens = Tokens(tokenizer, config, ends, pad, self._source.truncate_left)
         # A checkpoint's own generation config may penalise or forbid words, which would pass for
         # forgetting; only its end-of-text ids are followed.
@@ -113,12 +114,12 @@ class HFModel:
         """See ``Model``. Batches hold requests of one kind and of similar length."""
         kinds: dict[tuple[object, ...], list[tuple[Generate, list[int]]]] = {}
         for request in requests:
-            ids = self.prompt_ids(request)
-            kind = (request.max_new_tokens, request.stop, request.sampling)
+            ids, new = self.prompt_ids(request), request.max_new_tokens
+            kind = (new, request.stop, request.sampling, side_of(self._turns, len(ids), new))
             kinds.setdefault(kind, []).append((request, ids))
         for items in kinds.values():
-            new = items[0][0].max_new_tokens
-            continuer = self._find_continuer(items[0][1], max(len(ids) for _, ids in items) + new)
+            longest = max(len(ids) + request.max_new_tokens for request, ids in items)
+            continuer = self._find_continuer(items[0][1], longest)
             run = self._generate_packed if not isinstance(continuer, str) else self._generate_padded
             yield from run(items, continuer, skip)
 
@@ -151,11 +152,23 @@ class HFModel:
     def _generate_padded(
         self, items: Prompts, reason: Any, skip: Collection[str]
     ) -> Iterator[Generated]:
-        explain(f"generation through transformers' generate, padded: {reason}")
         new = items[0][0].max_new_tokens
         limit = budget.padded_budget(self._model, self._device)
         limit.cost = lambda lengths: padded([n + new for n in lengths])
-        yield from self._in_batches(items, self._generate_batch, limit, skip)
+        alone = self._runs_alone(items)
+        how = "one prompt at a time" if alone else "padded"
+        explain(f"generation through transformers' generate, {how}: {reason}")
+        yield from self._in_batches(items, self._generate_batch, Rows(1) if alone else limit, skip)
+
+    def _runs_alone(self, items: Prompts) -> bool:
+        """Whether prompts beside a prompt would move its answer."""
+        from unlearnbench.models.plain import padding_moves
+
+        request, ids = items[0]
+        if self._padding_moves is None:
+            noisy = self.precision.kernel == "native"
+            self._padding_moves = padding_moves(self._model, self._tokens, ids, noisy)
+        return self._padding_moves or 1 in side_of(self._turns, len(ids), request.max_new_tokens)
 
     def _generate_packed(
         self, items: Prompts, continuer: Any, skip: Collection[str]
@@ -166,7 +179,8 @@ class HFModel:
         length = common_prefix([ids for _, ids in items]) if len(items) > 1 else 0
         start = SharedStart(continuer, items[0][1][: length if length >= _LEAST_PREFIX else 0])
         limit = budget.generation_budget(self._model, self._device)
-        limit.cost = lambda lengths: sum(lengths) + len(lengths) * (new - start.length)
+        # Keys and values of a batch have one shape, so each row takes what the longest does.
+        limit.cost = lambda lengths: padded([n - start.length + new for n in lengths])
         shared = f"a prefix of {start.length} tokens run once" if start.length else "no prefix"
         explain(f"generation in rows without padding, {shared}, {limit.most:,} tokens a batch")
         run = partial(self._continue_batch, start)
@@ -175,7 +189,7 @@ class HFModel:
     def _find_continuer(self, ids: list[int], longest: int) -> Continuer | str:
         import torch
 
-        from unlearnbench.models.generation import find_continuer, short_window
+        from unlearnbench.models.fitting import find_continuer, short_window
 
         if self._continuer is None:
             noisy = self.precision.kernel == "native"
@@ -204,24 +218,19 @@ class HFModel:
 
         return generate_padded(self._model, self._tokens, self.precision.name, batch)
 
-    def _generated(self, request: Generate, row: list[int]) -> Generated:
-        from unlearnbench.models.plain import cut_answer
-
-        return cut_answer(self._tokens, request, row)
-
     def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
         """See ``Model``. A batch of texts that was scored before, for another task, is not run
         again.
         """
-        items = []
+        sides: dict[Side, list[tuple[Score, list[int]]]] = {}
         for request in requests:
             ids = self._tokens.fit(request.id, self._encode(request.text), 0)
             if len(ids) < 2:
                 raise ModelOutputError(
                     f"{request.id}: a text of {len(ids)} tokens cannot be scored"
                 )
-            items.append((request, ids))
-        if items:
+            sides.setdefault(side_of(self._turns, len(ids), 0), []).append((request, ids))
+        for items in sides.values():
             limit = self._find_head(items[0][1]).budget(self.device)
             explain(f"scoring: up to {limit.most:,} tokens a batch, a longer text alone")
             yield from self._in_batches(items, self._score_known, limit, skip)
@@ -241,7 +250,7 @@ class HFModel:
         """Whole batches are remembered, not single texts, so that a text's figures never depend on
         which tasks an interrupted run had done before.
         """
-        key = _batch_key([ids for _, ids in batch])
+        key = batch_key([ids for _, ids in batch])
         if key not in self._known:
             self._known[key] = self._score_batch(batch)
         return [
@@ -270,13 +279,14 @@ class HFModel:
     ) -> Iterator[T]:
         import torch
 
-        limit = Rows(self._batch_size) if self._batch_size is not None else limit
+        if self._batch_size is not None and not isinstance(limit, Rows):
+            limit = Rows(self._batch_size)
         batches = Batches(items, limit, lambda request: request.id in skip)
         while batch := batches.next():
             try:
                 with torch.no_grad():  # quanto's 4-bit tensors fail in inference mode
                     answers = run(batch)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 self._smaller(batches, batch)
@@ -292,10 +302,3 @@ class HFModel:
             )
         log.warning("out of memory with %d texts in a batch; halving it", len(batch))
         batches.halve(batch)
-
-
-def _batch_key(rows: Sequence[list[int]]) -> bytes:
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(len(row).to_bytes(8, "little") + array("q", row).tobytes())
-    return digest.digest()

@@ -150,6 +150,17 @@ def check_vocabulary(
             f"id {top}, and the model's vocabulary has {rows} rows; use the tokenizer that the "
             "model was trained with"
         )
+    _check_steady(tokenizer, path)
+
+
+def _check_steady(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
+    """Dropout (BPE) and sampling (SentencePiece) split a text at random, a device of training."""
+    text = "".join(f"The harbour opened its gate number {n}, said the mayor. " for n in range(40))
+    if any(tokenizer(text)["input_ids"] != tokenizer(text)["input_ids"] for _ in range(2)):
+        raise CheckpointError(
+            f"{path}: the tokenizer splits the same text now one way, now another; remove dropout "
+            "from tokenizer.json, or enable_sampling from tokenizer_config.json"
+        )
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -9,7 +9,37 @@ from unlearnbench.models.decoding import logits_processors, stopping_criteria
 from unlearnbench.models.tokens import Tokens
 from unlearnbench.requests import Generate, Generated, cut_at_stop
 
-__all__ = ["cut_answer", "generate_padded"]
+__all__ = ["cut_answer", "generate_padded", "padding_moves"]
+
+
+def padding_moves(model: Any, tokens: Tokens, ids: Sequence[int], noisy: bool) -> bool:
+    """Whether a prompt's first logits are others beside a longer prompt: a model without a mask
+    (RWKV) reads the padding as text. noisy: a kernel whose results depend on the batch.
+    """
+    import torch
+
+    from unlearnbench.models.fitting import TOLERANCE, unlike_tokens
+
+    few = unlike_tokens(ids, tokens.vocabulary)
+    with torch.no_grad():
+        alone = _first_logits(model, tokens, [few[:7]])[0]
+        beside = _first_logits(model, tokens, [few[:7], few])[0]
+    if not bool(alone.isfinite().all()):
+        return False  # said with the sample's name when it is asked
+    tolerance = 0.15 if noisy else TOLERANCE.get(model.dtype, 0.15)
+    return not float((beside - alone).abs().max()) <= tolerance * float(alone.std())
+
+
+def _first_logits(model: Any, tokens: Tokens, rows: Sequence[list[int]]) -> Any:
+    ids, mask = tokens.tensors(rows, str(model.device), left=True)
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=1,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return output.logits[0].float()
 
 
 def generate_padded(

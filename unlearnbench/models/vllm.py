@@ -95,6 +95,7 @@ def _save(own: HFModel, folder: Path) -> None:
     for name in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(config, name):
             delattr(config, name)  # of weights that are dense by now
+    network.hf_quantizer = None  # quanto's would refuse to save even these
     network.save_pretrained(folder)
     own.tokenizer.save_pretrained(folder)
 
