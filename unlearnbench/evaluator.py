@@ -26,7 +26,7 @@ from unlearnbench.reference import RetrainedRun, open_reference
 from unlearnbench.results import RunResult
 from unlearnbench.run import Job, prepare, run_tasks
 from unlearnbench.runfolder import require_writable
-from unlearnbench.tasks import PROTOCOLS, LikelihoodTask, load_registry, split_names
+from unlearnbench.tasks import PROTOCOLS, LikelihoodTask, TaskSpec, load_registry, split_names
 
 if TYPE_CHECKING:
     from unlearnbench.parallel import Team
@@ -96,25 +96,9 @@ def evaluate(
     from unlearnbench.models.explain import set_threads, show_explanations
     from unlearnbench.models.source import LoadOptions
 
-    _check_options(limit, batch_size, dtype, protocol)
-    if quant_kernel not in ("auto", "native", "dequantized"):
-        raise OptionError(f"--quant-kernel {quant_kernel}: use auto, native or dequantized")
-    if attention not in get_args(Attention):
-        raise OptionError(f"--attention {attention}: use {', '.join(get_args(Attention))}")
-    if threads is not None and threads < 1:
-        raise OptionError(f"--threads {threads}: use 1 or more")
-    if seed < 0:
-        raise OptionError(f"--seed {seed}: use 0 or more")
-    registry = load_registry(include_path)
-    wanted = split_wanted(split_names(tasks), registry, include_path)
-    for name in wanted.both:
-        log.info("%s is a task of lm-eval's too; ours is run, lm_eval:%s is theirs", name, name)
-    if wanted.unknown and packaged_tasks() is None:
-        log.warning("lm-eval is not installed, so its tasks are not known; %s", INSTALL)
-    specs = registry.resolve(wanted.ours) if wanted.ours or not wanted.theirs else ()
-    for spec in specs:
-        if spec.superseded_by:
-            log.warning("%s is superseded by %s", spec.task, spec.superseded_by)
+    _check_amounts(limit, batch_size, threads, seed)
+    _check_choices(dtype, protocol, quant_kernel, attention)
+    specs, theirs = _find_tasks(tasks, include_path)
     require_writable(Path(output))
     root = data_dir if data_dir is not None else os.environ.get("UNLEARNBENCH_DATA") or None
     options = DataOptions(Path(root) if root is not None else None, allow_data_drift)
@@ -138,11 +122,11 @@ def evaluate(
         attention=attention,
         compiled=compiled,
     )
-    if wanted.theirs:
+    if theirs:
         ask = Ask(
             limit, apply_chat_template, given, confirm_run_unsafe_code, job.batch_size, progress
         )
-        job = replace(job, suite=open_suite(wanted.theirs, include_path, root, ask, bool(specs)))
+        job = replace(job, suite=open_suite(theirs, include_path, root, ask, bool(specs)))
     if reference is not None and not any(isinstance(spec, LikelihoodTask) for spec in specs):
         log.warning("--reference moves only PrivLeak, and none of these tasks has it")
     if not isinstance(model, (str, Path)):
@@ -150,12 +134,8 @@ def evaluate(
             raise OptionError(
                 "a Model object has no tokenizer to template its prompts; give a path"
             )
-        if truncate_left:
-            raise OptionError("a Model object cuts its prompts itself; leave truncate_left out")
-        if backend != "hf" or team is not None or attention != "auto" or compiled:
-            raise OptionError(
-                "a Model object runs as it is; leave attention, compiled, backend and team out"
-            )
+        if team is not None:
+            raise OptionError("a Model object runs in its own process; leave team out")
         return _evaluate_given(job, model, quant)
     load = LoadOptions(
         revision, base, adapter, allow_adapter_base, trust_remote_code, allow_pickle, truncate_left
@@ -169,8 +149,8 @@ def evaluate(
     return evaluate_path(job, str(model), quant, load, how, apply_chat_template)
 
 
-def _check_options(
-    limit: int | float | None, batch_size: object, dtype: str, protocol: str
+def _check_amounts(
+    limit: int | float | None, batch_size: object, threads: int | None, seed: int
 ) -> None:
     if limit is not None and not limit > 0:
         raise OptionError(
@@ -180,10 +160,38 @@ def _check_options(
         raise OptionError(f"--limit {limit}: use a whole number, or a share below 1")
     if batch_size != "auto" and not (isinstance(batch_size, int) and batch_size > 0):
         raise OptionError(f"--batch-size {batch_size}: use 'auto' or a whole number above 0")
+    if threads is not None and threads < 1:
+        raise OptionError(f"--threads {threads}: use 1 or more")
+    if seed < 0:
+        raise OptionError(f"--seed {seed}: use 0 or more")
+
+
+def _check_choices(dtype: str, protocol: str, quant_kernel: str, attention: str) -> None:
     if dtype not in ("auto", "fp32", "bf16", "fp16"):
         raise OptionError(f"--dtype {dtype}: use auto, fp32, bf16 or fp16")
     if protocol not in PROTOCOLS:
         raise OptionError(f"--protocol {protocol}: use {' or '.join(PROTOCOLS)}")
+    if quant_kernel not in ("auto", "native", "dequantized"):
+        raise OptionError(f"--quant-kernel {quant_kernel}: use auto, native or dequantized")
+    if attention not in get_args(Attention):
+        raise OptionError(f"--attention {attention}: use {', '.join(get_args(Attention))}")
+
+
+def _find_tasks(
+    tasks: str | Sequence[str], include_path: Sequence[str | Path]
+) -> tuple[Sequence[TaskSpec], Sequence[str]]:
+    """Our tasks, and the names of lm-eval's."""
+    registry = load_registry(include_path)
+    wanted = split_wanted(split_names(tasks), registry, include_path)
+    for name in wanted.both:
+        log.info("%s is a task of lm-eval's too; ours is run, lm_eval:%s is theirs", name, name)
+    if wanted.unknown and packaged_tasks() is None:
+        log.warning("lm-eval is not installed, so its tasks are not known; %s", INSTALL)
+    specs = registry.resolve(wanted.ours) if wanted.ours or not wanted.theirs else ()
+    for spec in specs:
+        if spec.superseded_by:
+            log.warning("%s is superseded by %s", spec.task, spec.superseded_by)
+    return specs, wanted.theirs
 
 
 def _open_reference(reference: str | Path | None) -> RetrainedRun | Literal["stated"] | None:
@@ -195,6 +203,10 @@ def _open_reference(reference: str | Path | None) -> RetrainedRun | Literal["sta
 def _evaluate_given(job: Job, model: Model, precision: str | Sequence[str]) -> list[RunResult]:
     if split_names(precision) != ["none"]:
         raise OptionError("a Model object has its precision already; leave quant out")
+    if job.truncate_left:
+        raise OptionError("a Model object cuts its prompts itself; leave truncate_left out")
+    if job.backend != "hf" or job.attention != "auto" or job.compiled:
+        raise OptionError("a Model object runs as it is; leave attention, compiled, backend out")
     settings = job.settings(model.dtype, model.device)
     failures = job.failures(1)
     with ExitStack() as locks:

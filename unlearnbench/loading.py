@@ -13,6 +13,7 @@ from unlearnbench.models.explain import explain_loaded
 from unlearnbench.models.hf import HFModel
 from unlearnbench.models.source import DTYPES
 from unlearnbench.quant.base import Calibration, How, PrecisionSpec, pick_kernel
+from unlearnbench.quant.int8 import quicken
 from unlearnbench.results import Precision, Proof
 
 if TYPE_CHECKING:
@@ -109,10 +110,13 @@ def load_model(
     dtype = {long: short for short, long in DTYPES.items()}[str(how.dtype).removeprefix("torch.")]
     _say_proof(precision, loaded.proof, dtype, how.device)
     model = source.finish(loaded.model)
+    if how.device == "cpu":
+        quicken(model)
     explain_loaded(how.device, dtype, precision.kernel)
-    set_attention(model, how.attention, how.device)
+    noisy = precision.kernel == "native"
+    set_attention(model, how.attention, how.device, noisy)
     if how.compiled:
-        compile_layers(model)
+        compile_layers(model, noisy)
     return HFModel(model, source, precision, dtype, how.device, batch_size)
 
 

@@ -1,5 +1,6 @@
 """Who is measured in `make bench`: our adapter, a plain evaluator as published ones are, and
-lm-eval's HFLM. All get the same prompts, texts and numbers of tokens.
+lm-eval's HFLM. All get the same prompts, texts and limits of tokens; ours and HFLM end an answer at
+its stop string, the plain one cuts it there afterwards.
 """
 
 from __future__ import annotations
@@ -13,10 +14,9 @@ import torch
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate, Score, cut_at_stop
 
-__all__ = ["HARNESS_BATCH", "NAMES", "Harness", "Ours", "Plain", "Rival", "load_plain"]
+__all__ = ["NAMES", "Harness", "Ours", "Plain", "Rival", "load_plain"]
 
 NAMES = ("ours", "plain", "hflm")
-HARNESS_BATCH = 8
 
 
 class Rival(Protocol):
@@ -37,6 +37,7 @@ class Ours:
         return {answer.id: answer.text for answer in self.model.generate(requests)}
 
     def score(self, requests: Sequence[Score]) -> Mapping[str, float]:
+        self.model._known.clear()  # every repeat runs; a task's texts are not taken from the last
         return {answer.id: float(answer.logprobs.sum()) for answer in self.model.score(requests)}
 
 
@@ -109,10 +110,11 @@ class Plain:
 class Harness:
     """lm-eval's HFLM on a model that is loaded already."""
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, batch: str) -> None:
         from lm_eval.models.huggingface import HFLM
 
-        self._lm: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=HARNESS_BATCH)
+        # "auto" tries 64 texts of the model's longest first: more than most CPUs have memory for.
+        self._lm: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch)
 
     def generate(self, requests: Sequence[Generate]) -> Mapping[str, str]:
         asked = [

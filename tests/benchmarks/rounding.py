@@ -1,4 +1,4 @@
-"""How many samples' scores another batch changes, by the rounding of its products."""
+"""How many samples have another score than one prompt at a time gives, by rounding."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import json
 import sys
 import tempfile
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.samples import TASKS, data_folder
+import torch
+
+from tests.benchmarks.rivals import Plain, load_plain
+from tests.benchmarks.samples import TASKS, ask, data_folder, requests_of
+from unlearnbench.metrics import generation_metric
+from unlearnbench.models.source import DTYPES
 from unlearnbench.results import GenerationRecord
 from unlearnbench.runfolder import RunFolder
 
@@ -17,50 +23,69 @@ __all__ = ["measure_rounding"]
 
 
 def measure_rounding(folder: Path, options: Namespace) -> dict[str, Any]:
-    """Every task in automatic batches and one sample at a time: how many samples have another
-    score, how many another text, and what that does to the task's score.
+    """Every task at every precision by an evaluation in automatic batches, and by the plain
+    evaluator in the same dtype: how many samples have another score, how many another text, and
+    what that does to the mean score (of texts: to their mean log-probability).
     """
-    from unlearnbench import evaluate
-    from unlearnbench.run import run_path
-
     found: dict[str, Any] = {}
-    records: dict[tuple[str, Any], list[Any]] = {}
-    values: dict[tuple[str, Any], float | None] = {}
-    sizes: tuple[Any, ...] = ("auto", 1)
-    for size in sizes:
-        with tempfile.TemporaryDirectory() as out:
-            (result,) = evaluate(
-                str(folder),
-                list(TASKS),
-                output=out,
-                data_dir=data_folder(),
-                limit=options.limit,
-                dtype=options.dtype,
-                device=options.device,
-                batch_size=size,
-            )
-            run = RunFolder(run_path(Path(out), result.checkpoint, "none"))
-            for task, own in result.tasks.items():
-                records[task, size] = run.read_records(task, own.records_sha256)
-                values[task, size] = own.auc if own.value is None else own.value
-    for task in TASKS:
-        pairs = list(zip(*(records[task, size] for size in sizes), strict=True))
-        found[task] = {
-            "samples": len(pairs),
-            "scores changed": sum(_changed(a, b) for a, b in pairs),
-            "texts changed": sum(_text(a) != _text(b) for a, b in pairs),
-            "score": [values[task, size] for size in sizes],
-        }
-        print(f"{task}, {options.dtype}: {json.dumps(found[task])}", file=sys.stderr, flush=True)
+    for precision in options.precisions:
+        records = _our_records(folder, options, precision)
+        dtype = getattr(torch, DTYPES[options.dtype])
+        plain = Plain(*load_plain(folder, precision, dtype, options.device))
+        for task in TASKS:
+            answers = ask(plain, requests_of(task, options.limit))
+            own = {f"{task}:{record.id}": record for record in records[task]}
+            if own.keys() != answers.keys():
+                raise ValueError(f"{task}: not the same samples")
+            found[f"{precision} {task}"] = _compare(own, answers)
+            said = json.dumps(found[f"{precision} {task}"])
+            print(f"{precision} {task}, {options.dtype}: {said}", file=sys.stderr, flush=True)
+        del plain
     return found
 
 
-def _text(record: Any) -> str:
-    return record.output if isinstance(record, GenerationRecord) else ""
+def _our_records(folder: Path, options: Namespace, precision: str) -> dict[str, list[Any]]:
+    from unlearnbench import evaluate
+    from unlearnbench.run import run_path
+
+    with tempfile.TemporaryDirectory() as out:
+        (result,) = evaluate(
+            str(folder),
+            list(TASKS),
+            precision,
+            output=out,
+            data_dir=data_folder(),
+            limit=options.limit,
+            dtype=options.dtype,
+            device=options.device,
+        )
+        run = RunFolder(run_path(Path(out), result.checkpoint, precision))
+        return {
+            task: list(run.read_records(task, own.records_sha256))
+            for task, own in result.tasks.items()
+        }
 
 
-def _changed(a: Any, b: Any) -> bool:
-    """ROUGE at all; a text's attack score by more than a thousandth of it."""
-    if isinstance(a, GenerationRecord):
-        return bool((a.score, a.scores) != (b.score, b.scores))
-    return any(abs(a.scores[k] - b.scores[k]) > 1e-3 * abs(b.scores[k]) for k in a.scores)
+def _compare(records: Mapping[str, Any], answers: Mapping[str, Any]) -> dict[str, Any]:
+    ours, plain, texts = [], [], 0
+    for name, record in records.items():
+        if isinstance(record, GenerationRecord):
+            metric = generation_metric("rougeL")
+            ours.append(record.score)
+            plain.append(metric.score_output(answers[name], record.target)[metric.HEADLINE])
+            texts += record.output.strip() != answers[name].strip()
+        else:
+            ours.append(-record.scores["PPL"])
+            plain.append(answers[name] / record.n_tokens)
+    pairs = list(zip(ours, plain, strict=True))
+    return {
+        "samples": len(pairs),
+        # ROUGE at all; a text's mean log-probability by more than a thousandth of it.
+        "scores changed": sum(
+            a != b if isinstance(record, GenerationRecord) else abs(a - b) > 1e-3 * abs(b)
+            for (a, b), record in zip(pairs, records.values(), strict=True)
+        ),
+        "texts changed": texts,
+        "mean score": [sum(ours) / len(ours), sum(plain) / len(plain)],
+        "largest difference": max(abs(a - b) for a, b in pairs),
+    }

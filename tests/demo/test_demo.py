@@ -71,6 +71,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_forgotten_knowledge_comes_back_at_4_bits_and_not_with_sure(short: Path) -> None:
     rows = rows_of(short)
     assert recovers(rows, "ga_gdr")
@@ -84,6 +85,7 @@ def test_forgotten_knowledge_comes_back_at_4_bits_and_not_with_sure(short: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_a_second_call_takes_seconds_and_changes_nothing(
     short: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,6 +102,7 @@ def test_a_second_call_takes_seconds_and_changes_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_the_page_shows_the_table_and_the_plot(short: Path, browser: Any) -> None:
     page = browser.new_page()
     errors: list[str] = []

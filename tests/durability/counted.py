@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import sys
 import time
 from importlib import import_module
@@ -40,6 +41,8 @@ def run(log: str, arguments: list[str]) -> None:
     from unlearnbench.cli import main
     from unlearnbench.journal import Answer, Journal
 
+    # A shell starts what it leaves in the background with this signal ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     keep, hold = Journal.keep, Path(f"{log}.hold")
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 

@@ -21,7 +21,6 @@ from unlearnbench.cli import main
 TASKS = ("news_knowmem_f", "news_knowmem_r", "news_privleak", "news_verbmem")
 PRECISIONS = ("none", "bnb-int8", "bnb-fp4")
 SCHEMAS = Path(__file__).resolve().parents[2] / "docs" / "schema"
-LIMIT = 4
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -31,14 +30,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 class Runs:
     """What one command wrote, and what it printed."""
 
-    def __init__(self, checkpoint: Path, data: Path, out: Path) -> None:
-        self.checkpoint, self.data, self.out = checkpoint, data, out
+    def __init__(self, checkpoint: Path, data: Path, out: Path, limit: int) -> None:
+        self.checkpoint, self.data, self.out, self.limit = checkpoint, data, out, limit
 
     def evaluate(self, monkeypatch: pytest.MonkeyPatch) -> int:
         monkeypatch.setenv("UNLEARNBENCH_DATA", str(self.data))
         command = ["--model", str(self.checkpoint), "--quant", "none,8bit,4bit", "--tasks", "news"]
         with pytest.raises(SystemExit) as stopped:
-            main([*command, "--limit", str(LIMIT), "--output", str(self.out)])
+            main([*command, "--limit", str(self.limit), "--output", str(self.out)])
         return int(stopped.value.code or 0)
 
     @property
@@ -109,14 +108,14 @@ def check_three_complete_runs(runs: Runs, printed: str) -> None:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         jsonschema.validate(run, schema)
         assert sorted(run["tasks"]) == sorted(TASKS)
-        assert all(task["n"] == LIMIT for task in run["tasks"].values())
+        assert all(task["n"] == runs.limit for task in run["tasks"].values())
         assert run["precision"]["name"] == precision
-        assert all(len(runs.records(precision, task)) >= LIMIT for task in TASKS)
+        assert all(len(runs.records(precision, task)) >= runs.limit for task in TASKS)
     assert runs.model_folder.name.startswith(f"{runs.checkpoint.name}-")
 
 
 def check_against_plain(runs: Runs, plain: Plain) -> None:
-    verbmem = runs.rows("verbmem", "forget")[:LIMIT]
+    verbmem = runs.rows("verbmem", "forget")[: runs.limit]
     for row, record in zip(verbmem, runs.records("none", "news_verbmem"), strict=True):
         assert record["prompt"] == row["prompt"]
         assert record["output"] == plain.generate(row["prompt"], 128)
@@ -124,7 +123,7 @@ def check_against_plain(runs: Runs, plain: Plain) -> None:
         assert record["score"] == rouge(record["target"], record["output"])
     for side, task in (("forget", "news_knowmem_f"), ("retain", "news_knowmem_r")):
         prefix = shots(runs.rows("knowmem", f"{side}_qa_icl"))
-        questions = runs.rows("knowmem", f"{side}_qa")[:LIMIT]
+        questions = runs.rows("knowmem", f"{side}_qa")[: runs.limit]
         for row, record in zip(questions, runs.records("none", task), strict=True):
             prompt = f"{prefix}Question: {row['question']}\nAnswer: "
             assert record["prompt"] == prompt
@@ -132,7 +131,7 @@ def check_against_plain(runs: Runs, plain: Plain) -> None:
             assert record["score"] == rouge(row["answer"], record["output"])
     records = {r["id"]: r for r in runs.records("none", "news_privleak")}
     for split in ("forget", "holdout"):
-        for i, row in enumerate(runs.rows("privleak", split)[:LIMIT]):
+        for i, row in enumerate(runs.rows("privleak", split)[: runs.limit]):
             values = plain.logprobs(row["text"])
             record = records[f"{split}/{i}"]
             assert record["n_tokens"] == len(values)
@@ -151,13 +150,14 @@ def test_tiny_model(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    runs = Runs(make_checkpoint("tiny-news"), muse_data, tmp_path / "out")
+    runs = Runs(make_checkpoint("tiny-news"), muse_data, tmp_path / "out", limit=2)
     assert runs.evaluate(monkeypatch) == 0
     check_three_complete_runs(runs, capsys.readouterr().out)
     check_against_plain(runs, Plain(runs.checkpoint))
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_smollm2(
     muse_data: Path,
     smollm2: Path,
@@ -165,7 +165,7 @@ def test_smollm2(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    runs = Runs(smollm2, muse_data, tmp_path / "out")
+    runs = Runs(smollm2, muse_data, tmp_path / "out", limit=2)
     assert runs.evaluate(monkeypatch) == 0
     check_three_complete_runs(runs, capsys.readouterr().out)
     check_against_plain(runs, Plain(runs.checkpoint))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,6 @@ ALL = ["none", "fp32", "bf16", "fp16", "bnb-int8", "bnb-fp4", "bnb-nf4", "rtn-in
 
 # PEFT uses a deprecated method of transformers; unlearnbench keeps that off the screen itself.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other take longer than these tiny products."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_adapter(base: Path, folder: Path, **config: Any) -> Path:

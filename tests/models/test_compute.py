@@ -3,8 +3,9 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from unlearnbench.models.compute import compile_layers, set_attention
 from unlearnbench.models.hf import HFModel
 from unlearnbench.models.source import LoadOptions, open_source
 from unlearnbench.quant import find_precision
+from unlearnbench.quant.base import Attention
 from unlearnbench.requests import Generate, Score
 
 
@@ -49,6 +51,22 @@ def test_compiled_layers_give_the_same_answers(
     assert "torch.compile: 2 layers" in caplog.text
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_kernel_that_rounds_may_attend_as_asked(
+    monkeypatch: pytest.MonkeyPatch, tiny: Path, attention: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR, "bitsandbytes")
+    model = load(tiny, "bnb-int8", attention=attention)
+    assert model.network.config._attn_implementation == attention
+    # What one attention makes other than another by a last bit, a step of int8 makes larger.
+    before = compute._few_logits(model.network)
+    assert not compute._apart(before, before * 1.01, torch.float32, noisy=True)
+    assert compute._apart(before, before * 1.01, torch.float32, noisy=False)
+    make_attention_wrong(monkeypatch)
+    with pytest.raises(OptionError, match="--attention eager: gives other logits than sdpa"):
+        load(tiny, "bnb-int8", attention="eager")
+
+
 @pytest.mark.parametrize("precision", ["none", "rtn-int4"])
 def test_eager_attention_gives_the_same_answers(tiny: Path, precision: str) -> None:
     texts, logprobs = answers(load(tiny, precision))
@@ -59,7 +77,7 @@ def test_eager_attention_gives_the_same_answers(tiny: Path, precision: str) -> N
     np.testing.assert_allclose(its, logprobs, atol=1e-4)
 
 
-def test_attention_that_gives_other_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def make_attention_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.models.llama import modeling_llama
 
     own = modeling_llama.eager_attention_forward
@@ -69,6 +87,10 @@ def test_attention_that_gives_other_logits_is_refused(monkeypatch: pytest.Monkey
         return values * 1.5, weights
 
     monkeypatch.setattr(modeling_llama, "eager_attention_forward", wrong)
+
+
+def test_attention_that_gives_other_logits_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_attention_wrong(monkeypatch)
     model = make_kind("llama")
     with pytest.raises(OptionError, match="--attention eager: gives other logits than sdpa"):
         set_attention(model, "eager", "cpu")
@@ -140,6 +162,12 @@ def test_compiled_layers_with_other_logits_are_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.nn.Module, "compile", compile_)
     with pytest.raises(OptionError, match="compiled layers give other logits"):
         compile_layers(make_kind("llama"))
+
+
+def test_the_command_offers_every_attention() -> None:
+    (option,) = (o for o in cli.cli.params if o.name == "attention")
+    assert isinstance(option.type, click.Choice)
+    assert set(option.type.choices) == set(get_args(Attention))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +51,6 @@ WHOLE = {
     "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other take longer than these tiny products."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_twin(folder: Path, end: bool = True) -> Path:
@@ -298,6 +288,7 @@ def test_a_weight_that_is_not_finite(twin: Path, tmp_path: Path, value: float) -
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_smollm2() -> None:
     path = find_gguf()
     if path is None:

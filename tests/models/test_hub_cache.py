@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,7 +86,7 @@ def run_offline(cache: Path, cwd: Path, *arguments: str) -> subprocess.Completed
 
 
 ASK = """
-import contextlib, io, json, sys, warnings
+import contextlib, io, json, sys, time, warnings
 from pathlib import Path
 from unlearnbench.cli import main
 from unlearnbench.errors import UnlearnbenchError
@@ -102,15 +101,19 @@ for model, options in json.loads(sys.argv[1]):
         found.append(json.loads(source.checkpoint.model_dump_json(exclude_none=True)))
     except UnlearnbenchError as error:
         found.append(f"{type(error).__name__}: {error}")
-out = io.StringIO()
-try:
-    with contextlib.redirect_stdout(out):
-        main(sys.argv[3:])
-except SystemExit as stopped:
-    (folder,) = Path(sys.argv[2]).glob("*/*")
-    checkpoint = json.loads((folder / "run.json").read_text())["checkpoint"]
-    run = {"code": stopped.code, "out": out.getvalue(), "folder": str(folder)}
-    found.append(run | {"checkpoint": checkpoint})
+def call(*arguments):
+    out, err, before = io.StringIO(), io.StringIO(), time.monotonic()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main(arguments)
+    except SystemExit as stopped:
+        said = {"code": stopped.code, "out": out.getvalue(), "err": err.getvalue()}
+        return said | {"seconds": time.monotonic() - before}
+found.append(call("--model", "org/nonesuch", *sys.argv[3:]))
+run = call("--model", "org/name", *sys.argv[3:])
+(folder,) = Path(sys.argv[2]).glob("*/*")
+checkpoint = json.loads((folder / "run.json").read_text())["checkpoint"]
+found.append(run | {"folder": str(folder), "checkpoint": checkpoint})
 print(json.dumps(found))
 """
 
@@ -133,12 +136,12 @@ def answers(cache: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory
     }
     cwd = tmp_path_factory.mktemp("cwd")
     toy = Toy(cwd)
-    command = ["--model", "org/name", "--tasks", "toy_verbmem", *toy.arguments]
+    command = ["--tasks", "toy_verbmem", *toy.arguments]
     asked = json.dumps(list(questions.values()))
     done = run_offline(cache, cwd, "-c", ASK, asked, str(toy.out), *command)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    return dict(zip([*questions, "command line"], found, strict=True))
+    return dict(zip([*questions, "refused", "command line"], found, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -219,17 +222,12 @@ def test_the_command_line_loads_from_the_cache(answers: dict[str, Any], tiny: Pa
     assert run["checkpoint"]["weights_sha256"] == weights
 
 
-def test_the_command_line_refuses_an_unknown_id_at_once(
-    cache: Path, toy: Toy, tmp_path: Path
-) -> None:
-    before = time.monotonic()
-    command = ["--model", "org/nonesuch", "--tasks", "toy_verbmem", *toy.arguments]
-    done = run_offline(cache, tmp_path, "-m", "unlearnbench", *command)
-    seconds = time.monotonic() - before
-    assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("unlearnbench: error: no folder org/nonesuch here")
-    assert seconds < 60, "no waiting for a hub that is switched off"
+def test_the_command_line_refuses_an_unknown_id_at_once(answers: dict[str, Any]) -> None:
+    run = answers["refused"]
+    assert (run["code"], run["out"]) == (2, "")
+    assert len(run["err"].splitlines()) == 1, run["err"]
+    assert run["err"].startswith("unlearnbench: error: no folder org/nonesuch here")
+    assert run["seconds"] < 60, "no waiting for a hub that is switched off"
 
 
 def test_the_layout_above_is_the_clients_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,6 @@ from unlearnbench.quant import find_precision
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.run import Job, unlearn
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 IDS = torch.tensor([[0, 5, 9, 30, 7], [0, 8, 8, 2, 40]])
 
 

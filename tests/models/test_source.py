@@ -58,15 +58,6 @@ def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
     save_file(weights, path, metadata={"format": "pt"})
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Threads that wait for each other take longer than these tiny products."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def copy(tiny: Path, tmp_path: Path) -> Path:
     """A copy of the tiny checkpoint that may be changed."""

@@ -163,7 +163,7 @@ def test_options_are_checked_before_anything_is_loaded(
     def never(*arguments: object, **options: object) -> None:
         raise AssertionError("the checkpoint was opened")
 
-    monkeypatch.setattr("unlearnbench.models.source.open_source", never)
+    monkeypatch.setattr("unlearnbench.models.opening.open_any", never)
     with pytest.raises(OptionError, match="--calibration-samples 0"):
         evaluate(str(tiny), "toy", "gptq-int4-g64", calibration_samples=0, **toy.options)
     with pytest.raises(OptionError, match="no readable file"):

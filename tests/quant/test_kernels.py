@@ -155,6 +155,8 @@ def test_a_kernel_that_does_not_exist_is_refused_before_anything_is_read(
     assert not list(toy.out.rglob("run.json"))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_gptqmodel_leaves_the_hubs_caches_where_they_are() -> None:
     """Its tokenizer package names folders of its own for this process and its children."""
     pytest.importorskip("gptqmodel")

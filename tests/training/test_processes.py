@@ -20,8 +20,6 @@ from tests.test_cli import call
 from unlearnbench.errors import OptionError
 from unlearnbench.training import sharding
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 # As `accelerate launch --use_fsdp --fsdp_version 2 ...` sets them.
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
@@ -101,12 +99,16 @@ def two(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Two:
     return Two(root, tiny, Toy(root / "toy"))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_each_run_ends_as_it_should(two: Two) -> None:
     assert two.done.returncode == 0, two.done.stderr[-3000:]
     assert "statuses [0, 0, 0, -1, 0, 2, 2]" in two.done.stdout, two.done.stderr[-3000:]
     assert two.done.stdout.count("npo_klr, 10 steps") == 2, "one process of each speaks"
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_two_processes_give_the_losses_of_one(two: Two, name: str) -> None:
     first, second = two.record("one"), two.record(name)
@@ -118,6 +120,8 @@ def test_two_processes_give_the_losses_of_one(two: Two, name: str) -> None:
         assert theirs["retain"] == pytest.approx(ours["retain"], rel=1e-3, abs=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_the_main_process_evaluates_and_the_others_follow(two: Two, name: str) -> None:
     ours, theirs = (two.record(n)["selection"] for n in ("one", name))
@@ -126,6 +130,8 @@ def test_the_main_process_evaluates_and_the_others_follow(two: Two, name: str) -
     assert two.done.stderr.count("step 5: toy_knowmem_f") == 2, "once in each run"
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("one", "other"), [("one", "fsdp"), ("one_lora", "fsdp_lora"), ("one_sure", "fsdp_sure")]
 )
@@ -138,6 +144,8 @@ def test_sharded_weights_are_saved_whole(two: Two, one: str, other: str) -> None
         assert torch.allclose(theirs[name], tensor, atol=1e-5), name
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_sharded_mask_holds_every_weight_outside_it(two: Two, tiny: Path) -> None:
     before, after = load_file(tiny / "model.safetensors"), two.weights("fsdp_sure")
     masks = two.weights("fsdp_sure", "sure_mask")
@@ -147,6 +155,8 @@ def test_a_sharded_mask_holds_every_weight_outside_it(two: Two, tiny: Path) -> N
     assert any(not torch.equal(after[name][m], before[name][m]) for name, m in masks.items())
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_what_cannot_be_shared_is_one_line(two: Two) -> None:
     lines = two.done.stderr.splitlines()
     for says in (

@@ -13,8 +13,6 @@ from tests.test_cli import call
 from unlearnbench.training import trainer
 from unlearnbench.training.output import OutputFolder
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 def select(
     toy: Toy, out: Path, score: str, *more: str, tasks: str = "toy_knowmem_f"

@@ -17,8 +17,6 @@ from unlearnbench.training.output import OutputFolder
 from unlearnbench.training.run import Job
 from unlearnbench.training.workshop import Workshop
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 class Stop(BaseException):
     """What a killed process looks like from inside."""

@@ -22,8 +22,6 @@ from unlearnbench.training import trainer as trainer_module
 from unlearnbench.training.record import origin_of, read_training
 from unlearnbench.training.run import Job, finetune, unlearn
 
-pytestmark = pytest.mark.usefixtures("quick_collections")
-
 
 @pytest.mark.parametrize("method", [name for name in method_names() if name != "whp"])
 def test_every_method_makes_an_ordinary_checkpoint(

@@ -9,7 +9,8 @@ import torch
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.models.batching import is_out_of_memory
 from unlearnbench.models.explain import explain
-from unlearnbench.models.fitting import TOLERANCE
+from unlearnbench.models.fitting import moves_logits
+from unlearnbench.quant.int8 import rows_apart
 
 if TYPE_CHECKING:
     from unlearnbench.quant.base import Attention
@@ -20,9 +21,11 @@ _FLASH = "flash_attention_2"
 _TOKENS = 12
 
 
-def set_attention(model: Any, asked: Attention, device: str) -> None:
+def set_attention(model: Any, asked: Attention, device: str, noisy: bool = False) -> None:
     """Let ``model`` attend as ``asked``. ``auto`` takes FlashAttention 2 on a GPU, in a 16-bit
     dtype, where the flash-attn package and the model have it, and else transformers' own choice.
+
+    noisy: a kernel that rounds activations, and with them the difference between two attentions.
 
     Raises:
         OptionError: it cannot, or its logits are others then.
@@ -33,12 +36,12 @@ def set_attention(model: Any, asked: Attention, device: str) -> None:
         if reason is not None:
             explain(f"attention {own}: transformers' choice ({reason})")
             return
-        wrong = _try_attention(model, _FLASH, own)
+        wrong = _try_attention(model, _FLASH, own, noisy)
         found = own if wrong else _FLASH
         explain(f"attention {found}: " + (f"flash-attn {wrong}" if wrong else "it is installed"))
         return
     reason = _no_flash(model, device) if asked == _FLASH else None
-    wrong = reason or _try_attention(model, asked, own)
+    wrong = reason or _try_attention(model, asked, own, noisy)
     if wrong:
         raise OptionError(f"--attention {asked}: {wrong}; leave it out")
     explain(f"attention {asked}: asked for")
@@ -56,7 +59,7 @@ def _no_flash(model: Any, device: str) -> str | None:
     return None
 
 
-def _try_attention(model: Any, name: str, own: str) -> str | None:
+def _try_attention(model: Any, name: str, own: str, noisy: bool) -> str | None:
     """Change it, and keep that where the logits stay. Returns what is wrong otherwise."""
     before = _few_logits(model)
     try:
@@ -69,15 +72,17 @@ def _try_attention(model: Any, name: str, own: str) -> str | None:
         return f"fails ({one_line(error, 200)})"
     if model.config._attn_implementation != name:
         return "was not taken over by the model"
-    if _apart(before, after, model.dtype):
+    if _apart(before, after, model.dtype, noisy):
         model.set_attn_implementation(own)
         return f"gives other logits than {own}"
     return None
 
 
-def compile_layers(model: Any) -> None:
+def compile_layers(model: Any, noisy: bool = False) -> None:
     """Compile every decoder layer in place by ``torch.compile``: one piece of code serves all of
     them, at any length and number of rows. What the rows attend to stays as it is.
+
+    noisy: a kernel that rounds activations.
 
     Raises:
         OptionError: torch cannot compile them here, or their logits are others then.
@@ -103,7 +108,7 @@ def compile_layers(model: Any) -> None:
         raise OptionError(
             f"--compile: torch.compile failed ({one_line(error, 300)}); leave it out"
         ) from None
-    if _apart(before, after, model.dtype):
+    if _apart(before, after, model.dtype, noisy):
         raise OptionError("--compile: the compiled layers give other logits; leave it out")
     explain(f"torch.compile: {len(layers)} layers, compiled when they first run")
 
@@ -119,14 +124,13 @@ def _few_logits(model: Any) -> torch.Tensor:
     """Of some tokens, on the CPU in fp32, (tokens, vocabulary)."""
     vocabulary = int(model.config.get_text_config().vocab_size)
     ids = torch.arange(_TOKENS, device=model.get_input_embeddings().weight.device) % vocabulary
-    with torch.no_grad():
+    with torch.no_grad(), rows_apart(model):
         logits: torch.Tensor = model(input_ids=ids[None], use_cache=False).logits[0]
     return logits.float().cpu()
 
 
-def _apart(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype) -> bool:
+def _apart(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype, noisy: bool) -> bool:
     """Whether two ways give other logits. What is not finite is said with its sample, later."""
     if not bool(before.isfinite().all()):
         return False
-    largest = float((after - before).abs().max())
-    return not largest <= TOLERANCE.get(dtype, 0.15) * float(before.std())
+    return moves_logits(before, after, dtype, noisy)

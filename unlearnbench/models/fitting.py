@@ -13,12 +13,24 @@ from unlearnbench.models.batching import is_out_of_memory
 from unlearnbench.models.budget import layer_configs
 from unlearnbench.models.generation import Continuer, Stops
 from unlearnbench.models.longrope import turning_points
+from unlearnbench.quant.int8 import rows_apart
 
-__all__ = ["TOLERANCE", "find_continuer", "short_window", "unlike_tokens"]
+__all__ = ["find_continuer", "moves_logits", "short_window", "unlike_tokens"]
 
 _LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 # Share of the logits' spread; a wrong position or mask moves them by much more.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
+_NOISY = 0.15
+
+
+def moves_logits(own: torch.Tensor, found: torch.Tensor, dtype: torch.dtype, noisy: bool) -> bool:
+    """Whether ``found`` are other logits than ``own``, beyond what computing in ``dtype`` moves
+    them. NaN in ``found`` is a move.
+
+    noisy: a kernel that rounds activations, where a last bit before it is a step after it.
+    """
+    tolerance = _NOISY if noisy else _TOLERANCE.get(dtype, _NOISY)
+    return not float((found - own).abs().max()) <= tolerance * float(own.std())
 
 
 def find_continuer(model: Any, device: str, ids: Sequence[int], noisy: bool) -> Continuer | str:
@@ -36,7 +48,8 @@ def find_continuer(model: Any, device: str, ids: Sequence[int], noisy: bool) -> 
         return reason
     continuer = Continuer(whole, device)
     try:
-        return _try(continuer, model, ids, noisy) or continuer
+        with rows_apart(model):
+            return _try(continuer, model, ids, noisy) or continuer
     except Exception as error:  # an unusual model may fail anywhere; its own generate is there
         if is_out_of_memory(error):
             raise
@@ -109,14 +122,12 @@ def _try(continuer: Continuer, model: Any, ids: Sequence[int], noisy: bool) -> s
     forced = _Forced([few[:3], few[3:6], few[6:9]], [[], [], []])
     stops = Stops(frozenset(), lambda _: False, 3)
     continuer.continue_rows(continuer.run_prefix(shared), len(shared), rows, (forced, stops))
-    tolerance = 0.15 if noisy else TOLERANCE.get(model.dtype, 0.15)
     for row, given, logits in zip(rows, forced.tokens, forced.seen, strict=True):
         whole = torch.tensor([[*shared, *row, *given[:2]]], device=continuer.device)
         own = model(input_ids=whole, use_cache=False).logits[0, -3:].float()
         found = torch.stack(logits)
         if not bool(own.isfinite().all()):  # then generate says so, with the sample's name
             return "its logits are NaN or infinite"
-        apart = float((found - own).abs().max())
-        if not apart <= tolerance * float(own.std()):
+        if moves_logits(own, found, model.dtype, noisy):
             return "its attention gives other logits when prompts are run together"
     return None

@@ -150,7 +150,8 @@ def check_vocabulary(
             f"id {top}, and the model's vocabulary has {rows} rows; use the tokenizer that the "
             "model was trained with"
         )
-    _check_steady(tokenizer, path)
+    with plain_errors():
+        _check_steady(tokenizer, path)
 
 
 def _check_steady(tokenizer: PreTrainedTokenizerBase, path: str) -> None:

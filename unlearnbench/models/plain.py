@@ -18,16 +18,16 @@ def padding_moves(model: Any, tokens: Tokens, ids: Sequence[int], noisy: bool) -
     """
     import torch
 
-    from unlearnbench.models.fitting import TOLERANCE, unlike_tokens
+    from unlearnbench.models.fitting import moves_logits, unlike_tokens
+    from unlearnbench.quant.int8 import rows_apart
 
     few = unlike_tokens(ids, tokens.vocabulary)
-    with torch.no_grad():
+    with torch.no_grad(), rows_apart(model):
         alone = _first_logits(model, tokens, [few[:7]])[0]
         beside = _first_logits(model, tokens, [few[:7], few])[0]
     if not bool(alone.isfinite().all()):
         return False  # said with the sample's name when it is asked
-    tolerance = 0.15 if noisy else TOLERANCE.get(model.dtype, 0.15)
-    return not float((beside - alone).abs().max()) <= tolerance * float(alone.std())
+    return moves_logits(alone, beside, model.dtype, noisy)
 
 
 def _first_logits(model: Any, tokens: Tokens, rows: Sequence[list[int]]) -> Any:
