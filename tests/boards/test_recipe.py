@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import click
 import pytest
 
 from unlearnbench import cli
@@ -94,7 +95,8 @@ def test_every_command_is_one(
     lines = [shlex.split(x)[2:] for x in capsys.readouterr().out.splitlines()]
     assert len(lines) == 2 + 2 * 2 + 3 * len(recipe.METHODS) + 2 + 2  # gptq twice; verify, build
     for words in lines:
-        command, rest = cli.cli, words
+        command: click.Command = cli.cli
+        rest = words
         if words[0] in cli.cli.commands:
             command, rest = cli.cli.commands[words[0]], words[1:]
         if command is leaderboard:
