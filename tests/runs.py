@@ -139,7 +139,21 @@ class Bench:
         return folder.parent
 
 
-PRECISIONS = {"none": "none", "int8": "rtn-int8", "int4": "rtn-int4"}
+def weak_at_4_bits(root: Path) -> Bench:
+    """A target that itself keeps a third of its score at int4, and two models unlearned from it;
+    the target and one of them at GPTQ too.
+    """
+    made = Bench(root)
+    knows, hides = Skill.of(0.9, 0.8, 4.0), Skill.of(0.05, 0.8, -1.0)
+    some = Skill.of(0.7, 0.8, 3.0)
+    made.model("target", none=knows, int8=knows, int4=Skill.of(0.3, 0.8, 3.5), gptq=some)
+    made.model("retrained", none=Skill.of(0.05, 0.8, 0.1))
+    made.model("ga_gdr", none=hides, int8=hides, int4=Skill.of(0.25, 0.8, -0.9), gptq=some)
+    made.model("npo", none=hides, int8=hides, int4=hides)
+    return made
+
+
+PRECISIONS = {"none": "none", "int8": "rtn-int8", "int4": "rtn-int4", "gptq": "gptq-int4-g128"}
 
 
 def read_json(path: Path) -> object:

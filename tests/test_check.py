@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from tests.runs import Bench, Skill, read_json
+from tests.runs import Bench, Skill, read_json, weak_at_4_bits
 from tests.test_cli import call
 from tests.test_compare import edit, folder, references
 from unlearnbench.check import Finding, exit_status
@@ -61,6 +61,16 @@ def test_the_target_fails(bench: Bench, capsys: pytest.CaptureFixture[str]) -> N
     out = capsys.readouterr().out
     assert "had not forgotten" in out
     assert out.splitlines()[-1] == "FAIL"
+
+
+def test_where_the_target_itself_forgets_nothing_is_decided(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = "tasks: [made_knowmem_f]\nprecisions: [none, int8, int4]\nmax_recovered: 0.3\n"
+    assert check(weak_at_4_bits(tmp_path), "npo", policy) == 2
+    out = capsys.readouterr().out
+    (line,) = [line for line in out.splitlines() if "rtn-int4" in line]
+    assert "the target itself forgets at this precision: 25.0, in full precision 87.5" in line
 
 
 def test_what_comes_back_fails_at_int4_only(
@@ -284,6 +294,8 @@ def test_the_actions_steps_gate_runs(bench: Bench, tmp_path: Path) -> None:
     assert "::error title=" in out
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_actions_steps_evaluate_a_checkpoint_first(
     bench: Bench, tmp_path: Path, tiny: Path
 ) -> None:

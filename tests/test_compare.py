@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import write_jsonl
-from tests.runs import Bench, Skill, read_json
+from tests.runs import Bench, Skill, read_json, weak_at_4_bits
 from tests.test_cli import call
 from unlearnbench.compare import compare, family, open_comparison
 from unlearnbench.runfolder import read_run
@@ -113,6 +113,22 @@ def test_values_are_those_of_the_runs(bench: Bench, tmp_path: Path) -> None:
 def test_a_collapsed_model_is_called_so(bench: Bench, tmp_path: Path) -> None:
     rows = rows_of(bench, tmp_path, "broken")
     assert {row["verdict"] for row in rows.values()} == {"collapsed"}
+
+
+def test_no_share_where_the_target_itself_forgets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weak = weak_at_4_bits(tmp_path)
+    rows = rows_of(weak, tmp_path, "ga_gdr", "npo")
+    for name in ("ga_gdr", "npo"):
+        row = rows[name, "made_knowmem_f", "rtn-int4"]
+        assert row["target"] - row["full"] > 5, "there is room for a share"
+        assert row["target"] < row["target_full"] / 2
+        assert row["verdict"] == "target forgets"
+        assert not {"recovered", "recovered_ci", "retained", "retained_ci"} & set(row)
+        assert rows[name, "made_knowmem_f", "rtn-int8"]["verdict"] == "forgets"
+        assert rows[name, "made_knowmem_r", "rtn-int4"]["verdict"] == "holds"
+    assert "less than half of its own score" in capsys.readouterr().out
 
 
 def test_the_target_had_not_forgotten(bench: Bench, tmp_path: Path) -> None:

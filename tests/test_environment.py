@@ -115,8 +115,15 @@ def test_a_clean_tree_gives_the_commit_and_a_changed_one_says_dirty(tmp_path: Pa
     (root / "pyproject.toml").write_text("[project]\n", encoding="utf-8")
     commit = commit_all(root)
     assert ask(root, tmp_path)[0] == commit
-    (root / "unlearnbench" / "new.py").write_text("", encoding="utf-8")
-    assert ask(root, tmp_path)[0] == f"{commit}-dirty"
+    (root / "leaderboards").mkdir()
+    (root / "leaderboards" / "entry.json").write_text("{}", encoding="utf-8")
+    assert ask(root, tmp_path)[0] == commit, "results do not come from a board's entries"
+    for name in ("unlearnbench/new.py", "tasks/new.yaml", "pyproject.toml"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("a: 1\n", encoding="utf-8")
+        assert ask(root, tmp_path)[0] == f"{commit}-dirty", name
+        commit = commit_all(root)
+        assert ask(root, tmp_path)[0] == commit
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")

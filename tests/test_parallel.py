@@ -203,6 +203,8 @@ def require_alike(one: Any, two: Any) -> None:
         assert one == two
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_two_processes_write_what_one_writes(
     tiny: Path, toy: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

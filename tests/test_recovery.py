@@ -84,6 +84,11 @@ def test_figures_are_protocols_formulas() -> None:
         (10, 20.2, 60, 90, "recovers"),  # a little over a fifth, and clear of 0
         (58, 60, 60, 62, "had not forgotten"),
         (10, 12, 14, 90, "target forgets"),
+        (5, 12, 15, 100, "target forgets"),  # 10 points of room, and 85 lost by the target alone
+        (5, 40, 49.9, 100, "target forgets"),
+        (5, 40, 50.1, 100, "recovers"),
+        (98, 12, 15, 100, "had not forgotten"),
+        (16.6, 34.1, 34.2, 58.4, "recovers"),  # MUSE-News, NPO_KLR's published means
         (10, 0, 60, 90, "forgets"),
     ],
 )
@@ -101,8 +106,19 @@ def test_collapse_goes_before_every_other_verdict() -> None:
 
 
 def test_no_share_where_the_denominator_is_below_5_points() -> None:
-    assert "recovered" not in measure(cell(10, 12, 14.99))
-    assert "recovered" in measure(cell(10, 12, 15.01))
+    assert "recovered" not in measure(cell(10, 12, 14.99, target_full=25))
+    assert "recovered" in measure(cell(10, 12, 15.01, target_full=25))
+
+
+def test_no_share_of_either_kind_where_the_target_keeps_less_than_half_of_its_own_score() -> None:
+    less, more = (measure(cell(5, 12, target, 100)) for target in (49.9, 50.1))
+    assert not {"recovered", "recovered_ci", "retained", "retained_ci"} & set(less)
+    assert {"recovered", "recovered_ci", "retained", "retained_ci"} <= set(more)
+    assert less["retained_full"] == pytest.approx(0.12), "of what it knew in full precision"
+    retain = measure(cell(5, 12, 15, 100, want="high"))
+    assert retain["retained"] == pytest.approx(12 / 15), "a rule for tasks where low is good"
+    share = measure(leak_cell(full=-2, quantized=0.6, target=0.6)[0])
+    assert "recovered" in share, "PrivLeak's own zero is no score that could be halved"
 
 
 def test_retain_tasks_have_no_recovered_share() -> None:

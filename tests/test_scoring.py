@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain
 
@@ -23,6 +25,7 @@ from unlearnbench import ScriptedModel
 from unlearnbench.data import DataOptions
 from unlearnbench.errors import MetricError, ModelOutputError, UnlearnbenchError
 from unlearnbench.journal import Answers
+from unlearnbench.metrics import rouge
 from unlearnbench.metrics.membership import ReferenceScores
 from unlearnbench.plan import Plan, make_plan
 from unlearnbench.reference import Reference
@@ -261,3 +264,70 @@ def test_texts_that_all_score_the_same_have_an_auc_of_a_half(toy: Toy) -> None:
         plan(toy, "toy_privleak"), ask(toy, "toy_privleak", model), SHA, None, 0
     )
     assert (result.auc, result.auc_stderr, result.auc_ci) == (0.5, 0.0, (0.5, 0.5))
+
+
+def slow_rouge(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> list[str]:
+    """``change()`` comes before every score; returns the names of the threads it came in."""
+    score, threads = rouge.score_output, list[str]()
+
+    def changed(output: str, target: str) -> dict[str, float]:
+        threads.append(threading.current_thread().name)
+        change()
+        return score(output, target)
+
+    monkeypatch.setattr(rouge, "score_output", changed)
+    return threads
+
+
+def test_rouge_runs_beside_the_model(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first score waits until the model has been asked for its second answer."""
+    second = threading.Event()
+
+    class Model(ScriptedModel):
+        def generate(
+            self, requests: Sequence[Generate], skip: Collection[str] = ()
+        ) -> Iterator[Generated]:
+            for at, answer in enumerate(super().generate(requests, skip)):
+                if at:
+                    second.set()
+                yield answer
+
+    def wait() -> None:
+        assert second.wait(20), "the model waits for the score of its answer"
+
+    made = plan(toy, "toy_verbmem")  # which tries the metric
+    outputs = {sample.text: "A dog" for sample in made.samples}
+    expected = make_records(made, ScriptedModel(outputs), "muse", 0, False, Answers())
+    threads = slow_rouge(monkeypatch, wait)
+    assert make_records(made, Model(outputs), "muse", 0, False, Answers()) == expected
+    assert len(threads) == len(expected) > 1
+    assert set(threads) == {"scoring_0"}
+
+
+def test_an_answer_that_cannot_be_scored_ends_the_work(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = threading.Event()
+
+    def fail() -> None:
+        failed.set()
+        raise MetricError("no score")
+
+    class Model(ScriptedModel):
+        given = 0
+
+        def generate(
+            self, requests: Sequence[Generate], skip: Collection[str] = ()
+        ) -> Iterator[Generated]:
+            for answer in super().generate(requests, skip):
+                Model.given += 1
+                yield answer
+                assert failed.wait(20)
+                time.sleep(0.2)  # until the future knows it too
+
+    made = plan(toy, "toy_verbmem")
+    model = Model({sample.text: "A dog" for sample in made.samples})
+    threads = slow_rouge(monkeypatch, fail)
+    with pytest.raises(MetricError, match="no score"):
+        make_records(made, model, "muse", 0, False, Answers())
+    assert len(threads) <= Model.given <= 3  # the error comes with the answer after it, or the next

@@ -58,6 +58,8 @@ def test_demo_data_is_in_the_wheel(installed: Path, tmp_path: Path) -> None:
     assert "# first prompt\nQuestion: " in shown
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_evaluates_in_an_empty_folder(installed: Path, tmp_path: Path, tiny: Path) -> None:
     command = [str(installed / "python"), "-m", "unlearnbench", "--model", str(tiny)]
     table = run([*command, "--tasks", "demo_verbmem", "--limit", "1", "--quant", "4bit"], tmp_path)

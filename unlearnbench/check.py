@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from unlearnbench.compare import Comparison, Standing, open_comparison
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.metrics.paired import CONFIDENCE, Ratio
-from unlearnbench.recovery import FULL, RecoveryRow
+from unlearnbench.recovery import FULL, RecoveryRow, had_forgotten
 from unlearnbench.runset import Entry
 
 __all__ = ["Finding", "Outcome", "Policy", "check", "exit_status", "open_check"]
@@ -194,9 +194,9 @@ def _without_share(row: RecoveryRow) -> tuple[Outcome, str]:
     """No share: nothing was forgotten, which fails; or the target forgets too, which shows
     nothing.
     """
-    forgot = (row.target_full - row.full) * (-1 if row.want == "zero" else 1) >= 5
-    if forgot:
-        return "not decided", "the target itself forgets at this precision"
+    if had_forgotten(row.want, row.full, row.target_full):
+        scores = f"{row.target:.1f}, in full precision {row.target_full:.1f}"
+        return "not decided", f"the target itself forgets at this precision: {scores}"
     return "fail", f"had not forgotten: {row.full:.1f} in full precision, target {row.target:.1f}"
 
 

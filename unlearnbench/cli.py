@@ -83,7 +83,13 @@ _SETTINGS = {
 @click.option(
     "--limit", type=LIMIT, metavar="N|SHARE", help="First N rows of each split, or below 1 a share."
 )
-@click.option("--batch-size", default="auto", show_default=True, metavar="auto|N")
+@click.option(
+    "--batch-size",
+    default="auto",
+    show_default=True,
+    metavar="auto|N",
+    help="Prompts or texts of a batch.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--device", metavar="NAME", help="cpu, cuda or auto (over all GPUs); default: cuda.")
 @click.option(

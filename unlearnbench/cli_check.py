@@ -103,7 +103,7 @@ def _report(findings: Sequence[Finding], to: _Reports) -> None:
     click.echo(f"\n{_VERDICTS[exit_status(findings)]}")
 
 
-_VERDICTS = {0: "pass", 1: "FAIL", 2: "not decided: more samples are needed"}
+_VERDICTS = {0: "pass", 1: "FAIL", 2: "not decided: the lines above say why"}
 
 
 def _append(path: Path, text: str) -> None:

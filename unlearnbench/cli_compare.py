@@ -124,7 +124,8 @@ def _caption(opened: Comparison) -> str:
     return (
         "\n95% paired bootstrap intervals. *: the change holds after Holm's correction. recovered: "
         "share of what\nthe target, at that precision, knows more. collapsed: utility below "
-        f"{opened.floor:g}."
+        f"{opened.floor:g}. target forgets:\nat that precision the target keeps less than half of "
+        "its own score, or is not 5 points above the\nunlearned model: no share."
     )
 
 

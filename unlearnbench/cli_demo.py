@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "demo"]
 
-_TASK = "demo_knowmem_f"
+_TASK, _KEPT = "demo_knowmem_f", "demo_knowmem_r"
 _INTRO = """\
 A tiny Llama (2 layers, 128 wide) learns an invented corpus by heart, then unlearns a part of it by
-each method, until it answers at most a quarter of the questions as before. Every model is then
-evaluated in full precision and quantized. {kind}"""
+each method, until its answers on that part score at most a quarter of what they did. Every model is
+then evaluated in full precision and quantized. {kind}"""
 _SPARSE = """Its weights are made sparse while it learns (an L1 step),
 because small dense models do not show the effect, and large ones, whose weights have heavy tails,
 do. It shows what happens, not how often: see the paper for real models. Control: --dense."""
@@ -54,6 +54,7 @@ def demo(
     What is done is kept in --out: an interrupted demo goes on, a finished one is shown at once.
     """
     from unlearnbench import quant as backends
+    from unlearnbench.demo.meter import Meter
     from unlearnbench.demo.options import DemoOptions
     from unlearnbench.demo.recipe import METHODS, PRECISIONS
     from unlearnbench.demo.run import run_demo
@@ -70,20 +71,47 @@ def demo(
         sys.stderr.isatty(),
     )
     click.echo(_INTRO.format(kind=_DENSE if dense else _SPARSE))
-    path = run_demo(options, lambda line: click.echo(printable(line)))
-    _show(path)
+    with Meter() as meter:
+        path = run_demo(options, lambda line: click.echo(printable(line)))
+    _show(path, options.precisions)
+    click.echo(f"this call {meter}, all its processes together")
 
 
-def _show(path: Path) -> None:
+def _show(path: Path, precisions: Sequence[str]) -> None:
     from unlearnbench.recovery import RecoveryRow
     from unlearnbench.tables import recovery_table
 
     rows = [RecoveryRow.model_validate(row) for row in json.loads(path.read_bytes())]
     shown = [row for row in rows if row.task == _TASK]
     click.echo(printable(recovery_table(shown)))
+    click.echo(printable(f"\n{scores_table(rows, precisions)}\n"))
     for line in _said(shown):
         click.echo(printable(line))
     click.echo(printable(f"all tasks: {path}; the page: {path.parent / 'index.html'}"))
+
+
+def scores_table(rows: Sequence[RecoveryRow], precisions: Sequence[str]) -> str:
+    """KnowMem_f and KnowMem_r of the target and each method, one figure for each precision."""
+    from unlearnbench.recovery import FULL
+    from unlearnbench.texttable import text_table
+
+    quantized = [name for name in precisions if name != FULL]
+    names = " / ".join([FULL, *quantized])
+    head = ["model", f"KnowMem_f, {names}", f"KnowMem_r, {names}"]
+    found = {(row.entry, row.task, row.precision): row for row in rows}
+    entries = list(dict.fromkeys(row.entry for row in rows))
+    lines = []
+    for name in ("target", *entries):
+        of = entries[0] if name == "target" else name
+        parts = [[found[of, task, p] for p in quantized] for task in (_TASK, _KEPT)]
+        lines.append([name, *(_scores(part, name == "target") for part in parts)])
+    return text_table(lines, head)
+
+
+def _scores(rows: Sequence[RecoveryRow], of_target: bool) -> str:
+    full = rows[0].target_full if of_target else rows[0].full
+    rest = [row.target if of_target else row.quantized for row in rows]
+    return " / ".join(f"{score:.1f}" for score in (full, *rest))
 
 
 def _said(rows: Sequence[RecoveryRow]) -> list[str]:

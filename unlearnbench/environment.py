@@ -35,6 +35,8 @@ _PACKAGES = (
     "vllm",
 )
 _PACKAGE_DIR = Path(__file__).resolve().parent
+# Whatever decides a result in a checkout; an entry added to a board or a page of docs does not.
+_DECISIVE = ("unlearnbench", "tasks", "pyproject.toml")
 
 
 def describe_environment(device: str, dtype: str, batch_size: int | None) -> Environment:
@@ -86,8 +88,8 @@ def source_sha256() -> str:
 
 @cache
 def git_hash() -> str | None:
-    """Unlearnbench's own commit, "-dirty" appended for a changed tree; None where it does not run
-    from a checkout. Asked in this file's folder, never in the caller's.
+    """Unlearnbench's own commit, "-dirty" appended where code or tasks differ; None where it does
+    not run from a checkout. Asked in this file's folder, never in the caller's.
     """
     root = _PACKAGE_DIR.parent
     if not (root / ".git").exists() or not (root / "pyproject.toml").exists():
@@ -95,7 +97,7 @@ def git_hash() -> str | None:
     commit = _git(root, "rev-parse", "HEAD")
     if commit is None:
         return None
-    clean = _git(root, "status", "--porcelain") == ""
+    clean = _git(root, "status", "--porcelain", "--", *_DECISIVE) == ""
     return commit if clean else f"{commit}-dirty"
 
 

@@ -134,8 +134,10 @@ def evaluate(
             raise OptionError(
                 "a Model object has no tokenizer to template its prompts; give a path"
             )
-        if team is not None:
-            raise OptionError("a Model object runs in its own process; leave team out")
+        if backend != "hf" or team is not None or attention != "auto" or compiled:
+            raise OptionError(
+                "a Model object runs as it is; leave attention, compiled, backend and team out"
+            )
         return _evaluate_given(job, model, quant)
     load = LoadOptions(
         revision, base, adapter, allow_adapter_base, trust_remote_code, allow_pickle, truncate_left
@@ -205,8 +207,6 @@ def _evaluate_given(job: Job, model: Model, precision: str | Sequence[str]) -> l
         raise OptionError("a Model object has its precision already; leave quant out")
     if job.truncate_left:
         raise OptionError("a Model object cuts its prompts itself; leave truncate_left out")
-    if job.backend != "hf" or job.attention != "auto" or job.compiled:
-        raise OptionError("a Model object runs as it is; leave attention, compiled, backend out")
     settings = job.settings(model.dtype, model.device)
     failures = job.failures(1)
     with ExitStack() as locks:

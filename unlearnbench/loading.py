@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from unlearnbench import quant
 from unlearnbench.errors import OptionError, PrecisionError
-from unlearnbench.models.explain import explain_loaded
+from unlearnbench.models.explain import explain, explain_loaded
 from unlearnbench.models.hf import HFModel
 from unlearnbench.models.source import DTYPES
 from unlearnbench.quant.base import Calibration, How, PrecisionSpec, pick_kernel
@@ -66,10 +66,15 @@ def pick_dtype(asked: str, spec: PrecisionSpec, own: str, device: str) -> str:
     about eight times slower and fp32 holds the same weights exactly.
     """
     if asked != "auto":
-        return asked
-    if spec.name in DTYPES:
-        return spec.name
-    return "fp32" if own == "fp16" and device == "cpu" else own
+        chosen, why = asked, "asked for by --dtype"
+    elif spec.name in DTYPES:
+        chosen, why = spec.name, "what the precision stores"
+    elif own == "fp16" and device == "cpu":
+        chosen, why = "fp32", "fp16 products are slow on CPU, and fp32 holds the same weights"
+    else:
+        chosen, why = own, "what the checkpoint is stored in"
+    explain(f"{spec.name}: compute dtype {chosen}, {why}")
+    return chosen
 
 
 def describe_precision(source: Source | PairSource, spec: PrecisionSpec, how: How) -> Precision:
@@ -113,10 +118,9 @@ def load_model(
     if how.device == "cpu":
         quicken(model)
     explain_loaded(how.device, dtype, precision.kernel)
-    noisy = precision.kernel == "native"
-    set_attention(model, how.attention, how.device, noisy)
+    set_attention(model, how.attention, how.device)
     if how.compiled:
-        compile_layers(model, noisy)
+        compile_layers(model)
     return HFModel(model, source, precision, dtype, how.device, batch_size)
 
 

@@ -35,10 +35,12 @@ __all__ = [
     "Verdict",
     "excess",
     "generation_scores",
+    "had_forgotten",
     "leak_scores",
     "mark_significant",
     "measure",
     "samples_needed",
+    "target_keeps",
     "verdict_of",
 ]
 
@@ -46,6 +48,10 @@ FULL = "none"
 """The name of full precision."""
 MIN_GAP = 5.0
 """Points; below it there was nothing that could come back, and no share."""
+TARGET_KEEPS = 0.5
+"""The least share of its full-precision score that the target must keep at a precision, on tasks
+where low is good: below it the target itself forgets there, and no share is given.
+"""
 RECOVERED = 0.2
 """The share from which knowledge counts as recovered."""
 UTILITY_FLOOR = 0.5
@@ -99,10 +105,11 @@ class RecoveryRow(BaseModel):
     significant: bool = False
     """The change holds after Holm's correction over all forget tests of one comparison."""
     recovered: float | None = None
-    """``change / (target - full)``; absent below 5 points of denominator, and on retain tasks."""
+    """``change / (target - full)``; absent below 5 points of denominator, where the target
+    itself forgets, and on retain tasks."""
     recovered_ci: Bounds | None = None
     retained: float | None = None
-    """``quantized / target``; absent where the target is within 5 points of 0."""
+    """``quantized / target``; absent where the target forgets or is within 5 points of 0."""
     retained_ci: Bounds | None = None
     retained_full: float | None = None
     """``quantized / target_full``."""
@@ -201,16 +208,27 @@ def measure(cell: Cell) -> dict[str, object]:
     fields["p"] = mean(moved, draws).p
     target_full = scale.value(cell.target_full).value
     fields["target_full"] = target_full
-    if scale.want != "high" and scale.leaks * scale.difference(gap).value >= MIN_GAP:
+    keeps = target_keeps(scale.want, found["target"].value, target_full)
+    if scale.want != "high" and keeps and scale.leaks * scale.difference(gap).value >= MIN_GAP:
         share = ratio(moved, gap, draws)
         fields |= {"recovered": share.value, "recovered_ci": share.ci}
-    if abs(found["target"].value) >= MIN_GAP:
+    if keeps and abs(found["target"].value) >= MIN_GAP:
         kept = scale.above_zero(cell.quantized), scale.above_zero(cell.target)
         share = ratio(*kept, draws)
         fields |= {"retained": share.value, "retained_ci": share.ci}
     if abs(target_full) >= MIN_GAP:
         fields["retained_full"] = found["quantized"].value / target_full
     return fields
+
+
+def target_keeps(want: Want, target: float, target_full: float) -> bool:
+    """Whether the target, at a precision, still has what could come back there."""
+    return want != "low" or target >= TARGET_KEEPS * target_full
+
+
+def had_forgotten(want: Want, full: float, target_full: float) -> bool:
+    """Whether the unlearned model is away from the target, both in full precision."""
+    return (target_full - full) * (-1 if want == "zero" else 1) >= MIN_GAP
 
 
 def excess(scale: Scale, values: Values, retrained: Values, same: bool) -> Ratio:
@@ -233,8 +251,8 @@ def verdict_of(fields: dict[str, object], want: Want, floor: float) -> Verdict:
         return "holds"
     sign = -1 if want == "zero" else 1
     if row.recovered is None:
-        had_forgotten = sign * (row.target_full - row.full) >= MIN_GAP
-        return "target forgets" if had_forgotten else "had not forgotten"
+        forgot = had_forgotten(want, row.full, row.target_full)
+        return "target forgets" if forgot else "had not forgotten"
     toward = _toward(row.change_ci, sign)
     if toward is not None and toward[0] > 0 and row.recovered >= RECOVERED:
         return "recovers"

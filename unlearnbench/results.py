@@ -340,8 +340,8 @@ class Environment(_File):
     threads: int = Field(gt=0)
     batch_size: str
     attention: str | None = None
-    """What ``--attention`` asked for; absent for auto, which takes flash-attn on a GPU where it is
-    among ``packages``."""
+    """What ``--attention`` asked for, or flash_attention_2 where auto took it; absent where auto
+    left transformers' own choice."""
     compiled: bool | None = None
     """True where torch.compile made the layers' code; absent otherwise."""
 

@@ -262,8 +262,12 @@ class Run:
 
     def _environment(self, model: Model) -> Environment:
         found = describe_environment(model.device, model.dtype, self.job.batch_size)
-        asked = None if self.job.attention == "auto" else self.job.attention
-        return found.model_copy(update={"attention": asked, "compiled": self.job.compiled or None})
+        attention: str | None = self.job.attention
+        if attention == "auto":  # what was taken, where a model says so
+            attention = getattr(model, "attention", None)
+        return found.model_copy(
+            update={"attention": attention, "compiled": self.job.compiled or None}
+        )
 
 
 def run_path(output: Path, checkpoint: Checkpoint, precision: str) -> Path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -36,7 +38,8 @@ def make_records(
     plan: Plan, model: Model, protocol: str, seed: int, ppl_lower: bool, answers: Answers
 ) -> list[SampleRecord]:
     """Ask the model for the answers that ``answers`` lacks, and return the records in row order.
-    Each new answer is scored, then kept; those that are there already are scored again.
+    Each new answer is kept, and scored while the model goes on; those that are there already are
+    scored again.
 
     Raises:
         ModelOutputError: the model cannot answer, or did not answer each request once.
@@ -45,8 +48,10 @@ def make_records(
     """
     if isinstance(plan.spec, GenerationTask):
         requests = plan.generate_requests(plan.spec, protocol, seed)
-        score = partial(_generation_record, plan, plan.spec, model)
-        return [*_answered(requests, model.generate, Generated, answers, score)]
+        # Here: a tokenizer must not be asked by two threads at once.
+        targets = [_target(plan.spec, model, sample.target) for sample in plan.samples]
+        score = partial(_generation_record, plan, plan.spec, targets)
+        return [*_answered(requests, model.generate, Generated, answers, score, beside=True)]
     return [*_likelihood_records(plan, model, ppl_lower, answers)]
 
 
@@ -69,9 +74,10 @@ def _answered(
     kind: type[A],
     answers: Answers,
     use: Callable[[int, A], M],
+    beside: bool = False,
 ) -> list[M]:
     """Have every request answered once; returns what ``use(place, answer)`` makes of each answer,
-    in the order of the requests.
+    in the order of the requests. beside: in a thread of its own, while the model goes on.
     """
     places = {request.id: place for place, request in enumerate(requests)}
     made = {
@@ -80,24 +86,76 @@ def _answered(
         if name in places and isinstance(answer, kind)
     }
     if len(made) < len(places):
-        for answer in ask(requests, frozenset(made)):
-            if answer.id in made or answer.id not in places:
-                raise ModelOutputError(f"the model answered {answer.id} unasked or twice")
-            made[answer.id] = use(places[answer.id], answer)
-            answers.keep(answer)  # once it is known to be usable
+        new = _expected(ask(requests, frozenset(made)), frozenset(made), places)
+        made |= (_use_beside if beside else _use_first)(new, places, answers, use)
     missing = [name for name in places if name not in made]
     if missing:
         raise ModelOutputError(f"the model gave no answer for {missing[0]}")
     return [made[name] for name in places]
 
 
+def _expected(given: Iterable[A], known: Collection[str], places: Mapping[str, int]) -> Iterator[A]:
+    """The answers ``given``, each asked for and not ``known`` yet.
+
+    Raises:
+        ModelOutputError: one is not.
+    """
+    seen = set(known)
+    for answer in given:
+        if answer.id in seen or answer.id not in places:
+            raise ModelOutputError(f"the model answered {answer.id} unasked or twice")
+        seen.add(answer.id)
+        yield answer
+
+
+def _use_first(
+    given: Iterable[A],
+    places: Mapping[str, int],
+    answers: Answers,
+    use: Callable[[int, A], M],
+) -> dict[str, M]:
+    """Keep each answer once it was used: figures of a text, which may be such as give no score."""
+    used = {}
+    for answer in given:
+        used[answer.id] = use(places[answer.id], answer)
+        answers.keep(answer)
+    return used
+
+
+def _use_beside(
+    given: Iterable[A],
+    places: Mapping[str, int],
+    answers: Answers,
+    use: Callable[[int, A], M],
+) -> dict[str, M]:
+    """Keep each answer as it comes, and have it used in another thread while the model goes on.
+    ROUGE takes any text; an error of ``use`` ends the work soon after its answer.
+    """
+    used: dict[str, Future[M]] = {}
+    waiting: deque[Future[M]] = deque()
+    with ThreadPoolExecutor(1, "scoring") as thread:
+        try:
+            for answer in given:
+                answers.keep(answer)
+                used[answer.id] = thread.submit(use, places[answer.id], answer)
+                waiting.append(used[answer.id])
+                while waiting and waiting[0].done():
+                    waiting.popleft().result()
+        except BaseException:  # a signal too: nothing is left to be waited for
+            thread.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {name: future.result() for name, future in used.items()}
+
+
+def _target(spec: GenerationTask, model: Model, text: str) -> str:
+    return text if spec.max_target_toks is None else model.truncate(text, spec.max_target_toks)
+
+
 def _generation_record(
-    plan: Plan, spec: GenerationTask, model: Model, place: int, answer: Generated
+    plan: Plan, spec: GenerationTask, targets: Sequence[str], place: int, answer: Generated
 ) -> GenerationRecord:
     sample, metric = plan.samples[place], generation_metric(spec.metric)
-    target = sample.target
-    if spec.max_target_toks is not None:
-        target = model.truncate(target, spec.max_target_toks)
+    target = targets[place]
     scores = metric.score_output(answer.text, target)
     return GenerationRecord(
         task=spec.task,

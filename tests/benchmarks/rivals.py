@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from unlearnbench.models.hf import HFModel
+from unlearnbench.models.known import KnownValues
 from unlearnbench.requests import Generate, Score, cut_at_stop
 
 __all__ = ["NAMES", "Harness", "Ours", "Plain", "Rival", "load_plain"]
@@ -37,7 +38,8 @@ class Ours:
         return {answer.id: answer.text for answer in self.model.generate(requests)}
 
     def score(self, requests: Sequence[Score]) -> Mapping[str, float]:
-        self.model._known.clear()  # every repeat runs; a task's texts are not taken from the last
+        # Every repeat runs; a task's texts are not taken from the last one.
+        self.model._known = KnownValues(0)
         return {answer.id: float(answer.logprobs.sum()) for answer in self.model.score(requests)}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.boards.conftest import BOARD, NAMES, MakeBoard
-from tests.runs import Bench
+from tests.runs import Bench, weak_at_4_bits
 from tests.test_cli import call
 from unlearnbench.boards import find_boards, read_board
 from unlearnbench.boards.build import cell
@@ -70,6 +70,88 @@ def test_entries_rank_by_their_worst_excess_and_collapse_is_never_ranked(
         assert found.ci[0] < found.value < found.ci[1]
 
 
+@pytest.fixture(scope="module")
+def weak(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The board of ``weak_at_4_bits``."""
+    root = tmp_path_factory.mktemp("weak")
+    board = add_all(root / "board", weak_at_4_bits(root))
+    assert call("leaderboard", "verify", str(board)) == 0
+    assert call("leaderboard", "build", str(board)) == 0
+    return board
+
+
+def test_no_share_at_a_precision_that_makes_the_target_itself_forget(weak: Path) -> None:
+    found = read_board(weak)
+    assert set(rank_entries(found, verify_board(found)[0]).retained) == {"none", "rtn-int8"}
+    rows = csv_rows(weak)
+    cell = rows["ga_gdr", "made_knowmem_f", "rtn-int4"]
+    assert cell["verdict"] == "target forgets"
+    assert (cell["recovered"], cell["recovered_low"], cell["retained"]) == ("", "", "")
+    assert cell["change"] != ""
+    assert rows["ga_gdr", "made_knowmem_f", "rtn-int8"]["recovered"] != ""
+
+
+def test_the_references_scores_are_shown_and_not_ranked(weak: Path) -> None:
+    rows = csv_rows(weak)
+    own = {at: row for at, row in rows.items() if at[0] in ("target", "retrained")}
+    assert len(own) == 3 * 4 + 3 * 1
+    text = (weak / "README.md").read_text(encoding="utf-8")
+    (line,) = [x for x in text.splitlines() if x.startswith("| target | made&#95;knowmem&#95;f |")]
+    for number, precision in enumerate(("none", "rtn-int8", "rtn-int4", "gptq-int4-g128")):
+        run = next((weak.parent / "out").glob("target-*")) / precision
+        value = read_run(run).tasks["made_knowmem_f"].value
+        row = own["target", "made_knowmem_f", precision]
+        assert float(row["value"]) == pytest.approx(value)
+        assert float(row["value_low"]) < float(row["value"]) < float(row["value_high"])
+        assert (row["rank"], row["state"], row["recovered"]) == ("", "target", "")
+        assert line.split(" | ")[2 + number].startswith(f"{value:.1f} [")
+        assert (row["verdict"] == "target forgets") is (precision == "rtn-int4")
+        assert ("forgets" in line.split(" | ")[2 + number]) is (precision == "rtn-int4")
+    assert own["retrained", "made_knowmem_f", "none"]["excess"] == "0"
+    assert "| retrained | made&#95;privleak | 0.0" in text
+
+
+def test_a_precision_that_the_board_does_not_ask_for_is_shown_and_does_not_count(
+    weak: Path,
+) -> None:
+    rows = csv_rows(weak)
+    other = rows["ga_gdr", "made_knowmem_f", "gptq-int4-g128"]
+    assert (other["required"], other["verdict"]) == ("false", "recovers")
+    assert ("npo", "made_knowmem_f", "gptq-int4-g128") not in rows
+    found = read_board(weak)
+    places = {p.entry.name: p for p in rank_entries(found, verify_board(found)[0]).places}
+    worst, standings = places["ga_gdr"].worst, places["ga_gdr"].standings
+    assert worst is not None
+    assert worst.value < standings["made_knowmem_f", "gptq-int4-g128"].excess.value
+    assert places["ga_gdr"].worst_at == "made_knowmem_f at rtn-int4"
+    assert [p.rank for p in places.values()] == [1, 2]
+    text = (weak / "README.md").read_text(encoding="utf-8")
+    assert "| ga&#95;gdr | made&#95;knowmem&#95;f | gptq-int4-g128 |" in text
+    assert "<td>(gptq-int4-g128)</td>" in (weak / "index.html").read_text(encoding="utf-8")
+
+
+def add_all(board: Path, bench: Bench) -> Path:
+    """A board with every model of ``bench``."""
+    board.mkdir()
+    (board / "board.yaml").write_text(BOARD, encoding="utf-8")
+    shutil.copytree(bench.tasks, board / "tasks")
+    for runs in sorted(bench.out.iterdir()):
+        name = runs.name.rsplit("-", 1)[0]
+        role = name if name in ("target", "retrained") else "unlearned"
+        ends = ["--board", str(board), "--name", name, "--role", role]
+        assert call("leaderboard", "add", str(runs), *ends) == 0
+    return board
+
+
+def csv_rows(board: Path) -> dict[tuple[str, str, str], dict[str, str]]:
+    """By entry, task and precision."""
+    text = (board / "board.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(io.StringIO(text)))
+    found = {(row["entry"], row["task"], row["precision"]): row for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
 def test_the_markdown_table(built: Path) -> None:
     text = (built / "README.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
@@ -82,10 +164,13 @@ def test_the_markdown_table(built: Path) -> None:
 def test_the_csv(built: Path) -> None:
     text = (built / "board.csv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(io.StringIO(text)))
-    assert len(rows) == 4 * 3 * 3
+    assert len(rows) == 4 * 3 * 3 + 3 * 3 + 3, "four entries, the target, the retrained model"
     found = [r for r in rows if (r["entry"], r["precision"]) == ("ga_gdr", "rtn-int4")]
     assert {r["task"]: r["verdict"] for r in found}["made_knowmem_f"] == "recovers"
-    assert all(r["state"] in ("ranked", "collapsed") for r in rows)
+    states = [r["state"] for r in rows]
+    assert set(states[:36]) == {"ranked", "collapsed"}
+    assert states[36:] == ["target"] * 9 + ["retrained"] * 3
+    assert all(r["required"] == "true" for r in rows)
 
 
 @pytest.mark.parametrize(

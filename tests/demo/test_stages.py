@@ -1,17 +1,27 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import unlearnbench
 from tests.test_cli import call
+from unlearnbench.cli_demo import scores_table
+from unlearnbench.demo import stages
+from unlearnbench.demo.meter import Meter
 from unlearnbench.demo.options import DemoOptions
 from unlearnbench.demo.recipe import METHODS, PRECISIONS
 from unlearnbench.demo.run import _stages, run_demo
-from unlearnbench.demo.stages import Stage, stage_key
-from unlearnbench.demo.work import _is_trained
+from unlearnbench.demo.stages import Stage, files_sha256, stage_key
+from unlearnbench.demo.work import _is_trained, run_stage
 from unlearnbench.errors import OptionError
+from unlearnbench.recovery import RecoveryRow
+from unlearnbench.tasks import builtin_task_dir
 
 
 def make(stage: Stage, text: str = "made") -> None:
@@ -118,6 +128,30 @@ def test_the_key_holds_the_facts_and_the_stages_before() -> None:
     assert key != stage_key({"seed": 0}, "other")
 
 
+def test_every_file_of_the_package_and_the_demos_tasks_are_in_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Path(unlearnbench.__file__).resolve().parent
+    package = shutil.copytree(own, tmp_path / "p", ignore=shutil.ignore_patterns("__pycache__"))
+    tasks = shutil.copytree(builtin_task_dir(), tmp_path / "t")
+    plain = files_sha256(package, tasks)
+    assert plain == files_sha256(own, builtin_task_dir())
+    data = "demo/data/unlearnbench/demo/knowmem/forget_qa.jsonl"
+    pages = ("boards/page.html.j2", "boards/page.js", "boards/page.css", "boards/page.py")
+    for path in [*(package / name for name in (data, *pages)), tasks / "demo_knowmem_f.yaml"]:
+        content = path.read_bytes()
+        path.write_bytes(content + b"\n")
+        assert files_sha256(package, tasks) != plain, path
+        path.write_bytes(content)
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__/x.pyc").write_bytes(b"x")
+    (tasks / "news_knowmem_f.yaml").write_text("another", encoding="utf-8")
+    assert files_sha256(package, tasks) == plain
+    key = stage_key({})
+    monkeypatch.setattr(stages, "_own_files", lambda: "other files")
+    assert stage_key({}) != key
+
+
 def test_a_seed_or_the_l1_step_changes_every_stage_that_follows_from_it(tmp_path: Path) -> None:
     plain = _stages(DemoOptions(tmp_path))
     dense = _stages(DemoOptions(tmp_path, dense=True))
@@ -128,6 +162,81 @@ def test_a_seed_or_the_l1_step_changes_every_stage_that_follows_from_it(tmp_path
     changed = {name for name in fewer if fewer[name].key != plain[name].key}
     assert changed == {"compare", "board"}
     assert all(set(stage.needs) <= set(plain) for stage in plain.values())
+
+
+@pytest.mark.parametrize("name", ["start", "compare", "board"])
+def test_short_stages_have_a_bar(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    def make_board(options: DemoOptions, tick: Callable[[], object]) -> None:
+        for _ in range(len(options.methods) + 3):
+            tick()
+        (options.out / "made").mkdir()
+
+    def make_table(options: DemoOptions) -> None:
+        (options.out / "made").mkdir()
+
+    monkeypatch.setattr("unlearnbench.demo.publish.make_board", make_board)
+    monkeypatch.setattr("unlearnbench.demo.publish.make_table", make_table)
+    made = "models/start" if name == "start" else "made"
+    stage = Stage(tmp_path, name, "key", (made,))
+    run_stage(stage, DemoOptions(tmp_path, progress=True))
+    assert stage.is_done()
+    error = capsys.readouterr().err
+    assert f"{name}: 100%" in error
+    run_stage(Stage(tmp_path, name, "another", (made,)), DemoOptions(tmp_path))
+    assert f"{name}:" not in capsys.readouterr().err, "none where nobody looks"
+
+
+def test_the_meter_holds_the_processes_below_too() -> None:
+    code = "x = bytearray(300_000_000); print(1, flush=True); input()"
+    with Meter() as alone:
+        pass
+    with (
+        Meter() as meter,
+        subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as child,
+    ):
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(0.5)
+        child.communicate(b"\n")
+    assert meter.peak >= alone.peak + 250e6
+    assert meter.seconds > 0
+    assert str(meter) == f"took {meter.seconds:.0f} s and at most {meter.peak / 1e9:.1f} GB"
+
+
+def test_the_table_of_scores_has_every_model_precision_and_both_tasks() -> None:
+    figures = {"want": "low", "n": 48, "retrained": 4.5, "excess": 0.0, "change": 0.0}
+    rows = [
+        RecoveryRow.model_validate(
+            {
+                **figures,
+                "entry": entry,
+                "task": task,
+                "precision": precision,
+                "verdict": "holds",
+                "full": base + kept,
+                "quantized": base + kept + step,
+                "target": 90.0 + kept + step,
+                "target_full": 95.0 + kept,
+            }
+        )
+        for entry, base in (("ga", 10.0), ("npo", 20.0))
+        for task, kept in (("demo_knowmem_f", 0.0), ("demo_knowmem_r", 2.0))
+        for precision, step in (("rtn-int4", 1.0), ("rtn-int8", 0.5))  # as files are sorted
+    ]
+    shown = scores_table(rows, ("none", "rtn-int8", "rtn-int4")).splitlines()
+    assert [[c.strip() for c in line.strip("|").split("|")] for line in (shown[0], *shown[2:])] == [
+        ["model", *(f"{k}, none / rtn-int8 / rtn-int4" for k in ("KnowMem_f", "KnowMem_r"))],
+        ["target", "95.0 / 90.5 / 91.0", "97.0 / 92.5 / 93.0"],
+        ["ga", "10.0 / 10.5 / 11.0", "12.0 / 12.5 / 13.0"],
+        ["npo", "20.0 / 20.5 / 21.0", "22.0 / 22.5 / 23.0"],
+    ]
 
 
 def test_every_method_of_the_issue_is_there() -> None:

@@ -165,6 +165,8 @@ def kill_and_resume(start: Start, model: Path, folder: Path, kills: int, limit: 
     print(f"\n{kills} kills; found again: {dict(killer.caught)}; {said}")
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_five_kills_lose_nothing(start_forked: Start, tiny: Path, tmp_path: Path) -> None:
     kill_and_resume(start_forked, tiny, tmp_path, 5, 4)
 

@@ -111,7 +111,11 @@ def test_boards_show_them_and_say_that_they_are_stated(
     assert "General ability, by lm-eval" in text
     assert "mm&#124;u&lt;b&gt; acc" in text
     rows = list(csv.DictReader(io.StringIO((folder / "board.csv").read_text("utf-8"))))
-    assert {row["lm_eval mm|u<b>"] for row in rows} == {"0.125"}
+    assert {(row["entry"], row["lm_eval mm|u<b>"]) for row in rows} == {
+        ("unlearned", "0.125"),
+        ("target", "0.5"),
+        ("retrained", "0.25"),
+    }
     page = (folder / "index.html").read_text(encoding="utf-8")
     assert "General ability" in page
     assert "mm|u&lt;b&gt; acc (high)" in page

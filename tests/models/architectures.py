@@ -6,6 +6,7 @@ from typing import Any
 
 from tests.conftest import CORPUS, make_tokenizer
 from unlearnbench.models.hf import HFModel
+from unlearnbench.models.known import KnownIds
 from unlearnbench.results import Precision
 
 SHOTS = "".join(CORPUS[:3])
@@ -97,6 +98,7 @@ class Given:
         self.tokenizer = make_tokenizer()
         self.config = model.config
         self.truncate_left = truncate_left
+        self.known_ids = KnownIds()
 
 
 def wrap(model: Any, batch: int | None = None) -> HFModel:

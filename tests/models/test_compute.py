@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import CORPUS
-from tests.models.architectures import PROMPTS, make_kind
-from unlearnbench import cli
+from tests.conftest import CORPUS, Toy
+from tests.models.architectures import PROMPTS, make_kind, wrap
+from tests.test_evaluator import Spy, script
+from unlearnbench import cli, evaluate
 from unlearnbench.errors import OptionError
-from unlearnbench.loading import load_model, make_how
-from unlearnbench.models import compute
+from unlearnbench.loading import load_model, make_how, pick_dtype
+from unlearnbench.models import compute, explain
 from unlearnbench.models.compute import compile_layers, set_attention
 from unlearnbench.models.hf import HFModel
 from unlearnbench.models.source import LoadOptions, open_source
@@ -58,10 +59,13 @@ def test_a_kernel_that_rounds_may_attend_as_asked(
     caplog.set_level(logging.ERROR, "bitsandbytes")
     model = load(tiny, "bnb-int8", attention=attention)
     assert model.network.config._attn_implementation == attention
-    # What one attention makes other than another by a last bit, a step of int8 makes larger.
+    # What one attention makes other than another by a last bit, a step of int8 makes larger: that
+    # is allowed only where products round, and attentions are compared without their rounding.
     before = compute._few_logits(model.network)
-    assert not compute._apart(before, before * 1.01, torch.float32, noisy=True)
-    assert compute._apart(before, before * 1.01, torch.float32, noisy=False)
+    assert not compute._apart(before, before * 1.01, model.network, is_rounded=True)
+    assert compute._apart(before, before * 1.01, model.network, is_rounded=False)
+    dense = load(tiny, "bnb-nf4").network
+    assert compute._apart(before, before * 1.01, dense, is_rounded=True)
     make_attention_wrong(monkeypatch)
     with pytest.raises(OptionError, match="--attention eager: gives other logits than sdpa"):
         load(tiny, "bnb-int8", attention="eager")
@@ -114,6 +118,46 @@ def test_flash_attention_is_taken_where_it_is(
     set_attention(model, "auto", "cuda:0")
     assert changed == ["flash_attention_2"]
     assert "attention flash_attention_2: it is installed" in caplog.text
+    assert wrap(model).attention == "flash_attention_2", "which run.json names"
+    assert wrap(make_kind("llama")).attention is None
+
+
+@pytest.mark.parametrize("taken", ["flash_attention_2", None])
+def test_a_run_records_the_attention_that_auto_took(toy: Toy, taken: str | None) -> None:
+    class Attending(Spy):
+        attention = taken
+
+    (result,) = evaluate(script(toy, kind=Attending), "toy_knowmem_f", **toy.options)
+    assert result.environment.attention == taken
+
+
+@pytest.mark.parametrize(
+    ("asked", "precision", "own", "why"),
+    [
+        ("bf16", "none", "fp32", "none: compute dtype bf16, asked for by --dtype"),
+        ("auto", "fp16", "fp32", "fp16: compute dtype fp16, what the precision stores"),
+        ("auto", "bnb-nf4", "fp16", "bnb-nf4: compute dtype fp32, fp16 products are slow on CPU"),
+        ("auto", "bnb-nf4", "bf16", "compute dtype bf16, what the checkpoint is stored in"),
+    ],
+)
+def test_a_dtype_is_explained(
+    caplog: pytest.LogCaptureFixture, asked: str, precision: str, own: str, why: str
+) -> None:
+    caplog.set_level(logging.INFO, "unlearnbench.explain")
+    pick_dtype(asked, find_precision(precision), own, "cpu")
+    assert why in caplog.text
+
+
+def test_threads_are_explained(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "unlearnbench.explain")
+    monkeypatch.setattr(explain, "_THREADS", dict(explain._THREADS))
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    for asked, why in [(None, "torch's own choice"), (3, "asked for by --threads")]:
+        explain.set_threads(asked)
+        explain.explain_loaded("cpu", "fp32", None)
+        assert caplog.records[-1].getMessage().endswith(f"threads: {why}")
 
 
 def test_flash_attention_that_fails_leaves_the_model_as_it_was(

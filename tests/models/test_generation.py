@@ -11,7 +11,7 @@ import torch
 from tests.conftest import CORPUS, load_at, make_tokenizer
 from tests.models.architectures import KINDS, PROMPTS, alone, make_kind, wrap
 from unlearnbench.errors import ModelOutputError
-from unlearnbench.models import fitting
+from unlearnbench.models import attention, fitting, generation
 from unlearnbench.models.attention import Layer
 from unlearnbench.models.batching import Budget
 from unlearnbench.models.generation import Continuer, common_prefix
@@ -185,6 +185,96 @@ def test_a_model_whose_packed_logits_are_wrong_falls_back(
     assert "other logits" in str(model._continuer)
 
 
+def unlike_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Continuer._step
+    monkeypatch.setattr(
+        Continuer, "_step", lambda self, batch, start, chosen: step(self, batch, start + 1, chosen)
+    )
+
+
+def unlike_prompt_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = Continuer._forward
+
+    def shifted(self: Continuer, cache: Any, ids: Any, places: Any, keep: Any) -> Any:
+        moved = isinstance(cache.phase, attention.Packed)
+        return forward(self, cache, ids, [place + moved for place in places], keep)
+
+    monkeypatch.setattr(Continuer, "_forward", shifted)
+
+
+def seen_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row sees the empty place of a longer one."""
+    see_another(monkeypatch, 1)
+
+
+def seen_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    see_another(monkeypatch, -1)
+
+
+def see_another(monkeypatch: pytest.MonkeyPatch, more: int) -> None:
+    step = attention.Step
+
+    def changed(lengths: Any, seen: Any) -> Any:
+        places = torch.arange(seen.shape[-1])
+        return step(lengths, (places[None] <= (lengths + more)[:, None])[:, None, None])
+
+    monkeypatch.setattr(generation, "Step", changed)
+
+
+def prefix_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    after = attention._after_prefix
+
+    def changed(layer: Any, *rest: Any) -> Any:
+        cut = Layer()
+        cut.prefix = layer.prefix[0][:, :-1], layer.prefix[1][:, :-1]
+        return after(cut, *rest)
+
+    monkeypatch.setattr(attention, "_after_prefix", changed)
+
+
+def prompt_not_causal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def changed(layer: Any, query: Any, own: Any, scale: float) -> Any:
+        key, value = (
+            torch.cat([p[None], o], dim=2) for p, o in zip(layer.prefix, own, strict=True)
+        )
+        attend = torch.nn.functional.scaled_dot_product_attention
+        return attend(query, key, value, scale=scale, enable_gqa=True)
+
+    monkeypatch.setattr(attention, "_after_prefix", changed)
+
+
+FAULTS = [
+    unlike_position,
+    unlike_prompt_position,
+    seen_too_many,
+    seen_too_few,
+    prefix_cut,
+    prompt_not_causal,
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["none", "bnb-int8"])
+def test_a_wrong_position_or_mask_shows_in_every_dtype(
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    precision: str,
+    dtype: str,
+    fault: Any,
+) -> None:
+    caplog.set_level(logging.ERROR, "bitsandbytes")
+    model = load_at(open_source(str(tiny), LoadOptions()), precision, dtype)
+    ids = model._encode(PROMPTS[0])
+    with torch.no_grad():
+        right = fitting.find_continuer(model.network, "cpu", ids)
+        fault(monkeypatch)
+        wrong = fitting.find_continuer(model.network, "cpu", ids)
+    assert isinstance(right, Continuer), right
+    assert "other logits" in str(wrong)
+
+
 @pytest.mark.parametrize("first", ["", "<s><s><s>", "aaaa"])
 def test_wrong_logits_show_whatever_the_first_prompt_is(
     llama: Any, monkeypatch: pytest.MonkeyPatch, first: str
@@ -224,7 +314,7 @@ def test_the_comparison_is_with_the_model_as_given(llama: Any) -> None:
 
     ids = make_tokenizer()(PROMPTS[0]).input_ids
     with torch.no_grad():
-        assert "other logits" in str(fitting.find_continuer(Around(), "cpu", ids, False))
+        assert "other logits" in str(fitting.find_continuer(Around(), "cpu", ids))
 
 
 def test_the_config_is_given_back(llama: Any) -> None:

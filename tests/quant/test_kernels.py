@@ -46,7 +46,16 @@ def fitting(name: str, source: Source, square_source: Source) -> Source:
     return square_source if name.startswith("awq") or name.endswith("g128") else source
 
 
-@pytest.mark.parametrize("name", [n for n in BOTH if not n.endswith("g128")])
+# quanto's 4-bit kernel is C++ that is compiled when it first runs, more than a minute.
+COMPILED = {"quanto-int4"}
+
+
+def marked(name: str) -> object:
+    marks = [pytest.mark.slow, pytest.mark.ci] if name in COMPILED else []
+    return pytest.param(name, marks=marks)
+
+
+@pytest.mark.parametrize("name", [marked(n) for n in BOTH if not n.endswith("g128")])
 def test_both_kernels_give_the_same_scores_in_fp32(
     source: Source, square_source: Source, name: str
 ) -> None:
@@ -62,7 +71,7 @@ def test_both_kernels_give_the_same_scores_in_fp32(
     assert type(module_of(native, key)) is not nn.Linear or name == "torchao-int8"
 
 
-@pytest.mark.parametrize("name", sorted(BF16_BOUND))
+@pytest.mark.parametrize("name", [marked(n) for n in sorted(BF16_BOUND)])
 def test_both_kernels_give_near_scores_in_bf16(source: Source, name: str) -> None:
     require_library(name)
     native, dense = (scores(load(source, name, k, "bf16")) for k in ("native", "dequantized"))

@@ -20,6 +20,7 @@ from unlearnbench.models.hf import HFModel
 from unlearnbench.models.source import LoadOptions, Source, open_source
 from unlearnbench.models.stored import stored_scheme
 from unlearnbench.quant import _gptqmodel
+from unlearnbench.quant.activations import mixes_rows, rounds_activations, unrounded
 
 # PEFT 0.21 and GPTQModel 7.7 read an attribute that transformers 5.20 and later renamed.
 renamed = pytest.mark.filterwarnings(
@@ -394,3 +395,28 @@ def test_an_adapter_is_kept_beside_a_quantized_base(
     assert any(not np.allclose(found, bare[t], atol=0.1) for t, found in scores(model).items())
     with pytest.raises(PrecisionError, match="quantized already"):
         load(source, "rtn-int4")
+
+
+@pytest.mark.parametrize("strategy", ["token", "tensor"])
+def test_compressed_schemes_that_round_activations(
+    stored: Callable[[str], Path], strategy: str
+) -> None:
+    """Looked into as they lie in a loaded model; one scale of a whole pass lets rows move rows."""
+    from compressed_tensors.quantization import QuantizationArgs
+
+    network = one_at_a_time(opened(stored("compressed"))).network
+    assert not rounds_activations(network)
+    layers: list[Any] = [part for part in network.modules() if hasattr(part, "quantization_scheme")]
+    inputs = QuantizationArgs(num_bits=8, symmetric=True, strategy=strategy, dynamic=True)
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        dense = network(input_ids=ids).logits
+        for layer in layers:
+            layer.quantization_scheme.input_activations = inputs
+        rounded = network(input_ids=ids).logits
+        with unrounded(network):
+            found = network(input_ids=ids).logits
+    assert not torch.allclose(rounded, dense, atol=1e-4)
+    assert torch.equal(found, dense)
+    assert rounds_activations(network)
+    assert mixes_rows(network) == (strategy == "tensor")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,46 @@ def test_the_retrained_models_run_gives_the_threshold(
     assert "has no score for demo_knowmem_f" in capsys.readouterr().err
     assert call(*arguments, "--retrained", str(tmp_path)) == 2
     assert "no run.json there" in capsys.readouterr().err
+
+
+def test_the_threshold_is_over_the_rows_that_the_models_under_training_are_scored_on(
+    toy: Toy, tiny: Path, quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = ["--data-dir", str(toy.data), "--include-path", str(toy.tasks)]
+    runs = tmp_path / "runs"
+    asked = ["--model", str(tiny), "--tasks", "toy_verbmem", *shared, "--output", str(runs)]
+    assert call(*asked) == 0
+    (run,) = runs.glob("tiny-*/none")
+    file = run / "samples/toy_verbmem.jsonl"
+    records = [json.loads(line) for line in file.read_bytes().splitlines()]
+    for number, record in enumerate(records):  # the model scores 0; this one knows later rows
+        record["score"] = number / len(records)
+    file.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="ascii")
+    result = json.loads((run / "run.json").read_bytes())
+    own = result["tasks"]["toy_verbmem"]
+    own["value"] = 100 * sum(r["score"] for r in records) / len(records)
+    own["records_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (run / "run.json").write_text(json.dumps(result), encoding="ascii")
+    assert len(records) > 2
+    both = ["--select-task", "toy_verbmem", "--eval-limit", "2"]
+    found = select(toy, tmp_path / "a", str(run), *quick, *both, tasks="toy_verbmem")
+    assert found["threshold"] == pytest.approx(100 * (0 + 1 / len(records)) / 2)
+    found = select(toy, tmp_path / "b", str(run), *quick, *both[:2], tasks="toy_verbmem")
+    assert found["threshold"] == own["value"]
+    for part in own["data"]:
+        part["split"] = "another"
+    (run / "run.json").write_text(json.dumps(result), encoding="ascii")
+    arguments = [*quick, *shared, "--eval-tasks", "toy_verbmem", "--out", str(tmp_path / "d")]
+    assert call(*arguments, "--retrained", str(run), *both) == 2
+    assert "has a score of all its texts only" in capsys.readouterr().err
+    select(toy, tmp_path / "c", "100", *quick, *both, tasks="toy_verbmem")
+    assert "that score has to be one of the same first 2 rows" in capsys.readouterr().err
+    few = tmp_path / "few"
+    assert call(*asked[:-1], str(few), "--limit", "1") == 0
+    (short,) = few.glob("tiny-*/none")
+    assert call(*arguments, "--retrained", str(short), *both) == 2
+    assert "1 of the 2 rows that models under training" in capsys.readouterr().err
+    assert not (tmp_path / "d").exists()
 
 
 def test_evaluations_come_once_an_epoch_whatever_ends_the_training(

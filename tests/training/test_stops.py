@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.training.helpers import go, same, weights
 from unlearnbench.errors import OptionError, TrainingError
+from unlearnbench.training import run as run_module
 from unlearnbench.training import trainer as trainer_module
 from unlearnbench.training.output import OutputFolder
 from unlearnbench.training.run import Job
@@ -57,6 +58,23 @@ def test_interrupted_and_resumed_gives_the_same_weights(
     assert same(weights(tmp_path / "whole"), weights(out))
     assert [r.loss for r in training.losses] == [r.loss for r in whole.losses]
     assert not (out / ".training").exists()
+
+
+def test_the_record_names_the_code_that_the_training_began_with(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = ["a" * 64]
+    step = trainer_module.UnlearnTrainer.training_step
+
+    def edit(self: Any, *given: Any) -> Any:
+        code[0] = "b" * 64
+        return step(self, *given)
+
+    monkeypatch.setattr(run_module, "source_sha256", lambda: code[0])
+    monkeypatch.setattr(run_module, "git_hash", lambda: code[0][:40])
+    monkeypatch.setattr(trainer_module.UnlearnTrainer, "training_step", edit)
+    made = go(job, tmp_path / "out", "ga", max_steps=1)
+    assert (made.source_sha256, made.git_hash) == ("a" * 64, "a" * 40)
 
 
 def test_a_resumed_training_keeps_its_options(

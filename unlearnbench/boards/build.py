@@ -15,7 +15,7 @@ from unlearnbench.boards.verify import verify_board
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.harness.table import headline, utility_cells
 from unlearnbench.metrics.paired import Ratio
-from unlearnbench.recovery import FULL, RecoveryRow
+from unlearnbench.recovery import RecoveryRow
 from unlearnbench.tables import share, with_interval
 
 __all__ = ["build_board", "csv_text", "markdown"]
@@ -71,7 +71,8 @@ def markdown(standings: Standings) -> str:
         "|---|---|---|---|---|---|",
     ]
     lines += [_row(place) for place in standings.places]
-    lines += ["", *_retained_lines(standings)]
+    lines += ["", *_retained_lines(standings), *_reference_lines(standings)]
+    lines += _other_lines(standings)
     lines += _utility_lines(standings)
     return "\n".join(lines) + "\n"
 
@@ -107,6 +108,58 @@ def _retained_lines(standings: Standings) -> list[str]:
     return lines
 
 
+def _reference_lines(standings: Standings) -> list[str]:
+    """What the target and the retrained model score: all that entries are held against."""
+    names = list(dict.fromkeys(p for place in standings.references for p in place.precisions))
+    lines = ["", "References, which are not ranked, in points:", ""]
+    lines += [
+        f"| reference | task | {' | '.join(map(_md, names))} |",
+        "|---" * (2 + len(names)) + "|",
+    ]
+    for place in standings.references:
+        for task in standings.board.rules.tasks:
+            cells = [_reference_cell(place, task, name) for name in names]
+            lines.append(f"| {_md(place.state)} | {_md(task)} | {' | '.join(cells)} |")
+    if any(place.forgets(*at) for place in standings.references for at in place.standings):
+        lines += [
+            "",
+            f"{_FORGETS}: less than half of its own score in full precision, so no share.",
+        ]
+    return lines
+
+
+_FORGETS = "target forgets"
+
+
+def _reference_cell(place: Place, task: str, precision: str) -> str:
+    standing = place.standings.get((task, precision))
+    if standing is None:
+        return "-"
+    shown = with_interval(standing.value.value, standing.value.ci)
+    return f"{shown}, {_FORGETS}" if place.forgets(task, precision) else shown
+
+
+def _other_lines(standings: Standings) -> list[str]:
+    """Precisions that the board does not ask for, where entries have some."""
+    lines = []
+    for place in standings.places:
+        rows = {(row.task, row.precision): row for row in place.rows}
+        for (task, precision), standing in place.standings.items():
+            if precision in standings.board.rules.precisions:
+                continue
+            row = rows.get((task, precision))
+            recovered = "-" if row is None else share(row.recovered, row.recovered_ci)
+            names = [_md(text) for text in (place.entry.name, task, precision)]
+            figures = [with_interval(f.value, f.ci) for f in (standing.value, standing.excess)]
+            verdict = "" if row is None else row.verdict
+            lines.append("| " + " | ".join([*names, *figures, recovered, verdict]) + " |")
+    if not lines:
+        return []
+    head = ["", "Other precisions, which the board does not require and which do not count:", ""]
+    head += ["| entry | task | precision | value | excess | recovered | verdict |"]
+    return [*head, "|---|---|---|---|---|---|---|", *lines]
+
+
 def _utility_lines(standings: Standings) -> list[str]:
     """lm-eval's tasks, where the entries have some: as stated, since they hold no documents."""
     head, rows = utility_cells(standings.everyone())
@@ -123,30 +176,32 @@ def _md(text: str) -> str:
     return "".join(f"&#{ord(c)};" if c in "|\\`*_[]!~@#:" else c for c in safe)
 
 
-_HEAD = ["rank", "state", "entry", "task", "precision", "want", "n", "value", "value_low"]
-_HEAD += ["value_high", "excess", "excess_low", "excess_high", "utility", "utility_low"]
-_HEAD += ["utility_high", "change", "change_low", "change_high", "significant", "recovered"]
-_HEAD += ["recovered_low", "recovered_high", "retained", "verdict"]
+_HEAD = ["rank", "state", "entry", "task", "precision", "required", "want", "n"]
+_HEAD += ["value", "value_low", "value_high", "excess", "excess_low", "excess_high"]
+_HEAD += ["utility", "utility_low", "utility_high", "change", "change_low", "change_high"]
+_HEAD += ["significant", "recovered", "recovered_low", "recovered_high", "retained", "verdict"]
 
 
 def csv_text(standings: Standings) -> str:
-    """One line for each entry, task and precision."""
+    """One line for each entry, task and precision; the references' lines come last."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     general = utility_names(standings)
     writer.writerow([*_HEAD, *(cell(f"lm_eval {name}") for name in general)])
-    for place in standings.places:
+    for place in standings.shown:
         rows = {(row.task, row.precision): row for row in place.rows}
         for (task, precision), standing in place.standings.items():
             writer.writerow(
                 [
                     "" if place.rank is None else place.rank,
-                    *map(cell, (place.state, place.entry.name, task, precision, standing.want)),
+                    *map(cell, (place.state, place.entry.name, task, precision)),
+                    str(precision in standings.board.rules.precisions).lower(),
+                    standing.want,
                     standing.n,
                     *_figures(standing.value),
                     *_figures(standing.excess),
                     *_figures(standing.utility),
-                    *_recovery(rows.get((task, precision)) if precision != FULL else None),
+                    *_recovery(rows.get((task, precision)), place.forgets(task, precision)),
                     *_utilities(place, precision, general),
                 ]
             )
@@ -154,8 +209,8 @@ def csv_text(standings: Standings) -> str:
 
 
 def utility_names(standings: Standings) -> list[str]:
-    """The lm-eval tasks that any ranked or unranked entry has, in name order."""
-    parts = [part for place in standings.places for part in place.entry.runs]
+    """The lm-eval tasks that any entry or reference has, in name order."""
+    parts = [part for place in standings.shown for part in place.entry.runs]
     return sorted({name for part in parts for name in part.run.harness or {}})
 
 
@@ -175,9 +230,9 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def _recovery(row: RecoveryRow | None) -> list[str]:
+def _recovery(row: RecoveryRow | None, forgets: bool) -> list[str]:
     if row is None:
-        return [""] * 9
+        return [*[""] * 8, _FORGETS if forgets else ""]
     change = Ratio(row.change, row.change_ci)
     recovered = None if row.recovered is None else Ratio(row.recovered, row.recovered_ci)
     return [

@@ -39,8 +39,8 @@ def page(standings: Standings) -> str:
         script=script,
         style=style,
         script_hash=_sha256(script),
-        rows=[row for place in standings.places for row in _rows(place)],
-        places=[_place(standings, i, place) for i, place in enumerate(standings.places)],
+        rows=[row for place in standings.shown for row in _rows(standings, place)],
+        places=[_place(standings, i, place) for i, place in enumerate(standings.shown)],
         retained=[(p, share(r.value, r.ci)) for p, r in standings.retained.items()],
         pareto=pareto(standings),
         utilities=utility_cells(standings.everyone()),
@@ -68,11 +68,12 @@ def _anchor(place: Place, precision: str) -> str:
     return f"run-{place.entry.name}-{precision}"
 
 
-def _rows(place: Place) -> list[dict[str, object]]:
+def _rows(standings: Standings, place: Place) -> list[dict[str, object]]:
     recovery = {(row.task, row.precision): row for row in place.rows}
     found: list[dict[str, object]] = []
     for (task, precision), standing in place.standings.items():
-        row = recovery.get((task, precision)) if precision != FULL else None
+        row = recovery.get((task, precision))
+        forgets = place.forgets(task, precision)
         cells: list[tuple[str, float | None]] = [
             _points(standing.value),
             _points(standing.excess),
@@ -90,10 +91,12 @@ def _rows(place: Place) -> list[dict[str, object]]:
                 "rank": place.rank,
                 "state": place.state,
                 "task": one_line(task),
-                "precision": precision,
+                "precision": one_line(precision),
+                "counts": precision in standings.board.rules.precisions,
+                "reference": place.is_reference,
                 "cells": cells,
                 "significant": row is not None and row.significant,
-                "verdict": "" if row is None else row.verdict,
+                "verdict": row.verdict if row else "target forgets" if forgets else "",
                 "anchor": _anchor(place, precision),
             }
         )
@@ -114,11 +117,12 @@ def _place(standings: Standings, number: int, place: Place) -> dict[str, object]
         "name": one_line(place.entry.name),
         "rank": place.rank,
         "state": place.state,
+        "reference": place.is_reference,
         "note": printable(place.entry.note),
         "worst": _points(place.worst)[0],
         "worst_at": one_line(place.worst_at),
         "utility": _share(place.utility)[0],
-        "plot": dumbbell(standings, place),
+        "plot": dumbbell(standings, place) if len(place.precisions) > 1 else "",
         "texts": place.entry.texts and standings.board.rules.publish_texts,
         "runs": [
             {"anchor": _anchor(place, p.run.precision.name), "facts": _facts(p.run)}
@@ -149,7 +153,7 @@ def _facts(run: RunResult) -> list[tuple[str, str]]:
 def _samples(standings: Standings) -> list[object]:
     """Texts side by side, by entry, task and sample; only where they may be published."""
     found: list[object] = []
-    for place in standings.places:
+    for place in standings.shown:
         allowed = place.entry.texts and standings.board.rules.publish_texts
         found.append(_side_by_side(place) if allowed else [])
     return found

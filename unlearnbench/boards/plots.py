@@ -65,7 +65,7 @@ def _bars(figure: Ratio) -> list[list[float]] | None:
 def dumbbell(standings: Standings, place: Place) -> str:
     """From full precision to each quantized score, with the retrained model's value as a line."""
     tasks = [t for t in standings.board.rules.tasks if (t, FULL) in place.standings]
-    precisions = [p for p in standings.board.rules.precisions if p != FULL]
+    precisions = [p for p in place.precisions if p != FULL]
     pairs = [(t, p) for t in tasks for p in precisions if (t, p) in place.standings]
     with _figure(6.5, 0.9 + 0.3 * max(1, len(pairs))) as (figure, axes):
         for y, (task, precision) in enumerate(reversed(pairs)):

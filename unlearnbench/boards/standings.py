@@ -12,28 +12,50 @@ from unlearnbench.boards.entry import BoardEntry
 from unlearnbench.compare import Comparison, Standing
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.metrics.paired import Ratio, draw
-from unlearnbench.recovery import FULL, RecoveryRow, mark_significant
+from unlearnbench.recovery import FULL, MIN_GAP, RecoveryRow, mark_significant, target_keeps
 from unlearnbench.runset import Entry
 
 __all__ = ["Place", "Standings", "rank_entries"]
 
+_Standings = dict[tuple[str, str], Standing]
+
 
 @dataclass(frozen=True)
 class Place:
-    """One entry's place. ``rank`` is None for what may not be ranked, which ``state`` explains."""
+    """One entry's place. ``rank`` is None for what may not be ranked, which ``state`` explains.
+
+    The target and the retrained model have one too, as references: what they score, and no more.
+    """
 
     entry: BoardEntry
     rank: int | None
     state: str
-    """ranked, collapsed or incomplete."""
+    """ranked, collapsed or incomplete; target or retrained for a reference."""
     worst: Ratio | None
     """The largest excess over the retrained model, of every ranking task and precision."""
     worst_at: str
     utility: Ratio | None
     """The least utility of every required precision."""
-    standings: dict[tuple[str, str], Standing]
-    """By task and precision."""
+    standings: _Standings
+    """By task and precision: the board's, then others that the entry has, which do not count."""
     rows: tuple[RecoveryRow, ...]
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether it is the target or the retrained model."""
+        return self.entry.role != "unlearned"
+
+    @property
+    def precisions(self) -> list[str]:
+        """Those that it has a run at."""
+        return list(dict.fromkeys(precision for _, precision in self.standings))
+
+    def forgets(self, task: str, precision: str) -> bool:
+        """Of the target: whether it has too little left there for a share of it."""
+        full, now = self.standings.get((task, FULL)), self.standings[task, precision]
+        if self.state != "target" or full is None:
+            return False
+        return not target_keeps(now.want, now.value.value, full.value.value)
 
 
 @dataclass(frozen=True)
@@ -45,6 +67,13 @@ class Standings:
     places: tuple[Place, ...]
     retained: dict[str, Ratio]
     """Of the ranked entries; full precision is ``none``. Empty where none is ranked."""
+    references: tuple[Place, ...]
+    """The target, then the retrained model."""
+
+    @property
+    def shown(self) -> list[Place]:
+        """Every place, the references last."""
+        return [*self.places, *self.references]
 
     def everyone(self) -> list[Entry]:
         """The entries, the target and the retrained model."""
@@ -61,8 +90,8 @@ def rank_entries(board: Board, entries: Sequence[BoardEntry]) -> Standings:
     """
     comparison = Comparison(
         [entry.loaded() for entry in entries if entry.role == "unlearned"],
-        _anchor(board, entries, "target"),
-        _anchor(board, entries, "retrained"),
+        _anchor(board, entries, "target").loaded(),
+        _anchor(board, entries, "retrained").loaded(),
         board.rules.utility_floor,
     )
     given = [entry for entry in entries if entry.role == "unlearned"]
@@ -77,32 +106,44 @@ def rank_entries(board: Board, entries: Sequence[BoardEntry]) -> Standings:
         for precision in board.rules.precisions
         if (share := _mean_retained(board, comparison, ranked, precision)) is not None
     }
-    return Standings(board, comparison, tuple(places), retained)
+    anchors = (_anchor(board, entries, role) for role in ("target", "retrained"))
+    references = tuple(_reference(board, comparison, entry) for entry in anchors)
+    return Standings(board, comparison, tuple(places), retained, references)
 
 
-def _anchor(board: Board, entries: Sequence[BoardEntry], role: str) -> Entry:
+def _anchor(board: Board, entries: Sequence[BoardEntry], role: str) -> BoardEntry:
     found = [entry for entry in entries if entry.role == role]
     if len(found) != 1:
         raise OptionError(f"{board.name} needs one {role} entry and has {len(found)}")
-    return found[0].loaded()
+    return found[0]
+
+
+def _standings(board: Board, comparison: Comparison, loaded: Entry) -> _Standings:
+    required = [p for p in board.rules.precisions if p in loaded.runs]
+    return {
+        (task, precision): comparison.standing(loaded, task, precision)
+        for task in board.rules.tasks
+        for precision in [*required, *sorted(set(loaded.runs) - set(required))]
+    }
+
+
+def _reference(board: Board, comparison: Comparison, entry: BoardEntry) -> Place:
+    standings = _standings(board, comparison, entry.loaded())
+    return Place(entry, None, entry.role, None, "", None, standings, ())
 
 
 def _place(board: Board, comparison: Comparison, entry: BoardEntry, loaded: Entry) -> Place:
     rules = board.rules
-    have = [p for p in rules.precisions if p in loaded.runs]
     missing = [p for p in rules.precisions if p not in loaded.runs]
-    standings = {
-        (task, precision): comparison.standing(loaded, task, precision)
-        for task in rules.tasks
-        for precision in have
-    }
-    worst, at = _worst(rules.ranking, standings)
-    known = [s.utility for s in standings.values() if s.utility is not None]
+    standings = _standings(board, comparison, loaded)
+    counting = {at: standing for at, standing in standings.items() if at[1] in rules.precisions}
+    worst, at = _worst(rules.ranking, counting)
+    known = [s.utility for s in counting.values() if s.utility is not None]
     utility = min(known, key=lambda share: share.value, default=None)
     rows = tuple(
         comparison.row(loaded, task, precision)
-        for precision in have
-        if precision != FULL and FULL in have
+        for precision in dict.fromkeys(precision for _, precision in standings)
+        if precision != FULL and FULL in loaded.runs and precision in comparison.target.runs
         for task in rules.tasks
     )
     state = "ranked"
@@ -115,9 +156,7 @@ def _place(board: Board, comparison: Comparison, entry: BoardEntry, loaded: Entr
     return Place(entry, None, state, worst, at, utility, standings, rows)
 
 
-def _worst(
-    ranking: Sequence[str], standings: dict[tuple[str, str], Standing]
-) -> tuple[Ratio | None, str]:
+def _worst(ranking: Sequence[str], standings: _Standings) -> tuple[Ratio | None, str]:
     """The largest excess and where it is; PrivLeak counts on either side of 0."""
     worst, at = None, ""
     for (task, precision), standing in standings.items():
@@ -178,7 +217,9 @@ def _mean_retained(
         theirs = comparison.scores(comparison.target.at(precision), task).values
         draws = draw(len(theirs), 1 + number)
         below = draws.rows @ theirs
-        if float(theirs.mean()) < 5 or not below.all():
+        known = float(comparison.scores(comparison.target.full, task).values.mean())
+        keeps = target_keeps("low", float(theirs.mean()), known)
+        if not keeps or float(theirs.mean()) < MIN_GAP or not below.all():
             continue  # the target itself has forgotten: a share of nothing
         for entry in entries:
             ours = comparison.scores(entry.at(precision), task).values

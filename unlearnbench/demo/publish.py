@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 from unlearnbench.demo.options import ENDS, DemoOptions
 from unlearnbench.demo.recipe import TASKS
@@ -21,8 +22,10 @@ def make_table(options: DemoOptions) -> None:
     options.table.write_text(text, encoding="utf-8")
 
 
-def make_board(options: DemoOptions) -> None:
-    """Write ``board.yaml``, the entries, and what is generated from them."""
+def make_board(options: DemoOptions, tick: Callable[[], object] = lambda: None) -> None:
+    """Write ``board.yaml``, the entries, and what is generated from them. ``tick`` is called after
+    each entry, and at the end.
+    """
     import yaml
 
     from unlearnbench.boards import add_entry, read_board
@@ -49,4 +52,6 @@ def make_board(options: DemoOptions) -> None:
     for name in (*ENDS, *options.methods):
         role = name if name in ENDS else "unlearned"
         add_entry(board, [options.runs(name)], Submission(name, role))  # type: ignore[arg-type]
+        tick()
     build_board(board)
+    tick()

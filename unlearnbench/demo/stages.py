@@ -8,22 +8,41 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from unlearnbench.errors import OptionError
 
-__all__ = ["Stage", "stage_key"]
+__all__ = ["Stage", "files_sha256", "stage_key"]
 
 
 def stage_key(facts: Mapping[str, object], *before: str) -> str:
-    """The hash of all that decides what a stage makes: its options, this package's code, the
+    """The hash of all that decides what a stage makes: its options, this package's files, the
     packages that compute, and the keys of the stages it starts from.
     """
     from unlearnbench.environment import describe_environment
 
-    environment = describe_environment("cpu", "", None)
-    content = [facts, before, environment.source_sha256, environment.packages]
+    content = [facts, before, _own_files(), describe_environment("cpu", "", None).packages]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def _own_files() -> str:
+    from unlearnbench.tasks import builtin_task_dir
+
+    return files_sha256(Path(__file__).resolve().parent.parent, builtin_task_dir())
+
+
+def files_sha256(package: Path, tasks: Path) -> str:
+    """Of every file of the package, its data and page among them, and of the demo's task files."""
+    shipped = [p for p in package.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    digest = hashlib.sha256()
+    for root, found in ((package, shipped), (tasks, list(tasks.glob("demo_*.yaml")))):
+        for path in sorted(found):
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode())
+            digest.update(content)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

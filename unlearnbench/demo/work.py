@@ -69,23 +69,35 @@ def run_stage(stage: Stage, options: DemoOptions) -> None:
         pass  # the process was killed between that and the stage's end
     elif stage.name.startswith(EVALUATE):
         _evaluate(stage.name.removeprefix(EVALUATE), options)
-    elif stage.name == "start":
-        from unlearnbench.demo.start import make_start
-
-        make_start(options.model("start"), options.seed)
-    elif stage.name == "compare":
-        from unlearnbench.demo.publish import make_table
-
-        make_table(options)
-    elif stage.name == "board":
-        from unlearnbench.demo.publish import make_board
-
-        make_board(options)
+    elif stage.name in _SHORT:
+        _make(stage.name, options)
     elif stage.name in ENDS:
         _finetune(stage.name, options)
     else:
         _unlearn(stage.name, options)
     stage.finish(started)
+
+
+_SHORT = ("start", "compare", "board")
+
+
+def _make(name: str, options: DemoOptions) -> None:
+    """Those stages that neither train nor evaluate, which have bars of their own."""
+    from tqdm import tqdm
+
+    from unlearnbench.demo.publish import make_board, make_table
+    from unlearnbench.demo.start import make_start
+
+    parts = len(ENDS) + len(options.methods) + 1 if name == "board" else 1
+    with tqdm(total=parts, desc=name, unit="part", disable=not options.progress) as bar:
+        if name == "board":
+            make_board(options, bar.update)
+        elif name == "compare":
+            make_table(options)
+            bar.update()
+        else:
+            make_start(options.model("start"), options.seed)
+            bar.update()
 
 
 def _is_trained(out: Path) -> bool:

@@ -170,7 +170,7 @@ def _statistics(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """
     x = logits.float()
     x = x.sub_(x.amax(dim=-1, keepdim=True)) if x is not logits else x - x.amax(-1, keepdim=True)
-    own = x.gather(1, targets[:, None])[:, 0].double()
+    own = x.gather(1, targets.to(x.device)[:, None])[:, 0].double()
     p = x.exp()
     total = p.sum(dim=-1).double()
     p.mul_(x)

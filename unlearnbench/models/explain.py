@@ -8,6 +8,7 @@ __all__ = ["explain", "explain_loaded", "set_threads", "show_explanations"]
 
 _LOG = logging.getLogger("unlearnbench.explain")
 _LOG.setLevel(logging.WARNING)
+_THREADS = {"from": "torch's own choice"}
 
 
 def show_explanations(shown: bool) -> None:
@@ -26,6 +27,7 @@ def set_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+        _THREADS["from"] = "asked for by --threads"
 
 
 def explain_loaded(device: str, dtype: str, kernel: str | None) -> None:
@@ -38,4 +40,4 @@ def explain_loaded(device: str, dtype: str, kernel: str | None) -> None:
     elif kernel == "native":
         explain("kernel native: the library's own products on packed weights")
     if device == "cpu":
-        explain(f"{torch.get_num_threads()} threads: torch's own choice unless --threads is given")
+        explain(f"{torch.get_num_threads()} threads: {_THREADS['from']}")

@@ -46,7 +46,8 @@ class Head:
 
     def states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """The last layer's, (rows, tokens, width). Without the mask: under causal attention no
-        token sees the padding that follows it, and the fast kernels take none.
+        token sees the padding that follows it, and the fast kernels take none. (Where layers choose
+        what to round from all rows of a pass, texts come one at a time.)
         """
         states: torch.Tensor = self.body(input_ids=ids, use_cache=False).last_hidden_state
         return states
@@ -131,7 +132,8 @@ def _try_parts(model: Any, ids: torch.Tensor) -> Head | str:
     if not bool(whole.isfinite().all()):  # said with the sample's name when it is scored
         return "its logits are NaN or infinite"
     scale = float(whole.abs().max()) or 1.0
-    apart = float((own.float() - whole.float()).abs().max())
+    # Over several GPUs accelerate moves what a model returns, and not what its decoder does.
+    apart = float((own.float() - whole.float().to(own.device)).abs().max())
     if not apart <= _TOLERANCE.get(whole.dtype, 1e-5) * scale:  # NaN is no agreement
         return "its forward changes the head's logits"
     return head

@@ -13,6 +13,7 @@ from unlearnbench.models import budget
 from unlearnbench.models.batching import Batches, Limit, Rows, batch_key, is_out_of_memory, padded
 from unlearnbench.models.ends import end_tokens, pad_token
 from unlearnbench.models.explain import explain
+from unlearnbench.models.known import KnownValues
 from unlearnbench.models.longrope import Side, side_of, turning_points
 from unlearnbench.models.tokens import Tokens
 from unlearnbench.requests import Generate, Generated, Score, Scored, cut_at_stop
@@ -35,6 +36,9 @@ Texts = Sequence[tuple[Score, list[int]]]
 
 # Running a shorter prefix apart saves less than it costs.
 _LEAST_PREFIX = 16
+# Tokens whose figures are kept for another task: 24 bytes each, 96 MiB.
+_KNOWN_TOKENS = 2**22
+_FLASH = "flash_attention_2"
 
 
 @dataclass
@@ -47,7 +51,7 @@ class HFModel:
     dtype: str
     _device: str
     _batch_size: int | None
-    _known: dict[bytes, list[Scored]] = field(default_factory=dict)
+    _known: KnownValues[list[Scored]] = field(default_factory=lambda: KnownValues(_KNOWN_TOKENS))
     _head: Head | WholeLogits | None = None
     _continuer: Continuer | str | None = None
     _padding_moves: bool | None = None
@@ -62,7 +66,8 @@ class HFModel:
         config = self._source.config.get_text_config()
         pad = pad_token(tokenizer, ends)
         self._turns = turning_points(config)
-        self._tokens = Tokens(tokenizer, config, ends, pad, self._source.truncate_left)
+        known, cut = self._source.known_ids, self._source.truncate_left
+        self._tokens = Tokens(tokenizer, config, ends, pad, cut, known)
         # A checkpoint's own generation config may penalise or forbid words, which would pass for
         # forgetting; only its end-of-text ids are followed.
         model: Any = self._model
@@ -94,6 +99,12 @@ class HFModel:
     def config(self) -> dict[str, object]:
         """See ``Model``."""
         return dict(self._source.config.to_dict())
+
+    @property
+    def attention(self) -> str | None:
+        """The attention in place of transformers' own choice; None where that was left."""
+        own = self._model.config._attn_implementation
+        return own if own == _FLASH else None
 
     def truncate(self, text: str, max_tokens: int) -> str:
         """See ``Model``."""
@@ -166,8 +177,7 @@ class HFModel:
 
         request, ids = items[0]
         if self._padding_moves is None:
-            noisy = self.precision.kernel == "native"
-            self._padding_moves = padding_moves(self._model, self._tokens, ids, noisy)
+            self._padding_moves = padding_moves(self._model, self._tokens, ids)
         return self._padding_moves or 1 in side_of(self._turns, len(ids), request.max_new_tokens)
 
     def _generate_packed(
@@ -192,9 +202,8 @@ class HFModel:
         from unlearnbench.models.fitting import find_continuer, short_window
 
         if self._continuer is None:
-            noisy = self.precision.kernel == "native"
             with torch.no_grad():
-                self._continuer = find_continuer(self._model, self._device, ids, noisy)
+                self._continuer = find_continuer(self._model, self._device, ids)
         if isinstance(self._continuer, str):
             return self._continuer
         return short_window(self._model, longest) or self._continuer
@@ -231,9 +240,18 @@ class HFModel:
                 )
             sides.setdefault(side_of(self._turns, len(ids), 0), []).append((request, ids))
         for items in sides.values():
-            limit = self._find_head(items[0][1]).budget(self.device)
-            explain(f"scoring: up to {limit.most:,} tokens a batch, a longer text alone")
+            limit = self._scoring_limit(items[0][1])
             yield from self._in_batches(items, self._score_known, limit, skip)
+
+    def _scoring_limit(self, ids: list[int]) -> Limit:
+        from unlearnbench.quant.activations import mixes_rows
+
+        found = self._find_head(ids).budget(self.device)
+        if mixes_rows(self._model):
+            explain("scoring: one text at a time, because others beside it would move its rounding")
+            return Rows(1)
+        explain(f"scoring: up to {found.most:,} tokens a batch, a longer text alone")
+        return found
 
     def _find_head(self, ids: list[int]) -> Head | WholeLogits:
         import torch
@@ -251,11 +269,13 @@ class HFModel:
         which tasks an interrupted run had done before.
         """
         key = batch_key([ids for _, ids in batch])
-        if key not in self._known:
-            self._known[key] = self._score_batch(batch)
+        found = self._known.find(key)
+        if found is None:
+            size = sum(len(ids) for _, ids in batch)
+            found = self._known.keep(key, self._score_batch(batch), size)
         return [
             Scored(request.id, known.logprobs, known.mean, known.std)
-            for (request, _), known in zip(batch, self._known[key], strict=True)
+            for (request, _), known in zip(batch, found, strict=True)
         ]
 
     def _score_batch(self, batch: Texts) -> list[Scored]:

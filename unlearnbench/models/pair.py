@@ -71,6 +71,7 @@ class PairSource:
             update={"path": model, "weights_sha256": content_sha256(facts)}
         )
         self.config, self.tokenizer = self.baseline.config, self.baseline.tokenizer
+        self.known_ids = self.baseline.known_ids
         # One config for both, so what it says of packed weights holds for both.
         self.files, self.stored = self.baseline.files, self.baseline.stored
 

@@ -12,22 +12,22 @@ from unlearnbench.requests import Generate, Generated, cut_at_stop
 __all__ = ["cut_answer", "generate_padded", "padding_moves"]
 
 
-def padding_moves(model: Any, tokens: Tokens, ids: Sequence[int], noisy: bool) -> bool:
+def padding_moves(model: Any, tokens: Tokens, ids: Sequence[int]) -> bool:
     """Whether a prompt's first logits are others beside a longer prompt: a model without a mask
-    (RWKV) reads the padding as text. noisy: a kernel whose results depend on the batch.
+    (RWKV) reads the padding as text.
     """
     import torch
 
     from unlearnbench.models.fitting import moves_logits, unlike_tokens
-    from unlearnbench.quant.int8 import rows_apart
+    from unlearnbench.quant.activations import unrounded
 
     few = unlike_tokens(ids, tokens.vocabulary)
-    with torch.no_grad(), rows_apart(model):
+    with torch.no_grad(), unrounded(model):
         alone = _first_logits(model, tokens, [few[:7]])[0]
         beside = _first_logits(model, tokens, [few[:7], few])[0]
     if not bool(alone.isfinite().all()):
         return False  # said with the sample's name when it is asked
-    return moves_logits(alone, beside, model.dtype, noisy)
+    return moves_logits(alone, beside, model, is_rounded=False)
 
 
 def _first_logits(model: Any, tokens: Tokens, rows: Sequence[list[int]]) -> Any:

@@ -17,6 +17,7 @@ from unlearnbench.models.files import (
     read_json,
 )
 from unlearnbench.models.ggufhead import check_gguf
+from unlearnbench.models.known import KnownIds
 from unlearnbench.models.limits import check_size, empty_model, require_memory, stored_weights
 from unlearnbench.models.parts import (
     attach_adapter,
@@ -93,6 +94,7 @@ class Source:
         self.config = load_config(self._weights, options.trust_remote_code)
         self._check_asked(size)
         self.tokenizer = load_tokenizer(files, base, options.trust_remote_code)
+        self.known_ids = KnownIds()
         check_vocabulary(self.tokenizer, self.config, files)
         self.stored = _stored_scheme(self._weights)
         if self.stored is not None and base is not None and options.adapter == "merge":

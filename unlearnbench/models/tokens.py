@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import ModelOutputError, one_line
+from unlearnbench.models.known import KnownIds
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +25,8 @@ log = logging.getLogger("unlearnbench")
 class Tokens:
     """config: the text model's. ends: ids at which texts end. pad: an id to fill up with.
 
-    truncate: cut what exceeds the model's context on the left, behind its special tokens.
+    truncate: cut what exceeds the model's context on the left, behind its special tokens. known:
+    ids that are shared with the checkpoint's other precisions.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -32,6 +34,7 @@ class Tokens:
     ends: tuple[int, ...]
     pad: int
     truncate: bool = False
+    known: KnownIds = field(default_factory=KnownIds)
 
     @property
     def vocabulary(self) -> int:
@@ -44,13 +47,16 @@ class Tokens:
         Raises:
             ModelOutputError: the model has no such token.
         """
+        found = self.known.find(text)
+        if found is not None:
+            return found
         ids = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
         if ids and max(ids) >= self.vocabulary:
             raise ModelOutputError(
                 f"token {max(ids)} of {one_line(text, 60)!r} is beyond the model's "
                 f"{self.vocabulary} rows"
             )
-        return ids
+        return self.known.keep(text, ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens."""

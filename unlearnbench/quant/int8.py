@@ -1,8 +1,9 @@
-"""LLM.int8() on CPU: bitsandbytes' products with their rounding done in fp32.
+"""LLM.int8() on CPU: bitsandbytes' products, with the steps before their rounding done in fp32.
 
-bitsandbytes 0.50 rounds activations in fp16, for which CPUs have no vector instructions, and that
-takes longer than the products. Every fp16 number is an fp32 number, so the same steps in fp32 give
-the same bits.
+bitsandbytes 0.50 casts activations to fp16 and there takes their magnitudes, compares these with
+the threshold and finds each row's largest (the rounding itself is in fp32). CPUs have no vector
+instructions for that, and it takes longer than the products. Every fp16 number is an fp32 number,
+so the same steps in fp32 give the same bits.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["quicken", "rows_apart"]
+__all__ = ["dense_products", "int8_modules", "quicken", "rows_apart"]
 
 _PRODUCTS = 6.200124e-05  # bitsandbytes' 1 / 127^2
 _WEIGHTS = 7.874015718698502e-3  # and 1 / 127
@@ -25,11 +26,12 @@ _WEIGHTS = 7.874015718698502e-3  # and 1 / 127
 
 def quicken(model: nn.Module) -> None:
     """Let every ``Linear8bitLt`` of ``model`` compute so, in place. For models on CPU."""
-    for module in _modules(model):
+    for module in int8_modules(model):
         module.forward = partial(_forward, module)
 
 
-def _modules(model: nn.Module) -> list[Any]:
+def int8_modules(model: nn.Module) -> list[Any]:
+    """LLM.int8()'s layers in ``model``."""
     library = sys.modules.get("bitsandbytes.nn.modules")
     if library is None:  # then none of the modules is its own
         return []
@@ -41,7 +43,7 @@ def rows_apart(model: nn.Module) -> Iterator[None]:
     """Meanwhile a row does not depend on the others of its pass. LLM.int8() computes a column in 16
     bits in which any row has an outlier, so that rows move each other by as much as it rounds.
     """
-    modules = _modules(model)
+    modules = int8_modules(model)
     before = [module.state.threshold for module in modules]
     for module in modules:
         module.state.threshold = 0.0
@@ -52,13 +54,41 @@ def rows_apart(model: nn.Module) -> Iterator[None]:
             module.state.threshold = threshold
 
 
+@contextmanager
+def dense_products(model: nn.Module) -> Iterator[None]:
+    """Meanwhile LLM.int8()'s layers multiply by their dequantized weights and round nothing."""
+    modules = int8_modules(model)
+    before = [vars(module).get("forward") for module in modules]
+    for module in modules:
+        module.forward = partial(_dense, module)
+    try:
+        yield
+    finally:
+        for module, forward in zip(modules, before, strict=True):
+            del module.forward
+            if forward is not None:
+                module.forward = forward
+
+
+def _dense(module: Any, inputs: torch.Tensor) -> torch.Tensor:
+    from torch.nn.functional import linear
+
+    weight = module.weight.data.float() * (_scale(module)[:, None] * _WEIGHTS)
+    bias = None if module.bias is None else module.bias.to(inputs.dtype)
+    return linear(inputs, weight.to(inputs.dtype), bias)
+
+
+def _scale(module: Any) -> Any:
+    """Of each row of the weight: bitsandbytes moves it at the first forward pass."""
+    own = getattr(module.weight, "SCB", None)
+    return own if own is not None else module.state.SCB
+
+
 def _forward(module: Any, inputs: torch.Tensor) -> torch.Tensor:
     """The steps of bitsandbytes' ``int8_vectorwise_quant`` and ``int8_mixed_scaled_mm``."""
     import torch
 
-    weight = module.weight
-    codes = weight.data
-    scale = weight.SCB if getattr(weight, "SCB", None) is not None else module.state.SCB
+    codes, scale = module.weight.data, _scale(module)
     rows = inputs.reshape(-1, inputs.shape[-1])
     known = rows.to(torch.float16).float()
     sizes, columns = known.abs(), None

@@ -127,6 +127,8 @@ class _Session:
         self._job, self._kind, self._method, self._knobs = job, kind, method, knobs
         self._name = method.name if method is not None else "finetune"
         self._started = time.monotonic()
+        # Now: by the end of a long training the files may be others than those that ran.
+        self._code = git_hash(), source_sha256()
 
     def run(self) -> Training:
         """Check everything, train, save."""
@@ -259,8 +261,8 @@ class _Session:
             selection=selector.selection() if selector is not None and is_main() else None,
             packages=environment.packages,
             unlearnbench=__version__,
-            git_hash=git_hash(),
-            source_sha256=source_sha256(),
+            git_hash=self._code[0],
+            source_sha256=self._code[1],
             seconds=round(time.monotonic() - self._started, 1),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )

@@ -15,8 +15,9 @@ from pydantic import TypeAdapter
 from transformers import TrainerCallback
 
 from unlearnbench.errors import OptionError, TrainingError, one_line
-from unlearnbench.results import RunResult
-from unlearnbench.runfolder import read_run
+from unlearnbench.plan import limited_count
+from unlearnbench.results import GenerationRecord, RunResult, TaskResult
+from unlearnbench.runfolder import RunFolder, read_run
 from unlearnbench.training.checkpoints import is_main, processes
 from unlearnbench.training.options import SelectorOptions
 from unlearnbench.training.record import Evaluated, Selection, write_text
@@ -165,14 +166,24 @@ def make_selector(
             f"--eval-tasks {','.join(options.tasks)}: name the task that decides with "
             f"--select-task, one of {', '.join(names)}"
         )
-    return Selector(options, task, _threshold(options.reference, task), home, tokenizer, given)
+    threshold = _threshold(options.reference, task, options.limit)
+    return Selector(options, task, threshold, home, tokenizer, given)
 
 
-def _threshold(reference: str, task: str) -> float:
+def _threshold(reference: str, task: str, limit: int | None) -> float:
+    """The retrained model's score on the samples that the models under training are scored on."""
     with contextlib.suppress(ValueError):
         score = float(reference)
         if not math.isfinite(score):
             raise OptionError(f"--retrained {reference}: use a run folder or a score")
+        if limit is not None:
+            log.warning(
+                "--retrained %s with --eval-limit %d: that score has to be one of the same first "
+                "%d rows; the retrained model's run folder gives it",
+                reference,
+                limit,
+                limit,
+            )
         return score
     folder = Path(reference)
     if not (folder / "run.json").is_file():
@@ -183,4 +194,46 @@ def _threshold(reference: str, task: str) -> float:
     found = read_run(folder).tasks.get(task)
     if found is None or found.value is None:
         raise OptionError(f"--retrained {reference} has no score for {task}; evaluate it first")
+    rows = _rows_of(folder, task, found)
+    if rows is not None:
+        return _score_on(folder, task, rows, limit, found.value)
+    if limit is not None:
+        raise OptionError(
+            f"--eval-limit: {task} of {folder} has a score of all its texts only; leave it out"
+        )
     return found.value
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Scores by the row of the split that the task asks, 0 to 1, and how many rows that has."""
+
+    split: str
+    total: int
+    scores: dict[str, float]
+
+
+def _rows_of(folder: Path, task: str, found: TaskResult) -> _Rows | None:
+    """None where the score is no mean over rows, or an imported run does not number them."""
+    if found.auc is not None:
+        return None
+    records = RunFolder(folder).read_records(task, found.records_sha256)
+    scores = {r.id: r.score for r in records if isinstance(r, GenerationRecord)}
+    splits = {name.rpartition("/")[0] for name in scores}
+    asked = [part for part in found.data if splits == {part.split}]
+    return _Rows(asked[0].split, asked[0].rows, scores) if asked else None
+
+
+def _score_on(folder: Path, task: str, rows: _Rows, limit: int | None, whole: float) -> float:
+    """The mean over the first ``limit`` rows, or all; ``whole``: over those that were answered."""
+    wanted = [f"{rows.split}/{i}" for i in range(limited_count(rows.total, limit))]
+    missing = [name for name in wanted if name not in rows.scores]
+    if missing:
+        raise OptionError(
+            f"--retrained {folder}: {task}: {len(missing)} of the {len(wanted)} rows that models "
+            "under training are scored on are missing there; evaluate it without --limit, or give "
+            "--eval-limit"
+        )
+    if len(wanted) == len(rows.scores):
+        return whole  # to the last digit
+    return 100 * sum(rows.scores[name] for name in wanted) / len(wanted)
