@@ -106,6 +106,7 @@ def load_model(
     if spec.calibrated and how.calibration is None:
         raise PrecisionError(f"{spec.name} needs calibration texts; give --calibration")
     from unlearnbench.models.compute import compile_layers, set_attention
+    from unlearnbench.models.products import quicken_products
 
     with warnings.catch_warnings():
         # Libraries' advice about their own internals; ours are errors, not warnings.
@@ -117,11 +118,15 @@ def load_model(
     model = source.finish(loaded.model)
     if how.device == "cpu":
         quicken(model)
+        if not how.compiled:  # the compiler has products of its own
+            quicken_products(model)
     explain_loaded(how.device, dtype, precision.kernel)
     set_attention(model, how.attention, how.device)
     if how.compiled:
         compile_layers(model)
-    return HFModel(model, source, precision, dtype, how.device, batch_size)
+    # Pages that only the source has in memory now make room for keys and values.
+    spare = source.give_back() if how.device == "cpu" else 0
+    return HFModel(model, source, precision, dtype, how.device, batch_size, spare)
 
 
 def _say_proof(precision: Precision, proof: Proof, dtype: str, device: str) -> None:

@@ -119,6 +119,8 @@ SPAWNED = (
 CALLED = ("tensors that overlap", "10^9 layers", "model.safetensors outside")
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_command_exits_2_with_one_line(
     tiny: Path, tmp_path: Path, toy: Toy, capsys: pytest.CaptureFixture[str]
 ) -> None:

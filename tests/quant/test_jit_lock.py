@@ -77,6 +77,8 @@ ext.lib
 """
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_build_that_was_killed_does_not_hang_the_next_one(
     lock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ class HFModel:
     dtype: str
     _device: str
     _batch_size: int | None
+    _spare: int = 0
     _known: KnownValues[list[Scored]] = field(default_factory=lambda: KnownValues(_KNOWN_TOKENS))
     _head: Head | WholeLogits | None = None
     _continuer: Continuer | str | None = None
@@ -188,7 +189,7 @@ class HFModel:
         new = items[0][0].max_new_tokens
         length = common_prefix([ids for _, ids in items]) if len(items) > 1 else 0
         start = SharedStart(continuer, items[0][1][: length if length >= _LEAST_PREFIX else 0])
-        limit = budget.generation_budget(self._model, self._device)
+        limit = budget.generation_budget(self._model, self._device, self._spare)
         # Keys and values of a batch have one shape, so each row takes what the longest does.
         limit.cost = lambda lengths: padded([n - start.length + new for n in lengths])
         shared = f"a prefix of {start.length} tokens run once" if start.length else "no prefix"

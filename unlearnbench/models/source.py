@@ -19,6 +19,7 @@ from unlearnbench.models.files import (
 from unlearnbench.models.ggufhead import check_gguf
 from unlearnbench.models.known import KnownIds
 from unlearnbench.models.limits import check_size, empty_model, require_memory, stored_weights
+from unlearnbench.models.mapped import give_back
 from unlearnbench.models.parts import (
     attach_adapter,
     check_loading,
@@ -237,6 +238,12 @@ class Source:
             return model
         adapted: PreTrainedModel = attach_adapter(model, self.files).eval()
         return adapted
+
+    def give_back(self) -> int:
+        """Let the system have the memory of the weights back where that is their file's; they stay
+        usable. Returns their bytes, 0 where they are in memory of their own.
+        """
+        return 0 if self._model is None else give_back(self._model.parameters())
 
     def release(self) -> None:
         """Drop the weights from memory, unless they are kept for the next precision."""

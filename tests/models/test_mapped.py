@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import load_at
+from tests.models.architectures import PROMPTS, make_kind
+from unlearnbench.models import budget
+from unlearnbench.models.mapped import give_back
+from unlearnbench.models.source import LoadOptions, open_source
+from unlearnbench.requests import Generate
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux only")
+SIZE = 4 * 2**20
+
+
+@pytest.fixture
+def mapped(tmp_path: Path) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    path = tmp_path / "t.safetensors"
+    save_file({name: torch.randn(SIZE // 4) for name in "ab"}, path)
+    return load_file(path)
+
+
+def resident() -> int:
+    """Bytes of mapped files in this process's memory."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("RssFile:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("no RssFile")
+
+
+@linux
+def test_memory_of_files_is_given_back_and_read_again(mapped: dict[str, torch.Tensor]) -> None:
+    kept = {name: tensor.clone() for name, tensor in mapped.items()}
+    before = resident()
+    assert give_back(mapped.values()) == 2 * SIZE
+    assert resident() <= before - 1.8 * SIZE
+    assert all(torch.equal(mapped[name], kept[name]) for name in kept)
+    assert resident() >= before - 0.2 * SIZE
+
+
+@linux
+def test_a_tensor_that_was_written_to_keeps_what_was_written(
+    mapped: dict[str, torch.Tensor],
+) -> None:
+    mapped["a"][7] = 12.0
+    assert give_back(mapped.values()) == 0
+    assert mapped["a"][7] == 12.0
+
+
+@linux
+def test_other_memory_is_left_alone(mapped: dict[str, torch.Tensor]) -> None:
+    own = torch.randn(SIZE // 4)
+    kept = own.clone()
+    before = resident()
+    assert give_back([*mapped.values(), own]) == 0
+    assert give_back([own]) == 0
+    assert torch.equal(own, kept)
+    assert resident() >= before - 0.2 * SIZE
+
+
+def test_where_there_is_no_proc_nothing_is_done(
+    mapped: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    assert give_back(mapped.values()) == 0
+
+
+def test_spare_memory_makes_room_for_rows_up_to_a_bound() -> None:
+    model = make_kind("llama")
+    bytes_a_token = budget.cached_bytes(model.config, 4)
+    small, large, largest = (
+        budget.generation_budget(model, "cpu", spare).most for spare in (0, 2**20, 2**40)
+    )
+    assert large - small == pytest.approx(2**20 / bytes_a_token, abs=1)
+    assert largest - small == pytest.approx(640 * 2**20 / bytes_a_token, abs=1)
+
+
+@linux
+@pytest.mark.parametrize("precision", ["none", "rtn-int4", "bnb-int8"])
+def test_precisions_after_each_other_are_those_of_a_fresh_source(
+    tiny: Path, precision: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR, "bitsandbytes")
+    asked = [Generate(p, p, 12) for p in PROMPTS]
+    source = open_source(str(tiny), LoadOptions())
+    for name in ("none", "rtn-int4"):  # each gives the source's pages back
+        assert load_at(source, name)._spare > 0
+    after = [answer.text for answer in load_at(source, precision).generate(asked)]
+    fresh = load_at(open_source(str(tiny), LoadOptions()), precision)
+    assert after == [answer.text for answer in fresh.generate(asked)]
