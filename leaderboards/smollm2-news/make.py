@@ -53,14 +53,14 @@ class Recipe:
 
 UNLEARN = "--batch-size 4 --max-steps 32 --eval-steps 4 --save-steps 4 --eval-limit 25"
 METHODS = {
-    "ga_gdr": Recipe("ga_gdr", "--lr 2e-5 --weights-dtype fp32", gptq=True),
-    "ga_gdr-bf16": Recipe("ga_gdr", "--lr 2e-5 --weights-dtype bf16"),
-    "npo_klr": Recipe("npo_klr", "--lr 4e-5 --weights-dtype fp32"),
-    "npo_klr-bf16": Recipe("npo_klr", "--lr 4e-5 --weights-dtype bf16"),
-    "ga_gdr_sure-1": Recipe("ga_gdr_sure", "--lr 1e-4 --weights-dtype fp32 --sure-top 0.01"),
-    "ga_gdr_sure-5": Recipe("ga_gdr_sure", "--lr 1e-4 --weights-dtype fp32 --sure-top 0.05"),
-    "ga_gdr_sure-20": Recipe("ga_gdr_sure", "--lr 1e-4 --weights-dtype fp32 --sure-top 0.2"),
-    "npo_klr_lora": Recipe("npo_klr_lora", "--lr 4e-4 --weights-dtype fp32 --lora-rank 8"),
+    "ga_gdr": Recipe("ga_gdr", "--lr 2e-4 --weights-dtype fp32", gptq=True),
+    "ga_gdr-bf16": Recipe("ga_gdr", "--lr 2e-4 --weights-dtype bf16"),
+    "npo_klr": Recipe("npo_klr", "--lr 2e-4 --weights-dtype fp32"),
+    "npo_klr-bf16": Recipe("npo_klr", "--lr 2e-4 --weights-dtype bf16"),
+    "ga_gdr_sure-1": Recipe("ga_gdr_sure", "--lr 1e-3 --weights-dtype fp32 --sure-top 0.01"),
+    "ga_gdr_sure-5": Recipe("ga_gdr_sure", "--lr 1e-3 --weights-dtype fp32 --sure-top 0.05"),
+    "ga_gdr_sure-20": Recipe("ga_gdr_sure", "--lr 5e-4 --weights-dtype fp32 --sure-top 0.2"),
+    "npo_klr_lora": Recipe("npo_klr_lora", "--lr 2e-3 --weights-dtype fp32 --lora-rank 8"),
 }
 
 
