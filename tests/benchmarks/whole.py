@@ -154,14 +154,20 @@ def work(name: str, folder: Path, options: Namespace) -> dict[str, Any]:
 
 def measure_whole(folder: Path, options: Namespace) -> dict[str, Any]:
     """Seconds and memory of each, how many times ours the others take (all in all, and at each
-    precision), and how many answers are the same.
+    precision), and how many answers are the same. They take turns at each precision, because a
+    machine's speed changes within the hour that all of it takes; so ours too is loaded for each.
     """
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
     for turn in range(options.whole_repeats):
-        for name in [*NAMES[turn % 3 :], *NAMES[: turn % 3]]:
-            runs[name].append(_run_worker(name, folder, options))
-            said = {key: runs[name][-1][key] for key in ("memory", "seconds")}
-            print(f"whole, {name}: {json.dumps(said)}", file=sys.stderr, flush=True)
+        parts: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
+        for number, precision in enumerate(options.precisions):
+            first = (turn + number) % 3
+            for name in [*NAMES[first:], *NAMES[:first]]:
+                parts[name].append(_run_worker(name, folder, options, precision))
+                said = {key: parts[name][-1][key] for key in ("memory", "seconds")}
+                print(f"whole, {name}: {json.dumps(said)}", file=sys.stderr, flush=True)
+        for name in NAMES:
+            runs[name].append(_join(parts[name]))
     found: dict[str, Any] = {
         name: {
             precision: {
@@ -203,12 +209,21 @@ def measure_whole(folder: Path, options: Namespace) -> dict[str, Any]:
     return found
 
 
-def _run_worker(name: str, folder: Path, options: Namespace) -> dict[str, Any]:
+def _join(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The runs at each precision as one: the most memory that any took."""
+    keys = parts[0]["memory"]
+    found: dict[str, Any] = {"memory": {k: max(part["memory"][k] for part in parts) for k in keys}}
+    for kind in ("seconds", "answers"):
+        found[kind] = {name: value for part in parts for name, value in part[kind].items()}
+    return found
+
+
+def _run_worker(name: str, folder: Path, options: Namespace, precision: str) -> dict[str, Any]:
     command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.measure_speed"]
     command += ["--worker", name, "--model", str(folder), "--dtype", options.dtype]
     command += ["--device", options.device, "--limit", str(options.limit)]
     command += ["--plain-limit", str(options.plain_limit), "--hflm-batch", options.hflm_batch]
-    command += ["--precisions", ",".join(options.precisions)]
+    command += ["--precisions", precision]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
