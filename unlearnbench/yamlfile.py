@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -66,6 +68,12 @@ def read_yaml(path: Path) -> YamlFile:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{path}: cannot be read: {one_line(error)}") from None
+    found = _parse(path, text)
+    return replace(found, value=copy.deepcopy(found.value))  # nobody changes another's
+
+
+@lru_cache(maxsize=256)  # every command reads all task files, which take 2 ms each to parse
+def _parse(path: Path, text: str) -> YamlFile:
     loader: yaml.SafeLoader | None = None
     try:
         _refuse_tags(path, text)

@@ -88,9 +88,8 @@ def _held(field: str) -> int:
 
 
 def watch_memory(work: Callable[[], Any], device: str) -> tuple[dict[str, float], Any]:
-    """Seconds that ``work`` took and its bytes at the peak above what was held before: anonymous
-    memory, and all resident memory, which counts mapped files that the kernel may drop. And what
-    it made.
+    """The bytes of ``work`` at its peak above what was held before: anonymous memory, and all
+    resident memory, which counts mapped files that the kernel may drop. And what it made.
     """
     gc.collect()
     before = {name: _held(name) for name in ("RssAnon", "VmRSS")}
@@ -105,11 +104,10 @@ def watch_memory(work: Callable[[], Any], device: str) -> tuple[dict[str, float]
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     watcher.start()
-    seconds, made = timed(work, device)
+    _seconds, made = timed(work, device)
     stop.set()
     watcher.join()
     found = {
-        "seconds": seconds,
         "anonymous": float(most["RssAnon"] - before["RssAnon"]),
         "resident": float(most["VmRSS"] - before["VmRSS"]),
     }

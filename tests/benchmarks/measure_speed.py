@@ -8,10 +8,11 @@ the tables of docs/speed.md.
 Needs UNLEARNBENCH_DATA. Everything is a ratio within one run: the rivals take turns in every
 repeat, and each turn begins with another. `tasks`: on models in memory, seconds a sample by task.
 `whole`: one command's work in a process of its own for each rival, loading included (and for ours
-metrics and files), with its peak memory. `marginal`: what another sample costs. `compile`: our
-adapter with and without torch.compile. `rounding`: how many scores are others than one prompt at a
-time by the plain evaluator gives. `start`: the command line. Figures in brackets are the least and
-the largest of the repeats; a whole evaluation is one repeat unless --whole-repeats says more.
+metrics and files), with its peak memory; on CPU the three run five seconds each by turns.
+`marginal`: what another sample costs. `compile`: our adapter with and without torch.compile.
+`rounding`: how many scores are others than one prompt at a time by the plain evaluator gives.
+`start`: the command line. Figures in brackets are the least and the largest of the repeats; a whole
+evaluation is one repeat unless --whole-repeats says more.
 """
 
 from __future__ import annotations
@@ -231,6 +232,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     parser.add_argument("--hflm-batch", default="8", help="HFLM's batch size, or auto")
     parser.add_argument("--worker", choices=NAMES, help=argparse.SUPPRESS)
+    parser.add_argument("--told", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.precisions = options.precisions.split(",")
     options.tasks = options.tasks.split(",")
@@ -240,7 +242,7 @@ def read_options() -> argparse.Namespace:
 def main() -> None:
     options = read_options()
     if options.worker:
-        print(json.dumps(work(options.worker, Path(options.model), options)))
+        work(options.worker, Path(options.model), options)
         return
     measures = {
         "tasks": measure_tasks,

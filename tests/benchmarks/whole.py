@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,17 +30,22 @@ from tests.benchmarks.samples import (
     requests_of,
     scored,
 )
+from tests.benchmarks.turns import READY, active, run_in_turns
 from unlearnbench.models.source import DTYPES
 from unlearnbench.requests import Generate, Score
 
 __all__ = ["measure_whole", "work"]
 
+TURN = 5.0  # seconds
+
 
 @dataclass
 class Told:
-    """A rival's whole evaluation: seconds (of ``loading`` too), answers; by precision and task."""
+    """A rival's whole evaluation, by precision and task: from when to when it ran (``loading``
+    too) and how many times that is to be counted, and its answers.
+    """
 
-    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    spans: dict[str, dict[str, tuple[float, float, float]]] = field(default_factory=dict)
     answers: dict[str, dict[str, Answers]] = field(default_factory=dict)
 
 
@@ -67,10 +71,10 @@ def evaluate_ours(folder: Path, options: Namespace) -> Told:
         )
         for result in results:
             name = result.precision.name
-            run, told.seconds[name] = RunFolder(run_path(Path(out), result.checkpoint, name)), {}
+            run, told.spans[name] = RunFolder(run_path(Path(out), result.checkpoint, name)), {}
             for task in TASKS:
                 ended = run.samples_file(task).stat().st_mtime
-                told.seconds[name][task], last = ended - last, ended
+                told.spans[name][task], last = (last, ended, 1.0), ended
             told.answers[name] = answers_of(Path(out), result)
     return told
 
@@ -87,9 +91,9 @@ def evaluate_rival(make: Callable[[Any, Any], Rival], folder: Path, options: Nam
     rival: Rival | None = None
     for precision in options.precisions:
         del rival  # before the next takes its memory
-        start = time.perf_counter()
+        start = time.time()
         rival = make(*load_plain(folder, precision, dtype, options.device))
-        told.seconds[precision] = {"loading": time.perf_counter() - start}
+        told.spans[precision] = {"loading": (start, time.time(), 1.0)}
         told.answers[precision] = {}
         limit = options.limit
         if isinstance(rival, Plain):
@@ -98,12 +102,11 @@ def evaluate_rival(make: Callable[[Any, Any], Rival], folder: Path, options: Nam
                 ask(rival, requests_of(task, 1)[:1])
         for task in TASKS:
             asked, all_rows = (_asked(task, rival, n) for n in (limit, options.limit))
-            start = time.perf_counter()
-            answers = ask(rival, asked)
-            took = time.perf_counter() - start
+            start = time.time()
+            told.answers[precision][task] = ask(rival, asked)
+            end = time.time()
             share = _tokens(rival, all_rows) / _tokens(rival, asked) if limit < options.limit else 1
-            told.seconds[precision][task] = took * share
-            told.answers[precision][task] = answers
+            told.spans[precision][task] = (start, end, share)
     return told
 
 
@@ -130,11 +133,12 @@ def _retain(limit: int) -> list[Score]:
     return [Score(f"retain/{i}", row["text"]) for i, row in enumerate(rows)]
 
 
-def work(name: str, folder: Path, options: Namespace) -> dict[str, Any]:
-    """One rival's whole evaluation, in this process, which has imported everything before: its
-    memory, seconds and answers.
+def work(name: str, folder: Path, options: Namespace) -> None:
+    """One rival's whole evaluation, in this process, once it has imported everything and is told
+    to begin; its memory, times and answers go to ``options.told``.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line a product
+    evaluate = evaluate_ours
     if name == "ours":
         import bitsandbytes  # noqa: F401
         import datasets  # noqa: F401
@@ -142,29 +146,33 @@ def work(name: str, folder: Path, options: Namespace) -> dict[str, Any]:
         import transformers.models.llama.modeling_llama  # noqa: F401
 
         import unlearnbench.evaluator  # noqa: F401
-
-        found, told = watch_memory(lambda: evaluate_ours(folder, options), options.device)
-        return {"memory": found, **asdict(told)}
-    if name == "hflm":
+    elif name == "hflm":
         import lm_eval.models.huggingface  # noqa: F401
-    make = Plain if name == "plain" else partial(Harness, batch=options.hflm_batch)
-    found, told = watch_memory(lambda: evaluate_rival(make, folder, options), options.device)
-    return {"memory": found, **asdict(told)}
+
+        evaluate = partial(evaluate_rival, partial(Harness, batch=options.hflm_batch))
+    else:
+        evaluate = partial(evaluate_rival, Plain)
+    print(READY, flush=True)
+    sys.stdin.readline()
+    found, told = watch_memory(lambda: evaluate(folder, options), options.device)
+    options.told.write_text(json.dumps({"memory": found, **asdict(told)}), encoding="utf-8")
 
 
 def measure_whole(folder: Path, options: Namespace) -> dict[str, Any]:
     """Seconds and memory of each, how many times ours the others take (all in all, and at each
-    precision), and how many answers are the same. They take turns at each precision, because a
-    machine's speed changes within the hour that all of it takes; so ours too is loaded for each.
+    precision), and how many answers are the same. A machine's speed changes within the hour that
+    all of it takes, so at each precision they run in turns of some seconds; so ours too is loaded
+    for each, and memory is needed for three models at once.
     """
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
     for turn in range(options.whole_repeats):
         parts: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
         for number, precision in enumerate(options.precisions):
             first = (turn + number) % 3
-            for name in [*NAMES[first:], *NAMES[:first]]:
-                parts[name].append(_run_worker(name, folder, options, precision))
-                said = {key: parts[name][-1][key] for key in ("memory", "seconds")}
+            names = [*NAMES[first:], *NAMES[:first]]
+            for name, part in _run_workers(names, folder, options, precision).items():
+                parts[name].append(part)
+                said = {key: part[key] for key in ("memory", "seconds")}
                 print(f"whole, {name}: {json.dumps(said)}", file=sys.stderr, flush=True)
         for name in NAMES:
             runs[name].append(_join(parts[name]))
@@ -178,7 +186,9 @@ def measure_whole(folder: Path, options: Namespace) -> dict[str, Any]:
         }
         | {
             "all": spread([_total(run, options.precisions) for run in each]),
-            "memory": {key: spread([run["memory"][key] for run in each]) for key in _memory(each)},
+            "memory": {
+                key: spread([run["memory"][key] for run in each]) for key in each[0]["memory"]
+            },
         }
         for name, each in runs.items()
     }
@@ -204,7 +214,7 @@ def measure_whole(folder: Path, options: Namespace) -> dict[str, Any]:
     found["ours, memory in copies of the weights, less 600 MB"] = {
         key: spread([(run["memory"][key] - 600e6) / _weights(folder, options) for run in each])
         for each in [runs["ours"]]
-        for key in _memory(each)
+        for key in each[0]["memory"]
     }
     return found
 
@@ -218,23 +228,34 @@ def _join(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _run_worker(name: str, folder: Path, options: Namespace, precision: str) -> dict[str, Any]:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.measure_speed"]
-    command += ["--worker", name, "--model", str(folder), "--dtype", options.dtype]
-    command += ["--device", options.device, "--limit", str(options.limit)]
-    command += ["--plain-limit", str(options.plain_limit), "--hflm-batch", options.hflm_batch]
-    command += ["--precisions", precision]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+def _run_workers(
+    names: Sequence[str], folder: Path, options: Namespace, precision: str
+) -> dict[str, dict[str, Any]]:
+    """What each told, with ``seconds`` by precision and task."""
+    line = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.measure_speed"]
+    line += ["--model", str(folder), "--dtype", options.dtype, "--device", options.device]
+    line += ["--limit", str(options.limit), "--plain-limit", str(options.plain_limit)]
+    line += ["--hflm-batch", options.hflm_batch, "--precisions", precision]
+    with tempfile.TemporaryDirectory() as scratch:
+        files = {name: Path(scratch) / name for name in names}
+        commands = {
+            name: [*line, "--worker", name, "--told", str(file)] for name, file in files.items()
+        }
+        turns = run_in_turns(commands, TURN if options.device == "cpu" else None)
+        found = {name: json.loads(file.read_text("utf-8")) for name, file in files.items()}
+    for name, told in found.items():
+        told["seconds"] = {
+            precision: {
+                task: active(turns[name], start, end) * times
+                for task, (start, end, times) in spans.items()
+            }
+            for precision, spans in told["spans"].items()
+        }
     return found
 
 
 def _total(run: Mapping[str, Any], precisions: Sequence[str]) -> float:
     return sum(sum(run["seconds"][precision].values()) for precision in precisions)
-
-
-def _memory(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [key for key in runs[0]["memory"] if key != "seconds"]
 
 
 def _weights(folder: Path, options: Namespace) -> int:
