@@ -19,6 +19,7 @@ from unlearnbench.errors import CheckpointError, DataError, OptionError
 from unlearnbench.methods import find_method, method_names
 from unlearnbench.methods.base import inner_linears
 from unlearnbench.training import trainer as trainer_module
+from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.record import origin_of, read_training
 from unlearnbench.training.run import Job, finetune, unlearn
 
@@ -235,6 +236,10 @@ def test_bad_input_is_refused(job: Job, tmp_path: Path, tiny: Path) -> None:
         find_method("ga_gdr_sure_lora")
     with pytest.raises(OptionError, match="drop --lora-rank"):
         go(job, out, "ga_gdr_sure", lora_rank=2)
+    with pytest.raises(OptionError, match="--weight-noise are for finetune"):
+        go(job, out, "ga", weight_noise=1.0)
+    with pytest.raises(ValueError, match="weight_noise: it moves the weights, which LoRA"):
+        TrainOptions(weight_noise=1.0, lora_rank=2)
     with pytest.raises(OptionError, match="beyond the model's context of 8192"):
         go(job, out, "ga", max_length=9000)
     with pytest.raises(OptionError, match="--rmu-layer 1"):

@@ -142,9 +142,8 @@ class UnlearnTrainer(Trainer):
         self._terms: dict[str, torch.Tensor] = {}
         # Our loss is a share of the whole step's mean: not to be divided by accumulated batches.
         self.loss_is_scaled_for_ga = True
-        is_sharded = sharding.require_supported(self, stage.masks is not None, stage.l1 > 0)
-        if is_sharded and stage.noise:
-            raise OptionError("--weight-noise needs whole weights; train without sharding")
+        masked = stage.masks is not None
+        is_sharded = sharding.require_supported(self, masked, stage.l1 > 0, stage.noise > 0)
         self._twin = sharding.empty_twin(model) if is_sharded else None
 
     def whole_model(self) -> Any:
