@@ -59,7 +59,7 @@ format: $(SET_UP) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(SET_UP) ## measure speed and memory against other evaluators, about an hour on 2 cores
+bench: $(SET_UP) ## measure speed and memory against other evaluators, some three hours on 2 cores
 	$(BIN)/python -m pytest -m bench -s tests/benchmarks
 	$(BIN)/python -W ignore -m tests.benchmarks.measure_speed --model tiny --repeats 3 --parts tasks
 	$(BIN)/python -W ignore -m tests.benchmarks.measure_speed --model smollm2

@@ -172,6 +172,20 @@ def test_a_target_that_is_cut_to_nothing_raises(toy: Toy) -> None:
         ask(toy, "toy_verbmem", script(toy, kind=Blank))
 
 
+def test_a_target_that_nothing_can_match_is_known_before_the_model_runs(toy: Toy) -> None:
+    class Wordless(Spy):
+        def truncate(self, text: str, max_tokens: int) -> str:
+            return "..."
+
+        def generate(
+            self, requests: Sequence[Generate], skip: Collection[str] = ()
+        ) -> Iterator[Generated]:
+            raise AssertionError("it ran")
+
+    with pytest.raises(MetricError, match="no letter or digit"):
+        ask(toy, "toy_verbmem", script(toy, kind=Wordless))
+
+
 def test_further_figures_stand_beside_the_score_and_not_in_it(toy: Toy) -> None:
     found = ask(toy, "toy_knowmem_f", script(toy))
     assert isinstance(found[1], GenerationRecord)
@@ -267,12 +281,13 @@ def test_texts_that_all_score_the_same_have_an_auc_of_a_half(toy: Toy) -> None:
 
 
 def slow_rouge(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> list[str]:
-    """``change()`` comes before every score; returns the names of the threads it came in."""
+    """``change()`` comes before each answer's score; returns the names of their threads."""
     score, threads = rouge.score_output, list[str]()
 
     def changed(output: str, target: str) -> dict[str, float]:
-        threads.append(threading.current_thread().name)
-        change()
+        if output:  # else a target is tried
+            threads.append(threading.current_thread().name)
+            change()
         return score(output, target)
 
     monkeypatch.setattr(rouge, "score_output", changed)

@@ -124,8 +124,9 @@ def load_model(
     set_attention(model, how.attention, how.device)
     if how.compiled:
         compile_layers(model)
-    # Pages that only the source has in memory now make room for keys and values.
-    spare = source.give_back() if how.device == "cpu" else 0
+    # Keys and values get the room of a second copy of the weights, where there is none: the
+    # source's is given back, or is the model itself. Processes on one machine share a file's pages.
+    spare = source.give_back() if how.device == "cpu" and how.processes == 1 else 0
     return HFModel(model, source, precision, dtype, how.device, batch_size, spare)
 
 

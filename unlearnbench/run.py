@@ -264,7 +264,8 @@ class Run:
         found = describe_environment(model.device, model.dtype, self.job.batch_size)
         attention: str | None = self.job.attention
         if attention == "auto":  # what was taken, where a model says so
-            attention = getattr(model, "attention", None)
+            named = getattr(model, "attention", None)
+            attention = named if isinstance(named, str) else None
         return found.model_copy(
             update={"attention": attention, "compiled": self.job.compiled or None}
         )

@@ -50,6 +50,8 @@ def make_records(
         requests = plan.generate_requests(plan.spec, protocol, seed)
         # Here: a tokenizer must not be asked by two threads at once.
         targets = [_target(plan.spec, model, sample.target) for sample in plan.samples]
+        for target in targets:  # one that nothing can match is known before the model runs
+            generation_metric(plan.spec.metric).score_output("", target)
         score = partial(_generation_record, plan, plan.spec, targets)
         return [*_answered(requests, model.generate, Generated, answers, score, beside=True)]
     return [*_likelihood_records(plan, model, ppl_lower, answers)]
@@ -128,8 +130,8 @@ def _use_beside(
     answers: Answers,
     use: Callable[[int, A], M],
 ) -> dict[str, M]:
-    """Keep each answer as it comes, and have it used in another thread while the model goes on.
-    ROUGE takes any text; an error of ``use`` ends the work soon after its answer.
+    """Keep each answer as it comes, and have it used in another thread while the model goes on:
+    a generated text has a score, whatever it says. An error of ``use`` ends the work soon after.
     """
     used: dict[str, Future[M]] = {}
     waiting: deque[Future[M]] = deque()

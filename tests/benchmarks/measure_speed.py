@@ -1,18 +1,19 @@
 """Measure evaluation on real MUSE-News rows against a plain evaluator and lm-eval's HFLM, and print
 the tables of docs/speed.md.
 
-    make bench                                        # SmolLM2-135M, about an hour on 2 cores
-    python -m tests.benchmarks.measure_speed --model tiny      # some minutes
+    make bench                                 # SmolLM2-135M, some three hours on 2 cores
+    python -m tests.benchmarks.measure_speed --model tiny   # some minutes
     python -m tests.benchmarks.measure_speed --model llama-2-7b --device cuda --dtype bf16
 
 Needs UNLEARNBENCH_DATA. Everything is a ratio within one run: the rivals take turns in every
 repeat, and each turn begins with another. `tasks`: on models in memory, seconds a sample by task.
 `whole`: one command's work in a process of its own for each rival, loading included (and for ours
-metrics and files), with its peak memory; on CPU the three run five seconds each by turns.
-`marginal`: what another sample costs. `compile`: our adapter with and without torch.compile.
-`rounding`: how many scores are others than one prompt at a time by the plain evaluator gives.
-`start`: the command line. Figures in brackets are the least and the largest of the repeats; a whole
-evaluation is one repeat unless --whole-repeats says more.
+metrics and files), with its peak memory; on CPU the three run five seconds each by turns. `floor`:
+the seconds that its operations take at the machine's peak. `marginal`: what another sample costs.
+`compile`: our adapter with and without torch.compile. `rounding`: how many scores are others than
+one prompt at a time by the plain evaluator gives. `start`: the command line. Figures in brackets
+are the least and the largest of the repeats; a whole evaluation is one repeat unless
+--whole-repeats says more.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tests.benchmarks.floor import measure_floor
 from tests.benchmarks.gauge import (
     Spread,
     forward_flops,
@@ -39,7 +40,8 @@ from tests.benchmarks.gauge import (
     spread,
     timed,
 )
-from tests.benchmarks.rivals import NAMES, Harness, Ours, Plain, Rival, load_plain
+from tests.benchmarks.marginal import measure_marginal, work_marginal
+from tests.benchmarks.rivals import NAMES, Harness, Ours, Plain, Rival, load_ours, load_plain
 from tests.benchmarks.rounding import measure_rounding
 from tests.benchmarks.samples import Asked, alike, ask, requests_of, scored
 from tests.benchmarks.subjects import make_subject
@@ -48,8 +50,7 @@ from unlearnbench.models.source import DTYPES
 
 TIMED = ("news_verbmem", "news_knowmem_f", "news_privleak")
 PRECISIONS = ("none", "bnb-int8", "bnb-fp4")
-PARTS = ("tasks", "marginal", "whole", "start")  # and compile, rounding
-MARGINS = (16, 48, 96)
+PARTS = ("tasks", "marginal", "whole", "floor", "start")  # and compile, rounding
 # HFLM's rolling log-likelihood counts a text's first token, and MUSE does not.
 COMPARED = dict.fromkeys(TIMED, ("plain", "hflm")) | {"news_privleak": ("plain",)}
 
@@ -60,16 +61,6 @@ def load_rivals(folder: Path, options: argparse.Namespace) -> dict[str, Rival]:
     ours = load_ours(folder, options)
     plain, hflm = Plain(model, tokenizer), Harness(model, tokenizer, options.hflm_batch)
     return {"ours": ours, "plain": plain, "hflm": hflm}
-
-
-def load_ours(folder: Path, options: argparse.Namespace) -> Ours:
-    from unlearnbench.loading import load_model, make_how
-    from unlearnbench.models.source import LoadOptions, open_source
-    from unlearnbench.quant import find_precision
-
-    spec = find_precision("none")
-    how = make_how(spec, options.dtype, options.device, "auto", None)
-    return Ours(load_model(open_source(str(folder), LoadOptions()), spec, how))
 
 
 def counts(options: argparse.Namespace) -> dict[str, int]:
@@ -128,35 +119,6 @@ def _shares(
         "peak GFLOP/s": spread([peak / 1e9 for peak in peaks]),
         "tokens a second": spread([sum(lengths) / len(lengths) / s for s in seconds["ours"]]),
     }
-
-
-def measure_marginal(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds that another sample costs, from each size to the next."""
-    ours, found = load_ours(folder, options), {}
-    for task in options.tasks:
-        times: dict[int, list[float]] = {size: [] for size in MARGINS}
-        ask(ours, _samples(task, 4))
-        for _turn in range(options.repeats):
-            for size in MARGINS:
-                asked = _samples(task, size)
-                times[size].append(timed(partial(ask, ours, asked), options.device)[0])
-        steps = [(0, MARGINS[0]), *pairwise(MARGINS)]
-        found[task] = {
-            f"{low} to {high}": spread(
-                [
-                    (times[high][i] - (times[low][i] if low else 0)) / (high - low)
-                    for i in range(options.repeats)
-                ]
-            )
-            for low, high in steps
-        }
-        say(f"{task}, seconds a further sample: {json.dumps(found[task], default=str)}")
-    return found
-
-
-def _samples(task: str, size: int) -> Asked:
-    """So many samples; a row of PrivLeak is two, a text to forget and one of the holdout."""
-    return requests_of(task, size // 2 if task == "news_privleak" else size)
 
 
 def measure_compile(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -224,14 +186,14 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--limit", type=int, default=16, help="rows of each split")
     parser.add_argument("--plain-limit", type=int, default=4, help="those of the plain evaluator")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--whole-repeats", type=int, default=1)
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--tasks", default=",".join(TIMED), help="of tasks, marginal and compile")
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     parser.add_argument("--hflm-batch", default="8", help="HFLM's batch size, or auto")
-    parser.add_argument("--worker", choices=NAMES, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=[*NAMES, "marginal"], help=argparse.SUPPRESS)
     parser.add_argument("--told", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.precisions = options.precisions.split(",")
@@ -241,6 +203,9 @@ def read_options() -> argparse.Namespace:
 
 def main() -> None:
     options = read_options()
+    if options.worker == "marginal":
+        work_marginal(Path(options.model), options)
+        return
     if options.worker:
         work(options.worker, Path(options.model), options)
         return
@@ -248,6 +213,7 @@ def main() -> None:
         "tasks": measure_tasks,
         "marginal": measure_marginal,
         "whole": measure_whole,
+        "floor": measure_floor,
         "compile": measure_compile,
         "rounding": measure_rounding,
         "start": measure_start,

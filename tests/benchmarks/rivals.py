@@ -5,6 +5,7 @@ its stop string, the plain one cuts it there afterwards.
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from unlearnbench.models.hf import HFModel
 from unlearnbench.models.known import KnownValues
 from unlearnbench.requests import Generate, Score, cut_at_stop
 
-__all__ = ["NAMES", "Harness", "Ours", "Plain", "Rival", "load_plain"]
+__all__ = ["NAMES", "Harness", "Ours", "Plain", "Rival", "load_ours", "load_plain"]
 
 NAMES = ("ours", "plain", "hflm")
 
@@ -58,6 +59,17 @@ def load_plain(folder: Path, precision: str, dtype: torch.dtype, device: str) ->
     }[precision]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device, **options)
     return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def load_ours(folder: Path, options: Namespace) -> Ours:
+    """Our adapter at ``none``, as the evaluator loads it."""
+    from unlearnbench.loading import load_model, make_how
+    from unlearnbench.models.source import LoadOptions, open_source
+    from unlearnbench.quant import find_precision
+
+    spec = find_precision("none")
+    how = make_how(spec, options.dtype, options.device, "auto", None)
+    return Ours(load_model(open_source(str(folder), LoadOptions()), spec, how))
 
 
 class Plain:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 
-__all__ = ["READY", "Turns", "active", "run_in_turns"]
+__all__ = ["TURN", "Turns", "active", "begin", "run_in_turns"]
 
-READY = "ready"
+TURN = 5.0  # seconds: short against what changes a machine's speed, long against a change of turns
+_READY = "ready"
 Turns = list[tuple[float, float]]
 
 
-def run_in_turns(commands: Mapping[str, Sequence[str]], seconds: float | None) -> dict[str, Turns]:
-    """Run all of ``commands``, each for ``seconds`` and then stopped while the others have theirs,
-    so that whatever changes the machine's speed within minutes meets all alike. None: one after
-    another, where stopping a process does not stop its work (a GPU).
-
-    A command prints ``ready`` when it has imported all it needs and reads a line before it begins.
+def run_in_turns(
+    commands: Mapping[str, Sequence[str]], seconds: Mapping[str, float] | None
+) -> dict[str, Turns]:
+    """Run all of ``commands``, each for its ``seconds`` and then stopped while the others have
+    theirs, so that whatever changes the machine's speed within minutes meets all alike. None: one
+    after another, where stopping a process does not stop its work (a GPU). Each calls ``begin``.
 
     Returns:
         When each ran: pairs of ``time.time()``.
@@ -31,13 +33,20 @@ def run_in_turns(commands: Mapping[str, Sequence[str]], seconds: float | None) -
         waiting = list(commands)
         while waiting:
             for name in list(waiting):
-                turns[name].append(_run(processes[name], seconds))
+                turn = None if seconds is None else seconds[name]
+                turns[name].append(_run(processes[name], turn))
                 if processes[name].returncode is not None:
                     waiting.remove(name)
     finally:
         for process in processes.values():
             process.kill()
     return turns
+
+
+def begin() -> None:
+    """Called by a command when it has all it needs in place: waits for its first turn."""
+    print(_READY, flush=True)
+    sys.stdin.readline()
 
 
 def _start(command: Sequence[str]) -> subprocess.Popen[str]:
@@ -47,7 +56,7 @@ def _start(command: Sequence[str]) -> subprocess.Popen[str]:
     assert process.stdin is not None
     assert process.stdout is not None
     for line in process.stdout:
-        if line.strip() == READY:
+        if line.strip() == _READY:
             break
     else:
         raise subprocess.CalledProcessError(process.wait(), list(command))

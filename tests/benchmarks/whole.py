@@ -30,13 +30,11 @@ from tests.benchmarks.samples import (
     requests_of,
     scored,
 )
-from tests.benchmarks.turns import READY, active, run_in_turns
+from tests.benchmarks.turns import TURN, active, begin, run_in_turns
 from unlearnbench.models.source import DTYPES
 from unlearnbench.requests import Generate, Score
 
 __all__ = ["measure_whole", "work"]
-
-TURN = 5.0  # seconds
 
 
 @dataclass
@@ -152,8 +150,7 @@ def work(name: str, folder: Path, options: Namespace) -> None:
         evaluate = partial(evaluate_rival, partial(Harness, batch=options.hflm_batch))
     else:
         evaluate = partial(evaluate_rival, Plain)
-    print(READY, flush=True)
-    sys.stdin.readline()
+    begin()
     found, told = watch_memory(lambda: evaluate(folder, options), options.device)
     options.told.write_text(json.dumps({"memory": found, **asdict(told)}), encoding="utf-8")
 
@@ -241,7 +238,8 @@ def _run_workers(
         commands = {
             name: [*line, "--worker", name, "--told", str(file)] for name, file in files.items()
         }
-        turns = run_in_turns(commands, TURN if options.device == "cpu" else None)
+        turn = dict.fromkeys(names, TURN) if options.device == "cpu" else None
+        turns = run_in_turns(commands, turn)
         found = {name: json.loads(file.read_text("utf-8")) for name, file in files.items()}
     for name, told in found.items():
         told["seconds"] = {

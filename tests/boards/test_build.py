@@ -4,6 +4,7 @@ import csv
 import io
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,10 +12,11 @@ from tests.boards.conftest import BOARD, NAMES, MakeBoard
 from tests.runs import Bench, weak_at_4_bits
 from tests.test_cli import call
 from unlearnbench.boards import find_boards, read_board
-from unlearnbench.boards.build import cell
+from unlearnbench.boards.build import _verdicts, cell
 from unlearnbench.boards.plots import _front
-from unlearnbench.boards.standings import rank_entries
+from unlearnbench.boards.standings import Place, _mark, rank_entries
 from unlearnbench.boards.verify import verify_board
+from unlearnbench.recovery import RecoveryRow
 from unlearnbench.runfolder import read_run
 
 FILES = ("README.md", "board.csv", "index.html")
@@ -128,6 +130,47 @@ def test_a_precision_that_the_board_does_not_ask_for_is_shown_and_does_not_count
     text = (weak / "README.md").read_text(encoding="utf-8")
     assert "| ga&#95;gdr | made&#95;knowmem&#95;f | gptq-int4-g128 |" in text
     assert "<td>(gptq-int4-g128)</td>" in (weak / "index.html").read_text(encoding="utf-8")
+    place = places["ga_gdr"]
+    (further,) = [
+        r for r in place.rows if (r.task, r.precision) == ("made_knowmem_f", "gptq-int4-g128")
+    ]
+    assert further.p is not None
+    assert not further.significant, "no part of the board's family"
+    ranks = text.split("| rank |")[1].split("Mean share")[0]
+    assert "recovers: made&#95;knowmem&#95;f" not in ranks
+    assert "gptq" not in ranks
+
+
+def test_what_an_entry_has_beyond_the_board_moves_nobodys_significance() -> None:
+    def row(p: float, precision: str) -> RecoveryRow:
+        return RecoveryRow.model_construct(task="t", precision=precision, want="low", p=p)
+
+    own = [row(p, "rtn-int4") for p in (0.004, *[0.9] * 11)]
+    board = SimpleNamespace(rules=SimpleNamespace(precisions=["none", "rtn-int4"]))
+    for further in ([], [row(0.001, "rtn-int3") for _ in range(24)]):
+        place = Place(None, 1, "ranked", None, "", None, {}, (*further, *own))  # type: ignore[arg-type]
+        (marked,) = _mark(board, [place])  # type: ignore[arg-type]
+        assert [r.precision for r in marked.rows] == [r.precision for r in place.rows]
+        assert [r.significant for r in marked.rows if r.precision == "rtn-int4"] == [
+            True,
+            *[False] * 11,
+        ]
+        assert not any(r.significant for r in marked.rows if r.precision == "rtn-int3")
+
+
+def test_the_verdicts_of_a_line_are_of_all_its_rows() -> None:
+    def row(verdict: str, precision: str = "rtn-int4") -> RecoveryRow:
+        return RecoveryRow.model_construct(task="t", precision=precision, verdict=verdict)
+
+    def said(*verdicts: str) -> str:
+        return _verdicts([row(v) for v in verdicts])
+
+    assert said("forgets", "holds") == "nothing recovers"
+    assert said("forgets", "target forgets") == "1 target forgets"
+    assert said("had not forgotten") == "1 had not forgotten"
+    assert said("not decided", "target forgets", "not decided") == "2 not decided, 1 target forgets"
+    assert said("collapsed") == "1 collapsed"
+    assert said("target forgets", "recovers") == "recovers: t at rtn-int4"
 
 
 def add_all(board: Path, bench: Bench) -> Path:

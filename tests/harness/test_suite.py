@@ -122,6 +122,31 @@ def test_lm_evals_adapter_changes_nothing_in_the_model(tiny: Path) -> None:
         assert model.tokenizer.pad_token == pad
 
 
+@pytest.mark.parametrize(("precision", "size"), [("bnb-int8", 1), ("none", 4)])
+def test_prompts_that_would_move_each_other_are_run_alone(
+    tiny: Path,
+    theirs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    size: int,
+) -> None:
+    with quiet_harness():
+        from unlearnbench.harness.model import LoadedLM
+    seen = []
+    call = LoadedLM._model_call
+
+    def spy(self: Any, inps: Any, *rest: Any, **more: Any) -> Any:
+        seen.append(len(inps))
+        return call(self, inps, *rest, **more)
+
+    monkeypatch.setattr(LoadedLM, "_model_call", spy)
+    unlearnbench.evaluate(
+        str(tiny), "mc", precision, include_path=[theirs], output=tmp_path, batch_size=4
+    )
+    assert max(seen) == size
+
+
 def test_resuming_computes_only_what_is_missing(
     tiny: Path, theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -397,9 +397,10 @@ def test_an_adapter_is_kept_beside_a_quantized_base(
         load(source, "rtn-int4")
 
 
+@pytest.mark.parametrize("side", ["input", "output"])
 @pytest.mark.parametrize("strategy", ["token", "tensor"])
 def test_compressed_schemes_that_round_activations(
-    stored: Callable[[str], Path], strategy: str
+    stored: Callable[[str], Path], strategy: str, side: str
 ) -> None:
     """Looked into as they lie in a loaded model; one scale of a whole pass lets rows move rows."""
     from compressed_tensors.quantization import QuantizationArgs
@@ -407,12 +408,12 @@ def test_compressed_schemes_that_round_activations(
     network = one_at_a_time(opened(stored("compressed"))).network
     assert not rounds_activations(network)
     layers: list[Any] = [part for part in network.modules() if hasattr(part, "quantization_scheme")]
-    inputs = QuantizationArgs(num_bits=8, symmetric=True, strategy=strategy, dynamic=True)
+    rounding = QuantizationArgs(num_bits=8, symmetric=True, strategy=strategy, dynamic=True)
     ids = torch.arange(12)[None]
     with torch.no_grad():
         dense = network(input_ids=ids).logits
         for layer in layers:
-            layer.quantization_scheme.input_activations = inputs
+            setattr(layer.quantization_scheme, f"{side}_activations", rounding)
         rounded = network(input_ids=ids).logits
         with unrounded(network):
             found = network(input_ids=ids).logits

@@ -7,6 +7,8 @@ from __future__ import annotations
 import csv
 import html
 import io
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from unlearnbench.boards.definition import Board
@@ -70,28 +72,31 @@ def markdown(standings: Standings) -> str:
         "| rank | entry | worst excess | at | least utility | verdicts |",
         "|---|---|---|---|---|---|",
     ]
-    lines += [_row(place) for place in standings.places]
+    lines += [_row(place, rules.precisions) for place in standings.places]
     lines += ["", *_retained_lines(standings), *_reference_lines(standings)]
     lines += _other_lines(standings)
     lines += _utility_lines(standings)
     return "\n".join(lines) + "\n"
 
 
-def _row(place: Place) -> str:
+def _row(place: Place, required: Sequence[str]) -> str:
     rank = str(place.rank) if place.rank is not None else _md(place.state)
     worst = "-" if place.worst is None else with_interval(place.worst.value, place.worst.ci)
     utility = "-" if place.utility is None else share(place.utility.value, place.utility.ci)
-    cells = [rank, _md(place.entry.name), worst, _md(place.worst_at), utility, _verdicts(place)]
+    cells = [rank, _md(place.entry.name), worst, _md(place.worst_at), utility]
+    cells.append(_verdicts([row for row in place.rows if row.precision in required]))
     return "| " + " | ".join(cells) + " |"
 
 
-def _verdicts(place: Place) -> str:
-    """Which precisions bring something back; the page has every row."""
-    back = [row for row in place.rows if row.verdict == "recovers"]
+def _verdicts(rows: Sequence[RecoveryRow]) -> str:
+    """Which precisions bring something back, or how often that is not known; the page has every
+    row.
+    """
+    back = [row for row in rows if row.verdict == "recovers"]
     if back:
         return "recovers: " + ", ".join(_md(f"{row.task} at {row.precision}") for row in back)
-    open_rows = [row for row in place.rows if row.verdict == "not decided"]
-    return f"{len(open_rows)} not decided" if open_rows else "nothing recovers"
+    unknown = Counter(row.verdict for row in rows if row.verdict not in ("forgets", "holds"))
+    return ", ".join(f"{n} {verdict}" for verdict, n in unknown.items()) or "nothing recovers"
 
 
 def _retained_lines(standings: Standings) -> list[str]:

@@ -99,7 +99,7 @@ def rank_entries(board: Board, entries: Sequence[BoardEntry]) -> Standings:
         _place(board, comparison, entry, loaded)
         for entry, loaded in zip(given, comparison.entries, strict=True)
     ]
-    places = _mark(_ranked(found))
+    places = _mark(board, _ranked(found))
     ranked = [loaded for p, loaded in zip(found, comparison.entries, strict=True) if _fit(p)]
     retained = {
         precision: share
@@ -198,10 +198,17 @@ def _with(place: Place, rank: int | None, rows: tuple[RecoveryRow, ...]) -> Plac
     return replace(place, rank=rank, rows=rows)
 
 
-def _mark(places: Sequence[Place]) -> list[Place]:
-    """Holm's correction over all rows of the board."""
-    marked = iter(mark_significant([row for place in places for row in place.rows]))
-    return [_with(p, p.rank, tuple(next(marked) for _ in p.rows)) for p in places]
+def _mark(board: Board, places: Sequence[Place]) -> list[Place]:
+    """Holm's correction over all rows that the board asks for: what an entry has beyond them must
+    not move the others' limits.
+    """
+    required = board.rules.precisions
+    family = [row for place in places for row in place.rows if row.precision in required]
+    marked = iter(mark_significant(family))
+    return [
+        _with(p, p.rank, tuple(next(marked) if r.precision in required else r for r in p.rows))
+        for p in places
+    ]
 
 
 def _mean_retained(

@@ -108,6 +108,7 @@ class Suite:
     def _adapt(self, model: Model) -> Any:
         from unlearnbench.models.delegate import Delegate
         from unlearnbench.models.hf import HFModel
+        from unlearnbench.quant.activations import mixes_rows
 
         if isinstance(model, Delegate):  # several processes, or vLLM beside it
             model = model.own
@@ -116,6 +117,8 @@ class Suite:
         with quiet_harness():
             from unlearnbench.harness.model import LoadedLM
 
+            if mixes_rows(model.network):  # a prompt's scores must not depend on its neighbours
+                return LoadedLM(model, 1, self.progress)
             # lm-eval's own search for the largest batch is of no use on a CPU.
             auto: int | str = 1 if model.device == "cpu" else "auto"
             return LoadedLM(model, self.batch_size or auto, self.progress)

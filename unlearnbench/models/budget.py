@@ -1,5 +1,5 @@
-"""How many tokens a batch may hold: from the model's sizes, not from the machine's state on CPU, so
-that the same command forms the same batches again.
+"""How many tokens a batch may hold. On CPU from the model's sizes and from whether its weights are
+mapped files, not from the memory that is free, so that the same command forms the same batches.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["give_back"]
 
 _DONTNEED = 4  # Linux' MADV_DONTNEED
+_SMAPS = Path("/proc/self/smaps")
 
 
 @dataclass(frozen=True)
@@ -22,19 +24,25 @@ class _Mapping:
 
     start: int
     end: int
+    path: str
     written: bool
 
 
-def give_back(tensors: Iterable[torch.Tensor]) -> int:
-    """Give the memory of ``tensors`` back, if all of it is that of files which were mapped and not
+def give_back(tensors: Iterable[torch.Tensor], files: Collection[Path]) -> int:
+    """Give the memory of ``tensors`` back, if all of it is that of ``files``, mapped and not
     written to: whoever reads a tensor next gets its file's bytes again, mostly from the kernel's
-    cache. Else, and where the system is not Linux, nothing is done.
+    cache. Else, and where the system is not Linux, nothing is done: other memory (huge pages too,
+    whose mappings look like those of files) would come back as zeros.
 
     Returns:
         Bytes of the tensors, or 0 where nothing was done.
     """
     found, sizes = set[_Mapping](), dict[int, int]()
-    mappings = [*_mappings()]
+    paths = {os.path.realpath(path) for path in files}
+    try:
+        mappings = [mapping for mapping in _mappings() if mapping.path in paths]
+    except (OSError, ValueError):  # no Linux, hidden from us, or not as proc(5) has it
+        return 0
     for tensor in tensors:
         start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
         holding = [m for m in mappings if m.start <= start and start + size <= m.end]
@@ -47,22 +55,20 @@ def give_back(tensors: Iterable[torch.Tensor]) -> int:
 
 def _mappings() -> Iterator[_Mapping]:
     """Those of files, from /proc (proc(5): smaps)."""
-    path = Path("/proc/self/smaps")
-    if not path.exists():
-        return
     start = end = copied = 0
-    of_file = False
-    for line in [*path.read_text(encoding="utf-8", errors="replace").splitlines(), "0-0 end"]:
-        first, *rest = line.split()
+    name = ""
+    text = _SMAPS.read_text(encoding="utf-8", errors="surrogateescape")
+    for line in [*filter(None, text.split("\n")), "0-0 end"]:  # a name may have other line ends
+        first, *rest = line.split(maxsplit=5)
         if first.endswith(":"):
             # A page that was written to is a copy, no file's. (Dirty is one of a new file, too.)
             if first in ("Anonymous:", "Swap:"):
                 copied += int(rest[0])
             continue
-        if of_file:
-            yield _Mapping(start, end, copied > 0)
+        if name:
+            yield _Mapping(start, end, name, copied > 0)
         start, end = (int(place, 16) for place in first.split("-"))
-        of_file, copied = len(rest) > 4 and rest[4].startswith("/"), 0
+        name, copied = rest[4] if len(rest) > 4 else "", 0
 
 
 def _advise(mapping: _Mapping) -> bool:

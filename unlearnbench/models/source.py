@@ -243,7 +243,9 @@ class Source:
         """Let the system have the memory of the weights back where that is their file's; they stay
         usable. Returns their bytes, 0 where they are in memory of their own.
         """
-        return 0 if self._model is None else give_back(self._model.parameters())
+        if self._model is None:
+            return 0
+        return give_back(self._model.parameters(), self._weights.weights)
 
     def release(self) -> None:
         """Drop the weights from memory, unless they are kept for the next precision."""

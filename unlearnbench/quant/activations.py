@@ -32,9 +32,9 @@ def mixes_rows(model: nn.Module) -> bool:
     """Whether a row of a pass moves the others: LLM.int8() computes a column in 16 bits in which
     any row has an outlier, some schemes of compressed-tensors scale a whole pass by its largest.
     """
-    inputs = [module.quantization_scheme.input_activations for module in _compressed(model)]
+    roundings = [found for module in _compressed(model) for found in _roundings(module)]
     return bool(int8_modules(model)) or any(
-        bool(found.dynamic) and found.strategy == "tensor" for found in inputs
+        bool(found.dynamic) and found.strategy == "tensor" for found in roundings
     )
 
 
@@ -64,9 +64,11 @@ def unrounded(model: nn.Module) -> Iterator[None]:
 
 def _compressed(model: nn.Module) -> list[Any]:
     """Layers of compressed-tensors that quantize activations."""
-    found: list[Any] = []
-    for module in model.modules():
-        scheme = getattr(module, "quantization_scheme", None)
-        if getattr(scheme, "input_activations", None) is not None:
-            found.append(module)
-    return found
+    return [module for module in model.modules() if _roundings(module)]
+
+
+def _roundings(module: Any) -> list[Any]:
+    """How a layer rounds what goes in and what comes out, as its scheme says."""
+    scheme = getattr(module, "quantization_scheme", None)
+    parts = (getattr(scheme, f"{side}_activations", None) for side in ("input", "output"))
+    return [part for part in parts if part is not None]

@@ -84,7 +84,7 @@ class How:
     """What a backend is asked for beside the precision. ``kernel`` is None where nothing is
     quantized; ``calibration`` is there for a calibrated precision. device: as torch names it, or
     ``auto``: the layers over all GPUs, as accelerate spreads them. attention, compiled: see
-    ``models.compute``.
+    ``models.compute``. processes: so many make it at once.
     """
 
     dtype: torch.dtype
@@ -93,6 +93,7 @@ class How:
     calibration: Calibration | None = None
     attention: Attention = "auto"
     compiled: bool = False
+    processes: int = 1
 
 
 class Loaded(NamedTuple):
