@@ -53,10 +53,10 @@ class Recipe:
 
 UNLEARN = "--batch-size 4 --max-steps 32 --eval-steps 4 --save-steps 4 --eval-limit 25"
 METHODS = {
-    "ga_gdr": Recipe("ga_gdr", "--lr 2e-4 --weights-dtype fp32", gptq=True),
-    "ga_gdr-bf16": Recipe("ga_gdr", "--lr 2e-4 --weights-dtype bf16"),
-    "npo_klr": Recipe("npo_klr", "--lr 2e-4 --weights-dtype fp32"),
-    "npo_klr-bf16": Recipe("npo_klr", "--lr 2e-4 --weights-dtype bf16"),
+    "ga_gdr": Recipe("ga_gdr", "--lr 2e-4 --retain-weight 2 --weights-dtype fp32", gptq=True),
+    "ga_gdr-bf16": Recipe("ga_gdr", "--lr 2e-4 --retain-weight 2 --weights-dtype bf16"),
+    "npo_klr": Recipe("npo_klr", "--lr 2e-4 --retain-weight 25 --weights-dtype fp32"),
+    "npo_klr-bf16": Recipe("npo_klr", "--lr 2e-4 --retain-weight 25 --weights-dtype bf16"),
     "ga_gdr_sure-1": Recipe("ga_gdr_sure", "--lr 1e-3 --weights-dtype fp32 --sure-top 0.01"),
     "ga_gdr_sure-5": Recipe("ga_gdr_sure", "--lr 1e-3 --weights-dtype fp32 --sure-top 0.05"),
     "ga_gdr_sure-20": Recipe("ga_gdr_sure", "--lr 5e-4 --weights-dtype fp32 --sure-top 0.2"),
@@ -236,7 +236,7 @@ def make(maker: Maker, base: str, only: Sequence[str]) -> None:
         words = ["unlearn", "--model", "models/target", "--method", recipe.method]
         words += [*texts(FORGET, "--forget"), *texts(RETAIN, "--retain")]
         words += [*recipe.options.split(), *UNLEARN.split()]
-        words += ["--eval-tasks", "news_knowmem_f", "--eval-dtype", "fp32"]
+        words += ["--eval-tasks", "news_knowmem_f,news_knowmem_r", "--eval-dtype", "fp32"]
         maker.train(name, *words, "--retrained", maker.full("retrained"))
         note = f"{recipe.method} {recipe.options}, {maker.chosen(name)}"
         publish(maker, name, recipe.gptq, None, note)
