@@ -75,11 +75,13 @@ class Maker:
     work: Path
     data: Path
     dry: bool
+    steps: set[tuple[str, ...]] = field(default_factory=set)  # commands of this recipe
 
     def command(self, *words: str, may_fail: bool = False) -> bool:
         """Run ``unlearnbench`` with ``words``; returns whether it succeeded. Its seconds go to
         ``times.jsonl``, those of interrupted ones too.
         """
+        self.steps.add(_without_resume(words))
         line = [sys.executable, "-m", "unlearnbench", *words]
         print("+ unlearnbench", shlex.join(words), flush=True)
         if self.dry:
@@ -153,6 +155,7 @@ class Maker:
                 f"{out} was made otherwise than this recipe says; remove it, with its runs"
             )
         if (out / "unlearning.json").exists():
+            self.steps.add((*words, "--out", f"models/{name}"))
             return
         if (out / ".training").is_dir() and not (out / ".training/request.json").exists():
             shutil.rmtree(out)  # killed before the first step
@@ -161,14 +164,24 @@ class Maker:
         resume = ["--resume"] if (out / ".training").is_dir() else []
         self.command(*words, "--out", f"models/{name}", *resume)
 
+    def seconds(self) -> float:
+        """Of all this recipe's commands in ``times.jsonl``, whichever process ran them."""
+        lines = (self.work / "times.jsonl").read_text(encoding="utf-8").splitlines()
+        taken = [json.loads(line) for line in lines]
+        own = [t for t in taken if _without_resume(t["words"]) in self.steps]
+        return sum(float(t["seconds"]) for t in own)
+
     def _weights(self, name: str) -> str:
         path = self.work / "models" / name / "model.safetensors"
         if self.dry:
             return "-"
         if not path.exists():
             raise Recipes(f"{path} is not there: make {name} first")
+        digest = hashlib.sha256()
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while block := file.read(2**22):
+                digest.update(block)
+        return digest.hexdigest()
 
     def chosen(self, name: str) -> str:
         """Where the unlearning stopped, for the entry's note."""
@@ -212,6 +225,10 @@ class Maker:
         return str(found[0].parent.relative_to(self.work))
 
 
+def _without_resume(words: Sequence[str]) -> tuple[str, ...]:
+    return tuple(word for word in words if word != "--resume")
+
+
 def texts(names: Sequence[str], option: str) -> list[str]:
     """One ``option`` a file."""
     return [word for name in names for word in (option, f"texts/{name}.jsonl")]
@@ -243,6 +260,8 @@ def make(maker: Maker, base: str, only: Sequence[str]) -> None:
     if not only:
         maker.command("leaderboard", "verify", str(HOME))
         maker.command("leaderboard", "build", str(HOME))
+        if not maker.dry:
+            print(f"the commands took {maker.seconds() / 3600:.1f} hours, one after another")
 
 
 def publish(maker: Maker, name: str, gptq: bool, role: str | None, note: str) -> None:

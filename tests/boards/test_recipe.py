@@ -105,7 +105,9 @@ def test_every_command_is_one(
     assert not (tmp_path / "work").exists()
 
 
-def test_all_is_made_once(recipe: ModuleType, data: Path, calls: Calls) -> None:
+def test_all_is_made_once(
+    recipe: ModuleType, data: Path, calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
     maker = recipe.Maker(calls.work, data, False)
     recipe.make(maker, "base/B.gguf", [])
     trained = [words for words in calls.said if words[0] in ("finetune", "unlearn")]
@@ -117,6 +119,13 @@ def test_all_is_made_once(recipe: ModuleType, data: Path, calls: Calls) -> None:
     assert not [words for words in calls.said if words[0] in ("finetune", "unlearn")]
     seconds = [json.loads(x) for x in (calls.work / "times.jsonl").read_text().splitlines()]
     assert len(seconds) > len(trained)
+    with (calls.work / "times.jsonl").open("a") as log:
+        for words in (["unlearn", "--lr", "9"], [*trained[0], "--resume"]):  # another's, its own
+            log.write(json.dumps({"words": words, "seconds": 100.0}) + "\n")
+    own = sum(entry["seconds"] for entry in seconds)
+    assert maker.seconds() == pytest.approx(own + 100)
+    said = capsys.readouterr().out
+    assert f"the commands took {own / 3600:.1f} hours" in said
     for path in (calls.work / "texts").iterdir():
         assert path.suffix == ".jsonl"
         assert path.read_text()
