@@ -126,6 +126,11 @@ def unlearn(ctx: click.Context, /, **given: Any) -> None:
 @click.option("--data", multiple=True, metavar="FILE|task:NAME", help="Repeatable.")
 @_all(*_TRAINING)
 @click.option("--l1", type=float, help="Soft-threshold linear weights by lr x L1 after each step.")
+@click.option(
+    "--weight-noise",
+    type=float,
+    help="Train under noise so many int4 steps wide: what is learned survives rounding.",
+)
 @click.option("--pack", type=int, help="Question-answer pairs in one sequence.  [1]")
 @_all(*_SOURCES)
 @click.pass_context

@@ -196,15 +196,18 @@ def test_what_would_be_silent_is_refused(
     facts: dict[str, Any], masks: bool, l1: bool, says: str
 ) -> None:
     with pytest.raises(OptionError, match=says):
-        sharding.require_supported(trainer(**facts), masks, l1)
+        sharding.require_supported(trainer(**facts), masks, l1, False)
 
 
 def test_sharding_is_known_before_training() -> None:
-    assert not sharding.require_supported(trainer(), True, True)
+    assert not sharding.require_supported(trainer(), True, True, True)
     fsdp = trainer(is_fsdp_enabled=True, is_fsdp2=True)
-    assert sharding.require_supported(fsdp, True, True)
+    assert sharding.require_supported(fsdp, True, True, False)
     deepspeed = trainer(is_deepspeed_enabled=True, config={"bf16": {"enabled": False}})
-    assert sharding.require_supported(deepspeed, False, False)
+    assert sharding.require_supported(deepspeed, False, False, False)
+    for sharded in (fsdp, deepspeed):
+        with pytest.raises(OptionError, match="--weight-noise needs whole weights"):
+            sharding.require_supported(sharded, False, False, True)
 
 
 def test_a_twin_has_no_values_and_keeps_ties_and_buffers(

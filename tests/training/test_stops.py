@@ -60,6 +60,31 @@ def test_interrupted_and_resumed_gives_the_same_weights(
     assert not (out / ".training").exists()
 
 
+def test_a_resumed_training_goes_on_under_the_same_noise(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = job.options.model_copy(
+        update={"max_steps": 4, "save_steps": 2, "weight_noise": 1.0, "weights_dtype": "fp32"}
+    )
+    plain = replace(job, retain=(), options=options)
+    whole = run_module.finetune(replace(plain, out=tmp_path / "whole"))
+    step = trainer_module.UnlearnTrainer.training_step
+
+    def interrupt(self: Any, *given: Any) -> Any:
+        if self.state.global_step == 3:
+            raise Stop
+        return step(self, *given)
+
+    monkeypatch.setattr(trainer_module.UnlearnTrainer, "training_step", interrupt)
+    out = tmp_path / "parts"
+    with pytest.raises(Stop):
+        run_module.finetune(replace(plain, out=out))
+    monkeypatch.undo()
+    resumed = run_module.finetune(replace(plain, out=out, resume=True))
+    assert same(weights(tmp_path / "whole"), weights(out))
+    assert [r.loss for r in resumed.losses] == [r.loss for r in whole.losses]
+
+
 def test_the_record_names_the_code_that_the_training_began_with(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from unlearnbench.errors import CheckpointError, DataError, OptionError
 from unlearnbench.methods import find_method, method_names
 from unlearnbench.methods.base import inner_linears
 from unlearnbench.training import trainer as trainer_module
+from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.record import origin_of, read_training
 from unlearnbench.training.run import Job, finetune, unlearn
 
@@ -172,6 +173,40 @@ def test_finetuning_lowers_the_loss_and_l1_makes_weights_zero(job: Job, tmp_path
     assert zeros["model.embed_tokens.weight"] < 0.01
 
 
+def test_gradients_are_taken_under_weight_noise_and_weights_keep_none_of_it(
+    job: Job, tmp_path: Path
+) -> None:
+    before = weights(Path(job.model))
+    losses = {}
+    for width in (0.0, 1.0):
+        options = job.options.model_copy(
+            update={"max_steps": 1, "lr": 1e-6, "weight_noise": width, "weights_dtype": "fp32"}
+        )
+        out = tmp_path / f"noise{width:g}"
+        losses[width] = finetune(replace(job, out=out, retain=(), options=options)).losses[0].loss
+        after = weights(out)
+        # Adam's first step moves a weight by lr at most; the noise is a thousand times as wide.
+        assert max(float((after[n] - before[n]).abs().max()) for n in after) < 2e-6
+    assert abs(losses[1.0] - losses[0.0]) > 1e-4
+
+
+def test_the_noise_is_uniform_and_as_wide_as_a_step_of_int4(tiny: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    before = {name: m.weight.detach().clone() for name, m in inner_linears(model).items()}
+    noise = trainer_module.Noise(model, 1.0)
+    noise.on_step_begin(None, None, None)
+    for name, module in inner_linears(model).items():
+        step = before[name].abs().amax(dim=1, keepdim=True) / 7
+        shares = ((module.weight.detach() - before[name]) / step).flatten()
+        assert float(shares.abs().max()) <= 0.5 + 1e-5
+        assert float(shares.std()) == pytest.approx(12**-0.5, abs=0.02)
+    noise.on_pre_optimizer_step(None, None, None)
+    for name, module in inner_linears(model).items():
+        assert torch.equal(module.weight.detach(), before[name])
+
+
 def test_the_soft_threshold_is_the_proximal_step_of_l1() -> None:
     weight = np.random.default_rng(0).normal(size=(6, 5))
     expected = np.sign(weight) * np.maximum(np.abs(weight) - 0.7, 0)
@@ -201,6 +236,10 @@ def test_bad_input_is_refused(job: Job, tmp_path: Path, tiny: Path) -> None:
         find_method("ga_gdr_sure_lora")
     with pytest.raises(OptionError, match="drop --lora-rank"):
         go(job, out, "ga_gdr_sure", lora_rank=2)
+    with pytest.raises(OptionError, match="--weight-noise are for finetune"):
+        go(job, out, "ga", weight_noise=1.0)
+    with pytest.raises(ValueError, match="weight_noise: it moves the weights, which LoRA"):
+        TrainOptions(weight_noise=1.0, lora_rank=2)
     with pytest.raises(OptionError, match="beyond the model's context of 8192"):
         go(job, out, "ga", max_length=9000)
     with pytest.raises(OptionError, match="--rmu-layer 1"):

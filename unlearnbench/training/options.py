@@ -44,6 +44,8 @@ class TrainOptions(_Strict):
     """Gradients are scaled down to this norm; 0: never."""
     l1: float = Field(default=0.0, ge=0)
     """Soft-threshold of the inner linear weights after each step, in units of the learning rate."""
+    weight_noise: float = Field(default=0.0, ge=0)
+    """Width of the noise on inner linear weights while a gradient is taken, in steps of int4."""
     qa_loss: Literal["answer", "all"] = "answer"
     """Which tokens of a question-answer pair are learned."""
     pack: int = Field(default=1, gt=0)
@@ -70,6 +72,8 @@ class TrainOptions(_Strict):
             )
         if self.l1 and self.lora_rank is not None:
             raise ValueError("l1: it shrinks the weights themselves, which LoRA does not train")
+        if self.weight_noise and self.lora_rank is not None:
+            raise ValueError("weight_noise: it moves the weights, which LoRA does not train")
         return self
 
 

@@ -77,8 +77,8 @@ def unlearn(job: Job, method: str, knobs: dict[str, float | int | str] | None = 
     chosen = found.knobs(knobs or {})
     job = _with_lora(job, found)
     _require_adapter(job)
-    if job.options.pack > 1 or job.options.l1:
-        raise OptionError("--pack and --l1 are for finetune")
+    if job.options.pack > 1 or job.options.l1 or job.options.weight_noise:
+        raise OptionError("--pack, --l1 and --weight-noise are for finetune")
     if found.needs_retain and not job.retain:
         raise OptionError(f"{method} learns from a retain set; give --retain")
     if job.retain and not found.needs_retain:

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-def require_supported(trainer: Any, masks: bool, l1: bool) -> bool:
+def require_supported(trainer: Any, masks: bool, l1: bool, noise: bool) -> bool:
     """Whether weights will be sharded.
 
     Raises:
@@ -48,7 +48,10 @@ def require_supported(trainer: Any, masks: bool, l1: bool) -> bool:
         _require_deepspeed(trainer, masks, l1)
     elif trainer.is_fsdp_enabled and not state.is_fsdp2:
         raise OptionError("FSDP version 1 is not supported; use --fsdp_version 2")
-    return bool(trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
+    is_sharded = bool(trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
+    if is_sharded and noise:
+        raise OptionError("--weight-noise needs whole weights; train without sharding")
+    return is_sharded
 
 
 def wanted(kind: str) -> bool:

@@ -35,7 +35,7 @@ class Stage:
     """One training: its name, its folder for checkpoints, and what it trains on.
 
     masks: for each parameter that may change the rows that may, bool (out,); None: everything.
-    l1: soft-threshold after each step, in units of the learning rate.
+    l1: soft-threshold after each step, in units of the learning rate. noise: see ``Noise``.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Stage:
     masks: Masks | None = None
     callbacks: tuple[TrainerCallback, ...] = field(default=())
     l1: float = 0.0
+    noise: float = 0.0
 
 
 def training_arguments(
@@ -132,6 +133,7 @@ class UnlearnTrainer(Trainer):
             callbacks=[
                 _RequireFinite(),
                 *([Shrink(model, stage.l1)] if stage.l1 else []),
+                *([Noise(model, stage.noise)] if stage.noise else []),
                 *stage.callbacks,
             ],
         )
@@ -140,7 +142,8 @@ class UnlearnTrainer(Trainer):
         self._terms: dict[str, torch.Tensor] = {}
         # Our loss is a share of the whole step's mean: not to be divided by accumulated batches.
         self.loss_is_scaled_for_ga = True
-        is_sharded = sharding.require_supported(self, stage.masks is not None, stage.l1 > 0)
+        masked = stage.masks is not None
+        is_sharded = sharding.require_supported(self, masked, stage.l1 > 0, stage.noise > 0)
         self._twin = sharding.empty_twin(model) if is_sharded else None
 
     def whole_model(self) -> Any:
@@ -228,6 +231,33 @@ class Shrink(TrainerCallback):
             for module in self._modules:  # FSDP puts another weight in
                 weight = sharding.local(module.weight)
                 weight.copy_(soft_threshold(weight, lr * self._factor))
+
+
+class Noise(TrainerCallback):
+    """Takes each gradient under uniform noise on every inner linear weight, ``width`` steps of int4
+    wide (a step: the row's largest magnitude / 7), and updates the weights without it.
+
+    What is learned so survives rounding, which is much like such noise: Baskin et al. 2018, "UNIQ",
+    arXiv 1804.10969.
+    """
+
+    def __init__(self, model: Any, width: float) -> None:
+        self._modules, self._width = list(inner_linears(model).values()), width
+        self._kept: list[torch.Tensor] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        with torch.no_grad():
+            for module in self._modules:
+                self._kept.append(module.weight.clone())
+                step = module.weight.abs().amax(dim=1, keepdim=True) / 7
+                noise = torch.rand_like(module.weight) - 0.5
+                module.weight.add_(noise * step * self._width)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        with torch.no_grad():
+            for module, weight in zip(self._modules, self._kept, strict=True):
+                module.weight.copy_(weight)
+        self._kept = []
 
 
 class Watch(TrainerCallback):

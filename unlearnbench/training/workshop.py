@@ -132,7 +132,8 @@ class Workshop:
         model = self._with_lora(model)
         freeze(model, learns, masks)
         folder = self.home / stage
-        kept = Stage(stage, folder, schedule, loss, self.pad, masks, l1=self.options.l1)
+        kept = Stage(stage, folder, schedule, loss, self.pad, masks)
+        kept = replace(kept, l1=self.options.l1, noise=self.options.weight_noise)
         model = self._train(model, kept)
         if self.options.lora_rank is None or self.options.keep_adapter:
             return model
