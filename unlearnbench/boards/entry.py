@@ -136,7 +136,8 @@ def _without_path(task: TaskResult) -> TaskResult:
     reference = task.auc_reference
     if reference is None or reference.kind != "run":
         return task
-    trimmed = reference.model_copy(update={"source": _last(reference.source)})
+    path, at, precision = reference.source.rpartition(" at ")
+    trimmed = reference.model_copy(update={"source": f"{_last(path)}{at}{_last(precision)}"})
     return task.model_copy(update={"auc_reference": trimmed})
 
 
