@@ -61,23 +61,20 @@ class Recipe:
 UNLEARN = "--eval-steps 4 --save-steps 4 --eval-limit 25"
 METHODS = {
     "ga_gdr": Recipe("ga_gdr", "--lr 2e-4 --weights-dtype fp32", gptq=True),
-    # In bf16 weights above 1/16 do not move by 2e-4, and GA_GDR forgets nothing. A step takes three
-    # times as long there on a processor without bf16 products.
-    "ga_gdr-bf16": Recipe("ga_gdr", "--lr 4e-4 --weights-dtype bf16", steps=20),
+    # In bf16 weights above 1/16 do not move by 2e-4, and GA_GDR forgets nothing.
+    "ga_gdr-bf16": Recipe("ga_gdr", "--lr 4e-4 --weights-dtype bf16"),
     "npo_klr": Recipe("npo_klr", "--lr 2e-4 --weights-dtype fp32"),
     "npo_klr-bf16": Recipe("npo_klr", "--lr 2e-4 --weights-dtype bf16"),
     "ga_gdr_sure-1": Recipe(
-        "ga_gdr_sure", "--lr 1e-3 --weights-dtype fp32 --sure-top 0.01", steps=20
+        "ga_gdr_sure", "--lr 5e-4 --weights-dtype fp32 --sure-top 0.01", steps=20
     ),
     "ga_gdr_sure-5": Recipe(
-        "ga_gdr_sure", "--lr 1e-3 --weights-dtype fp32 --sure-top 0.05", steps=20
+        "ga_gdr_sure", "--lr 5e-4 --weights-dtype fp32 --sure-top 0.05", steps=20
     ),
     "ga_gdr_sure-20": Recipe(
         "ga_gdr_sure", "--lr 5e-4 --weights-dtype fp32 --sure-top 0.2", steps=20
     ),
-    "npo_klr_lora": Recipe(
-        "npo_klr_lora", "--lr 2e-3 --weights-dtype fp32 --lora-rank 8", steps=24
-    ),
+    "npo_klr_lora": Recipe("npo_klr_lora", "--lr 2e-3 --weights-dtype fp32 --lora-rank 8"),
 }
 
 
