@@ -74,7 +74,7 @@ METHODS = {
     "ga_gdr_sure-20": Recipe(
         "ga_gdr_sure", "--lr 5e-4 --weights-dtype fp32 --sure-top 0.2", steps=20
     ),
-    "npo_klr_lora": Recipe("npo_klr_lora", "--lr 2e-3 --weights-dtype fp32 --lora-rank 8"),
+    "npo_klr_lora": Recipe("npo_klr_lora", "--lr 5e-4 --weights-dtype fp32 --lora-rank 8"),
 }
 
 
