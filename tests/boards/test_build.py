@@ -13,7 +13,7 @@ import pytest
 from tests.boards.conftest import BOARD, NAMES, MakeBoard
 from tests.runs import Bench, weak_at_4_bits
 from tests.test_cli import call
-from unlearnbench.boards import find_boards, read_board
+from unlearnbench.boards import find_boards, plots, read_board
 from unlearnbench.boards.build import _verdicts, cell
 from unlearnbench.boards.plots import _front
 from unlearnbench.boards.standings import Place, _mark, rank_entries
@@ -327,6 +327,20 @@ def test_the_pareto_front_by_hand() -> None:
     points = [(1.0, 50.0), (2.0, 40.0), (3.0, 90.0), (3.0, 60.0), (5.0, 90.0)]
     assert _front(points) == [(1.0, 50.0), (3.0, 90.0)]
     assert _front([]) == []
+
+
+def test_the_front_leaves_out_what_is_not_ranked(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[list[tuple[float, float]]]()
+    monkeypatch.setattr(plots, "_front", lambda points: asked.append(points) or _front(points))
+    board = read_board(built)
+    standings = rank_entries(board, verify_board(board)[0])
+    plots.pareto(standings)
+    shown = {p.entry.name: p.worst.value for p in standings.places if p.worst and p.utility}
+    assert "broken" in shown  # collapsed, and drawn
+    (points,) = asked
+    assert [x for x, _ in points] == [shown[name] for name in ("sure", "npo", "ga_gdr")]
 
 
 def test_an_entry_names_no_folder_of_its_maker(
