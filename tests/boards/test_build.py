@@ -274,6 +274,18 @@ def test_an_incomplete_entry_is_shown_and_never_ranked(make_board: MakeBoard) ->
     assert (place.rank, place.state) == (None, "incomplete: no run at rtn-int4")
 
 
+def test_an_entry_without_full_precision_is_shown_too(make_board: MakeBoard) -> None:
+    board = make_board()
+    path = board / "entries/npo.json"
+    content = json.loads(path.read_text(encoding="ascii"))
+    content["runs"] = [r for r in content["runs"] if r["run"]["precision"]["name"] != "none"]
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
+    assert call("leaderboard", "verify", str(board)) == 1
+    assert call("leaderboard", "build", str(board)) == 0
+    text = (board / "index.html").read_text(encoding="utf-8")
+    assert "incomplete: no run at none" in text
+
+
 def test_boards_are_found(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [b.name for b in find_boards([built.parent])] == ["made"]
     assert [b.name for b in find_boards([built])] == ["made"]
@@ -333,7 +345,12 @@ def test_the_front_leaves_out_what_is_not_ranked(
     built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = list[list[tuple[float, float]]]()
-    monkeypatch.setattr(plots, "_front", lambda points: asked.append(points) or _front(points))
+
+    def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+        asked.append(points)
+        return _front(points)
+
+    monkeypatch.setattr(plots, "_front", front)
     board = read_board(built)
     standings = rank_entries(board, verify_board(board)[0])
     plots.pareto(standings)
