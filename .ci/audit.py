@@ -41,9 +41,7 @@ def wrong_versions() -> list[str]:
         except PackageNotFoundError:
             continue
         if not one.specifier.contains(have, prereleases=True):
-            found.append(
-                f"{one.name} {have} is installed, and .ci asks for {one.specifier}"
-            )
+            found.append(f"{one.name} {have} is installed, and .ci asks for {one.specifier}")
     return found
 
 
