@@ -327,9 +327,9 @@ def loaded(content: dict[str, Any], **proof: Any) -> None:
     for part in content["runs"]:
         part["run"]["checkpoint"]["format"] = "safetensors"
         if part["run"]["precision"]["name"] != "none":
-            part["run"]["precision"]["proof"] = PROOF | proof
+            bits = 8 if part["run"]["precision"]["name"] == "rtn-int8" else 4
+            part["run"]["precision"] |= {"bits": bits, "proof": PROOF | proof}
             for record in part["samples"]["made_privleak"]:
-                bits = 8 if part["run"]["precision"]["name"] == "rtn-int8" else 4
                 record["scores"] = {k: v + 1e-3 * bits for k, v in record["scores"].items()}
             rehash(part, "made_privleak")
 

@@ -13,7 +13,13 @@ from unlearnbench.metrics import likelihood_metric
 from unlearnbench.metrics.membership import ReferenceScores
 from unlearnbench.recovery import FULL
 from unlearnbench.results import LikelihoodRecord, SampleRecord
-from unlearnbench.runset import Entry, LoadedRun, require_comparable, require_same_precision
+from unlearnbench.runset import (
+    FULL_BITS,
+    Entry,
+    LoadedRun,
+    require_comparable,
+    require_same_precision,
+)
 from unlearnbench.tasks import LikelihoodTask, Registry
 
 __all__ = ["Verdict", "verify_together"]
@@ -108,15 +114,17 @@ def _copied(entry: BoardEntry, run: LoadedRun, target: Entry, base: LoadedRun) -
             yield f"{at}: its weights are the {role}'s"
         if mine.format == "scripted" != theirs.format:
             yield f"{at}: it comes from a script, and the {role} from a checkpoint"
-    proof, theirs_at = run.result.precision.proof, target.runs.get(at)
-    known = theirs_at.result.precision.proof if theirs_at else None
-    if proof is not None and known is not None:
+    proof, expected_run = run.result.precision.proof, target.runs.get(at)
+    if proof is None or expected_run is None:
+        return
+    known = expected_run.result.precision
+    if known.proof is not None:
         for name in ("quantized_weights", "quantized_modules"):
-            ours, expected = getattr(proof, name), getattr(known, name)
+            ours, expected = getattr(proof, name), getattr(known.proof, name)
             if ours != expected:
                 what = f"{one_line(ours, 60)}, the target's {one_line(expected, 60)}"
                 yield f"{at}: {name} is {what}: something else was quantized"
-    if proof is None or proof.on_grid or at == FULL:
+    if proof.on_grid or known.bits is None or known.bits >= FULL_BITS:
         return
     for part in entry.runs:
         if part.run.precision.name != FULL:
