@@ -74,7 +74,8 @@ def certify(comparison: Comparison, policy: Policy, findings: Sequence[Finding])
     (entry,) = comparison.entries
     if entry.full.result.imported is not None:
         raise OptionError("no certificate from imported runs: their weights are not known")
-    wants = {name: result.want for name, result in entry.full.result.tasks.items()}
+    results = (run.result.tasks.items() for run in entry.runs.values())
+    wants = {name: result.want for tasks in results for name, result in tasks}
     needed = {"max_excess", "min_utility", *(_RULES[want] for want in wants.values())}
     missing = sorted(needed - policy.rules)
     if missing or FULL not in policy.precisions:

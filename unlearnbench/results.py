@@ -141,6 +141,9 @@ class CalibrationData(_File):
     """Of the texts used, in order, as a JSON array."""
 
 
+ON_GRID = 1e-5
+
+
 class Proof(_File):
     """What was seen in the loaded model that shows the precision to be in force."""
 

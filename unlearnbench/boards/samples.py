@@ -28,6 +28,9 @@ __all__ = [
 
 _SAME = 1e-9
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+# ROUGE compares all words of one text with all of the other.
+_WORD = re.compile(r"[A-Za-z0-9]+")
+_WORDS, _WORDS_A_TOKEN = 4096, 32
 # Of --ppl-lower, which scores a second text.
 _FURTHER_ATTACKS = ("PPL/lower",)
 
@@ -73,6 +76,10 @@ def score_problems(spec: TaskSpec, records: Sequence[SampleRecord]) -> Iterator[
         if not isinstance(record, GenerationRecord):
             continue
         where = one_line(record.id, 60)
+        longest = max(len(_WORD.findall(text)) for text in (record.output, record.target))
+        if longest > max(_WORDS, _WORDS_A_TOKEN * spec.generation_kwargs.max_gen_toks):
+            yield f"{where}: {longest} words, which no run of this task has"
+            continue
         try:
             scores = metric.score_output(record.output, record.target)
         except MetricError as error:

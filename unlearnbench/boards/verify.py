@@ -19,7 +19,7 @@ from unlearnbench.boards.together import Verdict, verify_together
 from unlearnbench.errors import OptionError, ResultError, UnlearnbenchError, one_line
 from unlearnbench.plan import Plan
 from unlearnbench.recovery import FULL
-from unlearnbench.results import Proof, TaskResult
+from unlearnbench.results import ON_GRID, Proof, TaskResult
 from unlearnbench.tasks import Registry, TaskSpec
 
 __all__ = ["Verdict", "verify_board", "verify_entry"]
@@ -72,7 +72,8 @@ def verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: V
     for part in entry.runs:
         verdict.problems += _run_problems(board, part)
         for name, version in board.rules.tasks.items():
-            _verify_task(_Place(registry, entry, part, name, version), verdict)
+            texts = entry.texts and board.rules.publish_texts
+            _verify_task(_Place(registry, entry, part, name, version, texts), verdict)
     if not entry.texts:
         for name in board.rules.tasks:
             verdict.problems += digest_problems(entry, registry.tasks[name])
@@ -126,7 +127,9 @@ def _run_problems(board: Board, part: EntryRun) -> Iterator[str]:
 def _in_force(proof: Proof | None) -> bool:
     if proof is None or not proof.quantized_weights or not proof.compared_modules:
         return False
-    return bool(proof.changed_share) or proof.on_grid
+    if proof.on_grid:
+        return (proof.max_relative_error or 0.0) < ON_GRID
+    return bool(proof.changed_share)
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,8 @@ class _Place:
     part: EntryRun
     task: str
     version: float
+    texts: bool
+    """Whether the entry has texts, and may."""
 
     def says(self, what: str) -> str:
         return f"{self.part.run.precision.name}: {self.task}: {what}"
@@ -156,7 +161,7 @@ def _verify_task(place: _Place, verdict: Verdict) -> None:
     if wrong:
         verdict.problems += wrong
         return
-    if place.entry.texts:
+    if place.texts:
         verdict.problems += [place.says(what) for what in score_problems(spec, records)]
         if records_sha256(records) != result.records_sha256:
             verdict.problems.append(place.says("the samples are not those of records_sha256"))
@@ -165,7 +170,7 @@ def _verify_task(place: _Place, verdict: Verdict) -> None:
     except UnlearnbenchError as error:
         verdict.problems.append(place.says(one_line(error)))
         return
-    skip = set() if place.entry.texts else {"empty_outputs"}
+    skip = set() if place.texts else {"empty_outputs"}
     verdict.problems += [place.says(what) for what in _differences(result, fresh, skip)]
 
 
