@@ -59,7 +59,7 @@ format: $(SET_UP) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(SET_UP) ## measure speed and memory against other evaluators, some three hours on 2 cores
+bench: $(SET_UP) ## measure speed and memory against other evaluators, some three hours on 2 cores; needs UNLEARNBENCH_DATA
 	$(BIN)/python -m pytest -m bench -s tests/benchmarks
 	$(BIN)/python -W ignore -m tests.benchmarks.measure_speed --model tiny --repeats 3 --parts tasks
 	$(BIN)/python -W ignore -m tests.benchmarks.measure_speed --model smollm2
@@ -68,8 +68,8 @@ precisions: $(SET_UP) ## measure every precision on SmolLM2-135M: the table of d
 	$(BIN)/python tests/benchmarks/measure_precisions.py \
 	  --model "$$($(BIN)/python -m unlearnbench.demo.smollm2)"
 
-training: $(SET_UP) ## measure training on SmolLM2-135M: the table of docs/methods.md
-	$(BIN)/python -m tests.benchmarks.measure_training \
+training: $(SET_UP) ## measure training on SmolLM2-135M: the table of docs/methods.md; needs UNLEARNBENCH_DATA
+	$(BIN)/python -m tests.benchmarks.measure_training --batch-size 2 --max-length 64 \
 	  --model "$$($(BIN)/python -m unlearnbench.demo.smollm2)"
 
 leaderboards: $(SET_UP) ## recompute every board's entries, then write its tables and page

@@ -1,5 +1,5 @@
 """Whether the environment is the one that was asked for: every installed package has the version of
-constraints.txt, and `pip check` finds no conflict but the known ones.
+constraints.txt or no-deps.txt, and `pip check` finds no conflict but the known ones.
 
 Known vulnerabilities are pip-audit's to find, which needs the network; see SECURITY.md.
 """
@@ -25,8 +25,9 @@ KNOWN = (
 
 
 def pinned() -> list[Requirement]:
-    """The requirements of constraints.txt that are for this Python."""
-    lines = (HERE / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    """The requirements of constraints.txt and no-deps.txt that are for this Python."""
+    files = ("constraints.txt", "no-deps.txt")
+    lines = [x for f in files for x in (HERE / f).read_text(encoding="utf-8").splitlines()]
     asked = [Requirement(line) for line in lines if line and not line.startswith(("#", "-"))]
     return [one for one in asked if one.marker is None or one.marker.evaluate()]
 
@@ -40,9 +41,7 @@ def wrong_versions() -> list[str]:
         except PackageNotFoundError:
             continue
         if not one.specifier.contains(have, prereleases=True):
-            found.append(
-                f"{one.name} {have} is installed, and constraints.txt says {one.specifier}"
-            )
+            found.append(f"{one.name} {have} is installed, and .ci asks for {one.specifier}")
     return found
 
 

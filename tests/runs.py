@@ -104,6 +104,7 @@ class Bench:
         tasks: str = "made",
         protocol: str = "muse",
         out: Path | None = None,
+        reference: Path | None = None,
     ) -> Path:
         """Evaluate a model of that skill and return its run folder."""
         outputs = {}
@@ -129,6 +130,7 @@ class Bench:
             data_dir=self.data,
             include_path=[self.tasks],
             protocol=protocol,
+            reference=None if reference is None else str(reference),
         )
         return run_path(where, model.checkpoint, precision)
 

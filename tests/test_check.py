@@ -165,7 +165,15 @@ def test_exit_status_prefers_a_failure() -> None:
         ("tasks: [a]\nprecisions: [none]\nmax_excess: -1\n", "policy.yaml:3: max_excess"),
         ("tasks: [a]\nprecisions: [none]\nmax_excess: 1\nconfidence: 1\n", "policy.yaml:4"),
         ("precisions: [none]\nmax_excess: 1\n", "'tasks' is missing"),
-        ("tasks: [made_privleak]\nprecisions: [none]\nmax_excess: 5\n", "nothing was checked"),
+        ("tasks: [made_privleak]\nprecisions: [none]\nmax_excess: 5\n", "max_excess fits nothing"),
+        (
+            "tasks: [made_*]\nprecisions: [none]\nmax_excess: 5\nmax_recovered: 0.2\n",
+            "max_recovered fits nothing of ga_gdr",
+        ),
+        (
+            "tasks: ['*_f']\nprecisions: [none]\nmax_excess: 5\nmax_privleak: 9\n",
+            "max_privleak fits nothing of ga_gdr, made_knowmem_f at none, so it was not checked",
+        ),
         ("- a\n", "expected `key: value`"),
     ],
 )
@@ -224,7 +232,35 @@ def test_no_certificate_without_a_pass_or_a_whole_policy(
     partial = POLICY.replace("max_privleak: 60\n", "")
     assert check(bench, "retrained", partial, "--certify", str(file)) == 2
     assert "durable needs max_privleak" in capsys.readouterr().err
+    for tasks, words in [
+        ("[made_knowmem_r]", "max_excess fits nothing"),
+        ("[made_knowmem_r, made_privleak]", "max_excess fits nothing"),
+    ]:
+        narrow = POLICY.replace("tasks: [made_*]", f"tasks: {tasks}")
+        assert narrow != POLICY
+        assert check(bench, "retrained", narrow, "--certify", str(file)) == 2
+        assert words in capsys.readouterr().err
     assert not file.exists()
+
+
+def test_no_certificate_where_a_forget_task_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = Bench(tmp_path, n=100)
+    text = (made.tasks / "made_knowmem_f.yaml").read_text(encoding="utf-8")
+    other = text.replace("made_knowmem_f", "made_more_f")
+    (made.tasks / "made_more_f.yaml").write_text(other, encoding="utf-8")
+    knows, hides = Skill.of(0.9, 0.8, 4.0, n=100), Skill.of(0.1, 0.8, 0.1, n=100)
+    for name, skill in (("target", knows), ("retrained", hides)):
+        made.model(name, none=skill, int8=skill, int4=skill)
+    narrow = POLICY.replace("[made_*]", "['made_knowmem_*', made_privleak]")
+    assert narrow != POLICY
+    file = tmp_path / "c.json"
+    assert check(made, "retrained", narrow) == 0
+    assert check(made, "retrained", narrow, "--certify", str(file)) == 2
+    assert "the policy's tasks leave out made_more_f" in capsys.readouterr().err
+    assert not file.exists()
+    assert check(made, "retrained", POLICY, "--certify", str(file)) == 0
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format_version": 2}'])

@@ -69,12 +69,13 @@ def test_a_dry_run_says_what_would_leave_and_sends_nothing(
     assert call("push", str(run_folder), "--to", REPO, "--dry-run") == 0
     out = capsys.readouterr().out
     total = sum(p.stat().st_size for p in [run_folder / "run.json", *run_folder.glob("samples/*")])
-    assert f"to the private data set {REPO}: 4 files, {total:,} bytes" in out
+    assert f"to the data set {REPO}, private if it is new (an existing one stays" in out
+    assert f"): 4 files, {total:,} bytes" in out
     assert "made_knowmem_f.jsonl; holds prompts, raw outputs, targets" in out
     assert "notes.txt" not in out
     assert "nothing was sent" in out
     assert call("push", str(run_folder), "--to", REPO, "--dry-run", "--public") == 0
-    assert "to the PUBLIC data set" in capsys.readouterr().out
+    assert "PUBLIC if it is new" in capsys.readouterr().out
 
 
 def test_what_is_no_run_or_would_collide(run_folder: Path, tmp_path: Path) -> None:
@@ -105,7 +106,7 @@ def test_the_main_job_and_an_entry_push_what_they_made(
     with serve(HubStub(REPO, {"main": {}})) as stub:
         done = command(stub, *job, "--push-to-hub", REPO, "--push-public")
         assert done.returncode == 0, done.stderr
-        assert "to the PUBLIC data set" in done.stdout
+        assert "PUBLIC if it is new" in done.stdout
         assert [c["visibility"] for c in stub.created] == ["public"]
         (name,) = [name for name in stub.pushed if name.endswith("/run.json")]
     (run,) = toy.out.glob("tiny-*/none/run.json")

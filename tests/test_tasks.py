@@ -394,6 +394,16 @@ def test_tasks_of_ones_own_come_on_top(toy: Toy) -> None:
     assert load_registry([str(toy.tasks)]) == registry
 
 
+def test_what_looks_like_lm_evals_is_read_with_the_same_care(tmp_path: Path) -> None:
+    (tmp_path / "large.yaml").write_text("task: x\ngroup: y\n" + "# \n" * 10**5)
+    with pytest.raises(TaskError, match="larger than 256 KiB; refused"):
+        load_registry([tmp_path])
+    (tmp_path / "large.yaml").unlink()
+    (tmp_path / "endless.yaml").symlink_to("/dev/zero")
+    with pytest.raises(TaskError, match="no regular file"):
+        load_registry([tmp_path])
+
+
 def test_yml_counts_and_other_files_do_not(tmp_path: Path) -> None:
     write(tmp_path, named("a"), "a.yml")
     write(tmp_path, "not YAML: [", "notes.txt")

@@ -55,12 +55,17 @@ class Certificate(_File):
     created: str
 
 
+# What each kind of task must be held to.
+_RULES = {"low": "max_excess", "zero": "max_privleak", "high": "min_utility"}
+
+
 def certify(comparison: Comparison, policy: Policy, findings: Sequence[Finding]) -> Certificate:
     """The certificate of a check that passed.
 
     Raises:
         OptionError: it did not pass, is of several checkpoints, or its policy leaves out a part of
-            what durable means: excess, PrivLeak where it was measured, and utility.
+            what durable means: the excess of every forget task that was evaluated, PrivLeak where
+            it was measured, and utility, in full precision too.
     """
     if exit_status(findings) != 0:
         raise OptionError("no certificate: the check did not pass")
@@ -69,14 +74,19 @@ def certify(comparison: Comparison, policy: Policy, findings: Sequence[Finding])
     (entry,) = comparison.entries
     if entry.full.result.imported is not None:
         raise OptionError("no certificate from imported runs: their weights are not known")
-    wants = {entry.full.task(finding.task).want for finding in findings}
-    needed = {"max_excess": policy.max_excess, "min_utility": policy.min_utility}
-    if "zero" in wants or any(result.want == "zero" for result in entry.full.result.tasks.values()):
-        needed["max_privleak"] = policy.max_privleak
-    missing = [name for name, limit in needed.items() if limit is None]
+    results = (run.result.tasks.items() for run in entry.runs.values())
+    wants = {name: result.want for tasks in results for name, result in tasks}
+    needed = {"max_excess", "min_utility", *(_RULES[want] for want in wants.values())}
+    missing = sorted(needed - policy.rules)
     if missing or FULL not in policy.precisions:
         what = ", ".join(missing) or f"precision {FULL}"
         raise OptionError(f"no certificate: durable needs {what} in the policy")
+    checked = {(finding.task, finding.rule.split()[0]) for finding in findings}
+    left = sorted(task for task, want in wants.items() if (task, _RULES[want]) not in checked)
+    if left:
+        raise OptionError(
+            f"no certificate: the policy's tasks leave out {one_line(left[0])}, which was evaluated"
+        )
     checkpoint = entry.full.result.checkpoint
     return Certificate(
         checkpoint=checkpoint.path,

@@ -22,6 +22,15 @@ Outcome = Literal["pass", "fail", "not decided"]
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 
 
+# The rules, and what each is of.
+_FITS = {
+    "max_recovered": "it is of forget tasks and PrivLeak at quantized precisions",
+    "max_excess": "it is of tasks where low is good",
+    "max_privleak": "it is of PrivLeak tasks",
+    "min_utility": "it is of every task",
+}
+
+
 class Policy(BaseModel):
     """What a checkpoint must keep to; a rule that is absent is not checked."""
 
@@ -46,11 +55,15 @@ class Policy(BaseModel):
     min_samples: int = Field(default=1, ge=1)
     """With fewer, nothing is decided."""
 
+    @property
+    def rules(self) -> set[str]:
+        """The names of those that are there."""
+        return {name for name in _FITS if getattr(self, name) is not None}
+
     @model_validator(mode="after")
     def _has_a_rule(self) -> Policy:
-        limits = (self.max_recovered, self.max_excess, self.max_privleak, self.min_utility)
-        if all(limit is None for limit in limits):
-            raise ValueError("no rule: no max_recovered, max_excess, max_privleak, min_utility")
+        if not self.rules:
+            raise ValueError(f"no rule: no {', '.join(_FITS)}")
         return self
 
 
@@ -85,19 +98,30 @@ def check(comparison: Comparison, policy: Policy) -> list[Finding]:
     """Every rule on every entry, task and precision.
 
     Raises:
-        OptionError: a task pattern matches nothing, or no rule fits any task.
+        OptionError: a task pattern matches nothing, or a rule fits none of an entry's tasks and
+            precisions: it would seem to hold.
         ResultError: a run that the policy needs is missing.
     """
+    found = [finding for entry in comparison.entries for finding in _of(comparison, entry, policy)]
+    return list(dict.fromkeys(found))  # one utility serves all tasks of a family
+
+
+def _of(comparison: Comparison, entry: Entry, policy: Policy) -> list[Finding]:
+    tasks = _tasks(comparison, entry, policy)
     found = [
         finding
-        for entry in comparison.entries
-        for task in _tasks(comparison, entry, policy)
+        for task in tasks
         for precision in policy.precisions
         for finding in _check_task(_Place(comparison, policy, entry, task, precision))
     ]
-    if not found:
-        raise OptionError("the policy's rules fit none of these tasks; nothing was checked")
-    return list(dict.fromkeys(found))  # one utility serves all tasks of a family
+    idle = sorted(policy.rules - {finding.rule.split()[0] for finding in found})
+    if idle:
+        where = f"{', '.join(tasks)} at {', '.join(policy.precisions)}"
+        raise OptionError(
+            f"the policy's {idle[0]} fits nothing of {one_line(entry.name)}, {one_line(where)}, so "
+            f"it was not checked ({_FITS[idle[0]]}); add what it fits, or leave it out"
+        )
+    return found
 
 
 def exit_status(findings: Sequence[Finding]) -> int:

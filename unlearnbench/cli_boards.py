@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from unlearnbench.cli_push import push_options, push_paths, require_pushable
-from unlearnbench.errors import OptionError, printable
+from unlearnbench.errors import printable
 
 if TYPE_CHECKING:
     from unlearnbench.boards import Board
@@ -94,12 +94,11 @@ def _say(problems: Sequence[str]) -> str:
 def _boards(folders: Sequence[str]) -> list[Board]:
     from unlearnbench.boards import find_boards
 
-    boards = find_boards([Path(folder) for folder in folders] or [Path("leaderboards")])
-    if not boards:
-        if folders:
-            raise OptionError(f"{folders[0]}: no board.yaml there or below")
+    own = Path("leaderboards")
+    if not folders and next(own.glob("*/board.yaml"), None) is None:
         click.echo("no board is defined in leaderboards/ yet")
-    return boards
+        return []
+    return find_boards([Path(folder) for folder in folders] or [own])
 
 
 COMMANDS = (leaderboard,)

@@ -137,7 +137,9 @@ class Comparison:
         Raises:
             OptionError: there is more than one.
         """
-        retain = [t for t, r in entry.full.result.tasks.items() if r.want == "high"]
+        # A board's incomplete entry may have no run in full precision.
+        run = entry.runs.get(FULL) or next(iter(entry.runs.values()))
+        retain = [t for t, r in run.result.tasks.items() if r.want == "high"]
         related = [name for name in retain if family(name) == family(task)]
         if len(related) > 1:
             raise OptionError(f"{task}: more than one retain task: {', '.join(related)}")

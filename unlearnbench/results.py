@@ -83,7 +83,7 @@ class GenerationRecord(_File):
     """Tokens generated, an end-of-text token not counted; absent in imported records."""
     score: float = Field(ge=0, le=1)
     """The task's metric for this sample, from 0 to 1."""
-    scores: dict[str, float]
+    scores: dict[str, Annotated[float, Field(ge=0, le=1)]]
     """The metric's further figures, from 0 to 1."""
 
 
@@ -139,6 +139,9 @@ class CalibrationData(_File):
     """Chose the texts and their order."""
     sha256: Sha256
     """Of the texts used, in order, as a JSON array."""
+
+
+ON_GRID = 1e-5
 
 
 class Proof(_File):
@@ -273,7 +276,7 @@ class Settings(_File):
     """Compute dtype."""
     device: str
     """Kind of device: cpu, cuda."""
-    seed: int
+    seed: int = Field(ge=0)
     limit: Limit = None
     """First rows of each split that were used, or below 1 their share, rounded up; absent for
     all."""

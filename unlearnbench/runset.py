@@ -13,6 +13,7 @@ from unlearnbench.results import CalibrationData, Checkpoint, RunResult, SampleR
 from unlearnbench.runfolder import ASIDE, RunFolder, read_run
 
 __all__ = [
+    "FULL_BITS",
     "Entry",
     "LoadedRun",
     "identity",
@@ -23,7 +24,7 @@ __all__ = [
 ]
 
 
-_FULL_BITS = 16
+FULL_BITS = 16
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Entry:
         """
         run = self.at(FULL)
         bits = run.result.precision.bits
-        if bits is not None and bits < _FULL_BITS:
+        if bits is not None and bits < FULL_BITS:
             raise ResultError(
                 f"{run.path} is no run in full precision: its checkpoint is quantized already "
                 f"({one_line(run.result.precision.scheme, 80)}); evaluate the unquantized one"

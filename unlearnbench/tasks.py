@@ -16,7 +16,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unlearnbench.errors import TaskError, one_line
-from unlearnbench.yamlfile import YamlFile, read_yaml
+from unlearnbench.yamlfile import YamlFile, read_text, read_yaml
 
 __all__ = [
     "GenerationTask",
@@ -313,9 +313,9 @@ def is_lm_eval_file(path: Path) -> bool:
     the keys that every task of ours has and lm-eval does not know.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return False
+        text = read_text(path)
+    except TaskError:
+        return False  # whoever reads it says why
     keys = set(re.findall(r"^([a-z_]+):", text, re.MULTILINE))
     return (
         bool(keys & {"task", "group"})

@@ -123,7 +123,10 @@ def describe(uploads: Sequence[Upload], repo: str, private: bool) -> str:
     """What would leave the machine, a line a file."""
     kind = "private" if private else "PUBLIC"
     total = sum(upload.size for upload in uploads)
-    lines = [f"to the {kind} data set {one_line(repo, 200)}: {len(uploads)} files, {total:,} bytes"]
+    lines = [
+        f"to the data set {one_line(repo, 200)}, {kind} if it is new (an existing one stays as "
+        f"visible as it is): {len(uploads)} files, {total:,} bytes"
+    ]
     for upload in uploads:
         holds = f"; holds {', '.join(upload.texts)}" if upload.texts else ""
         lines.append(f"  {upload.size:>12,}  {one_line(upload.remote)}{holds}")

@@ -12,7 +12,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from unlearnbench.errors import TaskError, one_line
 
-__all__ = ["YamlFile", "read_yaml"]
+__all__ = ["YamlFile", "read_text", "read_yaml"]
 
 # The parser takes seconds for a megabyte; the largest file in use has some KB.
 _LARGEST = 256 * 2**10
@@ -60,16 +60,24 @@ def read_yaml(path: Path) -> YamlFile:
         TaskError: unreadable, no YAML, its top level is no mapping, or it holds tags, aliases,
             merge keys or duplicate keys; says the line.
     """
+    found = _parse(path, read_text(path))
+    return replace(found, value=copy.deepcopy(found.value))  # nobody changes another's
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that somebody else may have put there.
+
+    Raises:
+        TaskError: unreadable, no regular file, or larger than any file of its kind.
+    """
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise TaskError(f"{path}: no regular file")  # a pipe would never end
         if path.stat().st_size > _LARGEST:
             raise TaskError(f"{path}: larger than {_LARGEST >> 10} KiB; refused")
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{path}: cannot be read: {one_line(error)}") from None
-    found = _parse(path, text)
-    return replace(found, value=copy.deepcopy(found.value))  # nobody changes another's
 
 
 @lru_cache(maxsize=256)  # every command reads all task files, which take 2 ms each to parse

@@ -97,6 +97,8 @@ def main() -> None:
     if options.one:
         print(json.dumps(measure(options.one)))
         return
+    if not os.environ.get("UNLEARNBENCH_DATA"):
+        sys.exit("set UNLEARNBENCH_DATA to a folder with muse-bench/MUSE-News")
     data = Path(os.environ["UNLEARNBENCH_DATA"])
     lines = []
     shared = ["--batch-size", options.batch_size, "--max-length", options.max_length]

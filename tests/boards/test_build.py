@@ -13,7 +13,7 @@ import pytest
 from tests.boards.conftest import BOARD, NAMES, MakeBoard
 from tests.runs import Bench, weak_at_4_bits
 from tests.test_cli import call
-from unlearnbench.boards import find_boards, read_board
+from unlearnbench.boards import find_boards, plots, read_board
 from unlearnbench.boards.build import _verdicts, cell
 from unlearnbench.boards.plots import _front
 from unlearnbench.boards.standings import Place, _mark, rank_entries
@@ -274,6 +274,18 @@ def test_an_incomplete_entry_is_shown_and_never_ranked(make_board: MakeBoard) ->
     assert (place.rank, place.state) == (None, "incomplete: no run at rtn-int4")
 
 
+def test_an_entry_without_full_precision_is_shown_too(make_board: MakeBoard) -> None:
+    board = make_board()
+    path = board / "entries/npo.json"
+    content = json.loads(path.read_text(encoding="ascii"))
+    content["runs"] = [r for r in content["runs"] if r["run"]["precision"]["name"] != "none"]
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
+    assert call("leaderboard", "verify", str(board)) == 1
+    assert call("leaderboard", "build", str(board)) == 0
+    text = (board / "index.html").read_text(encoding="utf-8")
+    assert "incomplete: no run at none" in text
+
+
 def test_boards_are_found(built: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [b.name for b in find_boards([built.parent])] == ["made"]
     assert [b.name for b in find_boards([built])] == ["made"]
@@ -327,6 +339,25 @@ def test_the_pareto_front_by_hand() -> None:
     points = [(1.0, 50.0), (2.0, 40.0), (3.0, 90.0), (3.0, 60.0), (5.0, 90.0)]
     assert _front(points) == [(1.0, 50.0), (3.0, 90.0)]
     assert _front([]) == []
+
+
+def test_the_front_leaves_out_what_is_not_ranked(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[list[tuple[float, float]]]()
+
+    def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+        asked.append(points)
+        return _front(points)
+
+    monkeypatch.setattr(plots, "_front", front)
+    board = read_board(built)
+    standings = rank_entries(board, verify_board(board)[0])
+    plots.pareto(standings)
+    shown = {p.entry.name: p.worst.value for p in standings.places if p.worst and p.utility}
+    assert "broken" in shown  # collapsed, and drawn
+    (points,) = asked
+    assert [x for x, _ in points] == [shown[name] for name in ("sure", "npo", "ga_gdr")]
 
 
 def test_an_entry_names_no_folder_of_its_maker(

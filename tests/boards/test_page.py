@@ -23,7 +23,7 @@ HOSTILE = "<script>boom()</script><img src=x onerror=boom()>\"'`javascript:boom(
 def hostile_board(make_board: MakeBoard, bench: Bench) -> Path:
     """A board whose title, notes and model outputs are hostile, and one output of 100 kB."""
     from unlearnbench.boards.entry import BoardEntry, entry_json, read_entry
-    from unlearnbench.boards.verify import _records_sha256
+    from unlearnbench.boards.samples import records_sha256
     from unlearnbench.metrics.rouge import score_output
     from unlearnbench.results import GenerationRecord
 
@@ -44,7 +44,7 @@ def hostile_board(make_board: MakeBoard, bench: Bench) -> Path:
         value = 100 * sum(r.score for r in records if isinstance(r, GenerationRecord)) / ROWS
         result = part.run.tasks["made_knowmem_f"]
         result = result.model_copy(
-            update={"value": value, "records_sha256": _records_sha256(records)}
+            update={"value": value, "records_sha256": records_sha256(records)}
         )
         run = part.run.model_copy(update={"tasks": part.run.tasks | {"made_knowmem_f": result}})
         samples = part.samples | {"made_knowmem_f": tuple(records)}

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from tests.boards.conftest import BOARD, MakeBoard
+from tests.boards.conftest import BOARD, ROWS, MakeBoard
+from tests.runs import Bench, Skill
 from tests.test_cli import call
 from unlearnbench.boards import read_board
+from unlearnbench.boards.entry import BoardEntry, entry_json
 from unlearnbench.boards.verify import verify_board
 
 SMALL = ("target", "retrained", "ga_gdr", "sure")
@@ -40,7 +43,11 @@ def forge(board: Path, edit: Edit, name: str = "ga_gdr") -> list[str]:
     path = board / "entries" / f"{name}.json"
     content = json.loads(path.read_text(encoding="ascii"))
     edit(content)
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
+    try:
+        text = entry_json(BoardEntry.model_validate(content))
+    except ValidationError:
+        text = json.dumps(content, indent=1) + "\n"
+    path.write_text(text, encoding="ascii")
     return problems(board, name)
 
 
@@ -285,3 +292,316 @@ def test_texts_are_refused_where_the_board_may_not(
     ends = ["--board", str(board), "--name", "sure"]
     assert call("leaderboard", "add", str(runs), *ends) == 2
     assert "publishes no texts" in capsys.readouterr().err
+
+
+def test_weights_of_the_retrained_model_or_the_target(board: Path) -> None:
+    """Their excess over themselves is 0, whatever the samples say."""
+    for role in ("retrained", "target"):
+        path = board / "entries" / f"{role}.json"
+        sha256 = json.loads(path.read_text())["runs"][0]["run"]["checkpoint"]["weights_sha256"]
+
+        def edit(content: dict[str, Any], sha256: str = sha256) -> None:
+            for part in content["runs"]:
+                part["run"]["checkpoint"]["weights_sha256"] = sha256
+
+        found = forge(board, edit)
+        assert any(f"its weights are the {role}'s" in line for line in found)
+
+
+PROOF = {
+    "module_types": {"Linear8": 4},
+    "quantized_modules": {"layers.*.q": 2},
+    "unquantized": {},
+    "weights_by_dtype": {"uint8": 100},
+    "quantized_weights": 100,
+    "total_weights": 200,
+    "weight_bytes": 100,
+    "compared_modules": 2,
+    "changed_share": 0.9,
+    "on_grid": False,
+}
+
+
+def loaded(content: dict[str, Any], **proof: Any) -> None:
+    """As if its runs were of a checkpoint."""
+    for part in content["runs"]:
+        part["run"]["checkpoint"]["format"] = "safetensors"
+        if part["run"]["precision"]["name"] != "none":
+            bits = 8 if part["run"]["precision"]["name"] == "rtn-int8" else 4
+            part["run"]["precision"] |= {"bits": bits, "proof": PROOF | proof}
+            for record in part["samples"]["made_privleak"]:
+                record["scores"] = {k: v + 1e-3 * bits for k, v in record["scores"].items()}
+            rehash(part, "made_privleak")
+
+
+@pytest.fixture
+def real(board: Path) -> Path:
+    """The board as if its runs were of checkpoints."""
+    for name in SMALL:
+        forge(board, loaded, name)
+    assert {name: problems(board, name) for name in SMALL} == {name: [] for name in SMALL}
+    return board
+
+
+def of(lines: list[str], words: str) -> list[str]:
+    return [line for line in lines if words in line]
+
+
+def test_a_quantization_that_was_not_in_force(real: Path) -> None:
+    assert not of(problems(real), "no proof")
+    for proof in (
+        {"quantized_weights": 0, "quantized_modules": {}},
+        {"compared_modules": 0},
+        {"changed_share": 0.0},
+    ):
+        found = forge(real, lambda content, p=proof: loaded(content, **p))  # type: ignore[misc]
+        assert len(of(found, "no proof that the quantization was in force")) == 2
+    others: list[dict[str, Any]] = [
+        {"quantized_weights": 50},
+        {"quantized_modules": {"layers.*.k": 2}},
+    ]
+    for other in others:
+        found = forge(real, lambda content, p=other: loaded(content, **p))  # type: ignore[misc]
+        assert len(of(found, "other modules or another share of the weights")) == 2
+    grid = {"changed_share": 0.0, "on_grid": True}
+    assert forge(real, lambda content: loaded(content, **grid)) == []
+    far = forge(real, lambda content: loaded(content, **grid, max_relative_error=0.1))
+    assert len(of(far, "no proof that the quantization was in force")) == 2
+
+
+def test_a_pair_of_models_has_twice_the_targets_modules(real: Path) -> None:
+    twice = {"quantized_modules": {"layers.*.q": 4}, "quantized_weights": 200}
+    assert forge(real, lambda content: loaded(content, **twice, total_weights=400)) == []
+
+
+def test_runs_of_a_script_among_checkpoints(real: Path) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        for part in content["runs"]:
+            part["run"]["checkpoint"]["format"] = "scripted"
+
+    found = forge(real, edit)
+    assert of(found, "it comes from a script, and the target from a checkpoint")
+
+
+def test_full_precision_handed_in_as_quantized(real: Path) -> None:
+    """Samples, results and hashes all fit; but rounding leaves no text's likelihood as it was."""
+    whole = (real / "entries/ga_gdr.json").read_text()
+    for source, words in (
+        ("none", "rtn-int4: made_privleak: 48 of 48 texts have the figures of none"),
+        ("rtn-int8", "rtn-int4: made_privleak: 48 of 48 texts have the figures of rtn-int8"),
+    ):
+        (real / "entries/ga_gdr.json").write_text(whole)
+
+        def edit(content: dict[str, Any], source: str = source) -> None:
+            other, int4 = run_at(content, source), run_at(content, "rtn-int4")
+            int4["samples"], int4["run"]["tasks"] = other["samples"], other["run"]["tasks"]
+
+        assert of(forge(real, edit), words)
+
+    def retouched(content: dict[str, Any]) -> None:
+        for record in run_at(content, "rtn-int4")["samples"]["made_privleak"][:9]:
+            record["scores"]["PPL"] += 1e-12
+
+    assert of(forge(real, retouched), "39 of 48 texts have the figures of rtn-int8")
+    assert problems(real, "sure") == []
+
+
+def test_no_number_of_samples_takes_memory_or_time(board: Path) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        run_at(content, "none")["run"]["tasks"]["made_knowmem_f"]["n"] = 10**12
+
+    assert of(forge(board, edit), "1000000000000 samples of forget_qa")
+
+    def many(content: dict[str, Any]) -> None:
+        part = run_at(content, "none")
+        part["samples"]["made_privleak"] *= 2
+        rehash(part, "made_privleak")
+
+    found = forge(board, many, "sure")
+    assert of(found, "the samples are not the first 24")
+    assert not of(found, "samples give")  # nothing was computed from them
+
+    def attacks(content: dict[str, Any]) -> None:
+        part = run_at(content, "rtn-int4")
+        for record in part["samples"]["made_privleak"]:
+            record["scores"]["mine"] = 0.0
+        rehash(part, "made_privleak")
+
+    assert of(forge(board, attacks, "target"), "the samples' figures are not Min-10%")
+
+
+def test_a_file_that_is_too_large_is_not_read(board: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unlearnbench.boards.entry._LARGEST", 2**20 // 64)
+    (found,) = problems(board)
+    assert "is larger than" in found
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda run: run["run"]["settings"].update(seed=-1), "seed"),
+        (lambda run: run["samples"]["made_knowmem_f"][3]["scores"].clear(), "figures are not"),
+        (
+            lambda run: run["samples"]["made_knowmem_f"][3]["scores"].update(rouge1=1e308),
+            "rouge1: Input should be less than or equal to 1",
+        ),
+        (lambda run: run["samples"]["made_knowmem_f"][3].update(target="..."), "forget_qa/3: "),
+        (lambda run: run["samples"]["made_privleak"].__setitem__(0, {}), "made_privleak.0"),
+    ],
+)
+def test_one_bad_entry_keeps_no_other_from_its_verdict(
+    board: Path, capsys: pytest.CaptureFixture[str], edit: Edit, words: str
+) -> None:
+    found = forge(board, lambda content: edit(run_at(content, "rtn-int4")))
+    assert of(found, words)
+    assert call("leaderboard", "verify", str(board)) == 1
+    out = capsys.readouterr().out
+    assert "made/ga_gdr: does not verify" in out
+    assert "made/sure: verified" in out
+
+
+def test_privleak_needs_the_boards_reference(board: Path) -> None:
+    def edit(content: dict[str, Any], **reference: Any) -> None:
+        result = run_at(content, "none")["run"]["tasks"]["made_privleak"]
+        result |= {"value": 0.0, "stderr": 0.0, "ci": [0.0, 0.0]}
+        if reference:
+            result["auc_reference"] = reference
+        run_at(content, "none")["run"]["tasks"]["made_privleak"] = result
+
+    assert of(forge(board, edit), "PrivLeak is 0.0 without a reference")
+    sha256 = json.loads((board / "entries/retrained.json").read_text())["runs"][0]["run"][
+        "checkpoint"
+    ]["weights_sha256"]
+    auc = json.loads((board / "entries/sure.json").read_text())["runs"][0]["run"]["tasks"][
+        "made_privleak"
+    ]["auc"]
+    own = {"auc": auc, "kind": "run", "source": "mine", "weights_sha256": sha256}
+    found = forge(board, lambda content: edit(content, **own), "sure")
+    assert of(found, f"PrivLeak's reference is AUC {auc}, the board's retrained model has")
+    other = own | {"weights_sha256": "0" * 64}
+    found = forge(board, lambda content: edit(content, **other), "sure")
+    assert of(found, "of other weights than the board's retrained model")
+
+
+def test_privleak_is_recomputed_with_its_interval(
+    bench: Bench, board: Path, tmp_path: Path
+) -> None:
+    """A run made with --reference, added as it is; then each of its figures changed."""
+    (retrained,) = bench.out.glob("retrained-*")
+    skill = Skill.of(0.1, 0.8, 0.4, n=ROWS)
+    for precision in ("none", "rtn-int8", "rtn-int4"):
+        at: dict[str, Any] = {"out": tmp_path, "reference": retrained / "none"}
+        out = bench.run("again", precision, skill, **at).parent
+    ends = ["--board", str(board), "--name", "again"]
+    assert call("leaderboard", "add", str(out), *ends) == 0
+    assert problems(board, "again") == []
+
+    def notes() -> list[str]:
+        (verdict,) = (v for v in verify_board(read_board(board))[1] if v.name == "again")
+        return of(verdict.notes, "PrivLeak's own interval is as stated")
+
+    def edit(content: dict[str, Any], **stated: Any) -> None:
+        run_at(content, "none")["run"]["tasks"]["made_privleak"] |= stated
+
+    assert notes() == []
+    assert of(forge(board, lambda c: edit(c, value=1.0), "again"), "PrivLeak is 1.0, its AUC")
+    assert call("leaderboard", "add", str(out), *ends) == 0
+    assert forge(board, lambda c: edit(c, ci=[0.0, 0.5]), "again") == []
+    assert len(notes()) == 1
+
+
+def test_two_runs_of_the_retrained_model_with_one_auc(
+    bench: Bench, board: Path, tmp_path: Path
+) -> None:
+    """The reference may be either."""
+    skill, at = Skill.of(0.15, 0.9, 0.05, n=ROWS), "rtn-int8"
+    made = bench.run("retrained", at, skill, out=tmp_path)
+    (full,) = bench.out.glob("retrained-*")
+    ends = ["--board", str(board), "--name", "retrained", "--role", "retrained"]
+    assert call("leaderboard", "add", str(full / "none"), str(made), *ends) == 0
+    for reference in (full / "none", made):
+        out = tmp_path / f"by-{reference.name}"
+        hides = Skill.of(0.1, 0.8, 0.4, n=ROWS)
+        for precision in ("none", at, "rtn-int4"):
+            runs = bench.run("again", precision, hides, out=out, reference=reference).parent
+        assert call("leaderboard", "add", str(runs), "--board", str(board), "--name", "again") == 0
+        assert problems(board, "again") == []
+        assert problems(board, "retrained") == []
+
+
+def test_a_stated_reference_is_the_tasks_own(board: Path) -> None:
+    stated = {"auc": 0.4772, "kind": "stated", "source": "a paper"}
+
+    def edit(content: dict[str, Any]) -> None:
+        result = run_at(content, "none")["run"]["tasks"]["made_privleak"]
+        result |= {"auc_reference": stated, "value": 100 * (result["auc"] / 0.4772 - 1)}
+
+    assert of(forge(board, edit), "reference is AUC 0.4772, which the task does not state")
+
+
+def test_no_text_is_too_long_to_compare(board: Path) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        for part in content["runs"]:
+            for record in part["samples"]["made_knowmem_f"]:
+                record |= {"output": "a-" * 60_000, "target": "b-" * 60_000}
+            rehash(part, "made_knowmem_f")
+
+    assert of(forge(board, edit), "60000 words, which no run of this task has")
+
+
+def test_a_quantized_retrained_model_is_no_reference(board: Path) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        run_at(content, "none")["run"]["precision"]["bits"] = 4
+
+    assert of(forge(board, edit, "retrained"), "is no run in full precision")
+    assert of(problems(board), "the board has no retrained to hold it against")
+
+
+def test_a_board_whose_tasks_are_not_known_or_reward_loss(
+    board: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (board / "board.yaml").write_text(
+        BOARD.replace("ranking: [made_knowmem_f]", "ranking: [made_knowmem_r]"), encoding="utf-8"
+    )
+    for command in ("verify", "build"):
+        assert call("leaderboard", command, str(board)) == 2
+        assert "ranking: made_knowmem_r is a retain task" in capsys.readouterr().err
+    (board / "board.yaml").write_text(BOARD, encoding="utf-8")
+    (board / "tasks/made_privleak.yaml").unlink()
+    assert call("leaderboard", "verify", str(board)) == 2
+    assert "no task made_privleak" in capsys.readouterr().err
+
+
+def test_every_folder_that_is_given_has_a_board(
+    board: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("leaderboard", "verify", str(board), str(tmp_path / "typo")) == 2
+    assert "typo: no board.yaml there or below" in capsys.readouterr().err
+
+
+def test_hashes_in_place_of_texts_show_wrong_scores(make_board: MakeBoard) -> None:
+    board = make_board(BOARD.replace("publish_texts: true\n", ""), "--no-texts", names=SMALL)
+    path = board / "entries/ga_gdr.json"
+    whole = path.read_text()
+
+    def edited(edit: Callable[[list[dict[str, Any]]], object]) -> list[str]:
+        path.write_text(whole)
+        return forge(
+            board, lambda content: edit(run_at(content, "none")["samples"]["made_knowmem_r"])
+        )
+
+    def right(records: list[dict[str, Any]]) -> None:
+        next(r for r in records if r["score"] == 1)["score"] = 0.0
+
+    found = edited(right)
+    assert of(found, "scored 0, and its output is the reference")
+    assert of(found, "the same answer is scored otherwise elsewhere")
+    assert of(edited(lambda rs: rs[0].update(output="a text")), "a text stands where its hash")
+    nothing = f"sha256:{sha256(b'unlearnbench:made:').hexdigest()}"
+
+    def empty(records: list[dict[str, Any]]) -> None:
+        next(r for r in records if r["score"] == 1)["output"] = nothing
+
+    assert of(edited(empty), "scored 1, and its output is empty")
+    path.write_text(whole)
+    assert problems(board) == []

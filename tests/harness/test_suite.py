@@ -73,9 +73,11 @@ def test_full_precision_scores_are_those_of_stock_hf(
     assert any(text for rows in answers.values() for (text,) in rows), "empty answers are no test"
 
 
-def hf_in_nf4(path: Path) -> Any:
+def hf_in_nf4(path: Path, kernel: str) -> Any:
     """lm-eval's ``hf`` on a model that transformers quantized. (It has no argument for that which
-    transformers 5 takes: ``load_in_4bit`` is gone there.)
+    transformers 5 takes: ``load_in_4bit`` is gone there.) Where the processor multiplies in bf16
+    the 4-bit kernel does so too, and a tiny model's answers are others than in fp32: so
+    ``dequantized`` is transformers' own dequantization.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
@@ -89,6 +91,8 @@ def hf_in_nf4(path: Path) -> Any:
         model: Any = AutoModelForCausalLM.from_pretrained(
             path, quantization_config=config, dtype=torch.float32, device_map="cpu"
         )
+        if kernel == "dequantized":
+            model = model.dequantize()
         return HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(path))
 
 
@@ -97,7 +101,7 @@ def test_nf4_scores_are_those_of_stock_hf_with_the_same_config(
     tiny: Path, theirs: Path, tmp_path: Path, stock: Stock, kernel: str
 ) -> None:
     result = evaluate(tiny, "mc,gen,ppl", theirs, tmp_path, quant="bnb-nf4", quant_kernel=kernel)
-    require_same(result, stock(ALL, model=hf_in_nf4(tiny)))
+    require_same(result, stock(ALL, model=hf_in_nf4(tiny, kernel)))
     full = evaluate(tiny, "ppl", theirs, tmp_path)
     assert result.harness is not None
     assert full.harness is not None

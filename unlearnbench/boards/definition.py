@@ -95,11 +95,13 @@ def find_boards(folders: Sequence[Path]) -> list[Board]:
     """The boards that are given, or those below a folder of boards.
 
     Raises:
-        OptionError: a definition is wrong.
+        OptionError: a definition is wrong, or a folder has no board.
     """
     found = []
     for folder in folders:
         single = (folder / "board.yaml").is_file()
         below = sorted(path.parent for path in folder.glob("*/board.yaml"))
+        if not single and not below:
+            raise OptionError(f"{folder}: no board.yaml there or below")
         found += [folder] if single else below
     return [read_board(folder) for folder in found]

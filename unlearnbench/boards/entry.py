@@ -16,7 +16,18 @@ from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.results import Checkpoint, GenerationRecord, RunResult, SampleRecord, TaskResult
 from unlearnbench.runset import Entry, LoadedRun, load_entries
 
-__all__ = ["BoardEntry", "EntryRun", "Submission", "add_entry", "entry_json", "read_entry"]
+__all__ = [
+    "BoardEntry",
+    "EntryRun",
+    "Submission",
+    "add_entry",
+    "digest",
+    "entry_json",
+    "read_entry",
+]
+
+# One of 50 rows a set at seven precisions has 1.3 MB without texts.
+_LARGEST = 256 * 2**20
 
 Role = Literal["unlearned", "target", "retrained"]
 
@@ -114,8 +125,7 @@ def _part(board: Board, run: LoadedRun, texts: bool) -> EntryRun:
     tasks = {name: run.task(name) for name in board.rules.tasks}
     samples = {name: tuple(run.records(name)) for name in tasks}
     if not texts:
-        salt = f"unlearnbench:{board.name}:"
-        samples = {n: tuple(_hashed(r, salt) for r in records) for n, records in samples.items()}
+        samples = {n: tuple(_hashed(r, board.name) for r in rs) for n, rs in samples.items()}
     tasks = {name: _without_path(found) for name, found in tasks.items()}
     checkpoint = _named(run.result.checkpoint)
     result = run.result.model_copy(update={"tasks": tasks, "checkpoint": checkpoint})
@@ -141,15 +151,16 @@ def _without_path(task: TaskResult) -> TaskResult:
     return task.model_copy(update={"auc_reference": trimmed})
 
 
-def _hashed(record: SampleRecord, salt: str) -> SampleRecord:
+def digest(text: str, board: str) -> str:
+    """What a board that publishes no texts has in a text's place."""
+    content = f"unlearnbench:{board}:{text}".encode(errors="surrogatepass")
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def _hashed(record: SampleRecord, board: str) -> SampleRecord:
     if not isinstance(record, GenerationRecord):
         return record  # carries no text
-
-    def digest(text: str) -> str:
-        content = (salt + text).encode("utf-8", errors="surrogatepass")
-        return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-    texts = {key: digest(getattr(record, key)) for key in ("prompt", "output", "target")}
+    texts = {key: digest(getattr(record, key), board) for key in ("prompt", "output", "target")}
     return record.model_copy(update=texts)
 
 
@@ -168,6 +179,8 @@ def read_entry(path: Path) -> BoardEntry:
     try:
         if path.exists() and not path.is_file():
             raise ResultError(f"{path} is no regular file")  # a pipe would never end
+        if path.stat().st_size > _LARGEST:
+            raise ResultError(f"{path} is larger than {_LARGEST >> 20} MiB; refused")
         entry = BoardEntry.model_validate(json.loads(path.read_bytes()))
     except OSError as error:
         raise ResultError(f"{path} cannot be read ({error.strerror})") from None

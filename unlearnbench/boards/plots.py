@@ -91,10 +91,10 @@ def _point(axes: Axes, figure: Ratio, y: float, colour: str, marker: str) -> Non
 
 def pareto(standings: Standings) -> str:
     """Worst excess over the retrained model against least utility; the front is drawn through the
-    entries that no other beats in both.
+    ranked entries that no other ranked one beats in both.
     """
     shown = [(p, p.worst, p.utility) for p in standings.places if p.worst and p.utility]
-    points = [(worst.value, 100 * utility.value) for _, worst, utility in shown]
+    ranked = [(x.value, 100 * y.value) for place, x, y in shown if place.rank is not None]
     with _figure(6.5, 4) as (figure, axes):
         for place, worst, utility in shown:
             scaled = Ratio(100 * utility.value, _percent(utility))
@@ -110,7 +110,7 @@ def pareto(standings: Standings) -> str:
             name = one_line(place.entry.name, 40)
             spot = (worst.value, scaled.value)
             axes.annotate(name, spot, xytext=(5, 5), textcoords="offset points")
-        front = _front(points)
+        front = _front(ranked)
         axes.step([x for x, _ in front], [y for _, y in front], where="post", color=ORANGE)
         axes.axhline(100 * standings.board.rules.utility_floor, color=GREY, linestyle="--")
         axes.set_xlabel("worst excess over the retrained model, points (less is better)")

@@ -2,52 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from unlearnbench.boards.definition import Board
 from unlearnbench.boards.entry import BoardEntry, EntryRun, entry_json, read_entry
-from unlearnbench.errors import ResultError, UnlearnbenchError, one_line
-from unlearnbench.harness.table import require_same_harness
-from unlearnbench.metrics import generation_metric
-from unlearnbench.metrics.membership import privleak
-from unlearnbench.plan import Plan, Sample, limited_count
+from unlearnbench.boards.samples import (
+    alike,
+    digest_problems,
+    records_sha256,
+    sample_problems,
+    score_problems,
+    summarize_again,
+)
+from unlearnbench.boards.together import Verdict, verify_together
+from unlearnbench.errors import OptionError, ResultError, UnlearnbenchError, one_line
+from unlearnbench.plan import Plan
 from unlearnbench.recovery import FULL
-from unlearnbench.results import GenerationRecord, SampleRecord, TaskResult
-from unlearnbench.runset import LoadedRun, require_comparable, require_same_precision
-from unlearnbench.scoring import summarize_task
-from unlearnbench.tasks import GenerationTask, Registry, TaskSpec
+from unlearnbench.results import ON_GRID, Proof, TaskResult
+from unlearnbench.tasks import Registry, TaskSpec
 
 __all__ = ["Verdict", "verify_board", "verify_entry"]
-
-SAME = 1e-9
-
-
-@dataclass
-class Verdict:
-    """What is wrong with an entry, and what could not be recomputed.
-
-    missing: what the board requires and the entry lacks. Such an entry does not verify either, but
-    what it has is shown, unranked.
-    """
-
-    name: str
-    missing: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def verify_board(board: Board) -> tuple[list[BoardEntry], list[Verdict]]:
     """Read and check every entry; returns those that could be read and a verdict for each file.
 
     Raises:
+        OptionError: the board's tasks are not known, or it ranks by one where high is good.
         TaskError: one of the board's own task files is wrong.
     """
-    registry = board.registry()
+    registry = _require_tasks(board)
     entries, verdicts = [], []
     for path in sorted(board.entries.glob("*.json")):
         verdict = Verdict(path.stem)
@@ -63,7 +48,7 @@ def verify_board(board: Board) -> tuple[list[BoardEntry], list[Verdict]]:
                 "the file is not, digit by digit, as `leaderboard add` writes it"
             )
         verify_entry(board, registry, entry, verdict)
-    _verify_together(entries, verdicts)
+    verify_together(registry, entries, {verdict.name: verdict for verdict in verdicts})
     return entries, verdicts
 
 
@@ -87,7 +72,11 @@ def verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: V
     for part in entry.runs:
         verdict.problems += _run_problems(board, part)
         for name, version in board.rules.tasks.items():
-            _verify_task(_Place(registry, entry, part, name, version), verdict)
+            texts = entry.texts and board.rules.publish_texts
+            _verify_task(_Place(registry, entry, part, name, version, texts), verdict)
+    if not entry.texts:
+        for name in board.rules.tasks:
+            verdict.problems += digest_problems(entry, registry.tasks[name])
     if any(part.run.harness for part in entry.runs):
         verdict.notes.append(
             "lm-eval's results are as stated: an entry holds no documents of theirs"
@@ -97,6 +86,22 @@ def verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: V
             "no texts: the scores of single answers, the records' hashes and the number of empty "
             "outputs could not be recomputed"
         )
+
+
+def _require_tasks(board: Board) -> Registry:
+    registry = board.registry()
+    for name in board.rules.tasks:
+        if name not in registry.tasks:
+            raise OptionError(
+                f"{board.name}: no task {one_line(name)} in the package or in the board's tasks/"
+            )
+    for name in board.rules.ranking:
+        if registry.tasks[name].want == "high":  # the less is retained, the better the place
+            raise OptionError(
+                f"{board.name}: ranking: {name} is a retain task; entries are ranked by forget "
+                "tasks, and utility_floor is about retained knowledge"
+            )
+    return registry
 
 
 def _run_problems(board: Board, part: EntryRun) -> Iterator[str]:
@@ -112,11 +117,19 @@ def _run_problems(board: Board, part: EntryRun) -> Iterator[str]:
         yield f"{where}: its tasks are not the board's"
     precision = part.run.precision
     plain = precision.name in (FULL, "fp32", "bf16", "fp16")
-    if not plain and precision.proof is None and part.run.checkpoint.format != "scripted":
+    if not plain and part.run.checkpoint.format != "scripted" and not _in_force(precision.proof):
         yield f"{where}: no proof that the quantization was in force"
     for name, result in part.run.tasks.items():
         if result.n < board.rules.min_samples:
             yield f"{where}: {name}: {result.n} samples, at least {board.rules.min_samples} needed"
+
+
+def _in_force(proof: Proof | None) -> bool:
+    if proof is None or not proof.quantized_weights or not proof.compared_modules:
+        return False
+    if proof.on_grid:
+        return (proof.max_relative_error or 0.0) < ON_GRID
+    return bool(proof.changed_share)
 
 
 @dataclass(frozen=True)
@@ -126,6 +139,8 @@ class _Place:
     part: EntryRun
     task: str
     version: float
+    texts: bool
+    """Whether the entry has texts, and may."""
 
     def says(self, what: str) -> str:
         return f"{self.part.run.precision.name}: {self.task}: {what}"
@@ -139,22 +154,23 @@ def _verify_task(place: _Place, verdict: Verdict) -> None:
     if result.version != place.version:
         what = f"version {result.version:g}, the board has {place.version:g}"
         verdict.problems.append(place.says(what))
-    spec = place.registry.tasks.get(place.task)
-    if spec is None:
-        verdict.notes.append(place.says("the task is not known here, so nothing was recomputed"))
-        return
+    spec = place.registry.tasks[place.task]
     verdict.problems += [place.says(what) for what in _task_problems(spec, result)]
-    verdict.problems += [place.says(what) for what in _sample_problems(place, spec, records)]
-    if place.entry.texts:
-        verdict.problems += [place.says(what) for what in _score_problems(spec, records)]
-        if _records_sha256(records) != result.records_sha256:
+    limit = place.part.run.settings.limit
+    wrong = [place.says(what) for what in sample_problems(spec, records, result.n, limit)]
+    if wrong:
+        verdict.problems += wrong
+        return
+    if place.texts:
+        verdict.problems += [place.says(what) for what in score_problems(spec, records)]
+        if records_sha256(records) != result.records_sha256:
             verdict.problems.append(place.says("the samples are not those of records_sha256"))
     try:
-        fresh = _summarize(spec, records, result, place.part.run.settings.seed)
+        fresh = summarize_again(spec, records, result, place.part.run.settings.seed)
     except UnlearnbenchError as error:
         verdict.problems.append(place.says(one_line(error)))
         return
-    skip = set() if place.entry.texts else {"empty_outputs"}
+    skip = set() if place.texts else {"empty_outputs"}
     verdict.problems += [place.says(what) for what in _differences(result, fresh, skip)]
 
 
@@ -173,120 +189,13 @@ def _task_problems(spec: TaskSpec, result: TaskResult) -> Iterator[str]:
         yield "the splits read are not the task's"
 
 
-def _sample_problems(
-    place: _Place, spec: TaskSpec, records: Sequence[SampleRecord]
-) -> Iterator[str]:
-    n = place.part.run.tasks[place.task].n
-    splits = [spec.test_split] if isinstance(spec, GenerationTask) else list(spec.used_splits)
-    if [record.id for record in records] != [f"{s}/{i}" for s in splits for i in range(n)]:
-        yield f"the samples are not the first {n} of {', '.join(splits)} in order"
-    if any(record.task != place.task for record in records):
-        yield "a sample is another task's"
-    limit = place.part.run.settings.limit
-    for split in splits:
-        rows = spec.splits[split].rows
-        if n != limited_count(rows, limit):
-            yield f"{n} samples of {split}, the run's settings give another number"
-
-
-def _score_problems(spec: TaskSpec, records: Sequence[SampleRecord]) -> Iterator[str]:
-    """Answers whose stated scores are not what their texts give."""
-    if not isinstance(spec, GenerationTask):
-        return
-    metric = generation_metric(spec.metric)
-    for record in records:
-        if not isinstance(record, GenerationRecord):
-            yield f"{one_line(record.id, 60)} is no answer"
-            continue
-        scores = metric.score_output(record.output, record.target)
-        stated = {metric.HEADLINE: record.score, **record.scores}
-        for name, ours in scores.items():
-            if abs(stated.get(name, math.inf) - ours) > SAME:
-                where = one_line(record.id, 60)
-                yield f"{where}: {name} is {stated.get(name)}, its texts give {ours}"
-
-
-def _records_sha256(records: Sequence[SampleRecord]) -> str:
-    """The hash of the samples file as the run folder writes it."""
-    buffer = io.StringIO()
-    for record in records:
-        buffer.write(json.dumps(record.model_dump(exclude_none=True)) + "\n")
-    return hashlib.sha256(buffer.getvalue().encode("ascii")).hexdigest()
-
-
-def _summarize(
-    spec: TaskSpec, records: Sequence[SampleRecord], result: TaskResult, seed: int
-) -> TaskResult:
-    samples = tuple(Sample(r.id, r.id.rsplit("/", 1)[0], "") for r in records)
-    return summarize_task(Plan(spec, {}, samples), records, result.records_sha256, None, seed)
-
-
 def _differences(result: TaskResult, fresh: TaskResult, skip: set[str]) -> Iterator[str]:
     """Figures that are not what the records give. Intervals are too: the bootstrap is seeded."""
     names = ["n", "empty_outputs", "scores", "auc", "auc_stderr", "auc_ci", "attack", "attacks"]
-    if isinstance(result.auc, float):
-        yield from _privleak_problems(result)
-    else:
+    if result.auc is None:  # PrivLeak needs the retrained model's entry
         names += ["value", "stderr", "ci"]
     stated, ours = result.model_dump(), fresh.model_dump()
     for name in names:
-        if name not in skip and not _alike(stated[name], ours[name]):
+        if name not in skip and not alike(stated[name], ours[name]):
             theirs, found = one_line(stated[name], 60), one_line(ours[name], 60)
             yield f"{name} is {theirs}, its samples give {found}"
-
-
-def _privleak_problems(result: TaskResult) -> Iterator[str]:
-    if result.value is None or result.auc_reference is None or result.auc is None:
-        return
-    ours = privleak(result.auc, result.auc_reference.auc)
-    if not _alike(result.value, ours):
-        yield f"PrivLeak is {result.value}, its AUC and reference give {ours}"
-
-
-def _alike(stated: object, ours: object) -> bool:
-    if isinstance(stated, Mapping) and isinstance(ours, Mapping):
-        return stated.keys() == ours.keys() and all(_alike(stated[k], ours[k]) for k in ours)
-    if isinstance(stated, (list, tuple)) and isinstance(ours, (list, tuple)):
-        pairs = zip(stated, ours, strict=False)
-        return len(stated) == len(ours) and all(_alike(a, b) for a, b in pairs)
-    if isinstance(stated, float) and isinstance(ours, float):
-        return abs(stated - ours) <= SAME * max(1.0, abs(ours))
-    return stated == ours
-
-
-def _verify_together(entries: Sequence[BoardEntry], verdicts: Sequence[Verdict]) -> None:
-    """Entries against the retrained model's: the same samples, data and tokenizer; and against the
-    target's: the same quantization.
-    """
-    by_name = {verdict.name: verdict for verdict in verdicts}
-    anchors = {role: [e for e in entries if e.role == role] for role in ("target", "retrained")}
-    for role, found in anchors.items():
-        for entry in found[1:]:
-            by_name[entry.name].problems.append(f"the board has a {role} already")
-    if not anchors["retrained"]:
-        return
-    try:
-        retrained = anchors["retrained"][0].loaded()
-        base = retrained.full
-        target = anchors["target"][0].loaded().runs if anchors["target"] else {}
-    except ResultError:
-        return  # said of that entry already
-    for entry in entries:
-        by_name[entry.name].problems += _differs(entry, base, target)
-        try:
-            require_same_harness([retrained, entry.loaded()])
-        except UnlearnbenchError as error:
-            by_name[entry.name].problems.append(one_line(error))
-
-
-def _differs(entry: BoardEntry, base: LoadedRun, target: Mapping[str, LoadedRun]) -> list[str]:
-    try:
-        found = entry.loaded()
-        for precision in found.runs:
-            run = found.full if precision == FULL else found.at(precision)
-            require_comparable(run, base, sorted(base.result.tasks))
-            if precision in target:
-                require_same_precision(run, target[precision])
-    except UnlearnbenchError as error:
-        return [one_line(error)]
-    return []

@@ -63,6 +63,10 @@ def load_tasks(names: Sequence[str], include_path: Sequence[str | Path], trust: 
 
         datasets.disable_progress_bars()
         manager = _index(names, include_path)
+        if trust and include_path:
+            log.warning(
+                "--confirm-run-unsafe-code: task files may run Python, with all your rights"
+            )
         for name in _expand(manager, names):
             if not trust:
                 _require_no_code(manager, name, [Path(p).resolve() for p in include_path])

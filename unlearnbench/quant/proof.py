@@ -21,7 +21,7 @@ from unlearnbench.quant.base import (
     make_dense,
     require_most,
 )
-from unlearnbench.results import Proof
+from unlearnbench.results import ON_GRID, Proof
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,6 @@ _PER_KIND = 2
 # Above this the values of some modules of every kind are compared, not of all.
 _COMPARE_ALL = 300_000_000
 _SORTED_AT_ONCE = 2**22
-_ROUNDING = 1e-5
 
 
 class _Compared(NamedTuple):
@@ -262,7 +261,7 @@ def _figures(compared: Mapping[str, _Compared]) -> dict[str, object]:
         "mean_relative_error": sum(errors.values()) / len(errors),
         "max_relative_error": errors[worst],
         "max_error_module": worst,
-        "on_grid": errors[worst] < _ROUNDING,
+        "on_grid": errors[worst] < ON_GRID,
         "codes": max(c.codes for c in compared.values()) or None,
     }
 
