@@ -116,7 +116,7 @@ def generation_records(texts: st.SearchStrategy[str]) -> st.SearchStrategy[Gener
         target=texts,
         n_tokens=st.integers(0, 2**40),
         score=share,
-        scores=st.dictionaries(texts, finite, max_size=3),
+        scores=st.dictionaries(texts, share, max_size=3),
     )
 
 
@@ -215,7 +215,7 @@ run_results = st.builds(
     precisions,
     st.dictionaries(text, task_results, max_size=3),
     st.none() | st.integers(1, 1000),
-    st.integers(),
+    st.integers(0),
 )
 
 

@@ -33,7 +33,7 @@ generated: st.SearchStrategy[SampleRecord] = st.builds(
     target=texts,
     n_tokens=st.integers(0, 2**40),
     score=shares,
-    scores=st.dictionaries(texts, finite, max_size=3),
+    scores=st.dictionaries(texts, shares, max_size=3),
 )
 scored: st.SearchStrategy[SampleRecord] = st.builds(
     LikelihoodRecord,

@@ -390,4 +390,5 @@ def test_a_spread_model_answers_as_one_on_one_device(
     assert {a.id: a for a in spread.generate(prompts)} == {a.id: a for a in plain.generate(prompts)}
     scored = {a.id: a for a in plain.score(texts)}
     for answer in spread.score(texts):
-        assert (answer.logprobs == scored[answer.id].logprobs).all()
+        # On AMD's processors MKL's sums depend on where a tensor lies in memory: 5e-7 there.
+        assert np.allclose(answer.logprobs, scored[answer.id].logprobs, rtol=0, atol=1e-5)

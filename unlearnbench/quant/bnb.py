@@ -5,6 +5,7 @@ and without double quantization of the blocks' scales.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from unlearnbench.models.source import Source
 
 __all__ = ["PRECISIONS", "encode", "load", "unavailable"]
+
+log = logging.getLogger("unlearnbench")
 
 _BACKEND = "bitsandbytes"
 _BLOCK = 64
@@ -77,6 +80,7 @@ def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
     model = source.build(how.dtype, how.device, quantization_config=_config(spec, how.dtype))
     if how.kernel == "native":
         require_blocks(model, how.device)
+        say_rounding(model, how)
     return finish(spec, source, model, lambda _, module: inspect(spec, module), how)
 
 
@@ -151,6 +155,24 @@ def require_blocks(model: nn.Module, device: str) -> None:
                 f"blocks of {_BLOCK}, as the {module.in_features} of {name}; use --quant-kernel "
                 "dequantized"
             )
+
+
+def say_rounding(model: nn.Module, how: How) -> None:
+    """Say where the 4-bit kernel does not compute in the dtype that was asked for: on a processor
+    with bf16 products bitsandbytes 0.50 rounds activations and constants to bf16.
+    """
+    from bitsandbytes.functional import has_avx512bf16
+    from bitsandbytes.nn.modules import Linear4bit
+
+    dtype = str(how.dtype).removeprefix("torch.")
+    if how.device != "cpu" or dtype == "bfloat16" or not has_avx512bf16():
+        return
+    if any(isinstance(module, Linear4bit) for module in model.modules()):
+        log.warning(
+            "bitsandbytes' 4-bit kernel computes in bf16 on this processor, not in %s as asked; "
+            "--quant-kernel dequantized does",
+            dtype,
+        )
 
 
 def _inspect_int8(module: Any) -> Seen:

@@ -41,6 +41,7 @@ def load(source: Source, scheme: StoredScheme, how: How) -> Loaded:
         _unpack(model)
     if scheme.method == "bitsandbytes":
         bnb.require_blocks(model, how.device)
+        bnb.say_rounding(model, how)
     return Loaded(model, _prove(scheme, model))
 
 
