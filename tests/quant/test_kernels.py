@@ -30,9 +30,9 @@ SPECS = quant.precisions()
 BOTH = sorted(name for name, spec in SPECS.items() if len(spec.kernels) == 2)
 # All but torchao's differ by nothing at all here; torchao-int8 by 5e-6.
 FP32_BOUND = 5e-5
-# Where the processor has bf16 products bitsandbytes' 4-bit kernel is one of its own, which rounds to
-# bf16 even in fp32: on an EPYC 0.14 at most in fp32, 0.21 in bf16.
-BF16_KERNEL = has_avx512bf16()
+# Where the processor has bf16 products bitsandbytes' 4-bit kernel is one of its own, which rounds
+# to bf16 even in fp32: on an EPYC 0.14 at most in fp32, 0.21 in bf16.
+BF16_KERNEL = bool(has_avx512bf16())  # type: ignore[no-untyped-call]
 BF16_KERNEL_BOUND = 0.3
 # bf16 keeps 8 bits, and products are rounded in another order or at another place. Measured:
 # 0 for bnb, quanto-int4, hqq and gptq; 0.093, 0.088 and 0.079 of some 5 nats for quanto-int8,

@@ -165,7 +165,9 @@ def say_rounding(model: nn.Module, how: How) -> None:
     from bitsandbytes.nn.modules import Linear4bit
 
     dtype = str(how.dtype).removeprefix("torch.")
-    if how.device != "cpu" or dtype == "bfloat16" or not has_avx512bf16():
+    if how.device != "cpu" or dtype == "bfloat16":
+        return
+    if not has_avx512bf16():  # type: ignore[no-untyped-call]
         return
     if any(isinstance(module, Linear4bit) for module in model.modules()):
         log.warning(
