@@ -18,9 +18,9 @@ from tests.browser import browser  # noqa: F401 - a fixture for all
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from unlearnbench.checkpoints.source import Source
+    from unlearnbench.conditions.base import Calibration
     from unlearnbench.models.hf import HFModel
-    from unlearnbench.models.source import Source
-    from unlearnbench.quant.base import Calibration
 
 # Never ask a hub from a test: set before any library reads it.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -220,8 +220,8 @@ def load_at(
     calibration: Calibration | None = None,
 ) -> HFModel:
     """``source`` at the precision called ``name``, on CPU."""
-    from unlearnbench.loading import load_model, make_how
-    from unlearnbench.quant import find_precision
+    from unlearnbench.conditions.load import load_model, make_how
+    from unlearnbench.conditions.quantize import find_precision
 
     spec = find_precision(name)
     return load_model(source, spec, make_how(spec, dtype, "cpu", kernel, calibration), batch)

@@ -33,7 +33,7 @@ from unlearnbench.results import (
     json_schemas,
     write_schemas,
 )
-from unlearnbench.runfolder import RunFolder, read_run
+from unlearnbench.runs.folder import RunFolder, read_run
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden" / "results"

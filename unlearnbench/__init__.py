@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from unlearnbench.errors import UnlearnbenchError
 
 if TYPE_CHECKING:
-    from unlearnbench.evaluator import evaluate
+    from unlearnbench.evaluation.evaluate import evaluate
     from unlearnbench.models import Model, ScriptedModel
     from unlearnbench.results import RunResult, SampleRecord, TaskResult
-    from unlearnbench.tasks import TaskSpec
+    from unlearnbench.tasks.spec import TaskSpec
 
 __version__ = "0.1.0"
 
@@ -37,8 +37,8 @@ _HOMES = {
     "SampleRecord": "unlearnbench.results",
     "ScriptedModel": "unlearnbench.models",
     "TaskResult": "unlearnbench.results",
-    "TaskSpec": "unlearnbench.tasks",
-    "evaluate": "unlearnbench.evaluator",
+    "TaskSpec": "unlearnbench.tasks.spec",
+    "evaluate": "unlearnbench.evaluation.evaluate",
 }
 
 

@@ -24,26 +24,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from unlearnbench.failures import Failure
+    from unlearnbench.evaluation.failures import Failure
     from unlearnbench.results import RunResult
-
-__all__ = [
-    "CheckpointError",
-    "DataError",
-    "EvaluationError",
-    "MetricError",
-    "ModelOutputError",
-    "NotInForceError",
-    "OptionError",
-    "OutputError",
-    "PrecisionError",
-    "ResultError",
-    "TaskError",
-    "TrainingError",
-    "UnlearnbenchError",
-    "one_line",
-    "printable",
-]
 
 
 class UnlearnbenchError(Exception):

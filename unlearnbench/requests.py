@@ -9,8 +9,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Generate", "Generated", "Sampling", "Score", "Scored", "cut_at_stop"]
-
 
 @dataclass(frozen=True)
 class Sampling:

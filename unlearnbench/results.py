@@ -20,29 +20,6 @@ from pydantic import (
     model_validator,
 )
 
-__all__ = [
-    "FORMAT_VERSION",
-    "AttackResult",
-    "AucReference",
-    "CalibrationData",
-    "Checkpoint",
-    "Environment",
-    "GenerationRecord",
-    "HarnessMetric",
-    "HarnessResult",
-    "ImportedFrom",
-    "LikelihoodRecord",
-    "Precision",
-    "Proof",
-    "RunResult",
-    "SampleRecord",
-    "Settings",
-    "SplitData",
-    "TaskResult",
-    "json_schemas",
-    "write_schemas",
-]
-
 FORMAT_VERSION: Literal[1] = 1
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -26,9 +26,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from unlearnbench.boards import read_board
+from unlearnbench.checkpoints.find import files_sha256
 from unlearnbench.demo.smollm2 import find_gguf
 from unlearnbench.errors import UnlearnbenchError
-from unlearnbench.models.files import files_sha256
 
 HOME = Path(__file__).resolve().parent
 ROWS = 50  # of each set

@@ -34,15 +34,15 @@ def measure(model: str, name: str, kernel: str, reference: Path) -> dict[str, An
     """One row, in this process; the fp32 row writes ``reference``, the others are held to it."""
     import torch
 
-    from unlearnbench import quant
-    from unlearnbench.calibration import pick_calibration
-    from unlearnbench.loading import load_model, make_how
-    from unlearnbench.models.source import LoadOptions, open_source
-    from unlearnbench.quiet import quiet_imports
+    from unlearnbench.checkpoints.source import LoadOptions, open_source
+    from unlearnbench.conditions import quantize
+    from unlearnbench.conditions.load import load_model, make_how
+    from unlearnbench.conditions.quantize.calibration import pick_calibration
     from unlearnbench.requests import Generate
+    from unlearnbench.util.quiet import quiet_imports
 
     quiet_imports()
-    spec = quant.find_precision(name)
+    spec = quantize.find_precision(name)
     source = open_source(model, LoadOptions(), keep=False)
     calibration = pick_calibration("generic", (), SAMPLES, 0) if spec.calibrated else None
     start = time.perf_counter()
@@ -138,7 +138,7 @@ def unpacked(model: str, folder: Path) -> str:
     """A GGUF file as a folder of fp32 safetensors, so that each row does not unpack it again."""
     if not model.endswith(".gguf"):
         return model
-    from unlearnbench.models.source import LoadOptions, open_source
+    from unlearnbench.checkpoints.source import LoadOptions, open_source
 
     source = open_source(model, LoadOptions())
     source.model().save_pretrained(folder)
@@ -158,9 +158,9 @@ def main() -> None:
         name, kernel, file = options.one
         print(json.dumps(measure(options.model, name, kernel, Path(file))))
         return
-    from unlearnbench import quant
+    from unlearnbench.conditions import quantize
 
-    known = quant.precisions()
+    known = quantize.precisions()
     names = (
         options.quant.split(",")
         if options.quant

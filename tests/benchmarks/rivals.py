@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import torch
 
+from unlearnbench.models.cache import KnownValues
 from unlearnbench.models.hf import HFModel
-from unlearnbench.models.known import KnownValues
 from unlearnbench.requests import Generate, Score, cut_at_stop
 
 __all__ = ["NAMES", "Harness", "Ours", "Plain", "Rival", "load_ours", "load_plain"]
@@ -63,9 +63,9 @@ def load_plain(folder: Path, precision: str, dtype: torch.dtype, device: str) ->
 
 def load_ours(folder: Path, options: Namespace) -> Ours:
     """Our adapter at ``none``, as the evaluator loads it."""
-    from unlearnbench.loading import load_model, make_how
-    from unlearnbench.models.source import LoadOptions, open_source
-    from unlearnbench.quant import find_precision
+    from unlearnbench.checkpoints.source import LoadOptions, open_source
+    from unlearnbench.conditions.load import load_model, make_how
+    from unlearnbench.conditions.quantize import find_precision
 
     spec = find_precision("none")
     how = make_how(spec, options.dtype, options.device, "auto", None)

@@ -14,10 +14,10 @@ import torch
 
 from tests.benchmarks.rivals import Plain, load_plain
 from tests.benchmarks.samples import TASKS, ask, data_folder, requests_of
+from unlearnbench.checkpoints.source import DTYPES
 from unlearnbench.metrics import generation_metric
-from unlearnbench.models.source import DTYPES
 from unlearnbench.results import GenerationRecord
-from unlearnbench.runfolder import RunFolder
+from unlearnbench.runs.folder import RunFolder
 
 __all__ = ["measure_rounding"]
 
@@ -46,7 +46,7 @@ def measure_rounding(folder: Path, options: Namespace) -> dict[str, Any]:
 
 def _our_records(folder: Path, options: Namespace, precision: str) -> dict[str, list[Any]]:
     from unlearnbench import evaluate
-    from unlearnbench.run import run_path
+    from unlearnbench.evaluation.run import run_path
 
     with tempfile.TemporaryDirectory() as out:
         (result,) = evaluate(

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.rivals import Rival
-from unlearnbench.data import DataOptions
-from unlearnbench.plan import Plan, make_plan
+from unlearnbench.evaluation.run import run_path
 from unlearnbench.requests import Generate, Score
 from unlearnbench.results import GenerationRecord, RunResult
-from unlearnbench.run import run_path
-from unlearnbench.runfolder import RunFolder
-from unlearnbench.tasks import GenerationTask, load_registry
+from unlearnbench.runs.folder import RunFolder
+from unlearnbench.tasks.rows import DataOptions
+from unlearnbench.tasks.samples import Plan, make_plan
+from unlearnbench.tasks.spec import GenerationTask, load_registry
 
 __all__ = [
     "TASKS",

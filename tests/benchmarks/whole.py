@@ -31,7 +31,7 @@ from tests.benchmarks.samples import (
     scored,
 )
 from tests.benchmarks.turns import TURN, active, begin, run_in_turns
-from unlearnbench.models.source import DTYPES
+from unlearnbench.checkpoints.source import DTYPES
 from unlearnbench.requests import Generate, Score
 
 __all__ = ["measure_whole", "work"]
@@ -52,8 +52,8 @@ def evaluate_ours(folder: Path, options: Namespace) -> Told:
     task of a precision includes its loading.
     """
     from unlearnbench import evaluate
-    from unlearnbench.run import run_path
-    from unlearnbench.runfolder import RunFolder
+    from unlearnbench.evaluation.run import run_path
+    from unlearnbench.runs.folder import RunFolder
 
     told, last = Told(), time.time()
     with tempfile.TemporaryDirectory() as out:
@@ -143,7 +143,7 @@ def work(name: str, folder: Path, options: Namespace) -> None:
         import sklearn.metrics  # noqa: F401
         import transformers.models.llama.modeling_llama  # noqa: F401
 
-        import unlearnbench.evaluator  # noqa: F401
+        import unlearnbench.evaluation.evaluate  # noqa: F401
     elif name == "hflm":
         import lm_eval.models.huggingface  # noqa: F401
 

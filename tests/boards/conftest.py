@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import Bench, Skill
-from tests.test_cli import call
+from tests.cli.test_main import call
+from tests.toy_runs import Bench, Skill
 
 BOARD = """\
 title: A board of made models

@@ -11,15 +11,15 @@ from types import SimpleNamespace
 import pytest
 
 from tests.boards.conftest import BOARD, NAMES, MakeBoard
-from tests.runs import Bench, weak_at_4_bits
-from tests.test_cli import call
+from tests.cli.test_main import call
+from tests.toy_runs import Bench, weak_at_4_bits
 from unlearnbench.boards import find_boards, plots, read_board
 from unlearnbench.boards.build import _verdicts, cell
 from unlearnbench.boards.plots import _front
 from unlearnbench.boards.standings import Place, _mark, rank_entries
 from unlearnbench.boards.verify import verify_board
-from unlearnbench.recovery import RecoveryRow
-from unlearnbench.runfolder import read_run
+from unlearnbench.recovery.statistics import RecoveryRow
+from unlearnbench.runs.folder import read_run
 
 FILES = ("README.md", "board.csv", "index.html")
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from tests.boards.conftest import BOARD, ROWS, MakeBoard
-from tests.runs import Bench
-from tests.test_cli import call
+from tests.cli.test_main import call
+from tests.toy_runs import Bench
 from unlearnbench.boards.page import LONGEST, _json
 
 SMALL = ("target", "retrained", "ga_gdr", "sure")

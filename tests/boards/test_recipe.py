@@ -15,7 +15,7 @@ import click
 import pytest
 
 from unlearnbench import cli
-from unlearnbench.cli_boards import leaderboard
+from unlearnbench.cli.leaderboard import leaderboard
 
 RECIPE = Path(__file__).parents[2] / "leaderboards/smollm2-news/make.py"
 SPLITS = {

@@ -13,8 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from tests.boards.conftest import BOARD, ROWS, MakeBoard
-from tests.runs import Bench, Skill
-from tests.test_cli import call
+from tests.cli.test_main import call
+from tests.toy_runs import Bench, Skill
 from unlearnbench.boards import read_board
 from unlearnbench.boards.entry import BoardEntry, entry_json
 from unlearnbench.boards.verify import verify_board

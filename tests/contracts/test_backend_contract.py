@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import CORPUS, MakeCheckpoint, Toy, load_at, make_tokenizer, write_jsonl
-from tests.quant.helpers import (
+from tests.conditions.quantize.helpers import (
     EXTRAS,
     LINEAR,
     TEXTS,
@@ -27,14 +26,16 @@ from tests.quant.helpers import (
     scores,
     short_calibration,
 )
-from unlearnbench import evaluate, quant
+from tests.conftest import CORPUS, MakeCheckpoint, Toy, load_at, make_tokenizer, write_jsonl
+from unlearnbench import evaluate
+from unlearnbench.checkpoints.source import LoadOptions, Source, open_source
+from unlearnbench.conditions import quantize
+from unlearnbench.conditions.base import Kernel, pick_kernel
 from unlearnbench.errors import NotInForceError, PrecisionError
 from unlearnbench.models.hf import HFModel
-from unlearnbench.models.source import LoadOptions, Source, open_source
-from unlearnbench.quant.base import Kernel, pick_kernel
-from unlearnbench.runfolder import RunFolder, model_folder_name, read_run
+from unlearnbench.runs.folder import RunFolder, model_folder_name, read_run
 
-SPECS = quant.precisions()
+SPECS = quantize.precisions()
 NAMES = sorted(SPECS)
 RTN = [name for name in NAMES if name.startswith("rtn")]
 PLAIN = ["bf16", "fp16", "fp32", "none"]
@@ -276,7 +277,7 @@ def test_fused_experts_run_unquantized(experts: Source) -> None:
     ],
 )
 def test_aliases(alias: str, name: str) -> None:
-    assert quant.find_precision(alias).name == name
+    assert quantize.find_precision(alias).name == name
 
 
 def test_every_precision_is_there() -> None:
@@ -307,22 +308,22 @@ def test_a_precision_describes_itself(name: str) -> None:
     if spec.bits is not None and name in QUANTIZED:
         assert spec.bits_per_weight is not None
         assert spec.bits <= spec.bits_per_weight < spec.bits + 1.5
-    assert quant.has_codes(spec) == (name in QUANTIZED and not spec.calibrated)
+    assert quantize.has_codes(spec) == (name in QUANTIZED and not spec.calibrated)
 
 
 def test_names_are_resolved_once_each_in_order() -> None:
-    names = [spec.name for spec in quant.resolve(["4bit", "none", "bnb-fp4"])]
+    names = [spec.name for spec in quantize.resolve(["4bit", "none", "bnb-fp4"])]
     assert names == ["bnb-fp4", "none"]
 
 
 def test_no_name_is_an_error() -> None:
     with pytest.raises(PrecisionError, match="no precision was asked for"):
-        quant.resolve([])
+        quantize.resolve([])
 
 
 def test_unknown_precision_suggests_near_ones() -> None:
     with pytest.raises(PrecisionError, match="unknown precision 'bnb-fp5'.*bnb-fp4"):
-        quant.find_precision("bnb-fp5")
+        quantize.find_precision("bnb-fp5")
 
 
 LIBRARIES = [
@@ -352,8 +353,8 @@ def test_a_missing_library_is_refused_with_the_command_before_anything_is_loaded
         raise AssertionError("something was loaded")
 
     monkeypatch.setattr("importlib.util.find_spec", lacking)
-    monkeypatch.setattr("unlearnbench.models.source.load_weights", never)
-    monkeypatch.setattr("unlearnbench.loading.load_model", never)
+    monkeypatch.setattr("unlearnbench.checkpoints.source.load_weights", never)
+    monkeypatch.setattr("unlearnbench.conditions.load.load_model", never)
     # Nor is anything else put in its place, though it was asked for beside others.
     with pytest.raises(PrecisionError) as raised:
         evaluate(str(tiny), "toy", ["none", name], **toy.options)

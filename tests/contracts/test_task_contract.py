@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unlearnbench.data import PACKAGE_DATA, DataOptions, load_splits
 from unlearnbench.metrics import generation_metric, likelihood_metric
-from unlearnbench.plan import make_plan
 from unlearnbench.requests import Scored
-from unlearnbench.tasks import (
+from unlearnbench.tasks.rows import PACKAGE_DATA, DataOptions, load_splits
+from unlearnbench.tasks.samples import make_plan
+from unlearnbench.tasks.spec import (
     GenerationTask,
     LikelihoodTask,
     TaskSpec,

@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from tests.test_check import run_steps
-from tests.test_cli import call
+from tests.cli.test_main import call
+from tests.recovery.test_policy import run_steps
 from unlearnbench.boards.plots import BLUE, ORANGE
 
 Rows = dict[tuple[str, str, str], dict[str, Any]]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import unlearnbench
-from tests.test_cli import call
-from unlearnbench.cli_demo import scores_table
+from tests.cli.test_main import call
+from unlearnbench.cli.demo import scores_table
 from unlearnbench.demo import stages
 from unlearnbench.demo.meter import Meter
 from unlearnbench.demo.options import DemoOptions
@@ -20,8 +20,8 @@ from unlearnbench.demo.run import _stages, run_demo
 from unlearnbench.demo.stages import Stage, files_sha256, stage_key
 from unlearnbench.demo.work import _is_trained, run_stage
 from unlearnbench.errors import OptionError
-from unlearnbench.recovery import RecoveryRow
-from unlearnbench.tasks import builtin_task_dir
+from unlearnbench.recovery.statistics import RecoveryRow
+from unlearnbench.tasks.spec import builtin_task_dir
 
 
 def make(stage: Stage, text: str = "made") -> None:

@@ -26,10 +26,10 @@ WARM = (
     "transformers.models.encoder_decoder",
     "transformers.models.llama.modeling_llama",
     "unlearnbench.cli",
-    "unlearnbench.evaluator",
-    "unlearnbench.loading",
-    "unlearnbench.models.opening",
-    "unlearnbench.tables",
+    "unlearnbench.evaluation.evaluate",
+    "unlearnbench.conditions.load",
+    "unlearnbench.conditions.opening",
+    "unlearnbench.recovery.tables",
     "unlearnbench.training.record",
 )
 
@@ -39,7 +39,7 @@ def run(log: str, arguments: list[str]) -> None:
     ``LOG.hold`` holds a number, it waits once the log has so many lines, for a signal.
     """
     from unlearnbench.cli import main
-    from unlearnbench.journal import Answer, Journal
+    from unlearnbench.evaluation.journal import Answer, Journal
 
     # A shell starts what it leaves in the background with this signal ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -63,9 +63,9 @@ def serve() -> None:
         import_module(name)
     import torch
 
-    from unlearnbench import quant
+    from unlearnbench.conditions import quantize
 
-    quant.resolve(["none", "rtn-int8", "rtn-int4"])
+    quantize.resolve(["none", "rtn-int8", "rtn-int4"])
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()  # a child's collections would go through all of the libraries' objects

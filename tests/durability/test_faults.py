@@ -11,11 +11,11 @@ import pytest
 
 from tests.conftest import Toy
 from tests.durability.faults import Faults, Gone
-from tests.test_evaluator import Spy, script
+from tests.evaluation.test_evaluate import Spy, script
 from unlearnbench import evaluate
 from unlearnbench.errors import OutputError
-from unlearnbench.runfolder import RunFolder, read_run
-from unlearnbench.tasks import load_registry
+from unlearnbench.runs.folder import RunFolder, read_run
+from unlearnbench.tasks.spec import load_registry
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="finds files by /proc/self/fd"
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 def _quick(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hundreds of runs: read the task files once, draw few resamples, do not wait for the disk."""
     registry = load_registry([toy.tasks])
-    monkeypatch.setattr("unlearnbench.evaluator.load_registry", lambda folders: registry)
+    monkeypatch.setattr("unlearnbench.evaluation.evaluate.load_registry", lambda folders: registry)
     monkeypatch.setattr("unlearnbench.metrics.stats.RESAMPLES", 50)
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 

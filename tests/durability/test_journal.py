@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unlearnbench.errors import ModelOutputError, ResultError
-from unlearnbench.journal import Answer, Journal, _checksum, _dump
+from unlearnbench.evaluation.journal import Answer, Journal, _checksum, _dump
 from unlearnbench.requests import Generated, Scored
 
 IDENTITY = {"seed": "0", "task": "t"}

@@ -13,14 +13,14 @@ import pytest
 
 from tests.conftest import Toy
 from tests.durability.test_faults import Counting, kept_answers, records
-from tests.test_evaluator import Spy, edit_task, rows, run, run_dir, script, write_rows
+from tests.evaluation.test_evaluate import Spy, edit_task, rows, run, run_dir, script, write_rows
 from unlearnbench import ScriptedModel, evaluate
 from unlearnbench.cli import main
-from unlearnbench.environment import _version
 from unlearnbench.errors import EvaluationError, ModelOutputError, ResultError
-from unlearnbench.run import Job
-from unlearnbench.runfolder import read_run
-from unlearnbench.runset import load_entries
+from unlearnbench.evaluation.run import Job
+from unlearnbench.runs.entries import load_entries
+from unlearnbench.runs.folder import read_run
+from unlearnbench.runs.provenance import _version
 
 
 class Stopping(Spy):
@@ -87,29 +87,29 @@ def test_half_a_task_of_another_configuration_is_refused(
 @pytest.mark.parametrize(
     ("where", "value", "said"),
     [
-        ("unlearnbench.environment._threads", lambda: 77, "threads is .* there and 77 here"),
+        ("unlearnbench.runs.provenance._threads", lambda: 77, "threads is .* there and 77 here"),
         (
-            "unlearnbench.environment.source_sha256",
+            "unlearnbench.runs.provenance.source_sha256",
             lambda: "f" * 64,
             "unlearnbench's source is [0-9a-f]{12} there and ffffffffffff here",
         ),
         (
-            "unlearnbench.environment._device_name",
+            "unlearnbench.runs.provenance._device_name",
             lambda device: "cpu (abacus)",
             r"device name is .* there and cpu \(abacus\) here",
         ),
         (
-            "unlearnbench.environment._version",
+            "unlearnbench.runs.provenance._version",
             lambda name: "99" if name == "torch" else _version(name),
             r"package torch is .* there and 99 here",
         ),
         (
-            "unlearnbench.evaluator.Job",
+            "unlearnbench.evaluation.evaluate.Job",
             lambda **facts: Job(**{**facts, "compiled": True}),
             "compiled is False there and True here",
         ),
         (
-            "unlearnbench.evaluator.Job",
+            "unlearnbench.evaluation.evaluate.Job",
             lambda **facts: Job(**{**facts, "attention": "eager"}),
             "attention is auto there and eager here",
         ),
@@ -197,7 +197,7 @@ def test_fresh_keeps_the_old_run_in_place_until_a_model_is_loaded(
         raise ModelOutputError("it broke")
 
     with monkeypatch.context() as patch:
-        patch.setattr("unlearnbench.models.opening.load_any", fail)
+        patch.setattr("unlearnbench.conditions.opening.load_any", fail)
         with pytest.raises(ModelOutputError):
             evaluate(tiny, "toy_verbmem", **toy.options, fresh=True)
     assert not list(toy.out.rglob(".old"))
@@ -320,7 +320,7 @@ def test_a_model_without_answers_left_to_give_is_not_asked(toy: Toy) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("unlearnbench.run.encode_records", die)
+        patch.setattr("unlearnbench.evaluation.run.encode_records", die)
         with pytest.raises(KeyboardInterrupt):
             run(model, "toy_privleak", toy, ppl_lower=True)
     empty = ScriptedModel(name="unlearned")

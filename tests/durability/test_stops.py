@@ -21,9 +21,9 @@ from tests.durability.test_faults import kept_answers, records, require_readable
 from unlearnbench import evaluate
 from unlearnbench.cli import main
 from unlearnbench.errors import OutputError, ResultError
-from unlearnbench.folderlock import lock_folder
+from unlearnbench.util.lock import lock_folder
 
-from tests.test_evaluator import logged, script  # isort: skip
+from tests.evaluation.test_evaluate import logged, script  # isort: skip
 
 Call = Callable[[list[str]], tuple[object, str, list[str]]]
 posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

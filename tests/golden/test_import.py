@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
+from tests.cli.test_main import call
 from tests.golden.test_golden import EXACT, FIGURES, MODELS, ROUGE_TASKS
-from tests.test_cli import call
-from unlearnbench.compare import compare, open_comparison
 from unlearnbench.importing import ImportOptions, import_runs
+from unlearnbench.recovery.compare import compare, open_comparison
 from unlearnbench.results import GenerationRecord, LikelihoodRecord, RunResult
-from unlearnbench.runfolder import RunFolder, read_run
+from unlearnbench.runs.folder import RunFolder, read_run
 
 PLACES = {
     "news_verbmem": "verbmem/out/bbc/{}/forget",

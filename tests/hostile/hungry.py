@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tests.hostile.corpus import CASES, Case, adapter
 from tests.hostile.test_checkpoints import lay_out, use
+from unlearnbench.checkpoints.source import LoadOptions
 from unlearnbench.errors import UnlearnbenchError
-from unlearnbench.models.source import LoadOptions
 
 SPARE = 3 * 2**30
 

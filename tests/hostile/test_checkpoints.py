@@ -14,19 +14,19 @@ import pytest
 from tests.conftest import Toy
 from tests.hostile.corpus import CANARY, CASES, Case, adapter, config
 from tests.hostile.watch import snapshot, watched
+from unlearnbench.checkpoints.source import LoadOptions
 from unlearnbench.cli import main
+from unlearnbench.conditions.opening import load_any, open_any
 from unlearnbench.errors import UnlearnbenchError
-from unlearnbench.models.opening import load_any, open_any
-from unlearnbench.models.source import LoadOptions
-from unlearnbench.quiet import plain_errors
 from unlearnbench.requests import Generate
+from unlearnbench.util.quiet import plain_errors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
 
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unlearnbench.models.patterns._SECONDS", 1.0)
+    monkeypatch.setattr("unlearnbench.checkpoints.patterns._SECONDS", 1.0)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -52,8 +52,8 @@ def lay_out(found: Case, tiny: Path, root: Path) -> tuple[str, LoadOptions]:
 
 def use(path: str, options: LoadOptions) -> None:
     """As an evaluation does: open, load, answer."""
-    from unlearnbench.loading import make_how
-    from unlearnbench.quant import find_precision
+    from unlearnbench.conditions.load import make_how
+    from unlearnbench.conditions.quantize import find_precision
 
     spec = find_precision("none")
     source = open_any(path, options)

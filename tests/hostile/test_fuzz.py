@@ -21,17 +21,17 @@ from tests.hostile.strategies import json_values, mutated, mutated_bytes, texts
 from tests.importing.test_import import SCORES, history
 from tests.importing.test_import import texts as scored_texts
 from unlearnbench.boards.entry import read_entry
+from unlearnbench.checkpoints.adapter import check_adapter_config
+from unlearnbench.checkpoints.find import find_checkpoint
+from unlearnbench.checkpoints.gguf import check_gguf
+from unlearnbench.checkpoints.limits import check_config
 from unlearnbench.errors import UnlearnbenchError, one_line
 from unlearnbench.importing import ImportOptions, import_runs
 from unlearnbench.importing.base import Format
-from unlearnbench.models.adapterfile import check_adapter_config
-from unlearnbench.models.files import find_checkpoint
-from unlearnbench.models.ggufhead import check_gguf
-from unlearnbench.models.limits import check_config
-from unlearnbench.prompts import render_field
-from unlearnbench.runset import load_entries
-from unlearnbench.tasks import load_registry, read_task
-from unlearnbench.templates import LONGEST
+from unlearnbench.runs.entries import load_entries
+from unlearnbench.tasks.prompts import render_field
+from unlearnbench.tasks.spec import load_registry, read_task
+from unlearnbench.tasks.templates import LONGEST
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "20"))
 GOOD = Path(__file__).parents[1] / "golden" / "results" / "good"
@@ -79,7 +79,7 @@ def counter(request: pytest.FixtureRequest) -> Iterator[Counter]:
 @pytest.fixture
 def _tasks_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The package's own tasks and the environment are read once, not for every file."""
-    from unlearnbench.environment import describe_environment
+    from unlearnbench.runs.provenance import describe_environment
 
     registry, environment = load_registry(), describe_environment("unknown", "unknown", None)
     monkeypatch.setattr("unlearnbench.importing.base.load_registry", lambda _: registry)

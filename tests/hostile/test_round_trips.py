@@ -16,8 +16,8 @@ from tests.hostile.strategies import finite, names, shares, texts
 from unlearnbench.boards.build import cell
 from unlearnbench.errors import ResultError, UnlearnbenchError, one_line, printable
 from unlearnbench.results import GenerationRecord, LikelihoodRecord, RunResult, SampleRecord
-from unlearnbench.runfolder import RunFolder, read_run
-from unlearnbench.texttable import text_table
+from unlearnbench.runs.folder import RunFolder, read_run
+from unlearnbench.util.text import text_table
 
 GOOD = Path(__file__).parents[1] / "golden" / "results" / "good"
 examples = settings(

@@ -14,16 +14,16 @@ from tests.hostile.corpus import CASES, Case, adapter, config
 from tests.hostile.test_checkpoints import lay_out, use
 from unlearnbench.boards.build import cell
 from unlearnbench.boards.entry import read_entry
+from unlearnbench.checkpoints.source import LoadOptions
 from unlearnbench.cli import main
 from unlearnbench.errors import OptionError, ResultError, TaskError
 from unlearnbench.importing import ImportOptions, import_runs
-from unlearnbench.models.source import LoadOptions
-from unlearnbench.prompts import render_field
-from unlearnbench.runfolder import RunFolder
-from unlearnbench.runset import load_entries
-from unlearnbench.templates import LONGEST
-from unlearnbench.texttable import text_table
-from unlearnbench.yamlfile import read_yaml
+from unlearnbench.runs.entries import load_entries
+from unlearnbench.runs.folder import RunFolder
+from unlearnbench.tasks.prompts import render_field
+from unlearnbench.tasks.templates import LONGEST
+from unlearnbench.util.text import text_table
+from unlearnbench.util.yaml import read_yaml
 
 BOMBS = [
     "{{ 'a' * 10000000000 }}",
@@ -238,7 +238,7 @@ def test_trust_remote_code_says_what_it_permits(
         config(auto_map={"AutoModelForCausalLM": "own.Own"})(folder)
 
     path, _ = lay_out(Case("", own, ""), tiny, tmp_path)
-    from unlearnbench.models.opening import open_any
+    from unlearnbench.conditions.opening import open_any
 
     open_any(path, LoadOptions(trust_remote_code=True))
     (said,) = (note for note in notes(caplog) if note.startswith("--trust-remote-code: "))

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
+from tests.cli.test_main import call
 from tests.golden.test_import import write
-from tests.test_cli import call
 from unlearnbench.errors import UnlearnbenchError
 from unlearnbench.importing import FORMATS, ImportOptions, import_runs
 from unlearnbench.importing.base import Format
 from unlearnbench.metrics.rouge import score_output
 from unlearnbench.results import RunResult
-from unlearnbench.runfolder import read_run
+from unlearnbench.runs.folder import read_run
 
 ANSWERS = [("the right words", "the right words"), ("other words", "the right words")]
 SCORES = [{"PPL": 1.0, "Min-40%": 1.0}, {"PPL": 2.0, "Min-40%": 3.0}]

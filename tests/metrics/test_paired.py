@@ -15,7 +15,7 @@ from scipy import stats as scipy_stats
 from unlearnbench.errors import MetricError
 from unlearnbench.metrics.paired import Column, Pairs, draw, holm, mean, ratio
 from unlearnbench.metrics.stats import auc
-from unlearnbench.recovery import leak_scores
+from unlearnbench.recovery.statistics import leak_scores
 
 Array = NDArray[np.float64]
 SETS = 1000

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tests.conftest import CORPUS, make_tokenizer
+from unlearnbench.models.cache import KnownIds
 from unlearnbench.models.hf import HFModel
-from unlearnbench.models.known import KnownIds
 from unlearnbench.results import Precision
 
 SHOTS = "".join(CORPUS[:3])

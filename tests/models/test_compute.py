@@ -11,18 +11,19 @@ import pytest
 import torch
 
 from tests.conftest import CORPUS, Toy
+from tests.evaluation.test_evaluate import Spy, script
 from tests.models.architectures import PROMPTS, make_kind, wrap
-from tests.test_evaluator import Spy, script
 from unlearnbench import cli, evaluate
+from unlearnbench.checkpoints.source import LoadOptions, open_source
+from unlearnbench.conditions.base import Attention
+from unlearnbench.conditions.load import load_model, make_how, pick_dtype
+from unlearnbench.conditions.quantize import find_precision
 from unlearnbench.errors import OptionError
-from unlearnbench.loading import load_model, make_how, pick_dtype
-from unlearnbench.models import compute, explain
+from unlearnbench.models import compute
 from unlearnbench.models.compute import compile_layers, set_attention
 from unlearnbench.models.hf import HFModel
-from unlearnbench.models.source import LoadOptions, open_source
-from unlearnbench.quant import find_precision
-from unlearnbench.quant.base import Attention
 from unlearnbench.requests import Generate, Score
+from unlearnbench.util import explain
 
 
 def load(folder: Path, precision: str = "none", **how: Any) -> HFModel:

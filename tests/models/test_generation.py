@@ -10,13 +10,13 @@ import torch
 
 from tests.conftest import CORPUS, load_at, make_tokenizer
 from tests.models.architectures import KINDS, PROMPTS, alone, make_kind, wrap
+from unlearnbench.checkpoints.source import LoadOptions, open_source
 from unlearnbench.errors import ModelOutputError
-from unlearnbench.models import attention, fitting, generation
-from unlearnbench.models.attention import Layer
-from unlearnbench.models.batching import Budget
+from unlearnbench.models import generation, packable, packed_rows
+from unlearnbench.models.batches import Budget
 from unlearnbench.models.generation import Continuer, common_prefix
 from unlearnbench.models.hf import HFModel
-from unlearnbench.models.source import LoadOptions, open_source
+from unlearnbench.models.packed_rows import Layer
 from unlearnbench.requests import Generate, Sampling
 
 MIXED = [CORPUS[n][: 4 + 11 * n] for n in (0, 2, 3, 5, 8, 9)]  # no common beginning to speak of
@@ -196,7 +196,7 @@ def unlike_prompt_position(monkeypatch: pytest.MonkeyPatch) -> None:
     forward = Continuer._forward
 
     def shifted(self: Continuer, cache: Any, ids: Any, places: Any, keep: Any) -> Any:
-        moved = isinstance(cache.phase, attention.Packed)
+        moved = isinstance(cache.phase, packed_rows.Packed)
         return forward(self, cache, ids, [place + moved for place in places], keep)
 
     monkeypatch.setattr(Continuer, "_forward", shifted)
@@ -212,7 +212,7 @@ def seen_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def see_another(monkeypatch: pytest.MonkeyPatch, more: int) -> None:
-    step = attention.Step
+    step = packed_rows.Step
 
     def changed(lengths: Any, seen: Any) -> Any:
         places = torch.arange(seen.shape[-1])
@@ -222,14 +222,14 @@ def see_another(monkeypatch: pytest.MonkeyPatch, more: int) -> None:
 
 
 def prefix_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    after = attention._after_prefix
+    after = packed_rows._after_prefix
 
     def changed(layer: Any, *rest: Any) -> Any:
         cut = Layer()
         cut.prefix = layer.prefix[0][:, :-1], layer.prefix[1][:, :-1]
         return after(cut, *rest)
 
-    monkeypatch.setattr(attention, "_after_prefix", changed)
+    monkeypatch.setattr(packed_rows, "_after_prefix", changed)
 
 
 def prompt_not_causal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +240,7 @@ def prompt_not_causal(monkeypatch: pytest.MonkeyPatch) -> None:
         attend = torch.nn.functional.scaled_dot_product_attention
         return attend(query, key, value, scale=scale, enable_gqa=True)
 
-    monkeypatch.setattr(attention, "_after_prefix", changed)
+    monkeypatch.setattr(packed_rows, "_after_prefix", changed)
 
 
 FAULTS = [
@@ -268,9 +268,9 @@ def test_a_wrong_position_or_mask_shows_in_every_dtype(
     model = load_at(open_source(str(tiny), LoadOptions()), precision, dtype)
     ids = model._encode(PROMPTS[0])
     with torch.no_grad():
-        right = fitting.find_continuer(model.network, "cpu", ids)
+        right = packable.find_continuer(model.network, "cpu", ids)
         fault(monkeypatch)
-        wrong = fitting.find_continuer(model.network, "cpu", ids)
+        wrong = packable.find_continuer(model.network, "cpu", ids)
     assert isinstance(right, Continuer), right
     assert "other logits" in str(wrong)
 
@@ -314,7 +314,7 @@ def test_the_comparison_is_with_the_model_as_given(llama: Any) -> None:
 
     ids = make_tokenizer()(PROMPTS[0]).input_ids
     with torch.no_grad():
-        assert "other logits" in str(fitting.find_continuer(Around(), "cpu", ids))
+        assert "other logits" in str(packable.find_continuer(Around(), "cpu", ids))
 
 
 def test_the_config_is_given_back(llama: Any) -> None:
@@ -345,7 +345,7 @@ def test_the_way_taken_is_said(
     caplog.set_level(logging.INFO, "unlearnbench.explain")
     texts(wrap(llama), PROMPTS, 2)
     assert "rows without padding, a prefix of" in caplog.text
-    monkeypatch.setattr(fitting, "_LAYERS", set())
+    monkeypatch.setattr(packable, "_LAYERS", set())
     windowed = make_kind("gemma3")
     texts(wrap(windowed), PROMPTS[:2], 2)
     assert "transformers' generate, padded: it has layers of kind" in caplog.text

@@ -11,12 +11,18 @@ import pytest
 import torch
 
 from tests.conftest import CORPUS, MakeCheckpoint, load_at
+from unlearnbench.checkpoints.source import LoadOptions, open_source
+from unlearnbench.conditions.load import (
+    load_model,
+    make_how,
+    pick_device,
+    pick_dtype,
+    require_available,
+)
+from unlearnbench.conditions.quantize import find_precision
 from unlearnbench.errors import CheckpointError, ModelOutputError, OptionError, PrecisionError
-from unlearnbench.loading import load_model, make_how, pick_device, pick_dtype, require_available
 from unlearnbench.models.decoding import logits_processors, token_statistics
 from unlearnbench.models.hf import HFModel
-from unlearnbench.models.source import LoadOptions, open_source
-from unlearnbench.quant import find_precision
 from unlearnbench.requests import Generate, Sampling, Score
 
 PROMPTS = [CORPUS[n][: 5 + 9 * n] for n in range(12)]
@@ -284,7 +290,7 @@ def test_an_ordinary_word_as_end_token_is_refused(make_checkpoint: MakeCheckpoin
 
 
 def test_gguf_files_need_a_transformers_that_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    from unlearnbench.models.parts import require_gguf_support
+    from unlearnbench.checkpoints.load import require_gguf_support
 
     monkeypatch.setattr("transformers.__version__", "5.23.0")
     require_gguf_support()

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import load_at
 from tests.models.architectures import PROMPTS, make_kind
-from unlearnbench.loading import load_model, make_how
+from unlearnbench.checkpoints.source import LoadOptions, open_source
+from unlearnbench.conditions.load import load_model, make_how
+from unlearnbench.conditions.quantize import find_precision
 from unlearnbench.models import budget
 from unlearnbench.models import mapped as mapped_module
 from unlearnbench.models.mapped import give_back
-from unlearnbench.models.source import LoadOptions, open_source
-from unlearnbench.quant import find_precision
 from unlearnbench.requests import Generate
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux only")

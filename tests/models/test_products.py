@@ -9,9 +9,9 @@ from torch import nn
 
 from tests.conftest import load_at
 from tests.models.architectures import PROMPTS, make_kind
+from unlearnbench.checkpoints.source import LoadOptions, open_source
 from unlearnbench.models import products
 from unlearnbench.models.products import quicken_products
-from unlearnbench.models.source import LoadOptions, open_source
 from unlearnbench.requests import Generate
 
 SHAPES = [(1, 1), (7, 1), (8, 1), (1, 8), (16, 1), (4, 12), (48, 1), (49, 1), (2, 40)]

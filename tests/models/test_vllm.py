@@ -12,11 +12,11 @@ import pytest
 
 import unlearnbench
 from tests import vllm_stub
+from tests.cli.test_main import call
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, load_at
-from tests.test_cli import call
 from tests.vllm_stub import Completion, Logprob
+from unlearnbench.checkpoints.source import LoadOptions, open_source
 from unlearnbench.errors import ModelOutputError, OptionError, PrecisionError
-from unlearnbench.models.source import LoadOptions, open_source
 from unlearnbench.models.vllm import VllmModel, open_vllm
 from unlearnbench.requests import Generate, Sampling, Score
 

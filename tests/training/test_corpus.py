@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Toy, write_jsonl
-from unlearnbench.data import rows_sha256
 from unlearnbench.errors import DataError, OptionError
+from unlearnbench.tasks.rows import rows_sha256
 from unlearnbench.training.corpus import CorpusOptions, Document, load_corpus
 
 PLAIN = CorpusOptions()

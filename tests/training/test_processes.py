@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.cli.test_main import call
 from tests.conftest import CORPUS, Toy, write_jsonl
-from tests.test_cli import call
 from unlearnbench.errors import OptionError
 from unlearnbench.training import sharding
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.cli.test_main import call
 from tests.conftest import Toy
-from tests.test_cli import call
 from unlearnbench.training import trainer
 from unlearnbench.training.output import OutputFolder
 

@@ -15,13 +15,11 @@ from unlearnbench.boards.definition import Board
 from unlearnbench.boards.standings import Place, Standings, rank_entries
 from unlearnbench.boards.verify import verify_board
 from unlearnbench.errors import OptionError, ResultError, one_line
-from unlearnbench.harness.table import headline, utility_cells
+from unlearnbench.lm_eval.tables import headline, utility_cells
 from unlearnbench.metrics.paired import Ratio
-from unlearnbench.recovery import RecoveryRow
+from unlearnbench.recovery.statistics import RecoveryRow
+from unlearnbench.recovery.tables import share, with_interval
 from unlearnbench.results import Environment
-from unlearnbench.tables import share, with_interval
-
-__all__ = ["build_board", "csv_text", "markdown"]
 
 
 def build_board(board: Board) -> list[Path]:

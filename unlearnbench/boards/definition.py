@@ -10,11 +10,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from unlearnbench.errors import OptionError
-from unlearnbench.recovery import FULL
-from unlearnbench.tasks import Registry, load_registry
-from unlearnbench.yamlmodel import read_model
-
-__all__ = ["Board", "Definition", "find_boards", "read_board"]
+from unlearnbench.recovery.statistics import FULL
+from unlearnbench.tasks.spec import Registry, load_registry
+from unlearnbench.util.yamlmodel import read_model
 
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 

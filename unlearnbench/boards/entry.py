@@ -14,17 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from unlearnbench.boards.definition import Board
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.results import Checkpoint, GenerationRecord, RunResult, SampleRecord, TaskResult
-from unlearnbench.runset import Entry, LoadedRun, load_entries
-
-__all__ = [
-    "BoardEntry",
-    "EntryRun",
-    "Submission",
-    "add_entry",
-    "digest",
-    "entry_json",
-    "read_entry",
-]
+from unlearnbench.runs.entries import Entry, LoadedRun, load_entries
 
 # One of 50 rows a set at seven precisions has 1.3 MB without texts.
 _LARGEST = 256 * 2**20

@@ -15,13 +15,11 @@ from importlib.resources import files
 from unlearnbench.boards.plots import dumbbell, pareto
 from unlearnbench.boards.standings import Place, Standings
 from unlearnbench.errors import one_line, printable
-from unlearnbench.harness.table import utility_cells
+from unlearnbench.lm_eval.tables import utility_cells
 from unlearnbench.metrics.paired import Ratio
-from unlearnbench.recovery import FULL
+from unlearnbench.recovery.statistics import FULL
+from unlearnbench.recovery.tables import share, with_interval
 from unlearnbench.results import GenerationRecord, RunResult
-from unlearnbench.tables import share, with_interval
-
-__all__ = ["page"]
 
 LONGEST = 100_000
 """Characters of one text that the viewer shows."""

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING
 from unlearnbench.boards.standings import Place, Standings
 from unlearnbench.errors import one_line
 from unlearnbench.metrics.paired import Ratio
-from unlearnbench.recovery import FULL
+from unlearnbench.recovery.statistics import FULL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-__all__ = ["dumbbell", "pareto"]
 
 BLUE, ORANGE, GREY = "#2f7fc1", "#d1741f", "#808080"
 _STYLE: dict[str, object] = {

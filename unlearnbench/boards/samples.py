@@ -11,20 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from unlearnbench.boards.entry import BoardEntry, digest
 from unlearnbench.errors import MetricError, one_line
+from unlearnbench.evaluation.answers import summarize_task
 from unlearnbench.metrics import generation_metric, likelihood_metric
-from unlearnbench.plan import Plan, Sample, limited_count
 from unlearnbench.results import GenerationRecord, LikelihoodRecord, SampleRecord, TaskResult
-from unlearnbench.scoring import summarize_task
-from unlearnbench.tasks import GenerationTask, TaskSpec
-
-__all__ = [
-    "alike",
-    "digest_problems",
-    "records_sha256",
-    "sample_problems",
-    "score_problems",
-    "summarize_again",
-]
+from unlearnbench.tasks.samples import Plan, Sample, limited_count
+from unlearnbench.tasks.spec import GenerationTask, TaskSpec
 
 _SAME = 1e-9
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")

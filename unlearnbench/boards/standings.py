@@ -9,13 +9,17 @@ import numpy as np
 
 from unlearnbench.boards.definition import Board
 from unlearnbench.boards.entry import BoardEntry
-from unlearnbench.compare import Comparison, Standing
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.metrics.paired import Ratio, draw
-from unlearnbench.recovery import FULL, MIN_GAP, RecoveryRow, mark_significant, target_keeps
-from unlearnbench.runset import Entry
-
-__all__ = ["Place", "Standings", "rank_entries"]
+from unlearnbench.recovery.compare import Comparison, Standing
+from unlearnbench.recovery.statistics import (
+    FULL,
+    MIN_GAP,
+    RecoveryRow,
+    mark_significant,
+    target_keeps,
+)
+from unlearnbench.runs.entries import Entry
 
 _Standings = dict[tuple[str, str], Standing]
 

@@ -8,22 +8,20 @@ from dataclasses import dataclass, field
 from unlearnbench.boards.entry import BoardEntry, EntryRun
 from unlearnbench.boards.samples import alike
 from unlearnbench.errors import ResultError, UnlearnbenchError, one_line
-from unlearnbench.harness.table import require_same_harness
+from unlearnbench.lm_eval.tables import require_same_harness
 from unlearnbench.metrics import likelihood_metric
 from unlearnbench.metrics.membership import ReferenceScores
 from unlearnbench.metrics.stats import Estimate
-from unlearnbench.recovery import FULL
+from unlearnbench.recovery.statistics import FULL
 from unlearnbench.results import AucReference, LikelihoodRecord, Proof, SampleRecord
-from unlearnbench.runset import (
+from unlearnbench.runs.entries import (
     FULL_BITS,
     Entry,
     LoadedRun,
     require_comparable,
     require_same_precision,
 )
-from unlearnbench.tasks import LikelihoodTask, Registry
-
-__all__ = ["Verdict", "verify_together"]
+from unlearnbench.tasks.spec import LikelihoodTask, Registry
 
 # Another machine's run of the retrained model may order a few texts otherwise.
 _AUC_MARGIN = 0.01

@@ -17,12 +17,10 @@ from unlearnbench.boards.samples import (
 )
 from unlearnbench.boards.together import Verdict, verify_together
 from unlearnbench.errors import OptionError, ResultError, UnlearnbenchError, one_line
-from unlearnbench.plan import Plan
-from unlearnbench.recovery import FULL
+from unlearnbench.recovery.statistics import FULL
 from unlearnbench.results import ON_GRID, Proof, TaskResult
-from unlearnbench.tasks import Registry, TaskSpec
-
-__all__ = ["Verdict", "verify_board", "verify_entry"]
+from unlearnbench.tasks.samples import Plan
+from unlearnbench.tasks.spec import Registry, TaskSpec
 
 
 def verify_board(board: Board) -> tuple[list[BoardEntry], list[Verdict]]:

@@ -7,8 +7,6 @@ import threading
 import time
 from types import TracebackType
 
-__all__ = ["Meter"]
-
 _EVERY = 0.2
 
 

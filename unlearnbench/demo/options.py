@@ -7,9 +7,7 @@ from pathlib import Path
 
 from unlearnbench.demo.recipe import METHODS, PRECISIONS
 from unlearnbench.errors import OptionError
-from unlearnbench.recovery import FULL
-
-__all__ = ["ENDS", "DemoOptions"]
+from unlearnbench.recovery.statistics import FULL
 
 ENDS = ("target", "retrained")
 

@@ -8,12 +8,10 @@ from collections.abc import Callable
 from unlearnbench.demo.options import ENDS, DemoOptions
 from unlearnbench.demo.recipe import TASKS
 
-__all__ = ["make_board", "make_table"]
-
 
 def make_table(options: DemoOptions) -> None:
     """Write ``recovery.json``, as ``compare --json`` does."""
-    from unlearnbench.compare import compare, open_comparison
+    from unlearnbench.recovery.compare import compare, open_comparison
 
     entries = [options.runs(name) for name in options.methods]
     opened = open_comparison(entries, options.runs("target"), options.runs("retrained"))
@@ -31,7 +29,7 @@ def make_board(options: DemoOptions, tick: Callable[[], object] = lambda: None) 
     from unlearnbench.boards import add_entry, read_board
     from unlearnbench.boards.build import build_board
     from unlearnbench.boards.entry import Submission
-    from unlearnbench.tasks import load_registry
+    from unlearnbench.tasks.spec import load_registry
 
     weights = "dense weights (the control)" if options.dense else "sparse weights"
     versions = {s.task: s.metadata.version for s in load_registry(()).resolve(TASKS)}

@@ -14,17 +14,6 @@ from typing import Literal
 from unlearnbench.methods import find_method
 from unlearnbench.training.options import SelectorOptions, TrainOptions
 
-__all__ = [
-    "DTYPE",
-    "METHODS",
-    "PRECISIONS",
-    "TARGET",
-    "TASKS",
-    "Recipe",
-    "ends_options",
-    "recipe_of",
-]
-
 TASKS = ("demo_knowmem_f", "demo_verbmem", "demo_knowmem_r", "demo_privleak")
 # Weights in bf16 are exact in fp32, and few CPUs multiply in bf16.
 DTYPE = "fp32"

@@ -18,9 +18,7 @@ from unlearnbench.demo.recipe import METHODS, TASKS, ends_options, recipe_of
 from unlearnbench.demo.stages import Stage, stage_key
 from unlearnbench.demo.work import EVALUATE, initialize, run_stage
 from unlearnbench.errors import OptionError, TrainingError
-from unlearnbench.runfolder import require_writable
-
-__all__ = ["DemoOptions", "run_demo"]
+from unlearnbench.runs.folder import require_writable
 
 _WORKERS = 2
 Say = Callable[[str], None]
@@ -52,11 +50,11 @@ def run_demo(options: DemoOptions, say: Say) -> Path:
 
 def _require_available(precisions: tuple[str, ...]) -> None:
     """Say that a package is missing now, not when models are trained."""
-    from unlearnbench import quant
+    from unlearnbench.conditions import quantize
     from unlearnbench.errors import PrecisionError
 
-    for spec in quant.resolve(precisions):
-        reason = quant.backend_of(spec).unavailable(spec, "cpu")
+    for spec in quantize.resolve(precisions):
+        reason = quantize.backend_of(spec).unavailable(spec, "cpu")
         if reason:
             raise PrecisionError(f"{spec.name} cannot run here: {reason}")
 

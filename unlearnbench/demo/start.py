@@ -6,12 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.data import PACKAGE_DATA
+from unlearnbench.tasks.rows import PACKAGE_DATA
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-__all__ = ["DATA", "FORGET", "RETAIN", "make_start"]
 
 DATA = PACKAGE_DATA / "unlearnbench" / "demo"
 FORGET = (str(DATA / "raw/forget.jsonl"), "task:demo_knowmem_f")

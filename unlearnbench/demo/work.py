@@ -16,8 +16,6 @@ from typing import Any
 from unlearnbench.demo.options import ENDS, DemoOptions
 from unlearnbench.demo.stages import Stage
 
-__all__ = ["EVALUATE", "initialize", "run_stage"]
-
 EVALUATE = "evaluate-"
 
 
@@ -36,7 +34,7 @@ def initialize(bars: Any) -> None:
     os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "16"
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # too small for a GPU, and the same table with one
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from unlearnbench.quiet import quiet_transformers
+    from unlearnbench.util.quiet import quiet_transformers
 
     quiet_transformers()
     # Notes on six models at once would drown the demo's own lines; run folders hold what matters.
@@ -149,7 +147,7 @@ def _unlearn(name: str, options: DemoOptions) -> None:
 
 
 def _knowmem(run: Path) -> float:
-    from unlearnbench.runfolder import read_run
+    from unlearnbench.runs.folder import read_run
 
     value = read_run(run).tasks["demo_knowmem_f"].value
     assert value is not None  # noqa: S101 - KnowMem always has one
@@ -163,7 +161,7 @@ def _going(out: Path, options: DemoOptions) -> dict[str, Any]:
 
 def _evaluate(name: str, options: DemoOptions) -> None:
     from unlearnbench.demo.recipe import DTYPE, TASKS
-    from unlearnbench.evaluator import evaluate
+    from unlearnbench.evaluation.evaluate import evaluate
 
     evaluate(
         options.model(name),

@@ -13,12 +13,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
-from unlearnbench.environment import describe_environment
+from unlearnbench.checkpoints.find import content_sha256
 from unlearnbench.errors import MetricError, OptionError, ResultError, one_line
-from unlearnbench.folderlock import lock_folder
+from unlearnbench.evaluation.answers import summarize_task
 from unlearnbench.metrics import generation_metric
-from unlearnbench.models.files import content_sha256
-from unlearnbench.plan import Plan, Sample
 from unlearnbench.results import (
     Checkpoint,
     GenerationRecord,
@@ -30,11 +28,17 @@ from unlearnbench.results import (
     Settings,
     TaskResult,
 )
-from unlearnbench.runfolder import RunFolder
-from unlearnbench.scoring import summarize_task
-from unlearnbench.tasks import GenerationTask, LikelihoodTask, Registry, TaskSpec, load_registry
-
-__all__ = ["Found", "ImportOptions", "Source", "import_runs"]
+from unlearnbench.runs.folder import RunFolder
+from unlearnbench.runs.provenance import describe_environment
+from unlearnbench.tasks.samples import Plan, Sample
+from unlearnbench.tasks.spec import (
+    GenerationTask,
+    LikelihoodTask,
+    Registry,
+    TaskSpec,
+    load_registry,
+)
+from unlearnbench.util.lock import lock_folder
 
 log = logging.getLogger("unlearnbench")
 Format = Literal["muse", "lm-eval", "open-unlearning"]

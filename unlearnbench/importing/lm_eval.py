@@ -11,9 +11,7 @@ from pathlib import Path
 
 from unlearnbench.errors import ResultError
 from unlearnbench.importing.base import Found, Source
-from unlearnbench.tasks import GenerationTask, Registry
-
-__all__ = ["read_results"]
+from unlearnbench.tasks.spec import GenerationTask, Registry
 
 log = logging.getLogger("unlearnbench")
 _SAMPLES = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+)\.jsonl")

@@ -8,9 +8,7 @@ from pathlib import Path
 
 from unlearnbench.errors import ResultError, one_line
 from unlearnbench.importing.base import Found, Source
-from unlearnbench.tasks import GenerationTask, LikelihoodTask, Registry
-
-__all__ = ["read_results"]
+from unlearnbench.tasks.spec import GenerationTask, LikelihoodTask, Registry
 
 log = logging.getLogger("unlearnbench")
 METRICS = {

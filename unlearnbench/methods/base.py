@@ -12,16 +12,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = [
-    "IGNORED",
-    "About",
-    "Knobs",
-    "Part",
-    "inner_linears",
-    "sequence_logprobs",
-    "token_logprobs",
-]
-
 IGNORED = -100
 """The label of a position that is not learned: padding, the question before an answer."""
 

@@ -9,8 +9,6 @@ from unlearnbench.methods.base import About, Knobs, Part, token_logprobs
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ABOUT", "loss"]
-
 ABOUT = About(
     name="gdr",
     kind="retain",

@@ -10,8 +10,6 @@ from unlearnbench.methods.base import IGNORED, About, Knobs, Part
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ABOUT", "NEEDS_LOGITS", "loss"]
-
 ABOUT = About(
     name="klr",
     kind="retain",

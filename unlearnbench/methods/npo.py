@@ -10,8 +10,6 @@ from unlearnbench.methods.base import About, Knobs, Part, sequence_logprobs
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ABOUT", "NEEDS_SEQUENCES", "loss"]
-
 ABOUT = About(
     name="npo",
     kind="forget",

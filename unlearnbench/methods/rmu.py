@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from unlearnbench.training.objective import Reference
     from unlearnbench.training.workshop import Workshop
 
-__all__ = ["ABOUT", "Steering", "default_layer", "direction", "train"]
-
 ABOUT = About(
     name="rmu",
     kind="whole",

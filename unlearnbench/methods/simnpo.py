@@ -9,8 +9,6 @@ from unlearnbench.methods.base import IGNORED, About, Knobs, Part, sequence_logp
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ABOUT", "loss"]
-
 ABOUT = About(
     name="simnpo",
     kind="forget",

@@ -12,8 +12,6 @@ from unlearnbench.methods.base import About, Knobs
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ABOUT", "choose_rows"]
-
 ABOUT = About(
     name="sure",
     kind="mask",

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from unlearnbench.training.workshop import Workshop
 
-__all__ = ["ABOUT", "negate", "train"]
-
 ABOUT = About(
     name="tv",
     kind="whole",

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from unlearnbench.training.workshop import PairOutput, Workshop
 
-__all__ = ["ABOUT", "generic_logits", "train"]
-
 ABOUT = About(
     name="whp",
     kind="whole",

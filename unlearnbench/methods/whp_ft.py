@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 
     from unlearnbench.training.workshop import Workshop
 
-__all__ = ["ABOUT", "generic_labels", "train"]
-
 ABOUT = About(
     name="whp_ft",
     kind="whole",

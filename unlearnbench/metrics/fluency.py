@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nltk.tokenize import NLTKWordTokenizer
 
-__all__ = ["ngram_entropy"]
-
 # n, and its weight: 2/3 and 4/3, over the two of them.
 _WEIGHTS = ((2, 1 / 3), (3, 2 / 3))
 

@@ -18,19 +18,6 @@ from unlearnbench.errors import MetricError
 from unlearnbench.metrics.stats import Estimate, auc, bootstrap_auc, bootstrap_privleak
 from unlearnbench.requests import Scored
 
-__all__ = [
-    "ATTACKS",
-    "K_PERCENTS",
-    "NAME",
-    "LeakSummary",
-    "ReferenceScores",
-    "min_k",
-    "min_k_plus_plus",
-    "privleak",
-    "score_text",
-    "summarize",
-]
-
 NAME = "privleak"
 K_PERCENTS = (5, 10, 20, 30, 40, 50, 60)
 ATTACKS = (

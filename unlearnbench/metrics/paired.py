@@ -21,19 +21,6 @@ from unlearnbench.errors import MetricError
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = [
-    "RESAMPLES",
-    "Column",
-    "Draws",
-    "Pairs",
-    "Ratio",
-    "draw",
-    "holm",
-    "mean",
-    "narrower",
-    "ratio",
-]
-
 RESAMPLES = 9999
 PAIR_RESAMPLES = 1999  # each costs m x n
 MOST_COUNTS = 20_000_000

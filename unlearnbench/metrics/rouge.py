@@ -10,8 +10,6 @@ from unlearnbench.errors import MetricError
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
-__all__ = ["HEADLINE", "NAME", "score_output"]
-
 NAME = "rougeL"
 HEADLINE = "rougeL"
 

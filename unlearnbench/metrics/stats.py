@@ -15,15 +15,6 @@ from numpy.typing import NDArray
 
 from unlearnbench.errors import MetricError
 
-__all__ = [
-    "RESAMPLES",
-    "Estimate",
-    "auc",
-    "bootstrap_auc",
-    "bootstrap_mean",
-    "bootstrap_privleak",
-]
-
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 

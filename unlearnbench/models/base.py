@@ -8,8 +8,6 @@ from typing import Protocol, runtime_checkable
 from unlearnbench.requests import Generate, Generated, Score, Scored
 from unlearnbench.results import Checkpoint, Precision
 
-__all__ = ["Model"]
-
 
 @runtime_checkable
 class Model(Protocol):

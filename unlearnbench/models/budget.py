@@ -8,15 +8,7 @@ from typing import Any
 
 import torch
 
-from unlearnbench.models.batching import Budget, padded
-
-__all__ = [
-    "generation_budget",
-    "layer_configs",
-    "padded_budget",
-    "scoring_budget",
-    "whole_budget",
-]
+from unlearnbench.models.batches import Budget, padded
 
 _MIB = 2**20
 # Beyond this many tokens products are as fast as they get on CPU, and padding only costs.

@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from unlearnbench.errors import OptionError, one_line
-from unlearnbench.models.batching import is_out_of_memory
-from unlearnbench.models.explain import explain
-from unlearnbench.models.fitting import moves_logits
-from unlearnbench.quant.activations import unrounded
-from unlearnbench.quant.int8 import rows_apart
+from unlearnbench.models.batches import is_out_of_memory
+from unlearnbench.models.int8 import rows_apart
+from unlearnbench.models.packable import moves_logits
+from unlearnbench.models.rounding import unrounded
+from unlearnbench.util.explain import explain
 
 if TYPE_CHECKING:
-    from unlearnbench.quant.base import Attention
-
-__all__ = ["compile_layers", "set_attention"]
+    from unlearnbench.conditions.base import Attention
 
 _FLASH = "flash_attention_2"
 _TOKENS = 12
@@ -88,7 +86,7 @@ def compile_layers(model: Any) -> None:
     """
     from torch._dynamo import config
 
-    from unlearnbench.models.attention import keep_uncompiled
+    from unlearnbench.models.packed_rows import keep_uncompiled
 
     layers = _layers(model)
     if not layers:

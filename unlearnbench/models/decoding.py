@@ -21,14 +21,6 @@ from unlearnbench.requests import Sampling
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "Chooser",
-    "logits_processors",
-    "not_finite",
-    "stopping_criteria",
-    "token_statistics",
-]
-
 _CHUNK_BYTES = 2**21
 
 

@@ -9,8 +9,6 @@ from unlearnbench.results import Checkpoint, Precision
 if TYPE_CHECKING:
     from unlearnbench.models.base import Model
 
-__all__ = ["Delegate"]
-
 
 class Delegate:
     """What ``Model`` asks for beside answers, taken from ``own``: a checkpoint that this process

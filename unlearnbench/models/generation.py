@@ -10,9 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from unlearnbench.models.attention import Packed, Prefix, RowCache, Step, attending
-
-__all__ = ["Continuer", "SharedStart", "Stops", "common_prefix"]
+from unlearnbench.models.packed_rows import Packed, Prefix, RowCache, Step, attending
 
 _PACKED_TOKENS = {"cpu": 2048, "cuda": 16_384}
 

@@ -8,25 +8,23 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from unlearnbench.checkpoints.ends import end_tokens, pad_token
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models import budget
-from unlearnbench.models.batching import Batches, Limit, Rows, batch_key, is_out_of_memory, padded
-from unlearnbench.models.ends import end_tokens, pad_token
-from unlearnbench.models.explain import explain
-from unlearnbench.models.known import KnownValues
+from unlearnbench.models.batches import Batches, Limit, Rows, batch_key, is_out_of_memory, padded
+from unlearnbench.models.cache import KnownValues
 from unlearnbench.models.longrope import Side, side_of, turning_points
 from unlearnbench.models.tokens import Tokens
 from unlearnbench.requests import Generate, Generated, Score, Scored, cut_at_stop
 from unlearnbench.results import Checkpoint, Precision
+from unlearnbench.util.explain import explain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from unlearnbench.checkpoints.source import Source
     from unlearnbench.models.generation import Continuer
-    from unlearnbench.models.head import Head, WholeLogits
-    from unlearnbench.models.source import Source
-
-__all__ = ["HFModel"]
+    from unlearnbench.models.likelihood import Head, WholeLogits
 
 log = logging.getLogger("unlearnbench")
 
@@ -157,7 +155,7 @@ class HFModel:
 
     def answer(self, request: Generate, tokens: list[int]) -> Generated:
         """The answer that new ``tokens`` make, up to where the request lets it end."""
-        from unlearnbench.models.plain import cut_answer
+        from unlearnbench.models.padded import cut_answer
 
         return cut_answer(self._tokens, request, tokens)
 
@@ -174,7 +172,7 @@ class HFModel:
 
     def _runs_alone(self, items: Prompts) -> bool:
         """Whether prompts beside a prompt would move its answer."""
-        from unlearnbench.models.plain import padding_moves
+        from unlearnbench.models.padded import padding_moves
 
         request, ids = items[0]
         if self._padding_moves is None:
@@ -200,7 +198,7 @@ class HFModel:
     def _find_continuer(self, ids: list[int], longest: int) -> Continuer | str:
         import torch
 
-        from unlearnbench.models.fitting import find_continuer, short_window
+        from unlearnbench.models.packable import find_continuer, short_window
 
         if self._continuer is None:
             with torch.no_grad():
@@ -224,7 +222,7 @@ class HFModel:
         ]
 
     def _generate_batch(self, batch: Prompts) -> list[Generated]:
-        from unlearnbench.models.plain import generate_padded
+        from unlearnbench.models.padded import generate_padded
 
         return generate_padded(self._model, self._tokens, self.precision.name, batch)
 
@@ -245,7 +243,7 @@ class HFModel:
             yield from self._in_batches(items, self._score_known, limit, skip)
 
     def _scoring_limit(self, ids: list[int]) -> Limit:
-        from unlearnbench.quant.activations import mixes_rows
+        from unlearnbench.models.rounding import mixes_rows
 
         found = self._find_head(ids).budget(self.device)
         if mixes_rows(self._model):
@@ -257,7 +255,7 @@ class HFModel:
     def _find_head(self, ids: list[int]) -> Head | WholeLogits:
         import torch
 
-        from unlearnbench.models.head import find_head
+        from unlearnbench.models.likelihood import find_head
 
         if self._head is None:
             few, _ = self._tokens.tensors([ids[:8]], self._device, left=False)

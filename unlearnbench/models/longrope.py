@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["Side", "side_of", "turning_points"]
-
 # For each turning point: 0 before it, 1 crossing it while it is continued, 2 beyond it.
 Side = tuple[int, ...]
 

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["give_back"]
-
 _DONTNEED = 4  # Linux' MADV_DONTNEED
 _SMAPS = Path("/proc/self/smaps")
 

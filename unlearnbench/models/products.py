@@ -8,8 +8,6 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-__all__ = ["quicken_products"]
-
 # MKL takes X W^T of 8 to 48 rows, as decoding has them, by a kernel that is up to 2.5 times slower
 # than W X^T (fp32, weights of 576 x 576 to 8192 x 2048; AVX-512). Fewer or more rows: not faster.
 _LEAST, _MOST = 8, 48

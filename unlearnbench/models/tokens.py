@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import ModelOutputError, one_line
-from unlearnbench.models.known import KnownIds
+from unlearnbench.models.cache import KnownIds
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
     from unlearnbench.requests import Generate
-
-__all__ = ["Tokens"]
 
 log = logging.getLogger("unlearnbench")
 

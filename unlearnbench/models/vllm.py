@@ -15,17 +15,15 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlearnbench.checkpoints.source import Source
 from unlearnbench.errors import ModelOutputError, OptionError, PrecisionError, one_line
 from unlearnbench.models.delegate import Delegate
-from unlearnbench.models.source import Source
 from unlearnbench.requests import Generate, Generated, Score, Scored
 
 if TYPE_CHECKING:
+    from unlearnbench.checkpoints.pair import PairSource
+    from unlearnbench.conditions.base import PrecisionSpec
     from unlearnbench.models.hf import HFModel
-    from unlearnbench.models.pair import PairSource
-    from unlearnbench.quant.base import PrecisionSpec
-
-__all__ = ["VllmModel", "open_vllm", "require_vllm"]
 
 log = logging.getLogger("unlearnbench")
 

@@ -21,18 +21,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-__all__ = [
-    "Batch",
-    "Encoder",
-    "Example",
-    "Item",
-    "Length",
-    "Schedule",
-    "as_batch",
-    "collate",
-    "make_schedule",
-]
-
 log = logging.getLogger("unlearnbench")
 
 

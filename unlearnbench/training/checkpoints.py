@@ -10,8 +10,6 @@ from typing import Any
 
 from unlearnbench.errors import TrainingError, UnlearnbenchError, one_line
 
-__all__ = ["is_main", "last_checkpoint", "processes", "run_trainer"]
-
 
 def is_main() -> bool:
     """Whether this process writes files; the others of an ``accelerate launch`` only compute."""

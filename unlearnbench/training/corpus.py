@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from unlearnbench.data import DataOptions, Row, load_splits, read_rows, rows_sha256
 from unlearnbench.errors import DataError, OptionError, one_line
-from unlearnbench.tasks import TaskSpec, load_registry
-
-__all__ = ["Corpus", "CorpusOptions", "Document", "load_corpus"]
+from unlearnbench.tasks.rows import DataOptions, Row, load_splits, read_rows, rows_sha256
+from unlearnbench.tasks.spec import TaskSpec, load_registry
 
 log = logging.getLogger("unlearnbench")
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from unlearnbench.methods import Method
     from unlearnbench.training.batches import Batch
 
-__all__ = ["BatchLoss", "Combined", "Descent", "Reference"]
-
 
 class BatchLoss(Protocol):
     """What the Trainer asks of every batch: the terms of the loss, ``loss`` among them, as shares

@@ -9,9 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unlearnbench.errors import OptionError, one_line
-from unlearnbench.yamlfile import read_yaml
-
-__all__ = ["SelectorOptions", "TrainOptions", "make_options", "read_config"]
+from unlearnbench.util.yaml import read_yaml
 
 
 class _Strict(BaseModel):

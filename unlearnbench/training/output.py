@@ -9,20 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlearnbench.checkpoints.find import PARTS
+from unlearnbench.checkpoints.pair import write_pair
 from unlearnbench.errors import OptionError, TrainingError, one_line
-from unlearnbench.models.files import PARTS
-from unlearnbench.models.pair import write_pair
-from unlearnbench.runfolder import share
 from unlearnbench.training.checkpoints import is_main
 from unlearnbench.training.record import FILE, MaskRecord, write_text
 from unlearnbench.training.workshop import PairOutput
+from unlearnbench.util.files import share
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from unlearnbench.training.trainer import Masks
-
-__all__ = ["OutputFolder", "mask_record"]
 
 MASK_FILE = "sure_mask.safetensors"
 

@@ -12,21 +12,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from unlearnbench.errors import CheckpointError, TrainingError, one_line
 from unlearnbench.results import Checkpoint
-from unlearnbench.runfolder import write_whole
 from unlearnbench.training.options import TrainOptions
-
-__all__ = [
-    "FILE",
-    "Evaluated",
-    "LossRecord",
-    "MaskRecord",
-    "Selection",
-    "SourceRecord",
-    "Training",
-    "origin_of",
-    "read_training",
-    "write_json",
-]
+from unlearnbench.util.files import write_whole
 
 FILE = "unlearning.json"
 FORMAT_VERSION: Literal[1] = 1

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from unlearnbench import __version__
-from unlearnbench.environment import describe_environment, git_hash, source_sha256
+from unlearnbench.checkpoints.source import LoadOptions, Source, open_source
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Knobs
-from unlearnbench.models.source import LoadOptions, Source, open_source
+from unlearnbench.runs.provenance import describe_environment, git_hash, source_sha256
 from unlearnbench.training.batches import Encoder
 from unlearnbench.training.checkpoints import is_main, processes
 from unlearnbench.training.corpus import Corpus, CorpusOptions, load_corpus
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from unlearnbench.training.select import Selector
     from unlearnbench.training.trainer import Masks
     from unlearnbench.training.workshop import PairOutput
-
-__all__ = ["Job", "finetune", "unlearn"]
 
 log = logging.getLogger("unlearnbench")
 
@@ -210,7 +208,7 @@ class _Session:
         options = self._job.select
         if options is None:
             return None
-        from unlearnbench.tasks import load_registry
+        from unlearnbench.tasks.spec import load_registry
         from unlearnbench.training.select import make_selector
 
         corpus = self._job.corpus

@@ -15,14 +15,12 @@ from pydantic import TypeAdapter
 from transformers import TrainerCallback
 
 from unlearnbench.errors import OptionError, TrainingError, one_line
-from unlearnbench.plan import limited_count
 from unlearnbench.results import GenerationRecord, RunResult, TaskResult
-from unlearnbench.runfolder import RunFolder, read_run
+from unlearnbench.runs.folder import RunFolder, read_run
+from unlearnbench.tasks.samples import limited_count
 from unlearnbench.training.checkpoints import is_main, processes
 from unlearnbench.training.options import SelectorOptions
 from unlearnbench.training.record import Evaluated, Selection, write_text
-
-__all__ = ["Selector", "make_selector"]
 
 log = logging.getLogger("unlearnbench")
 
@@ -70,7 +68,7 @@ class Selector(TrainerCallback):
             control.should_save = False  # going on from here would train beyond the chosen step
 
     def _evaluate(self, step: int, model: Any) -> bool:
-        from unlearnbench.evaluator import evaluate
+        from unlearnbench.evaluation.evaluate import evaluate
 
         folder = self.home / f"step-{step}"
         save_merged(model, folder)

@@ -12,16 +12,6 @@ import torch
 
 from unlearnbench.errors import OptionError
 
-__all__ = [
-    "agreed",
-    "empty_twin",
-    "gather",
-    "local",
-    "mask_gradients",
-    "require_supported",
-    "wanted",
-]
-
 
 def require_supported(trainer: Any, masks: bool, l1: bool, noise: bool) -> bool:
     """Whether weights will be sharded.

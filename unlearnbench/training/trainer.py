@@ -22,8 +22,6 @@ from unlearnbench.training.batches import Schedule, as_batch, collate
 from unlearnbench.training.objective import BatchLoss
 from unlearnbench.training.options import TrainOptions
 
-__all__ = ["Stage", "UnlearnTrainer", "freeze", "soft_threshold", "training_arguments"]
-
 Masks = Mapping[str, torch.Tensor]
 Learns = Callable[[str], bool]
 

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from unlearnbench.training.select import Selector
     from unlearnbench.training.trainer import Learns, Masks
 
-__all__ = ["PairOutput", "Workshop"]
-
 log = logging.getLogger("unlearnbench")
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}

@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Toy
+from unlearnbench.checkpoints.find import files_sha256
+
+FIRST, SECOND = "1" * 40, "2f" * 20
+
+
+def add_snapshot(cache: Path, model_id: str, commit: str, source: Path) -> Path:
+    """Lay a folder out as the hub's client does: contents in blobs, links to them in a snapshot."""
+    home = cache / ("models--" + model_id.replace("/", "--"))
+    snapshot = home / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (home / "blobs").mkdir(exist_ok=True)
+    for path in source.iterdir():
+        blob = home / "blobs" / hashlib.sha256(path.read_bytes()).hexdigest()
+        shutil.copy(path, blob)
+        (snapshot / path.name).symlink_to(Path("../../blobs") / blob.name)
+    return snapshot
+
+
+def add_ref(cache: Path, model_id: str, name: str, commit: str) -> None:
+    refs = cache / ("models--" + model_id.replace("/", "--")) / "refs"
+    refs.mkdir(exist_ok=True)
+    (refs / name).write_text(commit)
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
+    """The tiny checkpoint with other weights."""
+    from tests.conftest import make_model
+
+    folder = Path(shutil.copytree(tiny, tmp_path_factory.mktemp("other") / "other"))
+    make_model(300, seed=1).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, tiny: Path, other: Path) -> Path:
+    """A hub cache with org/name at two commits, and some that are incomplete."""
+    path = tmp_path_factory.mktemp("hub")
+    add_snapshot(path, "org/name", FIRST, tiny)
+    add_snapshot(path, "org/name", SECOND, other)
+    add_ref(path, "org/name", "main", FIRST)
+    add_ref(path, "org/name", "v2", SECOND)
+    add_snapshot(path, "plain", FIRST, tiny)
+    add_ref(path, "plain", "main", FIRST)
+    partial = add_snapshot(path, "org/partial", FIRST, tiny)
+    (partial / "model.safetensors").unlink()
+    add_ref(path, "org/partial", "main", FIRST)
+    torn = add_snapshot(path, "org/torn", FIRST, tiny)
+    (torn / "model.safetensors").unlink()
+    (torn / "model.safetensors").symlink_to("../../blobs/gone")
+    add_ref(path, "org/torn", "main", FIRST)
+    return path
+
+
+def run_offline(cache: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_CACHE": str(cache),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+ASK = """
+import contextlib, io, json, sys, time, warnings
+from pathlib import Path
+from unlearnbench.cli import main
+from unlearnbench.errors import UnlearnbenchError
+from unlearnbench.checkpoints.source import LoadOptions, open_source
+found = []
+for model, options in json.loads(sys.argv[1]):
+    try:
+        source = open_source(model, LoadOptions(**options))
+        if source.files.kind == "adapter":
+            warnings.simplefilter("ignore")
+        source.model()
+        found.append(json.loads(source.checkpoint.model_dump_json(exclude_none=True)))
+    except UnlearnbenchError as error:
+        found.append(f"{type(error).__name__}: {error}")
+def call(*arguments):
+    out, err, before = io.StringIO(), io.StringIO(), time.monotonic()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main(arguments)
+    except SystemExit as stopped:
+        said = {"code": stopped.code, "out": out.getvalue(), "err": err.getvalue()}
+        return said | {"seconds": time.monotonic() - before}
+found.append(call("--model", "org/nonesuch", *sys.argv[3:]))
+run = call("--model", "org/name", *sys.argv[3:])
+(folder,) = Path(sys.argv[2]).glob("*/*")
+checkpoint = json.loads((folder / "run.json").read_text())["checkpoint"]
+found.append(run | {"folder": str(folder), "checkpoint": checkpoint})
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers(cache: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What ``open_source`` says of many models, all asked in one process, by label."""
+    questions: dict[str, tuple[str, dict[str, object]]] = {
+        "main": ("org/name", {}),
+        "no organization": ("plain", {}),
+        "tag": ("org/name", {"revision": "v2"}),
+        "commit": ("org/name", {"revision": SECOND}),
+        "unknown revision": ("org/name", {"revision": "v9"}),
+        "unknown commit": ("org/name", {"revision": "3" * 40}),
+        "unknown id": ("org/nonesuch", {}),
+        "partial": ("org/partial", {}),
+        "torn": ("org/torn", {}),
+        "base": (str(adapter), {"base": "org/name"}),
+        "named base": (str(adapter), {"allow_adapter_base": True}),
+    }
+    cwd = tmp_path_factory.mktemp("cwd")
+    toy = Toy(cwd)
+    command = ["--tasks", "toy_verbmem", *toy.arguments]
+    asked = json.dumps(list(questions.values()))
+    done = run_offline(cache, cwd, "-c", ASK, asked, str(toy.out), *command)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    return dict(zip([*questions, "refused", "command line"], found, strict=True))
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter whose config names the hub's org/name as its base."""
+    import warnings
+
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("adapter") / "lora"
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+        adapted.save_pretrained(str(folder))
+    path = folder / "adapter_config.json"
+    named = json.loads(path.read_text()) | {"base_model_name_or_path": "org/name"}
+    path.write_text(json.dumps(named))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("label", "model", "commit", "same_as"),
+    [
+        ("main", "org/name", FIRST, "tiny"),
+        ("no organization", "plain", FIRST, "tiny"),
+        ("tag", "org/name", SECOND, "other"),
+        ("commit", "org/name", SECOND, "other"),
+    ],
+)
+def test_the_recorded_revision_is_the_commit(
+    answers: dict[str, Any],
+    request: pytest.FixtureRequest,
+    label: str,
+    model: str,
+    commit: str,
+    same_as: str,
+) -> None:
+    """A branch or tag moves; the commit says which weights these are."""
+    folder: Path = request.getfixturevalue(same_as)
+    found = answers[label]
+    assert (found["path"], found["revision"], found["format"]) == (model, commit, "safetensors")
+    assert found["weights_sha256"] == files_sha256([folder / "model.safetensors"])
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ("unknown id", "no folder org/nonesuch here"),
+        ("unknown revision", "org/name@v9"),
+        ("unknown commit", f"org/name@{'3' * 40}"),
+        ("partial", "has no weights: neither model.safetensors nor"),
+        ("torn", "has no weights: neither model.safetensors nor"),
+    ],
+)
+def test_what_the_cache_does_not_hold(answers: dict[str, Any], label: str, said: str) -> None:
+    assert answers[label].startswith("CheckpointError: ")
+    assert said in answers[label]
+    assert answers[label].isprintable()
+
+
+@pytest.mark.parametrize("label", ["base", "named base"])
+def test_the_commit_of_an_adapters_base_is_recorded(answers: dict[str, Any], label: str) -> None:
+    found = answers[label]
+    assert "revision" not in found
+    assert (found["base"]["path"], found["base"]["revision"]) == ("org/name", FIRST)
+    assert found["base"]["weights_sha256"] == answers["main"]["weights_sha256"]
+
+
+def test_the_command_line_loads_from_the_cache(answers: dict[str, Any], tiny: Path) -> None:
+    weights = files_sha256([tiny / "model.safetensors"])
+    run = answers["command line"]
+    assert run["code"] == 0
+    assert Path(run["folder"]).parts[-2:] == (f"name-{weights[:8]}", "none")
+    assert run["folder"] in run["out"]
+    assert (run["checkpoint"]["path"], run["checkpoint"]["revision"]) == ("org/name", FIRST)
+    assert run["checkpoint"]["weights_sha256"] == weights
+
+
+def test_the_command_line_refuses_an_unknown_id_at_once(answers: dict[str, Any]) -> None:
+    run = answers["refused"]
+    assert (run["code"], run["out"]) == (2, "")
+    assert len(run["err"].splitlines()) == 1, run["err"]
+    assert run["err"].startswith("unlearnbench: error: no folder org/nonesuch here")
+    assert run["seconds"] < 60, "no waiting for a hub that is switched off"
+
+
+def test_the_layout_above_is_the_clients_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a change of the client's layout shows here and not as a puzzle above."""
+    from huggingface_hub import snapshot_download
+
+    load: Callable[..., str] = snapshot_download
+    found = load("org/name", revision="v2", cache_dir=cache, local_files_only=True)
+    assert Path(found).name == SECOND

@@ -1,0 +1,746 @@
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import CORPUS, MakeCheckpoint, load_at, make_model, make_tokenizer
+from unlearnbench.checkpoints.find import content_sha256
+from unlearnbench.checkpoints.load import tokenizer_sha256
+from unlearnbench.checkpoints.source import LoadOptions, Source, open_source
+from unlearnbench.errors import CheckpointError, OptionError, PrecisionError
+from unlearnbench.models.hf import HFModel
+from unlearnbench.requests import Generate, Sampling, Score
+
+PROMPTS = [CORPUS[n][: 20 + 5 * n] for n in range(4)]
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def load(path: Path, precision: str = "none", dtype: str = "fp32") -> HFModel:
+    source = open_source(str(path), LoadOptions())
+    return load_at(source, precision, dtype)
+
+
+def texts(model: HFModel, sampling: Sampling | None = None) -> list[str]:
+    requests = [Generate(str(i), p, 12, (), sampling) for i, p in enumerate(PROMPTS)]
+    return [a.text for a in sorted(model.generate(requests), key=lambda a: a.id)]
+
+
+def logprobs(model: HFModel) -> np.ndarray[Any, Any]:
+    scored = sorted(model.score([Score(str(i), p) for i, p in enumerate(PROMPTS)]), key=_id)
+    return np.concatenate([s.logprobs for s in scored])
+
+
+def _id(answer: Any) -> str:
+    return str(answer.id)
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    """Set keys of a JSON object; None removes a key."""
+    value = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in value.items() if v is not None}))
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.fixture
+def copy(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint that may be changed."""
+    return Path(shutil.copytree(tiny, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: Path) -> HFModel:
+    """The tiny checkpoint, loaded."""
+    return load(tiny)
+
+
+@pytest.fixture
+def notes() -> Iterator[list[str]]:
+    """What is logged at warning level or above."""
+    lines: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("unlearnbench")
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+
+
+# Weights
+
+
+def drop(name: str) -> Callable[[dict[str, torch.Tensor]], object]:
+    return lambda weights: weights.pop(name)
+
+
+def put(name: str, value: float) -> Callable[[dict[str, torch.Tensor]], object]:
+    return lambda weights: weights[name].view(-1).__setitem__(-1, value)
+
+
+def reshape(name: str, *shape: int) -> Callable[[dict[str, torch.Tensor]], object]:
+    return lambda weights: weights.__setitem__(name, torch.ones(shape))
+
+
+def rename_layers(weights: dict[str, torch.Tensor]) -> None:
+    for name in list(weights):
+        weights[name.replace("model.layers.1.", "model.layers.7.")] = weights.pop(name)
+
+
+def cast_projections(dtype: torch.dtype) -> Callable[[dict[str, torch.Tensor]], object]:
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        for name in [n for n in weights if "proj" in n]:
+            scale = weights[name].abs().amax() / 127
+            weights[name.replace(".weight", ".weight_scale")] = scale.reshape(1)
+            weights[name] = (weights[name] / scale).to(dtype)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (drop(UP), rf"lacks weights that its config asks for: {UP} \(1 in all\)"),
+        (drop("lm_head.weight"), r"lacks weights that its config asks for: lm_head\.weight"),
+        (drop("model.norm.weight"), r"lacks weights that its config asks for: model\.norm"),
+        (rename_layers, r"lacks weights that its config asks for: .* \(9 in all\)"),
+        (put(UP, float("nan")), f"tensor {UP} has NaN or infinite values"),
+        (put(UP, float("inf")), f"tensor {UP} has NaN or infinite values"),
+        (put("model.embed_tokens.weight", -float("inf")), "embed_tokens.* NaN or infinite"),
+        (put("lm_head.weight", float("nan")), "lm_head.* NaN or infinite"),
+    ],
+)
+def test_weights_that_cannot_be_used(
+    copy: Path, change: Callable[[dict[str, torch.Tensor]], object], said: str
+) -> None:
+    edit_weights(copy, change)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        load(copy)
+    assert str(copy) in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(3, 64), (128, 32), (64, 128), (128,), (0, 64)])
+def test_a_weight_of_another_shape_is_an_error_that_names_it(
+    copy: Path, shape: tuple[int, ...]
+) -> None:
+    edit_weights(copy, reshape(UP, *shape))
+    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        load(copy)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.int32])
+def test_weights_stored_as_codes_are_not_taken_for_values(copy: Path, dtype: torch.dtype) -> None:
+    """Codes of a quantized checkpoint whose config does not say so: cast to floats without their
+    scale they make a model that babbles, which would read as one that forgot.
+    """
+    edit_weights(copy, cast_projections(dtype))
+    with pytest.raises((CheckpointError, PrecisionError), match=r"proj\.weight"):
+        load(copy)
+
+
+def test_a_config_with_fewer_layers_than_the_weights_is_an_error(copy: Path) -> None:
+    """Half a model babbles, which would read as one that forgot."""
+    edit_json(copy / "config.json", num_hidden_layers=1)
+    with pytest.raises(CheckpointError, match=r"model\.layers\.1\."):
+        load(copy)
+
+
+def test_a_config_with_more_layers_than_the_weights_is_an_error(copy: Path) -> None:
+    edit_json(copy / "config.json", num_hidden_layers=3)
+    with pytest.raises(CheckpointError, match=r"model\.layers\.2\..* \(9 in all\)"):
+        load(copy)
+
+
+def test_a_tensor_that_is_no_part_of_the_model_is_noted(
+    copy: Path, plain: HFModel, notes: list[str]
+) -> None:
+    edit_weights(copy, lambda w: w.update({"v_head.summary.weight": torch.ones(2)}))
+    assert texts(load(copy)) == texts(plain)
+    left_out = [line for line in notes if "left out" in line]
+    assert left_out
+    assert all("1 tensors" in line and "v_head.summary.weight" in line for line in left_out)
+
+
+def test_a_shard_without_the_weight_that_the_index_promises(tiny: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = Path(shutil.copytree(tiny, tmp_path / "sharded"))
+    (folder / "model.safetensors").unlink()
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny)
+    model.save_pretrained(folder, max_shard_size="150KB")
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    whole = load(folder)
+    assert np.array_equal(logprobs(whole), logprobs(load(tiny)))
+    assert len(whole.checkpoint.weights_sha256) == 64
+    shard = folder / index[UP]
+    weights = load_file(shard)
+    del weights[UP]
+    save_file(weights, shard, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=UP):
+        load(folder)
+
+
+def test_tied_embeddings_need_no_head(make_checkpoint: MakeCheckpoint) -> None:
+    folder = make_checkpoint("tied", tie_word_embeddings=True)
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    weights = open_source(str(folder), LoadOptions()).state_dict()
+    assert torch.equal(weights["lm_head.weight"], weights["model.embed_tokens.weight"])
+    assert len(logprobs(load(folder))) > 0
+
+
+def test_pickled_weights_when_allowed(tiny: Path, copy: Path, plain: HFModel) -> None:
+    torch.save(load_file(tiny / "model.safetensors"), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="--allow-pickle"):
+        open_source(str(copy), LoadOptions())
+    source = open_source(str(copy), LoadOptions(allow_pickle=True))
+    model = load_at(source, "none")
+    assert model.checkpoint.format == "pickle"
+    assert texts(model) == texts(plain)
+
+
+def test_a_pickle_that_runs_code_is_refused_though_pickles_are_allowed(copy: Path) -> None:
+    marker = copy.parent / "ran"
+    (copy / "model.safetensors").unlink()
+    torch.save({UP: _Evil(str(marker))}, copy / "pytorch_model.bin")
+    source = open_source(str(copy), LoadOptions(allow_pickle=True))
+    with pytest.raises(CheckpointError, match="weights cannot be loaded"):
+        source.model()
+    assert not marker.exists()
+
+
+class _Evil:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (self.path, "w")
+
+
+# Config
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", r"config\.json is no valid JSON"),
+        (b"", r"config\.json is no valid JSON"),
+        (b"\x80\x81", r"config\.json is no valid JSON"),
+        (b"[]", r"config\.json holds no JSON object"),
+        (b"{}", "its config cannot be read"),
+        (b'{"model_type": "nonesuch"}', "its config cannot be read.*nonesuch"),
+        (b'{"model_type": 3}', "its config cannot be read"),
+        (b'{"model_type": "llama", "hidden_size": "wide"}', "its config cannot be read"),
+        (b'{"model_type": "llama", "dtype": "nonsense"}', "its config cannot be read"),
+    ],
+)
+def test_a_corrupt_config(copy: Path, content: bytes, said: str) -> None:
+    (copy / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        open_source(str(copy), LoadOptions())
+    assert str(copy) in str(caught.value)
+
+
+def test_a_model_that_is_no_causal_language_model(copy: Path) -> None:
+    edit_json(copy / "config.json", model_type="t5", architectures=None)
+    with pytest.raises(CheckpointError):
+        load(copy)
+
+
+def write_evil(folder: Path, name: str = "evil.py") -> Path:
+    """A Python file whose import leaves a marker; returns the marker's path."""
+    marker = folder.parent / "ran"
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(
+        f"import pathlib; pathlib.Path({str(marker)!r}).touch()\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast\n"
+        "class C(LlamaConfig): model_type = 'evil'\n"
+        "class M(LlamaForCausalLM): config_class = C\n"
+        "class T(PreTrainedTokenizerFast): pass\n"
+        "def generate(*args, **kwargs): raise SystemExit\n"
+    )
+    return marker
+
+
+@pytest.mark.parametrize(
+    "auto_map",
+    [
+        {"AutoConfig": "evil.C"},
+        {"AutoModelForCausalLM": "evil.M"},
+        {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M", "AutoTokenizer": ["evil.T"]},
+        {"AutoConfig": "stranger/repository--evil.C"},
+    ],
+)
+@pytest.mark.parametrize("model_type", ["llama", "evil"])
+def test_a_checkpoints_own_code_does_not_run(copy: Path, auto_map: object, model_type: str) -> None:
+    marker = write_evil(copy)
+    edit_json(copy / "config.json", auto_map=auto_map, model_type=model_type)
+    with pytest.raises(CheckpointError, match="--trust-remote-code only if you trust its author"):
+        open_source(str(copy), LoadOptions())
+    assert not marker.exists()
+
+
+def test_a_checkpoints_own_code_runs_when_trusted(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Shows that the marker above would be seen."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+    marker = write_evil(copy)
+    edit_json(copy / "config.json", auto_map={"AutoConfig": "evil.C"}, model_type="evil")
+    open_source(str(copy), LoadOptions(trust_remote_code=True))
+    assert marker.exists()
+
+
+def test_a_tokenizers_own_code_does_not_run(copy: Path) -> None:
+    marker = write_evil(copy)
+    edit_json(copy / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.T", "evil.T"]})
+    load(copy)
+    assert not marker.exists()
+
+
+def test_a_checkpoints_own_generate_function_does_not_run(copy: Path, plain: HFModel) -> None:
+    marker = write_evil(copy, "custom_generate/generate.py")
+    assert texts(load(copy)) == texts(plain)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {"quant_method": "gptq", "bits": 4},
+        {"quant_method": "awq", "bits": 4},
+    ],
+)
+@pytest.mark.parametrize("name", ["bnb-nf4", "rtn-int4", "bf16"])
+def test_a_quantized_checkpoint_is_not_quantized_again(
+    copy: Path, quantization: dict[str, object], name: str
+) -> None:
+    edit_json(copy / "config.json", quantization_config=quantization)
+    with pytest.raises(PrecisionError, match="quantized already.*give the unquantized checkpoint"):
+        load_at(open_source(str(copy), LoadOptions()), name)
+
+
+def test_an_unknown_quantizer_is_refused(copy: Path) -> None:
+    edit_json(copy / "config.json", quantization_config={"quant_method": "nonesuch"})
+    with pytest.raises(PrecisionError, match="quantized already, by 'nonesuch'.*Give the unquant"):
+        open_source(str(copy), LoadOptions())
+
+
+def test_a_base_is_for_adapters_only(tiny: Path) -> None:
+    with pytest.raises(OptionError, match="--base is for adapter folders"):
+        open_source(str(tiny), LoadOptions(base=str(tiny)))
+
+
+# Tokenizer
+
+
+@pytest.mark.parametrize(
+    "absent",
+    [("tokenizer.json", "tokenizer_config.json"), ("tokenizer.json",)],
+)
+def test_a_missing_tokenizer(copy: Path, absent: Sequence[str]) -> None:
+    for name in absent:
+        (copy / name).unlink()
+    with pytest.raises(CheckpointError, match="save the model's tokenizer into the same folder"):
+        open_source(str(copy), LoadOptions())
+
+
+def test_a_corrupt_tokenizer(copy: Path) -> None:
+    (copy / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match="its tokenizer cannot be loaded"):
+        open_source(str(copy), LoadOptions())
+
+
+@pytest.mark.parametrize(
+    ("size", "fits"),
+    # The model has 300 rows; a tokenizer may leave up to a tenth of them unused.
+    [(258, False), (269, False), (270, True), (290, True), (300, True), (301, False)],
+)
+def test_a_tokenizer_of_another_size(copy: Path, size: int, fits: bool) -> None:
+    tokenizer = make_tokenizer(size)
+    assert len(tokenizer) == size
+    tokenizer.save_pretrained(copy)
+    if fits:
+        open_source(str(copy), LoadOptions())
+        return
+    with pytest.raises(CheckpointError, match="does not match the model") as caught:
+        open_source(str(copy), LoadOptions())
+    assert re.search(rf"\b{size - 1}\b.*\b300 rows", str(caught.value))
+
+
+def test_added_tokens_beyond_the_models_rows(copy: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["[PAD]"])
+    tokenizer.save_pretrained(copy)
+    with pytest.raises(CheckpointError, match=r"does not match the model.*\b300\b"):
+        open_source(str(copy), LoadOptions())
+
+
+def test_tokenizer_hash_survives_saving_again_and_use(tiny: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny)
+    before = tokenizer_sha256(tokenizer)
+    tokenizer.save_pretrained(tmp_path / "again")
+    assert tokenizer_sha256(AutoTokenizer.from_pretrained(tmp_path / "again")) == before
+    tokenizer.pad_token_id = tokenizer.eos_token_id
+    padded = tokenizer_sha256(tokenizer)
+    tokenizer(PROMPTS, padding="max_length", truncation=True, max_length=7)
+    assert tokenizer.backend_tokenizer.truncation is not None
+    assert tokenizer.backend_tokenizer.padding is not None
+    assert tokenizer_sha256(tokenizer) == padded
+    tokenizer.save_pretrained(tmp_path / "used")
+    used = tokenizer_sha256(AutoTokenizer.from_pretrained(tmp_path / "used"))
+    assert used == padded
+    assert open_source(str(tiny), LoadOptions()).checkpoint.tokenizer_sha256 == before
+
+
+TRUNCATION = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+PADDING = {
+    "strategy": {"Fixed": 64},
+    "direction": "Right",
+    "pad_to_multiple_of": None,
+    "pad_id": 1,
+    "pad_type_id": 0,
+    "pad_token": "</s>",
+}
+
+
+def swap_merges(tokenizer: dict[str, Any]) -> None:
+    merges = tokenizer["model"]["merges"]
+    merges[0], merges[1] = merges[1], merges[0]
+
+
+def swap_words(tokenizer: dict[str, Any]) -> None:
+    vocab = tokenizer["model"]["vocab"]
+    a, b = sorted(vocab, key=vocab.__getitem__)[-2:]
+    vocab[a], vocab[b] = vocab[b], vocab[a]
+
+
+def drop_begin_token(tokenizer: dict[str, Any]) -> None:
+    tokenizer["post_processor"] = None
+
+
+def add_normalizer(tokenizer: dict[str, Any]) -> None:
+    tokenizer["normalizer"] = {"type": "Lowercase"}
+
+
+@pytest.mark.parametrize("change", [swap_merges, swap_words, drop_begin_token, add_normalizer])
+def test_tokenizer_hash_sees_what_changes_its_ids(
+    tiny: Path, copy: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    path = copy / "tokenizer.json"
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+    ours, theirs = (open_source(str(p), LoadOptions()).checkpoint for p in (tiny, copy))
+    assert ours.tokenizer_sha256 != theirs.tokenizer_sha256
+    assert ours.weights_sha256 == theirs.weights_sha256
+
+
+def test_tokenizer_hash_sees_another_vocabulary_and_other_special_tokens() -> None:
+    tokenizers = [make_tokenizer(300), make_tokenizer(299), make_tokenizer(300)]
+    tokenizers[2].eos_token = "<s>"
+    assert len({tokenizer_sha256(t) for t in tokenizers}) == 3
+    assert tokenizer_sha256(make_tokenizer(300)) == tokenizer_sha256(tokenizers[0])
+
+
+@pytest.mark.parametrize(("key", "value"), [("truncation", TRUNCATION), ("padding", PADDING)])
+def test_truncation_and_padding_left_in_tokenizer_json_do_not_cut_prompts(
+    copy: Path, plain: HFModel, key: str, value: object
+) -> None:
+    edit_json(copy / "tokenizer.json", **{key: value})
+    model = load(copy)
+    assert np.array_equal(logprobs(model), logprobs(plain))
+    assert texts(model) == texts(plain)
+
+
+def test_a_small_model_max_length_does_not_cut_prompts(copy: Path, plain: HFModel) -> None:
+    edit_json(copy / "tokenizer_config.json", model_max_length=4)
+    assert np.array_equal(logprobs(load(copy)), logprobs(plain))
+
+
+def test_a_tokenizer_that_splits_at_random_is_refused(copy: Path) -> None:
+    path = copy / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["dropout"] = 0.1
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="splits the same text .* remove dropout"):
+        load(copy)
+
+
+# Generation config
+
+
+@pytest.mark.parametrize(
+    ("precision", "ends"),
+    [("none", 50), ("none", [1, 50]), ("rtn-int4", [50, 1]), ("bnb-fp4", [1, 50])],
+)
+def test_an_ordinary_word_as_end_of_text_is_refused(
+    copy: Path, precision: str, ends: object
+) -> None:
+    edit_json(copy / "generation_config.json", eos_token_id=ends)
+    with pytest.raises(CheckpointError, match="token 50, an ordinary word of the tokenizer"):
+        load(copy, precision)
+
+
+def test_an_ordinary_word_as_end_of_text_in_the_config_is_refused(copy: Path) -> None:
+    (copy / "generation_config.json").unlink()
+    edit_json(copy / "config.json", eos_token_id=[1, 50])
+    with pytest.raises(CheckpointError, match="token 50, an ordinary word of the tokenizer"):
+        load(copy)
+
+
+@pytest.mark.parametrize("ends", [1.5, [1, [2]], {"a": 1}, True, "1"])
+def test_ends_that_are_no_token_ids_are_refused(copy: Path, ends: object) -> None:
+    edit_json(copy / "generation_config.json", eos_token_id=ends)
+    with pytest.raises(CheckpointError, match="ends texts at token .* correct its eos_token_id"):
+        load(copy)
+
+
+def test_other_ends_of_texts_are_another_configuration(copy: Path) -> None:
+    """They move answers, so half a task is not to be finished with others."""
+
+    def hashed(**changes: object) -> str | None:
+        edit_json(copy / "generation_config.json", **changes)
+        return open_source(str(copy), LoadOptions()).checkpoint.config_sha256
+
+    same = hashed()
+    assert hashed(temperature=0.5) == same == hashed(eos_token_id=[1])
+    assert len({same, hashed(eos_token_id=[1, 0]), hashed(eos_token_id=None)}) == 3
+    (copy / "generation_config.json").unlink()
+    assert open_source(str(copy), LoadOptions()).checkpoint.config_sha256 == same
+
+
+HOSTILE: dict[str, dict[str, object]] = {
+    "repetition_penalty": {"repetition_penalty": 9.0},
+    "no_repeat_ngram_size": {"no_repeat_ngram_size": 1},
+    "bad_words_ids": {"bad_words_ids": [[i] for i in range(2, 280)]},
+    "suppress_tokens": {"suppress_tokens": list(range(2, 280))},
+    "begin_suppress_tokens": {"begin_suppress_tokens": list(range(2, 300))},
+    "sequence_bias": {"sequence_bias": [[[7], 90.0]]},
+    "temperature": {"do_sample": True, "temperature": 5.0, "top_k": 0},
+    "forced_eos_token_id": {"forced_eos_token_id": 9, "max_new_tokens": 3},
+    "max_new_tokens": {"max_new_tokens": 2},
+    "max_time": {"max_time": 0.0},
+    "num_beams": {"num_beams": 4, "length_penalty": -3.0},
+}
+
+
+@pytest.mark.parametrize("options", HOSTILE.values(), ids=HOSTILE)
+def test_a_generation_config_does_not_change_outputs(
+    copy: Path, plain: HFModel, options: dict[str, object]
+) -> None:
+    """A penalty or a list of forbidden words would pass for forgetting."""
+    edit_json(copy / "generation_config.json", _from_model_config=None, **options)
+    model = load(copy)
+    assert texts(model) == texts(plain)
+    assert texts(model, Sampling(0.9, 20, 3)) == texts(plain, Sampling(0.9, 20, 3))
+    followed = generated_by_transformers(copy, options)
+    assert followed != generated_by_transformers(copy, None), "these options would change nothing"
+
+
+def generated_by_transformers(folder: Path, options: dict[str, object] | None) -> list[int]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    if options is None:
+        model.generation_config = GenerationConfig(eos_token_id=1)
+    model.generation_config.pad_token_id = 1
+    ids = torch.tensor([AutoTokenizer.from_pretrained(folder)(PROMPTS[0]).input_ids])
+    new = {} if options and "max_new_tokens" in options else {"max_new_tokens": 12}
+    torch.manual_seed(0)
+    return list(model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), **new)[0])
+
+
+def test_generation_options_in_an_old_config_do_not_change_outputs(
+    copy: Path, plain: HFModel
+) -> None:
+    (copy / "generation_config.json").unlink()
+    edit_json(
+        copy / "config.json",
+        repetition_penalty=9.0,
+        no_repeat_ngram_size=1,
+        suppress_tokens=list(range(2, 280)),
+        do_sample=True,
+        temperature=5.0,
+    )
+    assert texts(load(copy)) == texts(plain)
+
+
+def test_a_corrupt_generation_config_does_not_change_outputs(copy: Path, plain: HFModel) -> None:
+    (copy / "generation_config.json").write_text("{")
+    assert texts(load(copy)) == texts(plain)
+
+
+# One source, several precisions
+
+
+class Reads:
+    """Counts how often transformers reads weight files."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import transformers.modeling_utils as library
+
+        self.count = 0
+        original: Any = library._get_resolved_checkpoint_files
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            found = original(*args, **kwargs)
+            self.count += found[0] is not None
+            return found
+
+        monkeypatch.setattr(library, "_get_resolved_checkpoint_files", counted)
+
+
+def answers(source: Source, precisions: Sequence[str]) -> list[tuple[list[str], list[float]]]:
+    """Each precision as the evaluator runs them: loaded, released, asked."""
+    found = []
+    for name in precisions:
+        model = load_at(source, name)
+        source.release()
+        found.append((texts(model), logprobs(model).tolist()))
+    return found
+
+
+ORDER = ["none", "rtn-int4", "bnb-fp4", "none", "bf16", "bnb-int8", "rtn-int4"]
+
+
+def test_files_are_read_once_or_again_with_the_same_answers(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = Reads(monkeypatch)
+    kept = answers(open_source(str(tiny), LoadOptions(), keep=True), ORDER)
+    assert reads.count == 1
+    again = answers(open_source(str(tiny), LoadOptions(), keep=False), ORDER)
+    assert reads.count == 1 + len(ORDER)
+    assert kept == again
+    assert kept[0] == kept[3]
+    assert kept[1] == kept[6]
+    assert len({str(answer) for answer in kept}) == len(set(ORDER))
+    assert answers(open_source(str(tiny), LoadOptions()), ["bnb-fp4"]) == [kept[2]]
+
+
+def test_a_source_that_does_not_fit_twice_is_not_kept(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (tiny / "model.safetensors").stat().st_size
+    reads = Reads(monkeypatch)
+    for available, expected in ((2 * size, 2), (3 * size, 1)):
+        monkeypatch.setattr(
+            "psutil.virtual_memory",
+            lambda available=available: SimpleNamespace(available=available, total=2**40),
+        )
+        reads.count = 0
+        answers(open_source(str(tiny), LoadOptions(), keep=True), ["none", "rtn-int8"])
+        assert reads.count == expected
+
+
+# What is recorded
+
+
+def test_the_recorded_checkpoint(tiny: Path) -> None:
+    source = open_source(str(tiny), LoadOptions())
+    found = source.checkpoint
+    assert found.path == str(tiny)
+    assert found.format == "safetensors"
+    assert found.weights_sha256 == source.files.weights_sha256
+    assert (found.revision, found.adapter, found.base, found.origin) == (None, None, None, {})
+
+
+def test_hashes_survive_saving_again(tiny: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny)
+    model.save_pretrained(tmp_path / "again")
+    make_tokenizer().save_pretrained(tmp_path / "again")
+    ours, theirs = (
+        open_source(str(p), LoadOptions()).checkpoint for p in (tiny, tmp_path / "again")
+    )
+    assert theirs == ours.model_copy(update={"path": theirs.path})
+
+
+def test_config_hash_does_not_see_names_versions_or_key_order(tiny: Path, copy: Path) -> None:
+    path = copy / "config.json"
+    edit_json(path, transformers_version="4.1.0", _name_or_path="/home/somebody/model")
+    path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items()))))
+    ours, theirs = (open_source(str(p), LoadOptions()).checkpoint for p in (tiny, copy))
+    assert ours.config_sha256 == theirs.config_sha256
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rms_norm_eps", 1e-5),
+        ("rope_parameters", {"rope_theta": 5e5, "rope_type": "default"}),
+        ("hidden_act", "gelu"),
+        ("max_position_embeddings", 4096),
+    ],
+)
+def test_config_hash_sees_what_changes_the_model(
+    tiny: Path, copy: Path, key: str, value: object
+) -> None:
+    edit_json(copy / "config.json", **{key: value})
+    ours, theirs = (open_source(str(p), LoadOptions()).checkpoint for p in (tiny, copy))
+    assert ours.config_sha256 != theirs.config_sha256
+
+
+def test_content_hash_is_that_of_sorted_json() -> None:
+    assert content_sha256({"b": [1, "\u2028"], "a": None}) == content_sha256(
+        {"a": None, "b": [1, "\u2028"]}
+    )
+    assert content_sha256({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    assert content_sha256([1, 2]) != content_sha256([2, 1])
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "short"), [("float32", "fp32"), ("bfloat16", "bf16"), ("float16", "fp16")]
+)
+def test_own_dtype(make_checkpoint: MakeCheckpoint, dtype: str, short: str, named: bool) -> None:
+    folder = make_checkpoint(f"own-{short}", dtype)
+    if not named:
+        edit_json(folder / "config.json", dtype=None)
+    source = open_source(str(folder), LoadOptions())
+    assert source.own_dtype == short
+    assert source.model().dtype is getattr(torch, dtype)
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_the_stored_dtype_wins_over_the_one_that_the_config_names(copy: Path, key: str) -> None:
+    edit_json(copy / "config.json", **{"dtype": None, key: "bfloat16"})
+    source = open_source(str(copy), LoadOptions())
+    assert (source.own_dtype, source.model().dtype) == ("fp32", torch.float32)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_own_dtype_that_is_not_computed_in(make_checkpoint: MakeCheckpoint, named: bool) -> None:
+    folder = make_checkpoint("double", "float64")
+    if not named:
+        edit_json(folder / "config.json", dtype=None)
+    with pytest.raises(CheckpointError, match="save it as bfloat16"):
+        _ = open_source(str(folder), LoadOptions()).own_dtype
+
+
+def test_weights_of_another_seed_hash_otherwise(tiny: Path, copy: Path) -> None:
+    make_model(300, seed=1).save_pretrained(copy)
+    ours, theirs = (open_source(str(p), LoadOptions()).checkpoint for p in (tiny, copy))
+    assert ours.weights_sha256 != theirs.weights_sha256
+    assert ours.config_sha256 == theirs.config_sha256

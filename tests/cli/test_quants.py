@@ -1,0 +1,130 @@
+"""``unlearnbench quants``: the list, its JSON, and the proof of one checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unlearnbench.cli import _run
+from unlearnbench.conditions import quantize
+
+
+def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
+    assert _run(["quants", "--json", *arguments]) == 0
+    rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return rows
+
+
+def test_every_precision_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = listed(capsys)
+    assert [row["name"] for row in rows] == list(quantize.precisions())
+    for row in rows:
+        assert row["install"].startswith("pip install ")
+        assert row["scheme"]
+        assert row["available"] == (row["reason"] is None)
+        if row["name"] != "none":
+            assert row["bits"] <= row["bits_per_weight"] < row["bits"] + 1.3
+    named = {alias: row["name"] for row in rows for alias in row["aliases"]}
+    assert named == quantize.ALIASES
+
+
+def test_the_names_of_the_issue_are_there() -> None:
+    rtn = {
+        f"rtn-int{bits}{group}{asym}"
+        for bits in (8, 6, 5, 4, 3, 2)
+        for group in ("", "-g32", "-g64", "-g128")
+        for asym in ("", "-asym")
+    }
+    others = {
+        *("none", "fp32", "bf16", "fp16"),
+        *("bnb-int8", "bnb-nf4", "bnb-fp4", "bnb-nf4-dq", "bnb-fp4-dq"),
+        *("gptq-int4-g64", "gptq-int4-g128", "gptq-int8-g64", "gptq-int8-g128"),
+        *("awq-int4-g64", "awq-int4-g128", "hqq-int4-g64"),
+        *("quanto-int8", "quanto-int4", "torchao-int8"),
+        *("gguf-q8_0", "gguf-q5_1", "gguf-q4_1", "gguf-q4_0"),
+    }
+    assert set(quantize.precisions()) == rtn | others
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "extra"),
+    [
+        ("gptqmodel", "gptq-int4-g128", "gptq"),
+        ("gptqmodel", "awq-int4-g64", "gptq"),
+        ("optimum", "gptq-int4-g64", "gptq"),
+        ("hqq", "hqq-int4-g64", "hqq"),
+        ("optimum", "quanto-int4", "quanto"),
+        ("torchao", "torchao-int8", "torchao"),
+    ],
+)
+def test_what_is_missing_is_listed_with_its_reason(
+    module: str,
+    name: str,
+    extra: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda n, *a: None if f"{n}.".startswith(f"{module}.") else found(n, *a),
+    )
+    (row,) = listed(capsys, "--quant", name)
+    assert row["available"] is False
+    assert f"pip install 'unlearnbench[{extra}]'" in row["reason"]
+    assert row["install"] == f"pip install 'unlearnbench[{extra}]'"
+
+
+def test_the_list_is_whole_when_piped_and_needs_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['unlearnbench', 'quants']\n"
+        "from unlearnbench.cli import cli\n"
+        "cli.main(['quants'], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    narrow = {**os.environ, "COLUMNS": "40"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=narrow)
+    assert done.returncode == 0, done.stderr
+    for name, spec in quantize.precisions().items():
+        assert f"| {name}" in done.stdout
+        assert spec.scheme in done.stdout
+
+
+def test_proof_of_a_checkpoint(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["quants", "--model", str(tiny), "--quant", "rtn-int4,bnb-nf4"]) == 0
+    shown = capsys.readouterr().out
+    assert "rtn-int4: uniform round-to-nearest" in shown
+    assert "bnb-nf4: NF4" in shown
+    assert "lm_head.weight 19,200" in shown
+    assert "model.layers.*.mlp.up_proj 2" in shown
+    assert "at most 15 distinct values" in shown
+
+
+def test_proof_as_json(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(["quants", "--model", str(tiny), "--quant", "nf4,int8", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["name"] for row in rows] == ["bnb-nf4", "rtn-int8"]
+    assert rows[0]["kernel"] == "dequantized"
+    assert rows[0]["proof"]["compared_modules"] == 14
+
+
+def test_native_kernel_where_there_is_none(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["quants", "--model", str(tiny), "--quant", "int4", "--quant-kernel", "native"]
+    assert _run(arguments) == 2
+    assert "rtn-int4 runs only dequantized" in capsys.readouterr().err
+
+
+def test_calibration_from_tasks_needs_tasks(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("gptqmodel")
+    arguments = ["quants", "--model", str(tiny), "--quant", "gptq-int4-g64"]
+    assert _run([*arguments, "--calibration", "forget"]) == 2
+    assert "needs tasks" in capsys.readouterr().err

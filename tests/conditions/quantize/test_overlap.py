@@ -1,0 +1,268 @@
+"""Bin overlap against numpy, from files, for every kind of checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from tests.conftest import MakeCheckpoint
+from unlearnbench.checkpoints.source import LoadOptions
+from unlearnbench.checkpoints.weights import Weights, open_weights
+from unlearnbench.cli import _run
+from unlearnbench.conditions import quantize
+from unlearnbench.conditions.quantize.overlap import (
+    LayerOverlap,
+    PrecisionOverlap,
+    compare_codes,
+    forecast,
+    plot_overlap,
+)
+from unlearnbench.errors import CheckpointError, OptionError, PrecisionError
+
+LINEAR = 2 * 7
+WEIGHTS = 2 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 128)
+
+
+@pytest.fixture(scope="module")
+def moved(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``tiny`` with every matrix of layer 0 moved a little, and nothing else."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder: Path = tmp_path_factory.mktemp("moved") / "moved"
+    torch.manual_seed(7)
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "layers.0." in name and weight.dim() > 1:
+                weight.add_(torch.randn_like(weight) * 2e-3)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    return folder
+
+
+def overlaps(model: Path, target: Path, names: str) -> dict[str, PrecisionOverlap]:
+    specs = quantize.resolve(names.split(","))
+    with ExitStack() as stack:
+        options = LoadOptions(allow_pickle=True)
+        ours, theirs = (open_weights(str(path), options, stack) for path in (model, target))
+        layers = [found for _, found in compare_codes(ours, theirs, specs)]
+    return {
+        spec.name: PrecisionOverlap(spec.name, tuple(found[i] for found in layers))
+        for i, spec in enumerate(specs)
+    }
+
+
+def numpy_codes(weight: NDArray[np.float32], bits: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Plain symmetric absmax rounding per row, in double precision."""
+    step = np.abs(weight.astype(np.float64)).max(axis=1, keepdims=True) / (2 ** (bits - 1) - 1)
+    return np.round(weight / step), step
+
+
+def tensors(folder: Path) -> dict[str, NDArray[np.float32]]:
+    from safetensors.numpy import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_every_figure_against_numpy(tiny: Path, moved: Path, bits: int) -> None:
+    found = overlaps(moved, tiny, f"rtn-int{bits}")[f"rtn-int{bits}"]
+    ours, theirs = tensors(moved), tensors(tiny)
+    assert len(found.layers) == LINEAR
+    assert found.weights == WEIGHTS
+    same = changed = 0
+    for layer in found.layers:
+        u, t = ours[f"{layer.name}.weight"], theirs[f"{layer.name}.weight"]
+        (one, _), (two, step) = numpy_codes(u, bits), numpy_codes(t, bits)
+        # fp32 against double precision: a weight on the edge of two bins may fall either way.
+        assert abs(layer.same - int((one == two).sum())) <= 2
+        assert layer.changed == int((u != t).sum())
+        update = float((np.abs(u.astype(np.float64) - t) / step).mean())
+        assert layer.update / layer.measured == pytest.approx(update, rel=1e-4, abs=1e-12)
+        same, changed = same + layer.same, changed + layer.changed
+    assert found.overlap == same / WEIGHTS
+    assert found.changed_share == changed / WEIGHTS
+    assert 0.49 < found.changed_share < 0.51  # one of two layers
+    blocks = found.by_block()
+    assert list(blocks) == ["model.layers.0", "model.layers.1"]
+    assert blocks["model.layers.1"] == 1
+    assert blocks["model.layers.0"] < 1
+
+
+def test_more_bits_keep_fewer_codes(tiny: Path, moved: Path) -> None:
+    found = overlaps(moved, tiny, "rtn-int8,rtn-int6,rtn-int4,rtn-int3,rtn-int2")
+    shares = [p.overlap for p in found.values()]
+    assert shares == sorted(shares)
+    updates = [p.mean_update for p in found.values()]
+    assert updates == sorted(updates, reverse=True)
+
+
+def test_every_precision_with_codes_sees_the_same_weights(tiny: Path, moved: Path) -> None:
+    names = [n for n, s in quantize.precisions().items() if quantize.has_codes(s)]
+    names = [n for n in names if "rtn" not in n and not _missing(n)]
+    assert {"bnb-int8", "bnb-nf4", "gguf-q4_0"} <= set(names)
+    for name, found in overlaps(moved, tiny, ",".join(names)).items():
+        assert found.weights == WEIGHTS, name
+        assert 0.5 < found.overlap < 1, name
+        assert found.by_block()["model.layers.1"] == 1, name
+
+
+def _missing(name: str) -> bool:
+    spec = quantize.find_precision(name)
+    return quantize.backend_of(spec).unavailable(spec, "cpu") is not None
+
+
+def test_the_same_checkpoint_twice(tiny: Path) -> None:
+    found = overlaps(tiny, tiny, "bnb-nf4")["bnb-nf4"]
+    assert (found.overlap, found.changed_share, found.mean_update) == (1, 0, 0)
+    assert "the same weights" in forecast(found)
+
+
+def test_a_group_of_zeros_has_no_bins(tiny: Path) -> None:
+    weight = torch.randn(4, 8)
+    weight[1] = 0
+    facts = {"model_type": "llama"}
+    target = Weights("t", facts, ("a",), lambda _: weight)
+    other = Weights("u", facts, ("a",), lambda _: weight + 0.001)
+    ((_, (layer,)),) = compare_codes(other, target, quantize.resolve(["rtn-int4"]))
+    assert layer.measured == 3 * 8
+    assert np.isfinite(layer.update)
+
+
+@pytest.mark.parametrize(
+    ("same", "words"),
+    [
+        (1000, "100.000% of rtn-int4 codes unchanged: expect recovery"),
+        (999, "99.900% of rtn-int4 codes unchanged: expect recovery"),
+        (995, "recovery is likely"),
+        (950, "recovery is possible"),
+        (500, "the update outlives quantization"),
+    ],
+)
+def test_forecast(same: int, words: str) -> None:
+    layer = LayerOverlap("a.0.b", 1000, same, 10, 1.0, 1000)
+    assert words in forecast(PrecisionOverlap("rtn-int4", (layer,)))
+
+
+def test_a_share_just_below_all_is_not_shown_as_all() -> None:
+    layer = LayerOverlap("a", 10**8, 10**8 - 1, 1, 0.1, 10**8)
+    assert "99.999%" in forecast(PrecisionOverlap("rtn-int4", (layer,)))
+
+
+def test_shards_pickles_and_adapters_give_what_one_file_gives(
+    tiny: Path, moved: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(moved)
+    tokenizer: Any = AutoTokenizer.from_pretrained(moved)
+    shards, pickled = tmp_path / "shards", tmp_path / "pickled"
+    model.save_pretrained(shards, max_shard_size="100KB")
+    assert len(list(shards.glob("*.safetensors"))) > 2
+    tokenizer.save_pretrained(shards)
+    shutil.copytree(moved, pickled)
+    torch.save(model.state_dict(), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    plain = overlaps(moved, tiny, "rtn-int4")
+    assert overlaps(shards, tiny, "rtn-int4") == plain
+    assert overlaps(pickled, tiny, "rtn-int4") == plain
+
+
+def test_another_architecture_is_an_error(
+    tiny: Path, make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    deeper = make_checkpoint("deeper", num_hidden_layers=3)
+    with pytest.raises(CheckpointError, match="num_hidden_layers 3, .* has 2"):
+        overlaps(deeper, tiny, "rtn-int4")
+    heads = make_checkpoint("heads", num_key_value_heads=4)
+    with pytest.raises(CheckpointError, match=r"k_proj has shape \(64, 64\) .* \(32, 64\)"):
+        overlaps(heads, tiny, "rtn-int4")
+
+
+def test_nan_weights_are_an_error(tiny: Path, moved: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(moved, broken)
+    state = load_file(broken / "model.safetensors")
+    state["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="up_proj has NaN"):
+        overlaps(broken, tiny, "rtn-int4")
+
+
+def test_a_missing_tensor_is_an_error(tiny: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    short = tmp_path / "short"
+    shutil.copytree(tiny, short)
+    state = load_file(short / "model.safetensors")
+    del state["model.layers.1.mlp.up_proj.weight"]
+    save_file(state, short / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"no tensor model.layers.1.mlp.up_proj.weight"):
+        overlaps(short, tiny, "rtn-int4")
+
+
+def test_a_mixture_of_experts_is_an_error(tmp_path: Path) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+    )
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "moe")
+    with pytest.raises(PrecisionError, match="leaves .* weights as they are, .*experts"):
+        overlaps(tmp_path / "moe", tmp_path / "moe", "rtn-int4")
+
+
+@pytest.mark.parametrize("name", ["none", "bf16", "gptq-int4-g128", "awq-int4-g64"])
+def test_precisions_without_codes_of_their_own(
+    tiny: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["inspect", "--model", str(tiny), "--target", str(tiny), "--quant", name]
+    assert _run(arguments) == 2
+    assert f"cannot tell bins of {name}" in capsys.readouterr().err
+
+
+def test_command_writes_table_json_and_plot(
+    tiny: Path, moved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts, plot = tmp_path / "o.json", tmp_path / "o.png"
+    arguments = ["inspect", "--model", str(moved), "--target", str(tiny)]
+    arguments += ["--quant", "int8,int4", "--json", str(facts), "--plot", str(plot)]
+    assert _run(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "model.layers.0" in shown
+    assert "rtn-int4 codes unchanged" in shown
+    content = json.loads(facts.read_text())
+    assert set(content["precisions"]) == {"rtn-int8", "rtn-int4"}
+    expected = overlaps(moved, tiny, "rtn-int4")["rtn-int4"]
+    part = content["precisions"]["rtn-int4"]
+    assert part["overlap"] == expected.overlap
+    assert len(part["layers"]) == LINEAR
+    assert part["layers"]["model.layers.1.mlp.up_proj"]["overlap"] == 1
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_bad_files_are_one_line(tiny: Path, tmp_path: Path) -> None:
+    layer = LayerOverlap("a.0.b", 10, 9, 1, 1.0, 10)
+    found = [PrecisionOverlap("rtn-int4", (layer,))]
+    with pytest.raises(OptionError, match="ending in .png"):
+        plot_overlap(tmp_path / "plot.txt", found)
+    with pytest.raises(OptionError, match="cannot be written"):
+        plot_overlap(tmp_path / "no" / "plot.svg", found)
+    plot_overlap(tmp_path / "plot.svg", found)
+    assert b"<svg" in (tmp_path / "plot.svg").read_bytes()

@@ -1,0 +1,423 @@
+"""Checkpoints that are quantized already: loaded as they are, and only so."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conditions.quantize.helpers import TEXTS, answers, in_folder, load, scores
+from tests.conftest import CORPUS, MakeCheckpoint, Toy, load_at
+from unlearnbench import evaluate
+from unlearnbench.checkpoints.packed import stored_scheme
+from unlearnbench.checkpoints.source import LoadOptions, Source, open_source
+from unlearnbench.conditions.quantize import _gptqmodel
+from unlearnbench.errors import CheckpointError, PrecisionError, UnlearnbenchError
+from unlearnbench.models.hf import HFModel
+from unlearnbench.models.rounding import mixes_rows, rounds_activations, unrounded
+
+# PEFT 0.21 and GPTQModel 7.7 read an attribute that transformers 5.20 and later renamed.
+renamed = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+)
+# GPTQModel leaves a temporary folder of its own, /tmp/gptqmodel_*, to the garbage collector.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Implicitly cleaning up <TemporaryDirectory:ResourceWarning"
+)
+KINDS = ["bnb-nf4", "bnb-int8", "gptq", "awq", "compressed"]
+PACKAGES = {"gptq": "gptqmodel", "awq": "gptqmodel", "compressed": "compressed_tensors"}
+SCHEMES = {
+    "bnb-nf4": (4, "NF4, absmax per block, its scales in 8 bits", "bitsandbytes", "Linear4bit"),
+    "bnb-int8": (8, "LLM.int8(), activations quantized too", "bitsandbytes", "Linear8bitLt"),
+    "gptq": (4, "GPTQ, symmetric per group of 64 columns", "gptqmodel", "TorchLinear"),
+    "awq": (4, "AWQ, with zero point per group of 64 columns", "gptqmodel", None),
+    "compressed": (
+        4,
+        "compressed-tensors, int symmetric per group of 32 columns",
+        "compressed_tensors",
+        "Linear",
+    ),
+}
+
+
+def save_bnb(plain: Path, folder: Path, **config: Any) -> None:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        plain,
+        quantization_config=BitsAndBytesConfig(**config),
+        dtype=torch.float32,
+        device_map={"": "cpu"},
+    )
+    model.save_pretrained(folder)
+
+
+def save_gptqmodel(plain: Path, folder: Path, **config: Any) -> None:
+    with _gptqmodel.gptqmodel():
+        from gptqmodel import GPTQModel, QuantizeConfig
+
+        settings = QuantizeConfig(
+            bits=4, group_size=64, device="cpu", offload_to_disk=False, **config
+        )
+        model = GPTQModel.load(str(plain), settings, trust_remote_code=False)
+        model.quantize([text * 2 for text in CORPUS[:4]], batch_size=1)
+        model.save(str(folder))
+
+
+def save_awq(plain: Path, folder: Path) -> None:
+    from gptqmodel.quantization import FORMAT, METHOD
+
+    save_gptqmodel(plain, folder, method=METHOD.AWQ, format=FORMAT.GEMM, sym=False)
+
+
+def save_compressed(plain: Path, folder: Path) -> None:
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import (
+        QuantizationArgs,
+        QuantizationConfig,
+        QuantizationScheme,
+        apply_quantization_config,
+    )
+    from compressed_tensors.quantization.utils import calculate_qparams
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
+    args = QuantizationArgs(num_bits=4, type="int", symmetric=True, strategy="group", group_size=32)
+    config = QuantizationConfig(
+        config_groups={"g0": QuantizationScheme(targets=["Linear"], weights=args)},
+        ignore=["lm_head"],
+        quantization_status="frozen",
+        format="pack-quantized",
+        quant_method="compressed-tensors",
+    )
+    apply_quantization_config(model, config)
+    for module in model.modules():
+        if getattr(module, "quantization_scheme", None) is not None:
+            weight = module.weight.data
+            parts = weight.reshape(weight.shape[0], -1, 32)
+            scale, _ = calculate_qparams(parts.amin(-1), parts.amax(-1), args)
+            module.weight_scale.data.copy_(scale)
+    compressor = ModelCompressor(quantization_config=config)
+    compressor.compress_model(model)
+    model.save_pretrained(folder)
+    compressor.update_config(str(folder))
+
+
+@pytest.fixture(scope="module")
+def stored(
+    make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """A quantized checkpoint of a kind, made once."""
+    shape = {"hidden_size": 64, "num_key_value_heads": 4}
+    plain, root = make_checkpoint("plain", **shape), tmp_path_factory.mktemp("stored")
+    makers: dict[str, Callable[[Path], None]] = {
+        "bnb-nf4": lambda folder: save_bnb(
+            plain,
+            folder,
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+        ),
+        "bnb-int8": lambda folder: save_bnb(plain, folder, load_in_8bit=True),
+        "gptq": lambda folder: save_gptqmodel(plain, folder),
+        "awq": lambda folder: save_awq(plain, folder),
+        "compressed": lambda folder: save_compressed(plain, folder),
+    }
+
+    def get(kind: str) -> Path:
+        if kind in PACKAGES:
+            pytest.importorskip(PACKAGES[kind], reason=f"{PACKAGES[kind]} is not installed")
+        folder = root / kind
+        if not folder.exists():
+            with in_folder(root):
+                makers[kind](folder)
+            for path in plain.glob("tokenizer*"):
+                shutil.copy(path, folder)
+        return folder
+
+    return get
+
+
+def opened(folder: Path, **options: Any) -> Source:
+    return open_source(str(folder), LoadOptions(**options))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_loaded_as_it_is_and_said(stored: Callable[[str], Path], kind: str) -> None:
+    source = opened(stored(kind))
+    bits, text, backend, module = SCHEMES[kind]
+    model = load(source, "none")
+    precision = model.precision
+    assert (precision.name, precision.bits) == ("none", bits)
+    assert (precision.scheme, precision.backend) == (f"as stored: {text}", backend)
+    assert precision.kernel is None
+    assert precision.options == {}
+    assert source.checkpoint.origin == {"quantized": f"{bits} bits, {text}"}
+    proof = precision.proof
+    assert proof is not None
+    assert sum(proof.quantized_modules.values()) == 14
+    if module is not None:
+        assert proof.module_types[module] == 14 + (module == "Linear")
+    assert proof.quantized_weights == 2 * (4 * 64 * 64 + 3 * 64 * 128)
+    assert proof.total_weights == proof.quantized_weights + 2 * 300 * 64 + 5 * 64
+    assert set(proof.unquantized) >= {"lm_head.weight", "model.embed_tokens.weight"}
+    assert proof.codes is not None
+    assert 12 <= proof.codes <= 2**bits
+    assert proof.compared_modules == 0  # there is nothing to compare it with
+    assert proof.relative_error is None
+    assert not proof.on_grid
+    packed = 8 * (proof.weight_bytes - 4 * (2 * 300 * 64 + 5 * 64)) / proof.quantized_weights
+    assert bits <= packed < bits + 1.1
+    assert answers(model) is not None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_loads_answer_the_same(stored: Callable[[str], Path], kind: str) -> None:
+    one, two = (answers(load(opened(stored(kind)), "none")) for _ in range(2))
+    assert one[0] == two[0]
+    assert all(np.array_equal(one[1][t], two[1][t]) for t in TEXTS)
+
+
+@renamed
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_are_those_of_transformers_own_loading(
+    stored: Callable[[str], Path], kind: str
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    source = opened(stored(kind))
+    # One text at a time: LLM.int8() looks at the whole batch.
+    ours = scores(one_at_a_time(source))
+    with _gptqmodel.gptqmodel() if kind in ("gptq", "awq") else in_folder(Path.cwd()):
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            stored(kind), dtype=torch.float32, device_map={"": "cpu"}
+        ).eval()
+        if kind in ("gptq", "awq"):
+            _gptqmodel.without_compilation(model)
+        for text in TEXTS:
+            ids = torch.tensor([source.tokenizer(text)["input_ids"]])
+            with torch.no_grad():
+                table = model(ids).logits[0, :-1].float().log_softmax(-1)
+            theirs = table.gather(1, ids[0, 1:, None])[:, 0].numpy()
+            np.testing.assert_allclose(ours[text], theirs, atol=2e-5)  # 3e-6 measured
+
+
+def one_at_a_time(source: Source) -> HFModel:
+    return load_at(source, "none", batch=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["bnb-nf4", "rtn-int4", "bf16", "fp32", "gguf-q4_0"])
+def test_no_other_precision_can_be_asked_for(
+    stored: Callable[[str], Path], toy: Toy, kind: str, name: str
+) -> None:
+    text = SCHEMES[kind][1].split(",")[0].split("(")[0]
+    with pytest.raises(PrecisionError, match=f"quantized already .{text}.* loaded as {name}"):
+        load(opened(stored(kind)), name)
+    if name == "rtn-int4":  # refused at once, not after the precisions before it
+        with pytest.raises(PrecisionError, match="use --quant none for it as it is"):
+            evaluate(str(stored(kind)), "toy_verbmem", ["none", name], **toy.options)
+        assert not list(toy.out.rglob("run.json"))
+
+
+def test_a_run_says_what_was_measured(stored: Callable[[str], Path], toy: Toy) -> None:
+    folder = stored("bnb-nf4")
+    (result,) = evaluate(str(folder), "toy_verbmem", "none", **toy.options)
+    assert result.precision.bits == 4
+    assert result.checkpoint.origin == {"quantized": f"4 bits, {SCHEMES['bnb-nf4'][1]}"}
+    assert evaluate(str(folder), "toy_verbmem", "none", **toy.options) == [result]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_library_is_refused_with_the_command(
+    stored: Callable[[str], Path], toy: Toy, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    import importlib.util
+
+    folder, package = stored(kind), SCHEMES[kind][2]
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, where=None: None if name == package else find(name, where),
+    )
+    with pytest.raises(PrecisionError, match=f"{package}, which unpacks it, is not .*pip install"):
+        evaluate(str(folder), "toy_verbmem", "none", **toy.options)
+
+
+def changed(folder: Path, where: Path, facts: object) -> Path:
+    """A copy of a checkpoint with another quantization_config."""
+    shutil.copytree(folder, where)
+    path = where / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["quantization_config"] = facts
+    path.write_text(json.dumps(config), "utf-8")
+    return where
+
+
+def test_a_scheme_that_is_not_known_is_refused(tiny: Path, tmp_path: Path) -> None:
+    folder = changed(tiny, tmp_path / "odd", {"quant_method": "aqlm\x1b[2J", "bits": 2})
+    with pytest.raises(PrecisionError, match=r"quantized already, by 'aqlm.*known: gptq, awq"):
+        opened(folder)
+
+
+MALFORMED = [
+    ("not an object", "is no object"),
+    ([4], "is no object"),
+    (4, "is no object"),
+    ({}, "quantized already, by 'None'"),
+    ({"quant_method": ["gptq"]}, "quantized already, by"),
+    ({"quant_method": "gptq"}, "does not state the scheme of gptq"),
+    ({"quant_method": "gptq", "bits": None}, "does not state the scheme of gptq"),
+    ({"quant_method": "gptq", "bits": "four"}, "does not state the scheme of gptq"),
+    ({"quant_method": "gptq", "bits": 4, "group_size": {}}, "does not state the scheme of gptq"),
+    ({"quant_method": "gptq", "bits": 0}, "states 0 bits"),
+    ({"quant_method": "gptq", "bits": -4}, "states -4 bits"),
+    ({"quant_method": "gptq", "bits": 10**6}, "states 1000000 bits"),
+    ({"quant_method": "awq"}, "states 0 bits"),
+    ({"quant_method": "bitsandbytes"}, "does not state the scheme of bitsandbytes"),
+    ({"load_in_4bit": True, "bnb_4bit_quant_type": "fp5"}, "scheme of bitsandbytes .*fp5"),
+    ({"quant_method": "compressed-tensors"}, "does not state the scheme of compressed-tensors"),
+    ({"quant_method": "compressed-tensors", "config_groups": {}}, "does not state the scheme"),
+    ({"quant_method": "compressed-tensors", "config_groups": [1]}, "does not state the scheme"),
+    (
+        {"quant_method": "compressed-tensors", "config_groups": {"a": {"weights": None}}},
+        "does not state the scheme",
+    ),
+]
+
+
+@pytest.mark.parametrize(("facts", "said"), MALFORMED)
+def test_a_malformed_scheme_is_a_clean_error(facts: Any, said: str) -> None:
+    with pytest.raises((CheckpointError, PrecisionError), match=said) as raised:
+        stored_scheme({"quantization_config": facts}, "somewhere")
+    assert str(raised.value).startswith("somewhere")
+
+
+@pytest.mark.parametrize(
+    "bits",
+    [float("inf"), float("-inf"), float("nan"), 10**400],
+    ids=["inf", "-inf", "nan", "10**400"],
+)
+def test_bits_that_are_no_number_are_a_clean_error(bits: float) -> None:
+    for method in ("gptq", "awq"):
+        with pytest.raises(CheckpointError):
+            stored_scheme(
+                {"quantization_config": {"quant_method": method, "bits": bits}}, "somewhere"
+            )
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        "x",
+        {"quant_method": "gptq"},
+        {"quant_method": "gptq", "bits": 1e999},
+        {"quant_method": "gptq", "bits": 4, "group_size": 64},
+        {"quant_method": "awq", "bits": 4, "group_size": 64},
+        {"quant_method": "bitsandbytes", "load_in_4bit": True},
+        {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    ],
+)
+def test_a_scheme_that_the_weights_are_not_in_is_a_clean_error(
+    tiny: Path, tmp_path: Path, facts: object
+) -> None:
+    # Whatever is refused first, it is an error of ours, and never scores.
+    with pytest.raises(UnlearnbenchError) as raised:
+        load(opened(changed(tiny, tmp_path / "odd", facts)), "none")
+    assert "\n" not in str(raised.value)
+
+
+def test_other_bits_than_the_weights_have_are_an_error(
+    stored: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = stored("gptq")
+    facts = json.loads((folder / "config.json").read_text("utf-8"))["quantization_config"]
+    with pytest.raises(UnlearnbenchError):
+        load(opened(changed(folder, tmp_path / "odd", facts | {"bits": 2})), "none")
+
+
+def test_packed_weights_without_a_scheme_are_refused(
+    stored: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "unsaid"
+    shutil.copytree(stored("bnb-nf4"), folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text("utf-8"))
+    del config["quantization_config"]
+    path.write_text(json.dumps(config), "utf-8")
+    with pytest.raises(UnlearnbenchError):
+        load(opened(folder), "none")
+
+
+@pytest.fixture(scope="module")
+def adapter(stored: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA adapter that changes something, trained for the checkpoints of this file."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    base: Any = AutoModelForCausalLM.from_pretrained(
+        stored("bnb-nf4"), dtype=torch.float32, device_map={"": "cpu"}
+    )
+    config = LoraConfig(
+        r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM"
+    )
+    folder = tmp_path_factory.mktemp("adapter") / "lora"
+    get_peft_model(base, config).save_pretrained(str(folder))
+    return folder
+
+
+@renamed
+def test_nothing_is_merged_into_a_quantized_base(
+    stored: Callable[[str], Path], adapter: Path
+) -> None:
+    with pytest.raises(PrecisionError, match="quantized already .NF4.* use --adapter keep"):
+        opened(adapter, base=str(stored("bnb-nf4")))
+
+
+@renamed
+@pytest.mark.parametrize("kind", ["bnb-nf4", "bnb-int8"])
+def test_an_adapter_is_kept_beside_a_quantized_base(
+    stored: Callable[[str], Path], adapter: Path, kind: str
+) -> None:
+    source = opened(adapter, base=str(stored(kind)), adapter="keep")
+    assert source.checkpoint.adapter == "kept"
+    assert source.checkpoint.base is not None
+    model = load(source, "none")
+    assert model.precision.bits == SCHEMES[kind][0]
+    bare = scores(load(opened(stored(kind)), "none"))
+    assert any(not np.allclose(found, bare[t], atol=0.1) for t, found in scores(model).items())
+    with pytest.raises(PrecisionError, match="quantized already"):
+        load(source, "rtn-int4")
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+@pytest.mark.parametrize("strategy", ["token", "tensor"])
+def test_compressed_schemes_that_round_activations(
+    stored: Callable[[str], Path], strategy: str, side: str
+) -> None:
+    """Looked into as they lie in a loaded model; one scale of a whole pass lets rows move rows."""
+    from compressed_tensors.quantization import QuantizationArgs
+
+    network = one_at_a_time(opened(stored("compressed"))).network
+    assert not rounds_activations(network)
+    layers: list[Any] = [part for part in network.modules() if hasattr(part, "quantization_scheme")]
+    rounding = QuantizationArgs(num_bits=8, symmetric=True, strategy=strategy, dynamic=True)
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        dense = network(input_ids=ids).logits
+        for layer in layers:
+            setattr(layer.quantization_scheme, f"{side}_activations", rounding)
+        rounded = network(input_ids=ids).logits
+        with unrounded(network):
+            found = network(input_ids=ids).logits
+    assert not torch.allclose(rounded, dense, atol=1e-4)
+    assert torch.equal(found, dense)
+    assert rounds_activations(network)
+    assert mixes_rows(network) == (strategy == "tensor")

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import CORPUS, make_tokenizer
+from tests.models.architectures import KINDS, PROMPTS, Given, make_kind, wrap
+from unlearnbench.errors import ModelOutputError
+from unlearnbench.models.batches import Batches, Budget, Rows, padded
+from unlearnbench.models.budget import generation_budget
+from unlearnbench.models.decoding import token_statistics
+from unlearnbench.models.hf import HFModel
+from unlearnbench.models.likelihood import Head, WholeLogits
+from unlearnbench.requests import Generate, Score, Scored
+from unlearnbench.results import Precision
+
+TEXTS = [*PROMPTS[:2], *(CORPUS[n][: 9 + 5 * n] for n in range(6))]
+
+
+def by_loop(model: Any, text: str) -> list[tuple[float, float, float]]:
+    """Own, mean and spread of log p of every token, in float64, a token at a time."""
+    ids = make_tokenizer()(text).input_ids
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].double()
+    found = []
+    for t in range(1, len(ids)):
+        logp = logits[t - 1] - logits[t - 1].exp().sum().log()
+        mean = float((logp.exp() * logp).sum())
+        spread = float((logp.exp() * (logp - mean) ** 2).sum().sqrt())
+        found.append((float(logp[ids[t]]), mean, spread))
+    return found
+
+
+def figures(answer: Scored) -> np.ndarray[Any, Any]:
+    return np.stack([answer.logprobs, answer.mean, answer.std], axis=1)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_scores_of_every_kind_of_model_equal_a_loop_in_float64(name: str) -> None:
+    model = make_kind(name)
+    for answer in wrap(model).score([Score(t, t) for t in TEXTS[1:5]]):
+        np.testing.assert_allclose(figures(answer), by_loop(model, answer.id), atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [None, 4])
+def test_a_longer_text_moves_no_other_ones_score(batch: int | None) -> None:
+    """LongRoPE turns all positions of a pass with its longest row."""
+    model = make_kind("phi3-longrope")
+    texts = [PROMPTS[0], PROMPTS[1], *TEXTS[2:5]]
+    for answer in wrap(model, batch).score([Score(t, t) for t in texts]):
+        np.testing.assert_allclose(figures(answer), by_loop(model, answer.id), atol=1e-4)
+
+
+def test_logits_never_stand_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_kind("llama")
+    monkeypatch.setattr("unlearnbench.models.likelihood._CHUNK_BYTES", {"cpu": 16 * 300 * 4})
+    largest: list[int] = []
+    model.lm_head.register_forward_hook(lambda *args: largest.append(args[2].numel() // 300))
+    wrapped = wrap(model)
+    answers = {a.id: a for a in wrapped.score([Score(t, t) for t in TEXTS])}
+    assert isinstance(wrapped._head, Head)
+    assert max(largest) == 16, "rows of logits at a time"
+    monkeypatch.undo()
+    for whole in wrap(model).score([Score(t, t) for t in TEXTS]):
+        np.testing.assert_allclose(figures(answers[whole.id]), figures(whole), atol=1e-6)
+
+
+def test_generation_computes_only_the_last_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_kind("llama")
+    rows: list[int] = []
+    wrapped = wrap(model)
+    wrapped._find_continuer(wrapped._encode(TEXTS[0]), 100)
+    model.lm_head.register_forward_hook(lambda *args: rows.append(args[2].numel() // 300))
+    list(wrapped.generate([Generate(t, t, 3) for t in TEXTS]))
+    assert max(rows) == len(TEXTS)
+
+
+def test_a_forward_that_changes_logits_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_kind("llama")
+    whole = model.forward
+
+    def hotter(*args: Any, **kwargs: Any) -> Any:
+        output = whole(*args, **kwargs)
+        output.logits = output.logits * 1.5
+        return output
+
+    monkeypatch.setattr(model, "forward", hotter)
+    wrapped = wrap(model)
+    (answer,) = wrapped.score([Score("a", TEXTS[2])])
+    assert isinstance(wrapped._head, WholeLogits)
+    np.testing.assert_allclose(figures(answer), by_loop(model, TEXTS[2]), atol=1e-4)
+
+
+def test_a_body_that_gives_nan_is_no_part_of_a_sound_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make_kind("llama")
+    body, whole = model.model.forward, model.forward
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        output = body(*args, **kwargs)
+        output.last_hidden_state = output.last_hidden_state * float("nan")
+        return output
+
+    def sound(*args: Any, **kwargs: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(model.model, "forward", body)
+            return whole(*args, **kwargs)
+
+    monkeypatch.setattr(model.model, "forward", broken)
+    monkeypatch.setattr(model, "forward", sound)
+    wrapped = wrap(model)
+    (answer,) = wrapped.score([Score("a", TEXTS[2])])
+    assert isinstance(wrapped._head, WholeLogits)
+    np.testing.assert_allclose(figures(answer), by_loop(model, TEXTS[2]), atol=1e-4)
+
+
+def test_a_text_that_tasks_share_is_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wrap(make_kind("llama"), batch=1)
+    first = {a.id: a for a in model.score([Score(f"one:{t}", t) for t in TEXTS])}
+
+    def never(self: HFModel, batch: Any) -> Any:
+        raise AssertionError("scored again")
+
+    monkeypatch.setattr(HFModel, "_score_batch", never)
+    again = [*model.score([Score(f"two:{t}", t) for t in TEXTS[3:]])]
+    assert len(again) == len(TEXTS) - 3
+    for answer in again:
+        assert (answer.logprobs == first[answer.id.replace("two", "one")].logprobs).all()
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 40.0])
+def test_statistics_equal_float64(scale: float) -> None:
+    torch.manual_seed(1)
+    logits, targets = scale * torch.randn(40, 5000), torch.randint(0, 5000, (40,))
+    logp = logits.double().log_softmax(-1)
+    mean = (logp.exp() * logp).sum(-1)
+    spread = (logp.exp() * (logp - mean[:, None]).square()).sum(-1).sqrt()
+    own = logp.gather(1, targets[:, None])[:, 0]
+    found = token_statistics(logits, targets, "x")
+    for ours, theirs in zip(found, (own, mean, spread), strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_one_odd_logit_is_an_error(value: float) -> None:
+    logits = torch.randn(9, 50)
+    logits[7, 31] = value
+    with pytest.raises(ModelOutputError, match="t at none"):
+        token_statistics(logits, torch.zeros(9, dtype=torch.long), "t at none")
+
+
+def lengths(limit: Any, sizes: list[int]) -> list[list[int]]:
+    batches = Batches([(str(i), [0] * n) for i, n in enumerate(sizes)], limit)
+    found = []
+    while batch := batches.next():
+        found.append([len(ids) for _, ids in batch])
+        batches.fitted()
+    return found
+
+
+def test_batches_keep_to_their_budget_and_grow() -> None:
+    assert lengths(Budget(10, 10, padded), [4, 12, 5, 2, 2, 1]) == [[12], [5, 4], [2, 2, 1]]
+    assert lengths(Budget(2, 8), [2] * 8) == [[2], [2, 2], [2, 2, 2, 2], [2]]
+    assert lengths(Rows(2), [1, 2, 3]) == [[3, 2], [1]]
+
+
+def test_a_budget_that_was_too_large_stays_halved() -> None:
+    budget = Budget(8, 64)
+    budget.shrink([4, 4])
+    budget.grow()
+    assert (budget.tokens, budget.rows) == (4, 1)
+
+
+def test_the_budget_on_a_gpu_does_not_depend_on_what_torch_keeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A task after others is to form the batches that it forms first in a run that goes on."""
+
+    def found(free: int, reserved: int) -> Budget:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 2**34))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: reserved)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 2**30)
+        return generation_budget(make_kind("llama"), "cuda:0")
+
+    fresh = found(2**33, 2**30)
+    assert found(2**31, 2**30 + 2**33 - 2**31) == fresh != found(2**31, 2**30)
+
+
+def test_long_prompts_are_cut_on_the_left_when_asked() -> None:
+    model = make_kind("llama")
+    model.config.max_position_embeddings = 32
+    tokenizer = make_tokenizer()
+    precision = Precision(name="none", bits=32, scheme="as it is", backend="torch")
+    given: Any = Given(model, truncate_left=True)
+    cutting = HFModel(model, given, precision, "fp32", "cpu", None)
+    ids = tokenizer(CORPUS[0]).input_ids
+    assert cutting._tokens.fit("t", ids, 8) == [ids[0], *ids[-23:]], "its begin token stays"
+    (answer,) = cutting.score([Score("t", CORPUS[0])])
+    assert len(answer.logprobs) == 31
+    with pytest.raises(ModelOutputError, match="context of 32.*--truncate-left"):
+        list(wrap(model).score([Score("t", CORPUS[0])]))

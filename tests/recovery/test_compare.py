@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.test_main import call
+from tests.conftest import write_jsonl
+from tests.toy_runs import Bench, Skill, read_json, weak_at_4_bits
+from unlearnbench.recovery.compare import compare, family, open_comparison
+from unlearnbench.runs.folder import read_run
+
+KEYS = {
+    *("entry", "task", "precision", "full", "quantized", "target", "retrained", "change"),
+    *("change_ci", "recovered", "recovered_ci", "retained", "utility", "verdict"),
+}
+
+
+CALIBRATION = {"name": "forget", "samples": 8, "max_tokens": 64, "seed": 0, "sha256": "0" * 64}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """A target, a retrained model, one that recovers at int4, one that does not."""
+    made = Bench(tmp_path_factory.mktemp("bench"))
+    knows = Skill.of(0.9, 0.8, 4.0)
+    made.model("target", none=knows, int8=knows, int4=Skill.of(0.8, 0.7, 3.5))
+    made.model("retrained", none=Skill.of(0.15, 0.8, 0.1))
+    hides = Skill.of(0.1, 0.6, -1.0)
+    made.model("ga_gdr", none=hides, int8=Skill.of(0.12, 0.6, -0.9), int4=Skill.of(0.7, 0.6, 3.0))
+    made.model("sure", none=hides, int8=hides, int4=Skill.of(0.12, 0.55, -0.8))
+    made.model("broken", none=Skill.of(0, 0.1), int4=Skill.of(0, 0.1))
+    return made
+
+
+def folder(bench: Bench, name: str) -> Path:
+    (found,) = bench.out.glob(f"{name}-*")
+    return found
+
+
+def arguments(bench: Bench, *names: str) -> list[str]:
+    runs = [str(folder(bench, name)) for name in names]
+    return ["compare", *runs, *references(bench)]
+
+
+def references(bench: Bench) -> list[str]:
+    target, retrained = folder(bench, "target"), folder(bench, "retrained")
+    return ["--target", str(target), "--retrained", str(retrained)]
+
+
+def rows_of(
+    bench: Bench, tmp_path: Path, *names: str
+) -> dict[tuple[str, str, str], dict[str, Any]]:
+    file = tmp_path / "recovery.json"
+    assert call(*arguments(bench, *names), "--json", str(file)) == 0
+    rows = read_json(file)
+    assert isinstance(rows, list)
+    return {(r["entry"], r["task"], r["precision"]): r for r in rows}
+
+
+def test_the_table_and_its_json(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of(bench, tmp_path, "ga_gdr", "sure")
+    assert len(rows) == 2 * 3 * 2
+    for key, row in rows.items():
+        assert set(row) >= KEYS - {"recovered", "recovered_ci"}, key
+        if row["want"] != "high":
+            assert set(row) >= KEYS, key
+    back = rows["ga_gdr", "made_knowmem_f", "rtn-int4"]
+    assert back["verdict"] == "recovers"
+    assert back["significant"] is True
+    assert back["recovered"] == pytest.approx(
+        (back["quantized"] - back["full"]) / (back["target"] - back["full"])
+    )
+    assert rows["ga_gdr", "made_knowmem_f", "rtn-int8"]["verdict"] == "forgets"
+    assert rows["sure", "made_knowmem_f", "rtn-int4"]["verdict"] in ("forgets", "not decided")
+    assert rows["ga_gdr", "made_privleak", "rtn-int4"]["verdict"] == "recovers"
+    assert rows["ga_gdr", "made_knowmem_r", "rtn-int4"]["verdict"] == "holds"
+    out = capsys.readouterr().out
+    assert "recovers" in out
+    assert "Holm" in out
+
+
+def test_values_are_those_of_the_runs(bench: Bench, tmp_path: Path) -> None:
+    rows = rows_of(bench, tmp_path, "ga_gdr")
+    for precision in ("rtn-int8", "rtn-int4"):
+        for task in ("made_knowmem_f", "made_knowmem_r"):
+            row = rows["ga_gdr", task, precision]
+            for field, name, at in [
+                ("full", "ga_gdr", "none"),
+                ("quantized", "ga_gdr", precision),
+                ("target", "target", precision),
+                ("target_full", "target", "none"),
+                ("retrained", "retrained", "none"),
+            ]:
+                run = read_run(folder(bench, name) / at)
+                assert row[field] == pytest.approx(run.tasks[task].value), field
+    retain = {n: read_run(folder(bench, n) / "none").tasks["made_knowmem_r"] for n in ("target",)}
+    quantized = read_run(folder(bench, "ga_gdr") / "rtn-int4").tasks["made_knowmem_r"].value
+    assert quantized is not None
+    assert retain["target"].value is not None
+    utility = quantized / retain["target"].value
+    assert rows["ga_gdr", "made_privleak", "rtn-int4"]["utility"] == pytest.approx(utility)
+
+
+def test_a_collapsed_model_is_called_so(bench: Bench, tmp_path: Path) -> None:
+    rows = rows_of(bench, tmp_path, "broken")
+    assert {row["verdict"] for row in rows.values()} == {"collapsed"}
+
+
+def test_no_share_where_the_target_itself_forgets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weak = weak_at_4_bits(tmp_path)
+    rows = rows_of(weak, tmp_path, "ga_gdr", "npo")
+    for name in ("ga_gdr", "npo"):
+        row = rows[name, "made_knowmem_f", "rtn-int4"]
+        assert row["target"] - row["full"] > 5, "there is room for a share"
+        assert row["target"] < row["target_full"] / 2
+        assert row["verdict"] == "target forgets"
+        assert not {"recovered", "recovered_ci", "retained", "retained_ci"} & set(row)
+        assert rows[name, "made_knowmem_f", "rtn-int8"]["verdict"] == "forgets"
+        assert rows[name, "made_knowmem_r", "rtn-int4"]["verdict"] == "holds"
+    assert "less than half of its own score" in capsys.readouterr().out
+
+
+def test_the_target_had_not_forgotten(bench: Bench, tmp_path: Path) -> None:
+    rows = rows_of(bench, tmp_path, "target")
+    assert rows["target", "made_knowmem_f", "rtn-int8"]["verdict"] == "had not forgotten"
+
+
+def test_the_same_runs_give_the_same_bytes(bench: Bench, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert call(*arguments(bench, "ga_gdr"), "--json", str(tmp_path / name)) == 0
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_single_run_folders_and_one_folder_of_all_are_the_same(
+    bench: Bench, tmp_path: Path
+) -> None:
+    one = folder(bench, "ga_gdr")
+    ends = folder(bench, "target"), folder(bench, "retrained") / "none"
+    by_run = compare(open_comparison([one / "none", one / "rtn-int4", one / "rtn-int8"], *ends))
+    assert by_run == compare(open_comparison([one], *ends))
+
+
+@pytest.fixture
+def copy(bench: Bench, tmp_path: Path) -> Path:
+    """A copy of a model's runs that a test may spoil."""
+    return shutil.copytree(folder(bench, "ga_gdr"), tmp_path / "copy")
+
+
+def refused(bench: Bench, capsys: pytest.CaptureFixture[str], *runs: Path) -> str:
+    ends = references(bench)
+    capsys.readouterr()  # what making the runs logged, where an earlier test set the log up
+    assert call("compare", *map(str, runs), *ends) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def edit(run: Path, *keys: str, value: object) -> None:
+    content = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    place = content
+    for key in keys[:-1]:
+        place = place[int(key) if key.isdigit() else key]
+    place[keys[-1]] = value
+    (run / "run.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        (["protocol"], "zhang2025", "protocol differs: zhang2025 and muse"),
+        (["tasks", "made_knowmem_f", "version"], 2.0, "made_knowmem_f: version differs: 2.0 and"),
+        (["tasks", "made_knowmem_f", "data", "0", "sha256"], "0" * 64, "data hash of split"),
+        (["tasks", "made_knowmem_f", "task_sha256"], "0" * 64, "definition differs"),
+        (["tasks", "made_privleak", "attack"], "Min-20%", "attack differs"),
+        (["precision", "scheme"], "uniform, other", "rtn-int4: scheme differs: uniform, other and"),
+        (["precision", "options"], {"group_size": 64}, "rtn-int4: options differs"),
+        (["precision", "calibration"], CALIBRATION, "rtn-int4: calibration name differs: forget"),
+    ],
+)
+def test_what_differs_is_refused_and_named(
+    bench: Bench,
+    copy: Path,
+    capsys: pytest.CaptureFixture[str],
+    keys: list[str],
+    value: object,
+    words: str,
+) -> None:
+    edit(copy / "rtn-int4", *keys, value=value)
+    assert words in refused(bench, capsys, copy)
+
+
+def test_a_checkpoint_that_is_quantized_already_is_no_full_precision(
+    bench: Bench, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(copy / "none", "precision", "bits", value=4)
+    error = refused(bench, capsys, copy)
+    assert "no run in full precision: its checkpoint is quantized already" in error
+
+
+def test_another_tokenizer_is_refused(
+    bench: Bench, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in copy.iterdir():
+        edit(run, "checkpoint", "tokenizer_sha256", value="0" * 64)
+    assert "tokenizer differs" in refused(bench, capsys, copy)
+
+
+def test_another_sample_set_is_refused(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = Bench(tmp_path / "few", n=10)
+    for precision in ("none", "int4"):
+        few.model("few", **{precision: Skill.of(0.1, 0.6, n=10)})
+    assert "differs" in refused(bench, capsys, few.out)
+
+
+def test_another_order_of_samples_is_refused(
+    bench: Bench, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hashlib import sha256
+
+    file = copy / "rtn-int4" / "samples" / "made_knowmem_f.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([lines[1], lines[0], *lines[2:]]))
+    digest = sha256(file.read_bytes()).hexdigest()
+    edit(copy / "rtn-int4", "tasks", "made_knowmem_f", "records_sha256", value=digest)
+    assert "made_knowmem_f: sample set differs: forget_qa/1 and forget_qa/0" in refused(
+        bench, capsys, copy
+    )
+
+
+def test_changed_records_are_refused(
+    bench: Bench, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(copy / "none" / "samples" / "made_knowmem_f.jsonl", [])
+    assert "its hash differs" in refused(bench, capsys, copy)
+
+
+def test_missing_runs_are_named(
+    bench: Bench, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(copy / "none")
+    assert "ga_gdr has no run at none" in refused(bench, capsys, copy)
+    assert "nothing to compare" in refused(bench, capsys, folder(bench, "sure") / "none")
+    assert "no run.json there or below" in refused(bench, capsys, tmp_path / "nowhere")
+    both = [folder(bench, "sure"), folder(bench, "sure") / ".." / folder(bench, "sure").name]
+    assert "both runs of one checkpoint" in refused(bench, capsys, *both)
+    target = shutil.copytree(folder(bench, "target"), tmp_path / "target")
+    shutil.rmtree(target / "rtn-int4")
+    ends = ["--target", str(target), "--retrained", str(folder(bench, "retrained"))]
+    assert call("compare", str(folder(bench, "sure")), *ends) == 2
+    assert "target has no run at rtn-int4" in capsys.readouterr().err
+
+
+def test_a_role_takes_one_checkpoint(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    ends = ["--target", str(bench.out), "--retrained", str(folder(bench, "retrained"))]
+    assert call("compare", str(folder(bench, "sure")), *ends) == 2
+    assert "holds several checkpoints" in capsys.readouterr().err
+
+
+def test_a_target_that_knows_nothing_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = Bench(tmp_path, n=10)
+    nothing = Skill.of(0, 0, n=10)
+    made.model("target", none=nothing, int4=nothing)
+    made.model("retrained", none=nothing)
+    made.model("sure", none=nothing, int4=nothing)
+    assert call(*arguments(made, "sure")) == 2
+    assert "utility is not defined" in capsys.readouterr().err
+
+
+def test_hostile_names_stay_on_their_line(
+    bench: Bench, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in copy.iterdir():
+        edit(run, "checkpoint", "path", value="a\x1b[31m|b\u202e")
+    ends = references(bench)
+    capsys.readouterr()  # what making the runs logged, where an earlier test set the log up
+    assert call("compare", str(copy), *ends) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "\u202e" not in out
+    assert "\\|b" in out
+
+
+def test_families() -> None:
+    assert family("news_knowmem_f") == family("news_privleak") == "news"
+
+
+def test_help_stays_light() -> None:
+    code = """
+import sys
+from unlearnbench.cli import main
+try:
+    main(["compare", "--help"])
+except SystemExit:
+    pass
+print([m for m in ("torch", "numpy", "scipy", "pydantic", "matplotlib") if m in sys.modules])
+"""
+    start = time.monotonic()
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    assert out.splitlines()[-1] == "[]"
+    assert time.monotonic() - start < 5  # 0.1 s on an idle machine

@@ -1,0 +1,268 @@
+"""Verdicts on hand-made scores, and how often they are wrong under no effect."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.metrics.test_paired import answers_like
+from unlearnbench.cli import compare as cli_compare
+from unlearnbench.metrics.paired import Column, Values, draw
+from unlearnbench.metrics.stats import auc
+from unlearnbench.recovery.statistics import (
+    UTILITY_FLOOR,
+    Cell,
+    RecoveryRow,
+    Scale,
+    Want,
+    generation_scores,
+    leak_scores,
+    mark_significant,
+    measure,
+    samples_needed,
+    verdict_of,
+)
+
+Array = NDArray[np.float64]
+N = 100
+
+
+def noisy(mean: float, n: int = N, seed: int = 0, spread: float = 10.0) -> Array:
+    """Scores of exactly that mean, in points."""
+    noise = np.random.default_rng(seed).normal(0, spread, n)
+    return np.asarray(mean + noise - noise.mean())
+
+
+def cell(
+    full: float | Array,
+    quantized: float | Array,
+    target: float | Array,
+    target_full: float = 90.0,
+    n: int = N,
+    want: Want = "low",
+) -> Cell:
+    """A cell of given means, or given scores; the retrained model's mean is 20."""
+
+    def column(scores: float | Array, seed: int) -> Column:
+        values = noisy(scores, n, seed) if isinstance(scores, (int, float)) else scores
+        return Column(values, (-100.0, 200.0))
+
+    return Cell(
+        Scale(want, draw(n, 0)),
+        full=column(full, 1),
+        quantized=column(quantized, 2),
+        target=column(target, 3),
+        target_full=column(target_full, 4),
+        retrained=column(20.0, 5),
+    )
+
+
+def judge(given: Cell, utility: float | None = None, floor: float = 0.5) -> str:
+    fields = measure(given) | ({} if utility is None else {"utility": utility})
+    return verdict_of(fields, given.scale.want, floor)
+
+
+def test_figures_are_protocols_formulas() -> None:
+    found = measure(cell(full=10, quantized=50, target=60, target_full=80))
+    assert found["full"] == pytest.approx(10)
+    assert found["change"] == pytest.approx(40)
+    assert found["recovered"] == pytest.approx(40 / 50)
+    assert found["retained"] == pytest.approx(50 / 60)
+    assert found["retained_full"] == pytest.approx(50 / 80)
+    assert found["excess"] == pytest.approx(30)
+
+
+@pytest.mark.parametrize(
+    ("full", "quantized", "target", "target_full", "verdict"),
+    [
+        (10, 50, 60, 90, "recovers"),
+        (10, 10, 60, 90, "forgets"),
+        (10, 14, 60, 90, "forgets"),  # it moved, by 8% of the way
+        (10, 20.2, 60, 90, "recovers"),  # a little over a fifth, and clear of 0
+        (58, 60, 60, 62, "had not forgotten"),
+        (10, 12, 14, 90, "target forgets"),
+        (5, 12, 15, 100, "target forgets"),  # 10 points of room, and 85 lost by the target alone
+        (5, 40, 49.9, 100, "target forgets"),
+        (5, 40, 50.1, 100, "recovers"),
+        (98, 12, 15, 100, "had not forgotten"),
+        (16.6, 34.1, 34.2, 58.4, "recovers"),  # MUSE-News, NPO_KLR's published means
+        (10, 0, 60, 90, "forgets"),
+    ],
+)
+def test_verdicts(
+    full: float, quantized: float, target: float, target_full: float, verdict: str
+) -> None:
+    assert judge(cell(full, quantized, target, target_full)) == verdict
+
+
+def test_collapse_goes_before_every_other_verdict() -> None:
+    assert judge(cell(10, 50, 60), utility=0.49) == "collapsed"
+    assert judge(cell(10, 50, 60), utility=0.51) == "recovers"
+    assert judge(cell(10, 50, 60, want="high"), utility=0.49) == "collapsed"
+    assert judge(cell(10, 50, 60, want="high"), utility=0.9) == "holds"
+
+
+def test_no_share_where_the_denominator_is_below_5_points() -> None:
+    assert "recovered" not in measure(cell(10, 12, 14.99, target_full=25))
+    assert "recovered" in measure(cell(10, 12, 15.01, target_full=25))
+
+
+def test_no_share_of_either_kind_where_the_target_keeps_less_than_half_of_its_own_score() -> None:
+    less, more = (measure(cell(5, 12, target, 100)) for target in (49.9, 50.1))
+    assert not {"recovered", "recovered_ci", "retained", "retained_ci"} & set(less)
+    assert {"recovered", "recovered_ci", "retained", "retained_ci"} <= set(more)
+    assert less["retained_full"] == pytest.approx(0.12), "of what it knew in full precision"
+    retain = measure(cell(5, 12, 15, 100, want="high"))
+    assert retain["retained"] == pytest.approx(12 / 15), "a rule for tasks where low is good"
+    share = measure(leak_cell(full=-2, quantized=0.6, target=0.6)[0])
+    assert "recovered" in share, "PrivLeak's own zero is no score that could be halved"
+
+
+def test_retain_tasks_have_no_recovered_share() -> None:
+    assert "recovered" not in measure(cell(10, 50, 60, want="high"))
+
+
+def test_not_decided_says_how_many_samples_would_settle_it() -> None:
+    """A sample of that many times the size, made of the same scores, does settle it."""
+    rng = np.random.default_rng(4)
+    full, quantized = rng.normal(10, 30, 30), rng.normal(17, 30, 30)
+    quantized += 17 - quantized.mean() + full.mean() - 10
+    given = cell(full, quantized, 60, n=30)
+    fields = measure(given)
+    assert verdict_of(fields, "low", 0.5) == "not decided"
+    needed = samples_needed(fields, 30, "low")
+    assert needed is not None
+    times = math.ceil(1.15 * needed / 30)
+    n = 30 * times
+
+    def tiled(part: Values) -> Column:
+        return Column(np.tile(part.values, times), part.bounds)
+
+    more = Cell(
+        Scale("low", draw(n, 0)),
+        tiled(given.full),
+        tiled(given.quantized),
+        tiled(given.target),
+        tiled(given.target_full),
+        tiled(given.retrained),
+    )
+    assert verdict_of(measure(more), "low", 0.5) != "not decided"
+
+
+def test_no_number_of_samples_settles_a_single_sample() -> None:
+    one = cell(10, 50, 60, n=1)
+    assert judge(one) == "not decided"
+    assert samples_needed(measure(one), 1, "low") is None
+
+
+def leak_cell(full: float, quantized: float, target: float) -> tuple[Cell, dict[str, float]]:
+    """Forget texts around 0; holdout texts ``gap`` higher, so the forget texts look like members
+    where the gap is large.
+    """
+    rng = np.random.default_rng(0)
+    forget, holdout = rng.normal(size=60), rng.normal(size=60)
+    gaps = {"full": full, "quantized": quantized, "target": target, "retrained": 0.1}
+    pairs = {name: leak_scores(list(forget), list(holdout + gap)) for name, gap in gaps.items()}
+    aucs = {name: auc(list(forget), list(holdout + gap)) for name, gap in gaps.items()}
+    zero = pairs["retrained"]
+    scale = Scale("zero", draw(60, 0, 60), zero)
+    goal = pairs["target"]
+    return Cell(scale, pairs["full"], pairs["quantized"], goal, goal, zero), aucs
+
+
+def test_privleak_that_comes_back_recovers_although_its_number_falls() -> None:
+    made, aucs = leak_cell(full=-2, quantized=3, target=4)
+    found = measure(made)
+    zero = aucs["retrained"]
+    assert found["full"] == pytest.approx((aucs["full"] - zero) / zero * 100)
+    assert found["quantized"] == pytest.approx((aucs["quantized"] - zero) / zero * 100)
+    share = (aucs["quantized"] - aucs["full"]) / (aucs["target"] - aucs["full"])
+    assert found["recovered"] == pytest.approx(share)
+    assert isinstance(found["change"], float)
+    assert found["change"] < 0
+    assert judge(made) == "recovers"
+
+
+def test_privleak_that_stays_forgets_and_that_never_left_had_not_forgotten() -> None:
+    assert judge(leak_cell(full=0, quantized=0.02, target=4)[0]) == "forgets"
+    assert judge(leak_cell(full=4, quantized=4, target=4)[0]) == "had not forgotten"
+
+
+def test_the_retrained_model_itself_has_no_excess_and_no_doubt_about_it() -> None:
+    made = cell(20, 20, 60)
+    same = Cell(
+        made.scale,
+        made.full,
+        made.retrained,
+        made.target,
+        made.target_full,
+        made.retrained,
+        same_as_retrained=True,
+    )
+    found = measure(same)
+    assert (found["excess"], found["excess_ci"]) == (0.0, (0.0, 0.0))
+
+
+@pytest.mark.slow
+def test_false_recovery_and_false_significance_without_effect() -> None:
+    """The quantized model is another draw of the unlearned one: at most 5% may "recover"."""
+    rng, sets, n = np.random.default_rng(11), 1000, 24
+    draws = draw(n, 0)
+    wrong = marked = 0
+    for _ in range(sets):
+        text = 0.7 * rng.normal(size=n)
+
+        def scores(level: float, text: Array = text) -> Column:
+            x = 1 / (1 + np.exp(-1.5 * (text + level + 0.7 * rng.normal(size=n))))
+            return generation_scores(list(np.where(x < 0.45, 0.0, np.where(x > 0.75, 1.0, x))))
+
+        made = Cell(
+            Scale("low", draws), scores(-1), scores(-1), scores(0.8), scores(0.8), scores(-1)
+        )
+        fields = measure(made)
+        wrong += verdict_of(fields, "low", 0.5) == "recovers"
+        marked += float(str(fields["p"])) < 0.05
+    assert wrong <= 0.05 * sets, wrong
+    assert marked <= 0.07 * sets, marked
+
+
+def test_a_real_recovery_is_found() -> None:
+    rng, draws = np.random.default_rng(12), draw(50, 0)
+    found = 0
+    for _ in range(100):
+        full, quantized, target = (Column(x, (0, 100)) for x in answers_like(rng, 50))
+        made = Cell(Scale("low", draws), full, quantized, target, target, full)
+        found += verdict_of(measure(made), "low", 0.5) == "recovers"
+    assert found >= 99
+
+
+def row(p: float | None, want: Want = "low") -> RecoveryRow:
+    figures = dict.fromkeys(
+        ["full", "quantized", "target", "target_full", "retrained", "excess", "change"], 1.0
+    )
+    return RecoveryRow.model_validate(
+        {
+            "entry": "e",
+            "task": "t",
+            "precision": "q",
+            "want": want,
+            "n": 3,
+            "verdict": "holds",
+            **figures,
+            **({} if p is None else {"p": p}),
+        }
+    )
+
+
+def test_holm_counts_forget_tasks_only_and_single_samples_not_at_all() -> None:
+    rows = [row(0.02), row(0.04), row(0.0001, "high"), row(None)]
+    assert [r.significant for r in mark_significant(rows)] == [True, True, False, False]
+    rows = [row(0.03), row(0.04)]
+    assert [r.significant for r in mark_significant(rows)] == [False, False]
+
+
+def test_the_command_lines_floor_is_the_librarys() -> None:
+    assert cli_compare._FLOOR == UTILITY_FLOOR

@@ -1,0 +1,313 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Toy, write_jsonl
+from unlearnbench.errors import DataError, MetricError, TaskError
+from unlearnbench.requests import Generate, Sampling, Score
+from unlearnbench.results import SplitData, TaskResult
+from unlearnbench.tasks.rows import DataOptions, rows_sha256
+from unlearnbench.tasks.samples import Plan, make_plan
+from unlearnbench.tasks.spec import GenerationTask, TaskSpec, load_registry
+
+
+def spec_of(toy: Toy, name: str) -> TaskSpec:
+    return load_registry([toy.tasks]).tasks[name]
+
+
+def plan_of(toy: Toy, name: str, limit: int | None = None, drift: bool = False) -> Plan:
+    return make_plan(spec_of(toy, name), DataOptions(toy.data, allow_drift=drift), limit)
+
+
+def changed(spec: TaskSpec, **changes: Any) -> TaskSpec:
+    """The task with some fields replaced, checked as a file would be."""
+    return type(spec).model_validate({**spec.model_dump(), **changes})
+
+
+def ids(plan: Plan) -> list[str]:
+    return [sample.id for sample in plan.samples]
+
+
+def rows_file(toy: Toy, name: str) -> Path:
+    """As ``verbmem/forget``."""
+    return toy.data / "toy" / "set" / f"{name}.jsonl"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def set_row(toy: Toy, name: str, index: int, **fields: Any) -> None:
+    path = rows_file(toy, name)
+    rows = read_lines(path)
+    rows[index] |= fields
+    write_jsonl(path, rows)
+
+
+# Samples.
+
+
+def test_samples_of_a_generation_task(toy: Toy) -> None:
+    plan = plan_of(toy, "toy_verbmem")
+    rows = read_lines(rows_file(toy, "verbmem/forget"))
+    found = [(s.id, s.split, s.text, s.target) for s in plan.samples]
+    assert found == [
+        (f"forget/{i}", "forget", row["prompt"], row["gt"]) for i, row in enumerate(rows)
+    ]
+    assert len(found) == 3
+
+
+def test_samples_of_a_likelihood_task(toy: Toy) -> None:
+    plan = plan_of(toy, "toy_privleak")
+    expected = []
+    for split in ("forget", "holdout"):
+        rows = read_lines(rows_file(toy, f"privleak/{split}"))
+        expected += [(f"{split}/{i}", split, row["text"], "") for i, row in enumerate(rows)]
+    assert [(s.id, s.split, s.text, s.target) for s in plan.samples] == expected
+    assert plan.ids("forget") == ("forget/0", "forget/1", "forget/2")
+    assert plan.ids("holdout") == ("holdout/0", "holdout/1", "holdout/2")
+    assert plan.ids("other") == ()
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (1, ["forget/0", "holdout/0"]),
+        (2, ["forget/0", "forget/1", "holdout/0", "holdout/1"]),
+        (3, [f"{split}/{i}" for split in ("forget", "holdout") for i in range(3)]),
+        (9, [f"{split}/{i}" for split in ("forget", "holdout") for i in range(3)]),
+        (None, [f"{split}/{i}" for split in ("forget", "holdout") for i in range(3)]),
+    ],
+)
+def test_a_limit_takes_the_first_rows_of_each_split(
+    toy: Toy, limit: int | None, expected: list[str]
+) -> None:
+    assert ids(plan_of(toy, "toy_privleak", limit)) == expected
+
+
+def test_a_limit_does_not_change_a_sample_or_the_shots(toy: Toy) -> None:
+    every = plan_of(toy, "toy_knowmem_f")
+    limited = plan_of(toy, "toy_knowmem_f", 1)
+    assert limited.samples == every.samples[:1]
+    assert limited.samples[0].text.count("Question: ") == 3
+
+
+def test_what_was_read_is_recorded_whole_whatever_the_limit(toy: Toy) -> None:
+    plan = plan_of(toy, "toy_knowmem_f", 1)
+    names = ("forget_qa", "forget_qa_icl")
+    assert plan.data == tuple(
+        SplitData(split=split, rows=len(rows), sha256=rows_sha256(rows), source="local")
+        for split in names
+        for rows in [read_lines(rows_file(toy, f"knowmem/{split}"))]
+    )
+    assert [part.rows for part in plan.data] == [3, 2]
+
+
+def test_drift_is_recorded(toy: Toy) -> None:
+    path = rows_file(toy, "verbmem/forget")
+    write_jsonl(path, read_lines(path)[:2])
+    with pytest.raises(DataError, match="2 rows instead of 3"):
+        plan_of(toy, "toy_verbmem")
+    plan = plan_of(toy, "toy_verbmem", drift=True)
+    assert [part.drift for part in plan.data] == ["2 rows instead of 3"]
+    assert ids(plan) == ["forget/0", "forget/1"]
+
+
+# What would only come to light after hours of work.
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "field", "sample"),
+    [
+        ("toy_verbmem", "verbmem/forget", "prompt", "forget/1"),
+        ("toy_privleak", "privleak/holdout", "text", "holdout/1"),
+    ],
+)
+def test_an_empty_text(toy: Toy, name: str, rows: str, field: str, sample: str) -> None:
+    set_row(toy, rows, 1, **{field: ""})
+    with pytest.raises(DataError, match=f"^{name}: {sample} is empty; remove the row$"):
+        plan_of(toy, name)
+
+
+@pytest.mark.parametrize("target", ["", " ", "?!", "日本", "é"])
+def test_a_target_without_a_word(toy: Toy, target: str) -> None:
+    set_row(toy, "knowmem/forget_qa", 2, answer=target)
+    with pytest.raises(MetricError, match="no letter or digit"):
+        plan_of(toy, "toy_knowmem_f")
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "field"),
+    [
+        ("toy_verbmem", "verbmem/forget", "prompt"),
+        ("toy_verbmem", "verbmem/forget", "gt"),
+        ("toy_privleak", "privleak/forget", "text"),
+    ],
+)
+def test_half_a_surrogate_pair(toy: Toy, name: str, rows: str, field: str) -> None:
+    set_row(toy, rows, 1, **{field: "word \ud83d word"})
+    with pytest.raises(
+        DataError, match=f"^{name}: forget/1 holds half of a surrogate pair"
+    ) as caught:
+        plan_of(toy, name)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [
+        ("toy_verbmem", "bleu"),
+        ("toy_verbmem", "privleak"),
+        ("toy_privleak", "bleu"),
+        ("toy_privleak", "rougeL"),
+    ],
+)
+def test_a_metric_of_no_or_the_other_kind(toy: Toy, name: str, metric: str) -> None:
+    spec = changed(spec_of(toy, name), metric=metric)
+    with pytest.raises(MetricError, match=f"no metric '{metric}'.*known: privleak, rougeL"):
+        make_plan(spec, DataOptions(toy.data), None)
+
+
+def test_a_row_without_the_field_is_named(toy: Toy) -> None:
+    set_row(toy, "verbmem/forget", 2, gt=None)
+    with pytest.raises(TaskError, match="^toy_verbmem: forget/2: .*'gt' is undefined"):
+        plan_of(toy, "toy_verbmem")
+    assert ids(plan_of(toy, "toy_verbmem", 2)) == ["forget/0", "forget/1"]
+
+
+# The definition's hash.
+
+SHA = "0a" * 32
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"description": "Other words."}, {"tag": ("a", "b")}, {"tag": ()}, {"superseded_by": "new"}],
+)
+def test_words_about_a_task_do_not_move_its_hash(toy: Toy, changes: dict[str, Any]) -> None:
+    plan = plan_of(toy, "toy_knowmem_f")
+    other = Plan(changed(plan.spec, **changes), plan.splits, plan.samples)
+    assert other.task_sha256 == plan.task_sha256
+    assert len(plan.task_sha256) == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("toy_knowmem_f", {"doc_to_text": "Question: {{question}}\nAnswer:"}),
+        ("toy_knowmem_f", {"doc_to_target": "{{answer}}."}),
+        ("toy_knowmem_f", {"target_delimiter": " "}),
+        ("toy_knowmem_f", {"fewshot_delimiter": "\n"}),
+        ("toy_knowmem_f", {"num_fewshot": 1}),
+        ("toy_knowmem_f", {"num_fewshot": 0, "fewshot_split": None}),
+        ("toy_knowmem_f", {"generation_kwargs": {"max_gen_toks": 8, "until": ["Question:"]}}),
+        ("toy_knowmem_f", {"max_target_toks": 4}),
+        ("toy_knowmem_f", {"protocol_overrides": {"zhang2025": {"max_gen_toks": 8}}}),
+        ("toy_knowmem_f", {"metric": "rouge1"}),
+        ("toy_knowmem_f", {"want": "high"}),
+        ("toy_knowmem_f", {"task": "other"}),
+        ("toy_knowmem_f", {"metadata": {"version": 2.0}}),
+        ("toy_knowmem_f", {"dataset_path": "toy/other"}),
+        ("toy_knowmem_f", {"dataset_kwargs": {"revision": "v2"}}),
+        (
+            "toy_knowmem_f",
+            {"splits": {"forget_qa": {"rows": 3, "sha256": SHA}, "forget_qa_icl": {"rows": 2}}},
+        ),
+        ("toy_privleak", {"attack": "Min-20%"}),
+        ("toy_privleak", {"member_split": "holdout", "nonmember_split": "forget"}),
+        ("toy_privleak", {"doc_to_text": " {{text}}"}),
+    ],
+)
+def test_whatever_can_move_a_score_moves_the_hash(
+    toy: Toy, name: str, changes: dict[str, Any]
+) -> None:
+    plan = plan_of(toy, name)
+    other = Plan(changed(plan.spec, **changes), plan.splits, plan.samples)
+    assert other.task_sha256 != plan.task_sha256
+
+
+def result_of(plan: Plan, **changes: Any) -> TaskResult:
+    facts = {
+        "version": plan.spec.version,
+        "metric": plan.spec.metric,
+        "want": plan.spec.want,
+        "value": 50.0,
+        "n": 3,
+        "data": plan.data,
+        "task_sha256": plan.task_sha256,
+        "records_sha256": SHA,
+    }
+    return TaskResult.model_validate(facts | changes)
+
+
+def test_a_result_of_the_same_task_and_rows_is_alike(toy: Toy) -> None:
+    plan = plan_of(toy, "toy_knowmem_f")
+    assert plan.differs_from(result_of(plan)) is None
+    # Where the rows came from, and a drift that was allowed, do not matter: their content does.
+    data = [part.model_copy(update={"source": "hub", "drift": "some"}) for part in plan.data]
+    assert plan.differs_from(result_of(plan, data=data)) is None
+
+
+def test_what_differs_is_named(toy: Toy) -> None:
+    plan = plan_of(toy, "toy_knowmem_f")
+    first, second = plan.data
+    other = second.model_copy(update={"sha256": SHA})
+    data = f"data of split 'forget_qa_icl' is {SHA[:12]} there and {second.sha256[:12]} here"
+    definition = "the task's definition has changed without a new version"
+    assert plan.differs_from(result_of(plan, data=(first, other))) == data
+    assert plan.differs_from(result_of(plan, task_sha256=SHA)) == definition
+    version = plan.differs_from(result_of(plan, version=2.0, task_sha256=SHA))
+    assert version == "version is 2.0 there and 1.0 here"
+    for parts in ((first,), (first, second, other.model_copy(update={"split": "more"}))):
+        odd = "forget_qa_icl" if len(parts) == 1 else "more"
+        found = plan.differs_from(result_of(plan, data=parts))
+        assert found is not None
+        assert found.startswith(f"data of split {odd!r} is ")
+
+
+# Requests.
+
+
+def requests_of(plan: Plan, protocol: str, seed: int = 0) -> list[Generate]:
+    assert isinstance(plan.spec, GenerationTask)
+    return plan.generate_requests(plan.spec, protocol, seed)
+
+
+def test_generate_requests_under_muse_are_greedy(toy: Toy) -> None:
+    plan = plan_of(toy, "toy_knowmem_f", 2)
+    assert requests_of(plan, "muse", 5) == [
+        Generate(f"toy_knowmem_f:forget_qa/{i}", plan.samples[i].text, 8, ("\n\n", "Question:"))
+        for i in range(2)
+    ]
+
+
+def test_zhang2025_samples_verbmem_and_leaves_the_rest(toy: Toy) -> None:
+    verbmem = plan_of(toy, "toy_verbmem")
+    greedy, sampled = requests_of(verbmem, "muse", 7), requests_of(verbmem, "zhang2025", 7)
+    assert {r.sampling for r in greedy} == {None}
+    assert {r.sampling for r in sampled} == {Sampling(temperature=0.9, top_k=50, seed=7)}
+    assert [(r.id, r.prompt, r.max_new_tokens) for r in sampled] == [
+        (r.id, r.prompt, r.max_new_tokens) for r in greedy
+    ]
+    knowmem = plan_of(toy, "toy_knowmem_f")
+    assert requests_of(knowmem, "zhang2025", 7) == requests_of(knowmem, "muse", 7)
+
+
+def test_score_requests(toy: Toy) -> None:
+    plan = plan_of(toy, "toy_privleak", 1)
+    assert plan.score_requests() == [
+        Score("toy_privleak:forget/0", plan.samples[0].text),
+        Score("toy_privleak:holdout/0", plan.samples[1].text),
+    ]
+
+
+def test_an_unknown_attack_is_found_before_a_model_is_loaded(toy: Toy) -> None:
+    path = toy.tasks / "toy_privleak.yaml"
+    text = path.read_text(encoding="utf-8").replace("Min-40%", "Min-35%")
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(TaskError, match="toy_privleak: unknown attack 'Min-35%'.*Min-40%"):
+        plan_of(toy, "toy_privleak")

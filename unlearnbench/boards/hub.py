@@ -1,0 +1,162 @@
+"""Run folders and board entries to a data set repository of the Hugging Face hub, if asked to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unlearnbench.errors import OptionError, ResultError, one_line
+
+_KNOWN = (
+    "run.json",
+    "samples/*.jsonl",
+    "lm_eval/samples_*.jsonl",
+    "samples_*.jsonl",
+    "results_*.json",
+)
+# Keys of records and entries whose values are texts of a data set or of a model.
+_TEXTS = {
+    "prompt": "prompts",
+    "arguments": "prompts",
+    "output": "raw outputs",
+    "resps": "raw outputs",
+    "filtered_resps": "raw outputs",
+    "target": "targets",
+    "doc": "documents",
+}
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One file, where it would go, and which texts it holds."""
+
+    local: Path
+    remote: str
+    size: int
+    texts: tuple[str, ...]
+
+
+def plan_upload(paths: Sequence[Path]) -> list[Upload]:
+    """The files of run folders (``results/<model>/<precision>/`` in the repository) and of board
+    entries (``entries/<board>/<name>.json``). Anything else in a run folder stays here.
+
+    Raises:
+        ResultError: a path is neither, or cannot be read.
+        OptionError: two of them would go to one place.
+    """
+    found = [upload for path in paths for upload in _of(path)]
+    places: dict[str, Path] = {}
+    for upload in found:
+        if upload.remote in places:
+            raise OptionError(
+                f"{places[upload.remote]} and {upload.local} would both be {upload.remote}"
+            )
+        places[upload.remote] = upload.local
+    return found
+
+
+def _of(path: Path) -> Iterator[Upload]:
+    path = path.resolve()
+    if path.is_dir():
+        yield from _run_files(path)
+        return
+    from unlearnbench.boards.entry import read_entry
+
+    entry = read_entry(path)
+    yield _upload(path, f"entries/{one_line(entry.board)}/{path.name}")
+
+
+def _run_files(folder: Path) -> Iterator[Upload]:
+    from unlearnbench.runs.folder import read_run
+
+    result = read_run(folder)
+    base = f"results/{folder.parent.name}/{folder.name}"
+    if folder.name != result.precision.name:
+        base = f"results/{folder.name}/{result.precision.name}"
+    for pattern in _KNOWN:
+        for file in sorted(folder.glob(pattern)):
+            if file.is_symlink():
+                raise ResultError(f"{file} is a link; what it points to is not sent")
+            yield _upload(file, f"{base}/{file.relative_to(folder).as_posix()}")
+
+
+def _upload(path: Path, remote: str) -> Upload:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ResultError(f"{path} cannot be read ({error.strerror})") from None
+    return Upload(path, remote, len(content), _texts(path, content))
+
+
+def _texts(path: Path, content: bytes) -> tuple[str, ...]:
+    """Which kinds of text a file holds, and the local path that it names."""
+    found: dict[str, None] = {}
+    try:
+        lines = content.splitlines() if path.suffix == ".jsonl" else [content]
+        for line in lines:
+            _look(json.loads(line), found)
+    except (ValueError, RecursionError) as error:
+        raise ResultError(f"{path} is no valid JSON: {one_line(error, 100)}") from None
+    return tuple(found)
+
+
+def _look(value: object, found: dict[str, None]) -> None:
+    if isinstance(value, list):
+        for part in value:
+            _look(part, found)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            text = isinstance(inner, str) and inner and not inner.startswith("sha256:")
+            if key in _TEXTS and (text or isinstance(inner, (list, dict))):
+                found[_TEXTS[key]] = None
+            elif key in ("path", "pretrained") and isinstance(inner, str) and "/" in inner:
+                found[f"the path {one_line(inner, 200)}"] = None
+            else:
+                _look(inner, found)
+
+
+def describe(uploads: Sequence[Upload], repo: str, private: bool) -> str:
+    """What would leave the machine, a line a file."""
+    kind = "private" if private else "PUBLIC"
+    total = sum(upload.size for upload in uploads)
+    lines = [
+        f"to the data set {one_line(repo, 200)}, {kind} if it is new (an existing one stays as "
+        f"visible as it is): {len(uploads)} files, {total:,} bytes"
+    ]
+    for upload in uploads:
+        holds = f"; holds {', '.join(upload.texts)}" if upload.texts else ""
+        lines.append(f"  {upload.size:>12,}  {one_line(upload.remote)}{holds}")
+    return "\n".join(lines)
+
+
+def push(uploads: Sequence[Upload], repo: str, private: bool) -> str:
+    """Make the repository where it is not there, add the files in one commit, return its address.
+
+    ``private`` matters where the repository is new; an existing one stays as it is.
+
+    Raises:
+        OptionError: the hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    from unlearnbench.util.quiet import quiet_hub
+
+    quiet_hub()
+    operations = [CommitOperationAdd(u.remote, u.local.read_bytes()) for u in uploads]
+    try:
+        api = HfApi()
+        api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
+        done = api.create_commit(
+            repo,
+            operations,
+            commit_message=f"Add {len(uploads)} files of unlearnbench",
+            repo_type="dataset",
+        )
+    except Exception as error:  # the hub client's errors have no common base
+        raise OptionError(
+            f"nothing was pushed to {one_line(repo, 200)}: {one_line(error, 300)}; see that it may "
+            "be written (HF_TOKEN, or hf auth login)"
+        ) from None
+    return str(getattr(done, "commit_url", repo))

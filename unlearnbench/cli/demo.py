@@ -1,0 +1,126 @@
+"""The command ``demo``: forgotten knowledge comes back at 4 bits, before your eyes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from unlearnbench.errors import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from unlearnbench.recovery.statistics import RecoveryRow
+
+_TASK, _KEPT = "demo_knowmem_f", "demo_knowmem_r"
+_INTRO = """\
+A tiny Llama (2 layers, 128 wide) learns an invented corpus by heart, then unlearns a part of it by
+each method, until its answers on that part score at most a quarter of what they did. Every model is
+then evaluated in full precision and quantized. {kind}"""
+_SPARSE = """Its weights are made sparse while it learns (an L1 step),
+because small dense models do not show the effect, and large ones, whose weights have heavy tails,
+do. It shows what happens, not how often: see the paper for real models. Control: --dense."""
+_DENSE = """This is the control: without the L1 step
+that makes the demo's weights sparse, and unlearned in fp32 where the demo unlearns in bf16. Small
+updates then average out over the bins, and 4 bits bring little back."""
+
+
+@click.command("demo")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
+@click.option(
+    "--methods",
+    metavar="NAMES",
+    help="Of ga, ga_gdr, ga_klr, npo_gdr, npo_klr, ga_gdr_sure; default: all.",
+)
+@click.option("--quant", metavar="NAMES", help="Default: none,rtn-int8,rtn-int4,bnb-nf4.")
+@click.option(
+    "--out",
+    metavar="DIR",
+    help="Gets runs, recovery.json and index.html. [demo-out, with --dense demo-out-dense]",
+)
+@click.option("--dense", is_flag=True, help="The control: dense weights, unlearned in fp32.")
+@click.option("--verbose", is_flag=True, help="Show the traceback of an error.")
+def demo(
+    seed: int, methods: str | None, quant: str | None, out: str | None, dense: bool, verbose: bool
+) -> None:
+    """Train, unlearn, quantize and compare tiny models on the spot, in some minutes.
+
+    What is done is kept in --out: an interrupted demo goes on, a finished one is shown at once.
+    """
+    from unlearnbench.conditions import quantize as backends
+    from unlearnbench.demo.meter import Meter
+    from unlearnbench.demo.options import DemoOptions
+    from unlearnbench.demo.recipe import METHODS, PRECISIONS
+    from unlearnbench.demo.run import run_demo
+    from unlearnbench.tasks.spec import split_names
+
+    del verbose  # read where errors are shown
+    names = split_names(quant) if quant is not None else PRECISIONS
+    options = DemoOptions(
+        Path(("demo-out-dense" if dense else "demo-out") if out is None else out),
+        seed,
+        tuple(METHODS) if methods is None else tuple(split_names(methods)),
+        tuple(spec.name for spec in backends.resolve(names)),
+        dense,
+        sys.stderr.isatty(),
+    )
+    click.echo(_INTRO.format(kind=_DENSE if dense else _SPARSE))
+    with Meter() as meter:
+        path = run_demo(options, lambda line: click.echo(printable(line)))
+    _show(path, options.precisions)
+    click.echo(f"this call {meter}, all its processes together")
+
+
+def _show(path: Path, precisions: Sequence[str]) -> None:
+    from unlearnbench.recovery.statistics import RecoveryRow
+    from unlearnbench.recovery.tables import recovery_table
+
+    rows = [RecoveryRow.model_validate(row) for row in json.loads(path.read_bytes())]
+    shown = [row for row in rows if row.task == _TASK]
+    click.echo(printable(recovery_table(shown)))
+    click.echo(printable(f"\n{scores_table(rows, precisions)}\n"))
+    for line in _said(shown):
+        click.echo(printable(line))
+    click.echo(printable(f"all tasks: {path}; the page: {path.parent / 'index.html'}"))
+
+
+def scores_table(rows: Sequence[RecoveryRow], precisions: Sequence[str]) -> str:
+    """KnowMem_f and KnowMem_r of the target and each method, one figure for each precision."""
+    from unlearnbench.recovery.statistics import FULL
+    from unlearnbench.util.text import text_table
+
+    quantized = [name for name in precisions if name != FULL]
+    names = " / ".join([FULL, *quantized])
+    head = ["model", f"KnowMem_f, {names}", f"KnowMem_r, {names}"]
+    found = {(row.entry, row.task, row.precision): row for row in rows}
+    entries = list(dict.fromkeys(row.entry for row in rows))
+    lines = []
+    for name in ("target", *entries):
+        of = entries[0] if name == "target" else name
+        parts = [[found[of, task, p] for p in quantized] for task in (_TASK, _KEPT)]
+        lines.append([name, *(_scores(part, name == "target") for part in parts)])
+    return text_table(lines, head)
+
+
+def _scores(rows: Sequence[RecoveryRow], of_target: bool) -> str:
+    full = rows[0].target_full if of_target else rows[0].full
+    rest = [row.target if of_target else row.quantized for row in rows]
+    return " / ".join(f"{score:.1f}" for score in (full, *rest))
+
+
+def _said(rows: Sequence[RecoveryRow]) -> list[str]:
+    """A line for each method: how much of the forgotten answers it gives."""
+    lines = []
+    for entry in dict.fromkeys(row.entry for row in rows):
+        own = [row for row in rows if row.entry == entry]
+        scores = ", ".join(f"{row.quantized:.1f} at {row.precision}" for row in own)
+        lines.append(f"{entry}: KnowMem_f {own[0].full:.1f} in full precision, {scores}")
+    target, retrained = rows[0].target_full, rows[0].retrained
+    return [*lines, f"target: {target:.1f} in full precision; retrained model: {retrained:.1f}"]
+
+
+COMMANDS = (demo,)

@@ -1,0 +1,1 @@
+"""Conditions: how a checkpoint is met."""

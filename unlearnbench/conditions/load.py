@@ -1,0 +1,173 @@
+"""A checkpoint at one precision: where quantization backends and the adapter meet."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from typing import TYPE_CHECKING
+
+from unlearnbench.checkpoints.source import DTYPES
+from unlearnbench.conditions import quantize
+from unlearnbench.conditions.base import Calibration, How, PrecisionSpec, pick_kernel
+from unlearnbench.errors import OptionError, PrecisionError
+from unlearnbench.models.hf import HFModel
+from unlearnbench.models.int8 import quicken
+from unlearnbench.results import Precision, Proof
+from unlearnbench.util.explain import explain, explain_loaded
+
+if TYPE_CHECKING:
+    from unlearnbench.checkpoints.pair import PairSource
+    from unlearnbench.checkpoints.source import Source
+
+# Backends whose layers are made where accelerate puts them.
+_SPREAD = ("torch", "bitsandbytes", "unlearnbench", "gguf")
+DTYPE_BITS = {"fp32": 32.0, "bf16": 16.0, "fp16": 16.0}
+
+log = logging.getLogger("unlearnbench")
+
+
+def pick_device(asked: str | None) -> str:
+    """The device to run on: CUDA when there, unless asked otherwise. ``auto`` stays so where there
+    are several GPUs to spread a model over.
+
+    Raises:
+        OptionError: the device does not exist here.
+    """
+    import torch
+
+    if asked == "auto" and torch.cuda.device_count() > 1:
+        return "auto"
+    if asked is None or asked == "auto":
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        if torch.device(asked).type not in ("cpu", "cuda"):
+            raise OptionError(f"device {asked!r}: only cpu, cuda and auto are supported")
+        torch.empty(1, device=asked)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise OptionError(f"device {asked!r} is not there; use --device cpu or cuda") from None
+    return "cuda:0" if asked == "cuda" else asked
+
+
+def pick_dtype(asked: str, spec: PrecisionSpec, own: str, device: str) -> str:
+    """The compute dtype: ``asked``, or for ``auto`` the storage precision's own.
+
+    A checkpoint stored in fp16 computes in fp32 on CPU under ``auto``, where fp16 products are
+    about eight times slower and fp32 holds the same weights exactly.
+    """
+    if asked != "auto":
+        chosen, why = asked, "asked for by --dtype"
+    elif spec.name in DTYPES:
+        chosen, why = spec.name, "what the precision stores"
+    elif own == "fp16" and device == "cpu":
+        chosen, why = "fp32", "fp16 products are slow on CPU, and fp32 holds the same weights"
+    else:
+        chosen, why = own, "what the checkpoint is stored in"
+    explain(f"{spec.name}: compute dtype {chosen}, {why}")
+    return chosen
+
+
+def describe_precision(source: Source | PairSource, spec: PrecisionSpec, how: How) -> Precision:
+    """What a run at ``spec`` records, all but the proof."""
+    stored = source.stored
+    return Precision(
+        name=spec.name,
+        bits=stored.bits if stored else spec.bits or DTYPE_BITS[source.own_dtype],
+        scheme=f"as stored: {stored.text}" if stored else spec.scheme,
+        backend=stored.package[0] if stored else spec.backend,
+        options=dict(spec.options),
+        kernel=how.kernel,
+        calibration=how.calibration.data if how.calibration and spec.calibrated else None,
+    )
+
+
+def load_model(
+    source: Source, spec: PrecisionSpec, how: How, batch_size: int | None = None
+) -> HFModel:
+    """Load ``source`` at ``spec`` and prove that it is in force.
+
+    Raises:
+        OptionError: its attention or its compilation cannot be as ``how`` asks.
+        CheckpointError: the weights cannot be used.
+        PrecisionError: the precision does not fit the checkpoint, or its library fails.
+        NotInForceError: the precision did not take effect.
+    """
+    source.require_precision(spec)
+    if spec.calibrated and how.calibration is None:
+        raise PrecisionError(f"{spec.name} needs calibration texts; give --calibration")
+    from unlearnbench.models.compute import compile_layers, set_attention
+    from unlearnbench.models.products import quicken_products
+
+    with warnings.catch_warnings():
+        # Libraries' advice about their own internals; ours are errors, not warnings.
+        warnings.simplefilter("ignore")
+        loaded = quantize.backend_of(spec).load(spec, source, how)
+    precision = describe_precision(source, spec, how).model_copy(update={"proof": loaded.proof})
+    dtype = {long: short for short, long in DTYPES.items()}[str(how.dtype).removeprefix("torch.")]
+    _say_proof(precision, loaded.proof, dtype, how.device)
+    model = source.finish(loaded.model)
+    if how.device == "cpu":
+        quicken(model)
+        if not how.compiled:  # the compiler has products of its own
+            quicken_products(model)
+    explain_loaded(how.device, dtype, precision.kernel)
+    set_attention(model, how.attention, how.device)
+    if how.compiled:
+        compile_layers(model)
+    # Keys and values get the room of a second copy of the weights, where there is none: the
+    # source's is given back, or is the model itself. Processes on one machine share a file's pages.
+    spare = source.give_back() if how.device == "cpu" and how.processes == 1 else 0
+    return HFModel(model, source, precision, dtype, how.device, batch_size, spare)
+
+
+def _say_proof(precision: Precision, proof: Proof, dtype: str, device: str) -> None:
+    kernel = f", {precision.kernel} kernel" if precision.kernel else ""
+    log.info("%s on %s, compute dtype %s%s", precision.name, device, dtype, kernel)
+    if dtype in ("bf16", "fp16") and device == "cpu":
+        log.info(
+            "%s products are slow on CPUs without hardware for them; --dtype fp32 may be faster",
+            dtype,
+        )
+    if proof.on_grid and (precision.bits or 16) < 16:
+        log.warning(
+            "%s changed no weight by more than a rounding error: the checkpoint already lies on "
+            "that grid",
+            precision.name,
+        )
+
+
+def make_how(
+    spec: PrecisionSpec, dtype: str, device: str, kernel: str, calibration: Calibration | None
+) -> How:
+    """How to load ``spec``; ``dtype`` is a short name, ``kernel`` auto, native or dequantized.
+
+    Raises:
+        PrecisionError: it has no such kernel.
+    """
+    import torch
+
+    chosen = pick_kernel(kernel, spec, device)
+    return How(getattr(torch, DTYPES[dtype]), device, chosen, calibration)
+
+
+def require_available(spec: PrecisionSpec, device: str) -> None:
+    """Raise PrecisionError with the reason where ``spec`` cannot run on ``device``."""
+    if device == "auto" and spec.backend not in _SPREAD:
+        raise PrecisionError(
+            f"{spec.name} is made on one device; use --device cuda, or another precision"
+        )
+    reason = quantize.backend_of(spec).unavailable(spec, device)
+    if reason:
+        raise PrecisionError(f"{spec.name} cannot run here: {reason}")
+
+
+def require_loadable(source: Source | PairSource) -> None:
+    """Raise PrecisionError where a checkpoint is packed in a scheme whose library is missing."""
+    if source.stored is None:
+        return
+    package, command = source.stored.package
+    if importlib.util.find_spec(package) is None:
+        raise PrecisionError(
+            f"{source.files.path} is quantized already ({source.stored.text}), and {package}, "
+            f"which unpacks it, is not installed: {command}"
+        )

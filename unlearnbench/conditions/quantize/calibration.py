@@ -1,0 +1,113 @@
+"""Calibration texts for GPTQ and AWQ: a named set, sampled with a seed and hashed.
+
+Whether the set's domain matters for what comes back is an open question of arXiv 2410.16454, so it
+is part of a run's identity.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from unlearnbench.checkpoints.find import content_sha256
+from unlearnbench.conditions.base import Calibration
+from unlearnbench.errors import DataError, OptionError, one_line
+from unlearnbench.results import CalibrationData
+from unlearnbench.tasks.prompts import render_field
+from unlearnbench.tasks.samples import Plan
+from unlearnbench.tasks.spec import GenerationTask
+
+log = logging.getLogger("unlearnbench")
+
+CALIBRATION_TOKENS = 512
+GENERIC = Path(__file__).parent / "data" / "generic.jsonl"
+_MAX_FILE = 256 * 2**20
+
+
+def pick_calibration(name: str, plans: Sequence[Plan], samples: int, seed: int) -> Calibration:
+    """Choose ``samples`` texts of a set: ``generic`` (96 passages of ours on many subjects),
+    ``forget`` or ``retain`` (rows of the tasks that are run), or a ``.jsonl`` file with a ``text``
+    field or a ``.txt`` file of passages parted by blank lines. A smaller set is used whole.
+
+    Raises:
+        OptionError: no such set or file, or no task to take it from.
+        DataError: the file holds no texts.
+    """
+    if samples < 1:
+        raise OptionError(f"--calibration-samples {samples}: use 1 or more")
+    texts = list(dict.fromkeys(_texts(name, plans)))
+    if len(texts) < samples:
+        log.info("--calibration %s has %d texts; all are used", name, len(texts))
+    chosen = random.Random(seed).sample(texts, min(samples, len(texts)))  # noqa: S311
+    data = CalibrationData(
+        name=Path(name).name,
+        samples=len(chosen),
+        max_tokens=CALIBRATION_TOKENS,
+        seed=seed,
+        sha256=content_sha256(chosen),
+    )
+    return Calibration(tuple(chosen), data)
+
+
+def _texts(name: str, plans: Sequence[Plan]) -> list[str]:
+    if name == "generic":
+        return _read(GENERIC)
+    if name not in ("forget", "retain"):
+        return _read(Path(name))
+    found = [text for plan in plans for text in _rows(plan, name)]
+    if not found:
+        raise OptionError(
+            f"--calibration {name}: none of the tasks has {name} rows; add one (news_verbmem has "
+            "forget rows, news_knowmem_r retain rows), or give a file"
+        )
+    return found
+
+
+def _rows(plan: Plan, name: str) -> Iterable[str]:
+    """A task's rows as plain texts, each question with its answer and without shots."""
+    spec = plan.spec
+    if spec.about != name:
+        return
+    between, templates = "", [spec.doc_to_text]
+    if isinstance(spec, GenerationTask):
+        between, templates = spec.target_delimiter, [spec.doc_to_text, spec.doc_to_target]
+    for i, row in enumerate(plan.splits[spec.own_split].rows):
+        where = f"{spec.task}: {spec.own_split}/{i}"
+        yield between.join(render_field(template, row, where) for template in templates)
+
+
+def _read(path: Path) -> list[str]:
+    try:
+        if path.stat().st_size > _MAX_FILE:
+            raise OptionError(f"--calibration {path} is larger than {_MAX_FILE >> 20} MiB")
+        content = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise OptionError(
+            f"--calibration {one_line(path, 120)} is no generic, forget or retain, and no readable "
+            f"file ({one_line(error, 80)})"
+        ) from None
+    if path.suffix == ".txt":
+        texts = [part.strip() for part in content.split("\n\n")]
+    elif path.suffix == ".jsonl":
+        lines = content.split("\n")
+        texts = [_text(path, i, line) for i, line in enumerate(lines, 1) if line.strip()]
+    else:
+        raise OptionError(f"--calibration {path}: use a .jsonl or a .txt file")
+    texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise DataError(f"--calibration {path} holds no texts")
+    return texts
+
+
+def _text(path: Path, number: int, line: str) -> str:
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+        raise DataError(f"{path}, line {number}: no JSON object with a field 'text'")
+    return str(row["text"])

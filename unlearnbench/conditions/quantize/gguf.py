@@ -1,0 +1,132 @@
+"""llama.cpp's block formats Q8_0, Q5_1, Q4_1 and Q4_0, 32 weights a block, quantized and
+dequantized by the gguf package (github.com/ggml-org/llama.cpp, gguf-py).
+
+llama.cpp's own kernels quantize activations to 8 bits too; here only the weights are. Its mixed
+K-quants (Q4_K_M and the like) are not offered: gguf-py reads them and cannot make them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from unlearnbench.conditions.base import (
+    Codes,
+    How,
+    Loaded,
+    PrecisionSpec,
+    Seen,
+    dtype_name,
+    groups,
+    lacking,
+    linear_names,
+)
+from unlearnbench.conditions.proof import finish
+from unlearnbench.errors import NotInForceError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from unlearnbench.checkpoints.source import Source
+
+_BLOCK = 32
+# Bytes of a block before its codes: fp16 scale, with fp16 minimum for the _1 formats.
+_HEADER = {"Q8_0": 2, "Q5_1": 4, "Q4_1": 4, "Q4_0": 2}
+
+
+def _spec(kind: str, bits: int, scheme: str) -> PrecisionSpec:
+    return PrecisionSpec(
+        f"gguf-{kind.lower()}",
+        bits,
+        f"llama.cpp {kind}: {scheme} per block of {_BLOCK}",
+        "gguf",
+        {"type": kind, "block_size": _BLOCK},
+        bits_per_weight=bits + 8 * _HEADER[kind] / _BLOCK,
+        kernels=("dequantized",),
+    )
+
+
+PRECISIONS = (
+    _spec("Q8_0", 8, "uniform, absmax"),
+    _spec("Q5_1", 5, "uniform, scale and minimum"),
+    _spec("Q4_1", 4, "uniform, scale and minimum"),
+    _spec("Q4_0", 4, "uniform, the value of largest magnitude at code 0"),
+)
+
+
+def unavailable(spec: PrecisionSpec, device: str) -> str | None:
+    """Gguf must be installed; it works in numpy, whatever the device."""
+    return lacking(spec, "gguf")
+
+
+def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
+    """Quantize every linear layer but the output head. (llama.cpp's own recipes treat some layers
+    and the head otherwise; here all layers are alike, so that precisions can be compared.)
+
+    Raises:
+        NotInForceError: a layer's columns are no multiple of 32.
+    """
+    import torch
+    from torch.nn import Parameter
+
+    before = source.state_dict()
+    model = source.build(how.dtype, how.device)
+    stored: dict[str, int] = {}
+    for name in linear_names(model):
+        packed, values = _round(spec, name, before[f"{name}.weight"])
+        module: Any = model.get_submodule(name)
+        weight = torch.from_numpy(values).to(device=module.weight.device, dtype=how.dtype)
+        module.weight = Parameter(weight, requires_grad=False)
+        stored[name] = packed.nbytes
+
+    def inspect(name: str, module: nn.Module) -> Seen | None:
+        if name not in stored:
+            return None
+        weight = module.get_parameter("weight")
+        return Seen(weight, groups(weight, _BLOCK), dtype_name(weight), stored[name])
+
+    return finish(spec, source, model, inspect, How(how.dtype, how.device))
+
+
+def _round(
+    spec: PrecisionSpec, name: str, weight: torch.Tensor
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """The blocks, (out, bytes), and the weight that they stand for, (out, in)."""
+    import gguf
+    import numpy as np
+
+    if weight.shape[1] % _BLOCK:
+        raise NotInForceError(
+            f"{spec.name}: the {weight.shape[1]} columns of {name} make no blocks of {_BLOCK}"
+        )
+    kind = getattr(gguf.GGMLQuantizationType, str(spec.options["type"]))
+    exact = np.ascontiguousarray(weight.detach().float().cpu().numpy())
+    packed = gguf.quants.quantize(exact, kind)
+    return packed, np.array(gguf.quants.dequantize(packed, kind), dtype=np.float32)
+
+
+def encode(spec: PrecisionSpec, weight: torch.Tensor) -> Codes:
+    """The codes of one weight, without a model, read from the packed blocks."""
+    import numpy as np
+    import torch
+
+    kind = str(spec.options["type"])
+    packed, _ = _round(spec, "the weight", weight)
+    each = packed.reshape(-1, packed.shape[-1] // (weight.shape[1] // _BLOCK))
+    scale = np.abs(each[:, :2].copy().view(np.float16).astype(np.float32))
+    codes: NDArray[Any] = each[:, _HEADER[kind] :]
+    if kind != "Q8_0":
+        nibbles = codes[:, -16:]
+        low = np.concatenate([nibbles & 15, nibbles >> 4], axis=1)
+        high = 0
+        if kind == "Q5_1":
+            bits = codes[:, :4].copy().view("<u4")
+            high = ((bits >> np.arange(32, dtype=np.uint32)) & 1).astype(np.uint8) << 4
+        codes = low | high
+    else:
+        codes = codes.view(np.int8)
+    shape = weight.shape
+    width = np.repeat(scale, _BLOCK, axis=1).reshape(shape)
+    return Codes(torch.from_numpy(codes.reshape(shape).copy()), torch.from_numpy(width))

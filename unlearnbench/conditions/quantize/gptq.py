@@ -1,0 +1,78 @@
+"""GPTQ (arXiv 2210.17323): rounds column after column and moves each one's error into the columns
+that are still to come, as weighted by the layer's inputs on calibration texts. GPTQModel's
+implementation, driven by optimum through transformers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unlearnbench.conditions.base import How, Loaded, PrecisionSpec, lacking
+from unlearnbench.conditions.proof import finish, require_coverable
+from unlearnbench.conditions.quantize import _gptqmodel as library
+
+if TYPE_CHECKING:
+    from unlearnbench.checkpoints.source import Source
+
+_DAMPING = 0.1
+
+PRECISIONS = tuple(
+    PrecisionSpec(
+        f"gptq-int{bits}-g{group}",
+        bits,
+        f"GPTQ, symmetric per group of {group} columns, calibrated",
+        "gptqmodel",
+        {
+            "group_size": group,
+            "symmetric": True,
+            "desc_act": False,
+            "act_group_aware": False,
+            "true_sequential": True,
+            "damp_percent": _DAMPING,
+        },
+        bits_per_weight=bits + (16 + bits) / group,
+        kernels=("native", "dequantized"),
+        extra="gptq",
+        calibrated=True,
+    )
+    for bits in (4, 8)
+    for group in (64, 128)
+)
+
+
+def unavailable(spec: PrecisionSpec, device: str) -> str | None:
+    """GPTQModel and optimum must be installed."""
+    return lacking(spec, "gptqmodel", "optimum")
+
+
+def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
+    """Quantize every linear layer but the output head, one transformer block after another.
+
+    Raises:
+        PrecisionError: the library cannot quantize this model.
+        NotInForceError: a layer was not quantized.
+    """
+    assert how.calibration is not None  # noqa: S101 - loading.load_model sees to it
+    require_coverable(spec, source)  # and the checkpoint's own faults are told as such
+    with library.gptqmodel():
+        from transformers import GPTQConfig
+
+        config = GPTQConfig(
+            bits=int(spec.bits or 0),
+            group_size=int(spec.options["group_size"]),
+            # Token ids are allowed too, whatever its annotation says.
+            dataset=library.token_batches(source, how.calibration),  # type: ignore[arg-type]
+            sym=True,
+            desc_act=False,
+            act_group_aware=False,
+            true_sequential=True,
+            damp_percent=_DAMPING,
+            backend="gptq_torch",
+        )
+        model = source.build(how.dtype, how.device, quantization_config=config)
+        if how.device == "cpu":
+            library.without_compilation(model)
+    size = int(spec.options["group_size"])
+    return finish(
+        spec, source, model, lambda _, module: library.in_module(module, spec.bits, size), how
+    )

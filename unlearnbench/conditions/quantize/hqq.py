@@ -1,0 +1,142 @@
+"""HQQ, half-quadratic quantization: 4 bits with a zero point for each group of 64 columns, found by
+a solver that looks at the weights only (Badri & Shaji 2023, mobiusml.github.io/hqq_blog).
+
+The hqq library itself is used: transformers' HqqConfig raises NotImplementedError in version 5.23.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from unlearnbench.conditions.base import (
+    Codes,
+    How,
+    Loaded,
+    PrecisionSpec,
+    Seen,
+    dtype_name,
+    groups,
+    held_bytes,
+    lacking,
+    linear_names,
+    replace_linears,
+)
+from unlearnbench.conditions.proof import finish
+from unlearnbench.errors import NotInForceError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from unlearnbench.checkpoints.source import Source
+
+_GROUP = 64
+
+PRECISIONS = (
+    PrecisionSpec(
+        "hqq-int4-g64",
+        4,
+        "HQQ: uniform with zero point per group of 64 columns, solved for on the weights",
+        "hqq",
+        {"group_size": _GROUP, "axis": 1},
+        bits_per_weight=4 + 2 * 16 / _GROUP,
+        kernels=("native", "dequantized"),
+        extra="hqq",
+    ),
+)
+
+
+def unavailable(spec: PrecisionSpec, device: str) -> str | None:
+    """Hqq must be installed; its torch code runs on CPU and CUDA."""
+    return lacking(spec, "hqq")
+
+
+def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
+    """Quantize every linear layer but the output head.
+
+    Raises:
+        NotInForceError: a layer's columns are no multiple of 64, or a layer was not quantized.
+    """
+    from hqq.core.quantize import HQQLinear
+
+    before = source.state_dict()
+    model = source.build(how.dtype, how.device)
+
+    def make(name: str, module: nn.Linear) -> nn.Module:
+        weight = before[f"{name}.weight"]
+        if weight.numel() % _GROUP:
+            raise NotInForceError(
+                f"{spec.name}: the {weight.numel()} weights of {name} make no groups of {_GROUP}"
+            )
+        made = HQQLinear(
+            _linear(weight, module.bias),
+            _config(),
+            compute_dtype=how.dtype,
+            device=how.device,
+            initialize=True,
+        )
+        return _with_bias(made)
+
+    replace_linears(model, linear_names(model), make)
+    return finish(spec, source, model, lambda _, module: _inspect(spec, module), how)
+
+
+def _with_bias(module: Any) -> nn.Module:
+    """The library keeps the bias as a bare tensor, which nobody counts."""
+    from torch import nn
+
+    bias = module.__dict__.pop("bias", None)
+    if bias is not None:
+        module.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
+    else:
+        module.bias = None
+    made: nn.Module = module
+    return made
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    import torch
+    from torch import nn
+
+    with torch.device("meta"):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight.float(), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return linear
+
+
+def _config() -> Any:
+    from hqq.core.quantize import BaseQuantizeConfig
+
+    return BaseQuantizeConfig(nbits=4, group_size=_GROUP, axis=1)
+
+
+def _inspect(spec: PrecisionSpec, module: nn.Module) -> Seen | None:
+    from hqq.core.quantize import HQQLinear
+
+    if not isinstance(module, HQQLinear):
+        return None
+    meta = module.meta
+    if (meta["nbits"], meta["group_size"], meta["axis"]) != (4, _GROUP, 1):
+        raise NotInForceError(
+            f"{spec.name}: a module holds {meta['nbits']} bits in groups of "
+            f"{meta['group_size']} along axis {meta['axis']}"
+        )
+    values = module.dequantize()
+    stored = held_bytes(module.W_q.data, meta["scale"], meta["zero"])
+    return Seen(values, groups(values, _GROUP), dtype_name(module.W_q), stored)
+
+
+def encode(spec: PrecisionSpec, weight: torch.Tensor) -> Codes:
+    """The codes of one weight, without a model."""
+    import torch
+    from hqq.core.quantize import Quantizer
+
+    options = _config()["weight_quant_params"]
+    packed, meta = Quantizer.quantize(
+        weight.float(), device=str(weight.device), compute_dtype=torch.float32, **options
+    )
+    codes = Quantizer.unpack[meta["packing"]](packed, dtype=torch.uint8).reshape(weight.shape)
+    width = meta["scale"].reshape(-1, 1).expand(-1, _GROUP).reshape(weight.shape)
+    return Codes(codes, width)

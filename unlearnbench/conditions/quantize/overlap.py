@@ -1,0 +1,273 @@
+"""Bin overlap: how many quantized codes an unlearned checkpoint shares with its target. No forward
+pass; tensors are read one pair at a time.
+
+Where nearly all codes are the same, the quantized unlearned model is nearly the quantized target,
+and what was forgotten comes back (arXiv 2410.16454, section 5).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unlearnbench.conditions import quantize
+from unlearnbench.conditions.base import PrecisionSpec
+from unlearnbench.errors import CheckpointError, OptionError, PrecisionError, one_line
+
+if TYPE_CHECKING:
+    from unlearnbench.checkpoints.weights import Weights
+
+
+@dataclass(frozen=True)
+class LayerOverlap:
+    """One weight matrix at one precision. same: weights whose code is the same in both checkpoints;
+    changed: weights that differ at all; update: the sum of |difference| / bin width over
+    ``measured`` weights, those in groups that are not all zero.
+    """
+
+    name: str
+    weights: int
+    same: int
+    changed: int
+    update: float
+    measured: int
+
+    @property
+    def overlap(self) -> float:
+        """Share of weights with the same code."""
+        return self.same / self.weights
+
+    @property
+    def block(self) -> str:
+        """The transformer block that it belongs to, as ``model.layers.3``, or its own name."""
+        match = re.match(r"(.*?\.\d+)(?=\.)", self.name)
+        return match.group(1) if match else self.name
+
+
+@dataclass(frozen=True)
+class PrecisionOverlap:
+    """All weight matrices at one precision."""
+
+    precision: str
+    layers: tuple[LayerOverlap, ...]
+
+    @property
+    def weights(self) -> int:
+        """Weights compared."""
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def overlap(self) -> float:
+        """Share of weights with the same code in both checkpoints."""
+        return sum(layer.same for layer in self.layers) / self.weights
+
+    @property
+    def changed_share(self) -> float:
+        """Share of weights that differ at all."""
+        return sum(layer.changed for layer in self.layers) / self.weights
+
+    @property
+    def mean_update(self) -> float:
+        """Mean |difference| over the bin width (the distance of two neighbouring levels)."""
+        measured = sum(layer.measured for layer in self.layers)
+        return sum(layer.update for layer in self.layers) / measured if measured else 0.0
+
+    def by_block(self) -> dict[str, float]:
+        """Overlap by transformer block, in the model's order."""
+        parts: dict[str, list[LayerOverlap]] = {}
+        for layer in self.layers:
+            parts.setdefault(layer.block, []).append(layer)
+        return {
+            block: sum(p.same for p in found) / sum(p.weights for p in found)
+            for block, found in parts.items()
+        }
+
+    def as_json(self) -> dict[str, object]:
+        """What ``--json`` writes for one precision."""
+        return {
+            "overlap": self.overlap,
+            "changed_share": self.changed_share,
+            "mean_update_over_width": self.mean_update,
+            "weights": self.weights,
+            "forecast": forecast(self),
+            "layers": {
+                layer.name: {
+                    "overlap": layer.overlap,
+                    "changed_share": layer.changed / layer.weights,
+                    "mean_update_over_width": layer.update / layer.measured
+                    if layer.measured
+                    else 0.0,
+                    "weights": layer.weights,
+                }
+                for layer in self.layers
+            },
+        }
+
+
+def forecast(found: PrecisionOverlap) -> str:
+    """One line on what the overlap lets expect; a heuristic, which a run replaces."""
+    if found.changed_share == 0:
+        return "the two checkpoints hold the same weights: nothing was unlearned in these layers"
+    share = _percent(found.overlap)
+    if found.overlap >= 0.999:
+        return f"{share} of {found.precision} codes unchanged: expect recovery"
+    if found.overlap >= 0.99:
+        return f"{share} of {found.precision} codes unchanged: recovery is likely, measure it"
+    if found.overlap >= 0.9:
+        return f"{share} of {found.precision} codes unchanged: recovery is possible, measure it"
+    return f"{share} of {found.precision} codes unchanged: the update outlives quantization"
+
+
+def _percent(share: float) -> str:
+    """Never rounded up to 100."""
+    return f"{int(share * 1e5) / 1e3:.3f}%" if share > 0.99 else f"{100 * share:.1f}%"
+
+
+def require_codes(specs: Sequence[PrecisionSpec]) -> None:
+    """Refuse precisions whose codes do not follow from a weight alone.
+
+    Raises:
+        PrecisionError: names it, and what can be had.
+    """
+    for spec in specs:
+        if not quantize.has_codes(spec):
+            why = "its codes depend on calibration texts" if spec.calibrated else "it has no codes"
+            raise PrecisionError(
+                f"inspect cannot tell bins of {spec.name}: {why}; use rtn, bnb, gguf, hqq, quanto "
+                "or torchao precisions"
+            )
+
+
+def compare_codes(
+    unlearned: Weights, target: Weights, specs: Sequence[PrecisionSpec]
+) -> Iterator[tuple[str, list[LayerOverlap]]]:
+    """Compare two checkpoints, one weight matrix after another; yields its name and, for each spec,
+    what was found. Memory: one matrix of each checkpoint in fp32 and its codes.
+
+    Raises:
+        CheckpointError: the architectures or shapes differ, or a weight is not finite.
+    """
+    require_alike(unlearned, target)
+    for name in unlearned.linear:
+        ours, theirs = unlearned.read(name), target.read(name)
+        if ours.shape != theirs.shape:
+            raise CheckpointError(
+                f"{name} has shape {tuple(ours.shape)} in {unlearned.path} and "
+                f"{tuple(theirs.shape)} in {target.path}; they are not the same architecture"
+            )
+        for path, tensor in ((unlearned.path, ours), (target.path, theirs)):
+            if not bool(tensor.isfinite().all()):
+                raise CheckpointError(f"{path}: {name} has NaN or infinite values; it is broken")
+        changed = int((ours != theirs).sum())
+        yield name, [_layer(name, spec, ours, theirs, changed) for spec in specs]
+
+
+def require_alike(unlearned: Weights, target: Weights) -> None:
+    """Refuse two checkpoints that are not of one architecture.
+
+    Raises:
+        CheckpointError: names the first difference.
+    """
+    for key in ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size"):
+        ours, theirs = (w.config.get(key) for w in (unlearned, target))
+        if ours != theirs:
+            raise CheckpointError(
+                f"{unlearned.path} has {key} {one_line(ours, 40)}, and {target.path} has "
+                f"{one_line(theirs, 40)}; bins can be compared within one architecture only"
+            )
+    odd = sorted(set(unlearned.linear) ^ set(target.linear))
+    if odd:
+        raise CheckpointError(
+            f"only one of {unlearned.path} and {target.path} has {one_line(odd[0], 120)}; bins can "
+            "be compared within one architecture only"
+        )
+
+
+def _layer(name: str, spec: PrecisionSpec, ours: Any, theirs: Any, changed: int) -> LayerOverlap:
+    one, two = quantize.encode(spec, ours), quantize.encode(spec, theirs)
+    width = two.width.float().expand(theirs.shape)
+    steps = (ours - theirs).abs() / width.where(width > 0, 1.0)
+    return LayerOverlap(
+        name=name,
+        weights=ours.numel(),
+        same=int((one.codes == two.codes).sum()),
+        changed=changed,
+        update=float(steps[width > 0].double().sum()),
+        measured=int((width > 0).sum()),
+    )
+
+
+def overlap_table(found: Sequence[PrecisionOverlap]) -> str:
+    """Two tables: a summary line a precision, and the overlap of every transformer block."""
+    from unlearnbench.util.text import text_table
+
+    rows = [
+        [
+            p.precision,
+            f"{p.weights:,}",
+            _percent(p.changed_share),
+            f"{p.mean_update:.4g}",
+            _percent(p.overlap),
+        ]
+        for p in found
+    ]
+    head = ["precision", "weights", "changed", "mean update / bin", "same code"]
+    summary = text_table(rows, head)
+    blocks = {p.precision: p.by_block() for p in found}
+    lines = [
+        [block, *(_percent(blocks[p.precision][block]) for p in found)]
+        for block in next(iter(blocks.values()))
+    ]
+    head = ["same code in", *(p.precision for p in found)]
+    layers = text_table(lines, head)
+    return f"{layers}\n\n{summary}\n\n" + "\n".join(forecast(p) for p in found)
+
+
+def write_json(path: Path, found: Sequence[PrecisionOverlap], facts: Mapping[str, str]) -> None:
+    """Write every figure: ``{"model", "target", "precisions": {name: {"overlap", ...}}}``."""
+    content = {**facts, "precisions": {p.precision: p.as_json() for p in found}}
+    _write(path, json.dumps(content, indent=2, allow_nan=False).encode("ascii") + b"\n")
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise OptionError(f"{path} cannot be written ({error.strerror})") from None
+
+
+def plot_overlap(path: Path, found: Sequence[PrecisionOverlap]) -> None:
+    """Draw the overlap of every transformer block, a line a precision. The suffix says the format.
+
+    Raises:
+        OptionError: a suffix that matplotlib does not know, or a file that cannot be written.
+    """
+    import io
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    kinds = canvas.get_supported_filetypes()
+    kind = path.suffix[1:].lower()
+    if kind not in kinds:
+        raise OptionError(f"--plot {path}: use a file ending in .png, .svg or .pdf")
+    axes = figure.add_subplot()
+    for p in found:
+        blocks = p.by_block()
+        axes.plot(
+            range(len(blocks)), [100 * v for v in blocks.values()], marker=".", label=p.precision
+        )
+    axes.set_xlabel("transformer block")
+    axes.set_ylabel("weights with the same code in model and target, %")
+    axes.set_ylim(top=100.5)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind)
+    _write(path, buffer.getvalue())

@@ -1,0 +1,98 @@
+"""Checkpoints that are quantized already: loaded as they are, for ``--quant none``. No precision of
+its own; the scheme is the checkpoint's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from unlearnbench.checkpoints.packed import StoredScheme
+from unlearnbench.conditions.base import How, Loaded, Seen, dtype_name, groups, held_bytes
+from unlearnbench.conditions.proof import Found, describe, distinct_values
+from unlearnbench.conditions.quantize import _gptqmodel, bnb
+from unlearnbench.errors import CheckpointError, NotInForceError, one_line
+from unlearnbench.results import Proof
+from unlearnbench.util.quiet import muted
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from unlearnbench.checkpoints.source import Source
+
+
+def load(source: Source, scheme: StoredScheme, how: How) -> Loaded:
+    """Load a quantized checkpoint and look into it.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+        NotInForceError: the loaded modules are not packed as its config states.
+    """
+    if scheme.method in ("gptq", "awq"):
+        with _gptqmodel.gptqmodel():
+            model = source.load_stored(how.dtype, how.device)
+            if how.device == "cpu":
+                _gptqmodel.without_compilation(model)
+    else:
+        model = source.load_stored(how.dtype, how.device)
+    if scheme.method == "compressed-tensors":
+        _unpack(model)
+    if scheme.method == "bitsandbytes":
+        bnb.require_blocks(model, how.device)
+        bnb.say_rounding(model, how)
+    return Loaded(model, _prove(scheme, model))
+
+
+def _unpack(model: Any) -> None:
+    """compressed-tensors would do so at the first forward, after the proof; a scheme that quantizes
+    activations goes on doing that.
+
+    Raises:
+        CheckpointError: the library cannot unpack it.
+    """
+    try:
+        with muted():
+            model.hf_quantizer.compressor.decompress_model(model)
+    except Exception as error:  # a damaged packing can fail anywhere in the library
+        raise CheckpointError(f"its weights cannot be unpacked: {one_line(error, 200)}") from error
+
+
+def _prove(scheme: StoredScheme, model: PreTrainedModel) -> Proof:
+    found, codes = Found(), 0
+    for name, module in model.named_modules():
+        seen = _inspect(scheme, module)
+        if seen is None:
+            continue
+        found.add(name, seen)
+        if not bool(seen.weight.isfinite().all()):
+            raise NotInForceError(f"a weight of module {name} is NaN or infinite")
+        codes = max(codes, distinct_values(seen.groups))
+    if not found.weights:
+        raise NotInForceError(
+            f"the checkpoint states {scheme.text}, and no module of the loaded model is packed so"
+        )
+    if codes > 2**scheme.bits:
+        raise NotInForceError(
+            f"the checkpoint states {scheme.bits:g} bits, and a group holds {codes} values"
+        )
+    return Proof.model_validate({**describe(model, found), "codes": codes})
+
+
+def _inspect(scheme: StoredScheme, module: nn.Module) -> Seen | None:
+    if scheme.method == "bitsandbytes":
+        return bnb.inspect_any(module)
+    if scheme.method in ("gptq", "awq"):
+        return _gptqmodel.in_module(module)
+    return _compressed(scheme, module)
+
+
+def _compressed(scheme: StoredScheme, module: Any) -> Seen | None:
+    from torch import nn
+
+    stated = getattr(module, "quantization_scheme", None)
+    if not isinstance(module, nn.Linear) or getattr(stated, "weights", None) is None:
+        return None
+    values = module.weight.detach()
+    packed = int(values.numel() * scheme.bits / 8)
+    stored = packed + held_bytes(getattr(module, "weight_scale", None))
+    return Seen(values, groups(values, scheme.group), dtype_name(values), stored)

@@ -1,0 +1,155 @@
+"""optimum-quanto through transformers: weights in 8 bits per output channel, or in 4 bits with a
+shift per group of 128 columns (of fewer, in steps of 32, where 128 does not divide a layer).
+
+On its first use in a process quanto compiles a small C++ extension, which unpacks 4-bit weights,
+under a lock file that a killed process leaves behind; the next one would wait for it forever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unlearnbench.conditions.base import (
+    Codes,
+    How,
+    Loaded,
+    PrecisionSpec,
+    Seen,
+    dtype_name,
+    groups,
+    held_bytes,
+    lacking,
+)
+from unlearnbench.conditions.proof import finish
+from unlearnbench.errors import NotInForceError, PrecisionError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from unlearnbench.checkpoints.source import Source
+
+_BACKEND = "optimum-quanto"
+
+PRECISIONS = (
+    PrecisionSpec(
+        "quanto-int8",
+        8,
+        "uniform, absmax per output channel",
+        _BACKEND,
+        {"weights": "int8"},
+        bits_per_weight=8,
+        kernels=("native", "dequantized"),
+        extra="quanto",
+    ),
+    PrecisionSpec(
+        "quanto-int4",
+        4,
+        "uniform with shift per group of at most 128 columns",
+        _BACKEND,
+        {"weights": "int4"},
+        bits_per_weight=4 + 2 * 16 / 128,
+        kernels=("native", "dequantized"),
+        extra="quanto",
+    ),
+)
+
+
+def unavailable(spec: PrecisionSpec, device: str) -> str | None:
+    """optimum-quanto must be installed; 4 bits need a C++ compiler and ninja for its extension."""
+    return lacking(spec, "optimum.quanto")
+
+
+def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
+    """Quantize every linear layer but the output head.
+
+    Raises:
+        PrecisionError: a killed process left the extension's build locked.
+        NotInForceError: the loaded modules are not what was asked for.
+    """
+    from transformers import QuantoConfig
+
+    require_no_stale_lock()
+    config = QuantoConfig(weights=str(spec.options["weights"]))
+    model = source.build(how.dtype, how.device, quantization_config=config)
+    return finish(spec, source, model, lambda _, module: _inspect(spec, module), how)
+
+
+def require_no_stale_lock() -> None:
+    """Refuse to wait for a build lock whose process is gone.
+
+    torch's file baton keeps its lock file open while it builds, so a lock that no process has open
+    was left by one that was killed.
+
+    Raises:
+        PrecisionError: names the file to remove.
+    """
+    spec = importlib.util.find_spec("optimum.quanto")
+    root = Path(spec.origin).parent if spec is not None and spec.origin else Path()
+    for lock in root.glob("library/extensions/*/build/lock"):
+        if not _is_open(lock):
+            raise PrecisionError(
+                "optimum-quanto's build of its extension was cut off and left a lock, for which it "
+                f"would wait forever; remove {lock} and run again"
+            )
+
+
+def _is_open(path: Path) -> bool:
+    """Whether a process has the file open; True where that cannot be seen, as on another's."""
+    import psutil
+
+    try:
+        target = path.stat()
+    except OSError:
+        return True  # gone already
+    for process in psutil.process_iter():
+        if _has_open(process.pid, target):
+            return True
+    return not Path("/proc/self/fd").is_dir()
+
+
+def _has_open(pid: int, target: os.stat_result) -> bool:
+    with contextlib.suppress(OSError):  # the process ended, or is somebody else's
+        for found in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.path.samestat(found.stat(), target):
+                    return True
+    return False
+
+
+def _inspect(spec: PrecisionSpec, module: nn.Module) -> Seen | None:
+    from optimum.quanto import QLinear, QTensor
+
+    if not isinstance(module, QLinear):
+        return None
+    weight: Any = module.weight
+    if not isinstance(weight, QTensor) or weight.qtype.bits != spec.bits:
+        raise NotInForceError(f"{spec.name}: a module holds a weight of {type(weight).__name__}")
+    values = weight.dequantize()
+    size = getattr(weight, "_group_size", None)
+    codes = getattr(weight._data, "_data", weight._data)
+    stored = held_bytes(codes, weight._scale, getattr(weight, "_shift", None))
+    return Seen(values, groups(values, size), dtype_name(codes), stored)
+
+
+def encode(spec: PrecisionSpec, weight: torch.Tensor) -> Codes:
+    """The codes of one weight, without a model."""
+    from optimum.quanto import QLinear, freeze, qint4, qint8
+    from torch import nn
+
+    require_no_stale_lock()
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight.detach().float(), requires_grad=False)
+    module: Any = QLinear.from_module(linear, weights=qint8 if spec.bits == 8 else qint4)
+    freeze(module)
+    found = module.weight
+    scale: torch.Tensor = found._scale
+    if spec.bits == 8:
+        return Codes(found._data, scale)
+    size = found._group_size or weight.shape[1]
+    codes = found._data.unpack().reshape(weight.shape)
+    return Codes(codes, scale.expand(-1, size).reshape(weight.shape))

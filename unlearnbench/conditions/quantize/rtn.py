@@ -1,0 +1,159 @@
+"""Uniform round-to-nearest, our own, in 8 to 2 bits: per output channel or per group of columns,
+symmetric or with a zero point.
+
+Weights are quantized and dequantized into the compute dtype: the numbers are those of an integer
+kernel with exact products, on any device.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from unlearnbench.conditions.base import (
+    Codes,
+    How,
+    Loaded,
+    PrecisionSpec,
+    Seen,
+    dtype_name,
+    groups,
+    linear_names,
+)
+from unlearnbench.conditions.proof import finish
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from unlearnbench.checkpoints.source import Source
+
+_STEP_BITS = 32
+
+
+def _spec(bits: int, group: int | None, asym: bool) -> PrecisionSpec:
+    name = f"rtn-int{bits}" + (f"-g{group}" if group else "") + ("-asym" if asym else "")
+    kind = "with zero point" if asym else "symmetric absmax"
+    per = f"per group of {group} columns" if group else "per output channel"
+    constants = _STEP_BITS + (bits if asym else 0)
+    return PrecisionSpec(
+        name,
+        bits,
+        f"uniform round-to-nearest, {kind} {per}",
+        "unlearnbench",
+        {"group_size": group or "channel", "symmetric": not asym},
+        bits_per_weight=bits + (constants / group if group else 0),
+        kernels=("dequantized",),
+    )
+
+
+PRECISIONS = tuple(
+    _spec(bits, group, asym)
+    for bits in (8, 6, 5, 4, 3, 2)
+    for asym in (False, True)
+    for group in (None, 32, 64, 128)
+)
+
+
+class Quantized(NamedTuple):
+    """Codes (out, in), step (groups, 1) and zero point (groups, 1; 0 where symmetric), all float32.
+    A group is ``size`` columns of one row, row after row; the last of a row may be shorter.
+    """
+
+    codes: torch.Tensor
+    step: torch.Tensor
+    zero: torch.Tensor
+    size: int
+
+    def values(self) -> torch.Tensor:
+        """The weight in force, (out, in): (code - zero point) x step."""
+        return (self.codes - self._spread(self.zero)) * self._spread(self.step)
+
+    def _spread(self, constants: torch.Tensor) -> torch.Tensor:
+        rows, columns = self.codes.shape
+        return constants.reshape(rows, -1).repeat_interleave(self.size, dim=1)[:, :columns]
+
+    def width(self) -> torch.Tensor:
+        """The step of every weight, (out, in)."""
+        return self._spread(self.step)
+
+
+def unavailable(spec: PrecisionSpec, device: str) -> str | None:
+    """Runs wherever torch does."""
+    return None
+
+
+def quantize(
+    weight: torch.Tensor, bits: int, group: int | None = None, asym: bool = False
+) -> Quantized:
+    """Round a weight of shape (out, in) to ``bits``.
+
+    Symmetric: step = absmax / (2^(bits-1) - 1), code = clamp(round-half-even(w / step)) to
+    +-(2^(bits-1) - 1). With zero point: step = (max - min) / (2^bits - 1), where the range always
+    holds 0, so that the zero point, round(-min / step), is itself a code; code = clamp(round(w /
+    step) + zero) to 0 .. 2^bits - 1. An all-zero group has codes 0. Source: docs/protocol.md.
+    """
+    exact = weight.float()
+    parts = groups(exact, group)
+    if asym:
+        low, high = parts.amin(1, True).clamp(max=0), parts.amax(1, True).clamp(min=0)
+        bottom, top = 0, 2**bits - 1
+        step = (high - low) / top
+        zero = (-low / step.where(step > 0, 1.0)).round()
+    else:
+        top = 2 ** (bits - 1) - 1
+        bottom = -top
+        step = parts.abs().amax(1, True) / top
+        zero = step.new_zeros(step.shape)
+    codes = ((parts / step.where(step > 0, 1.0)).round() + zero).clamp(bottom, top)
+    rows, columns = exact.shape
+    return Quantized(
+        codes.reshape(rows, -1)[:, :columns], step, zero, columns if group is None else group
+    )
+
+
+def _quantize(spec: PrecisionSpec, weight: torch.Tensor) -> Quantized:
+    size = spec.options["group_size"]
+    group = None if size == "channel" else int(size)
+    return quantize(weight, int(spec.bits or 0), group, not spec.options["symmetric"])
+
+
+def encode(spec: PrecisionSpec, weight: torch.Tensor) -> Codes:
+    """The codes of one weight, without a model."""
+    found = _quantize(spec, weight)
+    return Codes(found.codes.short(), found.width())
+
+
+def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
+    """Quantize every linear layer but the output head.
+
+    Raises:
+        NotInForceError: a layer was not quantized.
+    """
+    from torch.nn import Parameter
+
+    before = source.state_dict()
+    model = source.build(how.dtype, how.device)
+    stored: dict[str, int] = {}
+    for name in linear_names(model):
+        # From the checkpoint's own weight, not from one already rounded to the compute dtype.
+        found = _quantize(spec, before[f"{name}.weight"])
+        module: Any = model.get_submodule(name)
+        weight = found.values().to(device=module.weight.device, dtype=how.dtype)
+        module.weight = Parameter(weight, requires_grad=False)
+        stored[name] = _packed_bytes(spec, found)
+
+    def inspect(name: str, module: nn.Module) -> Seen | None:
+        if name not in stored:
+            return None
+        weight = module.get_parameter("weight")
+        group = spec.options["group_size"]
+        rows = groups(weight, None if group == "channel" else int(group))
+        return Seen(weight, rows, dtype_name(weight), stored[name])
+
+    return finish(spec, source, model, inspect, How(how.dtype, how.device))
+
+
+def _packed_bytes(spec: PrecisionSpec, found: Quantized) -> int:
+    zero = 0 if spec.options["symmetric"] else float(spec.bits or 0)
+    bits = found.codes.numel() * float(spec.bits or 0) + found.step.numel() * (_STEP_BITS + zero)
+    return int(-(-bits // 8))

@@ -1,0 +1,85 @@
+"""torchao's int8 weight-only quantization, through transformers: symmetric, per output channel.
+
+Its int4 is not offered: it fails to load on CPU.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from unlearnbench.conditions.base import (
+    Codes,
+    How,
+    Loaded,
+    PrecisionSpec,
+    Seen,
+    dtype_name,
+    held_bytes,
+    lacking,
+)
+from unlearnbench.conditions.proof import finish
+from unlearnbench.errors import NotInForceError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from unlearnbench.checkpoints.source import Source
+
+PRECISIONS = (
+    PrecisionSpec(
+        "torchao-int8",
+        8,
+        "uniform, absmax per output channel",
+        "torchao",
+        {"config": "Int8WeightOnlyConfig"},
+        bits_per_weight=8,
+        kernels=("native", "dequantized"),
+        extra="torchao",
+    ),
+)
+
+
+def unavailable(spec: PrecisionSpec, device: str) -> str | None:
+    """Torchao must be installed."""
+    return lacking(spec, "torchao")
+
+
+def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
+    """Quantize every linear layer but the output head.
+
+    Raises:
+        NotInForceError: the loaded modules are not what was asked for.
+    """
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    config = TorchAoConfig(Int8WeightOnlyConfig())
+    model = source.build(how.dtype, how.device, quantization_config=config)
+    return finish(spec, source, model, lambda _, module: _inspect(module), how)
+
+
+def _inspect(module: nn.Module) -> Seen | None:
+    from torch import nn
+    from torchao.quantization import Int8Tensor
+
+    if not isinstance(module, nn.Linear) or not isinstance(module.weight, Int8Tensor):
+        return None
+    weight: Any = module.weight
+    if weight.act_quant_kwargs is not None:
+        raise NotInForceError("torchao-int8: a module quantizes activations too")
+    values = weight.dequantize()
+    codes = weight.qdata
+    return Seen(values, values, dtype_name(codes), held_bytes(codes, weight.scale))
+
+
+def encode(spec: PrecisionSpec, weight: torch.Tensor) -> Codes:
+    """The codes of one weight, without a model."""
+    from torch import nn
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight.detach().float(), requires_grad=False)
+    quantize_(linear, Int8WeightOnlyConfig())
+    found: Any = linear.weight
+    return Codes(found.qdata, found.scale)

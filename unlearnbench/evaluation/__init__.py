@@ -1,0 +1,1 @@
+"""The main job: a checkpoint, conditions and tasks go in; run folders and results come out."""

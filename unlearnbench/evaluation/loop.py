@@ -1,0 +1,188 @@
+"""A checkpoint at every precision that was asked for: each is loaded, run and let go."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from unlearnbench.conditions import quantize
+from unlearnbench.conditions.base import Attention, Calibration, How, PrecisionSpec, pick_kernel
+from unlearnbench.errors import OptionError
+from unlearnbench.evaluation.failures import Failures
+from unlearnbench.evaluation.run import Job, Run, prepare, run_tasks
+from unlearnbench.models.base import Model
+from unlearnbench.results import RunResult
+from unlearnbench.tasks.overrides import chat_plans, template_sha256
+from unlearnbench.tasks.samples import Plan
+from unlearnbench.tasks.spec import split_names
+from unlearnbench.util.quiet import plain_errors
+
+if TYPE_CHECKING:
+    from unlearnbench.checkpoints.pair import PairSource
+    from unlearnbench.checkpoints.source import LoadOptions, Source
+    from unlearnbench.evaluation.workers import Team
+    from unlearnbench.models.hf import HFModel
+
+log = logging.getLogger("unlearnbench")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How precisions are to be made, as asked for; the names are the command line's."""
+
+    dtype: str
+    device: str | None
+    quant_kernel: str
+    calibration: str
+    calibration_samples: int
+    backend: Literal["hf", "vllm"]
+    team: Team | None
+    attention: Attention
+    compiled: bool
+
+
+def all_results(found: Sequence[RunResult | None], failures: Failures) -> list[RunResult]:
+    """Those that there are.
+
+    Raises:
+        EvaluationError: some of several tasks or precisions failed.
+    """
+    results = [result for result in found if result is not None]
+    failures.raise_if_any(results)
+    return results
+
+
+def evaluate_path(
+    job: Job,
+    path: str,
+    precisions: str | Sequence[str],
+    load: LoadOptions,
+    asked: Asked,
+    chat: bool,
+) -> list[RunResult]:
+    """Evaluate what ``path`` names at each of ``precisions``. chat: prompts go through its chat
+    template.
+
+    Raises: as ``evaluator.evaluate``.
+    """
+    from unlearnbench.conditions import load as loading
+    from unlearnbench.conditions.opening import open_any
+
+    specs = quantize.resolve(split_names(precisions))
+    device = loading.pick_device(asked.device)
+    if device == "auto" and asked.team is not None:
+        raise OptionError(
+            "--device auto spreads one model over all GPUs, and each process of this launch has a "
+            "model of its own; use --device cuda, or one process"
+        )
+    for spec in specs:
+        loading.require_available(spec, device)
+        pick_kernel(asked.quant_kernel, spec, device)
+    calibration = _calibration(job, specs, asked)
+    source = open_any(path, load, keep=len(specs) > 1)
+    loading.require_loadable(source)
+    if chat:
+        sha256 = template_sha256(source.tokenizer)
+        plans = chat_plans(job.plans, source.tokenizer)
+        job = replace(job, plans=tuple(plans), chat_template_sha256=sha256)
+    kernel = asked.quant_kernel
+    if asked.backend == "vllm":
+        _require_vllm(source, specs, asked)
+        kernel = "dequantized"
+    config = source.config.to_dict()
+    failures = job.failures(len(specs))
+    prepared = []
+    with ExitStack() as locks:
+        for spec in specs:  # every conflict is found before the first model is loaded
+            source.require_precision(spec)
+            dtype = loading.pick_dtype(asked.dtype, spec, source.own_dtype, device)
+            how = loading.make_how(spec, dtype, device, kernel, calibration)
+            how = replace(
+                how,
+                attention=asked.attention,
+                compiled=asked.compiled,
+                processes=job.processes,
+            )
+            precision = loading.describe_precision(source, spec, how)
+            settings = job.settings(dtype, device)
+            run, todo = prepare(job, source.checkpoint, config, precision, settings, locks)
+            prepared.append((spec, how, run, todo))
+        opened = _Opened(path, load, source, asked)
+        found = [_run_precision(opened, *one, failures) for one in prepared]
+    return all_results(found, failures)
+
+
+def _require_vllm(
+    source: Source | PairSource, specs: Sequence[PrecisionSpec], asked: Asked
+) -> None:
+    from unlearnbench.models.vllm import require_vllm
+
+    if asked.team is not None:
+        raise OptionError("--backend vllm runs in one process; it spreads its work itself")
+    if asked.compiled or asked.attention != "auto":
+        raise OptionError(
+            "--backend vllm chooses attention and compilation itself; leave --attention and "
+            "--compile out"
+        )
+    require_vllm(source, specs, asked.quant_kernel)
+
+
+def _calibration(job: Job, specs: Sequence[PrecisionSpec], asked: Asked) -> Calibration | None:
+    if any(spec.calibrated for spec in specs):
+        from unlearnbench.conditions.quantize.calibration import pick_calibration
+
+        return pick_calibration(asked.calibration, job.plans, asked.calibration_samples, job.seed)
+    if asked.calibration != "generic":
+        log.warning("--calibration moves only gptq and awq, and none of these precisions is one")
+    return None
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A checkpoint that is open, and by whom it is to be run."""
+
+    path: str
+    options: LoadOptions
+    source: Source | PairSource
+    asked: Asked
+
+    def load(self, spec: PrecisionSpec, how: How, batch_size: int | None) -> Model:
+        """At one precision, by every process and on the engine asked for."""
+        from unlearnbench.conditions.opening import load_any
+
+        def load_here() -> HFModel:
+            model = load_any(self.source, spec, how, batch_size)
+            self.source.release()
+            return model
+
+        if self.asked.team is not None:
+            from unlearnbench.evaluation.workers import Loading
+
+            asked = Loading(self.path, self.options, spec, how, batch_size)
+            return self.asked.team.load(asked, load_here)
+        if self.asked.backend == "vllm":
+            from unlearnbench.models.vllm import open_vllm
+
+            return open_vllm(load_here())
+        return load_here()
+
+
+def _run_precision(
+    opened: _Opened,
+    spec: PrecisionSpec,
+    how: How,
+    run: Run,
+    todo: list[Plan],
+    failures: Failures,
+) -> RunResult | None:
+    try:
+        with plain_errors():
+            return run_tasks(
+                run, todo, lambda: opened.load(spec, how, run.job.batch_size), failures
+            )
+    finally:
+        gc.collect()  # before the next precision takes its memory

@@ -1,0 +1,225 @@
+"""lm-eval's ``key=value`` arguments: read as it reads them, and put into our options' words."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from unlearnbench.errors import OptionError, one_line
+
+if TYPE_CHECKING:
+    from unlearnbench.models.hf import HFModel
+
+# lm-eval's words for what our options say, and ours, which are taken as they are.
+_SAME = (
+    "revision",
+    "device",
+    "dtype",
+    "trust_remote_code",
+    "batch_size",
+    "quant",
+    "base",
+    "adapter",
+    "allow_adapter_base",
+    "allow_pickle",
+    "quant_kernel",
+    "calibration",
+    "calibration_samples",
+)
+_FLAGS = ("trust_remote_code", "allow_adapter_base", "allow_pickle")
+_BITSANDBYTES = (
+    "load_in_4bit",
+    "load_in_8bit",
+    "bnb_4bit_quant_type",
+    "bnb_4bit_compute_dtype",
+    "bnb_4bit_use_double_quant",
+)
+_DTYPES = {
+    "float32": "fp32",
+    "float": "fp32",
+    "float16": "fp16",
+    "half": "fp16",
+    "bfloat16": "bf16",
+    **{name: name for name in ("auto", "fp32", "fp16", "bf16")},
+}
+
+
+def read_pairs(text: str, option: str) -> dict[str, object]:
+    """``key=value,key=value`` as lm-eval reads it: a value is a Python literal or plain text, and
+    commas inside brackets or quotes belong to it.
+
+    Raises:
+        OptionError: a part is no pair, or a key comes twice.
+
+    Example:
+        >>> read_pairs("pretrained=gpt2,load_in_4bit=True", "--model-args")
+        {'pretrained': 'gpt2', 'load_in_4bit': True}
+    """
+    found: dict[str, object] = {}
+    for part in _split(text):
+        key, sign, value = part.partition("=")
+        key = key.strip()
+        if not sign or not key.isidentifier():
+            raise OptionError(f"{option} {one_line(part, 80)!r}: expected key=value")
+        if key in found:
+            raise OptionError(f"{option}: {one_line(key, 80)} is given twice")
+        found[key] = _value(value.strip())
+    return found
+
+
+def _split(text: str) -> list[str]:
+    parts, depth, quote = [""], 0, ""
+    for c in text:
+        if quote:
+            quote = "" if c == quote else quote
+        elif c in "\"'" and parts[-1].rstrip()[-1:] in ("=", "[", "(", "{", ",", ":"):
+            quote = c  # an apostrophe inside a path is no quotation mark
+        elif c in "[({":
+            depth += 1
+        elif c in "])}":
+            depth -= 1
+        if c == "," and depth <= 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += c
+    return [part for part in parts if part.strip()]
+
+
+def _value(text: str) -> object:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        value: object = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+    return value
+
+
+def translate(given: Mapping[str, object]) -> dict[str, object]:
+    """Our options, by the names of ``evaluate``'s parameters, from ``--model_args``.
+
+    ``pretrained`` is the model; with ``peft`` the adapter is the model and ``pretrained`` its base.
+    ``load_in_4bit`` and ``load_in_8bit`` are the bitsandbytes precisions that transformers makes of
+    them.
+
+    Raises:
+        OptionError: an argument that has no meaning here, named; or two that contradict.
+    """
+    known = {"pretrained", "peft", *_SAME, *_BITSANDBYTES}
+    for key in given:
+        if key not in known:
+            raise OptionError(
+                f"--model-args: {one_line(key, 80)} has no meaning here; known: "
+                f"{', '.join(sorted(known))}"
+            )
+    options = {key: _plain(key, given[key]) for key in _SAME if key in given}
+    if "dtype" in options:
+        options["dtype"] = _dtype("dtype", options["dtype"])
+    model, peft = given.get("pretrained"), given.get("peft")
+    if peft is not None:
+        if model is None or "base" in options:
+            raise OptionError("--model-args: with peft, pretrained is the base model; give both")
+        options["base"], model = str(model), peft
+    if model is not None:
+        options["model"] = str(model)
+    return options | _bitsandbytes(given, options)
+
+
+def _plain(key: str, value: object) -> object:
+    if key in _FLAGS:
+        if not isinstance(value, bool):
+            raise OptionError(f"--model-args: {key} is True or False")
+        return value
+    if key == "calibration_samples":
+        if not isinstance(value, int):
+            raise OptionError(f"--model-args: {key} is a number")
+        return value
+    return str(value)
+
+
+def _dtype(key: str, value: object) -> str:
+    name = str(value).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise OptionError(f"--model-args: {key}={one_line(value, 60)}: use {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def _bitsandbytes(given: Mapping[str, object], options: Mapping[str, object]) -> dict[str, object]:
+    four, eight = given.get("load_in_4bit", False), given.get("load_in_8bit", False)
+    details = [key for key in _BITSANDBYTES if key.startswith("bnb_") and key in given]
+    if not four and not eight:
+        if details:
+            raise OptionError(f"--model-args: {details[0]} needs load_in_4bit=True")
+        return {}
+    if (four and eight) or "quant" in options or (eight and details):
+        raise OptionError("--model-args: one of quant, load_in_4bit and load_in_8bit")
+    if eight:
+        return {"quant": "bnb-int8"}
+    kind = given.get("bnb_4bit_quant_type", "fp4")
+    if kind not in ("fp4", "nf4"):
+        raise OptionError(f"--model-args: bnb_4bit_quant_type={one_line(kind, 60)}: fp4 or nf4")
+    double = "-dq" if given.get("bnb_4bit_use_double_quant", False) else ""
+    found: dict[str, object] = {"quant": f"bnb-{kind}{double}"}
+    if "bnb_4bit_compute_dtype" in given and "dtype" not in options:
+        found["dtype"] = _dtype("bnb_4bit_compute_dtype", given["bnb_4bit_compute_dtype"])
+    return found
+
+
+def load_from_arguments(given: Mapping[str, object]) -> HFModel:
+    """The model that ``--model_args`` asks for, loaded and proven at its one precision.
+
+    Raises:
+        UnlearnbenchError: as the main job's, for the same options.
+    """
+    from unlearnbench.checkpoints.source import LoadOptions
+    from unlearnbench.conditions import load as loading
+    from unlearnbench.conditions import quantize
+    from unlearnbench.conditions.base import pick_kernel
+    from unlearnbench.conditions.opening import load_any, open_any
+    from unlearnbench.conditions.quantize.calibration import pick_calibration
+    from unlearnbench.tasks.spec import split_names
+
+    options = translate(given)
+    if "model" not in options:
+        raise OptionError("--model_args needs pretrained=PATH|ID")
+    specs = quantize.resolve(split_names(str(options.get("quant", "none"))))
+    if len(specs) != 1:
+        raise OptionError(
+            "--model_args quant takes one precision; lm-eval runs one model at a time"
+        )
+    (spec,) = specs
+    device = loading.pick_device(_text(options, "device"))
+    loading.require_available(spec, device)
+    kernel = str(options.get("quant_kernel", "auto"))
+    if kernel not in ("auto", "native", "dequantized"):
+        raise OptionError(f"quant_kernel={one_line(kernel, 60)}: use auto, native or dequantized")
+    pick_kernel(kernel, spec, device)
+    calibration = None
+    if spec.calibrated:
+        samples = int(str(options.get("calibration_samples", 96)))
+        texts = str(options.get("calibration", "generic"))
+        calibration = pick_calibration(texts, (), samples, 0)
+    adapter = options.get("adapter", "merge")
+    if adapter not in ("merge", "keep"):
+        raise OptionError(f"adapter={one_line(adapter, 60)}: use merge or keep")
+    load = LoadOptions(
+        _text(options, "revision"),
+        _text(options, "base"),
+        "merge" if adapter == "merge" else "keep",
+        bool(options.get("allow_adapter_base", False)),
+        bool(options.get("trust_remote_code", False)),
+        bool(options.get("allow_pickle", False)),
+    )
+    source = open_any(str(options["model"]), load, keep=False)
+    loading.require_loadable(source)
+    source.require_precision(spec)
+    dtype = loading.pick_dtype(str(options.get("dtype", "auto")), spec, source.own_dtype, device)
+    how = loading.make_how(spec, dtype, device, kernel, calibration)
+    model = load_any(source, spec, how)
+    source.release()
+    return model
+
+
+def _text(options: Mapping[str, object], key: str) -> str | None:
+    return None if key not in options else str(options[key])

@@ -1,0 +1,276 @@
+"""lm-eval's tasks on the model of a run: task by task, kept in the run folder as ours are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from unlearnbench.errors import (
+    DataError,
+    MetricError,
+    OptionError,
+    ResultError,
+    UnlearnbenchError,
+    one_line,
+)
+from unlearnbench.lm_eval.their_tasks import Loaded, quiet_harness
+from unlearnbench.results import HarnessMetric, HarnessResult
+
+if TYPE_CHECKING:
+    from unlearnbench.evaluation.failures import Failures
+    from unlearnbench.evaluation.run import Run
+    from unlearnbench.models.base import Model
+
+log = logging.getLogger("unlearnbench")
+
+Metrics = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The lm-eval tasks of one command, loaded, and how they are to be asked."""
+
+    loaded: Loaded
+    limit: int | float | None = None
+    chat_template: bool = False
+    gen_kwargs: Mapping[str, object] = field(default_factory=dict)
+    trust: bool = False
+    batch_size: int | None = None
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        for task in self.loaded.tasks.values():
+            if self.gen_kwargs and task.get_config("output_type") == "generate_until":
+                values = dict(self.gen_kwargs)
+                task.set_config(key="generation_kwargs", value=values, update=True)
+
+    def open(self, run: Run, say: bool = True) -> list[str]:
+        """The tasks that are still to be run; ``say`` names the others.
+
+        Raises:
+            ResultError: the folder holds a task of that name that was asked otherwise, or its
+                samples are missing or changed.
+        """
+        todo = [name for name in self.loaded.tasks if not self._is_done(run, name)]
+        for name in self.loaded.tasks if say else ():
+            if name not in todo:
+                log.info("%s: already in %s, not computed again", name, run.folder.path)
+        return todo
+
+    def _is_done(self, run: Run, name: str) -> bool:
+        earlier = run.harness.get(name)
+        if earlier is None:
+            return False
+        config = self.loaded.tasks[name].dump_config()
+        here = {"lm_eval": version("lm_eval"), "config_sha256": _config_sha256(config)}
+        here["num_fewshot"] = str(config.get("num_fewshot"))
+        for key, value in here.items():
+            there = str(getattr(earlier, key))
+            if there != value:
+                raise ResultError(
+                    f"{run.folder.path} holds another {name}: {key} is {there[:12]} there and "
+                    f"{value[:12]} here; use another --output"
+                )
+        path = samples_path(run.folder.path, name)
+        if not path.is_file() or _sha256(path.read_bytes()) != earlier.samples_sha256:
+            raise ResultError(
+                f"{path} is not the file that run.json names; remove {run.folder.path} to "
+                "evaluate again"
+            )
+        return True
+
+    def run(self, run: Run, todo: Sequence[str], model: Model, failures: Failures) -> None:
+        """Measure the tasks ``todo``, and write the result after every one. What fails alone goes
+        to ``failures``.
+
+        Raises:
+            OptionError: the model is none that lm-eval can be given.
+            UnlearnbenchError: what hits every task alike, or the only one.
+        """
+        lm = self._adapt(model)
+        for name in todo:
+            with failures.guard(run.folder.path, run.precision.name, name):
+                self._measure(run, name, lm)
+                self.aggregate(run)
+                run.keep(model)
+                log.info("%s: done, %s", name, samples_path(run.folder.path, name))
+
+    def _adapt(self, model: Model) -> Any:
+        from unlearnbench.models.delegate import Delegate
+        from unlearnbench.models.hf import HFModel
+        from unlearnbench.models.rounding import mixes_rows
+
+        if isinstance(model, Delegate):  # several processes, or vLLM beside it
+            model = model.own
+        if not isinstance(model, HFModel):
+            raise OptionError("lm-eval's tasks need a checkpoint, not a Model object of your own")
+        with quiet_harness():
+            from unlearnbench.lm_eval.model import LoadedLM
+
+            if mixes_rows(model.network):  # a prompt's scores must not depend on its neighbours
+                return LoadedLM(model, 1, self.progress)
+            # lm-eval's own search for the largest batch is of no use on a CPU.
+            auto: int | str = 1 if model.device == "cpu" else "auto"
+            return LoadedLM(model, self.batch_size or auto, self.progress)
+
+    def _measure(self, run: Run, name: str, lm: Any) -> None:
+        task = self.loaded.tasks[name]
+        with quiet_harness():
+            from lm_eval.evaluator import evaluate
+
+            _seed()
+            try:
+                found = evaluate(
+                    lm,
+                    {"tasks": {name: task}, "groups": {}},
+                    limit=self.limit,
+                    log_samples=True,
+                    apply_chat_template=self.chat_template,
+                    fewshot_as_multiturn=self.chat_template,
+                    confirm_run_unsafe_code=self.trust,
+                )
+            except (UnlearnbenchError, KeyboardInterrupt):
+                raise
+            except Exception as error:  # task files are programs and can fail in any way
+                reason = one_line(f"{type(error).__name__}: {error}", 300)
+                raise MetricError(f"lm-eval task {name} failed: {reason}") from error
+        samples = sorted(found["samples"][name], key=lambda s: (s["doc_id"], s["filter"]))
+        content = _sample_lines(name, samples)
+        run.folder.write_file(samples_path(run.folder.path, name), content)
+        run.harness[name] = HarnessResult(
+            kind="task",
+            version=str(found["versions"][name]),
+            lm_eval=version("lm_eval"),
+            metrics=_metrics(name, found["results"][name], found["higher_is_better"][name]),
+            n=found["n-samples"][name]["effective"],
+            num_fewshot=found["n-shot"][name],
+            config_sha256=_config_sha256(found["configs"][name]),
+            documents_sha256=_documents_sha256(samples),
+            samples_sha256=_sha256(content),
+        )
+
+    def aggregate(self, run: Run) -> None:
+        """The metrics of groups whose tasks are all there, by lm-eval's own rule."""
+        have = {name: _as_theirs(name, r) for name, r in run.harness.items() if r.kind == "task"}
+        for name, group in self.loaded.groups.items():
+            leaves = [task.task_name for task in group.get_all_tasks()]
+            if not group.has_aggregation or not all(leaf in have for leaf in leaves):
+                continue
+            found = group.aggregate(have)
+            better = {m.name: m.higher_is_better for x in leaves for m in run.harness[x].metrics}
+            run.harness[name] = HarnessResult(
+                kind="group",
+                version=str(group.version),
+                lm_eval=version("lm_eval"),
+                metrics=_metrics(name, found, better),
+                n=sum(run.harness[leaf].n for leaf in leaves),
+                subtasks=tuple(leaves),
+            )
+
+    def raise_failed(self) -> None:
+        """Raise DataError with the first task that could not be loaded."""
+        lines = list(self.loaded.failed.values())
+        if lines:
+            raise DataError(lines[0] + (f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""))
+
+
+def samples_path(folder: Any, name: str) -> Any:
+    """Where a task's samples are, in lm-eval's own layout."""
+    return folder / "lm_eval" / f"samples_{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}.jsonl"
+
+
+def _seed() -> None:
+    """lm-eval's own defaults, before every task: none depends on those that ran before it."""
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(1234)
+    torch.manual_seed(1234)
+
+
+def _metrics(
+    name: str, found: Metrics, better: Mapping[str, bool | None]
+) -> tuple[HarnessMetric, ...]:
+    kept = []
+    for key, value in found.items():
+        metric, comma, filter_name = key.partition(",")
+        if not comma or metric.endswith("_stderr"):
+            continue
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise MetricError(
+                f"lm-eval task {name}: {key} is {one_line(value, 60)}, no finite number"
+            )
+        stderr = found.get(f"{metric}_stderr,{filter_name}")
+        known = isinstance(stderr, (int, float)) and math.isfinite(stderr)
+        kept.append(
+            HarnessMetric(
+                name=metric,
+                filter=filter_name,
+                value=float(value),
+                stderr=float(stderr) if known else None,  # type: ignore[arg-type]
+                higher_is_better=better.get(metric),
+            )
+        )
+    if not kept:
+        raise MetricError(f"lm-eval task {name} gave no metric")
+    return tuple(kept)
+
+
+def _as_theirs(name: str, result: HarnessResult) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": name, "alias": name, "sample_len": result.n}
+    for metric in result.metrics:
+        found[f"{metric.name},{metric.filter}"] = metric.value
+        stderr = "N/A" if metric.stderr is None else metric.stderr
+        found[f"{metric.name}_stderr,{metric.filter}"] = stderr
+    return found
+
+
+def _sample_lines(name: str, samples: list[dict[str, Any]]) -> bytes:
+    lines = []
+    for sample in samples:
+        arguments = {
+            f"gen_args_{i}": {f"arg_{j}": part for j, part in enumerate(parts)}
+            for i, parts in enumerate(sample["arguments"])
+        }
+        kept = {**sample, "arguments": arguments, "resps": _texts(sample["resps"])}
+        kept["filtered_resps"] = _texts(sample["filtered_resps"])
+        kept["target"] = str(sample["target"])
+        try:
+            lines.append(json.dumps(kept, default=str, allow_nan=False))
+        except ValueError:
+            raise MetricError(
+                f"lm-eval task {name}: document {sample['doc_id']} has a score that is not finite"
+            ) from None
+    return "".join(f"{line}\n" for line in lines).encode("ascii")
+
+
+def _texts(value: object) -> object:
+    if isinstance(value, (list, tuple)):
+        return [_texts(part) for part in value]
+    return str(value)
+
+
+def _config_sha256(config: Mapping[str, Any]) -> str:
+    facts = dict(config)
+    if isinstance(facts.get("metadata"), Mapping):
+        facts["metadata"] = {k: v for k, v in facts["metadata"].items() if k != "config_source"}
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return _sha256(re.sub(r"0x[0-9a-f]+", "", text).encode("utf-8"))
+
+
+def _documents_sha256(samples: list[dict[str, Any]]) -> str:
+    lines = [f"{s['doc_hash']} {s['prompt_hash']} {s['target_hash']}\n" for s in samples]
+    return _sha256("".join(lines).encode("ascii"))
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,102 @@
+"""Results of lm-eval's tasks as text tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tabulate import tabulate
+
+from unlearnbench.errors import OptionError, one_line
+from unlearnbench.results import HarnessMetric, HarnessResult, RunResult
+from unlearnbench.runs.entries import Entry
+
+
+def headline(result: HarnessResult) -> HarnessMetric:
+    """The metric that tables show: the first of the task's own order."""
+    return result.metrics[0]
+
+
+def shown(metric: HarnessMetric) -> str:
+    """``value +- stderr`` in lm-eval's own unit."""
+    text = f"{metric.value:.4f}"
+    return text if metric.stderr is None else f"{text} +- {metric.stderr:.4f}"
+
+
+def _arrow(metric: HarnessMetric) -> str:
+    return {True: "high", False: "low", None: "?"}[metric.higher_is_better]
+
+
+def harness_table(results: Mapping[str, RunResult]) -> str:
+    """A row for every metric of every task and run; ``results`` by what names the run."""
+    rows = [
+        [
+            run.precision.name,
+            one_line(task),
+            result.version,
+            "-" if result.num_fewshot is None else result.num_fewshot,
+            result.n,
+            f"{one_line(metric.name)},{one_line(metric.filter)} ({_arrow(metric)})",
+            shown(metric),
+            where,
+        ]
+        for where, run in results.items()
+        for task, result in (run.harness or {}).items()
+        for metric in result.metrics
+    ]
+    head = ["precision", "lm-eval task", "version", "shots", "n", "metric", "value", "run folder"]
+    return tabulate(rows, headers=head, tablefmt="github", disable_numparse=True)
+
+
+_SAME = ("version", "lm_eval", "n", "num_fewshot", "config_sha256", "documents_sha256", "subtasks")
+
+
+def require_same_harness(entries: Sequence[Entry]) -> None:
+    """Show that an lm-eval task that several runs hold was the same one.
+
+    Raises:
+        OptionError: they differ in version, configuration, documents or prompts.
+    """
+    first: dict[str, tuple[object, HarnessResult]] = {}
+    for entry in entries:
+        for run in entry.runs.values():
+            for task, result in (run.result.harness or {}).items():
+                path, other = first.setdefault(task, (run.path, result))
+                for name in _SAME:
+                    mine, theirs = getattr(result, name), getattr(other, name)
+                    if mine != theirs:
+                        raise OptionError(
+                            f"{run.path} cannot be compared with {path}: lm-eval task "
+                            f"{one_line(task)}: {name} differs: {one_line(mine, 80)} and "
+                            f"{one_line(theirs, 80)}"
+                        )
+
+
+def utility_cells(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows: an entry at a precision, and a column for every lm-eval task. Of a group only
+    the group is shown, not the tasks that it is made of.
+
+    Raises:
+        OptionError: as ``require_same_harness``.
+    """
+    require_same_harness(entries)
+    runs = [(e.name, p, r.result.harness or {}) for e in entries for p, r in e.runs.items()]
+    every = {task: result for _, _, found in runs for task, result in found.items()}
+    inside = {leaf for result in every.values() for leaf in result.subtasks or ()}
+    columns = [task for task in sorted(every) if task not in inside]
+    if not columns:
+        return [], []
+    marks = {t: headline(every[t]) for t in columns}
+    head = [f"{one_line(t)} {one_line(m.name)} ({_arrow(m)})" for t, m in marks.items()]
+    rows = [
+        [name, precision, *(shown(headline(found[t])) if t in found else "-" for t in columns)]
+        for name, precision, found in runs
+        if found
+    ]
+    return ["entry", "precision", *head], rows
+
+
+def utility_table(entries: Sequence[Entry]) -> str:
+    """The utility columns as a table; empty where no run has an lm-eval task."""
+    head, rows = utility_cells(entries)
+    head, *cells = [[cell.replace("|", "\\|") for cell in row] for row in [head, *rows]]
+    return tabulate(cells, headers=head, tablefmt="github", disable_numparse=True) if head else ""

@@ -1,0 +1,175 @@
+"""The durability certificate: what was shown of which weights, and from which evidence."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from unlearnbench import __version__
+from unlearnbench.errors import OptionError, ResultError, one_line
+from unlearnbench.recovery.compare import Comparison
+from unlearnbench.recovery.policy import Finding, Policy, check, exit_status, open_check
+from unlearnbench.recovery.statistics import FULL
+from unlearnbench.runs.entries import Entry, LoadedRun
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Evidence(_File):
+    """One samples file that the certificate rests on."""
+
+    role: Literal["unlearned", "target", "retrained"]
+    weights_sha256: str
+    precision: str
+    task: str
+    version: float
+    records_sha256: str
+
+
+class Certificate(_File):
+    """Durable(U, P, eps): at every precision in P the policy's rules hold."""
+
+    format_version: Literal[1] = 1
+    checkpoint: str
+    """As given to the runs; the hash identifies it, not this."""
+    weights_sha256: str
+    tokenizer_sha256: str
+    precisions: tuple[str, ...]
+    epsilon: float
+    """Most points above the retrained model."""
+    policy: Policy
+    protocol: str
+    evidence: tuple[Evidence, ...] = Field(min_length=1)
+    unlearnbench: str
+    created: str
+
+
+# What each kind of task must be held to.
+_RULES = {"low": "max_excess", "zero": "max_privleak", "high": "min_utility"}
+
+
+def certify(comparison: Comparison, policy: Policy, findings: Sequence[Finding]) -> Certificate:
+    """The certificate of a check that passed.
+
+    Raises:
+        OptionError: it did not pass, is of several checkpoints, or its policy leaves out a part of
+            what durable means: the excess of every forget task that was evaluated, PrivLeak where
+            it was measured, and utility, in full precision too.
+    """
+    if exit_status(findings) != 0:
+        raise OptionError("no certificate: the check did not pass")
+    if len(comparison.entries) != 1:
+        raise OptionError("a certificate is of one checkpoint; give its runs alone")
+    (entry,) = comparison.entries
+    if entry.full.result.imported is not None:
+        raise OptionError("no certificate from imported runs: their weights are not known")
+    results = (run.result.tasks.items() for run in entry.runs.values())
+    wants = {name: result.want for tasks in results for name, result in tasks}
+    needed = {"max_excess", "min_utility", *(_RULES[want] for want in wants.values())}
+    missing = sorted(needed - policy.rules)
+    if missing or FULL not in policy.precisions:
+        what = ", ".join(missing) or f"precision {FULL}"
+        raise OptionError(f"no certificate: durable needs {what} in the policy")
+    checked = {(finding.task, finding.rule.split()[0]) for finding in findings}
+    left = sorted(task for task, want in wants.items() if (task, _RULES[want]) not in checked)
+    if left:
+        raise OptionError(
+            f"no certificate: the policy's tasks leave out {one_line(left[0])}, which was evaluated"
+        )
+    checkpoint = entry.full.result.checkpoint
+    return Certificate(
+        checkpoint=checkpoint.path,
+        weights_sha256=checkpoint.weights_sha256,
+        tokenizer_sha256=checkpoint.tokenizer_sha256,
+        precisions=policy.precisions,
+        epsilon=policy.max_excess or 0.0,
+        policy=policy,
+        protocol=entry.full.result.protocol,
+        evidence=_evidence(comparison, entry, policy),
+        unlearnbench=__version__,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+
+
+def _evidence(comparison: Comparison, entry: Entry, policy: Policy) -> tuple[Evidence, ...]:
+    tasks = comparison.tasks(entry)
+    runs: list[tuple[str, LoadedRun]] = [("unlearned", entry.at(p)) for p in policy.precisions]
+    quantized = policy.precisions if policy.max_recovered is not None else (FULL,)
+    runs += [("target", comparison.target.at(p)) for p in quantized]
+    runs.append(("retrained", comparison.retrained.full))
+    return tuple(
+        Evidence.model_validate(
+            {
+                "role": role,
+                "weights_sha256": run.result.checkpoint.weights_sha256,
+                "precision": run.precision,
+                "task": task,
+                "version": run.task(task).version,
+                "records_sha256": run.task(task).records_sha256,
+            }
+        )
+        for role, run in runs
+        for task in tasks
+    )
+
+
+def read_certificate(path: Path) -> Certificate:
+    """Read a certificate.
+
+    Raises:
+        ResultError: it is none.
+    """
+    try:
+        return Certificate.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ResultError(f"{path} cannot be read ({error.strerror})") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ResultError(f"{path} is no certificate: {where}: {one_line(first['msg'])}") from None
+
+
+def verify_certificate(
+    certificate: Certificate, runs: Sequence[Path], target: Path, retrained: Path
+) -> list[Finding]:
+    """Check a certificate again: its evidence is these runs', and its policy holds on them.
+
+    Raises:
+        ResultError: it speaks of other weights or evidence; names the first difference.
+    """
+    comparison = open_check(runs, target, retrained, certificate.policy)
+    findings = check(comparison, certificate.policy)
+    if exit_status(findings) != 0:
+        return findings
+    again = certify(comparison, certificate.policy, findings)
+    for field in ("weights_sha256", "tokenizer_sha256", "protocol", "precisions", "epsilon"):
+        stated, found = getattr(certificate, field), getattr(again, field)
+        if stated != found:
+            raise ResultError(f"the certificate is not of these runs: {field} differs")
+    theirs, ours = ({_key(e): e for e in c.evidence} for c in (certificate, again))
+    for key in {**theirs, **ours}:
+        if theirs.get(key) != ours.get(key):
+            raise ResultError(
+                f"the certificate is not of these runs: the evidence of {one_line(' '.join(key))} "
+                "differs"
+            )
+    return findings
+
+
+def _key(evidence: Evidence) -> tuple[str, str, str]:
+    return evidence.role, evidence.precision, evidence.task
+
+
+def certificate_json(certificate: Certificate) -> str:
+    """As a file's content."""
+    content = certificate.model_dump(mode="json", exclude_none=True)
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"

@@ -1,0 +1,237 @@
+"""Runs side by side: which belong together, whether they may be compared, and the recovery rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from unlearnbench.errors import MetricError, OptionError, ResultError
+from unlearnbench.metrics.paired import CONFIDENCE, Ratio, Values, draw, ratio
+from unlearnbench.recovery.statistics import (
+    FULL,
+    UTILITY_FLOOR,
+    Cell,
+    RecoveryRow,
+    Scale,
+    Want,
+    excess,
+    generation_scores,
+    leak_scores,
+    mark_significant,
+    measure,
+    samples_needed,
+    verdict_of,
+)
+from unlearnbench.results import GenerationRecord, LikelihoodRecord
+from unlearnbench.runs.entries import (
+    Entry,
+    LoadedRun,
+    load_entries,
+    require_comparable,
+    require_same_precision,
+    same_run,
+)
+
+SEED = 0
+
+
+def family(task: str) -> str:
+    """What a task's name begins with; a retain task is the utility of its family's forget tasks."""
+    return task.split("_", 1)[0]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A task's value at one precision, its excess over the retrained model, and the utility."""
+
+    want: Want
+    n: int
+    value: Ratio
+    excess: Ratio
+    utility: Ratio | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Entries beside the target and the retrained model, shown to be comparable."""
+
+    entries: Sequence[Entry]
+    target: Entry
+    retrained: Entry
+    floor: float = UTILITY_FLOOR
+    confidence: float = CONFIDENCE
+
+    def tasks(self, entry: Entry) -> list[str]:
+        """The tasks that an entry's full-precision run holds, in name order."""
+        return sorted(entry.full.result.tasks)
+
+    def scale(self, task: str) -> Scale:
+        """How a task's scores become points."""
+        result = self.retrained.full.task(task)
+        retrained = self.scores(self.retrained.full, task)
+        if isinstance(self.retrained.full.records(task)[0], GenerationRecord):
+            return Scale(result.want, draw(len(retrained.values), SEED, confidence=self.confidence))
+        if float(retrained.values.mean()) <= 0:
+            raise MetricError(
+                f"{task}: the AUC of {self.retrained.full.path} is 0, so PrivLeak is not defined; "
+                "is that the retrained model?"
+            )
+        m, n = retrained.values.shape
+        return Scale(result.want, draw(m, SEED, n, self.confidence), retrained)
+
+    def scores(self, run: LoadedRun, task: str) -> Values:
+        """A run's scores of a task, one a sample or one a pair of texts."""
+        result, records = run.task(task), run.records(task)
+        texts = [r for r in records if isinstance(r, LikelihoodRecord)]
+        if not texts:
+            return generation_scores([r.score for r in records if isinstance(r, GenerationRecord)])
+        groups: dict[str, list[float]] = {}
+        for record in texts:
+            if result.attack is None or result.attack not in record.scores:
+                raise ResultError(f"{run.path}: {task}: {record.id} has no score of the attack")
+            groups.setdefault(record.split, []).append(record.scores[result.attack])
+        if len(groups) != 2:
+            raise ResultError(f"{run.path}: {task}: an AUC needs two splits, not {len(groups)}")
+        members, nonmembers = groups.values()
+        return leak_scores(members, nonmembers)
+
+    def cell(self, entry: Entry, task: str, precision: str) -> Cell:
+        """The scores behind one row.
+
+        Raises:
+            ResultError: a run or its records are missing or damaged.
+        """
+        scale = self.scale(task)
+        quantized = entry.at(precision)
+        return Cell(
+            scale,
+            full=self.scores(entry.full, task),
+            quantized=self.scores(quantized, task),
+            target=self.scores(self.target.at(precision), task),
+            target_full=self.scores(self.target.full, task),
+            retrained=self.scores(self.retrained.full, task),
+            same_as_retrained=same_run(quantized, self.retrained.full),
+        )
+
+    def utility(self, entry: Entry, task: str, precision: str) -> Ratio | None:
+        """Retained knowledge over the target's in full precision, for a task's family.
+
+        Raises:
+            MetricError: the target knows nothing that could be retained.
+        """
+        retain = self.retain_task(entry, task)
+        if retain is None:
+            return None
+        ours = self.scores(entry.at(precision), retain)
+        theirs = self.scores(self.target.full, retain)
+        if not theirs.values.any():
+            raise MetricError(f"{retain}: the target scores 0, so utility is not defined")
+        return ratio(ours, theirs, self.scale(retain).draws)
+
+    def retain_task(self, entry: Entry, task: str) -> str | None:
+        """The retain task of a task's family.
+
+        Raises:
+            OptionError: there is more than one.
+        """
+        # A board's incomplete entry may have no run in full precision.
+        run = entry.runs.get(FULL) or next(iter(entry.runs.values()))
+        retain = [t for t, r in run.result.tasks.items() if r.want == "high"]
+        related = [name for name in retain if family(name) == family(task)]
+        if len(related) > 1:
+            raise OptionError(f"{task}: more than one retain task: {', '.join(related)}")
+        return related[0] if related else None
+
+    def standing(self, entry: Entry, task: str, precision: str) -> Standing:
+        """How one task stands at one precision, full precision included.
+
+        Raises:
+            MetricError, ResultError: something is missing or not finite.
+        """
+        scale, run = self.scale(task), entry.at(precision)
+        values = self.scores(run, task)
+        retrained = self.scores(self.retrained.full, task)
+        same = same_run(run, self.retrained.full)
+        return Standing(
+            want=scale.want,
+            n=min(values.values.shape),
+            value=scale.value(values),
+            excess=excess(scale, values, retrained, same),
+            utility=self.utility(entry, task, precision),
+        )
+
+    def row(self, entry: Entry, task: str, precision: str) -> RecoveryRow:
+        """One row of the recovery table, before Holm's correction.
+
+        Raises:
+            MetricError, ResultError: something is missing or not finite.
+        """
+        cell = self.cell(entry, task, precision)
+        want, n = cell.scale.want, len(cell.full.values)
+        fields = measure(cell)
+        utility = self.utility(entry, task, precision)
+        if utility is not None:
+            fields |= {"utility": utility.value, "utility_ci": utility.ci}
+        fields["verdict"] = verdict_of(fields, want, self.floor)
+        if fields["verdict"] == "not decided":
+            fields["samples_needed"] = samples_needed(fields, n, want)
+        names = {"entry": entry.name, "task": task, "precision": precision, "want": want, "n": n}
+        return RecoveryRow.model_validate({**names, **fields})
+
+
+def open_comparison(
+    runs: Sequence[Path],
+    target: Path,
+    retrained: Path,
+    floor: float = UTILITY_FLOOR,
+    confidence: float = CONFIDENCE,
+) -> Comparison:
+    """Read everything and refuse what cannot be compared.
+
+    Raises:
+        OptionError: runs differ in protocol, task version, data, samples, tokenizer, or in how
+            they came to one precision.
+        ResultError: a run is missing or damaged.
+    """
+    entries = load_entries(runs)
+    found = Comparison(
+        entries, _one(target, "target"), _one(retrained, "retrained"), floor, confidence
+    )
+    base = found.retrained.full
+    wanted = sorted({task for entry in entries for task in found.tasks(entry)})
+    for entry in entries:
+        for run in entry.runs.values():
+            require_comparable(run, base, found.tasks(entry))
+            if run.precision in found.target.runs:
+                require_same_precision(run, found.target.at(run.precision))
+    for run in found.target.runs.values():
+        require_comparable(run, base, wanted)
+    return found
+
+
+def _one(path: Path, role: str) -> Entry:
+    entries = load_entries([path])
+    if len(entries) > 1:
+        names = ", ".join(entry.name for entry in entries)
+        raise OptionError(f"--{role} {path} holds several checkpoints: {names}; give one folder")
+    return entries[0]
+
+
+def compare(comparison: Comparison) -> list[RecoveryRow]:
+    """Every entry, task and quantized precision: the recovery table.
+
+    Raises:
+        OptionError: no entry has a quantized run.
+        MetricError, ResultError: something is missing or not finite.
+    """
+    rows = [
+        comparison.row(entry, task, precision)
+        for entry in comparison.entries
+        for precision in entry.runs
+        if precision != FULL
+        for task in comparison.tasks(entry)
+    ]
+    if not rows:
+        raise OptionError("there is nothing to compare: every run is in full precision")
+    return mark_significant(rows)

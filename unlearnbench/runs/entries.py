@@ -1,0 +1,230 @@
+"""Run folders as they are compared: read, grouped by checkpoint, and held against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from unlearnbench.errors import OptionError, ResultError, one_line
+from unlearnbench.recovery.statistics import FULL
+from unlearnbench.results import CalibrationData, Checkpoint, RunResult, SampleRecord, TaskResult
+from unlearnbench.runs.folder import ASIDE, RunFolder, read_run
+
+FULL_BITS = 16
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run folder's result; its records are read, and held against their hash, when asked for."""
+
+    path: Path
+    result: RunResult
+    given: Mapping[str, list[SampleRecord]] | None = None
+    """Records by task where they do not come from the folder."""
+
+    @property
+    def precision(self) -> str:
+        """The precision's full name."""
+        return self.result.precision.name
+
+    def task(self, name: str) -> TaskResult:
+        """A task's result.
+
+        Raises:
+            ResultError: the run has no such task.
+        """
+        if name not in self.result.tasks:
+            raise ResultError(f"{self.path} has no {one_line(name)}; evaluate it first")
+        return self.result.tasks[name]
+
+    @cached_property
+    def _records(self) -> dict[str, list[SampleRecord]]:
+        return {}
+
+    def records(self, name: str) -> list[SampleRecord]:
+        """A task's records.
+
+        Raises:
+            ResultError: they are missing, changed, or not as many as the run says.
+        """
+        if name not in self._records:
+            found = self._read(name)
+            kinds = {(type(record), record.task) for record in found}
+            if [task for _, task in kinds] != [name]:
+                raise ResultError(
+                    f"{self.path}: {one_line(name)}: no records, or of more than one kind or task"
+                )
+            self._records[name] = found
+        return self._records[name]
+
+    def _read(self, name: str) -> list[SampleRecord]:
+        sha256 = self.task(name).records_sha256
+        if self.given is None:
+            return RunFolder(self.path).read_records(name, sha256)
+        return self.given.get(name, [])
+
+
+def _base_name(checkpoint: Checkpoint) -> str:
+    if checkpoint.format == "imported":  # whose names nest, as in ga/step=102
+        return checkpoint.path
+    return checkpoint.path.rstrip("/").rsplit("/", 1)[-1] or "model"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One checkpoint's runs, by precision."""
+
+    name: str
+    runs: Mapping[str, LoadedRun]
+
+    @property
+    def full(self) -> LoadedRun:
+        """The run in full precision.
+
+        Raises:
+            ResultError: there is none, or the checkpoint was quantized already.
+        """
+        run = self.at(FULL)
+        bits = run.result.precision.bits
+        if bits is not None and bits < FULL_BITS:
+            raise ResultError(
+                f"{run.path} is no run in full precision: its checkpoint is quantized already "
+                f"({one_line(run.result.precision.scheme, 80)}); evaluate the unquantized one"
+            )
+        return run
+
+    def at(self, precision: str) -> LoadedRun:
+        """The run at a precision.
+
+        Raises:
+            ResultError: there is none.
+        """
+        if precision not in self.runs:
+            have = ", ".join(self.runs)
+            raise ResultError(f"{self.name} has no run at {precision}, only at {have}; make one")
+        return self.runs[precision]
+
+
+def load_entries(paths: Sequence[Path]) -> list[Entry]:
+    """Read run folders, and all runs below other folders, and group them by checkpoint.
+
+    Raises:
+        OptionError: no run is there, or two of one checkpoint and precision.
+        ResultError: a run is damaged.
+    """
+    groups: dict[str, dict[str, LoadedRun]] = {}
+    for folder in dict.fromkeys(found for path in paths for found in _run_folders(path)):
+        run = LoadedRun(folder, read_run(folder))
+        runs = groups.setdefault(identity(run.result), {})
+        if run.precision in runs:
+            raise OptionError(
+                f"{folder} and {runs[run.precision].path} are both runs of one checkpoint at "
+                f"{run.precision}; give one of them"
+            )
+        runs[run.precision] = run
+    return _named(list(groups.values()))
+
+
+def _run_folders(path: Path) -> list[Path]:
+    if (path / "run.json").is_file():
+        return [path]
+    below = path.rglob("run.json") if path.is_dir() else ()
+    files = [file for file in below if file.is_file()]  # a pipe would never end
+    # What --fresh set aside is no run to compare; one that is given itself is.
+    found = sorted(f.parent for f in files if ASIDE not in f.relative_to(path).parts)
+    if not found:
+        raise OptionError(f"{path}: no run.json there or below; give a run folder")
+    return found
+
+
+def identity(result: RunResult) -> str:
+    """What makes two runs runs of one checkpoint."""
+    checkpoint = result.checkpoint
+    if checkpoint.format == "imported":  # its weights are not known, only whose results they are
+        return f"imported {checkpoint.path}"
+    return f"{checkpoint.weights_sha256} {checkpoint.tokenizer_sha256} {checkpoint.adapter}"
+
+
+def _named(groups: Sequence[Mapping[str, LoadedRun]]) -> list[Entry]:
+    """Entries called by their checkpoint's base name, with 8 digits of its hash where needed."""
+    checkpoints = [next(iter(runs.values())).result.checkpoint for runs in groups]
+    bases = [_base_name(checkpoint) for checkpoint in checkpoints]
+    return [
+        Entry(base if bases.count(base) == 1 else f"{base}-{c.weights_sha256[:8]}", runs)
+        for base, c, runs in zip(bases, checkpoints, groups, strict=True)
+    ]
+
+
+def same_run(run: LoadedRun, other: LoadedRun) -> bool:
+    """Whether two runs are of one checkpoint at one precision."""
+    same = identity(run.result) == identity(other.result)
+    return same and run.precision == other.precision
+
+
+def require_comparable(run: LoadedRun, base: LoadedRun, tasks: Sequence[str]) -> None:
+    """Show that two runs measured the same thing.
+
+    Raises:
+        OptionError: they differ in protocol, tokenizer, or a task's version, data or samples.
+        ResultError: a task or its records are missing or damaged.
+    """
+    _same(run, base, "protocol", run.result.protocol, base.result.protocol)
+    for name in ("gen_kwargs", "chat_template_sha256", "backend", "truncate_left"):
+        mine, other = (getattr(r.result.settings, name) for r in (run, base))
+        _same(run, base, name.removesuffix("_sha256"), mine, other)
+    ours, theirs = run.result.checkpoint, base.result.checkpoint
+    _same(run, base, "tokenizer", ours.tokenizer_sha256[:12], theirs.tokenizer_sha256[:12])
+    for name in tasks:
+        mine, other = run.task(name), base.task(name)
+        for what in ("version", "metric", "want", "attack"):
+            _same(run, base, f"{name}: {what}", getattr(mine, what), getattr(other, what))
+        _same_data(run, base, name)
+        _same(run, base, f"{name}: definition", mine.task_sha256[:12], other.task_sha256[:12])
+        _same_samples(run, base, name)
+
+
+def require_same_precision(run: LoadedRun, base: LoadedRun) -> None:
+    """Show that two runs at one precision went through the same quantization. (Their kernels may
+    differ: the weights are the same.)
+
+    Raises:
+        OptionError: they differ in scheme, in an option, or in the calibration texts.
+    """
+    ours, theirs = run.result.precision, base.result.precision
+    _same(run, base, f"{run.precision}: scheme", ours.scheme, theirs.scheme)
+    _same(run, base, f"{run.precision}: options", ours.options, theirs.options)
+    for field in CalibrationData.model_fields:
+        mine, other = (getattr(p.calibration, field, "none") for p in (ours, theirs))
+        _same(run, base, f"{run.precision}: calibration {field}", mine, other)
+
+
+def _same(run: LoadedRun, base: LoadedRun, what: str, ours: object, theirs: object) -> None:
+    if ours != theirs:
+        raise OptionError(
+            f"{run.path} cannot be compared with {base.path}: {what} differs: "
+            f"{one_line(ours, 80)} and {one_line(theirs, 80)}"
+        )
+
+
+def _same_data(run: LoadedRun, base: LoadedRun, name: str) -> None:
+    ours = {part.split: part.sha256 for part in run.task(name).data}
+    theirs = {part.split: part.sha256 for part in base.task(name).data}
+    for split in {**ours, **theirs}:
+        mine, other = ours.get(split, "none")[:12], theirs.get(split, "none")[:12]
+        _same(run, base, f"{name}: data hash of split {one_line(split, 80)}", mine, other)
+
+
+def _same_samples(run: LoadedRun, base: LoadedRun, name: str) -> None:
+    ours, theirs = run.records(name), base.records(name)
+    _same(run, base, f"{name}: sample set: number of records", len(ours), len(theirs))
+    for a, b in zip(ours, theirs, strict=True):
+        _same(run, base, f"{name}: sample set", a.id, b.id)
+        _same(run, base, f"{name}: {a.id}: kind", type(a).__name__, type(b).__name__)
+        for field in ("prompt", "target", "split"):
+            if getattr(a, field, None) != getattr(b, field, None):
+                raise OptionError(
+                    f"{run.path} cannot be compared with {base.path}: {name}: sample set: the "
+                    f"{field} of {one_line(a.id, 80)} differs"
+                )

@@ -1,0 +1,287 @@
+"""A run folder on disk, ``OUT/<model>/<precision>/``: ``run.json``, ``samples/<task>.jsonl``, and
+``partial/<task>.jsonl`` while a task is under way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import re
+import tempfile
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from unlearnbench.errors import OutputError, ResultError, one_line
+from unlearnbench.results import (
+    FORMAT_VERSION,
+    RECORD_ADAPTER,
+    Checkpoint,
+    Precision,
+    RunResult,
+    SampleRecord,
+    Settings,
+)
+from unlearnbench.util.files import remove_leftovers, saying_why, write_whole
+from unlearnbench.util.lock import LOCK_FILES
+
+# Beside the run folders: what --fresh set aside. Nothing looks for runs in there.
+ASIDE = ".old"
+
+
+def model_folder_name(checkpoint: Checkpoint) -> str:
+    """The checkpoint's base name and 8 hex digits of its weights' hash, safe as a folder name."""
+    base = checkpoint.path.rstrip("/").rsplit("/", 1)[-1]
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", base).strip("._-")[:80] or "model"
+    return f"{safe}-{checkpoint.weights_sha256[:8]}"
+
+
+def require_writable(folder: Path) -> None:
+    """Make ``folder`` and prove that a file can be written there, before any work is done.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"output folder {folder} is not writable ({error.strerror}); use another --output"
+        ) from None
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Reads and writes one run folder. Files appear whole or not at all."""
+
+    path: Path
+
+    @property
+    def run_file(self) -> Path:
+        """Where the result is."""
+        return self.path / "run.json"
+
+    def samples_file(self, task: str) -> Path:
+        """Where a task's records are.
+
+        Raises:
+            ResultError: the name, which may be a stranger's, leads elsewhere.
+        """
+        if not task or task.startswith(".") or set(task) & set("/\\\0\n"):
+            raise ResultError(f"{self.path}: {one_line(task, 80)!r} is no task's name")
+        return self.path / "samples" / f"{task}.jsonl"
+
+    def journal_file(self, task: str) -> Path:
+        """Where a task's answers are until it is complete."""
+        return self.path / "partial" / f"{task}.jsonl"
+
+    def require_folder(self) -> None:
+        """Raise ResultError where something else is in the folder's place."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ResultError(f"{self.path} is in the way: no folder; use another --output")
+
+    def set_aside(self) -> Path | None:
+        """Move the folder to ``.old/<precision>-<n>`` beside it; returns where, None if there was
+        nothing in it. The folder is gone then, and its lock with it.
+
+        Raises:
+            OutputError: it cannot be moved.
+        """
+        if not self.path.is_dir() or {p.name for p in self.path.iterdir()} <= {*LOCK_FILES}:
+            return None
+        aside = self.path.parent / ASIDE
+        n = 1
+        while (aside / f"{self.path.name}-{n}").exists():
+            n += 1
+        with saying_why(aside):
+            aside.mkdir(exist_ok=True)
+            moved = self.path.rename(aside / f"{self.path.name}-{n}")
+        for name in LOCK_FILES:
+            with contextlib.suppress(OSError):
+                (moved / name).unlink()
+        return moved
+
+    def clean(self, finished: Collection[str]) -> None:
+        """Remove what killed processes left: files that are not whole, and the journals of tasks
+        that are ``finished``. Only under the folder's lock.
+        """
+        for folder in (self.path, self.path / "samples"):
+            remove_leftovers(folder)
+        with contextlib.suppress(OSError):
+            for task in finished:
+                self.journal_file(task).unlink(missing_ok=True)
+            self.journal_file("").parent.rmdir()  # fails where a task is under way
+
+    def read(self) -> RunResult | None:
+        """The result that is already here, or None for a new folder.
+
+        Raises:
+            ResultError: there is one, and it cannot be read.
+        """
+        self.require_folder()
+        if not self.run_file.exists():
+            return None
+        try:
+            return read_run(self.path)
+        except ResultError as error:
+            raise ResultError(f"{error}; remove {self.path} to evaluate again") from None
+
+    def check_settings(
+        self, found: RunResult, asked: Settings, checkpoint: Checkpoint, precision: Precision
+    ) -> None:
+        """Refuse to mix runs that cannot be compared in one folder.
+
+        Raises:
+            ResultError: a setting differs; names it with both values.
+        """
+        there = describe_configuration(found.checkpoint, found.settings, found.precision)
+        here = describe_configuration(checkpoint, asked, precision)
+        differences = [
+            f"{key} is {there.get(key, 'absent')} there and {here.get(key, 'absent')} here"
+            for key in sorted({**there, **here})
+            if there.get(key) != here.get(key)
+        ]
+        if differences:
+            raise ResultError(
+                f"{self.path} holds a run of another configuration: {'; '.join(differences)}; "
+                "use another --output, or the same options"
+            )
+
+    def write_run(self, result: RunResult) -> None:
+        """Write ``run.json``, replacing an earlier one in one step."""
+        # Not pydantic's own JSON: it cannot write a path that is no valid Unicode.
+        text = json.dumps(result.model_dump(exclude_none=True), indent=2, allow_nan=False)
+        self._write(self.run_file, text.encode("ascii") + b"\n")
+
+    def write_records(self, task: str, records: Sequence[SampleRecord]) -> str:
+        """Write a task's records in the order given and return the file's SHA-256."""
+        content = encode_records(records)
+        self._write(self.samples_file(task), content)
+        return hashlib.sha256(content).hexdigest()
+
+    def read_records(self, task: str, sha256: str) -> list[SampleRecord]:
+        """Read a task's records and check them against the hash in ``run.json``.
+
+        Raises:
+            ResultError: the file is missing, changed or malformed.
+        """
+        path = self.samples_file(task)
+        try:
+            if path.exists() and not path.is_file():
+                raise ResultError(f"{path} is no regular file")  # a pipe would never end
+            content = path.read_bytes()
+        except OSError as error:
+            raise ResultError(
+                f"{path} cannot be read ({error.strerror}); remove {self.path} to evaluate again"
+            ) from None
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise ResultError(
+                f"{path} is not the file that run.json names (its hash differs); "
+                f"remove {self.path} to evaluate again"
+            )
+        lines = content.split(b"\n")
+        return [_parse_record(path, i, line) for i, line in enumerate(lines) if line]
+
+    def write_file(self, path: Path, content: bytes) -> None:
+        """Write a file of the run folder whole. Raises: ResultError where it cannot be written."""
+        self._write(path, content)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        with saying_why(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, content)
+
+
+def encode_records(records: Sequence[SampleRecord]) -> bytes:
+    """A samples file's content."""
+    import jsonlines
+
+    buffer = io.StringIO()
+    # json.dumps escapes all but ASCII: no odd line separator, and lone surrogates survive.
+    with jsonlines.Writer(buffer, dumps=json.dumps) as writer:
+        for record in records:
+            writer.write(record.model_dump(exclude_none=True))
+    return buffer.getvalue().encode("ascii")
+
+
+def describe_configuration(
+    checkpoint: Checkpoint, settings: Settings, precision: Precision
+) -> dict[str, object]:
+    """What a run folder holds one of, by name; hashes by their first 12 digits."""
+    flat: dict[str, object] = settings.model_dump(exclude_none=True)
+    flat["precision"] = precision.name
+    flat["scheme"] = precision.scheme
+    flat |= {f"option {key}": value for key, value in precision.options.items()}
+    if precision.kernel is not None:
+        flat["quant-kernel"] = precision.kernel
+    if precision.calibration is not None:
+        for key, value in precision.calibration.model_dump().items():
+            flat[f"calibration {key}"] = value[:12] if key == "sha256" else value
+    flat["weights"] = checkpoint.weights_sha256[:12]
+    flat["tokenizer"] = checkpoint.tokenizer_sha256[:12]
+    flat["config"] = (checkpoint.config_sha256 or "none")[:12]
+    flat["adapter"] = checkpoint.adapter or "none"
+    return flat
+
+
+def _parse_record(path: Path, index: int, line: bytes) -> SampleRecord:
+    try:
+        # json, not pydantic's parser, which refuses lone surrogates.
+        return RECORD_ADAPTER.validate_python(json.loads(line))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ResultError(f"{path}:{index + 1}: no valid record: {one_line(error)}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ResultError(
+            f"{path}:{index + 1}: no valid record: {one_line(first['msg'])}"
+        ) from None
+
+
+def _find_null(value: object, where: str = "") -> str | None:
+    """The dotted place of a null below ``value``."""
+    if value is None:
+        return where
+    inside: dict[Any, object] = {}
+    if isinstance(value, (dict, list)):
+        inside = value if isinstance(value, dict) else dict(enumerate(value))
+    for key, inner in inside.items():
+        found = _find_null(inner, f"{where}.{key}" if where else str(key))
+        if found is not None:
+            return found
+    return None
+
+
+def read_run(folder: Path) -> RunResult:
+    """Read and check ``run.json`` of a run folder.
+
+    Raises:
+        ResultError: it is missing, damaged or of a format that this version does not know.
+    """
+    path = folder / "run.json"
+    try:
+        content = json.loads(path.read_bytes())
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if version != FORMAT_VERSION:
+            raise ResultError(
+                f"{path} has format_version {version!r}; this version of unlearnbench reads "
+                f"{FORMAT_VERSION}"
+            )
+        empty = _find_null(content)
+        if empty is not None:
+            raise ResultError(f"{path}: {empty}: null; what was not measured is absent")
+        return RunResult.model_validate(content)
+    except OSError as error:
+        raise ResultError(f"{path} cannot be read ({error.strerror})") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ResultError(f"{path}: {where}: {one_line(first['msg'])}") from None
+    except (ValueError, RecursionError) as error:
+        raise ResultError(f"{path} is no valid JSON: {one_line(error)}") from None

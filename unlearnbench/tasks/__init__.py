@@ -1,0 +1,1 @@
+"""Tasks: files, rows and samples."""

@@ -1,0 +1,120 @@
+"""What lm-eval's habits change in our tasks: decoding (``--gen-kwargs``) and prompts
+(``--apply-chat-template``). Both are settings of a run, so runs with and without never mix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from unlearnbench.errors import CheckpointError, OptionError, one_line
+from unlearnbench.tasks.samples import Plan
+from unlearnbench.tasks.spec import GenerationOptions, GenerationTask
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def gen_kwargs_text(given: Mapping[str, object]) -> str | None:
+    """What a run records of ``--gen-kwargs``; None where there are none."""
+    return json.dumps(dict(given), sort_keys=True) if given else None
+
+
+def override_decoding(plans: Sequence[Plan], given: Mapping[str, object]) -> list[Plan]:
+    """Put ``given`` in place of the generation tasks' own decoding, under every protocol.
+
+    The task's definition, and so its hash, changes with it.
+
+    Raises:
+        OptionError: an option that our decoding has not, or a value that makes no sense.
+    """
+    if not given:
+        return list(plans)
+    _require_known(given)
+    return [
+        replace(plan, spec=_decoding(plan.spec, given))
+        if isinstance(plan.spec, GenerationTask)
+        else plan
+        for plan in plans
+    ]
+
+
+def _require_known(given: Mapping[str, object]) -> None:
+    for key in given:
+        if key not in GenerationOptions.model_fields:
+            raise OptionError(
+                f"--gen-kwargs: our tasks' decoding has no {one_line(key, 60)}; it has "
+                f"{', '.join(GenerationOptions.model_fields)}"
+            )
+    if given.get("temperature") and given.get("do_sample") is not True:
+        raise OptionError(
+            "--gen-kwargs: temperature needs do_sample=True; without it, it is greedy"
+        )
+
+
+def _decoding(spec: GenerationTask, given: Mapping[str, object]) -> GenerationTask:
+    values = {k: v for k, v in given.items() if k != "temperature" or v}  # 0 is greedy, in lm-eval
+    if isinstance(values.get("until"), str):
+        values["until"] = [values["until"]]
+    if isinstance(values.get("temperature"), int):
+        values["temperature"] = float(str(values["temperature"]))
+    try:
+        options = GenerationOptions.model_validate(
+            {**spec.generation_kwargs.model_dump(), **values}
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise OptionError(f"--gen-kwargs: {where}: {one_line(first['msg'], 200)}") from None
+    return spec.model_copy(update={"generation_kwargs": options, "protocol_overrides": {}})
+
+
+def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of the tokenizer's chat template.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    template: Any = tokenizer.chat_template
+    if not template:
+        raise CheckpointError(
+            "--apply-chat-template: the checkpoint's tokenizer has no chat template"
+        )
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+
+def chat_plans(plans: Sequence[Plan], tokenizer: PreTrainedTokenizerBase) -> list[Plan]:
+    """Each prompt of a generation task as one turn of the user's, and the model's turn begun.
+
+    Where the tokenizer puts its begin token before every text anyway, the template's own is left
+    out, so that there is one. Texts that are only scored stay as they are.
+
+    Raises:
+        CheckpointError: the template fails.
+    """
+    return [
+        replace(
+            plan,
+            samples=tuple(replace(s, text=_render(s.text, tokenizer)) for s in plan.samples),
+        )
+        if isinstance(plan.spec, GenerationTask)
+        else plan
+        for plan in plans
+    ]
+
+
+def _render(prompt: str, tokenizer: Any) -> str:
+    turn = [{"role": "user", "content": prompt}]
+    try:
+        text = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template is a stranger's program
+        raise CheckpointError(f"the chat template fails: {one_line(error, 200)}") from None
+    begin = tokenizer.bos_token
+    adds = begin and list(tokenizer("")["input_ids"])[:1] == [tokenizer.bos_token_id]
+    return text.removeprefix(begin) if adds else text

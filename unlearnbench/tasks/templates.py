@@ -1,0 +1,214 @@
+"""Templates of task files: Jinja that fills in fields, with bounded time and memory.
+
+A task file may be a stranger's, and Jinja's sandbox alone lets ``{{ 'a' * 10**10 }}`` take all the
+memory there is. Two bounds, both by counting and so the same on every machine and thread:
+
+- What a template may hold is listed here: fields, texts, conditions, comparisons, sums, a few
+  filters and methods of texts. No loop, no assignment, no macro, no call of anything else.
+- Everything that enters or leaves an operation counts against a budget of characters, and what
+  would grow (``replace``, ``join``, ``upper``) is counted before it is made.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from functools import lru_cache, wraps
+from typing import Any
+
+from jinja2 import StrictUndefined, Template, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.filters import FILTERS
+from jinja2.meta import find_undeclared_variables
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+LONGEST = 2**24
+"""Characters that filling one template may read and write; no prompt in use has a tenth of it."""
+_SOURCE, _NODES = 2**15, 2**10
+
+_left: ContextVar[int] = ContextVar("characters left")
+
+
+def _charge(count: int) -> None:
+    left = _left.get() - count
+    if left < 0:
+        raise SecurityError(f"it handles more than {LONGEST:,} characters")
+    _left.set(left)
+
+
+def _replace(text: object, old: object, new: object, count: object = None) -> str:
+    found, shape, put = str(text), str(old), str(new)
+    times = found.count(shape)
+    if isinstance(count, int) and 0 <= count < times:
+        times = count
+    _charge(len(found) + times * len(put))
+    return found.replace(shape, put, times)
+
+
+def _join(parts: Any, between: object = "") -> str:
+    texts = [str(part) for part in parts]
+    _charge(sum(map(len, texts)) + len(texts) * len(str(between)))
+    return str(between).join(texts)
+
+
+# Jinja's own filters that give no more than they take.
+_FILTERS = (
+    *(
+        "trim",
+        "lower",
+        "upper",
+        "capitalize",
+        "title",
+        "first",
+        "last",
+        "length",
+        "count",
+        "default",
+        "d",
+    ),
+    *("int", "float", "round", "abs", "string"),
+)
+_METHODS = frozenset(
+    {
+        *("strip", "lstrip", "rstrip", "lower", "upper", "title", "capitalize", "replace"),
+        *("split", "rsplit", "splitlines", "startswith", "endswith", "removeprefix"),
+        *("removesuffix", "find", "rfind", "count", "isdigit", "isupper", "islower", "join"),
+    }
+)
+_TESTS = frozenset(
+    {
+        *("defined", "undefined", "none", "string", "number", "integer", "float", "boolean"),
+        *("true", "false", "odd", "even", "eq", "ne", "lt", "le", "gt", "ge", "in", "equalto"),
+        *("upper", "lower", "==", "!=", "<", "<=", ">", ">="),
+    }
+)
+_ALLOWED: tuple[type[nodes.Node], ...] = (
+    *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.If, nodes.CondExpr, nodes.Name),
+    *(nodes.Const, nodes.Getattr, nodes.Getitem, nodes.Slice, nodes.Call, nodes.Filter),
+    *(nodes.Test, nodes.Concat, nodes.Add, nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv),
+    *(nodes.Mod, nodes.Neg, nodes.Pos, nodes.Not, nodes.And, nodes.Or, nodes.Compare),
+    *(nodes.Operand, nodes.Tuple, nodes.List, nodes.Keyword),
+)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Counts sums as they are made; has no product, remainder or method that could grow a text."""
+
+    intercepted_binops = frozenset({"+", "*", "%"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        texts = [part for part in (left, right) if not isinstance(part, (int, float))]
+        if texts and operator != "+":
+            raise SecurityError(f"{operator} of a text is unsafe")
+        if operator == "+" and all(isinstance(part, (str, list, tuple)) for part in texts):
+            _charge(sum(len(part) for part in texts))
+        return super().call_binop(context, operator, left, right)
+
+    def call(self, _context: Any, _method: Any, /, *given: Any, **named: Any) -> Any:
+        text = getattr(_method, "__self__", None)
+        name = getattr(_method, "__name__", "")
+        if not isinstance(text, str) or name not in _METHODS:
+            raise SecurityError("a call of anything but a text's own method is unsafe")
+        if name in _GROWING:
+            return _GROWING[name](text, *given, **named)
+        # A list of parts takes more memory than the text did; a capital up to three characters.
+        _charge((8 if "split" in name else 3) * len(text))
+        return super().call(_context, _method, *given, **named)
+
+
+_GROWING: dict[str, Callable[..., str]] = {
+    "replace": _replace,
+    "join": lambda between, parts: _join(parts, between),
+}
+
+
+def _counted(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)  # keeps Jinja's marks on it
+    def run(*given: Any, **named: Any) -> Any:
+        _charge(3 * sum(len(part) for part in given if isinstance(part, (str, list, tuple))))
+        return function(*given, **named)
+
+    return run
+
+
+def _environment() -> _Environment:
+    # keep_trailing_newline and StrictUndefined as in lm-eval: a template means the same in both.
+    made = _Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    made.globals.clear()
+    made.filters = {name: _counted(made.filters[name]) for name in _FILTERS}
+    made.filters |= {"replace": _replace, "join": _join}
+    made.tests = {name: made.tests[name] for name in _TESTS}
+    return made
+
+
+_ENVIRONMENT = _environment()
+
+
+def _parts(tree: nodes.Node) -> Iterator[nodes.Node]:
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        yield node
+        todo += node.iter_child_nodes()
+
+
+def _check(tree: nodes.Template) -> None:
+    called: set[int] = set()
+    for count, node in enumerate(_parts(tree)):
+        if count > _NODES:
+            raise SecurityError(f"it has more than {_NODES} parts")
+        if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr):
+            called.add(id(node.node))
+        what = _unsafe(node, id(node) in called)
+        if what is not None:
+            raise SecurityError(f"{what} is unsafe in a template")
+
+
+def _unsafe(node: nodes.Node, called: bool) -> str | None:
+    """What no task's template may hold; parents come before their children."""
+    if not isinstance(node, _ALLOWED):
+        return type(node).__name__.lower()
+    if isinstance(node, nodes.Filter) and node.name in FILTERS:
+        return None if node.name in _ENVIRONMENT.filters else f"filter {node.name!r}"
+    if isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const):
+        key = node.arg.value  # Jinja looks for an attribute of that name too
+        return f"attribute {key!r}" if isinstance(key, str) and hasattr(str, key) else None
+    if isinstance(node, nodes.Getattr):
+        # A method that is not called would print its address.
+        safe = node.attr in _METHODS if called else not hasattr(str, node.attr)
+        private = node.attr.startswith("_")
+        return f"attribute {node.attr!r}" if private or not safe else None
+    return None
+
+
+@lru_cache(maxsize=256)
+def compile_template(source: str) -> tuple[Template, Mapping[str, int]]:
+    """The template, and how often it names each field.
+
+    Raises:
+        jinja2.TemplateError: it is none, or holds what no task's template may.
+    """
+    if len(source) > _SOURCE:
+        raise SecurityError(f"it is longer than {_SOURCE} characters")
+    tree = _ENVIRONMENT.parse(source)
+    _check(tree)
+    used = find_undeclared_variables(tree)
+    names = Counter(node.name for node in _parts(tree) if isinstance(node, nodes.Name))
+    return _ENVIRONMENT.from_string(source), {name: names[name] for name in used}
+
+
+def fill_template(source: str, fields: Mapping[str, object]) -> str:
+    """Fill a template in.
+
+    Raises:
+        jinja2.TemplateError: it is none, or would take more than a prompt may.
+        Exception: whatever else an operation on these fields raises.
+    """
+    template, used = compile_template(source)
+    token = _left.set(LONGEST)
+    try:
+        _charge(sum(n * len(str(fields.get(name, ""))) for name, n in used.items()))
+        return template.render(fields)
+    finally:
+        _left.reset(token)
