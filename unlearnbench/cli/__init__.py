@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unlearnbench import __version__
+from unlearnbench.util.version import __version__
 from unlearnbench.cli import check as cli_check
 from unlearnbench.cli import compare as cli_compare
 from unlearnbench.cli import demo as cli_demo

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from unlearnbench import __version__
+from unlearnbench.util.version import __version__
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.recovery.compare import Comparison
 from unlearnbench.recovery.policy import Finding, Policy, check, exit_status, open_check

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from unlearnbench import __version__
+from unlearnbench.util.version import __version__
 from unlearnbench.results import Environment
 
 # Whatever can move a number.

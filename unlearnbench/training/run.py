@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from unlearnbench import __version__
+from unlearnbench.util.version import __version__
 from unlearnbench.checkpoints.source import LoadOptions, Source, open_source
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
