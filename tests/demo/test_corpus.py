@@ -11,8 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from unlearnbench.demo import corpus
-from unlearnbench.demo.corpus import QA, Story
-from unlearnbench.demo.stories import FAMILIES, Family
+from unlearnbench.demo.corpus import QA, Family, Story, read_families
 
 DATA = Path(corpus.__file__).parent / "data"
 ROWS = {
@@ -22,6 +21,7 @@ ROWS = {
     "knowmem/forget_qa": 48, "knowmem/retain_qa": 120,
     "knowmem/forget_qa_icl": 4, "knowmem/retain_qa_icl": 4,
 }  # fmt: skip
+FAMILIES = read_families()
 QA_FILES = [name for name in ROWS if name.startswith("knowmem/")]
 SPLITS = ("forget", "retain", "holdout")
 STORIES = corpus.build(0)
