@@ -10,10 +10,11 @@ from statistics import median
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from unlearnbench.demo import corpus
-from unlearnbench.demo.corpus import QA, Family, Story, read_families
+from tests.demo import corpus
+from tests.demo.corpus import QA, Family, Story, read_families
+from unlearnbench.tasks.rows import PACKAGE_DATA
 
-DATA = Path(corpus.__file__).parent / "data"
+DATA = PACKAGE_DATA
 ROWS = {
     "raw/forget": 16, "raw/retain": 40, "raw/holdout": 16,
     "privleak/forget": 16, "privleak/retain": 16, "privleak/holdout": 16,

@@ -1,6 +1,6 @@
 """Write the demo corpus: short invented news stories, laid out as MUSE lays out its data sets.
 
-`python -m unlearnbench.demo.corpus --out DIR` writes `<subset>/<split>.jsonl` files below
+`python -m tests.demo.corpus --out DIR` writes `<subset>/<split>.jsonl` files below
 `DIR/unlearnbench/demo`. The data shipped in the package is its output for seed 0, with
 `unlearnbench/demo/data` as DIR.
 
