@@ -10,13 +10,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from unlearnbench import __version__
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.recovery.compare import Comparison
 from unlearnbench.recovery.policy import Finding, Policy, check, exit_status, open_check
 from unlearnbench.recovery.statistics import FULL
 from unlearnbench.runs.entries import Entry, LoadedRun
 from unlearnbench.util.files import as_model, read_json
+from unlearnbench.util.version import __version__
 
 
 class _File(BaseModel):
