@@ -14,7 +14,7 @@ from unlearnbench import __version__
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.recovery.compare import Comparison
 from unlearnbench.recovery.policy import Finding, Policy, check, exit_status, open_check
-from unlearnbench.recovery.statistics import FULL
+from unlearnbench.results import FULL
 from unlearnbench.runs.entries import Entry, LoadedRun
 
 
