@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.recovery.compare import Comparison
 from unlearnbench.recovery.policy import Finding, Policy, check, exit_status, open_check
-from unlearnbench.recovery.statistics import FULL
+from unlearnbench.results import FULL
 from unlearnbench.runs.entries import Entry, LoadedRun
 from unlearnbench.util.files import as_model, read_json
 from unlearnbench.util.version import __version__
