@@ -14,7 +14,7 @@ from typing import Literal
 
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import find_method
-from unlearnbench.recovery.statistics import FULL
+from unlearnbench.results import FULL
 from unlearnbench.training.options import SelectorOptions, TrainOptions
 
 ENDS = ("target", "retrained")

@@ -25,7 +25,6 @@ _PACKAGES = (
     "peft",
     "rouge-score",
     "safetensors",
-    "scikit-learn",
     "scipy",
     "tokenizers",
     "torch",
