@@ -1,0 +1,101 @@
+"""The plan of the package holds: its limits, its layers, and tests that mirror it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.structure import PACKAGE, ROOT, modules, text_figures, trip_figure
+
+# Folders of tests that go across the rooms; every other one mirrors a room.
+ACROSS = {"benchmarks", "contracts", "durability", "e2e", "golden", "hostile"}
+
+
+@pytest.mark.parametrize("figure", text_figures(), ids=lambda figure: figure.name)
+def test_the_plan_keeps_its_limits(figure: object) -> None:
+    assert "TOO MUCH" not in str(figure), str(figure)
+
+
+def test_the_plain_request_passes_through_few_files() -> None:
+    figure = trip_figure()
+    assert 15 < figure.value <= figure.limit
+
+
+def lint(folder: Path) -> subprocess.CompletedProcess[str]:
+    program = Path(sys.executable).with_name("lint-imports")
+    return subprocess.run(
+        [str(program), "--no-cache", "--config", str(ROOT / "pyproject.toml")],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "words"),
+    [
+        ("util/text.py", "from unlearnbench.cli import main", "util is not allowed to import"),
+        (
+            "methods/base.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n"
+            "    from unlearnbench.training import options",
+            "methods is not allowed to import unlearnbench.training",
+        ),
+        (
+            "models/base.py",
+            "def late():\n    from unlearnbench.conditions import load",
+            "models is not allowed to import unlearnbench.conditions",
+        ),
+    ],
+)
+def test_a_forbidden_import_breaks_the_contract(
+    tmp_path: Path, module: str, line: str, words: str
+) -> None:
+    """Also one for types only, and one inside a function."""
+    copy = shutil.copytree(
+        PACKAGE, tmp_path / "unlearnbench", ignore=shutil.ignore_patterns("__pycache__", "data")
+    )
+    path = copy / module
+    path.write_text(f"{path.read_text(encoding='utf-8')}\n\n{line}\n", encoding="utf-8")
+    done = lint(tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert words in " ".join(done.stdout.split())
+
+
+def test_the_contract_holds() -> None:
+    done = lint(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_two_classes_have_one_name() -> None:
+    import ast
+
+    places: dict[str, list[str]] = {}
+    for name, path in modules().items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name)
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
+def test_every_test_file_names_a_module() -> None:
+    """``tests/<path>/test_<name>.py``, or ``test_<name>_<aspect>.py`` where one file would be too
+    long, tests ``unlearnbench/<path>/<name>.py``.
+    """
+    strays = []
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        below = path.relative_to(ROOT / "tests")
+        if len(below.parts) == 1 or below.parts[0] in ACROSS:
+            continue
+        words = below.stem.removeprefix("test_").split("_")
+        names = ["_".join(words[:n]) for n in range(1, len(words) + 1)]
+        if not any((PACKAGE / below.parent / f"{name}.py").exists() for name in names):
+            strays.append(below.as_posix())
+    assert strays == []
