@@ -19,8 +19,8 @@ from unlearnbench.boards.together import Verdict, verify_together
 from unlearnbench.errors import OptionError, ResultError, UnlearnbenchError, one_line
 from unlearnbench.recovery.statistics import FULL
 from unlearnbench.results import ON_GRID, Proof, TaskResult
-from unlearnbench.tasks.samples import Plan
-from unlearnbench.tasks.spec import Registry, TaskSpec
+from unlearnbench.tasks.registry import Registry
+from unlearnbench.tasks.spec import TaskSpec
 
 
 def verify_board(board: Board) -> tuple[list[BoardEntry], list[Verdict]]:
@@ -173,7 +173,7 @@ def _verify_task(place: _Place, verdict: Verdict) -> None:
 
 
 def _task_problems(spec: TaskSpec, result: TaskResult) -> Iterator[str]:
-    if result.task_sha256 != Plan(spec, {}, ()).task_sha256:
+    if result.task_sha256 != spec.definition_sha256:
         yield "the task's definition is not ours"
     if (result.metric, result.want) != (spec.metric, spec.want):
         yield "metric or direction is not the task's"

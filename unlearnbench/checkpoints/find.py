@@ -72,12 +72,6 @@ def _file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def content_sha256(value: object) -> str:
-    """SHA-256 of a JSON value, keys sorted: the same content always hashes the same."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
-
-
 def find_checkpoint(
     model: str, revision: str | None, allow_pickle: bool, remote_code: bool = False
 ) -> CheckpointFiles:

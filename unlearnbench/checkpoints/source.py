@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from unlearnbench.checkpoints.adapter import check_adapter_config
 from unlearnbench.checkpoints.describe import describe_checkpoint, gguf_tensors
-from unlearnbench.checkpoints.find import (
-    CheckpointFiles,
-    find_checkpoint,
-    is_quantized,
-    read_json,
-)
+from unlearnbench.checkpoints.find import CheckpointFiles, find_checkpoint, is_quantized, read_json
 from unlearnbench.checkpoints.gguf import check_gguf
 from unlearnbench.checkpoints.limits import check_size, empty_model, require_memory, stored_weights
 from unlearnbench.checkpoints.load import (

@@ -33,7 +33,8 @@ from unlearnbench.util.quiet import plain_errors, quiet_imports
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from unlearnbench.tasks.spec import Registry, TaskSpec
+    from unlearnbench.tasks.registry import Registry
+    from unlearnbench.tasks.spec import TaskSpec
 
 _SETTINGS = {
     "help_option_names": ["-h", "--help"],
@@ -152,7 +153,7 @@ def _evaluate(options: dict[str, Any]) -> None:
     from unlearnbench.evaluation.summary import Shown, summarize_evaluation
     from unlearnbench.lm_eval.names import split_wanted
     from unlearnbench.runs.folder import RunFolder
-    from unlearnbench.tasks.spec import load_registry, split_names
+    from unlearnbench.tasks.registry import load_registry, split_names
 
     if parallel.is_worker():
         parallel.serve(options["threads"])
@@ -217,7 +218,7 @@ def show_tasks(
     lm_eval_path: bool,
 ) -> None:
     """List the tasks, or show one with its first prompt."""
-    from unlearnbench.tasks.spec import load_registry
+    from unlearnbench.tasks.registry import load_registry
 
     if lm_eval_path:
         from unlearnbench.lm_eval.names import BRIDGE
@@ -247,15 +248,15 @@ def _task_list(registry: Registry) -> str:
 def _show_task(registry: Registry, spec: TaskSpec, data_dir: str | None, drift: bool) -> None:
     import os
 
-    from unlearnbench.tasks.prompts import first_prompt
-    from unlearnbench.tasks.rows import DataOptions, load_splits
+    from unlearnbench.tasks.rows import DataOptions
+    from unlearnbench.tasks.samples import load_samples
 
     click.echo(one_line(f"# {registry.files[spec.task]}"))
     click.echo(printable(registry.files[spec.task].read_text(encoding="utf-8").rstrip()))
     root = data_dir or os.environ.get("UNLEARNBENCH_DATA")
-    splits = load_splits(spec, DataOptions(Path(root) if root else None, drift))
+    task = load_samples(spec, DataOptions(Path(root) if root else None, drift), 1)
     click.echo("\n# first prompt")
-    click.echo(printable(first_prompt(spec, splits)))
+    click.echo(printable(task.samples[0].text))
 
 
 for _module in (cli_compare, cli_check, cli_boards, cli_train, cli_demo, cli_push):

@@ -56,7 +56,7 @@ def demo(
     from unlearnbench.demo.options import DemoOptions
     from unlearnbench.demo.recipe import METHODS, PRECISIONS
     from unlearnbench.demo.run import run_demo
-    from unlearnbench.tasks.spec import split_names
+    from unlearnbench.tasks.registry import split_names
 
     del verbose  # read where errors are shown
     names = split_names(quant) if quant is not None else PRECISIONS

@@ -42,7 +42,7 @@ def show_quants(model: str | None, quant: Sequence[str], as_json: bool, **option
     which are not, distinct values per group, bytes, and the error against the checkpoint.
     """
     from unlearnbench.conditions import quantize as backends
-    from unlearnbench.tasks.spec import split_names
+    from unlearnbench.tasks.registry import split_names
 
     names = split_names(",".join(quant)) if quant else []
     specs = list(backends.resolve(names)) if names else list(backends.precisions().values())
@@ -187,7 +187,7 @@ def inspect_bins(
     from unlearnbench.checkpoints.weights import open_weights
     from unlearnbench.conditions.quantize import overlap as inspection
     from unlearnbench.conditions.quantize import resolve
-    from unlearnbench.tasks.spec import split_names
+    from unlearnbench.tasks.registry import split_names
 
     specs = resolve(split_names(quant))
     inspection.require_codes(specs)

@@ -29,7 +29,7 @@ def make_board(options: DemoOptions, tick: Callable[[], object] = lambda: None) 
     from unlearnbench.boards import add_entry, read_board
     from unlearnbench.boards.build import build_board
     from unlearnbench.boards.entry import Submission
-    from unlearnbench.tasks.spec import load_registry
+    from unlearnbench.tasks.registry import load_registry
 
     weights = "dense weights (the control)" if options.dense else "sparse weights"
     versions = {s.task: s.metadata.version for s in load_registry(()).resolve(TASKS)}

@@ -24,9 +24,10 @@ from unlearnbench.tasks.overrides import (
     gen_kwargs_text,
     override_decoding,
 )
+from unlearnbench.tasks.registry import load_registry, split_names
 from unlearnbench.tasks.rows import DataOptions
-from unlearnbench.tasks.samples import make_plan
-from unlearnbench.tasks.spec import PROTOCOLS, LikelihoodTask, TaskSpec, load_registry, split_names
+from unlearnbench.tasks.samples import load_samples
+from unlearnbench.tasks.spec import PROTOCOLS, TaskSpec
 
 if TYPE_CHECKING:
     from unlearnbench.evaluation.workers import Team
@@ -101,7 +102,7 @@ def evaluate(
     root = data_dir if data_dir is not None else os.environ.get("UNLEARNBENCH_DATA") or None
     options = DataOptions(Path(root) if root is not None else None, allow_data_drift)
     given = dict(gen_kwargs or {})
-    plans = override_decoding([make_plan(spec, options, limit) for spec in specs], given)
+    plans = override_decoding([load_samples(spec, options, limit) for spec in specs], given)
     job = Job(
         plans=tuple(plans),
         output=Path(output),
@@ -125,7 +126,7 @@ def evaluate(
             limit, apply_chat_template, given, confirm_run_unsafe_code, job.batch_size, progress
         )
         job = replace(job, suite=open_suite(theirs, include_path, root, ask, bool(specs)))
-    if reference is not None and not any(isinstance(spec, LikelihoodTask) for spec in specs):
+    if reference is not None and not any(spec.needs_reference for spec in specs):
         log.warning("--reference moves only PrivLeak, and none of these tasks has it")
     if not isinstance(model, (str, Path)):
         if apply_chat_template:

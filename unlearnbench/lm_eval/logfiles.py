@@ -13,6 +13,7 @@ from unlearnbench.lm_eval.suite import samples_path
 from unlearnbench.results import (
     GenerationRecord,
     HarnessResult,
+    LikelihoodRecord,
     RunResult,
     SampleRecord,
     TaskResult,
@@ -55,9 +56,12 @@ def _lines(task: TaskResult, records: list[SampleRecord]) -> Iterator[dict[str, 
                 "resps": [[record.output]],
                 "filtered_resps": [record.output],
             }
-        else:
+        elif isinstance(record, LikelihoodRecord):
             scores = dict(record.scores)
             line |= {"doc": {"id": record.id, "split": record.split}}
+        else:
+            scores = {task.metric: record.score, **record.scores}
+            line |= {"doc": {"id": record.id, **record.facts}}
         yield {**line, "metrics": list(scores), **scores}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unlearnbench.tasks.spec import Registry, builtin_task_dir
+from unlearnbench.tasks.registry import Registry, builtin_task_dir
 
 PREFIX = "lm_eval:"
 INSTALL = "pip install 'unlearnbench[lm-eval]'"

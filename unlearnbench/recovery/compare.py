@@ -23,7 +23,7 @@ from unlearnbench.recovery.statistics import (
     samples_needed,
     verdict_of,
 )
-from unlearnbench.results import GenerationRecord, LikelihoodRecord
+from unlearnbench.results import LikelihoodRecord
 from unlearnbench.runs.entries import (
     Entry,
     LoadedRun,
@@ -70,7 +70,7 @@ class Comparison:
         """How a task's scores become points."""
         result = self.retrained.full.task(task)
         retrained = self.scores(self.retrained.full, task)
-        if isinstance(self.retrained.full.records(task)[0], GenerationRecord):
+        if result.auc is None:
             return Scale(result.want, draw(len(retrained.values), SEED, confidence=self.confidence))
         if float(retrained.values.mean()) <= 0:
             raise MetricError(
@@ -85,7 +85,8 @@ class Comparison:
         result, records = run.task(task), run.records(task)
         texts = [r for r in records if isinstance(r, LikelihoodRecord)]
         if not texts:
-            return generation_scores([r.score for r in records if isinstance(r, GenerationRecord)])
+            scored = [r.score for r in records if not isinstance(r, LikelihoodRecord)]
+            return generation_scores(scored)
         groups: dict[str, list[float]] = {}
         for record in texts:
             if result.attack is None or result.attack not in record.scores:

@@ -11,11 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 from unlearnbench.results import Checkpoint, Precision, Settings
 from unlearnbench.runs.folder import describe_configuration
 from unlearnbench.runs.provenance import describe_environment
-from unlearnbench.tasks.samples import Plan
+from unlearnbench.tasks.samples import TaskSamples
 
 
 def describe_task(
-    plan: Plan,
+    plan: TaskSamples,
     checkpoint: Checkpoint,
     settings: Settings,
     precision: Precision,
@@ -30,7 +30,7 @@ def describe_task(
     facts |= {
         "task": plan.spec.task,
         "task version": plan.spec.version,
-        "task definition": plan.task_sha256[:12],
+        "task definition": plan.spec.definition_sha256[:12],
         "samples": len(plan.samples),
     }
     facts |= {f"data of split {part.split!r}": part.sha256[:12] for part in plan.data}

@@ -208,7 +208,7 @@ class _Session:
         options = self._job.select
         if options is None:
             return None
-        from unlearnbench.tasks.spec import load_registry
+        from unlearnbench.tasks.registry import load_registry
         from unlearnbench.training.select import make_selector
 
         corpus = self._job.corpus

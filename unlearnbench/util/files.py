@@ -5,6 +5,8 @@ line. Everything that a run folder keeps goes through here.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import tempfile
 import time
@@ -20,6 +22,12 @@ _PREFIX, _SUFFIX = ".writing-", ".tmp"
 # of the process at once, so this bounds only what a power failure takes; and it keeps the disk out
 # of the way where answers come by the hundred in a second.
 _SYNC_EVERY = 1.0
+
+
+def content_sha256(value: object) -> str:
+    """SHA-256 of a JSON value, keys sorted: the same content always hashes the same."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def is_full(error: OSError) -> bool:
