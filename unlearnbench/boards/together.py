@@ -10,8 +10,7 @@ from unlearnbench.boards.samples import alike
 from unlearnbench.errors import ResultError, UnlearnbenchError, one_line
 from unlearnbench.lm_eval.tables import require_same_harness
 from unlearnbench.metrics.membership import ReferenceScores
-from unlearnbench.recovery.statistics import FULL
-from unlearnbench.results import AucReference, LikelihoodRecord, Proof
+from unlearnbench.results import FULL, AucReference, LikelihoodRecord, Proof
 from unlearnbench.runs.entries import (
     FULL_BITS,
     Entry,

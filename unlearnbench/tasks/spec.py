@@ -22,7 +22,7 @@ from unlearnbench.util.files import content_sha256
 
 if TYPE_CHECKING:
     from unlearnbench.metrics.membership import ReferenceScores
-    from unlearnbench.metrics.stats import Estimate
+    from unlearnbench.metrics.intervals import Estimate
 
 PROTOCOLS = ("muse", "zhang2025")
 
@@ -278,7 +278,7 @@ def mean_of_scores(
     scores: Sequence[float], figures: Sequence[Mapping[str, float]], seed: int
 ) -> dict[str, object]:
     """The fields of ``TaskResult`` for a mean of scores from 0 to 1 and of further figures."""
-    from unlearnbench.metrics.stats import bootstrap_mean
+    from unlearnbench.metrics.intervals import bootstrap_mean
 
     mean, n = bootstrap_mean(scores, seed).scaled(100), len(scores)
     further = {name: 100 * sum(each[name] for each in figures) / n for name in figures[0]}

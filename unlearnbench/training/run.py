@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from unlearnbench import __version__
 from unlearnbench.checkpoints.source import LoadOptions, Source, open_source
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
@@ -24,6 +23,7 @@ from unlearnbench.training.options import SelectorOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, mask_record
 from unlearnbench.training.record import FILE, LossRecord, SourceRecord, Training, write_json
 from unlearnbench.training.workshop import DTYPES, Workshop
+from unlearnbench.util.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -35,7 +35,7 @@ from unlearnbench.tasks.spec import (
 
 if TYPE_CHECKING:
     from unlearnbench.metrics.membership import ReferenceScores
-    from unlearnbench.metrics.stats import Estimate
+    from unlearnbench.metrics.intervals import Estimate
 
 NAME = "token_loglikelihood"
 
@@ -174,7 +174,7 @@ class LikelihoodTask(TaskSpec):
     def reference_scores(self, records: Sequence[SampleRecord]) -> ReferenceScores:
         """The headline attack's AUC, and its score of every text."""
         from unlearnbench.metrics.membership import ReferenceScores
-        from unlearnbench.metrics.stats import auc
+        from unlearnbench.metrics.intervals import auc
 
         own = records_of(self, LikelihoodRecord, records)
         members, nonmembers = (self._scores(own, split) for split in self.asked_splits)
