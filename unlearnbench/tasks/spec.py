@@ -21,8 +21,8 @@ from unlearnbench.tasks.templates import render_field
 from unlearnbench.util.files import content_sha256
 
 if TYPE_CHECKING:
-    from unlearnbench.metrics.membership import ReferenceScores
     from unlearnbench.metrics.intervals import Estimate
+    from unlearnbench.metrics.membership import ReferenceScores
 
 PROTOCOLS = ("muse", "zhang2025")
 

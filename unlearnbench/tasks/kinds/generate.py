@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from unlearnbench.errors import DataError, MetricError, OptionError, one_line
+from unlearnbench.errors import DataError, MetricError, OptionError
 from unlearnbench.metrics import generation_metric
 from unlearnbench.requests import Answer, Generate, Generated, Request, Sampling
 from unlearnbench.results import GenerationRecord, SampleRecord, Settings
@@ -29,6 +29,7 @@ from unlearnbench.tasks.spec import (
     require_pins,
 )
 from unlearnbench.tasks.templates import render_field
+from unlearnbench.util.files import first_fault
 
 NAME = "generate_until"
 # ROUGE compares all words of one text with all of the other: a stranger's record is bounded.
@@ -116,9 +117,7 @@ class GenerationTask(TaskSpec):
                 {**self.generation_kwargs.model_dump(), **values}
             )
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, first["loc"]))
-            raise OptionError(f"--gen-kwargs: {where}: {one_line(first['msg'], 200)}") from None
+            raise OptionError(f"--gen-kwargs: {first_fault(error)}") from None
         return self.model_copy(update={"generation_kwargs": options, "protocol_overrides": {}})
 
     def make_samples(

@@ -34,8 +34,8 @@ from unlearnbench.tasks.spec import (
 )
 
 if TYPE_CHECKING:
-    from unlearnbench.metrics.membership import ReferenceScores
     from unlearnbench.metrics.intervals import Estimate
+    from unlearnbench.metrics.membership import ReferenceScores
 
 NAME = "token_loglikelihood"
 
@@ -173,8 +173,8 @@ class LikelihoodTask(TaskSpec):
 
     def reference_scores(self, records: Sequence[SampleRecord]) -> ReferenceScores:
         """The headline attack's AUC, and its score of every text."""
-        from unlearnbench.metrics.membership import ReferenceScores
         from unlearnbench.metrics.intervals import auc
+        from unlearnbench.metrics.membership import ReferenceScores
 
         own = records_of(self, LikelihoodRecord, records)
         members, nonmembers = (self._scores(own, split) for split in self.asked_splits)
