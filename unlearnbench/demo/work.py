@@ -105,8 +105,8 @@ def _is_trained(out: Path) -> bool:
     """Whether a training is complete; one that was never claimed is removed."""
     import shutil
 
+    from unlearnbench.checkpoints.origin import FILE
     from unlearnbench.training.output import OutputFolder
-    from unlearnbench.training.record import FILE
 
     folder = OutputFolder(out)
     if (out / FILE).exists():

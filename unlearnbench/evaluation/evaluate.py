@@ -91,7 +91,7 @@ def evaluate(
         UnlearnbenchError: bad input, or a measurement that cannot be trusted. What was finished
             before is in the run folders.
     """
-    from unlearnbench.checkpoints.source import LoadOptions
+    from unlearnbench.checkpoints.options import LoadOptions
     from unlearnbench.util.explain import set_threads, show_explanations
 
     _check_amounts(limit, batch_size, threads, seed)
@@ -138,7 +138,13 @@ def evaluate(
             )
         return _evaluate_given(job, model, quant)
     load = LoadOptions(
-        revision, base, adapter, allow_adapter_base, trust_remote_code, allow_pickle, truncate_left
+        revision=revision,
+        base=base,
+        adapter=adapter,
+        allow_adapter_base=allow_adapter_base,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        truncate_left=truncate_left,
     )
     set_threads(threads)
     show_explanations(explain)

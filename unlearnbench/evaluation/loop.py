@@ -22,8 +22,8 @@ from unlearnbench.tasks.spec import split_names
 from unlearnbench.util.quiet import plain_errors
 
 if TYPE_CHECKING:
-    from unlearnbench.checkpoints.pair import PairSource
-    from unlearnbench.checkpoints.source import LoadOptions, Source
+    from unlearnbench.checkpoints.options import LoadOptions
+    from unlearnbench.checkpoints.source import Source
     from unlearnbench.evaluation.workers import Team
     from unlearnbench.models.hf import HFModel
 
@@ -69,8 +69,8 @@ def evaluate_path(
 
     Raises: as ``evaluator.evaluate``.
     """
+    from unlearnbench.checkpoints.source import open_source
     from unlearnbench.conditions import load as loading
-    from unlearnbench.conditions.opening import open_any
 
     specs = quantize.resolve(split_names(precisions))
     device = loading.pick_device(asked.device)
@@ -83,7 +83,7 @@ def evaluate_path(
         loading.require_available(spec, device)
         pick_kernel(asked.quant_kernel, spec, device)
     calibration = _calibration(job, specs, asked)
-    source = open_any(path, load, keep=len(specs) > 1)
+    source = open_source(path, load, keep=len(specs) > 1)
     loading.require_loadable(source)
     if chat:
         sha256 = template_sha256(source.tokenizer)
@@ -98,7 +98,7 @@ def evaluate_path(
     prepared = []
     with ExitStack() as locks:
         for spec in specs:  # every conflict is found before the first model is loaded
-            source.require_precision(spec)
+            loading.require_precision(source, spec)
             dtype = loading.pick_dtype(asked.dtype, spec, source.own_dtype, device)
             how = loading.make_how(spec, dtype, device, kernel, calibration)
             how = replace(
@@ -116,9 +116,7 @@ def evaluate_path(
     return all_results(found, failures)
 
 
-def _require_vllm(
-    source: Source | PairSource, specs: Sequence[PrecisionSpec], asked: Asked
-) -> None:
+def _require_vllm(source: Source, specs: Sequence[PrecisionSpec], asked: Asked) -> None:
     from unlearnbench.models.vllm import require_vllm
 
     if asked.team is not None:
@@ -147,15 +145,15 @@ class _Opened:
 
     path: str
     options: LoadOptions
-    source: Source | PairSource
+    source: Source
     asked: Asked
 
     def load(self, spec: PrecisionSpec, how: How, batch_size: int | None) -> Model:
         """At one precision, by every process and on the engine asked for."""
-        from unlearnbench.conditions.opening import load_any
+        from unlearnbench.conditions.load import load_model
 
         def load_here() -> HFModel:
-            model = load_any(self.source, spec, how, batch_size)
+            model = load_model(self.source, spec, how, batch_size)
             self.source.release()
             return model
 
