@@ -6,13 +6,14 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.find import CheckpointFiles, content_sha256, read_json
+from unlearnbench.checkpoints.find import CheckpointFiles, read_json
 from unlearnbench.checkpoints.load import load_tokenizer, named_ends, tokenizer_sha256
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import read_origin
 from unlearnbench.checkpoints.packed import StoredScheme
 from unlearnbench.errors import CheckpointError
 from unlearnbench.results import Checkpoint
+from unlearnbench.util.files import content_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,9 +11,10 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.find import CheckpointFiles, content_sha256, read_json
+from unlearnbench.checkpoints.find import CheckpointFiles, read_json
 from unlearnbench.checkpoints.limits import check_config
 from unlearnbench.errors import CheckpointError, one_line
+from unlearnbench.util.files import content_sha256
 from unlearnbench.util.quiet import plain_errors
 
 if TYPE_CHECKING:

@@ -7,11 +7,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from unlearnbench.checkpoints.find import read_json
-from unlearnbench.errors import CheckpointError, one_line
+from unlearnbench.errors import CheckpointError
 from unlearnbench.results import Checkpoint, Sha256
+from unlearnbench.util.files import as_model
 
 FILE = "unlearning.json"
 FORMAT_VERSION: Literal[1] = 1
@@ -122,14 +123,7 @@ def read_origin(folder: Path) -> dict[str, str]:
     path = folder / FILE
     if not path.is_file():
         return {}
-    try:
-        training = Training.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CheckpointError(
-            f"{path}: {one_line(where, 80)}: {one_line(first['msg'], 150)}; remove or correct it"
-        ) from None
+    training = as_model(path, read_json(path), Training, CheckpointError)
     facts: dict[str, object] = {
         "method": training.method,
         "target_sha256": training.target.weights_sha256,

@@ -15,7 +15,6 @@ from unlearnbench.checkpoints.find import (
     PARTS,
     CheckpointFiles,
     check_folder,
-    content_sha256,
     read_json,
 )
 from unlearnbench.checkpoints.options import LoadOptions
@@ -23,6 +22,7 @@ from unlearnbench.checkpoints.origin import read_origin
 from unlearnbench.checkpoints.packed import StoredScheme
 from unlearnbench.errors import CheckpointError, OptionError
 from unlearnbench.results import Checkpoint
+from unlearnbench.util.files import content_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

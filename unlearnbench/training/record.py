@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from unlearnbench.errors import TrainingError
-from unlearnbench.util.files import write_whole
+from unlearnbench.util.files import write_whole, writing
 
 
 def write_json(path: Path, value: BaseModel) -> None:
@@ -25,9 +25,5 @@ def write_json(path: Path, value: BaseModel) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """As ``write_json``, for text."""
-    try:
+    with writing(path, TrainingError, "free some space and try again"):
         write_whole(path, text.encode("utf-8", errors="backslashreplace"))
-    except OSError as error:
-        raise TrainingError(
-            f"{path} cannot be written ({error.strerror}); free some space and try again"
-        ) from None
