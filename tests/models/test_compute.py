@@ -3,9 +3,8 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import click
 import numpy as np
 import pytest
 import torch
@@ -13,9 +12,9 @@ import torch
 from tests.conftest import CORPUS, Toy
 from tests.evaluation.test_evaluate import Spy, script
 from tests.models.architectures import PROMPTS, make_kind, wrap
-from unlearnbench import cli, evaluate
-from unlearnbench.checkpoints.source import LoadOptions, open_source
-from unlearnbench.conditions.base import Attention
+from unlearnbench import evaluate
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import open_source
 from unlearnbench.conditions.load import load_model, make_how, pick_dtype
 from unlearnbench.conditions.quantize import find_precision
 from unlearnbench.errors import OptionError
@@ -212,44 +211,3 @@ def test_compiled_layers_with_other_logits_are_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.nn.Module, "compile", compile_)
     with pytest.raises(OptionError, match="compiled layers give other logits"):
         compile_layers(make_kind("llama"))
-
-
-def test_the_command_offers_every_attention() -> None:
-    (option,) = (o for o in cli.cli.params if o.name == "attention")
-    assert isinstance(option.type, click.Choice)
-    assert set(option.type.choices) == set(get_args(Attention))
-
-
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [
-        (["--attention", "flash_attention_2"], "flash-attn runs on GPUs only; leave it out"),
-        (["--backend", "vllm", "--compile"], "leave --attention and --compile out"),
-        (["--attention", "xformers"], "'xformers' is not one of"),
-    ],
-)
-def test_what_cannot_be_is_one_line(
-    tiny: Path,
-    tmp_path: Path,
-    options: list[str],
-    line: str,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    command = ["--model", str(tiny), "--tasks", "demo_verbmem", "--limit", "2"]
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([*command, "--output", str(tmp_path / "out"), *options])
-    assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert line in said
-    assert "Traceback" not in said
-
-
-def test_what_was_asked_for_is_recorded(tiny: Path, tmp_path: Path) -> None:
-    from unlearnbench import evaluate
-
-    asked: dict[str, Any] = {"output": tmp_path, "limit": 2}
-    (result,) = evaluate(str(tiny), "demo_verbmem", attention="eager", **asked)
-    assert result.environment.attention == "eager"
-    assert result.environment.compiled is None
-    (again,) = evaluate(str(tiny), "demo_verbmem", **asked)
-    assert again.tasks == result.tasks, "a finished task is taken over: it measures the same"

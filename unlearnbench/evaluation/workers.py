@@ -22,7 +22,7 @@ from unlearnbench.models.delegate import Delegate
 from unlearnbench.requests import Generate, Generated, Score, Scored
 
 if TYPE_CHECKING:
-    from unlearnbench.checkpoints.source import LoadOptions
+    from unlearnbench.checkpoints.options import LoadOptions
     from unlearnbench.conditions.base import How, PrecisionSpec
     from unlearnbench.models.base import Model
 
