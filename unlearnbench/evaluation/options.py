@@ -164,5 +164,5 @@ def _explain(error: ValidationError) -> str:
         return f"no option is called {name!r}"
     if first["type"] == "value_error":  # ours, which says everything
         return str(first["ctx"]["error"])
-    said = first["msg"].removeprefix("Input should be ")
+    said = first["msg"].removeprefix("Input should be ").replace("'", "")
     return f"--{name.replace('_', '-')} {one_line(first['input'], 80)}: use {said}"
