@@ -59,7 +59,6 @@ def test_answers_are_those_of_the_adapter_at_every_plain_precision(
         False,
     )
     assert model.precision.proof is not None
-    assert model.attention is None
     assert model.precision.name == precision
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unlearnbench import __version__
 from unlearnbench.cli import check as cli_check
 from unlearnbench.cli import compare as cli_compare
 from unlearnbench.cli import demo as cli_demo
@@ -29,6 +28,7 @@ from unlearnbench.cli.quants import inspect_bins, show_quants
 from unlearnbench.errors import OptionError, UnlearnbenchError, one_line, printable
 from unlearnbench.util.process import Stops, catch_stops
 from unlearnbench.util.quiet import plain_errors, quiet_imports
+from unlearnbench.util.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

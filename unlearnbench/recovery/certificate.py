@@ -10,12 +10,12 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from unlearnbench import __version__
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.recovery.compare import Comparison
 from unlearnbench.recovery.policy import Finding, Policy, check, exit_status, open_check
-from unlearnbench.recovery.statistics import FULL
+from unlearnbench.results import FULL
 from unlearnbench.runs.entries import Entry, LoadedRun
+from unlearnbench.util.version import __version__
 
 
 class _File(BaseModel):

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from unlearnbench import __version__
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.source import Source, open_source
 from unlearnbench.errors import OptionError
@@ -25,6 +24,7 @@ from unlearnbench.training.options import SelectorOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, mask_record
 from unlearnbench.training.record import FILE, LossRecord, SourceRecord, Training, write_json
 from unlearnbench.training.workshop import DTYPES, Workshop
+from unlearnbench.util.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
