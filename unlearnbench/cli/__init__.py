@@ -26,7 +26,7 @@ from unlearnbench.cli.config import (
 from unlearnbench.cli.options import checkpoint_options, kernel_options, running_options
 from unlearnbench.cli.quants import inspect_bins, show_quants
 from unlearnbench.errors import OptionError, UnlearnbenchError, one_line, printable
-from unlearnbench.util.process import Stops, catch_stops
+from unlearnbench.util.process import StopSignal, catch_stops, is_main
 from unlearnbench.util.quiet import plain_errors, quiet_imports
 from unlearnbench.util.version import __version__
 
@@ -155,7 +155,7 @@ def _evaluate(options: dict[str, Any]) -> None:
     from unlearnbench.runs.folder import RunFolder
     from unlearnbench.tasks.spec import load_registry, split_names
 
-    if parallel.is_worker():
+    if not is_main():
         parallel.serve(options["threads"])
         return
     pushing = [options.pop(key) for key in ("push_to_hub", "push_dry_run", "push_public")]
@@ -286,7 +286,7 @@ def _run(arguments: list[str]) -> int:
         return _call(arguments, stops)
 
 
-def _call(arguments: list[str], stops: Stops) -> int:
+def _call(arguments: list[str], stops: StopSignal) -> int:
     try:
         with plain_errors():
             status = cli.main(arguments, prog_name="unlearnbench", standalone_mode=False)

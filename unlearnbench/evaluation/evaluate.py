@@ -62,7 +62,8 @@ def evaluate(
         UnlearnbenchError: bad input, or a measurement that cannot be trusted. What was finished
             before is in the run folders.
     """
-    from unlearnbench.util.explain import set_threads, show_explanations
+    from unlearnbench.util.explain import show_explanations
+    from unlearnbench.util.process import set_threads
 
     if "quant" in fields:
         log.warning("evaluate(quant=...) is called conditions now; the old name goes with 0.2")
