@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import CORPUS, MakeCheckpoint, load_at, make_tokenizer
-from unlearnbench.checkpoints.find import content_sha256
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.source import open_source
 from unlearnbench.errors import CheckpointError, ModelOutputError, OptionError
