@@ -18,10 +18,10 @@ class LoadOptions(BaseModel):
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
 
-    revision: str | None = Field(None, title="REV")
+    revision: str | None = Field(default=None, title="REV")
     """Hub revision of --model."""
 
-    base: str | None = Field(None, title="PATH|ID")
+    base: str | None = Field(default=None, title="PATH|ID")
     """Base model of an adapter folder."""
 
     adapter: Literal["merge", "keep"] = "merge"
