@@ -46,7 +46,7 @@ def plan_of(task: str, limit: int) -> TaskSamples:
     return load_samples(spec, DataOptions(data_folder()), limit)
 
 
-Asked = list[Request]
+Asked = Sequence[Request]
 
 
 def requests_of(task: str, limit: int) -> Asked:

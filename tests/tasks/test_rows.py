@@ -89,11 +89,11 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def texts(found: Mapping[str, data.SplitRows]) -> dict[str, list[object]]:
+def texts(found: Mapping[str, SplitRows]) -> dict[str, list[object]]:
     return {name: [row["text"] for row in split.rows] for name, split in found.items()}
 
 
-def sources(found: Mapping[str, data.SplitRows]) -> set[str]:
+def sources(found: Mapping[str, SplitRows]) -> set[str]:
     return {split.source for split in found.values()}
 
 
@@ -103,7 +103,7 @@ def sources(found: Mapping[str, data.SplitRows]) -> set[str]:
 def test_local_rows_in_file_order(folder: Path, no_hub: list[str]) -> None:
     found = load_splits(make_spec(), DataOptions(folder))
     assert list(found) == ["forget", "holdout"]
-    assert found["forget"] == data.SplitRows("forget", tuple(ROWS), "local", ROWS_SHA256)
+    assert found["forget"] == SplitRows("forget", tuple(ROWS), "local", ROWS_SHA256)
     assert sources(found) == {"local"}
     assert no_hub == []
 

@@ -268,7 +268,7 @@ def records_of(spec: TaskSpec, kind: type[R], records: Sequence[SampleRecord]) -
     Raises:
         MetricError: one is of another kind or task, or there is none.
     """
-    found = [record for record in records if isinstance(record, kind)]
+    found: list[R] = [record for record in records if isinstance(record, kind)]
     if not records or len(found) != len(records) or any(r.task != spec.task for r in records):
         raise MetricError(f"{spec.task}: no records, or one is of another kind or task")
     return found
