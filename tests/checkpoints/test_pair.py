@@ -21,8 +21,8 @@ from unlearnbench.checkpoints.source import LoadOptions
 from unlearnbench.conditions.opening import open_any
 from unlearnbench.conditions.quantize import find_precision
 from unlearnbench.errors import CheckpointError, PrecisionError
+from unlearnbench.training.job import Job, unlearn
 from unlearnbench.training.options import TrainOptions
-from unlearnbench.training.run import Job, unlearn
 
 IDS = torch.tensor([[0, 5, 9, 30, 7], [0, 8, 8, 2, 40]])
 

@@ -160,7 +160,7 @@ def join_models(baseline: Any, reinforced: Any, alpha: float) -> Any:
     from transformers import DynamicCache, GenerationMixin, PreTrainedModel
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
-    from unlearnbench.methods.whp import generic_logits
+    from unlearnbench.methods.whole.whp import generic_logits
 
     class Joined(PreTrainedModel, GenerationMixin):
         """Keeps the second model's cache beside the first's."""

@@ -11,10 +11,14 @@ import signal
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearnbench.demo.options import ENDS, DemoOptions
 from unlearnbench.demo.stages import Stage
+
+if TYPE_CHECKING:
+    from unlearnbench.results import RunResult
+    from unlearnbench.training.options import SelectorOptions
 
 EVALUATE = "evaluate-"
 
@@ -120,7 +124,7 @@ def _is_trained(out: Path) -> bool:
 def _finetune(name: str, options: DemoOptions) -> None:
     from unlearnbench.demo.recipe import ends_options
     from unlearnbench.demo.start import FORGET, RETAIN
-    from unlearnbench.training.run import Job, finetune
+    from unlearnbench.training.job import Job, finetune
 
     texts = (*FORGET, *RETAIN) if name == "target" else RETAIN
     training = ends_options(name, options.seed, options.dense)
@@ -131,7 +135,7 @@ def _finetune(name: str, options: DemoOptions) -> None:
 def _unlearn(name: str, options: DemoOptions) -> None:
     from unlearnbench.demo.recipe import recipe_of
     from unlearnbench.demo.start import FORGET, RETAIN
-    from unlearnbench.training.run import Job, unlearn
+    from unlearnbench.training.job import Job, unlearn
 
     recipe, out = recipe_of(name, options.dense), options.model(name)
     job = Job(
@@ -141,9 +145,17 @@ def _unlearn(name: str, options: DemoOptions) -> None:
         RETAIN if recipe.learns_from_retain else (),
         options=recipe.options(options.seed),
         select=recipe.selector(_knowmem(options.full_run("target"))),
+        score=_score,
         **_going(out, options),
     )
     unlearn(job, recipe.method, dict(recipe.knobs))
+
+
+def _score(folder: Path, select: SelectorOptions, runs: Path) -> RunResult:
+    from unlearnbench.evaluation.evaluate import evaluate
+
+    (result,) = evaluate(folder, select.tasks, output=runs, limit=select.limit, dtype=select.dtype)
+    return result
 
 
 def _knowmem(run: Path) -> float:

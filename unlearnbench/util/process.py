@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,16 @@ from types import FrameType
 
 # 128 + the signal's number, as a shell reports it.
 INTERRUPTED, TERMINATED = 130, 143
+
+
+def process_count() -> int:
+    """How many processes were launched together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Whether this process prints and writes files; the others of a launch only compute."""
+    return process_count() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 class Stops:
