@@ -22,6 +22,9 @@ from pydantic import (
 
 FORMAT_VERSION: Literal[1] = 1
 
+FULL = "none"
+"""The name of full precision."""
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

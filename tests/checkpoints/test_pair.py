@@ -16,8 +16,8 @@ import unlearnbench
 from tests.cli.test_main import call
 from tests.conditions.quantize.helpers import require_library
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, make_model, make_tokenizer, write_jsonl
+from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.pair import join_models, write_pair
-from unlearnbench.checkpoints.source import LoadOptions
 from unlearnbench.conditions.opening import open_any
 from unlearnbench.conditions.quantize import find_precision
 from unlearnbench.errors import CheckpointError, PrecisionError

@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizer
 
 from tests.conftest import CORPUS
 from tests.models.architectures import Given, make_kind
-from unlearnbench.checkpoints.source import LoadOptions, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import open_source
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate, Score
 from unlearnbench.results import Precision

@@ -28,7 +28,8 @@ from tests.conditions.quantize.helpers import (
 )
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, load_at, make_tokenizer, write_jsonl
 from unlearnbench import evaluate
-from unlearnbench.checkpoints.source import LoadOptions, Source, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import Source, open_source
 from unlearnbench.conditions import quantize
 from unlearnbench.conditions.base import Kernel, pick_kernel
 from unlearnbench.errors import NotInForceError, PrecisionError

@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import Toy
 from tests.hostile.corpus import CANARY, CASES, Case, adapter, config
 from tests.hostile.watch import snapshot, watched
-from unlearnbench.checkpoints.source import LoadOptions
+from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.cli import main
 from unlearnbench.conditions.opening import load_any, open_any
 from unlearnbench.errors import UnlearnbenchError

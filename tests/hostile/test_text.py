@@ -14,7 +14,7 @@ from tests.hostile.corpus import CASES, Case, adapter, config
 from tests.hostile.test_checkpoints import lay_out, use
 from unlearnbench.boards.build import cell
 from unlearnbench.boards.entry import read_entry
-from unlearnbench.checkpoints.source import LoadOptions
+from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.cli import main
 from unlearnbench.errors import OptionError, ResultError, TaskError
 from unlearnbench.importing import ImportOptions, import_runs

@@ -64,7 +64,8 @@ def test_lora_is_merged_and_changes_only_linear_weights(
 def test_an_adapter_can_be_kept_and_gives_the_merged_weights(
     job: Job, tiny: Path, tmp_path: Path
 ) -> None:
-    from unlearnbench.checkpoints.source import LoadOptions, open_source
+    from unlearnbench.checkpoints.options import LoadOptions
+    from unlearnbench.checkpoints.source import open_source
 
     go(job, tmp_path / "merged", "ga_gdr", lora_rank=4)
     go(job, tmp_path / "kept", "ga_gdr", lora_rank=4, keep_adapter=True)

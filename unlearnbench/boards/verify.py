@@ -17,8 +17,7 @@ from unlearnbench.boards.samples import (
 )
 from unlearnbench.boards.together import Verdict, verify_together
 from unlearnbench.errors import OptionError, ResultError, UnlearnbenchError, one_line
-from unlearnbench.recovery.statistics import FULL
-from unlearnbench.results import ON_GRID, Proof, TaskResult
+from unlearnbench.results import FULL, ON_GRID, Proof, TaskResult
 from unlearnbench.tasks.samples import Plan
 from unlearnbench.tasks.spec import Registry, TaskSpec
 

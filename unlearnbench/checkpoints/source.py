@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.adapter import check_adapter_config
 from unlearnbench.checkpoints.describe import describe_checkpoint, gguf_tensors
@@ -28,6 +27,7 @@ from unlearnbench.checkpoints.load import (
     require_gguf_support,
     stored_dtype,
 )
+from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.packed import StoredScheme, load_packed, stored_scheme
 from unlearnbench.checkpoints.patterns import check_patterns, patterns_in
 from unlearnbench.errors import CheckpointError, OptionError, PrecisionError, one_line
@@ -44,24 +44,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("unlearnbench")
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """How to find and trust a checkpoint. Everything that could run a stranger's code is off.
-
-    base: the base model of an adapter folder. adapter: "merge" it into the base before quantizing,
-    or "keep" it beside the quantized base. allow_adapter_base: follow the base that the adapter's
-    own config names. truncate_left: cut prompts beyond the model's context on the left.
-    """
-
-    revision: str | None = None
-    base: str | None = None
-    adapter: Literal["merge", "keep"] = "merge"
-    allow_adapter_base: bool = False
-    trust_remote_code: bool = False
-    allow_pickle: bool = False
-    truncate_left: bool = False
 
 
 class Source:

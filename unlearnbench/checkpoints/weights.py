@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from unlearnbench.checkpoints.find import CheckpointFiles, find_checkpoint
 from unlearnbench.checkpoints.limits import check_size, empty_model, require_memory, stored_weights
 from unlearnbench.checkpoints.load import load_config
+from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.packed import stored_scheme
-from unlearnbench.checkpoints.source import LoadOptions, open_source
+from unlearnbench.checkpoints.source import open_source
 from unlearnbench.conditions.base import linear_names, require_most
 from unlearnbench.errors import CheckpointError, PrecisionError, one_line
 

@@ -53,9 +53,8 @@ def demo(
     """
     from unlearnbench.conditions import quantize as backends
     from unlearnbench.demo.meter import Meter
-    from unlearnbench.demo.options import DemoOptions
-    from unlearnbench.demo.recipe import METHODS, PRECISIONS
-    from unlearnbench.demo.run import run_demo
+    from unlearnbench.demo.pipeline import run_demo
+    from unlearnbench.demo.recipe import METHODS, PRECISIONS, DemoOptions
     from unlearnbench.tasks.spec import split_names
 
     del verbose  # read where errors are shown
@@ -90,7 +89,7 @@ def _show(path: Path, precisions: Sequence[str]) -> None:
 
 def scores_table(rows: Sequence[RecoveryRow], precisions: Sequence[str]) -> str:
     """KnowMem_f and KnowMem_r of the target and each method, one figure for each precision."""
-    from unlearnbench.recovery.statistics import FULL
+    from unlearnbench.results import FULL
     from unlearnbench.util.text import text_table
 
     quantized = [name for name in precisions if name != FULL]

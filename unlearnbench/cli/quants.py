@@ -123,7 +123,7 @@ def _calibration(specs: Sequence[PrecisionSpec], options: dict[str, Any]) -> Any
 
 
 def _load_options(options: dict[str, Any]) -> Any:
-    from unlearnbench.checkpoints.source import LoadOptions
+    from unlearnbench.checkpoints.options import LoadOptions
 
     names = (
         *("revision", "base", "adapter"),

@@ -223,7 +223,7 @@ def _required(options: dict[str, Any], name: str) -> object:
 
 
 def _job(options: dict[str, Any], texts: Any) -> Job:
-    from unlearnbench.checkpoints.source import LoadOptions
+    from unlearnbench.checkpoints.options import LoadOptions
     from unlearnbench.training.corpus import CorpusOptions
     from unlearnbench.training.job import Job
     from unlearnbench.training.options import TrainOptions, make_options
@@ -243,7 +243,7 @@ def _job(options: dict[str, Any], texts: Any) -> Job:
             str(options["text_field"] or "text"),
         ),
         load=LoadOptions(
-            options["revision"],
+            revision=options["revision"],
             trust_remote_code=bool(options["trust_remote_code"]),
             allow_pickle=bool(options["allow_pickle"]),
         ),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.pair import PairSource, is_pair, load_pair
-from unlearnbench.checkpoints.source import LoadOptions, Source, open_source
+from unlearnbench.checkpoints.source import Source, open_source
 
 if TYPE_CHECKING:
     from unlearnbench.conditions.base import How, PrecisionSpec

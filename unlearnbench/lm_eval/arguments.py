@@ -172,7 +172,7 @@ def load_from_arguments(given: Mapping[str, object]) -> HFModel:
     Raises:
         UnlearnbenchError: as the main job's, for the same options.
     """
-    from unlearnbench.checkpoints.source import LoadOptions
+    from unlearnbench.checkpoints.options import LoadOptions
     from unlearnbench.conditions import load as loading
     from unlearnbench.conditions import quantize
     from unlearnbench.conditions.base import pick_kernel
@@ -204,12 +204,12 @@ def load_from_arguments(given: Mapping[str, object]) -> HFModel:
     if adapter not in ("merge", "keep"):
         raise OptionError(f"adapter={one_line(adapter, 60)}: use merge or keep")
     load = LoadOptions(
-        _text(options, "revision"),
-        _text(options, "base"),
-        "merge" if adapter == "merge" else "keep",
-        bool(options.get("allow_adapter_base", False)),
-        bool(options.get("trust_remote_code", False)),
-        bool(options.get("allow_pickle", False)),
+        revision=_text(options, "revision"),
+        base=_text(options, "base"),
+        adapter="merge" if adapter == "merge" else "keep",
+        allow_adapter_base=bool(options.get("allow_adapter_base", False)),
+        trust_remote_code=bool(options.get("trust_remote_code", False)),
+        allow_pickle=bool(options.get("allow_pickle", False)),
     )
     source = open_any(str(options["model"]), load, keep=False)
     loading.require_loadable(source)

@@ -8,8 +8,14 @@ from functools import cached_property
 from pathlib import Path
 
 from unlearnbench.errors import OptionError, ResultError, one_line
-from unlearnbench.recovery.statistics import FULL
-from unlearnbench.results import CalibrationData, Checkpoint, RunResult, SampleRecord, TaskResult
+from unlearnbench.results import (
+    FULL,
+    CalibrationData,
+    Checkpoint,
+    RunResult,
+    SampleRecord,
+    TaskResult,
+)
 from unlearnbench.runs.folder import ASIDE, RunFolder, read_run
 
 FULL_BITS = 16

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unlearnbench import __version__
-from unlearnbench.checkpoints.source import LoadOptions, Source, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import Source, open_source
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import JoinedModels, Masks
@@ -23,6 +23,7 @@ from unlearnbench.training.options import SelectorOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, mask_record
 from unlearnbench.training.record import FILE, LossRecord, SourceRecord, Training, write_json
 from unlearnbench.util.process import is_main, process_count
+from unlearnbench.util.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
