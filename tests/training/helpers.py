@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from unlearnbench.checkpoints.origin import Training
 from unlearnbench.methods import find_method
 from unlearnbench.training.job import Job, unlearn
 from unlearnbench.training.options import TrainOptions
-from unlearnbench.training.record import Training
 
 State = dict[str, torch.Tensor]
 QUICK = TrainOptions(lr=1e-3, max_steps=3, batch_size=4, max_length=48, save_steps=0)

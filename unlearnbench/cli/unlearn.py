@@ -13,10 +13,10 @@ import click
 from unlearnbench.errors import OptionError, one_line, printable
 
 if TYPE_CHECKING:
+    from unlearnbench.checkpoints.origin import Training
     from unlearnbench.results import RunResult
     from unlearnbench.training.job import Job
     from unlearnbench.training.options import SelectorOptions
-    from unlearnbench.training.record import Training
 
 Command = Callable[..., Any]
 

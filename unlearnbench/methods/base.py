@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from unlearnbench.checkpoints.linear import linear_layers
 from unlearnbench.errors import CheckpointError
 from unlearnbench.methods.rows import Batch, Example, Role
 
@@ -161,7 +162,7 @@ class TrainingContext(Protocol):
 
 
 @dataclass(frozen=True)
-class JoinedModels:
+class Ensemble:
     """The result of a whole method whose models answer together, by ``combine`` of its file:
     ``combine(logits, numbers)`` makes one model's logits of those of all.
     """
@@ -178,14 +179,7 @@ def inner_linears(model: nn.Module) -> dict[str, nn.Linear]:
     Raises:
         CheckpointError: there is none.
     """
-    from torch import nn
-
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
+    found = linear_layers(model)
     if not found:
         raise CheckpointError(
             f"{type(model).__name__} has no linear layers, which this method works on; use another "

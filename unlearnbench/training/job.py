@@ -10,18 +10,25 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import Source, open_source
+from unlearnbench.checkpoints.origin import (
+    FILE,
+    LossRecord,
+    SourceRecord,
+    Training,
+    TrainingOptions,
+)
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
-from unlearnbench.methods.base import JoinedModels, Masks
+from unlearnbench.methods.base import Ensemble, Masks
 from unlearnbench.runs.provenance import describe_environment, git_hash, source_sha256
 from unlearnbench.training.batches import Encoder
 from unlearnbench.training.context import DTYPES, TrainerContext, device
 from unlearnbench.training.corpus import Corpus, CorpusOptions, TextRole, load_corpus
 from unlearnbench.training.options import SelectorOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, mask_record
-from unlearnbench.training.record import FILE, LossRecord, SourceRecord, Training, write_json
+from unlearnbench.training.record import write_json
 from unlearnbench.util.process import is_main, process_count
 from unlearnbench.util.version import __version__
 
@@ -108,7 +115,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     # Now: by the end of a long training the files may be others than those that ran.
     code = git_hash(), source_sha256()
     corpora = _load_corpora(job, "data" if kind == "finetune" else "forget")
-    source = open_source(job.model, job.load)
+    source = open_checkpoint(job.model, job.load)
     encoder = _make_encoder(source, job.options)
     first, *others = (encoder.encode(corpus, role) for role, corpus in corpora.items())
     sequences = dict(zip(("forget", "retain", "auxiliary"), (first, *others), strict=False))
@@ -149,7 +156,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         kind=kind,
         method=method.name,
         knobs=method.numbers,
-        options=job.options,
+        options=TrainingOptions(**job.options.model_dump()),
         processes=process_count(),
         target=source.checkpoint,
         data=data,
@@ -183,7 +190,7 @@ def _load_corpora(job: Job, first: TextRole) -> dict[TextRole, Corpus]:
     }
 
 
-def _make_encoder(source: Source, options: TrainOptions) -> Encoder:
+def _make_encoder(source: CheckpointSource, options: TrainOptions) -> Encoder:
     config: Any = source.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None) or DEFAULT_LENGTH
     length = options.max_length or min(context, DEFAULT_LENGTH)
@@ -200,7 +207,7 @@ def _data_records(corpora: Mapping[TextRole, Corpus]) -> tuple[SourceRecord, ...
     )
 
 
-def _target(source: Source, options: TrainOptions) -> PreTrainedModel:
+def _target(source: CheckpointSource, options: TrainOptions) -> PreTrainedModel:
     import torch
 
     model: Any = source.model()
@@ -221,7 +228,7 @@ def _make_selector(job: Job, folder: OutputFolder, context: TrainerContext) -> S
     return make_selector(job.select, names, folder.work / "evaluated", context.tokenizer, job.score)
 
 
-def _run(context: TrainerContext) -> tuple[PreTrainedModel | JoinedModels, Masks | None]:
+def _run(context: TrainerContext) -> tuple[PreTrainedModel | Ensemble, Masks | None]:
     whole = context.method.piece("whole")
     if whole is not None:
         return whole.module.train(context, whole.options), None

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.find import PARTS
+from unlearnbench.checkpoints.origin import FILE, MaskRecord
 from unlearnbench.errors import OptionError, TrainingError, one_line
 from unlearnbench.methods import Method
-from unlearnbench.methods.base import JoinedModels, Masks
-from unlearnbench.training.record import FILE, MaskRecord, write_text
+from unlearnbench.methods.base import Ensemble, Masks
+from unlearnbench.training.record import write_text
 from unlearnbench.util.files import share
 from unlearnbench.util.process import is_main
 
@@ -94,7 +95,7 @@ class OutputFolder:
 
     def save(
         self,
-        result: PreTrainedModel | JoinedModels,
+        result: PreTrainedModel | Ensemble,
         tokenizer: PreTrainedTokenizerBase,
         method: Method,
         masks: Masks | None,
@@ -108,8 +109,8 @@ class OutputFolder:
         try:
             shutil.rmtree(final, ignore_errors=True)
             final.mkdir(parents=True)
-            if isinstance(result, JoinedModels):
-                _write_joined(final, result, tokenizer, method)
+            if isinstance(result, Ensemble):
+                _write_ensemble(final, result, tokenizer, method)
             else:
                 result.save_pretrained(final)
                 tokenizer.save_pretrained(final)
@@ -140,8 +141,8 @@ class OutputFolder:
         shutil.rmtree(self.work, ignore_errors=True)
 
 
-def _write_joined(
-    folder: Path, result: JoinedModels, tokenizer: PreTrainedTokenizerBase, method: Method
+def _write_ensemble(
+    folder: Path, result: Ensemble, tokenizer: PreTrainedTokenizerBase, method: Method
 ) -> None:
     """Each model in a folder of its own, and a file that says how they answer together. No
     config.json at the top: what does not know of joined models must not take one for the whole.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unlearnbench.methods.base import About, JoinedModels, TrainingContext
+from unlearnbench.methods.base import About, Ensemble, TrainingContext
 from unlearnbench.methods.options import option
 
 if TYPE_CHECKING:
@@ -30,19 +30,16 @@ ABOUT = About(
 )
 
 
-def generic_logits(baseline: torch.Tensor, reinforced: torch.Tensor, alpha: float) -> torch.Tensor:
-    """v_b - alpha relu(v_r - v_b), element by element; both of one shape."""
-    return baseline - alpha * (reinforced - baseline).relu()
-
-
 def combine(logits: Sequence[torch.Tensor], numbers: Mapping[str, float]) -> torch.Tensor:
     """The logits of the output folder's two models, as one model's."""
+    from unlearnbench.models.joined import generic_logits
+
     baseline, reinforced = logits
     return generic_logits(baseline, reinforced, numbers["alpha"])
 
 
-def train(context: TrainingContext, options: Options) -> JoinedModels:
+def train(context: TrainingContext, options: Options) -> Ensemble:
     """Reinforce a copy; the output folder holds both models."""
     baseline = context.copy_of_target()
     models = {"baseline": baseline, "reinforced": context.reinforce()}
-    return JoinedModels(models, {"alpha": options.alpha})
+    return Ensemble(models, {"alpha": options.alpha})
