@@ -19,6 +19,7 @@ from unlearnbench.errors import DataError
 from unlearnbench.tasks import rows as data
 from unlearnbench.tasks.kinds.likelihood import LikelihoodTask
 from unlearnbench.tasks.rows import DataOptions, load_splits, read_rows, rows_sha256
+from unlearnbench.tasks.spec import SplitRows
 
 ROWS: list[dict[str, Any]] = [{"text": "one", "n": 1}, {"text": "zwei é"}, {"text": "three"}]
 # Written out: {"n":1,"text":"one"} and so on, one a line.
