@@ -28,7 +28,7 @@ WARM = (
     "unlearnbench.evaluation.evaluate",
     "unlearnbench.conditions.load",
     "unlearnbench.conditions.opening",
-    "unlearnbench.recovery.tables",
+    "unlearnbench.evaluation.summary",
     "unlearnbench.training.record",
 )
 

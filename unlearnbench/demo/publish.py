@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from unlearnbench.demo.options import ENDS, DemoOptions
 from unlearnbench.demo.recipe import TASKS
+from unlearnbench.recovery import UTILITY_FLOOR
 
 
 def make_table(options: DemoOptions) -> None:
@@ -40,7 +41,7 @@ def make_board(options: DemoOptions, tick: Callable[[], object] = lambda: None) 
         "base_model": "a Llama of 2 layers with random weights",
         "tasks": versions,
         "precisions": list(options.precisions),
-        "utility_floor": 0.5,
+        "utility_floor": UTILITY_FLOOR,
         "ranking": ["demo_knowmem_f", "demo_verbmem"],
         "publish_texts": True,
     }
