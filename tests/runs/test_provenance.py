@@ -59,7 +59,7 @@ def ask(
 ) -> tuple[str | None, str]:
     """Git hash and source hash, as a process in ``folder`` that imports from ``package_root``."""
     code = (
-        "import json; from unlearnbench.runs import provenance as environment as e; "
+        "import json; from unlearnbench.runs import provenance as e; "
         "print(json.dumps([e.git_hash(), e.source_sha256()]))"
     )
     done = subprocess.run(

@@ -20,6 +20,7 @@ from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.recovery.statistics import RecoveryRow
 from unlearnbench.recovery.tables import share, with_interval
 from unlearnbench.results import Environment
+from unlearnbench.util.files import write_text
 
 
 def build_board(board: Board) -> list[Path]:
@@ -46,10 +47,7 @@ def build_board(board: Board) -> list[Path]:
     written = []
     for name, text in files.items():
         path = board.folder / name
-        try:
-            path.write_text(text, encoding="utf-8", newline="\n")
-        except OSError as error:
-            raise ResultError(f"{path} cannot be written ({error.strerror})") from None
+        write_text(path, text)
         written.append(path)
     return written
 

@@ -26,7 +26,7 @@ from unlearnbench.cli.config import (
 from unlearnbench.cli.options import checkpoint_options, kernel_options, running_options
 from unlearnbench.cli.quants import inspect_bins, show_quants
 from unlearnbench.errors import OptionError, UnlearnbenchError, one_line, printable
-from unlearnbench.util.process import Stops, catch_stops
+from unlearnbench.util.process import StopSignal, catch_stops, is_main
 from unlearnbench.util.quiet import plain_errors, quiet_imports
 from unlearnbench.util.version import __version__
 
@@ -148,30 +148,33 @@ def _refuse_before_command(ctx: click.Context) -> None:
 def _evaluate(options: dict[str, Any]) -> None:
     from unlearnbench.evaluation import workers as parallel
     from unlearnbench.evaluation.evaluate import evaluate
+    from unlearnbench.evaluation.options import read_options
     from unlearnbench.evaluation.run import run_path
     from unlearnbench.evaluation.summary import Shown, summarize_evaluation
     from unlearnbench.lm_eval.names import split_wanted
     from unlearnbench.runs.folder import RunFolder
     from unlearnbench.tasks.spec import load_registry, split_names
 
-    if parallel.is_worker():
+    if not is_main():
         parallel.serve(options["threads"])
         return
     pushing = [options.pop(key) for key in ("push_to_hub", "push_dry_run", "push_public")]
     cli_push.require_pushable(*pushing)
     log_samples = options.pop("log_samples")
-    options["batch_size"] = _batch_size(options["batch_size"])
-    output = Path(options["output"])
+    model, names, conditions = (options.pop(key) for key in ("model", "tasks", "quant"))
+    given = {name: value for name, value in options.items() if value is not None}
+    asked = read_options(given | {"progress": True})
+    output = asked.output
 
     def shown() -> Shown:
-        registry = load_registry(options["include_path"])
-        wanted = split_wanted(split_names(options["tasks"]), registry, options["include_path"])
+        registry = load_registry(asked.include_path)
+        wanted = split_wanted(split_names(names), registry, asked.include_path)
         ours = registry.resolve(wanted.ours) if wanted.ours else []
         return Shown({spec.task: spec.want for spec in ours}, bool(wanted.theirs))
 
     with parallel.launched() as team:
         results = summarize_evaluation(
-            lambda: evaluate(**options, progress=True, team=team),
+            lambda: evaluate(model, names, conditions, asked, team=team),
             output,
             shown,
             lambda text: click.echo(printable(text)),
@@ -186,15 +189,6 @@ def _evaluate(options: dict[str, Any]) -> None:
     repo, dry, public = pushing
     if repo is not None:
         cli_push.push_paths(paths, repo, dry, public)
-
-
-def _batch_size(text: str) -> int | str:
-    if text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise OptionError(f"--batch-size {one_line(text)}: use 'auto' or a number") from None
 
 
 cli.add_command(show_quants)
@@ -292,7 +286,7 @@ def _run(arguments: list[str]) -> int:
         return _call(arguments, stops)
 
 
-def _call(arguments: list[str], stops: Stops) -> int:
+def _call(arguments: list[str], stops: StopSignal) -> int:
     try:
         with plain_errors():
             status = cli.main(arguments, prog_name="unlearnbench", standalone_mode=False)

@@ -11,7 +11,7 @@ from unlearnbench.errors import EvaluationError
 from unlearnbench.util.text import text_table
 
 if TYPE_CHECKING:
-    from unlearnbench.evaluation.failures import Failure
+    from unlearnbench.errors import Failure
     from unlearnbench.results import RunResult, TaskResult
 
 

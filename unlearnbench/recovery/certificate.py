@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.recovery.compare import Comparison, open_comparison
 from unlearnbench.recovery.policy import Finding, Policy, check, exit_status
 from unlearnbench.results import FULL
 from unlearnbench.runs.entries import Entry, LoadedRun
+from unlearnbench.util.files import as_model, read_json
 from unlearnbench.util.version import __version__
 
 Role = Literal["unlearned", "target", "retrained"]
@@ -128,14 +129,8 @@ def read_certificate(path: Path) -> Certificate:
     Raises:
         ResultError: it is none.
     """
-    try:
-        return Certificate.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ResultError(f"{path} cannot be read ({error.strerror})") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ResultError(f"{path} is no certificate: {where}: {one_line(first['msg'])}") from None
+    content = read_json(path, ResultError)
+    return as_model(f"{path} is no certificate", content, Certificate, ResultError)
 
 
 def verify_certificate(
