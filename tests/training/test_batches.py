@@ -7,19 +7,11 @@ import pytest
 
 from tests.conftest import make_tokenizer
 from unlearnbench.errors import DataError, ModelOutputError, OptionError
-<<<<<<< HEAD
-from unlearnbench.methods.base import IGNORED
-from unlearnbench.tasks.kinds.generate import GenerationTask
-from unlearnbench.tasks.registry import load_registry
-from unlearnbench.tasks.templates import render_field
-from unlearnbench.training.batches import Encoder, Example, Length, as_batch, collate, make_schedule
-=======
 from unlearnbench.methods.rows import IGNORED, Example
-from unlearnbench.tasks.templates import render_field
 from unlearnbench.tasks.kinds.generate import GenerationTask
 from unlearnbench.tasks.registry import load_registry
+from unlearnbench.tasks.templates import render_field
 from unlearnbench.training.batches import Encoder, Length, as_batch, collate, make_schedule
->>>>>>> main
 from unlearnbench.training.corpus import Corpus, Document
 
 TOKENIZER = make_tokenizer()
