@@ -13,7 +13,7 @@ import pytest
 from tests.cli.test_main import call
 from tests.conftest import write_jsonl
 from tests.toy_runs import Bench, Skill, read_json, weak_at_4_bits
-from unlearnbench.recovery.compare import compare, family, open_comparison
+from unlearnbench.recovery.compare import compare, open_comparison
 from unlearnbench.runs.folder import read_run
 
 KEYS = {
@@ -306,10 +306,6 @@ def test_hostile_names_stay_on_their_line(
     assert "\x1b" not in out
     assert "\u202e" not in out
     assert "\\|b" in out
-
-
-def test_families() -> None:
-    assert family("news_knowmem_f") == family("news_privleak") == "news"
 
 
 def test_help_stays_light() -> None:
