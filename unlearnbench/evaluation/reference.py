@@ -11,6 +11,7 @@ from pathlib import Path
 
 from unlearnbench.errors import MetricError, OptionError, ResultError
 from unlearnbench.results import AucReference, Checkpoint, RunResult
+from unlearnbench.runs.fingerprint import Fingerprint, differences
 from unlearnbench.runs.folder import RunFolder, read_run
 from unlearnbench.tasks.samples import TaskSamples
 from unlearnbench.tasks.spec import TaskReference
@@ -60,18 +61,15 @@ def run_reference(task: TaskSamples, run: RetrainedRun, checkpoint: Checkpoint) 
             "the reference should be the retrained model",
             where,
         )
-    _require_same(where, "task version", found.version, spec.version)
-    _require_same(where, "task's definition", found.task_sha256, spec.definition_sha256)
-    theirs = {part.split: part.sha256 for part in found.data}
-    for split, rows in task.splits.items():
-        _require_same(where, f"data of split {split!r}", theirs.get(split), rows.sha256)
-    tokenizer = run.result.checkpoint.tokenizer_sha256
-    _require_same(where, "tokenizer", tokenizer, checkpoint.tokenizer_sha256)
+    there = Fingerprint.of_task(found.version, found.task_sha256, found.data)
+    there |= Fingerprint.of({"tokenizer": run.result.checkpoint.tokenizer_sha256})
+    here = task_fingerprint(task) | Fingerprint.of({"tokenizer": checkpoint.tokenizer_sha256})
+    _require_same(where, there, here)
     records = run.folder.read_records(spec.task, found.records_sha256)
     for split in spec.asked_splits:
-        ids = tuple(r.id for r in records if r.id.rpartition("/")[0] == split)
-        _require_same(where, f"number of {split!r} texts", len(ids), len(task.ids(split)))
-        _require_same(where, f"texts of split {split!r}", ids, task.ids(split))
+        ids = [r.id for r in records if r.id.rpartition("/")[0] == split]
+        there = Fingerprint.of_samples(f"{split!r} texts", ids)
+        _require_same(where, there, Fingerprint.of_samples(f"{split!r} texts", task.ids(split)))
     try:
         scores = spec.reference_scores(records)
     except MetricError as error:
@@ -90,9 +88,11 @@ def run_reference(task: TaskSamples, run: RetrainedRun, checkpoint: Checkpoint) 
     return TaskReference(scores, recorded)
 
 
-def _require_same(where: str, what: str, theirs: object, ours: object) -> None:
-    if theirs != ours:
-        shown = (
-            "" if isinstance(ours, tuple) else f": {str(theirs)[:12]} there, {str(ours)[:12]} here"
-        )
-        raise OptionError(f"{where} is another measurement: the {what} differs{shown}")
+def _require_same(where: str, there: Fingerprint, here: Fingerprint) -> None:
+    if there != here:
+        raise OptionError(f"{where} is another measurement: {differences(there, here)[0]}")
+
+
+def task_fingerprint(task: TaskSamples) -> Fingerprint:
+    """Of a task that is to be measured."""
+    return Fingerprint.of_task(task.spec.version, task.spec.definition_sha256, task.data)
