@@ -213,7 +213,7 @@ def test_bits(loaded: Loader, name: str, bits: float) -> None:
 
 def test_storage_is_rounded_though_compute_is_wider(loaded: Loader) -> None:
     model: Any = loaded("bf16")
-    weight = model._model.lm_head.weight
+    weight = model.network.lm_head.weight
     assert weight.dtype == torch.float32
     assert torch.equal(weight, weight.bfloat16().float())
     proof = model.precision.proof
@@ -354,7 +354,7 @@ def test_a_missing_library_is_refused_with_the_command_before_anything_is_loaded
         raise AssertionError("something was loaded")
 
     monkeypatch.setattr("importlib.util.find_spec", lacking)
-    monkeypatch.setattr("unlearnbench.checkpoints.source.load_weights", never)
+    monkeypatch.setattr("unlearnbench.checkpoints.checkpoint.load_weights", never)
     monkeypatch.setattr("unlearnbench.conditions.load.load_model", never)
     # Nor is anything else put in its place, though it was asked for beside others.
     with pytest.raises(PrecisionError) as raised:

@@ -289,9 +289,7 @@ class PackedPrompts:
         if self._cache is None:
             self._cache = self._continuer.run_prefix(self._start)
         own = [ids[len(self._start) :] for _, ids in batch]
-        found = self._continuer.continue_rows(
-            self._cache, len(self._start), own, chooser, ending
-        )
+        found = self._continuer.continue_rows(self._cache, len(self._start), own, chooser, ending)
         return [
             Generated(request.id, cut_at_stop(self._tokens.decode(row), request.stop), len(row))
             for (request, _), row in zip(batch, found, strict=True)

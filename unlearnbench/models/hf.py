@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from unlearnbench.checkpoints.ends import end_tokens, pad_token
+from unlearnbench.checkpoints.load import end_tokens, pad_token
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models.batches import A, Budget, Q, run_in_batches, texts_budget
 from unlearnbench.models.generation import Continuer, PackedPrompts
@@ -44,13 +44,14 @@ class HFModel:
         """The loaded transformers model; not to be changed."""
         self.precision, self.dtype = precision, dtype
         self._source, self._batch_size = source, batch_size
-        # Spread over several devices: prompts go where the first layer is.
-        first: Any = network.get_input_embeddings()
-        self._device = str(first.weight.device) if device == "auto" else device
+        if device == "auto":  # spread over several: prompts go where the first layer is
+            first: Any = network.get_input_embeddings()
+            device = str(first.weight.device)
+        self._device = device
         ends = end_tokens(network, source.tokenizer)
         config = source.config.get_text_config()
         pad = pad_token(source.tokenizer, ends)
-        self.tokens = Tokens(source.tokenizer, config, ends, pad, source.truncate_left)
+        self.tokens = Tokens(source.tokenizer, config, ends, pad, source.options.truncate_left)
         """Between its texts and token ids."""
         self._turns = turning_points(config)
         self._head: Head | None = None

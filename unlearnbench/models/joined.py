@@ -1,5 +1,4 @@
-"""Two models that give one logit: Who's Harry Potter at inference, where a reinforced model says
-which words the baseline is to hold back.
+"""Two models that answer as one: Who's Harry Potter's logit difference, also while they generate.
 
 Source: arXiv 2310.02238.
 """
@@ -13,16 +12,14 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
-def generic_logits(
-    baseline: torch.Tensor, reinforced: torch.Tensor, alpha: float
-) -> torch.Tensor:
+def generic_logits(baseline: torch.Tensor, reinforced: torch.Tensor, alpha: float) -> torch.Tensor:
     """v_b - alpha relu(v_r - v_b), element by element; both of one shape."""
     return baseline - alpha * (reinforced - baseline).relu()
 
 
 class JoinedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
-    """Answers with ``generic_logits`` of two models, also while it generates, with the second's
-    cache kept beside the first's.
+    """A model whose logits are v_b - alpha relu(v_r - v_b) of two models of one shape. The second
+    model's cache is kept beside the first's.
     """
 
     main_input_name = "input_ids"
@@ -38,22 +35,22 @@ class JoinedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
 
     @property
     def device(self) -> torch.device:
-        """The first model's."""
+        """Where the baseline is."""
         found: torch.device = self.baseline.device
         return found
 
     @property
     def dtype(self) -> torch.dtype:
-        """The first model's."""
+        """What the baseline computes in."""
         found: torch.dtype = self.baseline.dtype
         return found
 
     def get_input_embeddings(self) -> Any:
-        """The first model's."""
+        """The baseline's."""
         return self.baseline.get_input_embeddings()
 
     def get_output_embeddings(self) -> Any:
-        """The first model's."""
+        """The baseline's."""
         return self.baseline.get_output_embeddings()
 
     def forward(
@@ -66,25 +63,28 @@ class JoinedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         logits_to_keep: int = 0,
         return_dict: bool = True,
     ) -> CausalLMOutputWithPast:
-        """Run both."""
+        """Run both; the names are transformers' own."""
         cached = bool(use_cache) and past_key_values is not None
-        if cached and self._beside[0] is not past_key_values:
-            self._beside = (past_key_values, DynamicCache(config=self.config))
-        logits = [
-            model(
+        logits = []
+        for model, past in (
+            (self.baseline, past_key_values if cached else None),
+            (self.reinforced, self._second(past_key_values) if cached else None),
+        ):
+            output = model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 past_key_values=past,
                 use_cache=cached,
                 logits_to_keep=logits_to_keep,
-            ).logits
-            for model, past in (
-                (self.baseline, past_key_values if cached else None),
-                (self.reinforced, self._beside[1] if cached else None),
             )
-        ]
+            logits.append(output.logits)
         joined: Any = generic_logits(logits[0], logits[1], self.alpha)
         return CausalLMOutputWithPast(
             logits=joined, past_key_values=past_key_values if cached else None
         )
+
+    def _second(self, first: Any) -> Any:
+        if self._beside[0] is not first:
+            self._beside = (first, DynamicCache(config=self.config))
+        return self._beside[1]

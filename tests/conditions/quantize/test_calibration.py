@@ -167,7 +167,7 @@ def test_options_are_checked_before_anything_is_loaded(
     def never(*arguments: object, **options: object) -> None:
         raise AssertionError("the checkpoint was opened")
 
-    monkeypatch.setattr("unlearnbench.conditions.opening.open_any", never)
+    monkeypatch.setattr("unlearnbench.checkpoints.source.open_source", never)
     with pytest.raises(OptionError, match="--calibration-samples 0"):
         evaluate(str(tiny), "toy", "gptq-int4-g64", calibration_samples=0, **toy.options)
     with pytest.raises(OptionError, match="no readable file"):
@@ -214,7 +214,7 @@ def test_the_same_texts_give_the_same_weights_and_others_do_not(source: Source) 
         kernel="dequantized",
         calibration=pick_calibration("generic", [], 2, 1),
     )
-    weight: Any = other._model.get_parameter("model.layers.0.mlp.up_proj.weight")
+    weight: Any = other.network.get_parameter("model.layers.0.mlp.up_proj.weight")
     assert not np.array_equal(weight.numpy(), first)
     assert other.precision.calibration != load(source, "gptq-int4-g64").precision.calibration
     assert not np.array_equal(first, own(source))
