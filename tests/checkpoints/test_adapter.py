@@ -411,8 +411,7 @@ def test_the_weights_hash_is_of_both_adapter_and_base(
     pairs = [(adapter, tiny), (copy, tiny), (adapter, other)]
     sources = [open_source(str(a), LoadOptions(base=str(b))) for a, b in pairs]
     assert len({s.checkpoint.weights_sha256 for s in sources}) == 3
-    assert sources[0].base is not None
-    both = [sources[0].files.weights_sha256, sources[0].base.weights_sha256]
+    both = [sources[0].files.weights_sha256, sources[0].full.weights_sha256]
     assert sources[0].checkpoint.weights_sha256 == content_sha256(both)
 
 

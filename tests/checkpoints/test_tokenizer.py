@@ -70,6 +70,6 @@ def test_a_slow_tokenizer_is_said(
 ) -> None:
     caplog.set_level(logging.INFO, "unlearnbench")
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: Characters())
-    monkeypatch.setattr("unlearnbench.checkpoints.source.check_vocabulary", lambda *_: None)
+    monkeypatch.setattr("unlearnbench.checkpoints.checkpoint.check_tokenizer", lambda *_: None)
     open_source(str(tiny), LoadOptions())
     assert "no fast implementation" in caplog.text

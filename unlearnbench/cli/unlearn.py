@@ -12,7 +12,7 @@ import click
 from unlearnbench.errors import OptionError, one_line, printable
 
 if TYPE_CHECKING:
-    from unlearnbench.training.record import Training
+    from unlearnbench.checkpoints.origin import Training
     from unlearnbench.training.run import Job
 
 Command = Callable[..., Any]

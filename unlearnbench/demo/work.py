@@ -80,8 +80,8 @@ def run_stage(stage: Stage, options: DemoOptions) -> None:
 
 def is_trained(out: Path) -> bool:
     """Whether a training is complete; one that was never claimed is removed."""
+    from unlearnbench.checkpoints.origin import FILE
     from unlearnbench.training.output import OutputFolder
-    from unlearnbench.training.record import FILE
 
     folder = OutputFolder(out)
     if (out / FILE).exists():  # the process was killed between that and the stage's end

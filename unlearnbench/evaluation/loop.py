@@ -23,7 +23,6 @@ from unlearnbench.tasks.spec import split_names
 from unlearnbench.util.quiet import plain_errors
 
 if TYPE_CHECKING:
-    from unlearnbench.checkpoints.pair import PairSource
     from unlearnbench.checkpoints.source import Source
     from unlearnbench.evaluation.workers import Team
     from unlearnbench.models.hf import HFModel
@@ -53,8 +52,8 @@ def evaluate_path(
 
     Raises: as ``evaluate``.
     """
+    from unlearnbench.checkpoints.source import open_source
     from unlearnbench.conditions import load as loading
-    from unlearnbench.conditions.opening import open_any
 
     specs = quantize.resolve(split_names(precisions))
     device = loading.pick_device(asked.device)
@@ -67,7 +66,7 @@ def evaluate_path(
         loading.require_available(spec, device)
         pick_kernel(asked.quant_kernel, spec, device)
     calibration = _calibration(job, specs, asked)
-    source = open_any(path, asked, keep=len(specs) > 1)
+    source = open_source(path, asked, keep=len(specs) > 1)
     loading.require_loadable(source)
     if asked.apply_chat_template:
         sha256 = template_sha256(source.tokenizer)
@@ -82,7 +81,7 @@ def evaluate_path(
     prepared = []
     with ExitStack() as locks:
         for spec in specs:  # every conflict is found before the first model is loaded
-            source.require_precision(spec)
+            loading.require_precision(source, spec)
             dtype = loading.pick_dtype(asked.dtype, spec, source.own_dtype, device)
             how = loading.make_how(spec, dtype, device, kernel, calibration)
             how = replace(how, processes=job.processes)
@@ -96,7 +95,7 @@ def evaluate_path(
 
 
 def _require_vllm(
-    source: Source | PairSource,
+    source: Source,
     specs: Sequence[PrecisionSpec],
     asked: Options,
     team: Team | None,
@@ -123,16 +122,16 @@ class _Opened:
     """A checkpoint that is open, and by whom it is to be run."""
 
     path: str
-    source: Source | PairSource
+    source: Source
     asked: Options
     team: Team | None
 
     def load(self, spec: PrecisionSpec, how: How, batch_size: int | None) -> Model:
         """At one precision, by every process and on the engine asked for."""
-        from unlearnbench.conditions.opening import load_any
+        from unlearnbench.conditions.load import load_model
 
         def load_here() -> HFModel:
-            model = load_any(self.source, spec, how, batch_size)
+            model = load_model(self.source, spec, how, batch_size)
             self.source.release()
             return model
 

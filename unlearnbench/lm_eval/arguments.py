@@ -173,10 +173,10 @@ def load_from_arguments(given: Mapping[str, object]) -> HFModel:
         UnlearnbenchError: as the main job's, for the same options.
     """
     from unlearnbench.checkpoints.options import LoadOptions
+    from unlearnbench.checkpoints.source import open_source
     from unlearnbench.conditions import load as loading
     from unlearnbench.conditions import quantize
     from unlearnbench.conditions.base import pick_kernel
-    from unlearnbench.conditions.opening import load_any, open_any
     from unlearnbench.conditions.quantize.calibration import pick_calibration
     from unlearnbench.tasks.spec import split_names
 
@@ -211,12 +211,12 @@ def load_from_arguments(given: Mapping[str, object]) -> HFModel:
         trust_remote_code=bool(options.get("trust_remote_code", False)),
         allow_pickle=bool(options.get("allow_pickle", False)),
     )
-    source = open_any(str(options["model"]), load, keep=False)
+    source = open_source(str(options["model"]), load, keep=False)
     loading.require_loadable(source)
-    source.require_precision(spec)
+    loading.require_precision(source, spec)
     dtype = loading.pick_dtype(str(options.get("dtype", "auto")), spec, source.own_dtype, device)
     how = loading.make_how(spec, dtype, device, kernel, calibration)
-    model = load_any(source, spec, how)
+    model = loading.load_model(source, spec, how)
     source.release()
     return model
 
