@@ -9,10 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.metrics.test_intervals import answers_like
-from unlearnbench.cli import compare as cli_compare
 from unlearnbench.metrics.intervals import Values, auc, draw
 from unlearnbench.recovery.statistics import (
-    UTILITY_FLOOR,
     Cell,
     RecoveryRow,
     Scale,
@@ -261,7 +259,3 @@ def test_holm_counts_forget_tasks_only_and_single_samples_not_at_all() -> None:
     assert [r.significant for r in mark_significant(rows)] == [True, True, False, False]
     rows = [row(0.03), row(0.04)]
     assert [r.significant for r in mark_significant(rows)] == [False, False]
-
-
-def test_the_command_lines_floor_is_the_librarys() -> None:
-    assert cli_compare._FLOOR == UTILITY_FLOOR

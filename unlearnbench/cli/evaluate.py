@@ -30,12 +30,12 @@ def run_evaluation(ctx: click.Context, given: dict[str, Any]) -> None:
     """Evaluate as the command line asks; a part that failed still leaves the table of the rest."""
     warn_of_variables(ctx.command)
     _merge_model_args(ctx, given)
+    options = taken(Options, given).updated({"progress": True})
     model, tasks = given["model"], ",".join(given["tasks"])
     for name, value in (("model", model), ("tasks", tasks)):
         if not value:
             raise OptionError(f"--{name} is missing; see unlearnbench --help")
     conditions = ",".join([*given["quant"], *given["conditions"]] or ["none"])
-    options = taken(Options, given).updated({"progress": True})
     if not is_main():
         serve(options.threads)
         return

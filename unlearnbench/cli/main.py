@@ -37,7 +37,7 @@ COMMANDS = {
     "finetune": ("unlearn", "Train a model on texts: to make a target, or a retrained model."),
     "import": ("imports", "Turn another tool's result folders into runs."),
     "inspect": ("overlap", "Will it come back? Compare quantized codes with the target's."),
-    "leaderboard": ("leaderboard", "Boards of entries: add one, build the page, verify."),
+    "leaderboard": ("leaderboard", "Boards of entries: add one, build the tables and the page, verify."),
     "methods": ("unlearn", "List the unlearning methods, or show one."),
     "push": ("push", "Push run folders and board entries to the Hugging Face hub."),
     "quants": ("quants", "List every precision, and whether it can run here."),
@@ -99,7 +99,7 @@ class _Commands(click.Group):
     metavar="NAMES",
     help="Other ways to meet the checkpoint, beside those of --quant, of which each is one.",
 )
-@field_options(Options, without={"progress"})
+@field_options(Options, without={"progress"}, also={"output": "--output-path"})
 @config_option()
 @click.option(
     "--model-args",
@@ -175,15 +175,19 @@ def run(arguments: list[str]) -> int:
             said = [*getattr(error.__cause__, "args", ()), "interrupted; what was finished is kept"]
             click.echo(one_line(said[0], 2000), err=True)
             return stop.status
-        except UnlearnbenchError as error:
-            message = str(error)
-        except click.UsageError as error:
-            message = f"{error.format_message().rstrip('.')} (see unlearnbench --help)"
-        except click.ClickException as error:
-            message = error.format_message()
-        except Exception as error:  # a bug of ours: still one line, and never 1, "check failed"
-            message = f"internal error: {type(error).__name__}: {error}"
-        if "--verbose" in arguments:
-            click.echo(printable(traceback.format_exc()), err=True)
-        click.echo(f"unlearnbench: error: {one_line(message, 2000)}", err=True)
-        return 2
+        except Exception as error:
+            if "--verbose" in arguments:
+                click.echo(printable(traceback.format_exc()), err=True)
+            click.echo(f"unlearnbench: error: {one_line(_message(error), 2000)}", err=True)
+            return 2
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, UnlearnbenchError):
+        return str(error)
+    if isinstance(error, click.UsageError):
+        return f"{error.format_message().rstrip('.')} (see unlearnbench --help)"
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    # A bug of ours is one line too, and never exit 1, which says "check failed".
+    return f"internal error: {type(error).__name__}: {error}"

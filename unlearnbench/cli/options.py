@@ -43,19 +43,28 @@ PAIRS = _Pairs()
 
 
 def click_option(
-    name: str, kind: Any, default: object, help: str, *, metavar: str | None = None
+    name: str,
+    kind: Any,
+    default: object,
+    help: str,
+    *,
+    metavar: str | None = None,
+    also: str | None = None,
 ) -> Callable[[F], F]:
     """The option ``--NAME`` whose values are of ``kind``: text, a number, a flag, one of the words
     of a Literal, several of these (a tuple), pairs (a mapping), or None where it is not given.
+
+    also: a second spelling.
     """
     shape = _shape(kind)
     if default in (None, (), {}):
         default = [] if shape.get("multiple") else None
     elif not isinstance(default, (bool, int, float)):
         default = str(default)
-    shown = default not in (None, [], False)
+    shown = default is not None and default is not False and default != []
     shape |= {"default": default, "show_default": shown, "help": help, "metavar": metavar}
-    return click.option(f"--{name.replace('_', '-')}", name, **shape)
+    spellings = [f"--{name.replace('_', '-')}", *([also] if also else [])]
+    return click.option(*spellings, name, **shape)
 
 
 def _shape(kind: Any) -> dict[str, Any]:
@@ -76,12 +85,16 @@ def _shape(kind: Any) -> dict[str, Any]:
 
 
 def field_options(
-    model: type[OptionModel], *, without: Collection[str] = (), unset: bool = False
+    model: type[OptionModel],
+    *,
+    without: Collection[str] = (),
+    also: Mapping[str, str] | None = None,
+    unset: bool = False,
 ) -> Callable[[F], F]:
     """An option for every field of ``model``, its own ones before those of the classes it extends.
 
-    without: fields that are left out. unset: what is not given is None, so that a command can tell;
-    else it is the field's default.
+    without: fields that are left out. also: second spellings, by field. unset: what is not given
+    is None, so that a command can tell; else it is the field's default.
     """
     names = dict.fromkeys([*model.__annotations__, *model.model_fields])
     fields = {n: model.model_fields[n] for n in names if n in model.model_fields}
@@ -97,7 +110,10 @@ def field_options(
             if unset and field.default not in (None, False, 0):
                 text += f"  [default: {field.default}]"
             default = None if unset else field.get_default(call_default_factory=True)
-            command = click_option(name, kind, default, text, metavar=field.title)(command)
+            second = (also or {}).get(name)
+            command = click_option(name, kind, default, text, metavar=field.title, also=second)(
+                command
+            )
         return command
 
     return add
@@ -120,9 +136,7 @@ def retired(*spellings: str, line: str, is_flag: bool = True) -> Callable[[F], F
         if value:
             log.warning("%s: %s", param.opts[0], line)
 
-    return click.option(
-        *spellings, is_flag=is_flag, hidden=True, expose_value=False, callback=tell
-    )
+    return click.option(*spellings, is_flag=is_flag, hidden=True, expose_value=False, callback=tell)
 
 
 verbose_option = click.option(
