@@ -17,7 +17,8 @@ from unlearnbench.recovery.certificate import (
     read_certificate,
     verify_certificate,
 )
-from unlearnbench.recovery.policy import Policy, check, exit_status, open_check
+from unlearnbench.recovery.compare import open_comparison
+from unlearnbench.recovery.policy import Policy, check, exit_status
 from unlearnbench.util.files import write_text, writing
 from unlearnbench.util.yaml import read_yaml_model
 
@@ -53,7 +54,7 @@ def check_runs(
         raise OptionError("give --policy FILE, or --verify-certificate FILE, which holds its own")
     if policy_file is not None:
         policy = _read_policy(Path(policy_file))
-        comparison = open_check(*paths, policy)
+        comparison = open_comparison(*paths, confidence=policy.confidence)
         findings = check(comparison, policy)
         if certify_file is not None and exit_status(findings) == 0:
             certificate = certify(comparison, policy, findings)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -11,15 +9,13 @@ from click.core import ParameterSource
 
 from unlearnbench.cli.options import PushOptions, taken, warn_of_variables
 from unlearnbench.cli.push import push_paths
-from unlearnbench.errors import EvaluationError, Failure, OptionError, one_line, printable
-from unlearnbench.evaluation.evaluate import evaluate, find_tasks
+from unlearnbench.errors import EvaluationError, OptionError, one_line, printable
+from unlearnbench.evaluation.evaluate import evaluate
 from unlearnbench.evaluation.options import Options
 from unlearnbench.evaluation.run import run_path
+from unlearnbench.evaluation.summary import evaluation_summary
 from unlearnbench.evaluation.workers import launched, serve
 from unlearnbench.lm_eval.arguments import translate
-from unlearnbench.lm_eval.tables import harness_table
-from unlearnbench.recovery.tables import results_table
-from unlearnbench.results import RunResult
 from unlearnbench.util.process import is_main
 
 # lm-eval's names for "a transformers checkpoint", which say nothing here.
@@ -44,37 +40,16 @@ def run_evaluation(ctx: click.Context, given: dict[str, Any]) -> None:
         with launched() as team:
             results = evaluate(model, tasks, conditions, options, team=team)
     except EvaluationError as error:
-        _show(error.results, tasks, options, error.failures)
+        said = evaluation_summary(error.results, tasks, options, error.failures)
+        click.echo(printable(said))
         raise
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"interrupted; every answer so far is kept in {options.output}, and the same command "
             "(without --fresh) goes on from there"
         ) from None
-    _show(results, tasks, options)
-    if push.push_to_hub is not None:
-        push_paths([_folder(options, result) for result in results], push)
-
-
-def _show(
-    results: Sequence[RunResult], tasks: str, options: Options, failures: Sequence[Failure] = ()
-) -> None:
-    """The tables of what was asked for, and what failed."""
-    ours, theirs = find_tasks(tasks, options.include_path)
-    paths = {result.precision.name: _folder(options, result) for result in results}
-    paths |= {f.precision: f.folder for f in failures if f.precision and f.folder}
-    lines = []
-    if ours:
-        failed = {(f.precision, f.task) for f in failures if f.precision}
-        lines.append(results_table(results, paths, {t.task: t.want for t in ours}, failed))
-    if theirs and any(result.harness for result in results):
-        lines.append(harness_table({str(paths[r.precision.name]): r for r in results}))
-    lines += [f"failed: {failure.where}: {failure.message}" for failure in failures]
-    click.echo(printable("\n".join(lines)))
-
-
-def _folder(options: Options, result: RunResult) -> Path:
-    return run_path(options.output, result.checkpoint, result.precision.name)
+    click.echo(printable(evaluation_summary(results, tasks, options)))
+    push_paths([run_path(options.output, r.checkpoint, r.precision.name) for r in results], push)
 
 
 def _merge_model_args(ctx: click.Context, options: dict[str, Any]) -> None:

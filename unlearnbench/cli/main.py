@@ -37,7 +37,10 @@ COMMANDS = {
     "finetune": ("unlearn", "Train a model on texts: to make a target, or a retrained model."),
     "import": ("imports", "Turn another tool's result folders into runs."),
     "inspect": ("overlap", "Will it come back? Compare quantized codes with the target's."),
-    "leaderboard": ("leaderboard", "Boards of entries: add one, build the tables and the page, verify."),
+    "leaderboard": (
+        "leaderboard",
+        "Boards of entries: add one, build the tables and the page, verify.",
+    ),
     "methods": ("unlearn", "List the unlearning methods, or show one."),
     "push": ("push", "Push run folders and board entries to the Hugging Face hub."),
     "quants": ("quants", "List every precision, and whether it can run here."),
