@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.demo.recipe import DTYPE, ENDS, TASKS, DemoOptions, ends_options, recipe_of
 from unlearnbench.demo.stages import Stage
+from unlearnbench.recovery import UTILITY_FLOOR
 
 if TYPE_CHECKING:
     from unlearnbench.results import RunResult
@@ -197,7 +198,7 @@ def make_board(options: DemoOptions, tick: Callable[[], object] = lambda: None) 
         "base_model": "a Llama of 2 layers with random weights",
         "tasks": {s.task: s.metadata.version for s in load_registry(()).resolve(TASKS)},
         "precisions": list(options.precisions),
-        "utility_floor": 0.5,
+        "utility_floor": UTILITY_FLOOR,
         "ranking": ["demo_knowmem_f", "demo_verbmem"],
         "publish_texts": True,
     }
