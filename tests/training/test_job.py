@@ -24,7 +24,6 @@ from unlearnbench.training import trainer as trainer_module
 from unlearnbench.training.job import Job, finetune, unlearn
 from unlearnbench.training.options import TrainOptions
 
-
 # One method of each kind, with every loss and term among them; the others are slow.
 QUICKLY = ("ga", "npo_klr", "simnpo_gdr", "ga_gdr_sure", "rmu", "tv", "whp_ft")
 EVERY = [
