@@ -10,9 +10,9 @@ import click
 
 from unlearnbench.errors import one_line, printable
 from unlearnbench.lm_eval import BRIDGE
+from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions
 from unlearnbench.tasks.samples import load_samples
-from unlearnbench.tasks.registry import load_registry
 from unlearnbench.util.text import text_table
 
 _HEAD = ["task", "groups", "metric", "want", "version", "description"]
