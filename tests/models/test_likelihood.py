@@ -15,7 +15,7 @@ from unlearnbench.models.decoding import token_statistics
 from unlearnbench.models.hf import HFModel
 from unlearnbench.models.likelihood import Head, WholeLogits
 from unlearnbench.requests import Generate, Score, Scored
-from unlearnbench.results import Precision
+from unlearnbench.results import Condition, ConditionOptions
 
 TEXTS = [*PROMPTS[:2], *(CORPUS[n][: 9 + 5 * n] for n in range(6))]
 
@@ -194,9 +194,10 @@ def test_long_prompts_are_cut_on_the_left_when_asked() -> None:
     model = make_kind("llama")
     model.config.max_position_embeddings = 32
     tokenizer = make_tokenizer()
-    precision = Precision(name="none", bits=32, scheme="as it is", backend="torch")
+    options = ConditionOptions(bits=32, scheme="as it is", backend="torch")
+    condition = Condition(name="none", kind="stored", options=options)
     given: Any = Given(model, truncate_left=True)
-    cutting = HFModel(model, given, precision, "fp32", "cpu", None)
+    cutting = HFModel(model, given, condition, "fp32", "cpu", None)
     ids = tokenizer(CORPUS[0]).input_ids
     assert cutting._tokens.fit("t", ids, 8) == [ids[0], *ids[-23:]], "its begin token stays"
     (answer,) = cutting.score([Score("t", CORPUS[0])])

@@ -183,9 +183,17 @@ def edit(run: Path, *keys: str, value: object) -> None:
         (["tasks", "made_knowmem_f", "data", "0", "sha256"], "0" * 64, "data hash of split"),
         (["tasks", "made_knowmem_f", "task_sha256"], "0" * 64, "definition differs"),
         (["tasks", "made_privleak", "attack"], "Min-20%", "attack differs"),
-        (["precision", "scheme"], "uniform, other", "rtn-int4: scheme differs: uniform, other and"),
-        (["precision", "options"], {"group_size": 64}, "rtn-int4: options differs"),
-        (["precision", "calibration"], CALIBRATION, "rtn-int4: calibration name differs: forget"),
+        (
+            ["condition", "options", "scheme"],
+            "uniform, other",
+            "rtn-int4: scheme differs: uniform, other and",
+        ),
+        (["condition", "options", "group_size"], 64, "rtn-int4: options differs"),
+        (
+            ["condition", "options", "calibration"],
+            CALIBRATION,
+            "rtn-int4: calibration name differs: forget",
+        ),
     ],
 )
 def test_what_differs_is_refused_and_named(
@@ -203,7 +211,7 @@ def test_what_differs_is_refused_and_named(
 def test_a_checkpoint_that_is_quantized_already_is_no_full_precision(
     bench: Bench, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    edit(copy / "none", "precision", "bits", value=4)
+    edit(copy / "none", "condition", "options", "bits", value=4)
     error = refused(bench, capsys, copy)
     assert "no run in full precision: its checkpoint is quantized already" in error
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from unlearnbench.errors import OptionError
-from unlearnbench.recovery.statistics import FULL
+from unlearnbench.results import FULL
 from unlearnbench.tasks.spec import Registry, load_registry
 from unlearnbench.util.yamlmodel import read_model
 

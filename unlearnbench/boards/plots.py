@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from unlearnbench.boards.standings import Place, Standings
 from unlearnbench.errors import one_line
 from unlearnbench.metrics.paired import Ratio
-from unlearnbench.recovery.statistics import FULL
+from unlearnbench.results import FULL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,12 +13,12 @@ from unlearnbench.errors import OptionError, one_line
 from unlearnbench.metrics.paired import Ratio, draw
 from unlearnbench.recovery.compare import Comparison, Standing
 from unlearnbench.recovery.statistics import (
-    FULL,
     MIN_GAP,
     RecoveryRow,
     mark_significant,
     target_keeps,
 )
+from unlearnbench.results import FULL
 from unlearnbench.runs.entries import Entry
 
 _Standings = dict[tuple[str, str], Standing]

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
     from unlearnbench.conditions.base import How, PrecisionSpec
     from unlearnbench.models.hf import HFModel
-    from unlearnbench.results import Precision, Proof
+    from unlearnbench.results import Condition, Proof
 
 # How two proofs become one, by field.
-_COUNTED = ("module_types", "quantized_modules", "unquantized", "weights_by_dtype")
-_SUMMED = ("quantized_weights", "total_weights", "weight_bytes", "compared_modules")
+_COUNTED = ("module_types", "covered_modules", "uncovered", "weights_by_dtype")
+_SUMMED = ("covered_weights", "total_weights", "weight_bytes", "compared_modules")
 _AVERAGED = ("changed_share", "mean_relative_error")
 _LARGEST = ("relative_error", "max_relative_error", "codes")
 
@@ -117,12 +117,12 @@ def load_pair(source: PairSource, spec: PrecisionSpec, how: How, batch_size: int
         load_model(part, spec, how, batch_size) for part in (source.baseline, source.reinforced)
     )
     joined: Any = join_models(first._model, second._model, source.alpha)
-    precision = _both(first.precision, second.precision)
+    condition = _both(first.condition, second.condition)
     given: Any = source
-    return HFModel(joined, given, precision, first.dtype, how.device, batch_size)
+    return HFModel(joined, given, condition, first.dtype, how.device, batch_size)
 
 
-def _both(first: Precision, second: Precision) -> Precision:
+def _both(first: Condition, second: Condition) -> Condition:
     if first.proof is None or second.proof is None:
         return first
     return first.model_copy(update={"proof": _sum(first.proof, second.proof)})

@@ -176,7 +176,7 @@ def _evaluate(options: dict[str, Any]) -> None:
             shown,
             lambda text: click.echo(printable(text)),
         )
-    paths = [run_path(output, r.checkpoint, r.precision.name) for r in results]
+    paths = [run_path(output, r.checkpoint, r.condition.name) for r in results]
     if log_samples:
         from unlearnbench.lm_eval.logfiles import write_log
 

@@ -90,7 +90,7 @@ def _show(path: Path, precisions: Sequence[str]) -> None:
 
 def scores_table(rows: Sequence[RecoveryRow], precisions: Sequence[str]) -> str:
     """KnowMem_f and KnowMem_r of the target and each method, one figure for each precision."""
-    from unlearnbench.recovery.statistics import FULL
+    from unlearnbench.results import FULL
     from unlearnbench.util.text import text_table
 
     quantized = [name for name in precisions if name != FULL]

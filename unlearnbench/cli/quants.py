@@ -15,7 +15,7 @@ from unlearnbench.errors import OptionError, printable
 
 if TYPE_CHECKING:
     from unlearnbench.conditions.base import PrecisionSpec
-    from unlearnbench.results import Precision
+    from unlearnbench.results import Condition
 
 _INSPECTED = "rtn-int8,rtn-int4,bnb-int8,bnb-fp4,bnb-nf4"
 
@@ -107,7 +107,7 @@ def _show_proofs(
     for spec in specs:
         dtype = loading.pick_dtype(options["dtype"], spec, source.own_dtype, device)
         how = loading.make_how(spec, dtype, device, options["quant_kernel"], calibration)
-        precision = load_any(source, spec, how).precision
+        precision = load_any(source, spec, how).condition
         click.echo(printable(_json(precision) if as_json else _proof(precision)))
 
 
@@ -132,23 +132,23 @@ def _load_options(options: dict[str, Any]) -> Any:
     return LoadOptions(**{name: options[name] for name in names})
 
 
-def _json(precision: Precision) -> str:
+def _json(precision: Condition) -> str:
     return json.dumps(precision.model_dump(exclude_none=True))
 
 
-def _proof(precision: Precision) -> str:
+def _proof(precision: Condition) -> str:
     """The proof as lines that people read."""
     proof = precision.proof
     assert proof is not None  # noqa: S101 - a loaded model has one
-    head = f"{precision.name}: {precision.scheme} ({precision.backend})"
+    head = f"{precision.name}: {precision.options.scheme} ({precision.options.backend})"
     lines = [
-        f"  runs           {precision.kernel} kernel" if precision.kernel else "",
-        f"  weights        {proof.quantized_weights:,} of {proof.total_weights:,} quantized, "
+        f"  runs           {precision.options.kernel} kernel" if precision.options.kernel else "",
+        f"  weights        {proof.covered_weights:,} of {proof.total_weights:,} quantized, "
         f"{proof.weight_bytes:,} bytes in all",
         f"  modules        {_counts(proof.module_types)}",
         f"  held as        {_counts(proof.weights_by_dtype)}",
-        f"  quantized      {_counts(proof.quantized_modules) or 'none'}",
-        f"  left as it is  {_counts(proof.unquantized) or 'nothing'}",
+        f"  quantized      {_counts(proof.covered_modules) or 'none'}",
+        f"  left as it is  {_counts(proof.uncovered) or 'nothing'}",
     ]
     if proof.codes is not None:
         lines.append(f"  codes          at most {proof.codes} distinct values in a group")

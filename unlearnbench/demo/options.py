@@ -7,7 +7,7 @@ from pathlib import Path
 
 from unlearnbench.demo.recipe import METHODS, PRECISIONS
 from unlearnbench.errors import OptionError
-from unlearnbench.recovery.statistics import FULL
+from unlearnbench.results import FULL
 
 ENDS = ("target", "retrained")
 

@@ -1,4 +1,4 @@
-"""A task or a precision that fails among several: the others go on, and the failure is told."""
+"""A task or a condition that fails among several: the others go on, and the failure is told."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ log = logging.getLogger("unlearnbench")
 
 @dataclass(frozen=True)
 class Failure:
-    """What failed, and why. ``task`` is None where the model could not be loaded, ``precision`` and
+    """What failed, and why. ``task`` is None where the model could not be loaded, ``condition`` and
     ``folder`` where the task's data could not.
     """
 
-    precision: str | None
+    condition: str | None
     task: str | None
     folder: Path | None
     error: Exception
@@ -39,8 +39,8 @@ class Failure:
 
     @property
     def where(self) -> str:
-        """``task at precision``."""
-        return " at ".join(part for part in (self.task, self.precision) if part)
+        """``task at condition``."""
+        return " at ".join(part for part in (self.task, self.condition) if part)
 
     @property
     def message(self) -> str:
@@ -60,7 +60,7 @@ class Failures:
         self._found: list[Failure] = []
 
     @contextmanager
-    def guard(self, folder: Path, precision: str, task: str | None = None) -> Iterator[None]:
+    def guard(self, folder: Path, condition: str, task: str | None = None) -> Iterator[None]:
         """Note an error of what is inside and go on, unless it would hit everything else alike: a
         full disk, a checkpoint that cannot be used, or the user's wish to stop.
         """
@@ -72,7 +72,7 @@ class Failures:
                 if error is raised:
                     raise
                 raise error from None
-            failure = Failure(precision, task, folder, error, traceback.format_exc())
+            failure = Failure(condition, task, folder, error, traceback.format_exc())
             log.warning("%s failed: %s", failure.where, failure.message)
             error.__traceback__ = error.__cause__ = error.__context__ = None
             self._found.append(failure)
@@ -95,7 +95,7 @@ def _explained(error: Exception) -> Exception:
     if _is_out_of_memory(error):
         return ModelOutputError(
             f"out of memory ({one_line(error, 120) or 'no more to allocate'}); use a smaller "
-            "model, a smaller --batch-size, a precision of fewer bits, or another machine"
+            "model, a smaller --batch-size, a condition of fewer bits, or another machine"
         )
     return error
 

@@ -60,13 +60,13 @@ def _text(
     from unlearnbench.lm_eval.tables import harness_table
     from unlearnbench.recovery.tables import results_table
 
-    paths = {r.precision.name: run_path(output, r.checkpoint, r.precision.name) for r in results}
-    paths |= {f.precision: f.folder for f in failures if f.precision and f.folder}
-    failed = {(f.precision, f.task) for f in failures if f.precision}
+    paths = {r.condition.name: run_path(output, r.checkpoint, r.condition.name) for r in results}
+    paths |= {f.condition: f.folder for f in failures if f.condition and f.folder}
+    failed = {(f.condition, f.task) for f in failures if f.condition}
     lines = []
     if shown.wants:
         lines.append(results_table(results, paths, shown.wants, failed))
     if shown.harness and any(result.harness for result in results):
-        lines.append(harness_table({str(paths[r.precision.name]): r for r in results}))
+        lines.append(harness_table({str(paths[r.condition.name]): r for r in results}))
     lines += [f"failed: {failure.where}: {failure.message}" for failure in failures]
     return "\n".join(lines)

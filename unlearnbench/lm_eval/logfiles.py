@@ -84,7 +84,7 @@ def _results(result: RunResult) -> dict[str, Any]:
             "model": "unlearnbench",
             "model_args": {
                 "pretrained": result.checkpoint.path,
-                "quant": result.precision.name,
+                "quant": result.condition.name,
                 "dtype": result.settings.dtype,
             },
             "limit": result.settings.limit,

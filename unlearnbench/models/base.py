@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from unlearnbench.requests import Generate, Generated, Score, Scored
-from unlearnbench.results import Checkpoint, Precision
+from unlearnbench.results import Checkpoint, Condition
 
 
 @runtime_checkable
@@ -26,7 +26,7 @@ class Model(Protocol):
         """Which weights and tokenizer."""
 
     @property
-    def precision(self) -> Precision:
+    def condition(self) -> Condition:
         """How the weights are stored, proven to be in force."""
 
     @property

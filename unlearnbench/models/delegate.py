@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from unlearnbench.results import Checkpoint, Precision
+from unlearnbench.results import Checkpoint, Condition
 
 if TYPE_CHECKING:
     from unlearnbench.models.base import Model
@@ -24,9 +24,9 @@ class Delegate:
         return self.own.checkpoint
 
     @property
-    def precision(self) -> Precision:
+    def condition(self) -> Condition:
         """See ``Model``."""
-        return self.own.precision
+        return self.own.condition
 
     @property
     def device(self) -> str:

@@ -16,7 +16,7 @@ from unlearnbench.models.cache import KnownValues
 from unlearnbench.models.longrope import Side, side_of, turning_points
 from unlearnbench.models.tokens import Tokens
 from unlearnbench.requests import Generate, Generated, Score, Scored, cut_at_stop
-from unlearnbench.results import Checkpoint, Precision
+from unlearnbench.results import Checkpoint, Condition
 from unlearnbench.util.explain import explain
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class HFModel:
 
     _model: PreTrainedModel
     _source: Source
-    precision: Precision
+    precision: Condition
     dtype: str
     _device: str
     _batch_size: int | None
@@ -212,7 +212,7 @@ class HFModel:
         from unlearnbench.models.generation import Stops
 
         first = batch[0][0]
-        chooser = Chooser([r.id for r, _ in batch], self.precision.name, first.sampling)
+        chooser = Chooser([r.id for r, _ in batch], self.condition.name, first.sampling)
         stopped = partial(self._tokens.stopped, first)
         stops = Stops(frozenset(self._tokens.ends), stopped, first.max_new_tokens)
         found = start.continue_rows([ids for _, ids in batch], chooser, stops)
@@ -224,7 +224,7 @@ class HFModel:
     def _generate_batch(self, batch: Prompts) -> list[Generated]:
         from unlearnbench.models.padded import generate_padded
 
-        return generate_padded(self._model, self._tokens, self.precision.name, batch)
+        return generate_padded(self._model, self._tokens, self.condition.name, batch)
 
     def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
         """See ``Model``. A batch of texts that was scored before, for another task, is not run
@@ -284,7 +284,7 @@ class HFModel:
         answers = []
         for i, (request, row) in enumerate(batch):
             n = len(row) - 1
-            where = f"{request.id} at {self.precision.name}"
+            where = f"{request.id} at {self.condition.name}"
             figures = head.statistics(states[i, :n], ids[i, 1 : n + 1], where)
             answers.append(Scored(request.id, *figures))
         return answers
@@ -317,7 +317,7 @@ class HFModel:
         if self._batch_size is not None or len(batch) == 1:
             hint = "use --batch-size auto" if len(batch) > 1 else "use a smaller model or a GPU"
             raise ModelOutputError(
-                f"{self.precision.name}: out of memory with {len(batch)} texts in a batch; {hint}"
+                f"{self.condition.name}: out of memory with {len(batch)} texts in a batch; {hint}"
             )
         log.warning("out of memory with %d texts in a batch; halving it", len(batch))
         batches.halve(batch)

@@ -88,7 +88,7 @@ def _save(own: HFModel, folder: Path) -> None:
     """The adapter's weights as an ordinary checkpoint."""
     network: Any = own.network
     if any(not parameter.is_floating_point() for parameter in network.parameters()):
-        raise PrecisionError(f"{own.precision.name}: its weights are packed; use --backend hf")
+        raise PrecisionError(f"{own.condition.name}: its weights are packed; use --backend hf")
     config = network.config
     for name in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(config, name):
@@ -165,7 +165,7 @@ class VllmModel(Delegate):
 
     def _require_sound(self, request: Generate, found: Any) -> None:
         """VLLM samples some token from logits that are NaN; their log-probability tells."""
-        where = f"{request.id} at {self.precision.name}"
+        where = f"{request.id} at {self.condition.name}"
         if found.finish_reason not in ("stop", "length"):
             raise ModelOutputError(f"{where}: vLLM ended with {one_line(found.finish_reason, 40)}")
         if found.logprobs is None or len(found.logprobs) != len(found.token_ids):

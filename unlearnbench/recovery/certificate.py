@@ -6,15 +6,15 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unlearnbench import __version__
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.recovery.compare import Comparison
 from unlearnbench.recovery.policy import Finding, Policy, check, exit_status, open_check
-from unlearnbench.recovery.statistics import FULL
+from unlearnbench.results import FORMAT_VERSION, FULL, upgrade
 from unlearnbench.runs.entries import Entry, LoadedRun
 
 
@@ -29,21 +29,21 @@ class Evidence(_File):
 
     role: Literal["unlearned", "target", "retrained"]
     weights_sha256: str
-    precision: str
+    condition: str
     task: str
     version: float
     records_sha256: str
 
 
 class Certificate(_File):
-    """Durable(U, P, eps): at every precision in P the policy's rules hold."""
+    """Durable(U, C, eps): under every condition in C the policy's rules hold."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = FORMAT_VERSION
     checkpoint: str
     """As given to the runs; the hash identifies it, not this."""
     weights_sha256: str
     tokenizer_sha256: str
-    precisions: tuple[str, ...]
+    conditions: tuple[str, ...]
     epsilon: float
     """Most points above the retrained model."""
     policy: Policy
@@ -51,6 +51,11 @@ class Certificate(_File):
     evidence: tuple[Evidence, ...] = Field(min_length=1)
     unlearnbench: str
     created: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_format_1(cls, content: Any) -> Any:
+        return upgrade(content)
 
 
 # What each kind of task must be held to.
@@ -90,7 +95,7 @@ def certify(comparison: Comparison, policy: Policy, findings: Sequence[Finding])
         checkpoint=checkpoint.path,
         weights_sha256=checkpoint.weights_sha256,
         tokenizer_sha256=checkpoint.tokenizer_sha256,
-        precisions=policy.precisions,
+        conditions=policy.precisions,
         epsilon=policy.max_excess or 0.0,
         policy=policy,
         protocol=entry.full.result.protocol,
@@ -111,7 +116,7 @@ def _evidence(comparison: Comparison, entry: Entry, policy: Policy) -> tuple[Evi
             {
                 "role": role,
                 "weights_sha256": run.result.checkpoint.weights_sha256,
-                "precision": run.precision,
+                "condition": run.condition,
                 "task": task,
                 "version": run.task(task).version,
                 "records_sha256": run.task(task).records_sha256,
@@ -151,7 +156,7 @@ def verify_certificate(
     if exit_status(findings) != 0:
         return findings
     again = certify(comparison, certificate.policy, findings)
-    for field in ("weights_sha256", "tokenizer_sha256", "protocol", "precisions", "epsilon"):
+    for field in ("weights_sha256", "tokenizer_sha256", "protocol", "conditions", "epsilon"):
         stated, found = getattr(certificate, field), getattr(again, field)
         if stated != found:
             raise ResultError(f"the certificate is not of these runs: {field} differs")
@@ -166,7 +171,7 @@ def verify_certificate(
 
 
 def _key(evidence: Evidence) -> tuple[str, str, str]:
-    return evidence.role, evidence.precision, evidence.task
+    return evidence.role, evidence.condition, evidence.task
 
 
 def certificate_json(certificate: Certificate) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from unlearnbench.errors import MetricError, OptionError, ResultError
 from unlearnbench.metrics.paired import CONFIDENCE, Ratio, Values, draw, ratio
 from unlearnbench.recovery.statistics import (
-    FULL,
     UTILITY_FLOOR,
     Cell,
     RecoveryRow,
@@ -23,13 +22,13 @@ from unlearnbench.recovery.statistics import (
     samples_needed,
     verdict_of,
 )
-from unlearnbench.results import GenerationRecord, LikelihoodRecord
+from unlearnbench.results import FULL, GenerationRecord, LikelihoodRecord
 from unlearnbench.runs.entries import (
     Entry,
     LoadedRun,
     load_entries,
     require_comparable,
-    require_same_precision,
+    require_same_condition,
     same_run,
 )
 
@@ -203,8 +202,8 @@ def open_comparison(
     for entry in entries:
         for run in entry.runs.values():
             require_comparable(run, base, found.tasks(entry))
-            if run.precision in found.target.runs:
-                require_same_precision(run, found.target.at(run.precision))
+            if run.condition in found.target.runs:
+                require_same_condition(run, found.target.at(run.condition))
     for run in found.target.runs.values():
         require_comparable(run, base, wanted)
     return found

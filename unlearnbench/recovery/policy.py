@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.metrics.paired import CONFIDENCE, Ratio
 from unlearnbench.recovery.compare import Comparison, Standing, open_comparison
-from unlearnbench.recovery.statistics import FULL, RecoveryRow, had_forgotten
+from unlearnbench.recovery.statistics import RecoveryRow, had_forgotten
+from unlearnbench.results import FULL
 from unlearnbench.runs.entries import Entry
 
 Outcome = Literal["pass", "fail", "not decided"]

@@ -27,8 +27,6 @@ from unlearnbench.metrics.paired import (
     ratio,
 )
 
-FULL = "none"
-"""The name of full precision."""
 MIN_GAP = 5.0
 """Points; below it there was nothing that could come back, and no share."""
 TARGET_KEEPS = 0.5

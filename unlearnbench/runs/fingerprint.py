@@ -8,7 +8,7 @@ import contextlib
 import sys
 from importlib.metadata import PackageNotFoundError, version
 
-from unlearnbench.results import Checkpoint, Precision, Settings
+from unlearnbench.results import Checkpoint, Condition, Settings
 from unlearnbench.runs.folder import describe_configuration
 from unlearnbench.runs.provenance import describe_environment
 from unlearnbench.tasks.samples import Plan
@@ -18,7 +18,7 @@ def describe_task(
     plan: Plan,
     checkpoint: Checkpoint,
     settings: Settings,
-    precision: Precision,
+    condition: Condition,
     batch_size: int | None,
 ) -> dict[str, str]:
     """Fact by name, in words that a message can show.
@@ -26,7 +26,7 @@ def describe_task(
     More than what makes two runs comparable: the batch size, the libraries, the number of threads
     and the processor move the last bits of a sum, and one task's answers are to be of one piece.
     """
-    facts = describe_configuration(checkpoint, settings, precision)
+    facts = describe_configuration(checkpoint, settings, condition)
     facts |= {
         "task": plan.spec.task,
         "task version": plan.spec.version,
@@ -46,6 +46,6 @@ def describe_task(
         facts["processor"] = torch.backends.cpu.get_cpu_capability()
     packages = dict(environment.packages)
     with contextlib.suppress(PackageNotFoundError):  # our own backends have no package
-        packages[precision.backend] = version(precision.backend)
+        packages[condition.options.backend] = version(condition.options.backend)
     facts |= {f"package {name}": found for name, found in packages.items()}
     return {name: str(fact) for name, fact in facts.items()}

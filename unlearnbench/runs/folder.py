@@ -1,4 +1,4 @@
-"""A run folder on disk, ``OUT/<model>/<precision>/``: ``run.json``, ``samples/<task>.jsonl``, and
+"""A run folder on disk, ``OUT/<model>/<condition>/``: ``run.json``, ``samples/<task>.jsonl``, and
 ``partial/<task>.jsonl`` while a task is under way.
 """
 
@@ -22,7 +22,7 @@ from unlearnbench.results import (
     FORMAT_VERSION,
     RECORD_ADAPTER,
     Checkpoint,
-    Precision,
+    Condition,
     RunResult,
     SampleRecord,
     Settings,
@@ -88,7 +88,7 @@ class RunFolder:
             raise ResultError(f"{self.path} is in the way: no folder; use another --output")
 
     def set_aside(self) -> Path | None:
-        """Move the folder to ``.old/<precision>-<n>`` beside it; returns where, None if there was
+        """Move the folder to ``.old/<condition>-<n>`` beside it; returns where, None if there was
         nothing in it. The folder is gone then, and its lock with it.
 
         Raises:
@@ -134,15 +134,15 @@ class RunFolder:
             raise ResultError(f"{error}; remove {self.path} to evaluate again") from None
 
     def check_settings(
-        self, found: RunResult, asked: Settings, checkpoint: Checkpoint, precision: Precision
+        self, found: RunResult, asked: Settings, checkpoint: Checkpoint, condition: Condition
     ) -> None:
         """Refuse to mix runs that cannot be compared in one folder.
 
         Raises:
             ResultError: a setting differs; names it with both values.
         """
-        there = describe_configuration(found.checkpoint, found.settings, found.precision)
-        here = describe_configuration(checkpoint, asked, precision)
+        there = describe_configuration(found.checkpoint, found.settings, found.condition)
+        here = describe_configuration(checkpoint, asked, condition)
         differences = [
             f"{key} is {there.get(key, 'absent')} there and {here.get(key, 'absent')} here"
             for key in sorted({**there, **here})
@@ -212,17 +212,17 @@ def encode_records(records: Sequence[SampleRecord]) -> bytes:
 
 
 def describe_configuration(
-    checkpoint: Checkpoint, settings: Settings, precision: Precision
+    checkpoint: Checkpoint, settings: Settings, condition: Condition
 ) -> dict[str, object]:
     """What a run folder holds one of, by name; hashes by their first 12 digits."""
     flat: dict[str, object] = settings.model_dump(exclude_none=True)
-    flat["precision"] = precision.name
-    flat["scheme"] = precision.scheme
-    flat |= {f"option {key}": value for key, value in precision.options.items()}
-    if precision.kernel is not None:
-        flat["quant-kernel"] = precision.kernel
-    if precision.calibration is not None:
-        for key, value in precision.calibration.model_dump().items():
+    flat["condition"] = condition.name
+    flat["scheme"] = condition.options.scheme
+    flat |= {f"option {key}": value for key, value in condition.options.further.items()}
+    if condition.options.kernel is not None:
+        flat["quant-kernel"] = condition.options.kernel
+    if condition.options.calibration is not None:
+        for key, value in condition.options.calibration.model_dump().items():
             flat[f"calibration {key}"] = value[:12] if key == "sha256" else value
     flat["weights"] = checkpoint.weights_sha256[:12]
     flat["tokenizer"] = checkpoint.tokenizer_sha256[:12]
@@ -268,10 +268,10 @@ def read_run(folder: Path) -> RunResult:
     try:
         content = json.loads(path.read_bytes())
         version = content.get("format_version") if isinstance(content, dict) else None
-        if version != FORMAT_VERSION:
+        if version not in (1, FORMAT_VERSION):
             raise ResultError(
-                f"{path} has format_version {version!r}; this version of unlearnbench reads "
-                f"{FORMAT_VERSION}"
+                f"{path} has format_version {version!r}; this version of unlearnbench reads 1 "
+                f"and {FORMAT_VERSION}"
             )
         empty = _find_null(content)
         if empty is not None:
