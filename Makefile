@@ -7,7 +7,7 @@ SET_UP := $(VENV)/.set-up
 # Files that each fuzzer of `make fuzz` tries: ten minutes on 2 cores.
 FUZZ_EXAMPLES ?= 4000
 
-.PHONY: help setup demo example test test-slow test-ci test-long fuzz audit check format bench precisions training leaderboards schema clean
+.PHONY: help setup demo example test test-slow test-ci test-long fuzz structure audit check format bench precisions training leaderboards schema clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /: /'
@@ -51,6 +51,9 @@ check: $(SET_UP) ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+structure: $(SET_UP) ## print the plan of the package in figures, beside their limits
+	$(BIN)/python -W ignore -m tests.structure
 
 audit: $(SET_UP) ## are the installed packages those that were asked for, and do they fit together
 	$(BIN)/python .ci/audit.py

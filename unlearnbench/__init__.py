@@ -9,14 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from unlearnbench.errors import UnlearnbenchError
+from unlearnbench.util.version import __version__
 
 if TYPE_CHECKING:
     from unlearnbench.evaluation.evaluate import evaluate
     from unlearnbench.models import Model, ScriptedModel
     from unlearnbench.results import RunResult, SampleRecord, TaskResult
     from unlearnbench.tasks.spec import TaskSpec
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Model",

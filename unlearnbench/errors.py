@@ -6,7 +6,7 @@
     ├── DataError                the rows that a task reads
     ├── CheckpointError          the files of a model
     ├── PrecisionError           an unknown precision, or one that cannot run here
-    │   └── NotInForceError      a precision that was asked for and did not take effect
+    │   └── NotInForceError      a condition that was asked for and did not take effect
     ├── ModelOutputError         non-finite logits, a prompt that does not fit
     ├── MetricError              scores that cannot be computed or compared
     ├── TrainingError            training that cannot go on: a loss that is not finite, a full disk
@@ -21,11 +21,9 @@ message says what is wrong, where, and what to do, in one line.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from unlearnbench.evaluation.failures import Failure
-    from unlearnbench.results import RunResult
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 
 class UnlearnbenchError(Exception):
@@ -58,7 +56,7 @@ class PrecisionError(UnlearnbenchError):
 
 
 class NotInForceError(PrecisionError):
-    """A precision was asked for and did not take effect."""
+    """A condition was asked for and did not take effect."""
 
 
 class ModelOutputError(UnlearnbenchError):
@@ -81,15 +79,43 @@ class OutputError(ResultError):
     """A file cannot be written: the disk is full or read-only. What was complete stays readable."""
 
 
+@dataclass(frozen=True)
+class Failure:
+    """What failed among several evaluations, and why."""
+
+    condition: str | None
+    """None where the task's data could not be read."""
+    task: str | None
+    """None where the model could not be loaded."""
+    folder: Path | None
+    """The run folder; None where the task's data could not be read."""
+    error: Exception
+    """Without its traceback, whose frames would keep the model in memory."""
+    traceback: str
+
+    @property
+    def where(self) -> str:
+        """``task at condition``."""
+        return " at ".join(part for part in (self.task, self.condition) if part)
+
+    @property
+    def message(self) -> str:
+        """The error in one line."""
+        known = isinstance(self.error, UnlearnbenchError)
+        kind = "" if known else f"internal error: {type(self.error).__name__}: "
+        return kind + one_line(self.error, 400)
+
+
 class EvaluationError(UnlearnbenchError):
-    """Some of several evaluations failed. The others are finished and in their run folders.
+    """Some of several evaluations failed. The others are finished and in their run folders."""
 
-    failures: what failed, one entry a task and precision, or one a precision that could not be
-    loaded. results: what was finished, as ``evaluate`` would have returned it; a precision at which
-    nothing was finished is not among them.
-    """
+    failures: tuple[Failure, ...]
+    """One a task and condition, or one a condition that could not be loaded."""
+    results: tuple[Any, ...]
+    """What was finished, a ``RunResult`` a condition, as ``evaluate`` would have returned it; a
+    condition under which nothing was finished is not among them."""
 
-    def __init__(self, failures: Sequence[Failure], results: Sequence[RunResult]) -> None:
+    def __init__(self, failures: Sequence[Failure], results: Sequence[object]) -> None:
         self.failures, self.results = tuple(failures), tuple(results)
         said = "; ".join(f"{failure.where}: {failure.message}" for failure in failures)
         super().__init__(

@@ -27,6 +27,9 @@ FORMAT_VERSION: Literal[2] = 2
 FULL = "none"
 """The condition of a checkpoint as it is stored."""
 
+FULL = "none"
+"""The name of full precision."""
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 

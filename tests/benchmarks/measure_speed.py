@@ -10,10 +10,9 @@ repeat, and each turn begins with another. `tasks`: on models in memory, seconds
 `whole`: one command's work in a process of its own for each rival, loading included (and for ours
 metrics and files), with its peak memory; on CPU the three run five seconds each by turns. `floor`:
 the seconds that its operations take at the machine's peak. `profile`: where ours goes. `marginal`:
-what another sample costs. `compile`: our adapter with and without torch.compile. `rounding`: how
-many scores are others than one prompt at a time by the plain evaluator gives. `start`: the command
-line. Figures in brackets are the least and the largest of the repeats; a whole evaluation is one
-repeat unless --whole-repeats says more.
+what another sample costs. `rounding`: how many scores are others than one prompt at a time by the
+plain evaluator gives. `start`: the command line. Figures in brackets are the least and the largest
+of the repeats; a whole evaluation is one repeat unless --whole-repeats says more.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ from unlearnbench.checkpoints.source import DTYPES
 
 TIMED = ("news_verbmem", "news_knowmem_f", "news_privleak")
 PRECISIONS = ("none", "bnb-int8", "bnb-fp4")
-PARTS = ("tasks", "marginal", "whole", "floor", "profile", "start")  # and compile, rounding
+PARTS = ("tasks", "marginal", "whole", "floor", "profile", "start")  # and rounding
 # HFLM's rolling log-likelihood counts a text's first token, and MUSE does not.
 COMPARED = dict.fromkeys(TIMED, ("plain", "hflm")) | {"news_privleak": ("plain",)}
 
@@ -122,30 +121,6 @@ def _shares(
     }
 
 
-def measure_compile(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds a sample, with the layers compiled and without, once they are."""
-    from unlearnbench.models.compute import compile_layers
-
-    plain, compiled = (load_ours(folder, options) for _ in range(2))
-    compile_layers(compiled.model._model)
-    found = {}
-    for task in options.tasks:
-        asked = requests_of(task, options.limit)
-        first, answers = timed(partial(ask, compiled, asked), options.device)
-        ratios = []
-        for _turn in range(options.repeats):
-            own, others = timed(partial(ask, plain, asked), options.device)
-            fast, answers = timed(partial(ask, compiled, asked), options.device)
-            ratios.append(own / fast)
-        found[task] = {
-            "times faster": spread(ratios),
-            "first time, seconds": first,
-            "alike": alike(answers, others),
-        }
-        say(f"{task}, compiled: {json.dumps(found[task], default=str)}")
-    return found
-
-
 def measure_start(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for arguments in (["--help"], ["tasks"]):
@@ -190,7 +165,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--whole-repeats", type=int, default=1)
     parser.add_argument("--parts", default=",".join(PARTS))
-    parser.add_argument("--tasks", default=",".join(TIMED), help="of tasks, marginal and compile")
+    parser.add_argument("--tasks", default=",".join(TIMED), help="of tasks and marginal")
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
     parser.add_argument("--out", type=Path, help="write everything as JSON")
     parser.add_argument("--hflm-batch", default="8", help="HFLM's batch size, or auto")
@@ -216,7 +191,6 @@ def main() -> None:
         "whole": measure_whole,
         "floor": measure_floor,
         "profile": measure_profile,
-        "compile": measure_compile,
         "rounding": measure_rounding,
         "start": measure_start,
     }

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import CORPUS, MakeCheckpoint, load_at, make_tokenizer
-from unlearnbench.checkpoints.find import content_sha256
 from unlearnbench.checkpoints.source import LoadOptions, open_source
 from unlearnbench.errors import CheckpointError, ModelOutputError, OptionError
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate, Score
+from unlearnbench.util.files import content_sha256
 
 TEXTS = [CORPUS[n][:90] for n in range(3)]
 ALL = ["none", "fp32", "bf16", "fp16", "bnb-int8", "bnb-fp4", "bnb-nf4", "rtn-int8", "rtn-int4"]

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import CORPUS, MakeCheckpoint, load_at, make_model, make_tokenizer
-from unlearnbench.checkpoints.find import content_sha256
 from unlearnbench.checkpoints.load import tokenizer_sha256
 from unlearnbench.checkpoints.source import LoadOptions, Source, open_source
 from unlearnbench.errors import CheckpointError, OptionError, PrecisionError
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate, Sampling, Score
+from unlearnbench.util.files import content_sha256
 
 PROMPTS = [CORPUS[n][: 20 + 5 * n] for n in range(4)]
 UP = "model.layers.1.mlp.up_proj.weight"

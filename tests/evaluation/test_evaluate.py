@@ -459,7 +459,7 @@ def test_a_task_that_fails_leaves_the_others_finished(toy: Toy) -> None:
     (failure,) = raised.value.failures
     assert (failure.task, failure.condition) == ("toy_privleak", "none")
     assert isinstance(failure.error, ModelOutputError)
-    assert "test_evaluator.py" in failure.traceback
+    assert "test_evaluate.py" in failure.traceback
     assert failure.error.__traceback__ is None, "its frames would keep the model in memory"
     assert not (run_dir(toy, model) / "samples" / "toy_privleak.jsonl").exists()
     model.refuse, model.asked = "nothing", []

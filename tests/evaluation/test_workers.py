@@ -23,11 +23,10 @@ from unlearnbench.evaluation.workers import (
     SharedModel,
     Team,
     _Worker,
-    is_worker,
-    process_count,
 )
 from unlearnbench.models.scripted import ScriptedModel
 from unlearnbench.requests import Generate, Generated
+from unlearnbench.util.process import is_main, process_count
 
 PROMPTS = [Generate(str(n), f"prompt {n}", 8) for n in range(20)]
 
@@ -151,12 +150,12 @@ def test_calibrated_precisions_need_one_process(tiny: Path) -> None:
 
 
 def test_who_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (process_count(), is_worker()) == (1, False)
+    assert (process_count(), is_main()) == (1, True)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    assert (process_count(), is_worker()) == (2, False)
+    assert (process_count(), is_main()) == (2, True)
     monkeypatch.setenv("RANK", "1")
-    assert is_worker()
+    assert not is_main()
 
 
 def evaluation(model: Path, toy: Toy, out: Path) -> list[str]:

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from unlearnbench.metrics.intervals import auc
 from unlearnbench.metrics.membership import K_PERCENTS, ReferenceScores, privleak, summarize
 from unlearnbench.metrics.rouge import score_output
-from unlearnbench.metrics.stats import auc
 
 MODELS = ["target", "retrain", "ga_gdr", "npo_klr"]
 ROUGE_TASKS = ["news_verbmem", "news_knowmem_f", "news_knowmem_r"]

@@ -58,7 +58,6 @@ def test_answers_are_those_of_the_adapter_at_every_plain_precision(
         False,
     )
     assert model.condition.proof is not None
-    assert model.attention is None
     assert model.condition.name == precision
 
 

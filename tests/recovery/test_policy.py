@@ -271,7 +271,8 @@ def test_a_broken_certificate_is_refused(
     file.write_text(text, encoding="utf-8")
     ends = [*references(bench), "--verify-certificate", str(file)]
     assert call("check", str(folder(bench, "retrained")), *ends) == 2
-    assert "is no certificate" in capsys.readouterr().err
+    said = "is no certificate" if text else "is no valid JSON"
+    assert f"{file} {said}: " in capsys.readouterr().err
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.metrics.test_paired import answers_like
+from tests.metrics.test_intervals import answers_like
 from unlearnbench.cli import compare as cli_compare
-from unlearnbench.metrics.paired import Column, Values, draw
-from unlearnbench.metrics.stats import auc
+from unlearnbench.metrics.intervals import Values, auc, draw
 from unlearnbench.recovery.statistics import (
     UTILITY_FLOOR,
     Cell,
@@ -46,9 +45,9 @@ def cell(
 ) -> Cell:
     """A cell of given means, or given scores; the retrained model's mean is 20."""
 
-    def column(scores: float | Array, seed: int) -> Column:
+    def column(scores: float | Array, seed: int) -> Values:
         values = noisy(scores, n, seed) if isinstance(scores, (int, float)) else scores
-        return Column(values, (-100.0, 200.0))
+        return Values(values, (-100.0, 200.0))
 
     return Cell(
         Scale(want, draw(n, 0)),
@@ -138,8 +137,8 @@ def test_not_decided_says_how_many_samples_would_settle_it() -> None:
     times = math.ceil(1.15 * needed / 30)
     n = 30 * times
 
-    def tiled(part: Values) -> Column:
-        return Column(np.tile(part.values, times), part.bounds)
+    def tiled(part: Values) -> Values:
+        return Values(np.tile(part.values, times), part.bounds)
 
     more = Cell(
         Scale("low", draw(n, 0)),
@@ -215,7 +214,7 @@ def test_false_recovery_and_false_significance_without_effect() -> None:
     for _ in range(sets):
         text = 0.7 * rng.normal(size=n)
 
-        def scores(level: float, text: Array = text) -> Column:
+        def scores(level: float, text: Array = text) -> Values:
             x = 1 / (1 + np.exp(-1.5 * (text + level + 0.7 * rng.normal(size=n))))
             return generation_scores(list(np.where(x < 0.45, 0.0, np.where(x > 0.75, 1.0, x))))
 
@@ -233,7 +232,7 @@ def test_a_real_recovery_is_found() -> None:
     rng, draws = np.random.default_rng(12), draw(50, 0)
     found = 0
     for _ in range(100):
-        full, quantized, target = (Column(x, (0, 100)) for x in answers_like(rng, 50))
+        full, quantized, target = (Values(x, (0, 100)) for x in answers_like(rng, 50))
         made = Cell(Scale("low", draws), full, quantized, target, target, full)
         found += verdict_of(measure(made), "low", 0.5) == "recovers"
     assert found >= 99

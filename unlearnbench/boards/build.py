@@ -16,10 +16,11 @@ from unlearnbench.boards.standings import Place, Standings, rank_entries
 from unlearnbench.boards.verify import verify_board
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.lm_eval.tables import headline, utility_cells
-from unlearnbench.metrics.paired import Ratio
+from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.recovery.statistics import RecoveryRow
 from unlearnbench.recovery.tables import share, with_interval
 from unlearnbench.results import Environment
+from unlearnbench.util.files import write_text
 
 
 def build_board(board: Board) -> list[Path]:
@@ -46,10 +47,7 @@ def build_board(board: Board) -> list[Path]:
     written = []
     for name, text in files.items():
         path = board.folder / name
-        try:
-            path.write_text(text, encoding="utf-8", newline="\n")
-        except OSError as error:
-            raise ResultError(f"{path} cannot be written ({error.strerror})") from None
+        write_text(path, text)
         written.append(path)
     return written
 
@@ -242,7 +240,7 @@ def _utilities(place: Place, precision: str, names: list[str]) -> list[str]:
     return [_number(headline(found[n]).value if n in found else None) for n in names]
 
 
-def _figures(figure: Ratio | None) -> list[str]:
+def _figures(figure: Estimate | None) -> list[str]:
     if figure is None:
         return ["", "", ""]
     low, high = figure.ci or (None, None)
@@ -256,8 +254,8 @@ def _number(value: float | None) -> str:
 def _recovery(row: RecoveryRow | None, forgets: bool) -> list[str]:
     if row is None:
         return [*[""] * 8, _FORGETS if forgets else ""]
-    change = Ratio(row.change, row.change_ci)
-    recovered = None if row.recovered is None else Ratio(row.recovered, row.recovered_ci)
+    change = Estimate(row.change, row.change_ci)
+    recovered = None if row.recovered is None else Estimate(row.recovered, row.recovered_ci)
     return [
         *_figures(change),
         str(row.significant).lower(),

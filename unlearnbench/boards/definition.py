@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from unlearnbench.errors import OptionError
 from unlearnbench.results import FULL
 from unlearnbench.tasks.spec import Registry, load_registry
-from unlearnbench.util.yamlmodel import read_model
+from unlearnbench.util.yaml import read_yaml_model
 
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 
@@ -86,7 +86,7 @@ def read_board(folder: Path) -> Board:
     path = folder / "board.yaml"
     if not path.is_file():
         raise OptionError(f"{folder}: no board.yaml there")
-    return Board(folder, read_model(path, Definition))
+    return Board(folder, read_yaml_model(path, Definition))
 
 
 def find_boards(folders: Sequence[Path]) -> list[Board]:

@@ -22,6 +22,7 @@ from unlearnbench.results import (
     upgrade,
 )
 from unlearnbench.runs.entries import Entry, LoadedRun, load_entries
+from unlearnbench.util.files import read_model, write_text
 
 # One of 50 rows a set at seven precisions has 1.3 MB without texts.
 _LARGEST = 256 * 2**20
@@ -110,11 +111,7 @@ def add_entry(board: Board, runs: Sequence[Path], submission: Submission) -> Pat
     except ValidationError as error:
         raise OptionError(f"--name: {one_line(error.errors()[0]['msg'])}") from None
     path = board.entries / f"{entry.name}.json"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(entry_json(entry), encoding="ascii")
-    except OSError as error:
-        raise ResultError(f"{path} cannot be written ({error.strerror})") from None
+    write_text(path, entry_json(entry))
     return path
 
 
@@ -190,20 +187,7 @@ def read_entry(path: Path) -> BoardEntry:
     Raises:
         ResultError: it is no entry; says where.
     """
-    try:
-        if path.exists() and not path.is_file():
-            raise ResultError(f"{path} is no regular file")  # a pipe would never end
-        if path.stat().st_size > _LARGEST:
-            raise ResultError(f"{path} is larger than {_LARGEST >> 20} MiB; refused")
-        entry = BoardEntry.model_validate(json.loads(path.read_bytes()))
-    except OSError as error:
-        raise ResultError(f"{path} cannot be read ({error.strerror})") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = one_line(".".join(map(str, first["loc"])), 200)
-        raise ResultError(f"{path}: {where}: {one_line(first['msg'])}") from None
-    except (ValueError, RecursionError) as error:
-        raise ResultError(f"{path} is no valid JSON: {one_line(error, 100)}") from None
+    entry = read_model(path, BoardEntry, ResultError, _LARGEST)
     if path.stem != entry.name:
         raise ResultError(f"{path} holds the entry {entry.name}; the two names must be one")
     return entry

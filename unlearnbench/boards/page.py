@@ -16,7 +16,7 @@ from unlearnbench.boards.plots import dumbbell, pareto
 from unlearnbench.boards.standings import Place, Standings
 from unlearnbench.errors import one_line, printable
 from unlearnbench.lm_eval.tables import utility_cells
-from unlearnbench.metrics.paired import Ratio
+from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.recovery.tables import share, with_interval
 from unlearnbench.results import FULL, GenerationRecord, RunResult
 
@@ -75,11 +75,11 @@ def _rows(standings: Standings, place: Place) -> list[dict[str, object]]:
             _points(standing.value),
             _points(standing.excess),
             _share(standing.utility),
-            _points(None if row is None else Ratio(row.change, row.change_ci)),
+            _points(None if row is None else Estimate(row.change, row.change_ci)),
             _share(
                 None
                 if row is None or row.recovered is None
-                else Ratio(row.recovered, row.recovered_ci)
+                else Estimate(row.recovered, row.recovered_ci)
             ),
         ]
         found.append(
@@ -100,11 +100,11 @@ def _rows(standings: Standings, place: Place) -> list[dict[str, object]]:
     return found
 
 
-def _points(figure: Ratio | None) -> tuple[str, float | None]:
+def _points(figure: Estimate | None) -> tuple[str, float | None]:
     return ("", None) if figure is None else (with_interval(figure.value, figure.ci), figure.value)
 
 
-def _share(figure: Ratio | None) -> tuple[str, float | None]:
+def _share(figure: Estimate | None) -> tuple[str, float | None]:
     return ("", None) if figure is None else (share(figure.value, figure.ci), figure.value)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from unlearnbench.boards.standings import Place, Standings
 from unlearnbench.errors import one_line
-from unlearnbench.metrics.paired import Ratio
+from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.results import FULL
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def _svg(figure: Figure, label: str) -> str:
     return text.replace("<svg ", f'<svg role="img" aria-label="{name}" fill="currentColor" ', 1)
 
 
-def _bars(figure: Ratio) -> list[list[float]] | None:
+def _bars(figure: Estimate) -> list[list[float]] | None:
     """Distances to the interval's ends, as error bars take them."""
     if figure.ci is None:
         return None
@@ -81,7 +81,7 @@ def dumbbell(standings: Standings, place: Place) -> str:
         return _svg(figure, f"{place.entry.name}: full precision against quantized")
 
 
-def _point(axes: Axes, figure: Ratio, y: float, colour: str, marker: str) -> None:
+def _point(axes: Axes, figure: Estimate, y: float, colour: str, marker: str) -> None:
     axes.errorbar(
         [figure.value], [y], xerr=_bars(figure), fmt=marker, color=colour, capsize=2, zorder=2
     )
@@ -95,7 +95,7 @@ def pareto(standings: Standings) -> str:
     ranked = [(x.value, 100 * y.value) for place, x, y in shown if place.rank is not None]
     with _figure(6.5, 4) as (figure, axes):
         for place, worst, utility in shown:
-            scaled = Ratio(100 * utility.value, _percent(utility))
+            scaled = Estimate(100 * utility.value, _percent(utility))
             axes.errorbar(
                 [worst.value],
                 [scaled.value],
@@ -116,7 +116,7 @@ def pareto(standings: Standings) -> str:
         return _svg(figure, "Forgetting against utility, with the Pareto front")
 
 
-def _percent(figure: Ratio) -> tuple[float, float] | None:
+def _percent(figure: Estimate) -> tuple[float, float] | None:
     return None if figure.ci is None else (100 * figure.ci[0], 100 * figure.ci[1])
 
 

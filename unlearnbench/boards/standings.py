@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from unlearnbench.boards.definition import Board
 from unlearnbench.boards.entry import BoardEntry
 from unlearnbench.errors import OptionError, one_line
-from unlearnbench.metrics.paired import Ratio, draw
+from unlearnbench.metrics.intervals import Estimate, draw, mean_share
 from unlearnbench.recovery.compare import Comparison, Standing
 from unlearnbench.recovery.statistics import (
     MIN_GAP,
@@ -35,10 +33,10 @@ class Place:
     rank: int | None
     state: str
     """ranked, collapsed or incomplete; target or retrained for a reference."""
-    worst: Ratio | None
+    worst: Estimate | None
     """The largest excess over the retrained model, of every ranking task and precision."""
     worst_at: str
-    utility: Ratio | None
+    utility: Estimate | None
     """The least utility of every required precision."""
     standings: _Standings
     """By task and precision: the board's, then others that the entry has, which do not count."""
@@ -69,7 +67,7 @@ class Standings:
     board: Board
     comparison: Comparison
     places: tuple[Place, ...]
-    retained: dict[str, Ratio]
+    retained: dict[str, Estimate]
     """Of the ranked entries; full precision is ``none``. Empty where none is ranked."""
     references: tuple[Place, ...]
     """The target, then the retrained model."""
@@ -160,7 +158,7 @@ def _place(board: Board, comparison: Comparison, entry: BoardEntry, loaded: Entr
     return Place(entry, None, state, worst, at, utility, standings, rows)
 
 
-def _worst(ranking: Sequence[str], standings: _Standings) -> tuple[Ratio | None, str]:
+def _worst(ranking: Sequence[str], standings: _Standings) -> tuple[Estimate | None, str]:
     """The largest excess and where it is; PrivLeak counts on either side of 0."""
     worst, at = None, ""
     for (task, precision), standing in standings.items():
@@ -169,7 +167,7 @@ def _worst(ranking: Sequence[str], standings: _Standings) -> tuple[Ratio | None,
         figure = standing.excess
         if standing.want == "zero" and figure.value < 0:
             ci = None if figure.ci is None else (-figure.ci[1], -figure.ci[0])
-            figure = Ratio(-figure.value, ci)
+            figure = Estimate(-figure.value, ci)
         if worst is None or figure.value > worst.value:
             worst, at = figure, f"{task} at {precision}"
     return worst, at
@@ -217,28 +215,22 @@ def _mark(board: Board, places: Sequence[Place]) -> list[Place]:
 
 def _mean_retained(
     board: Board, comparison: Comparison, entries: Sequence[Entry], precision: str
-) -> Ratio | None:
+) -> Estimate | None:
     """The mean over entries and forget tasks (low is good) of what the entry scores over what the
     target scores at that precision, with a percentile bootstrap interval over samples: the entries
     are those of the board, not a sample of methods.
     """
     tasks = [t for t in board.rules.ranking if comparison.retrained.full.task(t).want == "low"]
-    points, drawn = [], []
+    shares = []
     for number, task in enumerate(tasks):
-        theirs = comparison.scores(comparison.target.at(precision), task).values
-        draws = draw(len(theirs), 1 + number)
-        below = draws.rows @ theirs
-        known = float(comparison.scores(comparison.target.full, task).values.mean())
-        keeps = target_keeps("low", float(theirs.mean()), known)
-        if not keeps or float(theirs.mean()) < MIN_GAP or not below.all():
+        theirs = comparison.scores(comparison.target.at(precision), task)
+        draws = draw(theirs.n, 1 + number)
+        known = comparison.scores(comparison.target.full, task).mean
+        if not target_keeps("low", theirs.mean, known) or theirs.mean < MIN_GAP:
             continue  # the target itself has forgotten: a share of nothing
+        if not (draws.rows @ theirs.values).all():
+            continue
         for entry in entries:
-            ours = comparison.scores(entry.at(precision), task).values
-            points.append(float(ours.mean() / theirs.mean()))
-            drawn.append((draws.rows @ ours) / below)
-    if not points:
-        return None
-    size = min(len(column) for column in drawn)
-    means = np.mean([column[:size] for column in drawn], axis=0)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Ratio(float(np.mean(points)), (float(low), float(high)))
+            ours = comparison.scores(entry.at(precision), task)
+            shares.append((ours.values, theirs.values, draws))
+    return mean_share(shares) if shares else None

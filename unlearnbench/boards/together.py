@@ -10,8 +10,8 @@ from unlearnbench.boards.samples import alike
 from unlearnbench.errors import ResultError, UnlearnbenchError, one_line
 from unlearnbench.lm_eval.tables import require_same_harness
 from unlearnbench.metrics import likelihood_metric
+from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.metrics.membership import ReferenceScores
-from unlearnbench.metrics.stats import Estimate
 from unlearnbench.results import FULL, AucReference, LikelihoodRecord, Proof, SampleRecord
 from unlearnbench.runs.entries import (
     FULL_BITS,

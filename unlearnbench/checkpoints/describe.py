@@ -6,11 +6,12 @@ import json
 from typing import TYPE_CHECKING
 
 from unlearnbench.checkpoints.ends import named_ends
-from unlearnbench.checkpoints.find import CheckpointFiles, content_sha256, read_json
+from unlearnbench.checkpoints.find import CheckpointFiles, read_json
 from unlearnbench.checkpoints.load import load_tokenizer, tokenizer_sha256
 from unlearnbench.checkpoints.packed import StoredScheme
 from unlearnbench.errors import CheckpointError, one_line
 from unlearnbench.results import Checkpoint
+from unlearnbench.util.files import content_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Literal
 
 from unlearnbench.checkpoints.folder import check_folder, list_folder
 from unlearnbench.errors import CheckpointError, one_line
+from unlearnbench.util import files
 from unlearnbench.util.quiet import quiet_hub
 
 Kind = Literal["safetensors", "pickle", "gguf", "adapter"]
@@ -54,28 +54,11 @@ class CheckpointFiles:
 
 def files_sha256(paths: Sequence[Path]) -> str:
     """SHA-256 of one file; of several, that of the lines ``sha256sum`` prints in name order."""
-    digests = {path.name: _file_sha256(path) for path in paths}
+    digests = {path.name: files.file_sha256(path, CheckpointError) for path in paths}
     if len(digests) == 1:
         return next(iter(digests.values()))
     lines = "".join(f"{digests[name]}  {name}\n" for name in sorted(digests))
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(2**22):  # hashlib.file_digest needs Python 3.11
-                digest.update(block)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
-    return digest.hexdigest()
-
-
-def content_sha256(value: object) -> str:
-    """SHA-256 of a JSON value, keys sorted: the same content always hashes the same."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def find_checkpoint(
@@ -266,14 +249,7 @@ def read_json(path: Path) -> dict[str, object]:
     Raises:
         CheckpointError: unreadable, absurdly large, no JSON, or no object.
     """
-    try:
-        if path.stat().st_size > _MAX_JSON:
-            raise CheckpointError(f"{path} is larger than {_MAX_JSON >> 20} MiB; refused")
-        value = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no valid JSON: {one_line(error, 150)}") from None
+    value = files.read_json(path, CheckpointError, _MAX_JSON)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds no JSON object")
     return value

@@ -12,9 +12,10 @@ import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.find import CheckpointFiles, content_sha256, read_json
+from unlearnbench.checkpoints.find import CheckpointFiles, read_json
 from unlearnbench.checkpoints.limits import check_config, stored_weights
 from unlearnbench.errors import CheckpointError, one_line
+from unlearnbench.util.files import content_sha256
 from unlearnbench.util.quiet import muted, plain_errors, unmoved_caches
 
 if TYPE_CHECKING:

@@ -11,10 +11,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.find import PAIR_FILE, PARTS, content_sha256, read_json
+from unlearnbench.checkpoints.find import PAIR_FILE, PARTS, read_json
 from unlearnbench.checkpoints.folder import check_folder
 from unlearnbench.checkpoints.source import LoadOptions, open_source
 from unlearnbench.errors import CheckpointError, OptionError
+from unlearnbench.util.files import content_sha256
 
 if TYPE_CHECKING:
     import torch

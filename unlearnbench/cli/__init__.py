@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unlearnbench import __version__
 from unlearnbench.cli import check as cli_check
 from unlearnbench.cli import compare as cli_compare
 from unlearnbench.cli import demo as cli_demo
@@ -27,8 +26,9 @@ from unlearnbench.cli.config import (
 from unlearnbench.cli.options import checkpoint_options, kernel_options, running_options
 from unlearnbench.cli.quants import inspect_bins, show_quants
 from unlearnbench.errors import OptionError, UnlearnbenchError, one_line, printable
-from unlearnbench.util.process import Stops, catch_stops
+from unlearnbench.util.process import StopSignal, catch_stops, is_main
 from unlearnbench.util.quiet import plain_errors, quiet_imports
+from unlearnbench.util.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -154,7 +154,7 @@ def _evaluate(options: dict[str, Any]) -> None:
     from unlearnbench.runs.folder import RunFolder
     from unlearnbench.tasks.spec import load_registry, split_names
 
-    if parallel.is_worker():
+    if not is_main():
         parallel.serve(options["threads"])
         return
     pushing = [options.pop(key) for key in ("push_to_hub", "push_dry_run", "push_public")]
@@ -292,7 +292,7 @@ def _run(arguments: list[str]) -> int:
         return _call(arguments, stops)
 
 
-def _call(arguments: list[str], stops: Stops) -> int:
+def _call(arguments: list[str], stops: StopSignal) -> int:
     try:
         with plain_errors():
             status = cli.main(arguments, prog_name="unlearnbench", standalone_mode=False)

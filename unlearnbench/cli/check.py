@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unlearnbench.cli.compare import precision_name, write_text
+from unlearnbench.cli.compare import precision_name
 from unlearnbench.errors import OptionError, ResultError, printable
+from unlearnbench.util.files import write_text, writing
 
 if TYPE_CHECKING:
     from unlearnbench.recovery.policy import Finding, Policy
@@ -65,9 +66,9 @@ def check_command(
 
 def _read_policy(path: Path) -> Policy:
     from unlearnbench.recovery.policy import Policy
-    from unlearnbench.util.yamlmodel import read_model
+    from unlearnbench.util.yaml import read_yaml_model
 
-    policy = read_model(path, Policy)
+    policy = read_yaml_model(path, Policy)
     names = dict.fromkeys(precision_name(name) for name in policy.precisions)
     return policy.model_copy(update={"precisions": tuple(names)})
 
@@ -105,12 +106,10 @@ _VERDICTS = {0: "pass", 1: "FAIL", 2: "not decided: the lines above say why"}
 
 
 def _append(path: Path, text: str) -> None:
-    try:
+    with writing(path, ResultError, "give another path"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as file:
             file.write(text)
-    except OSError as error:
-        raise ResultError(f"{path} cannot be written ({error.strerror})") from None
 
 
 COMMANDS = (check_command,)

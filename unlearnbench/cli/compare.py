@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from unlearnbench.errors import OptionError, ResultError, printable
+from unlearnbench.errors import OptionError, printable
+from unlearnbench.util.files import write_text
 
 if TYPE_CHECKING:
     from unlearnbench.recovery.compare import Comparison
@@ -125,19 +126,6 @@ def _caption(opened: Comparison) -> str:
         f"{opened.floor:g}. target forgets:\nat that precision the target keeps less than half of "
         "its own score, or is not 5 points above the\nunlearned model: no share."
     )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that the user named.
-
-    Raises:
-        ResultError: it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ResultError(f"{path} cannot be written ({error.strerror})") from None
 
 
 COMMANDS = (compare_command, import_command)

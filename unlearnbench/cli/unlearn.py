@@ -271,7 +271,7 @@ def _select(options: dict[str, Any]) -> Any:
 
 
 def _say(training: Training, options: dict[str, Any]) -> None:
-    from unlearnbench.training.checkpoints import is_main
+    from unlearnbench.util.process import is_main
 
     if is_main():
         steps = len(training.losses)

@@ -87,7 +87,6 @@ def load_model(
     """Load ``source`` at ``spec`` and prove that it is in force.
 
     Raises:
-        OptionError: its attention or its compilation cannot be as ``how`` asks.
         CheckpointError: the weights cannot be used.
         PrecisionError: the precision does not fit the checkpoint, or its library fails.
         NotInForceError: the precision did not take effect.
@@ -95,7 +94,6 @@ def load_model(
     source.require_precision(spec)
     if spec.calibrated and how.calibration is None:
         raise PrecisionError(f"{spec.name} needs calibration texts; give --calibration")
-    from unlearnbench.models.compute import compile_layers, set_attention
     from unlearnbench.models.products import quicken_products
 
     with warnings.catch_warnings():
@@ -108,12 +106,8 @@ def load_model(
     model = source.finish(loaded.model)
     if how.device == "cpu":
         quicken(model)
-        if not how.compiled:  # the compiler has products of its own
-            quicken_products(model)
+        quicken_products(model)
     explain_loaded(how.device, dtype, precision.options.kernel)
-    set_attention(model, how.attention, how.device)
-    if how.compiled:
-        compile_layers(model)
     # Keys and values get the room of a second copy of the weights, where there is none: the
     # source's is given back, or is the model itself. Processes on one machine share a file's pages.
     spare = source.give_back() if how.device == "cpu" and how.processes == 1 else 0

@@ -24,7 +24,7 @@ from unlearnbench.tasks.spec import GenerationTask, LikelihoodTask
 
 if TYPE_CHECKING:
     from unlearnbench.evaluation.reference import Reference
-    from unlearnbench.metrics.stats import Estimate
+    from unlearnbench.metrics.intervals import Estimate
     from unlearnbench.models import Model
 
 A = TypeVar("A", Generated, Scored)
@@ -255,7 +255,7 @@ class _Summary:
 
     def generation(self, records: Sequence[GenerationRecord]) -> TaskResult:
         """Mean of the scores x 100."""
-        from unlearnbench.metrics.stats import bootstrap_mean
+        from unlearnbench.metrics.intervals import bootstrap_mean
 
         estimate = bootstrap_mean([r.score for r in records], self._seed).scaled(100)
         names = list(records[0].scores)

@@ -92,7 +92,8 @@ def evaluate(
             before is in the run folders.
     """
     from unlearnbench.checkpoints.source import LoadOptions
-    from unlearnbench.util.explain import set_threads, show_explanations
+    from unlearnbench.util.explain import show_explanations
+    from unlearnbench.util.process import set_threads
 
     _check_amounts(limit, batch_size, threads, seed)
     _check_choices(dtype, protocol, quant_kernel, attention)

@@ -7,12 +7,12 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from unlearnbench.errors import (
     CheckpointError,
     EvaluationError,
+    Failure,
     ModelOutputError,
     OutputError,
     UnlearnbenchError,
@@ -22,32 +22,6 @@ from unlearnbench.results import RunResult
 from unlearnbench.util.files import is_full
 
 log = logging.getLogger("unlearnbench")
-
-
-@dataclass(frozen=True)
-class Failure:
-    """What failed, and why. ``task`` is None where the model could not be loaded, ``condition`` and
-    ``folder`` where the task's data could not.
-    """
-
-    condition: str | None
-    task: str | None
-    folder: Path | None
-    error: Exception
-    """Without its traceback, whose frames would keep the model in memory."""
-    traceback: str
-
-    @property
-    def where(self) -> str:
-        """``task at condition``."""
-        return " at ".join(part for part in (self.task, self.condition) if part)
-
-    @property
-    def message(self) -> str:
-        """The error in one line."""
-        known = isinstance(self.error, UnlearnbenchError)
-        kind = "" if known else f"internal error: {type(self.error).__name__}: "
-        return kind + one_line(self.error, 400)
 
 
 class Failures:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from unlearnbench.errors import ModelOutputError, ResultError, one_line
 from unlearnbench.requests import Generated, Scored
-from unlearnbench.util.files import Appender
+from unlearnbench.util.files import Appender, first_fault
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,7 +115,7 @@ class Journal(Answers):
         try:
             yield
         except ValidationError as error:
-            reason = error.errors(include_url=False)[0]["msg"]
+            reason = first_fault(error)
         except (ValueError, RecursionError) as error:
             reason = str(error)
         else:

@@ -101,12 +101,7 @@ def evaluate_path(
             source.require_precision(spec)
             dtype = loading.pick_dtype(asked.dtype, spec, source.own_dtype, device)
             how = loading.make_how(spec, dtype, device, kernel, calibration)
-            how = replace(
-                how,
-                attention=asked.attention,
-                compiled=asked.compiled,
-                processes=job.processes,
-            )
+            how = replace(how, processes=job.processes)
             precision = loading.describe_precision(source, spec, how)
             settings = job.settings(dtype, device)
             run, todo = prepare(job, source.checkpoint, config, precision, settings, locks)

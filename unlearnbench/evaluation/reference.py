@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unlearnbench.errors import MetricError, OptionError, ResultError
+from unlearnbench.metrics.intervals import auc
 from unlearnbench.metrics.membership import ReferenceScores
-from unlearnbench.metrics.stats import auc
 from unlearnbench.results import AucReference, Checkpoint, LikelihoodRecord, RunResult
 from unlearnbench.runs.folder import RunFolder, read_run
 from unlearnbench.tasks.rows import SplitRows

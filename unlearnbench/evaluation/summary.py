@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from unlearnbench.errors import EvaluationError
 
 if TYPE_CHECKING:
-    from unlearnbench.evaluation.failures import Failure
+    from unlearnbench.errors import Failure
     from unlearnbench.results import RunResult
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from unlearnbench.errors import CheckpointError, OptionError, UnlearnbenchError, one_line
 from unlearnbench.models.delegate import Delegate
 from unlearnbench.requests import Generate, Generated, Score, Scored
+from unlearnbench.util.process import process_count, set_threads
 
 if TYPE_CHECKING:
     from unlearnbench.checkpoints.source import LoadOptions
@@ -31,16 +32,6 @@ log = logging.getLogger("unlearnbench")
 R = TypeVar("R", Generate, Score)
 
 _PATIENCE = 600  # seconds until all processes must have started
-
-
-def process_count() -> int:
-    """How many processes were launched together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_worker() -> bool:
-    """Whether this process is one of several, and not the main one."""
-    return process_count() > 1 and os.environ.get("RANK", "0") != "0"
 
 
 @dataclass(frozen=True)
@@ -250,8 +241,6 @@ def serve(threads: int | None = None) -> None:
     Raises:
         OptionError: the main process was not found.
     """
-    from unlearnbench.util.explain import set_threads
-
     log.setLevel(logging.ERROR)  # one process speaks
     address, key = _share(None)
     set_threads(threads)

@@ -13,7 +13,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
-from unlearnbench.checkpoints.find import content_sha256
 from unlearnbench.errors import MetricError, OptionError, ResultError, one_line
 from unlearnbench.evaluation.answers import summarize_task
 from unlearnbench.metrics import generation_metric
@@ -40,6 +39,7 @@ from unlearnbench.tasks.spec import (
     TaskSpec,
     load_registry,
 )
+from unlearnbench.util.files import content_sha256
 from unlearnbench.util.lock import lock_folder
 
 log = logging.getLogger("unlearnbench")

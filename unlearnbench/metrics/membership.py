@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unlearnbench.errors import MetricError
-from unlearnbench.metrics.stats import Estimate, auc, bootstrap_auc, bootstrap_privleak
+from unlearnbench.metrics.intervals import Estimate, auc, bootstrap_auc, bootstrap_privleak
 from unlearnbench.requests import Scored
 
 NAME = "privleak"
@@ -177,9 +177,9 @@ def _leak(
     value = privleak(auc(*pair), reference.auc)
     if not reference.members:
         base = bootstrap_auc(*pair, seed=seed)
-        return base.scaled(100 / reference.auc, -100).with_value(value)
+        return replace(base.scaled(100 / reference.auc, -100), value=value)
     other = (np.array(reference.members), np.array(reference.nonmembers))
-    return bootstrap_privleak(pair, other, seed=seed).with_value(value)
+    return replace(bootstrap_privleak(pair, other, seed=seed), value=value)
 
 
 def _column(records: Sequence[Mapping[str, float]], name: str) -> NDArray[np.float64]:

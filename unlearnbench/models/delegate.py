@@ -43,11 +43,6 @@ class Delegate:
         """See ``Model``."""
         return self.own.config
 
-    @property
-    def attention(self) -> str | None:
-        """As ``HFModel`` has it; None where ``own`` says nothing of it."""
-        return getattr(self.own, "attention", None)
-
     def truncate(self, text: str, max_tokens: int) -> str:
         """See ``Model``."""
         return self.own.truncate(text, max_tokens)

@@ -36,7 +36,6 @@ Texts = Sequence[tuple[Score, list[int]]]
 _LEAST_PREFIX = 16
 # Tokens whose figures are kept for another task: 24 bytes each, 96 MiB.
 _KNOWN_TOKENS = 2**22
-_FLASH = "flash_attention_2"
 
 
 @dataclass
@@ -98,12 +97,6 @@ class HFModel:
     def config(self) -> dict[str, object]:
         """See ``Model``."""
         return dict(self._source.config.to_dict())
-
-    @property
-    def attention(self) -> str | None:
-        """The attention in place of transformers' own choice; None where that was left."""
-        own = self._model.config._attn_implementation
-        return own if own == _FLASH else None
 
     def truncate(self, text: str, max_tokens: int) -> str:
         """See ``Model``."""

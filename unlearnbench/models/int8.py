@@ -37,22 +37,6 @@ def int8_modules(model: nn.Module) -> list[Any]:
 
 
 @contextmanager
-def rows_apart(model: nn.Module) -> Iterator[None]:
-    """Meanwhile a row does not depend on the others of its pass. LLM.int8() computes a column in 16
-    bits in which any row has an outlier, so that rows move each other by as much as it rounds.
-    """
-    modules = int8_modules(model)
-    before = [module.state.threshold for module in modules]
-    for module in modules:
-        module.state.threshold = 0.0
-    try:
-        yield
-    finally:
-        for module, threshold in zip(modules, before, strict=True):
-            module.state.threshold = threshold
-
-
-@contextmanager
 def dense_products(model: nn.Module) -> Iterator[None]:
     """Meanwhile LLM.int8()'s layers multiply by their dequantized weights and round nothing."""
     modules = int8_modules(model)

@@ -13,7 +13,7 @@ from unlearnbench.models.batches import is_out_of_memory
 from unlearnbench.models.budget import layer_configs
 from unlearnbench.models.generation import Continuer, Stops
 from unlearnbench.models.longrope import turning_points
-from unlearnbench.models.rounding import rounds_activations, rounds_to_bf16, unrounded
+from unlearnbench.models.rounding import rounds_to_bf16, unrounded
 
 _LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 # Share of the logits' spread. In bf16 the right way moves SmolLM2-135M's by 0.14, wrong positions
@@ -22,15 +22,11 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 _ROUNDED = 0.15
 
 
-def moves_logits(own: torch.Tensor, found: torch.Tensor, model: Any, is_rounded: bool) -> bool:
+def moves_logits(own: torch.Tensor, found: torch.Tensor, model: Any) -> bool:
     """Whether ``found`` are other logits than ``own``, beyond what computing in ``model``'s dtype
-    moves them. NaN in ``found`` is a move.
-
-    is_rounded: both were made with the products as they are, not inside ``unrounded``. Then a
-    last bit before a kernel that rounds activations is a step after it.
+    moves them. NaN in ``found`` is a move. Both are made inside ``unrounded``.
     """
-    rough = rounds_to_bf16(model) or (is_rounded and rounds_activations(model))
-    tolerance = _ROUNDED if rough else _TOLERANCE.get(model.dtype, _ROUNDED)
+    tolerance = _ROUNDED if rounds_to_bf16(model) else _TOLERANCE.get(model.dtype, _ROUNDED)
     return not float((found - own).abs().max()) <= tolerance * float(own.std())
 
 
@@ -129,6 +125,6 @@ def _try(continuer: Continuer, model: Any, ids: Sequence[int]) -> str | None:
         found = torch.stack(logits).to(own.device)  # a model on several GPUs may differ here
         if not bool(own.isfinite().all()):  # then generate says so, with the sample's name
             return "its logits are NaN or infinite"
-        if moves_logits(own, found, model, is_rounded=False):
+        if moves_logits(own, found, model):
             return "its attention gives other logits when prompts are run together"
     return None

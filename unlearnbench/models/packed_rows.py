@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -229,16 +228,6 @@ def _attention(
 
 
 AttentionInterface.register(_NAME, _attention)
-
-
-@cache
-def keep_uncompiled() -> None:
-    """Keep torch.compile out of here: phases and caches change from pass to pass, and it would
-    compile a layer anew for each. (Not by decorators, because these load the compiler.)
-    """
-    AttentionInterface.register(_NAME, torch.compiler.disable(_attention))
-    for name in ("update", "get_seq_length"):
-        setattr(RowCache, name, torch.compiler.disable(getattr(RowCache, name)))
 
 
 @contextmanager

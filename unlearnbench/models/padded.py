@@ -25,7 +25,7 @@ def padding_moves(model: Any, tokens: Tokens, ids: Sequence[int]) -> bool:
         beside = _first_logits(model, tokens, [few[:7], few])[0]
     if not bool(alone.isfinite().all()):
         return False  # said with the sample's name when it is asked
-    return moves_logits(alone, beside, model, is_rounded=False)
+    return moves_logits(alone, beside, model)
 
 
 def _first_logits(model: Any, tokens: Tokens, rows: Sequence[list[int]]) -> Any:

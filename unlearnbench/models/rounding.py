@@ -18,14 +18,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def rounds_activations(model: nn.Module) -> bool:
-    """Whether a layer of ``model`` quantizes its inputs: LLM.int8(), or compressed-tensors in a
-    scheme that says so. Kernels on packed weights alone do not: in fp32 they stay within 1.2e-5 of
-    the logits' spread from dense weights (nf4, fp4, gptq, hqq, quanto, torchao; on CPU).
-    """
-    return bool(int8_modules(model) or _compressed(model))
-
-
 def mixes_rows(model: nn.Module) -> bool:
     """Whether a row of a pass moves the others: LLM.int8() computes a column in 16 bits in which
     any row has an outlier, some schemes of compressed-tensors scale a whole pass by its largest.

@@ -115,11 +115,6 @@ class VllmModel(Delegate):
         super().__init__(own)
         self._adapter, self._engine = own, engine
 
-    @property
-    def attention(self) -> None:
-        """None: vLLM takes its own, whatever the adapter has."""
-        return None
-
     def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
         """See ``Model``."""
         return self.own.score(requests, skip)

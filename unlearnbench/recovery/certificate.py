@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from unlearnbench import __version__
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.recovery.compare import Comparison
 from unlearnbench.recovery.policy import Finding, Policy, check, exit_status, open_check
 from unlearnbench.results import FORMAT_VERSION, FULL, upgrade
 from unlearnbench.runs.entries import Entry, LoadedRun
+from unlearnbench.util.files import as_model, read_json
+from unlearnbench.util.version import __version__
 
 
 class _File(BaseModel):
@@ -133,14 +134,8 @@ def read_certificate(path: Path) -> Certificate:
     Raises:
         ResultError: it is none.
     """
-    try:
-        return Certificate.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise ResultError(f"{path} cannot be read ({error.strerror})") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ResultError(f"{path} is no certificate: {where}: {one_line(first['msg'])}") from None
+    content = read_json(path, ResultError)
+    return as_model(f"{path} is no certificate", content, Certificate, ResultError)
 
 
 def verify_certificate(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unlearnbench.errors import MetricError, OptionError, ResultError
-from unlearnbench.metrics.paired import CONFIDENCE, Ratio, Values, draw, ratio
+from unlearnbench.metrics.intervals import CONFIDENCE, Estimate, Values, draw, ratio
 from unlearnbench.recovery.statistics import (
     UTILITY_FLOOR,
     Cell,
@@ -46,9 +46,9 @@ class Standing:
 
     want: Want
     n: int
-    value: Ratio
-    excess: Ratio
-    utility: Ratio | None
+    value: Estimate
+    excess: Estimate
+    utility: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Comparison:
         retrained = self.scores(self.retrained.full, task)
         if isinstance(self.retrained.full.records(task)[0], GenerationRecord):
             return Scale(result.want, draw(len(retrained.values), SEED, confidence=self.confidence))
-        if float(retrained.values.mean()) <= 0:
+        if retrained.mean <= 0:
             raise MetricError(
                 f"{task}: the AUC of {self.retrained.full.path} is 0, so PrivLeak is not defined; "
                 "is that the retrained model?"
@@ -113,7 +113,7 @@ class Comparison:
             same_as_retrained=same_run(quantized, self.retrained.full),
         )
 
-    def utility(self, entry: Entry, task: str, precision: str) -> Ratio | None:
+    def utility(self, entry: Entry, task: str, precision: str) -> Estimate | None:
         """Retained knowledge over the target's in full precision, for a task's family.
 
         Raises:
@@ -154,7 +154,7 @@ class Comparison:
         same = same_run(run, self.retrained.full)
         return Standing(
             want=scale.want,
-            n=min(values.values.shape),
+            n=values.n,
             value=scale.value(values),
             excess=excess(scale, values, retrained, same),
             utility=self.utility(entry, task, precision),

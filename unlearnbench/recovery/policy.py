@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from unlearnbench.errors import OptionError, one_line
-from unlearnbench.metrics.paired import CONFIDENCE, Ratio
+from unlearnbench.metrics.intervals import CONFIDENCE, Estimate
 from unlearnbench.recovery.compare import Comparison, Standing, open_comparison
 from unlearnbench.recovery.statistics import RecoveryRow, had_forgotten
 from unlearnbench.results import FULL
@@ -154,11 +154,11 @@ class _Place:
         """The same place for another task."""
         return replace(self, task=task)
 
-    def finding(self, rule: str, outcome: Outcome, message: str, figure: Ratio) -> Finding:
+    def finding(self, rule: str, outcome: Outcome, message: str, figure: Estimate) -> Finding:
         names = (self.entry.name, self.task, self.precision)
         return Finding(*names, rule, outcome, message, figure.ci)
 
-    def judge(self, rule: str, n: int, figure: Ratio, kept: tuple[float, float]) -> Finding:
+    def judge(self, rule: str, n: int, figure: Estimate, kept: tuple[float, float]) -> Finding:
         """A figure that must lie within ``kept``, by the bounds of its interval."""
         shown = _show(figure)
         if n < self.policy.min_samples:
@@ -199,7 +199,7 @@ def _check_utility(place: _Place, standing: Standing, least: float) -> Finding:
     retain = place.comparison.retain_task(place.entry, place.task)
     if standing.utility is None or retain is None:
         message = "no retain task was evaluated, so utility is not known"
-        return place.finding(rule, "not decided", message, Ratio(0.0))
+        return place.finding(rule, "not decided", message, Estimate(0.0))
     n = place.entry.full.task(retain).n
     return place.of(retain).judge(rule, n, standing.utility, (least, _INF))
 
@@ -208,9 +208,9 @@ def _check_recovered(place: _Place, most: float) -> Finding:
     row = place.comparison.row(place.entry, place.task, place.precision)
     rule = f"max_recovered {most:g}"
     if row.recovered is not None:
-        share = Ratio(row.recovered, row.recovered_ci)
+        share = Estimate(row.recovered, row.recovered_ci)
         return place.judge(rule, row.n, share, (-_INF, most))
-    return place.finding(rule, *_without_share(row), Ratio(0.0))
+    return place.finding(rule, *_without_share(row), Estimate(0.0))
 
 
 def _without_share(row: RecoveryRow) -> tuple[Outcome, str]:
@@ -223,7 +223,7 @@ def _without_share(row: RecoveryRow) -> tuple[Outcome, str]:
     return "fail", f"had not forgotten: {row.full:.1f} in full precision, target {row.target:.1f}"
 
 
-def _show(figure: Ratio) -> str:
+def _show(figure: Estimate) -> str:
     if figure.ci is None:
         return f"{figure.value:.3g}"
     return f"{figure.value:.3g} [{figure.ci[0]:.3g}, {figure.ci[1]:.3g}]"

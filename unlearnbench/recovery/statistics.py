@@ -15,15 +15,14 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from unlearnbench.metrics.paired import (
-    Column,
+from unlearnbench.metrics.intervals import (
     Draws,
-    Pairs,
-    Ratio,
+    Estimate,
     Values,
     holm,
     mean,
     narrower,
+    pair_wins,
     ratio,
 )
 
@@ -111,23 +110,23 @@ class Scale:
     zero: Values | None = None
     """The retrained model's pairs, whose mean is its AUC."""
 
-    def value(self, values: Values) -> Ratio:
+    def value(self, values: Values) -> Estimate:
         """A model's value. PrivLeak's zero point is taken off last: the two AUCs' ratio is what is
         bounded where one of them is 0.
         """
         found = self.difference(values)
         if self.zero is None:
             return found
-        ci = None if found.ci is None else (found.ci[0] - 100, found.ci[1] - 100)
         # Much alike models: the difference of their AUCs is bounded better than their ratio.
         other = self.difference(values.minus(self.zero)).ci
-        return Ratio(found.value - 100, narrower(ci, other))
+        found = found.scaled(1, -100)
+        return Estimate(found.value, narrower(found.ci, other))
 
-    def difference(self, values: Values) -> Ratio:
+    def difference(self, values: Values) -> Estimate:
         """The mean of differences of scores, on the task's scale."""
         if self.zero is None:
             return mean(values, self.draws)
-        return ratio(values.scaled(100), self.zero, self.draws)
+        return ratio(values, self.zero, self.draws).scaled(100)
 
     def above_zero(self, values: Values) -> Values:
         """Scores whose mean is 0 where the task's value is."""
@@ -153,18 +152,14 @@ class Cell:
     """The entry is the retrained model at full precision: no difference, and no doubt about it."""
 
 
-def generation_scores(scores: Sequence[float]) -> Column:
+def generation_scores(scores: Sequence[float]) -> Values:
     """Records' scores, 0 to 1, as points."""
-    return Column(100 * np.asarray(scores, dtype=np.float64), (0.0, 100.0))
+    return Values(100 * np.asarray(scores, dtype=np.float64), (0.0, 100.0))
 
 
-def leak_scores(members: Sequence[float], nonmembers: Sequence[float]) -> Pairs:
-    """1 for every pair in which the member scores above the non-member, 1/2 for a tie: the mean is
-    ``stats.auc``.
-    """
-    low = np.asarray(members, dtype=np.float64)[:, None]
-    high = np.asarray(nonmembers, dtype=np.float64)[None, :]
-    return Pairs((low > high) + 0.5 * (low == high), (0.0, 1.0))
+def leak_scores(members: Sequence[float], nonmembers: Sequence[float]) -> Values:
+    """Pairs of texts, whose mean is the AUC."""
+    return Values(pair_wins(members, nonmembers), (0.0, 1.0))
 
 
 def measure(cell: Cell) -> dict[str, object]:
@@ -212,10 +207,10 @@ def had_forgotten(want: Want, full: float, target_full: float) -> bool:
     return (target_full - full) * (-1 if want == "zero" else 1) >= MIN_GAP
 
 
-def excess(scale: Scale, values: Values, retrained: Values, same: bool) -> Ratio:
+def excess(scale: Scale, values: Values, retrained: Values, same: bool) -> Estimate:
     """How far a model's value lies above the retrained model's."""
     if same:
-        return Ratio(0.0, (0.0, 0.0))
+        return Estimate(0.0, (0.0, 0.0))
     return scale.difference(values.minus(retrained)) if scale.zero is None else scale.value(values)
 
 

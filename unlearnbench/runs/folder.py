@@ -27,7 +27,15 @@ from unlearnbench.results import (
     SampleRecord,
     Settings,
 )
-from unlearnbench.util.files import remove_leftovers, saying_why, write_whole
+from unlearnbench.util.files import (
+    as_model,
+    first_fault,
+    read_bytes,
+    read_json,
+    remove_leftovers,
+    write_whole,
+    writing,
+)
 from unlearnbench.util.lock import LOCK_FILES
 
 # Beside the run folders: what --fresh set aside. Nothing looks for runs in there.
@@ -100,7 +108,7 @@ class RunFolder:
         n = 1
         while (aside / f"{self.path.name}-{n}").exists():
             n += 1
-        with saying_why(aside):
+        with writing(aside):
             aside.mkdir(exist_ok=True)
             moved = self.path.rename(aside / f"{self.path.name}-{n}")
         for name in LOCK_FILES:
@@ -174,13 +182,9 @@ class RunFolder:
         """
         path = self.samples_file(task)
         try:
-            if path.exists() and not path.is_file():
-                raise ResultError(f"{path} is no regular file")  # a pipe would never end
-            content = path.read_bytes()
-        except OSError as error:
-            raise ResultError(
-                f"{path} cannot be read ({error.strerror}); remove {self.path} to evaluate again"
-            ) from None
+            content = read_bytes(path, ResultError)
+        except ResultError as error:
+            raise ResultError(f"{error}; remove {self.path} to evaluate again") from None
         if hashlib.sha256(content).hexdigest() != sha256:
             raise ResultError(
                 f"{path} is not the file that run.json names (its hash differs); "
@@ -194,7 +198,7 @@ class RunFolder:
         self._write(path, content)
 
     def _write(self, path: Path, content: bytes) -> None:
-        with saying_why(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, content)
 
@@ -238,10 +242,7 @@ def _parse_record(path: Path, index: int, line: bytes) -> SampleRecord:
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ResultError(f"{path}:{index + 1}: no valid record: {one_line(error)}") from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ResultError(
-            f"{path}:{index + 1}: no valid record: {one_line(first['msg'])}"
-        ) from None
+        raise ResultError(f"{path}:{index + 1}: no valid record: {first_fault(error)}") from None
 
 
 def _find_null(value: object, where: str = "") -> str | None:
@@ -265,23 +266,14 @@ def read_run(folder: Path) -> RunResult:
         ResultError: it is missing, damaged or of a format that this version does not know.
     """
     path = folder / "run.json"
-    try:
-        content = json.loads(path.read_bytes())
-        version = content.get("format_version") if isinstance(content, dict) else None
-        if version not in (1, FORMAT_VERSION):
-            raise ResultError(
-                f"{path} has format_version {version!r}; this version of unlearnbench reads 1 "
-                f"and {FORMAT_VERSION}"
-            )
-        empty = _find_null(content)
-        if empty is not None:
-            raise ResultError(f"{path}: {empty}: null; what was not measured is absent")
-        return RunResult.model_validate(content)
-    except OSError as error:
-        raise ResultError(f"{path} cannot be read ({error.strerror})") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ResultError(f"{path}: {where}: {one_line(first['msg'])}") from None
-    except (ValueError, RecursionError) as error:
-        raise ResultError(f"{path} is no valid JSON: {one_line(error)}") from None
+    content = read_json(path, ResultError)
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version not in (1, FORMAT_VERSION):
+        raise ResultError(
+            f"{path} has format_version {version!r}; this version of unlearnbench reads 1 "
+            f"and {FORMAT_VERSION}"
+        )
+    empty = _find_null(content)
+    if empty is not None:
+        raise ResultError(f"{path}: {empty}: null; what was not measured is absent")
+    return as_model(path, content, RunResult, ResultError)

@@ -11,8 +11,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from unlearnbench import __version__
 from unlearnbench.results import Environment
+from unlearnbench.util.version import __version__
 
 # Whatever can move a number.
 _PACKAGES = (
@@ -25,7 +25,6 @@ _PACKAGES = (
     "peft",
     "rouge-score",
     "safetensors",
-    "scikit-learn",
     "scipy",
     "tokenizers",
     "torch",

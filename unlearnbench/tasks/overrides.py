@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from unlearnbench.errors import CheckpointError, OptionError, one_line
 from unlearnbench.tasks.samples import Plan
 from unlearnbench.tasks.spec import GenerationOptions, GenerationTask
+from unlearnbench.util.files import first_fault
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,9 +69,7 @@ def _decoding(spec: GenerationTask, given: Mapping[str, object]) -> GenerationTa
             {**spec.generation_kwargs.model_dump(), **values}
         )
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise OptionError(f"--gen-kwargs: {where}: {one_line(first['msg'], 200)}") from None
+        raise OptionError(f"--gen-kwargs: {first_fault(error)}") from None
     return spec.model_copy(update={"generation_kwargs": options, "protocol_overrides": {}})
 
 

@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from unlearnbench.checkpoints.find import content_sha256
 from unlearnbench.errors import DataError, TaskError
 from unlearnbench.metrics import generation_metric, likelihood_metric
 from unlearnbench.requests import Generate, Sampling, Score
@@ -16,6 +15,7 @@ from unlearnbench.results import SplitData, TaskResult
 from unlearnbench.tasks.prompts import fewshot_prefix, render_field
 from unlearnbench.tasks.rows import DataOptions, Row, SplitRows, load_splits
 from unlearnbench.tasks.spec import GenerationTask, LikelihoodTask, TaskSpec
+from unlearnbench.util.files import content_sha256
 
 
 @dataclass(frozen=True)

@@ -327,7 +327,7 @@ def read_task(path: Path) -> TaskSpec:
     try:
         spec = kind.model_validate(source.value)
     except ValidationError as error:
-        raise TaskError(_explain(source, error)) from None
+        raise TaskError(source.fault(error)) from None
     if spec.task != path.stem:
         where = source.where("task")
         raise TaskError(f"{where}: task is {spec.task!r} but the file's name is {path.stem!r}")
@@ -340,22 +340,3 @@ def _kind(source: YamlFile) -> type[GenerationTask] | type[LikelihoodTask]:
         where, known = source.where("output_type"), ", ".join(_KINDS)
         raise TaskError(f"{where}: output_type must be one of {known}, not {output_type!r}")
     return _KINDS[output_type]
-
-
-def _explain(source: YamlFile, error: ValidationError) -> str:
-    """One line for the first fault, with the line of the file that it is on."""
-    first = error.errors(include_url=False)[0]
-    loc, message = first["loc"], first["msg"]
-    told = re.match(r"Value error, ([\w.]+): (.*)", message)  # our own, which name the field
-    if told:
-        loc, message = (*loc, *_loc(told[1])), told[2]
-    field = ".".join(str(part) for part in loc)
-    if first["type"] == "extra_forbidden":
-        return f"{source.where(*loc)}: unknown key {field!r}"
-    if first["type"] == "missing":
-        return f"{source.where(*loc[:-1])}: key {field!r} is missing"
-    return f"{source.where(*loc)}: {field or 'task'}: {one_line(message)}"
-
-
-def _loc(dotted: str) -> tuple[str | int, ...]:
-    return tuple(int(part) if part.isdigit() else part for part in dotted.split("."))

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from unlearnbench.errors import TrainingError, UnlearnbenchError, one_line
-
-
-def is_main() -> bool:
-    """Whether this process writes files; the others of an ``accelerate launch`` only compute."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def processes() -> int:
-    """How many processes share the training."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+from unlearnbench.util.process import is_main
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from unlearnbench.checkpoints.find import PARTS
 from unlearnbench.checkpoints.pair import write_pair
 from unlearnbench.errors import OptionError, TrainingError, one_line
-from unlearnbench.training.checkpoints import is_main
 from unlearnbench.training.record import FILE, MaskRecord, write_text
 from unlearnbench.training.workshop import PairOutput
 from unlearnbench.util.files import share
+from unlearnbench.util.process import is_main
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

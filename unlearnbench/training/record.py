@@ -8,12 +8,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from unlearnbench.errors import CheckpointError, TrainingError, one_line
+from unlearnbench.errors import CheckpointError, TrainingError
 from unlearnbench.results import Checkpoint
 from unlearnbench.training.options import TrainOptions
-from unlearnbench.util.files import write_whole
+from unlearnbench.util.files import read_model, write_whole, writing
 
 FILE = "unlearning.json"
 FORMAT_VERSION: Literal[1] = 1
@@ -119,12 +119,8 @@ def write_json(path: Path, value: BaseModel) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """As ``write_json``, for text."""
-    try:
+    with writing(path, TrainingError, "free some space and try again"):
         write_whole(path, text.encode("utf-8", errors="backslashreplace"))
-    except OSError as error:
-        raise TrainingError(
-            f"{path} cannot be written ({error.strerror}); free some space and try again"
-        ) from None
 
 
 def read_training(folder: Path) -> Training | None:
@@ -136,20 +132,7 @@ def read_training(folder: Path) -> Training | None:
     path = folder / FILE
     if not path.is_file():
         return None
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise CheckpointError(f"{path} is larger than {_MAX_BYTES >> 20} MiB; refused")
-        return Training.model_validate(json.loads(path.read_bytes()))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CheckpointError(
-            f"{path}: {one_line(where, 80)}: {one_line(first['msg'], 150)}; remove or correct it"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no valid JSON: {one_line(error, 150)}") from None
+    return read_model(path, Training, CheckpointError, _MAX_BYTES)
 
 
 def origin_of(training: Training) -> dict[str, str]:

@@ -11,19 +11,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from unlearnbench import __version__
 from unlearnbench.checkpoints.source import LoadOptions, Source, open_source
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Knobs
 from unlearnbench.runs.provenance import describe_environment, git_hash, source_sha256
 from unlearnbench.training.batches import Encoder
-from unlearnbench.training.checkpoints import is_main, processes
 from unlearnbench.training.corpus import Corpus, CorpusOptions, load_corpus
 from unlearnbench.training.options import SelectorOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, mask_record
 from unlearnbench.training.record import FILE, LossRecord, SourceRecord, Training, write_json
 from unlearnbench.training.workshop import DTYPES, Workshop
+from unlearnbench.util.process import is_main, process_count
+from unlearnbench.util.version import __version__
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -177,7 +177,7 @@ class _Session:
             "method": self._name,
             "knobs": self._used_knobs(),
             "options": self._job.options.model_dump(mode="json"),
-            "processes": processes(),
+            "processes": process_count(),
             "target": source.checkpoint.weights_sha256,
             "data": [part.sha256 for part in self._data(forget, retain)],
             "sequences": hashlib.sha256(repr(sequences).encode()).hexdigest(),
@@ -249,7 +249,7 @@ class _Session:
             method=self._name,
             knobs=self._used_knobs(),
             options=self._job.options,
-            processes=processes(),
+            processes=process_count(),
             target=source.checkpoint,
             data=tuple(self._data(*corpora)),
             sequences={"forget": len(shop.forget), "retain": len(shop.retain)},

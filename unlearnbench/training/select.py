@@ -18,9 +18,9 @@ from unlearnbench.errors import OptionError, TrainingError, one_line
 from unlearnbench.results import GenerationRecord, RunResult, TaskResult
 from unlearnbench.runs.folder import RunFolder, read_run
 from unlearnbench.tasks.samples import limited_count
-from unlearnbench.training.checkpoints import is_main, processes
 from unlearnbench.training.options import SelectorOptions
 from unlearnbench.training.record import Evaluated, Selection, write_text
+from unlearnbench.util.process import is_main, process_count
 
 log = logging.getLogger("unlearnbench")
 
@@ -130,7 +130,7 @@ def _read_evaluated(path: Path) -> list[Evaluated]:
 def _on_main(run: Any) -> bool:
     """Run on the main process and tell the others the answer."""
     answer = [run() if is_main() else False]
-    if processes() > 1:
+    if process_count() > 1:
         from accelerate.utils import broadcast_object_list
 
         broadcast_object_list(answer)

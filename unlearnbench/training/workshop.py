@@ -16,13 +16,12 @@ from unlearnbench.methods import Method
 from unlearnbench.methods.base import Knobs, Part, inner_linears, sequence_logprobs
 from unlearnbench.training.batches import Example, Item, Length, Schedule, collate, make_schedule
 from unlearnbench.training.checkpoints import (
-    is_main,
     last_checkpoint,
-    processes,
     run_trainer,
 )
 from unlearnbench.training.objective import BatchLoss, Combined, Descent, Reference
 from unlearnbench.training.options import TrainOptions
+from unlearnbench.util.process import is_main, process_count
 
 if TYPE_CHECKING:
     import torch
@@ -163,7 +162,7 @@ class Workshop:
             keep = lambda logs: self.losses.append({"stage": stage.name, **logs})  # noqa: E731
             callbacks = (Watch(keep, self.tokenizer, bar), *filter(None, [self.selector]))
             stage = replace(stage, callbacks=callbacks)
-            arguments = training_arguments(stage, self.options, every, processes())
+            arguments = training_arguments(stage, self.options, every, process_count())
             trainer = UnlearnTrainer(model, arguments, stage)
             last = last_checkpoint(stage.folder) if self.resume else None
             if last is not None:
@@ -207,7 +206,7 @@ class Workshop:
 
     def chunks(self, examples: Sequence[Example]) -> list[list[Example]]:
         """Examples in forward passes of the size under training."""
-        size = self.options.micro_batch_size or max(1, self.options.batch_size // processes())
+        size = self.options.micro_batch_size or max(1, self.options.batch_size // process_count())
         return [list(examples[at : at + size]) for at in range(0, len(examples), size)]
 
     def _tensors(self, chunk: Sequence[Example]) -> dict[str, Any]:
@@ -266,7 +265,7 @@ class Workshop:
             made = {name: mask.cpu().contiguous() for name, mask in self._choose(method).items()}
             save_file(made, path.with_suffix(".new"))
             path.with_suffix(".new").replace(path)
-        if processes() > 1:
+        if process_count() > 1:
             PartialState(cpu=self.device == "cpu").wait_for_everyone()
         return load_file(path, device=self.device)
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unlearnbench.errors import ResultError, one_line
-from unlearnbench.util.files import is_full, saying_why
+from unlearnbench.util.files import is_full, writing
 
 LOCK_FILES = (".lock", ".holder")
 
@@ -24,9 +24,8 @@ log = logging.getLogger("unlearnbench")
 def lock_folder(folder: Path) -> Iterator[None]:
     """Make ``folder`` where it is not there, and hold its lock. Never waits.
 
-    The lock is the kernel's (flock), on the empty file ``.lock`` in the folder, so a dead process
-    holds none; the file stays, since removing it would let two in. Who holds it stands in
-    ``.holder``, which is only for the message.
+    The lock is the kernel's (flock), on the empty file ``.lock``: a dead process holds none. The
+    file stays, since removing it would let two in. ``.holder`` says who holds it, for messages.
 
     Raises:
         ResultError: another process holds it, or this file system has no locks.
@@ -34,13 +33,13 @@ def lock_folder(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock, holder = (folder / name for name in LOCK_FILES)
-    with saying_why(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
     try:
         with warnings.catch_warnings():
             # Where there is no flock, a marker file takes its place, and filelock says so.
             warnings.simplefilter("ignore")
-            held = FileLock(lock)
             held.acquire(timeout=0)
     except Timeout:
         raise ResultError(
@@ -49,14 +48,22 @@ def lock_folder(folder: Path) -> Iterator[None]:
         ) from None
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and is_full(error):
-            with saying_why(folder):
+            with writing(folder):
                 raise
         raise ResultError(
             f"{folder} cannot be locked against a second writer ({one_line(error, 200)}); use an "
             "--output on a local disk"
         ) from None
     try:
-        _say_if_elsewhere(folder, holder)
+        last, host = _read(holder), one_line(platform.node(), 80)
+        if last is not None and not last.endswith(f" on host {host}"):
+            # A file system whose locks end at the host would let two in, one on each host.
+            log.warning(
+                "%s was last written by %s, which did not end it: make sure that it is not running "
+                "there still, for not every network file system keeps out a second host",
+                folder,
+                last,
+            )
         with contextlib.suppress(OSError):  # a full disk: the lock holds without a name on it
             holder.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}))
         yield
@@ -69,21 +76,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 def _read(holder: Path) -> str | None:
-    """``process PID on HOST``, where the file says so. Another user may have written it."""
+    """``process PID on host HOST``, where the file says so. Another user may have written it."""
     try:
         found = json.loads(holder.read_bytes())
         return f"process {int(found['pid'])} on host {one_line(found['host'], 80)}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-
-
-def _say_if_elsewhere(folder: Path, holder: Path) -> None:
-    """A file system whose locks end at the host would let two in, one on each of two hosts."""
-    last = _read(holder)
-    if last is not None and not last.endswith(f" on host {one_line(platform.node(), 80)}"):
-        log.warning(
-            "%s was last written by %s, which did not end it: make sure that it is not running "
-            "there still, for not every network file system keeps out a second host",
-            folder,
-            last,
-        )

@@ -1,4 +1,4 @@
-"""Keep other libraries' notes and bars off the screen, where an error is to be one line."""
+"""Other libraries kept silent: their notes and progress bars would drown an error's one line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from unlearnbench.errors import CheckpointError, one_line
 
 
 def quiet_hub() -> None:
-    """Five lines of retries for every file of an unreachable hub, otherwise."""
+    """Silence huggingface_hub, which prints five lines of retries for each file of a hub that it
+    cannot reach, and its download bars.
+    """
     import huggingface_hub.utils
 
     utils: Any = huggingface_hub.utils
@@ -22,28 +24,29 @@ def quiet_hub() -> None:
 
 
 def quiet_imports() -> None:
-    """Before transformers or PEFT import torchao: four lines on kernels for other GPUs, and on its
-    use of torch, otherwise.
+    """Silence torchao, before transformers or PEFT import it: it prints four lines on kernels for
+    other GPUs and on its use of torch.
     """
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def quiet_transformers() -> None:
-    """Advice for people who train, and a bar for each shard, otherwise."""
+    """Silence transformers' advice for people who train, its bar for each shard, and
+    bitsandbytes' line for every int8 product.
+    """
     quiet_imports()
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    # One line for every int8 matrix product, that inputs are cast to float16.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @contextmanager
 def unmoved_caches() -> Iterator[None]:
-    """Where the hub's caches are stays as it is: GPTQModel's tokenizer package, which PEFT imports
-    too where it is installed, sets them to folders of its own for this process and its children.
+    """Keep the hub's cache folders as they are set: GPTQModel's tokenizer package, which PEFT
+    imports too, points them to folders of its own for this process and its children.
     """
 
     def ours() -> dict[str, str]:
@@ -53,23 +56,22 @@ def unmoved_caches() -> Iterator[None]:
     try:
         yield
     finally:
-        for name in ours():
-            if name not in before:
-                del os.environ[name]
+        for name in ours().keys() - before.keys():
+            del os.environ[name]
         os.environ.update(before)
 
 
 @contextmanager
 def muted() -> Iterator[None]:
-    """Nothing reaches the screen, whatever a library or its compiled code writes; a log handler
+    """Let nothing reach the screen, whatever a library or its compiled code writes. A log handler
     that it hangs on the root logger is taken off again.
     """
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     sys.stdout.flush()
     sys.stderr.flush()
-    kept = os.dup(1), os.dup(2)
     # The file descriptors, not sys.stdout: a handler made meanwhile would keep a closed file.
+    kept = os.dup(1), os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 1)
@@ -87,8 +89,8 @@ def muted() -> Iterator[None]:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """A panic of compiled Rust code is an error as others are: tokenizers raises one, which is no
-    ``Exception``, where a stranger's file is not as it trusts it to be.
+    """Turn a panic of compiled Rust code into an error as others are. The tokenizers library
+    panics, which is no ``Exception``, on some files that it did not write.
 
     Raises:
         CheckpointError: in place of the panic, with its message.

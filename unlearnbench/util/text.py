@@ -1,4 +1,4 @@
-"""Text tables of a stranger's names: no cell breaks its row, forges one or moves the cursor."""
+"""Tables of text. Cells may come from a stranger: none breaks its row or moves the cursor."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from unlearnbench.errors import one_line
 
 
 def text_table(rows: Sequence[Sequence[object]], head: Sequence[str], style: str = "github") -> str:
-    """A table in one of tabulate's styles; each cell is one printable line, and in Markdown
+    """A table in one of tabulate's styles. Each cell is one printable line; in Markdown
     (``github``) a bar in it is no border.
     """
     from tabulate import tabulate

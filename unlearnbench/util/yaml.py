@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import yaml
+from pydantic import BaseModel, ValidationError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from unlearnbench.errors import TaskError, one_line
+from unlearnbench.errors import OptionError, TaskError, one_line
+from unlearnbench.util.files import read_bytes
+
+M = TypeVar("M", bound=BaseModel)
 
 # The parser takes seconds for a megabyte; the largest file in use has some KB.
 _LARGEST = 256 * 2**10
@@ -42,6 +48,23 @@ class YamlFile:
             line = key.start_mark.line + 1
         return f"{self.path}:{line}"
 
+    def fault(self, error: ValidationError) -> str:
+        """What pydantic found wrong first in this file's value: one line, which begins with the
+        line of the file.
+        """
+        first = error.errors(include_url=False)[0]
+        place, message = first["loc"], first["msg"].removeprefix("Value error, ")
+        told = re.match(r"([\w.]+): (.*)", message)  # our own, which name the field
+        if told and first["type"] == "value_error":
+            inner = (int(part) if part.isdigit() else part for part in told[1].split("."))
+            place, message = (*place, *inner), told[2]
+        field = ".".join(map(str, place))
+        if first["type"] == "extra_forbidden":
+            return f"{self.where(*place)}: unknown key {one_line(field)!r}"
+        if first["type"] == "missing":
+            return f"{self.where(*place[:-1])}: key {one_line(field)!r} is missing"
+        return f"{self.where(*place)}: {one_line(field or 'file')}: {one_line(message)}"
+
 
 def _child(node: Node, part: str | int) -> tuple[Node, Node] | None:
     if isinstance(node, MappingNode):
@@ -49,6 +72,22 @@ def _child(node: Node, part: str | int) -> tuple[Node, Node] | None:
     if isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
         return node.value[part], node.value[part]
     return None
+
+
+def read_yaml_model(path: Path, kind: type[M]) -> M:
+    """Read ``path`` as ``kind``.
+
+    Raises:
+        OptionError: it is no YAML, has an unknown key or a bad value; says the line.
+    """
+    try:
+        found = read_yaml(path)
+    except TaskError as error:
+        raise OptionError(str(error)) from None
+    try:
+        return kind.model_validate(found.value)
+    except ValidationError as error:
+        raise OptionError(found.fault(error)) from None
 
 
 def read_yaml(path: Path) -> YamlFile:
@@ -69,13 +108,9 @@ def read_text(path: Path) -> str:
         TaskError: unreadable, no regular file, or larger than any file of its kind.
     """
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise TaskError(f"{path}: no regular file")  # a pipe would never end
-        if path.stat().st_size > _LARGEST:
-            raise TaskError(f"{path}: larger than {_LARGEST >> 10} KiB; refused")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path}: cannot be read: {one_line(error)}") from None
+        return read_bytes(path, TaskError, _LARGEST).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TaskError(f"{path} cannot be read: {one_line(error)}") from None
 
 
 @lru_cache(maxsize=256)  # every command reads all task files, which take 2 ms each to parse

@@ -12,7 +12,6 @@ import pytest
 from tests.conditions.quantize.helpers import in_force, load, own, require_library
 from tests.conftest import CORPUS, Toy, load_at, write_jsonl
 from unlearnbench import evaluate
-from unlearnbench.checkpoints.find import content_sha256
 from unlearnbench.checkpoints.source import Source
 from unlearnbench.conditions.quantize import _gptqmodel
 from unlearnbench.conditions.quantize.calibration import (
@@ -24,6 +23,7 @@ from unlearnbench.errors import DataError, OptionError, PrecisionError, ResultEr
 from unlearnbench.tasks.rows import DataOptions
 from unlearnbench.tasks.samples import Plan, make_plan
 from unlearnbench.tasks.spec import load_registry
+from unlearnbench.util.files import content_sha256
 
 PASSAGES = [json.loads(line)["text"] for line in GENERIC.read_text("utf-8").splitlines()]
 

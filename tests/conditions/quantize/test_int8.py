@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from tests.models.architectures import PROMPTS, alone
 from unlearnbench.checkpoints.source import LoadOptions, open_source
 from unlearnbench.models.generation import Continuer
 from unlearnbench.models.hf import HFModel
-from unlearnbench.models.int8 import quicken, rows_apart
+from unlearnbench.models.int8 import int8_modules, quicken
 from unlearnbench.models.rounding import unrounded
 from unlearnbench.requests import Generate, Score
 
@@ -38,6 +40,18 @@ def make_layer(bias: bool, dtype: torch.dtype, columns: int = 96) -> Any:
     if bias:
         layer.bias = torch.nn.Parameter(torch.randn(40, generator=generator).to(dtype))
     return layer.to("cpu").eval()
+
+
+@contextmanager
+def rows_apart(model: torch.nn.Module) -> Iterator[None]:
+    """Meanwhile no column is computed in 16 bits, so that rows do not move each other."""
+    modules = int8_modules(model)
+    before = [module.state.threshold for module in modules]
+    for module in modules:
+        module.state.threshold = 0.0
+    yield
+    for module, threshold in zip(modules, before, strict=True):
+        module.state.threshold = threshold
 
 
 def make_inputs(shape: tuple[int, ...], outliers: int) -> torch.Tensor:

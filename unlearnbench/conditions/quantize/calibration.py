@@ -13,13 +13,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlearnbench.checkpoints.find import content_sha256
 from unlearnbench.conditions.base import Calibration
 from unlearnbench.errors import DataError, OptionError, one_line
 from unlearnbench.results import CalibrationData
 from unlearnbench.tasks.prompts import render_field
 from unlearnbench.tasks.samples import Plan
 from unlearnbench.tasks.spec import GenerationTask
+from unlearnbench.util.files import content_sha256
 
 log = logging.getLogger("unlearnbench")
 

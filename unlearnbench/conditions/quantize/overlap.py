@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from unlearnbench.conditions import quantize
 from unlearnbench.conditions.base import PrecisionSpec
 from unlearnbench.errors import CheckpointError, OptionError, PrecisionError, one_line
+from unlearnbench.util.files import writing
 
 if TYPE_CHECKING:
     from unlearnbench.checkpoints.weights import Weights
@@ -234,10 +235,8 @@ def write_json(path: Path, found: Sequence[PrecisionOverlap], facts: Mapping[str
 
 
 def _write(path: Path, content: bytes) -> None:
-    try:
+    with writing(path, OptionError, "give another path"):
         path.write_bytes(content)
-    except OSError as error:
-        raise OptionError(f"{path} cannot be written ({error.strerror})") from None
 
 
 def plot_overlap(path: Path, found: Sequence[PrecisionOverlap]) -> None:
