@@ -16,7 +16,7 @@ from tests.boards.conftest import BOARD, ROWS, MakeBoard
 from tests.cli.test_main import call
 from tests.toy_runs import Bench, Skill
 from unlearnbench.boards import read_board
-from unlearnbench.boards.entry import BoardEntry, entry_json
+from unlearnbench.boards.entry import BoardEntry, entry_json, is_as_written, read_entry
 from unlearnbench.boards.verify import verify_board
 
 SMALL = ("target", "retrained", "ga_gdr", "sure")
@@ -606,3 +606,24 @@ def test_hashes_in_place_of_texts_show_wrong_scores(make_board: MakeBoard) -> No
     assert of(edited(empty), "scored 1, and its output is empty")
     path.write_text(whole)
     assert problems(board) == []
+
+
+ENTRIES = Path(__file__).resolve().parents[2] / "leaderboards" / "smollm2-news" / "entries"
+
+
+def test_an_entry_of_format_1_is_as_it_was_written(tmp_path: Path) -> None:
+    text = (ENTRIES / "retrained.json").read_text(encoding="ascii")
+    copy = tmp_path / "retrained.json"
+    changes = [
+        ("", "", True),
+        ('"seed": 0,', '"seed": 0, ', False),
+        ('"board":', '"board": "x",\n "board":', False),
+        ('"bits": 32.0', '"bits": 32', False),
+        ('"format_version": 1,\n', '"format_version": 2,\n', False),
+    ]
+    for old, new, same in changes:
+        assert old in text
+        copy.write_text(text.replace(old, new, 1), encoding="ascii")
+        entry = read_entry(copy)
+        assert entry.runs[0].run.condition.kind == "stored"
+        assert is_as_written(copy, entry) is same, new

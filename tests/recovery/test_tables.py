@@ -34,7 +34,7 @@ def test_a_table_of_two_precisions() -> None:
             "news_verbmem": make_task(value=34.2, stderr=2.0),
             "news_privleak": make_task(**LEAK, value=-99.81, stderr=0.2, auc=0.0009),
         },
-        precision="bnb-fp4",
+        condition="bnb-fp4",
     )
     assert cells([full, coarse]) == [
         [
