@@ -34,7 +34,8 @@ def measure(model: str, name: str, kernel: str, reference: Path) -> dict[str, An
     """One row, in this process; the fp32 row writes ``reference``, the others are held to it."""
     import torch
 
-    from unlearnbench.checkpoints.source import LoadOptions, open_source
+    from unlearnbench.checkpoints.options import LoadOptions
+    from unlearnbench.checkpoints.source import open_source
     from unlearnbench.conditions import quantize
     from unlearnbench.conditions.load import load_model, make_how
     from unlearnbench.conditions.quantize.calibration import pick_calibration
@@ -138,7 +139,8 @@ def unpacked(model: str, folder: Path) -> str:
     """A GGUF file as a folder of fp32 safetensors, so that each row does not unpack it again."""
     if not model.endswith(".gguf"):
         return model
-    from unlearnbench.checkpoints.source import LoadOptions, open_source
+    from unlearnbench.checkpoints.options import LoadOptions
+    from unlearnbench.checkpoints.source import open_source
 
     source = open_source(model, LoadOptions())
     source.model().save_pretrained(folder)

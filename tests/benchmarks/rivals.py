@@ -63,7 +63,8 @@ def load_plain(folder: Path, precision: str, dtype: torch.dtype, device: str) ->
 
 def load_ours(folder: Path, options: Namespace) -> Ours:
     """Our adapter at ``none``, as the evaluator loads it."""
-    from unlearnbench.checkpoints.source import LoadOptions, open_source
+    from unlearnbench.checkpoints.options import LoadOptions
+    from unlearnbench.checkpoints.source import open_source
     from unlearnbench.conditions.load import load_model, make_how
     from unlearnbench.conditions.quantize import find_precision
 

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import CORPUS, MakeCheckpoint, load_at, make_tokenizer
-from unlearnbench.checkpoints.source import LoadOptions, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import open_source
 from unlearnbench.errors import CheckpointError, ModelOutputError, OptionError
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate, Score
@@ -410,8 +411,7 @@ def test_the_weights_hash_is_of_both_adapter_and_base(
     pairs = [(adapter, tiny), (copy, tiny), (adapter, other)]
     sources = [open_source(str(a), LoadOptions(base=str(b))) for a, b in pairs]
     assert len({s.checkpoint.weights_sha256 for s in sources}) == 3
-    assert sources[0].base is not None
-    both = [sources[0].files.weights_sha256, sources[0].base.weights_sha256]
+    both = [sources[0].files.weights_sha256, sources[0].full.weights_sha256]
     assert sources[0].checkpoint.weights_sha256 == content_sha256(both)
 
 

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 
 from tests.conftest import CORPUS, load_at, make_model, make_tokenizer
 from unlearnbench.checkpoints.find import files_sha256
-from unlearnbench.checkpoints.source import LoadOptions, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import open_source
 from unlearnbench.conditions.load import pick_dtype
 from unlearnbench.conditions.quantize import find_precision
 from unlearnbench.demo.smollm2 import find_gguf

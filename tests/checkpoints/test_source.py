@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import CORPUS, MakeCheckpoint, load_at, make_model, make_tokenizer
 from unlearnbench.checkpoints.load import tokenizer_sha256
-from unlearnbench.checkpoints.source import LoadOptions, Source, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import Source, open_source
 from unlearnbench.errors import CheckpointError, OptionError, PrecisionError
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate, Sampling, Score

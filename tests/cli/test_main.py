@@ -174,7 +174,7 @@ def test_protocol_changes_decoding_and_stays_apart(toy: Toy, tiny: Path) -> None
 def test_interrupt_exits_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupt(**_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("unlearnbench.evaluation.evaluate.evaluate", interrupt)
@@ -185,7 +185,7 @@ def test_interrupt_exits_130(
 def test_a_bug_of_ours_is_one_line_and_never_exit_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(**_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oh")
 
     monkeypatch.setattr("unlearnbench.evaluation.evaluate.evaluate", fail)

@@ -28,7 +28,8 @@ from tests.conditions.quantize.helpers import (
 )
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, load_at, make_tokenizer, write_jsonl
 from unlearnbench import evaluate
-from unlearnbench.checkpoints.source import LoadOptions, Source, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import Source, open_source
 from unlearnbench.conditions import quantize
 from unlearnbench.conditions.base import Kernel, pick_kernel
 from unlearnbench.errors import NotInForceError, PrecisionError
@@ -353,7 +354,7 @@ def test_a_missing_library_is_refused_with_the_command_before_anything_is_loaded
         raise AssertionError("something was loaded")
 
     monkeypatch.setattr("importlib.util.find_spec", lacking)
-    monkeypatch.setattr("unlearnbench.checkpoints.source.load_weights", never)
+    monkeypatch.setattr("unlearnbench.checkpoints.checkpoint.load_weights", never)
     monkeypatch.setattr("unlearnbench.conditions.load.load_model", never)
     # Nor is anything else put in its place, though it was asked for beside others.
     with pytest.raises(PrecisionError) as raised:

@@ -10,11 +10,11 @@ from statistics import median
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from unlearnbench.demo import corpus
-from unlearnbench.demo.corpus import QA, Story
-from unlearnbench.demo.stories import FAMILIES, Family
+from tests.demo import corpus
+from tests.demo.corpus import QA, Family, Story, read_families
+from unlearnbench.tasks.rows import PACKAGE_DATA
 
-DATA = Path(corpus.__file__).parent / "data"
+DATA = PACKAGE_DATA
 ROWS = {
     "raw/forget": 16, "raw/retain": 40, "raw/holdout": 16,
     "privleak/forget": 16, "privleak/retain": 16, "privleak/holdout": 16,
@@ -22,6 +22,7 @@ ROWS = {
     "knowmem/forget_qa": 48, "knowmem/retain_qa": 120,
     "knowmem/forget_qa_icl": 4, "knowmem/retain_qa_icl": 4,
 }  # fmt: skip
+FAMILIES = read_families()
 QA_FILES = [name for name in ROWS if name.startswith("knowmem/")]
 SPLITS = ("forget", "retain", "holdout")
 STORIES = corpus.build(0)

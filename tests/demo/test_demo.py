@@ -103,7 +103,7 @@ def test_a_second_call_computes_no_stage_again(
         raise AssertionError("a process was started for a stage")
 
     before = everything()
-    monkeypatch.setattr("unlearnbench.demo.run.ProcessPoolExecutor", no_processes)
+    monkeypatch.setattr("unlearnbench.demo.pipeline.ProcessPoolExecutor", no_processes)
     arguments = ["--methods", "ga_gdr,ga_gdr_sure", "--quant", "none,rtn-int8,rtn-int4"]
     assert call("demo", "--out", str(short), *arguments) == 0
     assert everything() == before

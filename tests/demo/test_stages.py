@@ -14,11 +14,10 @@ from tests.cli.test_main import call
 from unlearnbench.cli.demo import scores_table
 from unlearnbench.demo import stages
 from unlearnbench.demo.meter import Meter
-from unlearnbench.demo.options import DemoOptions
-from unlearnbench.demo.recipe import METHODS, PRECISIONS
-from unlearnbench.demo.run import _stages, run_demo
+from unlearnbench.demo.pipeline import plan_stages, run_demo
+from unlearnbench.demo.recipe import METHODS, PRECISIONS, DemoOptions
 from unlearnbench.demo.stages import Stage, files_sha256, stage_key
-from unlearnbench.demo.work import _is_trained, run_stage
+from unlearnbench.demo.work import is_trained, run_stage
 from unlearnbench.errors import OptionError
 from unlearnbench.recovery.statistics import RecoveryRow
 from unlearnbench.tasks.spec import builtin_task_dir
@@ -76,16 +75,16 @@ def test_a_training_that_was_killed_at_its_end_or_its_start(tmp_path: Path) -> N
     done = tmp_path / "done"
     (done / ".training").mkdir(parents=True)
     (done / "unlearning.json").write_text("{}", encoding="utf-8")
-    assert _is_trained(done)
+    assert is_trained(done)
     assert not (done / ".training").exists()
     unclaimed = tmp_path / "unclaimed"
     (unclaimed / ".training").mkdir(parents=True)
-    assert not _is_trained(unclaimed)
+    assert not is_trained(unclaimed)
     assert not unclaimed.exists()
     half = tmp_path / "half"
     (half / ".training").mkdir(parents=True)
     (half / ".training/request.json").write_text("{}", encoding="utf-8")
-    assert not _is_trained(half)
+    assert not is_trained(half)
     assert half.exists()
 
 
@@ -153,12 +152,12 @@ def test_every_file_of_the_package_and_the_demos_tasks_are_in_the_key(
 
 
 def test_a_seed_or_the_l1_step_changes_every_stage_that_follows_from_it(tmp_path: Path) -> None:
-    plain = _stages(DemoOptions(tmp_path))
-    dense = _stages(DemoOptions(tmp_path, dense=True))
-    other = _stages(DemoOptions(tmp_path, seed=1))
+    plain = plan_stages(DemoOptions(tmp_path))
+    dense = plan_stages(DemoOptions(tmp_path, dense=True))
+    other = plan_stages(DemoOptions(tmp_path, seed=1))
     assert {name for name in plain if plain[name].key == dense[name].key} == {"start"}
     assert not [name for name in plain if plain[name].key == other[name].key]
-    fewer = _stages(DemoOptions(tmp_path, methods=("ga_gdr",)))
+    fewer = plan_stages(DemoOptions(tmp_path, methods=("ga_gdr",)))
     changed = {name for name in fewer if fewer[name].key != plain[name].key}
     assert changed == {"compare", "board"}
     assert all(set(stage.needs) <= set(plain) for stage in plain.values())
@@ -179,8 +178,8 @@ def test_short_stages_have_a_bar(
     def make_table(options: DemoOptions) -> None:
         (options.out / "made").mkdir()
 
-    monkeypatch.setattr("unlearnbench.demo.publish.make_board", make_board)
-    monkeypatch.setattr("unlearnbench.demo.publish.make_table", make_table)
+    monkeypatch.setattr("unlearnbench.demo.work.make_board", make_board)
+    monkeypatch.setattr("unlearnbench.demo.work.make_table", make_table)
     made = "models/start" if name == "start" else "made"
     stage = Stage(tmp_path, name, "key", (made,))
     run_stage(stage, DemoOptions(tmp_path, progress=True))

@@ -124,7 +124,7 @@ def test_a_report_that_cannot_be_read_is_not_waited_on() -> None:
 
 
 def test_processes_that_load_something_else_are_refused(tiny: Path) -> None:
-    from unlearnbench.checkpoints.source import LoadOptions
+    from unlearnbench.checkpoints.options import LoadOptions
     from unlearnbench.conditions.load import make_how
 
     spec = find_precision("none")
@@ -140,7 +140,7 @@ def test_processes_that_load_something_else_are_refused(tiny: Path) -> None:
 
 
 def test_calibrated_precisions_need_one_process(tiny: Path) -> None:
-    from unlearnbench.checkpoints.source import LoadOptions
+    from unlearnbench.checkpoints.options import LoadOptions
     from unlearnbench.conditions.load import make_how
 
     how = make_how(find_precision("none"), "fp32", "cpu", "auto", None)

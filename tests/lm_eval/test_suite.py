@@ -14,7 +14,8 @@ import unlearnbench
 from tests.conftest import MakeCheckpoint, Toy, load_at
 from tests.lm_eval.conftest import N, Stock, numbers, ours_as_theirs, read_json, write_tasks
 from unlearnbench import ScriptedModel
-from unlearnbench.checkpoints.source import LoadOptions, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import open_source
 from unlearnbench.errors import (
     DataError,
     EvaluationError,
@@ -164,7 +165,7 @@ def test_resuming_computes_only_what_is_missing(
     def fail(*_: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("unlearnbench.conditions.opening.load_any", fail)
+    monkeypatch.setattr("unlearnbench.conditions.load.load_model", fail)
     assert evaluate(tiny, "mc,both", theirs, tmp_path) == more
 
 

@@ -12,8 +12,8 @@ from unlearnbench.errors import MetricError
 from unlearnbench.methods.base import IGNORED, Knobs
 from unlearnbench.methods.sure import choose_rows
 from unlearnbench.methods.tv import negate
-from unlearnbench.methods.whp import generic_logits
 from unlearnbench.methods.whp_ft import generic_labels
+from unlearnbench.models.joined import generic_logits
 
 
 def gradients(seed: int = 0) -> dict[str, torch.Tensor]:

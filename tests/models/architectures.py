@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.conftest import CORPUS, make_tokenizer
-from unlearnbench.models.cache import KnownIds
+from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.models.hf import HFModel
 from unlearnbench.results import Condition, ConditionOptions
 
@@ -97,8 +97,7 @@ class Given:
     def __init__(self, model: Any, truncate_left: bool = False) -> None:
         self.tokenizer = make_tokenizer()
         self.config = model.config
-        self.truncate_left = truncate_left
-        self.known_ids = KnownIds()
+        self.options = LoadOptions(truncate_left=truncate_left)
 
 
 def wrap(model: Any, batch: int | None = None) -> HFModel:

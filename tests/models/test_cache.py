@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import CORPUS, load_at
-from unlearnbench.checkpoints.source import LoadOptions, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import open_source
 from unlearnbench.models.cache import KnownIds, KnownValues
 from unlearnbench.requests import Generate
 

@@ -10,7 +10,8 @@ import torch
 
 from tests.conftest import CORPUS, load_at, make_tokenizer
 from tests.models.architectures import KINDS, PROMPTS, alone, make_kind, wrap
-from unlearnbench.checkpoints.source import LoadOptions, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import open_source
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models import generation, packable, packed_rows
 from unlearnbench.models.batches import Budget

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tests.conftest import CORPUS, MakeCheckpoint, load_at
-from unlearnbench.checkpoints.source import LoadOptions, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import open_source
 from unlearnbench.conditions.load import (
     load_model,
     make_how,

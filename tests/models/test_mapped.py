@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import load_at
 from tests.models.architectures import PROMPTS, make_kind
-from unlearnbench.checkpoints.source import LoadOptions, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import open_source
 from unlearnbench.conditions.load import load_model, make_how
 from unlearnbench.conditions.quantize import find_precision
 from unlearnbench.models import budget

@@ -9,7 +9,8 @@ from torch import nn
 
 from tests.conftest import load_at
 from tests.models.architectures import PROMPTS, make_kind
-from unlearnbench.checkpoints.source import LoadOptions, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import open_source
 from unlearnbench.models import products
 from unlearnbench.models.products import quicken_products
 from unlearnbench.requests import Generate

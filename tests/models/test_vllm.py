@@ -15,7 +15,8 @@ from tests import vllm_stub
 from tests.cli.test_main import call
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, load_at
 from tests.vllm_stub import Completion, Logprob
-from unlearnbench.checkpoints.source import LoadOptions, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import open_source
 from unlearnbench.errors import ModelOutputError, OptionError, PrecisionError
 from unlearnbench.models.vllm import VllmModel, open_vllm
 from unlearnbench.requests import Generate, Sampling, Score

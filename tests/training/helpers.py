@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from unlearnbench.checkpoints.origin import Training
 from unlearnbench.methods import find_method
 from unlearnbench.training.options import TrainOptions
-from unlearnbench.training.record import Training
 from unlearnbench.training.run import Job, unlearn
 
 State = dict[str, torch.Tensor]

@@ -15,12 +15,13 @@ from safetensors.torch import load_file
 
 from tests.conftest import MakeCheckpoint
 from tests.training.helpers import go, same, weights
+from unlearnbench.checkpoints.find import read_json
+from unlearnbench.checkpoints.origin import Training, read_origin
 from unlearnbench.errors import CheckpointError, DataError, OptionError
 from unlearnbench.methods import find_method, method_names
 from unlearnbench.methods.base import inner_linears
 from unlearnbench.training import trainer as trainer_module
 from unlearnbench.training.options import TrainOptions
-from unlearnbench.training.record import origin_of, read_training
 from unlearnbench.training.run import Job, finetune, unlearn
 
 
@@ -29,7 +30,7 @@ def test_every_method_makes_an_ordinary_checkpoint(
     job: Job, tiny: Path, tmp_path: Path, method: str
 ) -> None:
     training = go(job, tmp_path / "out", method)
-    assert read_training(tmp_path / "out") == training
+    assert Training.model_validate(read_json(tmp_path / "out/unlearning.json")) == training
     assert not same(weights(tmp_path / "out"), weights(tiny))
     files = {path.name for path in (tmp_path / "out").iterdir()}
     expected = {
@@ -54,7 +55,7 @@ def test_lora_is_merged_and_changes_only_linear_weights(
     job: Job, tiny: Path, tmp_path: Path, method: str
 ) -> None:
     training = go(job, tmp_path / "out", method)
-    assert training.options.lora_rank == 8
+    assert training.options.model_dump()["lora_rank"] == 8
     before, after = weights(tiny), weights(tmp_path / "out")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
@@ -64,7 +65,8 @@ def test_lora_is_merged_and_changes_only_linear_weights(
 def test_an_adapter_can_be_kept_and_gives_the_merged_weights(
     job: Job, tiny: Path, tmp_path: Path
 ) -> None:
-    from unlearnbench.checkpoints.source import LoadOptions, open_source
+    from unlearnbench.checkpoints.options import LoadOptions
+    from unlearnbench.checkpoints.source import open_source
 
     go(job, tmp_path / "merged", "ga_gdr", lora_rank=4)
     go(job, tmp_path / "kept", "ga_gdr", lora_rank=4, keep_adapter=True)
@@ -259,8 +261,8 @@ def test_bad_input_is_refused(job: Job, tmp_path: Path, tiny: Path) -> None:
 
 def test_the_record_is_checked_when_it_is_read(job: Job, tmp_path: Path) -> None:
     training = go(job, tmp_path / "out", "npo", knobs={"beta": 0.2})
-    assert origin_of(training)["method"] == "npo"
-    assert origin_of(training)["beta"] == "0.2"
+    assert read_origin(tmp_path / "out")["method"] == training.method == "npo"
+    assert read_origin(tmp_path / "out")["beta"] == "0.2"
     path = tmp_path / "out/unlearning.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     for change, says in (
@@ -270,11 +272,11 @@ def test_the_record_is_checked_when_it_is_read(job: Job, tmp_path: Path) -> None
     ):
         path.write_text(json.dumps(content | change), encoding="utf-8")
         with pytest.raises(CheckpointError, match=f"unlearning.json: {says}"):
-            read_training(tmp_path / "out")
+            read_origin(tmp_path / "out")
     path.write_text("{", encoding="utf-8")
     with pytest.raises(CheckpointError, match="no valid JSON"):
-        read_training(tmp_path / "out")
-    assert read_training(tmp_path) is None
+        read_origin(tmp_path / "out")
+    assert read_origin(tmp_path) == {}
 
 
 def test_a_target_in_half_precision_and_a_model_without_room(

@@ -148,6 +148,7 @@ def _refuse_before_command(ctx: click.Context) -> None:
 def _evaluate(options: dict[str, Any]) -> None:
     from unlearnbench.evaluation import workers as parallel
     from unlearnbench.evaluation.evaluate import evaluate
+    from unlearnbench.evaluation.options import read_options
     from unlearnbench.evaluation.run import run_path
     from unlearnbench.evaluation.summary import Shown, summarize_evaluation
     from unlearnbench.lm_eval.names import split_wanted
@@ -160,18 +161,20 @@ def _evaluate(options: dict[str, Any]) -> None:
     pushing = [options.pop(key) for key in ("push_to_hub", "push_dry_run", "push_public")]
     cli_push.require_pushable(*pushing)
     log_samples = options.pop("log_samples")
-    options["batch_size"] = _batch_size(options["batch_size"])
-    output = Path(options["output"])
+    model, names, conditions = (options.pop(key) for key in ("model", "tasks", "quant"))
+    given = {name: value for name, value in options.items() if value is not None}
+    asked = read_options(given | {"progress": True})
+    output = asked.output
 
     def shown() -> Shown:
-        registry = load_registry(options["include_path"])
-        wanted = split_wanted(split_names(options["tasks"]), registry, options["include_path"])
+        registry = load_registry(asked.include_path)
+        wanted = split_wanted(split_names(names), registry, asked.include_path)
         ours = registry.resolve(wanted.ours) if wanted.ours else []
         return Shown({spec.task: spec.want for spec in ours}, bool(wanted.theirs))
 
     with parallel.launched() as team:
         results = summarize_evaluation(
-            lambda: evaluate(**options, progress=True, team=team),
+            lambda: evaluate(model, names, conditions, asked, team=team),
             output,
             shown,
             lambda text: click.echo(printable(text)),
@@ -186,15 +189,6 @@ def _evaluate(options: dict[str, Any]) -> None:
     repo, dry, public = pushing
     if repo is not None:
         cli_push.push_paths(paths, repo, dry, public)
-
-
-def _batch_size(text: str) -> int | str:
-    if text == "auto":
-        return text
-    try:
-        return int(text)
-    except ValueError:
-        raise OptionError(f"--batch-size {one_line(text)}: use 'auto' or a number") from None
 
 
 cli.add_command(show_quants)

@@ -53,9 +53,8 @@ def demo(
     """
     from unlearnbench.conditions import quantize as backends
     from unlearnbench.demo.meter import Meter
-    from unlearnbench.demo.options import DemoOptions
-    from unlearnbench.demo.recipe import METHODS, PRECISIONS
-    from unlearnbench.demo.run import run_demo
+    from unlearnbench.demo.pipeline import run_demo
+    from unlearnbench.demo.recipe import METHODS, PRECISIONS, DemoOptions
     from unlearnbench.tasks.spec import split_names
 
     del verbose  # read where errors are shown

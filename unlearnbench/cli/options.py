@@ -67,16 +67,6 @@ _RUNNING_OPTIONS = (
         show_default=True,
         help="Generate through transformers, or vLLM on GPUs.",
     ),
-    click.option(
-        "--attention",
-        type=click.Choice(["auto", "sdpa", "flash_attention_2", "eager"]),
-        default="auto",
-        show_default=True,
-        help="Attention where texts are scored; auto: flash-attn on GPUs where installed.",
-    ),
-    click.option(
-        "--compile", "compiled", is_flag=True, help="Compile the layers by torch.compile."
-    ),
     click.option("--threads", type=int, metavar="N", help="Processor threads; default: torch's."),
     click.option("--explain", is_flag=True, help="Say which way the model is run, and why."),
 )

@@ -93,21 +93,21 @@ def _list(rows: Sequence[dict[str, Any]]) -> str:
 def _show_proofs(
     model: str, specs: Sequence[PrecisionSpec], as_json: bool, options: dict[str, Any]
 ) -> None:
+    from unlearnbench.checkpoints.source import open_source
     from unlearnbench.conditions import load as loading
-    from unlearnbench.conditions.opening import load_any, open_any
 
     device = loading.pick_device(options["device"])
     for spec in specs:
         loading.require_available(spec, device)
     calibration = _calibration(specs, options)
-    source = open_any(model, _load_options(options))
+    source = open_source(model, _load_options(options))
     loading.require_loadable(source)
     for spec in specs:
-        source.require_precision(spec)
+        loading.require_precision(source, spec)
     for spec in specs:
         dtype = loading.pick_dtype(options["dtype"], spec, source.own_dtype, device)
         how = loading.make_how(spec, dtype, device, options["quant_kernel"], calibration)
-        precision = load_any(source, spec, how).condition
+        precision = loading.load_model(source, spec, how).condition
         click.echo(printable(_json(precision) if as_json else _proof(precision)))
 
 
@@ -123,7 +123,7 @@ def _calibration(specs: Sequence[PrecisionSpec], options: dict[str, Any]) -> Any
 
 
 def _load_options(options: dict[str, Any]) -> Any:
-    from unlearnbench.checkpoints.source import LoadOptions
+    from unlearnbench.checkpoints.options import LoadOptions
 
     names = (
         *("revision", "base", "adapter"),

@@ -12,7 +12,7 @@ import click
 from unlearnbench.errors import OptionError, one_line, printable
 
 if TYPE_CHECKING:
-    from unlearnbench.training.record import Training
+    from unlearnbench.checkpoints.origin import Training
     from unlearnbench.training.run import Job
 
 Command = Callable[..., Any]
@@ -221,7 +221,7 @@ def _check_knobs(knobs: dict[str, Any]) -> None:
 
 
 def _job(options: dict[str, Any], texts: Any) -> Job:
-    from unlearnbench.checkpoints.source import LoadOptions
+    from unlearnbench.checkpoints.options import LoadOptions
     from unlearnbench.training.corpus import CorpusOptions
     from unlearnbench.training.options import TrainOptions, make_options
     from unlearnbench.training.run import Job
@@ -240,7 +240,7 @@ def _job(options: dict[str, Any], texts: Any) -> Job:
             str(options["text_field"] or "text"),
         ),
         load=LoadOptions(
-            options["revision"],
+            revision=options["revision"],
             trust_remote_code=bool(options["trust_remote_code"]),
             allow_pickle=bool(options["allow_pickle"]),
         ),

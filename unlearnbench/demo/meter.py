@@ -11,14 +11,14 @@ _EVERY = 0.2
 
 
 class Meter:
-    """A context that measures itself. seconds: from its beginning to its end. peak: bytes; the most
-    that this process and those below it held together, looked at five times a second (resident
-    memory; pages that several share count for each).
-    """
+    """A context that measures itself."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        """From its beginning to its end."""
         self.peak = 0
+        """Bytes; the most that this process and those below it held together, looked at five times
+        a second (resident memory; pages that several share count for each)."""
         self._started = 0.0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

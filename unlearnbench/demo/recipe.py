@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
+from unlearnbench.errors import OptionError
 from unlearnbench.methods import find_method
+from unlearnbench.results import FULL
 from unlearnbench.training.options import SelectorOptions, TrainOptions
+
+ENDS = ("target", "retrained")
 
 TASKS = ("demo_knowmem_f", "demo_verbmem", "demo_knowmem_r", "demo_privleak")
 # Weights in bf16 are exact in fp32, and few CPUs multiply in bf16.
@@ -41,9 +46,8 @@ def ends_options(name: str, seed: int, dense: bool) -> TrainOptions:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a method unlearns: its options, those of the training, and when it has forgotten: at the
-    first evaluation where KnowMem_f is at most ``goal`` of the target's. (The retrained model's
-    KnowMem_f, MUSE's rule, is near 0 here, because nobody can guess an invented fact.)
+    """How a method unlearns, and when it has forgotten. (The retrained model's KnowMem_f, MUSE's
+    rule, is near 0 here, because nobody can guess an invented fact.)
     """
 
     method: str
@@ -52,6 +56,7 @@ class Recipe:
     max_steps: int = 108
     weights_dtype: Literal["fp32", "bf16"] = "bf16"
     goal: float = 0.25
+    """It stops at the first evaluation where KnowMem_f is at most this share of the target's."""
     every: int = 12
 
     @property
@@ -102,3 +107,45 @@ METHODS = {
         ),
     )
 }
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What a demo is asked for, and where its parts are."""
+
+    out: Path
+    """The folder that gets everything."""
+    seed: int = 0
+    methods: tuple[str, ...] = tuple(METHODS)
+    precisions: tuple[str, ...] = PRECISIONS
+    dense: bool = False
+    """The control, without the L1 step."""
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the names."""
+        unknown = [name for name in self.methods if name not in METHODS]
+        if unknown or not self.methods:
+            raise OptionError(
+                f"--methods {','.join(unknown) or 'none'}: the demo has {', '.join(METHODS)}"
+            )
+        if FULL not in self.precisions or len(self.precisions) < 2:
+            raise OptionError(f"--quant: the demo needs {FULL} and a quantized precision")
+
+    @property
+    def table(self) -> Path:
+        """The rows of the recovery table."""
+        return self.out / "recovery.json"
+
+    def model(self, name: str) -> Path:
+        """The checkpoint's folder."""
+        return self.out / "models" / name
+
+    def runs(self, name: str) -> Path:
+        """The folder that a checkpoint's run folders are below."""
+        return self.out / "runs" / name
+
+    def full_run(self, name: str) -> Path:
+        """A checkpoint's run in full precision."""
+        (found,) = self.runs(name).glob(f"*/{FULL}")
+        return found

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,27 +34,33 @@ def _own_files() -> str:
 def files_sha256(package: Path, tasks: Path) -> str:
     """Of every file of the package, its data and page among them, and of the demo's task files."""
     shipped = [p for p in package.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    own, data = _digest(package, shipped), _digest(tasks, tasks.glob("demo_*.yaml"))
+    return hashlib.sha256(f"{own}{data}".encode()).hexdigest()
+
+
+def _digest(root: Path, files: Iterable[Path]) -> str:
+    """The hash over files: their names below ``root``, their sizes and their content."""
     digest = hashlib.sha256()
-    for root, found in ((package, shipped), (tasks, list(tasks.glob("demo_*.yaml")))):
-        for path in sorted(found):
-            content = path.read_bytes()
-            digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode())
-            digest.update(content)
+    for path in sorted(files):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
     return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One piece of work below ``home``. key: see ``stage_key``. made: what it leaves, files or
-    folders relative to ``home``; all of it is removed before the stage starts anew. needs: the
-    stages that must be done before.
-    """
+    """One piece of work of the demo."""
 
     home: Path
+    """The folder that all stages write below."""
     name: str
     key: str
+    """See ``stage_key``."""
     made: tuple[str, ...]
+    """What it leaves, files or folders below ``home``; all is removed before it starts anew."""
     needs: tuple[str, ...] = ()
+    """The stages that must be done before."""
 
     @property
     def _record(self) -> Path:
@@ -77,10 +83,15 @@ class Stage:
         Raises:
             OptionError: something is in the way that no stage made.
         """
-        if self._read() != {"begun": self.key}:
-            self.require_own()
-            self.discard()
-            self._write({"begun": self.key})
+        if self._read() == {"begun": self.key}:
+            return
+        self.require_own()
+        for path in self._paths():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        self._write({"begun": self.key})
 
     def require_own(self) -> None:
         """Refuse to remove files that are not ours.
@@ -91,14 +102,6 @@ class Stage:
         foreign = next((path for path in self._paths() if path.exists()), None)
         if foreign is not None and not self._record.exists():
             raise OptionError(f"{foreign} is in the way and not the demo's; use another --out")
-
-    def discard(self) -> None:
-        """Remove everything that the stage makes."""
-        for path in self._paths():
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
 
     def finish(self, started: float) -> None:
         """Record what was made. ``started``: of ``time.monotonic``."""
@@ -123,13 +126,8 @@ class Stage:
 
     def _content(self) -> str | None:
         """The hash over all files; None where one of ``made`` is missing."""
-        digest = hashlib.sha256()
-        for path in self._paths():
-            if not path.exists():
-                return None
-            for file in [path] if path.is_file() else sorted(path.rglob("*")):
-                if file.is_file():
-                    name = file.relative_to(self.home).as_posix()
-                    digest.update(f"{name}\0{file.stat().st_size}\0".encode())
-                    digest.update(file.read_bytes())
-        return digest.hexdigest()
+        paths = self._paths()
+        if not all(path.exists() for path in paths):
+            return None
+        files = [f for p in paths for f in ([p] if p.is_file() else p.rglob("*")) if f.is_file()]
+        return _digest(self.home, files)

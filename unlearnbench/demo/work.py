@@ -1,19 +1,22 @@
-"""The demo's stages, in processes of their own: models are trained and evaluated with the functions
-that ``finetune``, ``unlearn`` and ``unlearnbench --model`` call.
+"""The demo's stages, in processes of their own: models are trained, evaluated, compared and put on
+a board with the functions that the other commands call.
 """
 
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import os
+import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from unlearnbench.demo.options import ENDS, DemoOptions
+from unlearnbench.demo.recipe import DTYPE, ENDS, TASKS, DemoOptions, ends_options, recipe_of
 from unlearnbench.demo.stages import Stage
 
 EVALUATE = "evaluate-"
@@ -66,50 +69,22 @@ def run_stage(stage: Stage, options: DemoOptions) -> None:
     """
     started = time.monotonic()
     stage.begin()
-    if _is_trained(options.model(stage.name)):
-        pass  # the process was killed between that and the stage's end
+    if stage.name in ("start", "compare", "board"):
+        _make(stage.name, options)
     elif stage.name.startswith(EVALUATE):
         _evaluate(stage.name.removeprefix(EVALUATE), options)
-    elif stage.name in _SHORT:
-        _make(stage.name, options)
-    elif stage.name in ENDS:
-        _finetune(stage.name, options)
-    else:
-        _unlearn(stage.name, options)
+    elif not is_trained(options.model(stage.name)):
+        _train(stage.name, options)
     stage.finish(started)
 
 
-_SHORT = ("start", "compare", "board")
-
-
-def _make(name: str, options: DemoOptions) -> None:
-    """Those stages that neither train nor evaluate, which have bars of their own."""
-    from tqdm import tqdm
-
-    from unlearnbench.demo.publish import make_board, make_table
-    from unlearnbench.demo.start import make_start
-
-    parts = len(ENDS) + len(options.methods) + 1 if name == "board" else 1
-    with tqdm(total=parts, desc=name, unit="part", disable=not options.progress) as bar:
-        if name == "board":
-            make_board(options, bar.update)
-        elif name == "compare":
-            make_table(options)
-            bar.update()
-        else:
-            make_start(options.model("start"), options.seed)
-            bar.update()
-
-
-def _is_trained(out: Path) -> bool:
+def is_trained(out: Path) -> bool:
     """Whether a training is complete; one that was never claimed is removed."""
-    import shutil
-
+    from unlearnbench.checkpoints.origin import FILE
     from unlearnbench.training.output import OutputFolder
-    from unlearnbench.training.record import FILE
 
     folder = OutputFolder(out)
-    if (out / FILE).exists():
+    if (out / FILE).exists():  # the process was killed between that and the stage's end
         folder.clean()
         return True
     if folder.work.is_dir() and not folder.is_claimed:
@@ -117,23 +92,19 @@ def _is_trained(out: Path) -> bool:
     return False
 
 
-def _finetune(name: str, options: DemoOptions) -> None:
-    from unlearnbench.demo.recipe import ends_options
+def _train(name: str, options: DemoOptions) -> None:
+    """Finetune the target or the retrained model, or unlearn; goes on with what was interrupted."""
     from unlearnbench.demo.start import FORGET, RETAIN
-    from unlearnbench.training.run import Job, finetune
+    from unlearnbench.training.run import Job, finetune, unlearn
 
-    texts = (*FORGET, *RETAIN) if name == "target" else RETAIN
-    training = ends_options(name, options.seed, options.dense)
-    start, out = str(options.model("start")), options.model(name)
-    finetune(Job(start, out, texts, options=training, **_going(out, options)))
-
-
-def _unlearn(name: str, options: DemoOptions) -> None:
-    from unlearnbench.demo.recipe import recipe_of
-    from unlearnbench.demo.start import FORGET, RETAIN
-    from unlearnbench.training.run import Job, unlearn
-
-    recipe, out = recipe_of(name, options.dense), options.model(name)
+    out = options.model(name)
+    going: dict[str, Any] = {"resume": (out / ".training").is_dir(), "progress": options.progress}
+    if name in ENDS:
+        texts = (*FORGET, *RETAIN) if name == "target" else RETAIN
+        training = ends_options(name, options.seed, options.dense)
+        finetune(Job(str(options.model("start")), out, texts, options=training, **going))
+        return
+    recipe = recipe_of(name, options.dense)
     job = Job(
         str(options.model("target")),
         out,
@@ -141,7 +112,7 @@ def _unlearn(name: str, options: DemoOptions) -> None:
         RETAIN if recipe.learns_from_retain else (),
         options=recipe.options(options.seed),
         select=recipe.selector(_knowmem(options.full_run("target"))),
-        **_going(out, options),
+        **going,
     )
     unlearn(job, recipe.method, dict(recipe.knobs))
 
@@ -149,18 +120,12 @@ def _unlearn(name: str, options: DemoOptions) -> None:
 def _knowmem(run: Path) -> float:
     from unlearnbench.runs.folder import read_run
 
-    value = read_run(run).tasks["demo_knowmem_f"].value
+    value = read_run(run).tasks[TASKS[0]].value
     assert value is not None  # noqa: S101 - KnowMem always has one
     return value
 
 
-def _going(out: Path, options: DemoOptions) -> dict[str, Any]:
-    """Go on with what an interrupted demo left."""
-    return {"resume": (out / ".training").is_dir(), "progress": options.progress}
-
-
 def _evaluate(name: str, options: DemoOptions) -> None:
-    from unlearnbench.demo.recipe import DTYPE, TASKS
     from unlearnbench.evaluation.evaluate import evaluate
 
     evaluate(
@@ -172,3 +137,65 @@ def _evaluate(name: str, options: DemoOptions) -> None:
         reference=None if name == "retrained" else options.full_run("retrained"),
         progress=options.progress,
     )
+
+
+def _make(name: str, options: DemoOptions) -> None:
+    """Do a stage that neither trains nor evaluates, which have bars of their own."""
+    from tqdm import tqdm
+
+    from unlearnbench.demo.start import make_start
+
+    parts = len(ENDS) + len(options.methods) + 1 if name == "board" else 1
+    with tqdm(total=parts, desc=name, unit="part", disable=not options.progress) as bar:
+        if name == "board":
+            make_board(options, bar.update)
+            return
+        if name == "compare":
+            make_table(options)
+        else:
+            make_start(options.model("start"), options.seed)
+        bar.update()
+
+
+def make_table(options: DemoOptions) -> None:
+    """Write ``recovery.json``, as ``compare --json`` does."""
+    from unlearnbench.recovery.compare import compare, open_comparison
+
+    entries = [options.runs(name) for name in options.methods]
+    opened = open_comparison(entries, options.runs("target"), options.runs("retrained"))
+    content = [row.model_dump(mode="json", exclude_none=True) for row in compare(opened)]
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    options.table.write_text(text, encoding="utf-8")
+
+
+def make_board(options: DemoOptions, tick: Callable[[], object] = lambda: None) -> None:
+    """Write ``board.yaml``, the entries, and what is generated from them. ``tick`` is called after
+    each entry, and at the end.
+    """
+    from unlearnbench.boards import add_entry, read_board
+    from unlearnbench.boards.build import build_board
+    from unlearnbench.boards.entry import Submission
+    from unlearnbench.tasks.spec import load_registry
+
+    weights = "dense weights (the control)" if options.dense else "sparse weights"
+    rules = {
+        "title": "The demo's board",
+        "description": f"A tiny Llama with {weights}, trained with seed {options.seed} on an "
+        "invented corpus: it shows the effect, and says nothing of other models.",
+        "base_model": "a Llama of 2 layers with random weights",
+        "tasks": {s.task: s.metadata.version for s in load_registry(()).resolve(TASKS)},
+        "precisions": list(options.precisions),
+        "utility_floor": 0.5,
+        "ranking": ["demo_knowmem_f", "demo_verbmem"],
+        "publish_texts": True,
+    }
+    # JSON is YAML too.
+    text = json.dumps(rules, indent=2, ensure_ascii=False) + "\n"
+    (options.out / "board.yaml").write_text(text, encoding="utf-8")
+    board = read_board(options.out)
+    for name in (*ENDS, *options.methods):
+        role = name if name in ENDS else "unlearned"
+        add_entry(board, [options.runs(name)], Submission(name, role))  # type: ignore[arg-type]
+        tick()
+    build_board(board)
+    tick()

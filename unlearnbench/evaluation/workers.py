@@ -23,7 +23,7 @@ from unlearnbench.requests import Generate, Generated, Score, Scored
 from unlearnbench.util.process import process_count, set_threads
 
 if TYPE_CHECKING:
-    from unlearnbench.checkpoints.source import LoadOptions
+    from unlearnbench.checkpoints.options import LoadOptions
     from unlearnbench.conditions.base import How, PrecisionSpec
     from unlearnbench.models.base import Model
 
@@ -291,10 +291,11 @@ class _Worker:
 def _load(asked: Loading) -> Model:
     from dataclasses import replace
 
-    from unlearnbench.conditions.opening import load_any, open_any
+    from unlearnbench.checkpoints.source import open_source
+    from unlearnbench.conditions.load import load_model
 
     how = asked.how
     if how.device.startswith("cuda"):
         how = replace(how, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
-    source = open_any(asked.model, asked.options, keep=False)
-    return load_any(source, asked.spec, how, asked.batch_size)
+    source = open_source(asked.model, asked.options, keep=False)
+    return load_model(source, asked.spec, how, asked.batch_size)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from unlearnbench.checkpoints.linear import linear_layers
 from unlearnbench.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -101,14 +102,7 @@ def inner_linears(model: nn.Module) -> dict[str, nn.Linear]:
     Raises:
         CheckpointError: there is none.
     """
-    from torch import nn
-
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
+    found = linear_layers(model)
     if not found:
         raise CheckpointError(
             f"{type(model).__name__} has no linear layers, which this method works on; use another "

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 from unlearnbench.methods.base import About
 
 if TYPE_CHECKING:
-    import torch
-
     from unlearnbench.training.workshop import PairOutput, Workshop
 
 ABOUT = About(
@@ -20,11 +18,6 @@ ABOUT = About(
     source="Eldan and Russinovich 2023, arXiv 2310.02238; MUSE, arXiv 2407.06460",
     knobs={"alpha": 1.0},
 )
-
-
-def generic_logits(baseline: torch.Tensor, reinforced: torch.Tensor, alpha: float) -> torch.Tensor:
-    """v_b - alpha relu(v_r - v_b), element by element; both of one shape."""
-    return baseline - alpha * (reinforced - baseline).relu()
 
 
 def train(shop: Workshop) -> PairOutput:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from unlearnbench.methods.base import IGNORED, About
-from unlearnbench.methods.whp import generic_logits
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +33,8 @@ def generic_labels(
     baseline, reinforced: logits (rows, width, vocabulary); labels (rows, width), IGNORED where
     nothing is learned. Returns (rows, width).
     """
+    from unlearnbench.models.joined import generic_logits
+
     generic = labels.clone()
     generic[:, 1:] = generic_logits(baseline, reinforced, alpha)[:, :-1].argmax(dim=-1)
     return generic.where(labels != IGNORED, IGNORED)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 V = TypeVar("V")
 
@@ -45,6 +46,14 @@ class KnownIds:
         """Keep the ids of ``text`` if there is room; returns them."""
         self._known.keep(_key(text), array("i", ids), len(ids))
         return ids
+
+
+_OF_TOKENIZERS: WeakKeyDictionary[Any, KnownIds] = WeakKeyDictionary()
+
+
+def known_ids(tokenizer: Any) -> KnownIds:
+    """What is known of ``tokenizer``, for as long as it is there."""
+    return _OF_TOKENIZERS.setdefault(tokenizer, KnownIds())
 
 
 def _key(text: str) -> bytes:

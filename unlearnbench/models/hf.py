@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from unlearnbench.checkpoints.ends import end_tokens, pad_token
+from unlearnbench.checkpoints.load import end_tokens, pad_token
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models import budget
 from unlearnbench.models.batches import Batches, Limit, Rows, batch_key, is_out_of_memory, padded
-from unlearnbench.models.cache import KnownValues
+from unlearnbench.models.cache import KnownValues, known_ids
 from unlearnbench.models.longrope import Side, side_of, turning_points
 from unlearnbench.models.tokens import Tokens
 from unlearnbench.requests import Generate, Generated, Score, Scored, cut_at_stop
@@ -64,8 +64,8 @@ class HFModel:
         config = self._source.config.get_text_config()
         pad = pad_token(tokenizer, ends)
         self._turns = turning_points(config)
-        known, cut = self._source.known_ids, self._source.truncate_left
-        self._tokens = Tokens(tokenizer, config, ends, pad, cut, known)
+        cut = self._source.options.truncate_left
+        self._tokens = Tokens(tokenizer, config, ends, pad, cut, known_ids(tokenizer))
         # A checkpoint's own generation config may penalise or forbid words, which would pass for
         # forgetting; only its end-of-text ids are followed.
         model: Any = self._model

@@ -15,13 +15,12 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.source import Source
 from unlearnbench.errors import ModelOutputError, OptionError, PrecisionError, one_line
 from unlearnbench.models.delegate import Delegate
 from unlearnbench.requests import Generate, Generated, Score, Scored
 
 if TYPE_CHECKING:
-    from unlearnbench.checkpoints.pair import PairSource
+    from unlearnbench.checkpoints.source import Source
     from unlearnbench.conditions.base import PrecisionSpec
     from unlearnbench.models.hf import HFModel
 
@@ -31,7 +30,7 @@ _AT_ONCE = 256  # requests of one call: what an interruption can cost
 _LEFT_FREE = 2 * 2**30  # bytes of a GPU, for scores and for what else runs there
 
 
-def require_vllm(source: Source | PairSource, specs: Sequence[PrecisionSpec], kernel: str) -> None:
+def require_vllm(source: Source, specs: Sequence[PrecisionSpec], kernel: str) -> None:
     """Raise before any weights are loaded where ``--backend vllm`` cannot run.
 
     Raises:
@@ -40,7 +39,8 @@ def require_vllm(source: Source | PairSource, specs: Sequence[PrecisionSpec], ke
     """
     if importlib.util.find_spec("vllm") is None:
         raise OptionError("--backend vllm: vllm is not installed: pip install vllm")
-    if not isinstance(source, Source) or source.adapter_kept or source.stored is not None:
+    kept = any(part.adapter_kept for part in source.parts)
+    if len(source.parts) > 1 or kept or source.stored is not None:
         raise OptionError(
             "--backend vllm runs one model with plain weights, which a pair of checkpoints, an "
             "adapter that is kept and a checkpoint that is quantized already are not; use "

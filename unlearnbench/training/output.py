@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.find import PARTS
-from unlearnbench.checkpoints.pair import write_pair
+from unlearnbench.checkpoints.origin import FILE, MaskRecord
+from unlearnbench.checkpoints.source import write_pair
 from unlearnbench.errors import OptionError, TrainingError, one_line
-from unlearnbench.training.record import FILE, MaskRecord, write_text
+from unlearnbench.training.record import write_text
 from unlearnbench.training.workshop import PairOutput
 from unlearnbench.util.files import share
 from unlearnbench.util.process import is_main

@@ -11,7 +11,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from unlearnbench.checkpoints.source import LoadOptions, Source, open_source
+from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.origin import (
+    FILE,
+    LossRecord,
+    SourceRecord,
+    Training,
+    TrainingOptions,
+)
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Knobs
@@ -20,7 +28,7 @@ from unlearnbench.training.batches import Encoder
 from unlearnbench.training.corpus import Corpus, CorpusOptions, load_corpus
 from unlearnbench.training.options import SelectorOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, mask_record
-from unlearnbench.training.record import FILE, LossRecord, SourceRecord, Training, write_json
+from unlearnbench.training.record import write_json
 from unlearnbench.training.workshop import DTYPES, Workshop
 from unlearnbench.util.process import is_main, process_count
 from unlearnbench.util.version import __version__
@@ -134,7 +142,7 @@ class _Session:
         first: Literal["data", "forget"] = "data" if self._kind == "finetune" else "forget"
         forget = load_corpus(job.forget, first, job.corpus)
         retain = load_corpus(job.retain, "retain", job.corpus) if job.retain else Corpus((), ())
-        source = open_source(job.model, job.load)
+        source = open_checkpoint(job.model, job.load)
         encoder = self._encoder(source)
         folder = OutputFolder(job.out)
         sequences = encoder.encode(forget, first), encoder.encode(retain, "retain")
@@ -159,7 +167,7 @@ class _Session:
             result, masks = self._train(shop)
         return self._finish(folder, shop, (result, masks, selector), source, (forget, retain))
 
-    def _encoder(self, source: Source) -> Encoder:
+    def _encoder(self, source: CheckpointSource) -> Encoder:
         config: Any = source.config.get_text_config()
         context = getattr(config, "max_position_embeddings", None) or DEFAULT_LENGTH
         length = self._job.options.max_length or min(context, DEFAULT_LENGTH)
@@ -168,7 +176,7 @@ class _Session:
         return Encoder(source.tokenizer, length, config.vocab_size, self._job.options.qa_loss)
 
     def _request(
-        self, source: Source, sequences: object, forget: Corpus, retain: Corpus
+        self, source: CheckpointSource, sequences: object, forget: Corpus, retain: Corpus
     ) -> dict[str, Any]:
         """What makes two trainings the same; a resumed one must agree in all of it."""
         select = self._job.select
@@ -197,7 +205,7 @@ class _Session:
             for name, rows, sha in corpus.sources
         ]
 
-    def _target(self, source: Source) -> PreTrainedModel:
+    def _target(self, source: CheckpointSource) -> PreTrainedModel:
         import torch
 
         model: Any = source.model()
@@ -235,7 +243,7 @@ class _Session:
         folder: OutputFolder,
         shop: Workshop,
         made: tuple[PreTrainedModel | PairOutput, Masks | None, Selector | None],
-        source: Source,
+        source: CheckpointSource,
         corpora: Sequence[Corpus],
     ) -> Training:
         result, masks, selector = made
@@ -248,7 +256,7 @@ class _Session:
             kind=self._kind,
             method=self._name,
             knobs=self._used_knobs(),
-            options=self._job.options,
+            options=TrainingOptions(**self._job.options.model_dump()),
             processes=process_count(),
             target=source.checkpoint,
             data=tuple(self._data(*corpora)),

@@ -14,12 +14,13 @@ from typing import Any
 from pydantic import TypeAdapter
 from transformers import TrainerCallback
 
+from unlearnbench.checkpoints.origin import Evaluated, Selection
 from unlearnbench.errors import OptionError, TrainingError, one_line
 from unlearnbench.results import GenerationRecord, RunResult, TaskResult
 from unlearnbench.runs.folder import RunFolder, read_run
 from unlearnbench.tasks.samples import limited_count
 from unlearnbench.training.options import SelectorOptions
-from unlearnbench.training.record import Evaluated, Selection, write_text
+from unlearnbench.training.record import write_text
 from unlearnbench.util.process import is_main, process_count
 
 log = logging.getLogger("unlearnbench")

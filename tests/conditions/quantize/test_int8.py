@@ -15,7 +15,8 @@ import torch
 
 from tests.conftest import CORPUS, load_at, make_tokenizer
 from tests.models.architectures import PROMPTS, alone
-from unlearnbench.checkpoints.source import LoadOptions, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import open_source
 from unlearnbench.models.generation import Continuer
 from unlearnbench.models.hf import HFModel
 from unlearnbench.models.int8 import int8_modules, quicken

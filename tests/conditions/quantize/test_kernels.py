@@ -21,7 +21,8 @@ from tests.conditions.quantize.helpers import (
 )
 from tests.conftest import MakeCheckpoint, Toy
 from unlearnbench import evaluate
-from unlearnbench.checkpoints.source import LoadOptions, Source, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import Source, open_source
 from unlearnbench.conditions import quantize
 from unlearnbench.conditions.base import pick_kernel
 from unlearnbench.conditions.load import make_how

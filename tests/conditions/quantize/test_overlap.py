@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from tests.conftest import MakeCheckpoint
-from unlearnbench.checkpoints.source import LoadOptions
+from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.weights import Weights, open_weights
 from unlearnbench.cli import _run
 from unlearnbench.conditions import quantize

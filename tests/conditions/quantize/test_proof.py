@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from tests.conditions.quantize.helpers import LINEAR, UP, in_force, load, module_of, require_library
-from unlearnbench.checkpoints.source import LoadOptions, Source, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import Source, open_source
 from unlearnbench.conditions import quantize as backends
 from unlearnbench.conditions.base import PrecisionSpec, Seen, blocks, groups
 from unlearnbench.conditions.proof import _spread, distinct_values, prove

@@ -170,7 +170,8 @@ def test_4bit_weights_are_the_nearest_code_times_absmax_of_64(
 def test_4bit_weights_are_right_or_refused_where_columns_make_no_blocks(
     make_checkpoint: Any, shape: tuple[int, int]
 ) -> None:
-    from unlearnbench.checkpoints.source import LoadOptions, open_source
+    from unlearnbench.checkpoints.options import LoadOptions
+    from unlearnbench.checkpoints.source import open_source
 
     rows, columns = shape
     sizes = {"hidden_size": columns, "intermediate_size": rows}

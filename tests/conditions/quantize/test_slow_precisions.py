@@ -11,7 +11,8 @@ import pytest
 
 from tests.conditions.quantize.helpers import require_library
 from tests.conftest import load_at
-from unlearnbench.checkpoints.source import LoadOptions, Source, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import Source, open_source
 from unlearnbench.conditions import quantize
 from unlearnbench.conditions.quantize.calibration import pick_calibration
 from unlearnbench.errors import PrecisionError

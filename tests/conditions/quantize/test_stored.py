@@ -15,8 +15,9 @@ import torch
 from tests.conditions.quantize.helpers import TEXTS, answers, in_folder, load, scores
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, load_at
 from unlearnbench import evaluate
+from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.packed import stored_scheme
-from unlearnbench.checkpoints.source import LoadOptions, Source, open_source
+from unlearnbench.checkpoints.source import Source, open_source
 from unlearnbench.conditions.quantize import _gptqmodel
 from unlearnbench.errors import CheckpointError, PrecisionError, UnlearnbenchError
 from unlearnbench.models.hf import HFModel

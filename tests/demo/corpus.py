@@ -1,6 +1,6 @@
 """Write the demo corpus: short invented news stories, laid out as MUSE lays out its data sets.
 
-`python -m unlearnbench.demo.corpus --out DIR` writes `<subset>/<split>.jsonl` files below
+`python -m tests.demo.corpus --out DIR` writes `<subset>/<split>.jsonl` files below
 `DIR/unlearnbench/demo`. The data shipped in the package is its output for seed 0, with
 `unlearnbench/demo/data` as DIR.
 
@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from unlearnbench.demo.stories import FAMILIES, Amount, Family
+from unlearnbench.util.yaml import read_yaml
 
 DATASET = "unlearnbench/demo"
 """The name of the data set, which is also its folder below the output directory."""
@@ -54,6 +54,26 @@ MONTHS = [
 YEARS = range(2041, 2050)
 
 Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One type of story; ``stories.yaml`` says what its fields hold."""
+
+    name: str
+    org_kinds: list[str]
+    n1: tuple[int, int, int, str]
+    n2: tuple[int, int, int, str]
+    topics: list[str]
+    openings: list[str]
+    details: list[list[str]]
+    questions: dict[str, list[str]]
+
+
+def read_families() -> list[Family]:
+    """The families of ``stories.yaml``, in its order."""
+    content: dict[str, Any] = read_yaml(Path(__file__).with_name("stories.yaml")).value
+    return [Family(name, **fields) for name, fields in content.items()]
 
 
 class QA(NamedTuple):
@@ -101,13 +121,14 @@ class Facts:
         """Return a new date such as "14 March 2043"."""
         return self._dates.pop()
 
-    def amount(self, amount: Amount) -> str:
+    def amount(self, kind: tuple[int, int, int, str]) -> str:
         """Return a new number in the range, with a comma after the thousands."""
-        number = self._rng.randrange(amount.low, amount.high, amount.step)
+        low, high, step, sign = kind
+        number = self._rng.randrange(low, high, step)
         while number in self._numbers:
-            number = self._rng.randrange(amount.low, amount.high, amount.step)
+            number = self._rng.randrange(low, high, step)
         self._numbers.add(number)
-        return f"{amount.sign}{number:,}"
+        return f"{sign}{number:,}"
 
 
 def make_story(family: Family, topic: str, facts: Facts, rng: Random) -> Story:
@@ -143,7 +164,7 @@ def build(seed: int) -> dict[str, list[Story]]:
     rng = Random(seed)
     facts = Facts(rng)
     corpus: dict[str, list[Story]] = {split: [] for split in SPLITS}
-    for family in FAMILIES:
+    for family in read_families():
         topics = rng.sample(family.topics, sum(SPLITS.values()))
         stories = [make_story(family, topic, facts, rng) for topic in topics]
         rng.shuffle(stories)

@@ -7,14 +7,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from unlearnbench.demo.options import ENDS, DemoOptions
-from unlearnbench.demo.recipe import METHODS, TASKS, ends_options, recipe_of
+from unlearnbench.demo.recipe import ENDS, METHODS, TASKS, DemoOptions, ends_options, recipe_of
 from unlearnbench.demo.stages import Stage, stage_key
 from unlearnbench.demo.work import EVALUATE, initialize, run_stage
 from unlearnbench.errors import OptionError, TrainingError
@@ -39,7 +39,7 @@ def run_demo(options: DemoOptions, say: Say) -> Path:
     require_writable(options.out)
     try:
         with FileLock(options.out / ".lock", timeout=0):
-            stages = _stages(options)
+            stages = plan_stages(options)
             for stage in stages.values():
                 stage.require_own()
             _run(stages, options, say)
@@ -51,21 +51,18 @@ def run_demo(options: DemoOptions, say: Say) -> Path:
 def _require_available(precisions: tuple[str, ...]) -> None:
     """Say that a package is missing now, not when models are trained."""
     from unlearnbench.conditions import quantize
-    from unlearnbench.errors import PrecisionError
+    from unlearnbench.conditions.load import require_available
 
     for spec in quantize.resolve(precisions):
-        reason = quantize.backend_of(spec).unavailable(spec, "cpu")
-        if reason:
-            raise PrecisionError(f"{spec.name} cannot run here: {reason}")
+        require_available(spec, "cpu")
 
 
-def _stages(options: DemoOptions) -> dict[str, Stage]:
+def plan_stages(options: DemoOptions) -> dict[str, Stage]:
     """Every stage by name, after those that it needs."""
     stages: dict[str, Stage] = {}
 
     def add(name: str, facts: dict[str, object], made: str, *needs: str) -> None:
-        before = [stages[need].key for need in needs]
-        key = stage_key({"stage": name, **facts}, *before)
+        key = stage_key({"stage": name, **facts}, *(stages[need].key for need in needs))
         stages[name] = Stage(options.out, name, key, tuple(made.split()), needs)
 
     def add_evaluation(name: str, *needs: str) -> None:
@@ -80,8 +77,7 @@ def _stages(options: DemoOptions) -> dict[str, Stage]:
     add_evaluation("retrained")
     add_evaluation("target", reference)
     for name in options.methods:
-        used = asdict(recipe_of(name, options.dense))
-        facts = {"recipe": used, "seed": options.seed}
+        facts = {"recipe": asdict(recipe_of(name, options.dense)), "seed": options.seed}
         add(name, facts, f"models/{name}", "target", f"{EVALUATE}target")
         add_evaluation(name, reference)
     evaluated = [name for name in stages if name.startswith(EVALUATE)]
@@ -92,19 +88,39 @@ def _stages(options: DemoOptions) -> dict[str, Stage]:
 
 
 def _run(stages: dict[str, Stage], options: DemoOptions, say: Say) -> None:
-    todo = {name: stage for name, stage in stages.items() if not stage.is_done()}
-    say(f"{len(stages) - len(todo)} of {len(stages)} stages are done already")
-    if not todo:
+    """Start every stage that is not done as soon as those that it needs are."""
+    waiting = {name: stage for name, stage in stages.items() if not stage.is_done()}
+    done = set(stages) - set(waiting)
+    say(f"{len(done)} of {len(stages)} stages are done already")
+    if not waiting:
         return
+    running: dict[Future[None], Stage] = {}
+    with _pool() as pool:
+        while waiting or running:
+            for name in [n for n, stage in waiting.items() if done.issuperset(stage.needs)]:
+                stage = waiting.pop(name)
+                running[pool.submit(run_stage, stage, options)] = stage
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                stage = running.pop(future)
+                future.result()
+                say(_account(stage, options))
+                done.add(stage.name)
+
+
+@contextmanager
+def _pool() -> Iterator[ProcessPoolExecutor]:
+    """Worker processes, which end when this ends, however it does.
+
+    Raises:
+        TrainingError: one of them was killed.
+    """
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
     workers = min(_WORKERS, os.cpu_count() or 1)
-    arguments = (context.Value("i", 0),)
-    with ProcessPoolExecutor(
-        workers, mp_context=context, initializer=initialize, initargs=arguments
-    ) as pool:
+    position = (context.Value("i", 0),)
+    with ProcessPoolExecutor(workers, context, initialize, position) as pool:
         try:
-            _schedule(pool, stages, todo, options, say)
+            yield pool
         except BrokenProcessPool:
             raise TrainingError(
                 "a process of the demo was killed, perhaps for want of memory; run it again to "
@@ -116,33 +132,12 @@ def _run(stages: dict[str, Stage], options: DemoOptions, say: Say) -> None:
             raise
 
 
-def _schedule(
-    pool: ProcessPoolExecutor,
-    stages: dict[str, Stage],
-    todo: dict[str, Stage],
-    options: DemoOptions,
-    say: Say,
-) -> None:
-    """Start every stage as soon as those that it needs are done."""
-    done, waiting = set(stages) - set(todo), dict(todo)
-    running: dict[Future[None], Stage] = {}
-    while waiting or running:
-        for name in [n for n, stage in waiting.items() if done.issuperset(stage.needs)]:
-            stage = waiting.pop(name)
-            running[pool.submit(run_stage, stage, options)] = stage
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            stage = running.pop(future)
-            future.result()
-            say(_account(stage, options))
-            done.add(stage.name)
-
-
 def _account(stage: Stage, options: DemoOptions) -> str:
     """A finished stage in a line: its time, and where a method stopped."""
     line = f"{stage.name}: {stage.seconds:.0f} s"
     if stage.name not in METHODS:
         return line
-    from unlearnbench.training.record import FILE
+    from unlearnbench.checkpoints.origin import FILE
 
     record = json.loads((options.model(stage.name) / FILE).read_bytes())["selection"]
     last = record["evaluated"][-1]
