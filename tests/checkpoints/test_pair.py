@@ -22,8 +22,8 @@ from unlearnbench.conditions.load import require_precision
 from unlearnbench.conditions.quantize import find_precision
 from unlearnbench.errors import CheckpointError, PrecisionError
 from unlearnbench.models.joined import JoinedModel
+from unlearnbench.training.job import Job, unlearn
 from unlearnbench.training.options import TrainOptions
-from unlearnbench.training.run import Job, unlearn
 
 IDS = torch.tensor([[0, 5, 9, 30, 7], [0, 8, 8, 2, 40]])
 

@@ -28,7 +28,7 @@ WARM = (
     "unlearnbench.evaluation.evaluate",
     "unlearnbench.conditions.load",
     "unlearnbench.checkpoints.source",
-    "unlearnbench.recovery.tables",
+    "unlearnbench.evaluation.summary",
 )
 
 

@@ -27,7 +27,7 @@ class _Part(BaseModel):
 class SourceRecord(_Part):
     """One source of texts."""
 
-    role: Literal["forget", "retain", "data"]
+    role: Literal["forget", "retain", "auxiliary", "data"]
     source: str
     """As given: a file or task:NAME."""
     rows: int = Field(gt=0)
@@ -43,12 +43,13 @@ class LossRecord(_Part):
     loss: float
     forget: float | None = None
     retain: float | None = None
+    auxiliary: float | None = None
     grad_norm: float | None = None
     lr: float
 
 
 class MaskRecord(_Part):
-    """What a mask let change; the map itself is ``sure_mask.safetensors``."""
+    """What a mask let change; the map itself is ``NAME_mask.safetensors``, as sure's."""
 
     rows: int = Field(gt=0)
     """Rows of all matrices that a mask can choose from."""
@@ -93,7 +94,7 @@ class Training(_Part):
     format_version: Literal[1] = FORMAT_VERSION
     kind: Literal["unlearn", "finetune"]
     method: Word
-    knobs: dict[str, float | int | str] = {}
+    knobs: dict[str, float | int | str | bool] = {}
     """The method's own numbers, defaults filled in."""
     options: TrainingOptions
     processes: int = Field(gt=0)

@@ -77,9 +77,10 @@ def _check(
     paths: tuple[list[Path], Path, Path], policy: Policy, certify_file: str | None
 ) -> list[Finding]:
     from unlearnbench.recovery.certificate import certificate_json, certify
-    from unlearnbench.recovery.policy import check, exit_status, open_check
+    from unlearnbench.recovery.compare import open_comparison
+    from unlearnbench.recovery.policy import check, exit_status
 
-    comparison = open_check(*paths, policy)
+    comparison = open_comparison(*paths, confidence=policy.confidence)
     findings = check(comparison, policy)
     if certify_file is not None and exit_status(findings) == 0:
         certificate = certify(comparison, policy, findings)

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 import click
 
 from unlearnbench.errors import OptionError, printable
+from unlearnbench.recovery import UTILITY_FLOOR
 from unlearnbench.util.files import write_text
 
 if TYPE_CHECKING:
     from unlearnbench.recovery.compare import Comparison
-
-_FLOOR = 0.5  # recovery.UTILITY_FLOOR, which a test holds it against
 
 
 @click.command("compare")
@@ -25,7 +24,7 @@ _FLOOR = 0.5  # recovery.UTILITY_FLOOR, which a test holds it against
 @click.option(
     "--utility-floor",
     type=click.FloatRange(0, 1),
-    default=_FLOOR,
+    default=UTILITY_FLOOR,
     show_default=True,
     metavar="SHARE",
     help="Below this share of the target's retained knowledge a model counts as collapsed.",

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.find import PARTS
 from unlearnbench.checkpoints.origin import FILE, MaskRecord
-from unlearnbench.checkpoints.source import write_pair
 from unlearnbench.errors import OptionError, TrainingError, one_line
+from unlearnbench.methods import Method
+from unlearnbench.methods.base import Ensemble, Masks
 from unlearnbench.training.record import write_text
-from unlearnbench.training.workshop import PairOutput
 from unlearnbench.util.files import share
 from unlearnbench.util.process import is_main
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from unlearnbench.training.trainer import Masks
-
-MASK_FILE = "sure_mask.safetensors"
 
 
 @dataclass(frozen=True)
@@ -100,8 +95,9 @@ class OutputFolder:
 
     def save(
         self,
-        result: PreTrainedModel | PairOutput,
+        result: PreTrainedModel | Ensemble,
         tokenizer: PreTrainedTokenizerBase,
+        method: Method,
         masks: Masks | None,
     ) -> None:
         """Write the checkpoint, whole or not at all: beside, then moved into place.
@@ -113,9 +109,13 @@ class OutputFolder:
         try:
             shutil.rmtree(final, ignore_errors=True)
             final.mkdir(parents=True)
-            _write(final, result, tokenizer)
+            if isinstance(result, Ensemble):
+                _write_ensemble(final, result, tokenizer, method)
+            else:
+                result.save_pretrained(final)
+                tokenizer.save_pretrained(final)
             if masks is not None:
-                _write_masks(final / MASK_FILE, masks)
+                _write_masks(final, method, masks)
             self.take(final)
         except TrainingError:
             raise
@@ -141,31 +141,41 @@ class OutputFolder:
         shutil.rmtree(self.work, ignore_errors=True)
 
 
-def _write(
-    folder: Path, result: PreTrainedModel | PairOutput, tokenizer: PreTrainedTokenizerBase
+def _write_ensemble(
+    folder: Path, result: Ensemble, tokenizer: PreTrainedTokenizerBase, method: Method
 ) -> None:
-    if not isinstance(result, PairOutput):
-        result.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return
-    # No config.json at the top: what does not know pairs must not take one half for the whole.
-    for name, model in zip(PARTS, (result.baseline, result.reinforced), strict=True):
-        _write(folder / name, model, tokenizer)
-    write_pair(folder, result.alpha)
+    """Each model in a folder of its own, and a file that says how they answer together. No
+    config.json at the top: what does not know of joined models must not take one for the whole.
+    """
+    for name, model in result.models.items():
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    names = tuple(result.models)
+    content = {
+        "format_version": 1,
+        **({} if names == PARTS else {"models": names}),
+        **result.numbers,
+    }
+    file = folder / f"{method.pieces[0].about.name}.json"
+    file.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
-def _write_masks(path: Path, masks: Masks) -> None:
+def _write_masks(folder: Path, method: Method, masks: Masks) -> None:
     from safetensors.torch import save_file
 
-    save_file({name: mask.cpu().contiguous() for name, mask in masks.items()}, path)
+    piece = method.piece("masks")
+    assert piece is not None  # noqa: S101 - where there are masks, it made them
+    tensors = {name: mask.cpu().contiguous() for name, mask in masks.items()}
+    save_file(tensors, folder / f"{piece.about.name}_mask.safetensors")
 
 
-def mask_record(masks: Masks, width_of: Callable[[str], int]) -> MaskRecord:
-    """Count what a mask chose; ``width_of`` gives the weights in one row of a matrix."""
+def mask_record(masks: Masks, model: Any) -> MaskRecord:
+    """Count what a mask chose of the weights of ``model``."""
+    sizes = {name: model.state_dict()[name].numel() // len(mask) for name, mask in masks.items()}
     chosen = {name: int(mask.sum()) for name, mask in masks.items()}
     return MaskRecord(
         rows=sum(len(mask) for mask in masks.values()),
         chosen_rows=sum(chosen.values()),
-        weights=sum(len(mask) * width_of(name) for name, mask in masks.items()),
-        chosen_weights=sum(n * width_of(name) for name, n in chosen.items()),
+        weights=sum(len(mask) * sizes[name] for name, mask in masks.items()),
+        chosen_weights=sum(n * sizes[name] for name, n in chosen.items()),
     )

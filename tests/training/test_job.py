@@ -21,8 +21,8 @@ from unlearnbench.errors import CheckpointError, DataError, OptionError
 from unlearnbench.methods import find_method, method_names
 from unlearnbench.methods.base import inner_linears
 from unlearnbench.training import trainer as trainer_module
+from unlearnbench.training.job import Job, finetune, unlearn
 from unlearnbench.training.options import TrainOptions
-from unlearnbench.training.run import Job, finetune, unlearn
 
 
 @pytest.mark.parametrize("method", [name for name in method_names() if name != "whp"])

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from tests.training.helpers import go, same, weights
 from unlearnbench.errors import OptionError, TrainingError
-from unlearnbench.training import run as run_module
+from unlearnbench.methods.masks import sure
+from unlearnbench.training import job as job_module
 from unlearnbench.training import trainer as trainer_module
+from unlearnbench.training.job import Job
 from unlearnbench.training.output import OutputFolder
-from unlearnbench.training.run import Job
-from unlearnbench.training.workshop import Workshop
 
 
 class Stop(BaseException):
@@ -67,7 +67,7 @@ def test_a_resumed_training_goes_on_under_the_same_noise(
         update={"max_steps": 4, "save_steps": 2, "weight_noise": 1.0, "weights_dtype": "fp32"}
     )
     plain = replace(job, retain=(), options=options)
-    whole = run_module.finetune(replace(plain, out=tmp_path / "whole"))
+    whole = job_module.finetune(replace(plain, out=tmp_path / "whole"))
     step = trainer_module.UnlearnTrainer.training_step
 
     def interrupt(self: Any, *given: Any) -> Any:
@@ -78,9 +78,9 @@ def test_a_resumed_training_goes_on_under_the_same_noise(
     monkeypatch.setattr(trainer_module.UnlearnTrainer, "training_step", interrupt)
     out = tmp_path / "parts"
     with pytest.raises(Stop):
-        run_module.finetune(replace(plain, out=out))
+        job_module.finetune(replace(plain, out=out))
     monkeypatch.undo()
-    resumed = run_module.finetune(replace(plain, out=out, resume=True))
+    resumed = job_module.finetune(replace(plain, out=out, resume=True))
     assert same(weights(tmp_path / "whole"), weights(out))
     assert [r.loss for r in resumed.losses] == [r.loss for r in whole.losses]
 
@@ -95,8 +95,8 @@ def test_the_record_names_the_code_that_the_training_began_with(
         code[0] = "b" * 64
         return step(self, *given)
 
-    monkeypatch.setattr(run_module, "source_sha256", lambda: code[0])
-    monkeypatch.setattr(run_module, "git_hash", lambda: code[0][:40])
+    monkeypatch.setattr(job_module, "source_sha256", lambda: code[0])
+    monkeypatch.setattr(job_module, "git_hash", lambda: code[0][:40])
     monkeypatch.setattr(trainer_module.UnlearnTrainer, "training_step", edit)
     made = go(job, tmp_path / "out", "ga", max_steps=1)
     assert (made.source_sha256, made.git_hash) == ("a" * 64, "a" * 40)
@@ -174,16 +174,16 @@ def test_several_gpus_in_one_process_are_refused(
 
 def test_a_map_is_made_once(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    choose = Workshop._choose
+    choose = sure.choose
 
-    def count(self: Workshop, method: Any) -> Any:
-        made.append(method.name)
-        return choose(self, method)
+    def count(context: Any, options: Any) -> Any:
+        made.append(context.method.name)
+        return choose(context, options)
 
     def stop(self: Any, *given: Any) -> Any:
         raise Stop
 
-    monkeypatch.setattr(Workshop, "_choose", count)
+    monkeypatch.setattr(sure, "choose", count)
     with monkeypatch.context() as patch:
         patch.setattr(trainer_module.UnlearnTrainer, "training_step", stop)
         with pytest.raises(Stop):

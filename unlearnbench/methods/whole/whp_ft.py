@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unlearnbench.methods.base import IGNORED, About
+from unlearnbench.methods.base import About, TrainingContext
+from unlearnbench.methods.options import option
+from unlearnbench.methods.rows import IGNORED
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from unlearnbench.training.workshop import Workshop
+
+@dataclass(frozen=True)
+class Options:
+    """The labels' number."""
+
+    alpha: float = option(5.0, "Strength of the logit difference.", least=0)
+
 
 ABOUT = About(
     name="whp_ft",
-    kind="whole",
     title="Who's Harry Potter, by fine-tuning on generic labels",
     equation="label(t) = argmax (v_target - alpha relu(v_reinforced - v_target)); then "
     "cross-entropy",
     source="Eldan and Russinovich 2023, arXiv 2310.02238",
-    knobs={"alpha": 5.0},
+    options=Options,
     differs="The paper also replaces the names of a text by generic ones before labelling, with a "
     "list made by another language model; there is no such list here.",
 )
@@ -40,14 +48,13 @@ def generic_labels(
     return generic.where(labels != IGNORED, IGNORED)
 
 
-def train(shop: Workshop) -> PreTrainedModel:
+def train(context: TrainingContext, options: Options) -> PreTrainedModel:
     """Reinforce a copy, label the forget set with both models, and train the target on that."""
-    target = shop.copy_of_target()
-    reinforced = shop.reinforce()
-    relabelled = shop.relabel(
-        target,
-        reinforced,
-        lambda v_b, v_r, labels: generic_labels(v_b, v_r, labels, shop.knobs.alpha),
+    target = context.copy_of_target()
+    reinforced = context.reinforce()
+    relabelled = context.relabel(
+        (target, reinforced),
+        lambda v_b, v_r, labels: generic_labels(v_b, v_r, labels, options.alpha),
     )
     del reinforced
-    return shop.descend(target, relabelled, "generic")
+    return context.descend(target, relabelled, "generic")

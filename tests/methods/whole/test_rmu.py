@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from tests.conftest import make_model
-from unlearnbench.methods.base import IGNORED
-from unlearnbench.methods.rmu import Steering, default_layer, direction
-from unlearnbench.training.batches import Example, Item, as_batch, collate
+from unlearnbench.methods.rows import IGNORED, Example
+from unlearnbench.methods.whole.rmu import Steering, default_layer, direction
+from unlearnbench.training.batches import Rows, as_batch, collate, sums_of
 from unlearnbench.training.objective import Reference
 
 LAYER, WEIGHT, SCALE = 1, 3.0, 6.5
@@ -63,18 +63,13 @@ def plain(model: Any, target: Any) -> tuple[float, float]:
 
 
 def loss(model: Any, target: Any) -> dict[str, torch.Tensor]:
-    items = [
-        Item(Example(*first), Example(*second), 0)
+    rows: list[Rows] = [
+        {"forget": (Example(*first),), "retain": (Example(*second),)}
         for first, second in zip(FORGET, RETAIN, strict=True)
     ]
-    sums = len(items), *(sum(e.learned for e in es) for es in zip(*_examples(items), strict=True))
-    batch = as_batch(collate([(item, sums) for item in items], pad=1))
+    batch = as_batch(collate([(row, sums_of(rows)) for row in rows], pad=1))
     goal = SCALE * direction(64, 0).double()
     return Steering(LAYER, goal, WEIGHT, Reference(target))(model, batch)
-
-
-def _examples(items: list[Item]) -> list[tuple[Example, Example]]:
-    return [(item.forget, item.retain) for item in items if item.retain is not None]
 
 
 def test_the_loss_is_the_papers(models: tuple[Any, Any]) -> None:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unlearnbench.methods.base import About
+from unlearnbench.methods.base import About, TrainingContext
+from unlearnbench.methods.options import option
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from unlearnbench.training.workshop import Workshop
+
+@dataclass(frozen=True)
+class Options:
+    """The task vector's numbers."""
+
+    alpha: float = option(1.0, "Strength of the task vector.", least=0)
+
 
 ABOUT = About(
     name="tv",
-    kind="whole",
     title="Task vector",
     equation="theta = theta_target - alpha (theta_reinforced - theta_target); reinforced = the "
     "target trained further on the forget set",
     source="Ilharco et al. 2023, arXiv 2212.04089; MUSE, arXiv 2407.06460",
-    knobs={"alpha": 1.0},
+    options=Options,
     differs="Released code of arXiv 2410.16454 scores the same for every alpha: its weights do not "
     "change.",
 )
@@ -48,12 +55,10 @@ def _moved(target: torch.Tensor, reinforced: torch.Tensor, alpha: float) -> torc
     return torch.where(change == 0, target, (target.double() - change).to(target.dtype))
 
 
-def train(shop: Workshop) -> PreTrainedModel:
+def train(context: TrainingContext, options: Options) -> PreTrainedModel:
     """Reinforce a copy of the target, then move the other way."""
-    target = {name: tensor.cpu().clone() for name, tensor in shop.model.state_dict().items()}
-    reinforced = shop.reinforce()
-    moved = negate(
-        target, {n: t.cpu() for n, t in reinforced.state_dict().items()}, shop.knobs.alpha
-    )
+    target = {name: tensor.cpu().clone() for name, tensor in context.model.state_dict().items()}
+    reinforced = context.reinforce()
+    moved = negate(target, {n: t.cpu() for n, t in reinforced.state_dict().items()}, options.alpha)
     reinforced.load_state_dict(moved)
     return reinforced

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unlearnbench.methods.base import IGNORED, About, Knobs, Part, sequence_logprobs
+from unlearnbench.methods.base import About
+from unlearnbench.methods.options import option
+from unlearnbench.methods.rows import IGNORED, Part, sequence_logprobs
 
 if TYPE_CHECKING:
     import torch
 
+
+@dataclass(frozen=True)
+class Options:
+    """SimNPO's numbers."""
+
+    beta: float = option(2.5, "Inverse temperature.", above=0)
+    gamma: float = option(0.0, "Margin of the reward.", least=0)
+
+
 ABOUT = About(
     name="simnpo",
-    kind="forget",
     title="Simple negative preference optimization",
     equation="L = -(2 / beta) E[log sigmoid(-(beta / |y|) log pi(y) - gamma)]",
     source="Fan et al. 2024, arXiv 2410.07163",
-    knobs={"beta": 2.5, "gamma": 0.0},
+    options=Options,
 )
 
 
-def loss(part: Part, knobs: Knobs) -> torch.Tensor:
+def loss(part: Part, options: Options) -> torch.Tensor:
     """SimNPO, mean over sequences; |y| counts the learned tokens of a sequence.
 
     Returns this part's share of the step's mean, shape ().
@@ -27,5 +38,5 @@ def loss(part: Part, knobs: Knobs) -> torch.Tensor:
     from torch.nn.functional import logsigmoid
 
     lengths = (part.labels[:, 1:] != IGNORED).sum(dim=1).clamp(min=1)
-    reward = knobs.beta / lengths * sequence_logprobs(part.logits, part.labels)
-    return -(2 / knobs.beta) * logsigmoid(-reward - knobs.gamma).sum() / part.all_rows
+    reward = options.beta / lengths * sequence_logprobs(part.logits, part.labels)
+    return -(2 / options.beta) * logsigmoid(-reward - options.gamma).sum() / part.all_rows

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unlearnbench.errors import OptionError
-from unlearnbench.methods.base import IGNORED, About, Knobs, Part
+from unlearnbench.methods.base import About
+from unlearnbench.methods.options import option
+from unlearnbench.methods.rows import IGNORED, Part
 
 if TYPE_CHECKING:
     import torch
 
+
+@dataclass(frozen=True)
+class Options:
+    """The term's factor."""
+
+    retain_weight: float = option(1.0, "Factor of the retain term.", least=0)
+
+
 ABOUT = About(
     name="klr",
-    kind="retain",
     title="KL divergence from the target on the retain set",
     equation="+ w x mean over retain tokens of KL(p_target(. | before) || p(. | before))",
     source="Maini et al. 2024, arXiv 2401.06121; MUSE, arXiv 2407.06460",
-    knobs={"retain_weight": 1.0},
-    needs_retain=True,
+    options=Options,
+    data=("retain",),
+    references=("target",),
     differs="Released code of MUSE and of arXiv 2410.16454 gives raw logits to kl_div, which "
     "expects log-probabilities. NPO's paper writes the divergence the other way round.",
 )
-NEEDS_LOGITS = True
-"""Part.reference holds the target's logits."""
 
 
-def loss(part: Part, knobs: Knobs) -> torch.Tensor:
-    """KL between next-token distributions at every learned position, without its weight.
+def loss(part: Part, options: Options) -> torch.Tensor:
+    """KL between next-token distributions at every learned position, times its weight.
 
     Returns this part's share of the step's mean, shape (), in nats a token.
 
@@ -35,12 +43,11 @@ def loss(part: Part, knobs: Knobs) -> torch.Tensor:
     """
     import torch
 
-    if part.reference is None:
-        raise OptionError("klr needs the target's logits")
     learned = part.labels[:, 1:] != IGNORED
     # Chosen positions first: log-softmax over the vocabulary is the largest tensor here.
-    ours, theirs = part.logits[:, :-1][learned], part.reference[:, :-1][learned]
+    ours, theirs = part.logits[:, :-1][learned], part.reference()[:, :-1][learned]
     dtype = torch.promote_types(ours.dtype, torch.float32)
     log_p = torch.log_softmax(ours.to(dtype), dim=-1)
     log_q = torch.log_softmax(theirs.to(dtype), dim=-1)
-    return (log_q.exp() * (log_q - log_p)).sum() / part.all_tokens
+    mean = (log_q.exp() * (log_q - log_p)).sum() / part.all_tokens
+    return options.retain_weight * mean

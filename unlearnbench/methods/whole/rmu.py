@@ -7,25 +7,32 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import OptionError
-from unlearnbench.methods.base import IGNORED, About, Knobs
+from unlearnbench.methods.base import About, FrozenModel, TrainingContext
+from unlearnbench.methods.options import option
+from unlearnbench.methods.rows import IGNORED, Batch
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from unlearnbench.training.batches import Batch
-    from unlearnbench.training.objective import Reference
-    from unlearnbench.training.workshop import Workshop
+
+@dataclass(frozen=True)
+class Options:
+    """RMU's numbers."""
+
+    rmu_layer: int = option(-1, "Decoder layer whose output moves, from 0; below 0: 7/32 of depth.")
+    rmu_scale: float = option(6.5, "Length of the vector that it moves to.", least=0)
+    retain_weight: float = option(1200.0, "Factor of the retain term.", least=0)
+
 
 ABOUT = About(
     name="rmu",
-    kind="whole",
     title="Representation misdirection for unlearning",
     equation="L = E_forget ||h(x) - c u||^2 + w E_retain ||h(x) - h_target(x)||^2, h = output of "
     "one layer, u = a fixed random unit vector; only layers l-2, l-1 and l learn",
     source="Li et al. 2024, arXiv 2403.03218, section 4",
-    knobs={"rmu_layer": -1, "rmu_scale": 6.5, "retain_weight": 1200.0},
-    needs_retain=True,
+    options=Options,
+    data=("retain",),
     differs="Released code divides both squared norms by the hidden size and trains one MLP matrix "
     "of each of the three layers; here all weights of the three learn.",
 )
@@ -48,20 +55,21 @@ def default_layer(layers: int) -> int:
 
 @dataclass(frozen=True)
 class Steering:
-    """RMU's loss. ``goal``: c u, shape (hidden,). Means are over the learned tokens of a text, then
-    over texts, as the paper has them.
+    """RMU's loss. Means are over the learned tokens of a text, then over texts, as the paper has
+    them.
     """
 
     layer: int
     goal: torch.Tensor
+    """c u, shape (hidden,)."""
     retain_weight: float
-    reference: Reference
+    reference: FrozenModel
 
     def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """The terms of the loss: forget and retain, weighted, and their sum."""
         ours = self._hidden(model(**batch.inputs, use_cache=False, output_hidden_states=True))
-        theirs = self._hidden(self.reference(model, batch.retain_inputs, hidden=True))
-        n = batch.forget_rows
+        theirs = self._hidden(self.reference(model, batch.inputs_of("retain"), hidden=True))
+        n = batch.rows["forget"]
         goal = self.goal.to(ours)
         forget = _distance(ours[:n] - goal, batch.labels[:n]) / batch.all_rows
         retain = _distance(ours[n:] - theirs, batch.labels[n:]) / batch.all_rows
@@ -84,22 +92,22 @@ def _distance(difference: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def train(shop: Workshop) -> PreTrainedModel:
+def train(context: TrainingContext, options: Options) -> PreTrainedModel:
     """Train three layers of the target.
 
     Raises:
         OptionError: the chosen layer does not exist.
     """
-    config: Any = shop.model.config.get_text_config()
-    layer = _layer(shop.knobs, int(config.num_hidden_layers))
-    goal = shop.knobs.rmu_scale * direction(int(config.hidden_size), shop.options.seed)
+    config: Any = context.model.config.get_text_config()
+    layer = _layer(options, int(config.num_hidden_layers))
+    goal = options.rmu_scale * direction(int(config.hidden_size), context.seed)
     learn = tuple(range(max(0, layer - 2), layer + 1))
-    objective = Steering(layer, goal, shop.knobs.retain_weight, shop.reference())
-    return shop.fit_with_retain(objective, lambda name: _layer_of(name) in learn)
+    objective = Steering(layer, goal, options.retain_weight, context.freeze())
+    return context.fit(objective, lambda name: _layer_of(name) in learn)
 
 
-def _layer(knobs: Knobs, layers: int) -> int:
-    layer = default_layer(layers) if knobs.rmu_layer < 0 else knobs.rmu_layer
+def _layer(options: Options, layers: int) -> int:
+    layer = default_layer(layers) if options.rmu_layer < 0 else options.rmu_layer
     # The output of the last layer is normalized before it can be seen.
     if layer >= layers - 1 and layers > 1:
         raise OptionError(

@@ -179,35 +179,44 @@ def trainer(**more: Any) -> Any:
     return SimpleNamespace(accelerator=SimpleNamespace(state=state), model=model, **facts)
 
 
+def stage(**more: Any) -> Any:
+    """What ``require_supported`` asks of a training."""
+    return SimpleNamespace(**({"masks": None, "l1": 0.0, "noise": 0.0, "gradient": None} | more))
+
+
 @pytest.mark.parametrize(
-    ("facts", "masks", "l1", "says"),
+    ("facts", "asked", "says"),
     [
-        ({"mixed_precision": "bf16"}, False, False, "use --mixed_precision no"),
-        ({"is_fsdp_enabled": True}, False, False, "use --fsdp_version 2"),
-        ({"is_deepspeed_enabled": True}, True, False, "a SURE mask works on gradients that Deep"),
-        ({"is_deepspeed_enabled": True}, False, True, "--l1 works on weights that DeepSpeed"),
+        ({"mixed_precision": "bf16"}, {}, "use --mixed_precision no"),
+        ({"is_fsdp_enabled": True}, {}, "use --fsdp_version 2"),
+        ({"is_deepspeed_enabled": True}, {"masks": {}}, "a mask works on gradients that Deep"),
+        ({"is_deepspeed_enabled": True}, {"l1": 1.0}, "--l1 works on weights that DeepSpeed"),
         (
             {"is_deepspeed_enabled": True, "config": {"bf16": {"enabled": True}}},
-            *(False, False, "trains in bf16 and the weights are torch.float32"),
+            {},
+            "trains in bf16 and the weights are torch.float32",
         ),
     ],
 )
 def test_what_would_be_silent_is_refused(
-    facts: dict[str, Any], masks: bool, l1: bool, says: str
+    facts: dict[str, Any], asked: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(OptionError, match=says):
-        sharding.require_supported(trainer(**facts), masks, l1, False)
+        sharding.require_supported(trainer(**facts), stage(**asked))
 
 
 def test_sharding_is_known_before_training() -> None:
-    assert not sharding.require_supported(trainer(), True, True, True)
+    everything = stage(masks={}, l1=1.0, noise=1.0, gradient=print)
+    assert not sharding.require_supported(trainer(), everything)
     fsdp = trainer(is_fsdp_enabled=True, is_fsdp2=True)
-    assert sharding.require_supported(fsdp, True, True, False)
+    assert sharding.require_supported(fsdp, stage(masks={}, l1=1.0))
     deepspeed = trainer(is_deepspeed_enabled=True, config={"bf16": {"enabled": False}})
-    assert sharding.require_supported(deepspeed, False, False, False)
+    assert sharding.require_supported(deepspeed, stage())
     for sharded in (fsdp, deepspeed):
         with pytest.raises(OptionError, match="--weight-noise needs whole weights"):
-            sharding.require_supported(sharded, False, False, True)
+            sharding.require_supported(sharded, stage(noise=1.0))
+        with pytest.raises(OptionError, match="own gradient needs whole weights"):
+            sharding.require_supported(sharded, stage(gradient=print))
 
 
 def test_a_twin_has_no_values_and_keeps_ties_and_buffers(
