@@ -88,7 +88,7 @@ def results_table(
     """
     if wants is None:
         wants = {name: task.want for result in results for name, task in result.tasks.items()}
-    found = {result.precision.name: result.tasks for result in results}
+    found = {result.condition.name: result.tasks for result in results}
     head = ["precision", *(f"{name} {_ARROWS[want]}" for name, want in wants.items()), "run folder"]
     rows = [
         [

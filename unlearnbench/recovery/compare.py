@@ -25,6 +25,7 @@ from unlearnbench.runs.entries import (
     LoadedRun,
     load_entries,
     require_comparable,
+    require_same_condition,
     same_run,
 )
 
