@@ -11,7 +11,7 @@ from unlearnbench.results import Checkpoint, Condition
 
 @runtime_checkable
 class Model(Protocol):
-    """A checkpoint at one precision that answers requests.
+    """A checkpoint under one condition that answers requests.
 
     Answers may come in any order, each with its request's id, exactly one a request. What cannot
     be answered raises; an answer is never made up.

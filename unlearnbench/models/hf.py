@@ -1,4 +1,4 @@
-"""A checkpoint at one precision, answering requests through transformers."""
+"""A checkpoint under one condition, answering requests through transformers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class HFModel:
 
     _model: PreTrainedModel
     _source: Source
-    precision: Condition
+    condition: Condition
     dtype: str
     _device: str
     _batch_size: int | None
