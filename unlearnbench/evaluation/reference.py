@@ -82,7 +82,7 @@ def run_reference(task: TaskSamples, run: RetrainedRun, checkpoint: Checkpoint) 
     recorded = AucReference(
         auc=scores.auc,
         kind="run",
-        source=f"{run.result.checkpoint.path} at {run.result.precision.name}",
+        source=f"{run.result.checkpoint.path} at {run.result.condition.name}",
         weights_sha256=run.result.checkpoint.weights_sha256,
     )
     return TaskReference(scores, recorded)
