@@ -153,7 +153,7 @@ class Team:
 
 
 def _identity(model: Model) -> object:
-    return model.checkpoint, model.precision
+    return model.checkpoint, model.condition
 
 
 def _gone() -> OptionError:
