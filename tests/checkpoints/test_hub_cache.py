@@ -90,7 +90,8 @@ import contextlib, io, json, sys, time, warnings
 from pathlib import Path
 from unlearnbench.cli import main
 from unlearnbench.errors import UnlearnbenchError
-from unlearnbench.checkpoints.source import LoadOptions, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import open_source
 found = []
 for model, options in json.loads(sys.argv[1]):
     try:

@@ -16,13 +16,14 @@ import unlearnbench
 from tests.cli.test_main import call
 from tests.conditions.quantize.helpers import require_library
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, make_model, make_tokenizer, write_jsonl
-from unlearnbench.checkpoints.pair import join_models, write_pair
-from unlearnbench.checkpoints.source import LoadOptions
-from unlearnbench.conditions.opening import open_any
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import open_source, write_pair
+from unlearnbench.conditions.load import require_precision
 from unlearnbench.conditions.quantize import find_precision
 from unlearnbench.errors import CheckpointError, PrecisionError
+from unlearnbench.models.joined import JoinedModel
+from unlearnbench.training.job import Job, unlearn
 from unlearnbench.training.options import TrainOptions
-from unlearnbench.training.run import Job, unlearn
 
 IDS = torch.tensor([[0, 5, 9, 30, 7], [0, 8, 8, 2, 40]])
 
@@ -39,18 +40,18 @@ def models() -> tuple[Any, Any]:
 def test_logits_are_the_formula(models: tuple[Any, Any]) -> None:
     with torch.no_grad():
         v_b, v_r = (model(IDS).logits.double().numpy() for model in models)
-        found = join_models(*models, 1.5)(input_ids=IDS).logits.numpy()
+        found = JoinedModel(*models, 1.5)(input_ids=IDS).logits.numpy()
     assert np.abs(found - (v_b - 1.5 * np.maximum(v_r - v_b, 0))).max() < 1e-5
 
 
 def test_alpha_0_is_the_baseline(models: tuple[Any, Any]) -> None:
     with torch.no_grad():
-        assert torch.equal(join_models(*models, 0.0)(input_ids=IDS).logits, models[0](IDS).logits)
+        assert torch.equal(JoinedModel(*models, 0.0)(input_ids=IDS).logits, models[0](IDS).logits)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 20.0])
 def test_generation_with_two_caches_is_that_without(models: tuple[Any, Any], alpha: float) -> None:
-    joined = join_models(*models, alpha)
+    joined = JoinedModel(*models, alpha)
     mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 1, "eos_token_id": None}
     cached = joined.generate(input_ids=IDS, attention_mask=mask, **options)
@@ -80,15 +81,15 @@ def test_a_pair_is_measured_as_one_model_and_quantized_alike(
     assert full.checkpoint.path == str(pair)
     assert full.checkpoint.origin["method"] == "whp"
     assert full.checkpoint.weights_sha256 != single.checkpoint.weights_sha256
-    first, both = single.precision.proof, quantized.precision.proof
+    first, both = single.condition.proof, quantized.condition.proof
     assert first is not None
     assert both is not None
-    assert both.quantized_weights == 2 * first.quantized_weights
+    assert both.covered_weights == 2 * first.covered_weights
     assert both.total_weights == 2 * first.total_weights
     assert both.codes == 15
     assert both.compared_modules == 2 * first.compared_modules
-    assert both.quantized_modules == {n: 2 * k for n, k in first.quantized_modules.items()}
-    assert both.unquantized == {n: 2 * k for n, k in first.unquantized.items()}
+    assert both.covered_modules == {n: 2 * k for n, k in first.covered_modules.items()}
+    assert both.uncovered == {n: 2 * k for n, k in first.uncovered.items()}
     assert both.max_relative_error is not None
     assert first.max_relative_error is not None
     assert both.max_relative_error >= first.max_relative_error, "the worse of the two"
@@ -105,7 +106,7 @@ def test_a_calibrated_precision_calibrates_both(
     assert call("quants", "--model", str(pair), *asked) == 0
     precision = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert precision["calibration"]["samples"] == 2
-    assert sum(precision["proof"]["quantized_modules"].values()) == 2 * 14
+    assert sum(precision["proof"]["covered_modules"].values()) == 2 * 14
 
 
 @pytest.mark.parametrize(
@@ -125,11 +126,11 @@ def test_what_needs_one_checkpoint_names_the_two(
 
 
 def test_two_packed_checkpoints_are_not_packed_again(pair: Path) -> None:
-    source: Any = open_any(str(pair), LoadOptions())
-    source.baseline.stored = SimpleNamespace(text="AWQ, 4 bits")
+    source: Any = open_source(str(pair), LoadOptions())
+    source.stored = SimpleNamespace(text="AWQ, 4 bits")
     with pytest.raises(PrecisionError, match="quantized already"):
-        source.require_precision(find_precision("rtn-int4"))
-    source.require_precision(find_precision("none"))
+        require_precision(source, find_precision("rtn-int4"))
+    require_precision(source, find_precision("none"))
 
 
 def test_half_a_pair_is_no_checkpoint(pair: Path, tmp_path: Path) -> None:
@@ -137,11 +138,11 @@ def test_half_a_pair_is_no_checkpoint(pair: Path, tmp_path: Path) -> None:
     shutil.copytree(pair, tmp_path / "copy")
     (tmp_path / "copy/whp.json").unlink()
     with pytest.raises(CheckpointError, match=r"no config\.json"):
-        open_any(str(tmp_path / "copy"), LoadOptions())
+        open_source(str(tmp_path / "copy"), LoadOptions())
     shutil.copytree(pair, tmp_path / "half")
     shutil.rmtree(tmp_path / "half/reinforced")
     with pytest.raises(CheckpointError, match="reinforced"):
-        open_any(str(tmp_path / "half"), LoadOptions())
+        open_source(str(tmp_path / "half"), LoadOptions())
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_a_damaged_whp_json_raises(pair: Path, tmp_path: Path, content: dict[str
     shutil.copytree(pair, tmp_path / "copy")
     (tmp_path / "copy/whp.json").write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"whp\.json"):
-        open_any(str(tmp_path / "copy"), LoadOptions())
+        open_source(str(tmp_path / "copy"), LoadOptions())
 
 
 def test_two_models_of_different_shape_are_refused(
@@ -170,4 +171,4 @@ def test_two_models_of_different_shape_are_refused(
     shutil.copytree(make_checkpoint("wide", intermediate_size=96), tmp_path / "pair/reinforced")
     write_pair(tmp_path / "pair", 1.0)
     with pytest.raises(CheckpointError, match="differ in config"):
-        open_any(str(tmp_path / "pair"), LoadOptions())
+        open_source(str(tmp_path / "pair"), LoadOptions())

@@ -339,8 +339,11 @@ OPTIONS: dict[str, tuple[Build, Sequence[str]]] = {
     "limit x": (option(limit="x"), ["--limit", "'x' is not a number or a share"]),
     "batch 0": (option(batch_size="0"), ["--batch-size 0", "a whole number above 0"]),
     "batch -1": (option(batch_size="-1"), ["--batch-size -1", "a whole number above 0"]),
-    "batch x": (option(batch_size="x"), ["--batch-size x", "'auto' or a number"]),
-    "batch 1.5": (option(batch_size="1.5"), [r"--batch-size 1\.5", "'auto' or a number"]),
+    "batch x": (option(batch_size="x"), ["--batch-size x", "'auto' or a whole number above 0"]),
+    "batch 1.5": (
+        option(batch_size="1.5"),
+        [r"--batch-size 1\.5", "'auto' or a whole number above 0"],
+    ),
     "seed x": (option(seed="x"), ["--seed", "'x' is not a valid integer"]),
     "dtype": (option(dtype="int3"), ["--dtype", "'int3'", "'auto', 'fp32', 'bf16', 'fp16'"]),
     "protocol": (option(protocol="muze"), ["--protocol", "'muze'", "'muse', 'zhang2025'"]),
@@ -544,11 +547,11 @@ IN_THE_WAY: dict[str, tuple[Build, Sequence[str]]] = {
     "data": (other_data, ["holds another toy_verbmem: data of split 'forget' is", OUTPUT]),
     "version": (
         edit_task("version: 1.0", "version: 1.1"),
-        ["holds another toy_verbmem: version is 1.0 there and 1.1 here", OUTPUT],
+        ["holds another toy_verbmem: task version is 1.0 there and 1.1 here", OUTPUT],
     ),
     "definition": (
         edit_task("max_target_toks: 16", "max_target_toks: 12"),
-        ["holds another toy_verbmem: the task's definition has changed", OUTPUT],
+        ["holds another toy_verbmem: task definition is", OUTPUT],
     ),
     "empty run": (damage(b""), [r"run\.json is no valid JSON", REDO]),
     "cut run": (damage(b'{"format_version": 1,'), [r"run\.json is no valid JSON", REDO]),

@@ -27,9 +27,8 @@ WARM = (
     "unlearnbench.cli",
     "unlearnbench.evaluation.evaluate",
     "unlearnbench.conditions.load",
-    "unlearnbench.conditions.opening",
-    "unlearnbench.recovery.tables",
-    "unlearnbench.training.record",
+    "unlearnbench.checkpoints.source",
+    "unlearnbench.evaluation.summary",
 )
 
 

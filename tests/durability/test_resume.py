@@ -197,7 +197,7 @@ def test_fresh_keeps_the_old_run_in_place_until_a_model_is_loaded(
         raise ModelOutputError("it broke")
 
     with monkeypatch.context() as patch:
-        patch.setattr("unlearnbench.conditions.opening.load_any", fail)
+        patch.setattr("unlearnbench.conditions.load.load_model", fail)
         with pytest.raises(ModelOutputError):
             evaluate(tiny, "toy_verbmem", **toy.options, fresh=True)
     assert not list(toy.out.rglob(".old"))
@@ -242,7 +242,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, task: str, precision: str) -> None:
 
         def batch(self: HFModel, *given: Any, original: Any = original) -> Any:
             items = given[-1]
-            bad = items[0][0].id.startswith(task) and self.precision.name == precision
+            bad = items[0][0].id.startswith(task) and self.condition.name == precision
             weight = self._model.get_output_embeddings().weight
             before = weight.detach().clone()
             if bad:

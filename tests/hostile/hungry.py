@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.hostile.corpus import CASES, Case, adapter
 from tests.hostile.test_checkpoints import lay_out, use
-from unlearnbench.checkpoints.source import LoadOptions
+from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.errors import UnlearnbenchError
 
 SPARE = 3 * 2**30

@@ -14,9 +14,9 @@ import pytest
 from tests.conftest import Toy
 from tests.hostile.corpus import CANARY, CASES, Case, adapter, config
 from tests.hostile.watch import snapshot, watched
-from unlearnbench.checkpoints.source import LoadOptions
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import open_source
 from unlearnbench.cli import main
-from unlearnbench.conditions.opening import load_any, open_any
 from unlearnbench.errors import UnlearnbenchError
 from unlearnbench.requests import Generate
 from unlearnbench.util.quiet import plain_errors
@@ -52,12 +52,12 @@ def lay_out(found: Case, tiny: Path, root: Path) -> tuple[str, LoadOptions]:
 
 def use(path: str, options: LoadOptions) -> None:
     """As an evaluation does: open, load, answer."""
-    from unlearnbench.conditions.load import make_how
+    from unlearnbench.conditions.load import load_model, make_how
     from unlearnbench.conditions.quantize import find_precision
 
     spec = find_precision("none")
-    source = open_any(path, options)
-    model = load_any(source, spec, make_how(spec, "fp32", "cpu", "auto", None), 2)
+    source = open_source(path, options)
+    model = load_model(source, spec, make_how(spec, "fp32", "cpu", "auto", None), 2)
     with plain_errors():
         list(model.generate([Generate("a", "The harbour of Tellmouth " * 4 + "!", 2)]))
 

@@ -23,15 +23,15 @@ from tests.importing.test_import import texts as scored_texts
 from unlearnbench.boards.entry import read_entry
 from unlearnbench.checkpoints.adapter import check_adapter_config
 from unlearnbench.checkpoints.find import find_checkpoint
-from unlearnbench.checkpoints.gguf import check_gguf
+from unlearnbench.checkpoints.heads import read_gguf_head
 from unlearnbench.checkpoints.limits import check_config
+from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.errors import UnlearnbenchError, one_line
 from unlearnbench.importing import ImportOptions, import_runs
 from unlearnbench.importing.base import Format
 from unlearnbench.runs.entries import load_entries
-from unlearnbench.tasks.prompts import render_field
-from unlearnbench.tasks.spec import load_registry, read_task
-from unlearnbench.tasks.templates import LONGEST
+from unlearnbench.tasks.registry import load_registry, read_task
+from unlearnbench.tasks.templates import LONGEST, render_field
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "20"))
 GOOD = Path(__file__).parents[1] / "golden" / "results" / "good"
@@ -242,14 +242,14 @@ def test_checkpoint_files(
     if data.draw(st.booleans()):
         start = data.draw(mutated_bytes(weights[:length]))
         (folder / "model.safetensors").write_bytes(start + weights[length:])
-    counter.take(lambda: find_checkpoint(str(folder), None, False))
+    counter.take(lambda: find_checkpoint(str(folder), LoadOptions()))
     if isinstance(changed, dict):
         counter.take(lambda: check_config(changed, 21, "fuzz"))
     gguf = (
         b"GGUF\3\0\0\0" + b"\1" + b"\0" * 7 + b"\1" + b"\0" * 7 + b"\1" + b"\0" * 7 + b"a\4\0\0\0"
     )
     (tmp_path / "a.gguf").write_bytes(data.draw(mutated_bytes(gguf + b"\0" * 40)))
-    counter.take(lambda: check_gguf(tmp_path / "a.gguf"))
+    counter.take(lambda: read_gguf_head(tmp_path / "a.gguf"))
 
 
 ADAPTER = {
@@ -272,7 +272,7 @@ def test_adapter_configs(tmp_path: Path, counter: Counter, content: object) -> N
         tensors = {"a": np.zeros((4, 8), np.float32)}
         save_file(tensors, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps(content))
-    files = find_checkpoint(str(tmp_path), None, False)
+    files = find_checkpoint(str(tmp_path), LoadOptions())
     counter.take(lambda: check_adapter_config(files, ["model.layers.0.q_proj"]))
 
 

@@ -14,14 +14,13 @@ from tests.hostile.corpus import CASES, Case, adapter, config
 from tests.hostile.test_checkpoints import lay_out, use
 from unlearnbench.boards.build import cell
 from unlearnbench.boards.entry import read_entry
-from unlearnbench.checkpoints.source import LoadOptions
+from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.cli import main
 from unlearnbench.errors import OptionError, ResultError, TaskError
 from unlearnbench.importing import ImportOptions, import_runs
 from unlearnbench.runs.entries import load_entries
 from unlearnbench.runs.folder import RunFolder
-from unlearnbench.tasks.prompts import render_field
-from unlearnbench.tasks.templates import LONGEST
+from unlearnbench.tasks.templates import LONGEST, render_field
 from unlearnbench.util.text import text_table
 from unlearnbench.util.yaml import read_yaml
 
@@ -238,9 +237,9 @@ def test_trust_remote_code_says_what_it_permits(
         config(auto_map={"AutoModelForCausalLM": "own.Own"})(folder)
 
     path, _ = lay_out(Case("", own, ""), tiny, tmp_path)
-    from unlearnbench.conditions.opening import open_any
+    from unlearnbench.checkpoints.source import open_source
 
-    open_any(path, LoadOptions(trust_remote_code=True))
+    open_source(path, LoadOptions(trust_remote_code=True))
     (said,) = (note for note in notes(caplog) if note.startswith("--trust-remote-code: "))
     assert "runs its own Python code (auto_map in config.json), with all your rights" in said
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from unlearnbench.errors import OptionError
-from unlearnbench.methods import Objective, find_method
-from unlearnbench.methods.base import IGNORED, Knobs, Part, sequence_logprobs, token_logprobs
+from unlearnbench.methods import pieces
+from unlearnbench.methods.rows import IGNORED, Part, sequence_logprobs, token_logprobs
 
 Array = NDArray[np.float64]
 ROWS, WIDTH, WORDS = 4, 7, 11
@@ -33,32 +35,32 @@ def logprobs(logits: Array, labels: Sequence[Sequence[int]]) -> list[list[float]
     ]
 
 
-def ga(logits: Array, labels: list[list[int]], reference: Array, knobs: Knobs) -> float:
+def ga(logits: Array, labels: list[list[int]], reference: Array, numbers: Any) -> float:
     found = [x for row in logprobs(logits, labels) for x in row]
     return sum(found) / len(found)
 
 
-def gdr(logits: Array, labels: list[list[int]], reference: Array, knobs: Knobs) -> float:
-    return -ga(logits, labels, reference, knobs)
+def gdr(logits: Array, labels: list[list[int]], reference: Array, numbers: Any) -> float:
+    return -numbers.retain_weight * ga(logits, labels, reference, numbers)
 
 
-def npo(logits: Array, labels: list[list[int]], reference: Array, knobs: Knobs) -> float:
+def npo(logits: Array, labels: list[list[int]], reference: Array, numbers: Any) -> float:
     total = 0.0
     for row, target in zip(logprobs(logits, labels), reference, strict=True):
         ratio = sum(row) - float(target)
-        total += math.log(1 / (1 + math.exp(knobs.beta * ratio)))
-    return -2 / knobs.beta * total / len(labels)
+        total += math.log(1 / (1 + math.exp(numbers.beta * ratio)))
+    return -2 / numbers.beta * total / len(labels)
 
 
-def simnpo(logits: Array, labels: list[list[int]], reference: Array, knobs: Knobs) -> float:
+def simnpo(logits: Array, labels: list[list[int]], reference: Array, numbers: Any) -> float:
     total = 0.0
     for row in logprobs(logits, labels):
-        reward = knobs.beta * sum(row) / len(row)
-        total += math.log(1 / (1 + math.exp(reward + knobs.gamma)))
-    return -2 / knobs.beta * total / len(labels)
+        reward = numbers.beta * sum(row) / len(row)
+        total += math.log(1 / (1 + math.exp(reward + numbers.gamma)))
+    return -2 / numbers.beta * total / len(labels)
 
 
-def klr(logits: Array, labels: list[list[int]], reference: Array, knobs: Knobs) -> float:
+def klr(logits: Array, labels: list[list[int]], reference: Array, numbers: Any) -> float:
     total, count = 0.0, 0
     for i, row in enumerate(labels):
         for t, label in enumerate(row):
@@ -66,25 +68,27 @@ def klr(logits: Array, labels: list[list[int]], reference: Array, knobs: Knobs) 
                 p, q = log_softmax(logits[i, t - 1]), log_softmax(reference[i, t - 1])
                 total += sum(math.exp(b) * (b - a) for a, b in zip(p, q, strict=True))
                 count += 1
-    return total / count
+    return float(numbers.retain_weight * total / count)
 
 
-Plain = Callable[[Array, list[list[int]], Array, Knobs], float]
-LOSSES: dict[str, tuple[Plain, Knobs]] = {
-    "ga": (ga, Knobs()),
-    "npo": (npo, Knobs(beta=0.3)),
-    "simnpo": (simnpo, Knobs(beta=1.7, gamma=0.4)),
-    "gdr": (gdr, Knobs()),
-    "klr": (klr, Knobs()),
+Plain = Callable[[Array, list[list[int]], Array, Any], float]
+LOSSES: dict[str, tuple[Plain, dict[str, float]]] = {
+    "ga": (ga, {}),
+    "npo": (npo, {"beta": 0.3}),
+    "simnpo": (simnpo, {"beta": 1.7, "gamma": 0.4}),
+    "gdr": (gdr, {"retain_weight": 1.5}),
+    "klr": (klr, {"retain_weight": 2.5}),
 }
 
 
-def module(name: str) -> Objective:
-    method = find_method(name if name in ("ga", "npo", "simnpo") else f"ga_{name}")
-    found = method.forget if method.retain is None else method.retain
-    assert found is not None
-    assert found.ABOUT.name == name
-    return found
+def chosen(name: str) -> tuple[Plain, Any]:
+    """The reference, and the loss' options."""
+    plain, numbers = LOSSES[name]
+    return plain, pieces()[name].about.options(**numbers)
+
+
+def module(name: str) -> Any:
+    return pieces()[name].module
 
 
 def inputs(name: str, seed: int = 0) -> tuple[Array, list[list[int]], Array]:
@@ -103,13 +107,15 @@ def inputs(name: str, seed: int = 0) -> tuple[Array, list[list[int]], Array]:
 
 def part(logits: torch.Tensor, labels: list[list[int]], reference: Array) -> Part:
     tokens = sum(label >= 0 for row in labels for label in row[1:])
-    return Part(logits, torch.tensor(labels), len(labels), tokens, torch.tensor(reference))
+    given = torch.tensor(reference)
+    known = {"references": {"target": given}} if given.dim() == 3 else {"sequences": given}
+    return Part(logits, torch.tensor(labels), len(labels), tokens, **known)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("seed", range(3))
 def test_the_loss_is_the_papers(name: str, seed: int) -> None:
-    plain, knobs = LOSSES[name]
+    plain, knobs = chosen(name)
     logits, labels, reference = inputs(name, seed)
     ours = module(name).loss(part(torch.tensor(logits), labels, reference), knobs)
     assert ours.item() == pytest.approx(plain(logits, labels, reference, knobs), abs=TOLERANCE)
@@ -117,7 +123,7 @@ def test_the_loss_is_the_papers(name: str, seed: int) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_gradient_is_the_papers(name: str) -> None:
-    plain, knobs = LOSSES[name]
+    plain, knobs = chosen(name)
     logits, labels, reference = inputs(name)
     given = torch.tensor(logits, requires_grad=True)
     module(name).loss(part(given, labels, reference), knobs).backward()
@@ -132,7 +138,7 @@ def derivative(
     plain: Plain,
     logits: Array,
     place: tuple[int, ...],
-    rest: tuple[list[list[int]], Array, Knobs],
+    rest: tuple[list[list[int]], Array, Any],
 ) -> float:
     """Central differences of fourth order: exact to about 1e-10 here."""
     step = 1e-2 if plain is not npo else 3e-3
@@ -147,7 +153,7 @@ def derivative(
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_padding_and_its_logits_change_nothing(name: str) -> None:
-    knobs = LOSSES[name][1]
+    knobs = chosen(name)[1]
     logits, labels, reference = inputs(name)
     wide = np.concatenate([logits, np.full((ROWS, 3, WORDS), 50.0)], axis=1)
     padded = [[*row, *[IGNORED] * 3] for row in labels]
@@ -163,7 +169,7 @@ def test_padding_and_its_logits_change_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_order_of_the_batch_changes_nothing(name: str) -> None:
-    knobs = LOSSES[name][1]
+    knobs = chosen(name)[1]
     logits, labels, reference = inputs(name)
     order = [2, 0, 3, 1]
     first = module(name).loss(part(torch.tensor(logits), labels, reference), knobs)
@@ -174,17 +180,17 @@ def test_the_order_of_the_batch_changes_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_shares_of_a_step_add_up_to_the_steps_mean(name: str) -> None:
     """Accumulated batches and processes weigh every token (or sequence) of the step alike."""
-    knobs = LOSSES[name][1]
+    knobs = chosen(name)[1]
     logits, labels, reference = inputs(name)
     whole = part(torch.tensor(logits), labels, reference)
     total = 0.0
     for rows in ([0], [1, 2], [3]):
-        share = Part(
-            whole.logits[rows],
-            whole.labels[rows],
-            whole.all_rows,
-            whole.all_tokens,
-            None if whole.reference is None else whole.reference[rows],
+        share = replace(
+            whole,
+            logits=whole.logits[rows],
+            labels=whole.labels[rows],
+            sequences=None if whole.sequences is None else whole.sequences[rows],
+            references={name: theirs[rows] for name, theirs in whole.references.items()},
         )
         total += module(name).loss(share, knobs).item()
     assert total == pytest.approx(module(name).loss(whole, knobs).item(), abs=1e-12)
@@ -192,7 +198,7 @@ def test_shares_of_a_step_add_up_to_the_steps_mean(name: str) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_half_precision_logits_are_widened(name: str) -> None:
-    knobs = LOSSES[name][1]
+    knobs = chosen(name)[1]
     logits, labels, reference = inputs(name)
     rounded = torch.tensor(logits).bfloat16()
     ours = module(name).loss(part(rounded, labels, reference), knobs)
@@ -206,7 +212,7 @@ def test_npo_at_the_target_has_half_the_gradient_of_sequence_ascent() -> None:
     logits, labels, _ = inputs("npo")
     given = torch.tensor(logits, requires_grad=True)
     reference = sequence_logprobs(given, torch.tensor(labels)).detach().numpy()
-    module("npo").loss(part(given, labels, reference), Knobs(beta=0.1)).backward()
+    module("npo").loss(part(given, labels, reference), module("npo").Options(beta=0.1)).backward()
     other = torch.tensor(logits, requires_grad=True)
     (sequence_logprobs(other, torch.tensor(labels)).sum() / ROWS).backward()
     assert given.grad is not None
@@ -220,7 +226,7 @@ def test_a_loss_without_its_reference_raises(name: str) -> None:
     given = part(torch.tensor(logits), labels, reference)
     bare = Part(given.logits, given.labels, given.all_rows, given.all_tokens)
     with pytest.raises(OptionError, match="needs the target"):
-        module(name).loss(bare, Knobs())
+        module(name).loss(bare, module(name).Options())
 
 
 def test_token_logprobs_are_zero_where_nothing_is_learned() -> None:

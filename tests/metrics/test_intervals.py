@@ -521,7 +521,8 @@ def test_whatever_comes_an_interval_holds_its_value_and_stays_in_bounds(
 
 def test_the_mean_of_leak_scores_is_the_auc() -> None:
     rng = np.random.default_rng(0)
-    members, others = rng.integers(0, 9, 30) * 1.0, rng.integers(2, 9, 20) * 1.0
+    members = rng.integers(0, 9, 30).astype(np.float64)
+    others = rng.integers(2, 9, 20).astype(np.float64)
     found = mean(groups(members, others), draw(30, 0, 20))
     assert found.value == pytest.approx(auc(members, others))
     assert found.ci is not None

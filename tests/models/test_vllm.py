@@ -15,7 +15,8 @@ from tests import vllm_stub
 from tests.cli.test_main import call
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, load_at
 from tests.vllm_stub import Completion, Logprob
-from unlearnbench.checkpoints.source import LoadOptions, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import open_source
 from unlearnbench.errors import ModelOutputError, OptionError, PrecisionError
 from unlearnbench.models.vllm import VllmModel, open_vllm
 from unlearnbench.requests import Generate, Sampling, Score
@@ -57,8 +58,8 @@ def test_answers_are_those_of_the_adapter_at_every_plain_precision(
         "vllm",
         False,
     )
-    assert model.precision.proof is not None
-    assert model.precision.name == precision
+    assert model.condition.proof is not None
+    assert model.condition.name == precision
 
 
 def test_scores_are_the_adapters_and_what_is_done_is_left_out(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from tests.metrics.test_intervals import answers_like
-from unlearnbench.cli import compare as cli_compare
-from unlearnbench.metrics.intervals import Values, auc, draw
+from unlearnbench.metrics.intervals import Estimate, Values, auc, draw
 from unlearnbench.recovery.statistics import (
-    UTILITY_FLOOR,
     Cell,
     RecoveryRow,
     Scale,
@@ -21,8 +20,6 @@ from unlearnbench.recovery.statistics import (
     leak_scores,
     mark_significant,
     measure,
-    samples_needed,
-    verdict_of,
 )
 
 Array = NDArray[np.float64]
@@ -59,19 +56,23 @@ def cell(
     )
 
 
-def judge(given: Cell, utility: float | None = None, floor: float = 0.5) -> str:
-    fields = measure(given) | ({} if utility is None else {"utility": utility})
-    return verdict_of(fields, given.scale.want, floor)
+def row_of(given: Cell, floor: float = 0.5) -> RecoveryRow:
+    return measure(given, "e", "t", "q", floor)
+
+
+def judge(given: Cell, utility: float | None = None) -> str:
+    figure = None if utility is None else Estimate(utility)
+    return row_of(replace(given, utility=figure)).verdict
 
 
 def test_figures_are_protocols_formulas() -> None:
-    found = measure(cell(full=10, quantized=50, target=60, target_full=80))
-    assert found["full"] == pytest.approx(10)
-    assert found["change"] == pytest.approx(40)
-    assert found["recovered"] == pytest.approx(40 / 50)
-    assert found["retained"] == pytest.approx(50 / 60)
-    assert found["retained_full"] == pytest.approx(50 / 80)
-    assert found["excess"] == pytest.approx(30)
+    found = row_of(cell(full=10, quantized=50, target=60, target_full=80))
+    assert found.full == pytest.approx(10)
+    assert found.change == pytest.approx(40)
+    assert found.recovered == pytest.approx(40 / 50)
+    assert found.retained == pytest.approx(50 / 60)
+    assert found.retained_full == pytest.approx(50 / 80)
+    assert found.excess == pytest.approx(30)
 
 
 @pytest.mark.parametrize(
@@ -102,26 +103,28 @@ def test_collapse_goes_before_every_other_verdict() -> None:
     assert judge(cell(10, 50, 60), utility=0.51) == "recovers"
     assert judge(cell(10, 50, 60, want="high"), utility=0.49) == "collapsed"
     assert judge(cell(10, 50, 60, want="high"), utility=0.9) == "holds"
+    assert row_of(replace(cell(10, 50, 60), utility=Estimate(0.4)), floor=0.3).verdict == "recovers"
 
 
 def test_no_share_where_the_denominator_is_below_5_points() -> None:
-    assert "recovered" not in measure(cell(10, 12, 14.99, target_full=25))
-    assert "recovered" in measure(cell(10, 12, 15.01, target_full=25))
+    assert row_of(cell(10, 12, 14.99, target_full=25)).recovered is None
+    assert row_of(cell(10, 12, 15.01, target_full=25)).recovered is not None
 
 
 def test_no_share_of_either_kind_where_the_target_keeps_less_than_half_of_its_own_score() -> None:
-    less, more = (measure(cell(5, 12, target, 100)) for target in (49.9, 50.1))
-    assert not {"recovered", "recovered_ci", "retained", "retained_ci"} & set(less)
-    assert {"recovered", "recovered_ci", "retained", "retained_ci"} <= set(more)
-    assert less["retained_full"] == pytest.approx(0.12), "of what it knew in full precision"
-    retain = measure(cell(5, 12, 15, 100, want="high"))
-    assert retain["retained"] == pytest.approx(12 / 15), "a rule for tasks where low is good"
-    share = measure(leak_cell(full=-2, quantized=0.6, target=0.6)[0])
-    assert "recovered" in share, "PrivLeak's own zero is no score that could be halved"
+    less, more = (row_of(cell(5, 12, target, 100)) for target in (49.9, 50.1))
+    for name in ("recovered", "recovered_ci", "retained", "retained_ci"):
+        assert getattr(less, name) is None
+        assert getattr(more, name) is not None
+    assert less.retained_full == pytest.approx(0.12), "of what it knew in full precision"
+    retain = row_of(cell(5, 12, 15, 100, want="high"))
+    assert retain.retained == pytest.approx(12 / 15), "a rule for tasks where low is good"
+    share = row_of(leak_cell(full=-2, quantized=0.6, target=0.6)[0]).recovered
+    assert share is not None, "PrivLeak's own zero is no score that could be halved"
 
 
 def test_retain_tasks_have_no_recovered_share() -> None:
-    assert "recovered" not in measure(cell(10, 50, 60, want="high"))
+    assert row_of(cell(10, 50, 60, want="high")).recovered is None
 
 
 def test_not_decided_says_how_many_samples_would_settle_it() -> None:
@@ -130,9 +133,9 @@ def test_not_decided_says_how_many_samples_would_settle_it() -> None:
     full, quantized = rng.normal(10, 30, 30), rng.normal(17, 30, 30)
     quantized += 17 - quantized.mean() + full.mean() - 10
     given = cell(full, quantized, 60, n=30)
-    fields = measure(given)
-    assert verdict_of(fields, "low", 0.5) == "not decided"
-    needed = samples_needed(fields, 30, "low")
+    row = row_of(given)
+    assert row.verdict == "not decided"
+    needed = row.samples_needed
     assert needed is not None
     times = math.ceil(1.15 * needed / 30)
     n = 30 * times
@@ -148,13 +151,13 @@ def test_not_decided_says_how_many_samples_would_settle_it() -> None:
         tiled(given.target_full),
         tiled(given.retrained),
     )
-    assert verdict_of(measure(more), "low", 0.5) != "not decided"
+    assert row_of(more).verdict != "not decided"
 
 
 def test_no_number_of_samples_settles_a_single_sample() -> None:
     one = cell(10, 50, 60, n=1)
     assert judge(one) == "not decided"
-    assert samples_needed(measure(one), 1, "low") is None
+    assert row_of(one).samples_needed is None
 
 
 def leak_cell(full: float, quantized: float, target: float) -> tuple[Cell, dict[str, float]]:
@@ -174,15 +177,14 @@ def leak_cell(full: float, quantized: float, target: float) -> tuple[Cell, dict[
 
 def test_privleak_that_comes_back_recovers_although_its_number_falls() -> None:
     made, aucs = leak_cell(full=-2, quantized=3, target=4)
-    found = measure(made)
+    found = row_of(made)
     zero = aucs["retrained"]
-    assert found["full"] == pytest.approx((aucs["full"] - zero) / zero * 100)
-    assert found["quantized"] == pytest.approx((aucs["quantized"] - zero) / zero * 100)
+    assert found.full == pytest.approx((aucs["full"] - zero) / zero * 100)
+    assert found.quantized == pytest.approx((aucs["quantized"] - zero) / zero * 100)
     share = (aucs["quantized"] - aucs["full"]) / (aucs["target"] - aucs["full"])
-    assert found["recovered"] == pytest.approx(share)
-    assert isinstance(found["change"], float)
-    assert found["change"] < 0
-    assert judge(made) == "recovers"
+    assert found.recovered == pytest.approx(share)
+    assert found.change < 0
+    assert found.verdict == "recovers"
 
 
 def test_privleak_that_stays_forgets_and_that_never_left_had_not_forgotten() -> None:
@@ -192,17 +194,8 @@ def test_privleak_that_stays_forgets_and_that_never_left_had_not_forgotten() -> 
 
 def test_the_retrained_model_itself_has_no_excess_and_no_doubt_about_it() -> None:
     made = cell(20, 20, 60)
-    same = Cell(
-        made.scale,
-        made.full,
-        made.retrained,
-        made.target,
-        made.target_full,
-        made.retrained,
-        same_as_retrained=True,
-    )
-    found = measure(same)
-    assert (found["excess"], found["excess_ci"]) == (0.0, (0.0, 0.0))
+    found = row_of(replace(made, quantized=made.retrained, same_as_retrained=True))
+    assert (found.excess, found.excess_ci) == (0.0, (0.0, 0.0))
 
 
 @pytest.mark.slow
@@ -221,9 +214,9 @@ def test_false_recovery_and_false_significance_without_effect() -> None:
         made = Cell(
             Scale("low", draws), scores(-1), scores(-1), scores(0.8), scores(0.8), scores(-1)
         )
-        fields = measure(made)
-        wrong += verdict_of(fields, "low", 0.5) == "recovers"
-        marked += float(str(fields["p"])) < 0.05
+        row = row_of(made)
+        wrong += row.verdict == "recovers"
+        marked += row.p is not None and row.p < 0.05
     assert wrong <= 0.05 * sets, wrong
     assert marked <= 0.07 * sets, marked
 
@@ -234,7 +227,7 @@ def test_a_real_recovery_is_found() -> None:
     for _ in range(100):
         full, quantized, target = (Values(x, (0, 100)) for x in answers_like(rng, 50))
         made = Cell(Scale("low", draws), full, quantized, target, target, full)
-        found += verdict_of(measure(made), "low", 0.5) == "recovers"
+        found += row_of(made).verdict == "recovers"
     assert found >= 99
 
 
@@ -261,7 +254,3 @@ def test_holm_counts_forget_tasks_only_and_single_samples_not_at_all() -> None:
     assert [r.significant for r in mark_significant(rows)] == [True, True, False, False]
     rows = [row(0.03), row(0.04)]
     assert [r.significant for r in mark_significant(rows)] == [False, False]
-
-
-def test_the_command_lines_floor_is_the_librarys() -> None:
-    assert cli_compare._FLOOR == UTILITY_FLOOR

@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import CORPUS, write_jsonl
 from tests.training.helpers import QUICK
-from unlearnbench.training.run import Job
+from unlearnbench.training.job import Job
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from unlearnbench.checkpoints.origin import Training
 from unlearnbench.methods import find_method
+from unlearnbench.training.job import Job, unlearn
 from unlearnbench.training.options import TrainOptions
-from unlearnbench.training.record import Training
-from unlearnbench.training.run import Job, unlearn
 
 State = dict[str, torch.Tensor]
 QUICK = TrainOptions(lr=1e-3, max_steps=3, batch_size=4, max_length=48, save_steps=0)
@@ -21,7 +21,7 @@ QUICK = TrainOptions(lr=1e-3, max_steps=3, batch_size=4, max_length=48, save_ste
 def go(job: Job, out: Path, method: str, **options: Any) -> Training:
     """Unlearn with some options changed; the retain set only where the method has use for it."""
     knobs = options.pop("knobs", {})
-    retain = job.retain if find_method(method).needs_retain else ()
+    retain = job.retain if "retain" in find_method(method).data else ()
     chosen = job.options.model_copy(update=options)
     return unlearn(replace(job, out=out, retain=retain, options=chosen), method, knobs)
 

@@ -7,10 +7,11 @@ import pytest
 
 from tests.conftest import make_tokenizer
 from unlearnbench.errors import DataError, ModelOutputError, OptionError
-from unlearnbench.methods.base import IGNORED
-from unlearnbench.tasks.prompts import render_field
-from unlearnbench.tasks.spec import GenerationTask, load_registry
-from unlearnbench.training.batches import Encoder, Example, Length, as_batch, collate, make_schedule
+from unlearnbench.methods.rows import IGNORED, Example
+from unlearnbench.tasks.kinds.generate import GenerationTask
+from unlearnbench.tasks.registry import load_registry
+from unlearnbench.tasks.templates import render_field
+from unlearnbench.training.batches import Encoder, Length, as_batch, collate, make_schedule
 from unlearnbench.training.corpus import Corpus, Document
 
 TOKENIZER = make_tokenizer()
@@ -89,17 +90,19 @@ def test_a_token_beyond_the_model_raises() -> None:
 
 def test_each_epoch_shows_every_text_once_in_another_order() -> None:
     forget = [text(n) for n in range(2, 12)]
-    schedule = make_schedule(forget, (), Length(3, None, 5), seed=0)
+    schedule = make_schedule({"forget": forget}, Length(3, None, 5), seed=0)
     assert schedule.steps == 6
-    epochs = [[i.forget for i in schedule.items[at : at + 10]] for at in (0, 10, 20)]
+    epochs = [[i.rows["forget"][0] for i in schedule.items[at : at + 10]] for at in (0, 10, 20)]
     assert all(Counter(epoch) == Counter(forget) for epoch in epochs)
     assert epochs[0] != epochs[1]
 
 
 def test_the_retain_set_goes_round_at_its_own_pace() -> None:
     retain = [text(n) for n in range(20, 27)]
-    schedule = make_schedule([text(2), text(3)], retain, Length(7, None, 2), seed=0)
-    seen = Counter(item.retain for item in schedule.items)
+    schedule = make_schedule(
+        {"forget": [text(2), text(3)], "retain": retain}, Length(7, None, 2), seed=0
+    )
+    seen = Counter(item.rows["retain"] for item in schedule.items)
     assert set(seen.values()) == {2}
     assert len(seen) == 7
 
@@ -107,22 +110,22 @@ def test_the_retain_set_goes_round_at_its_own_pace() -> None:
 def test_the_order_depends_on_the_seed_alone() -> None:
     forget, retain = [text(n) for n in range(2, 20)], [text(n) for n in range(30, 40)]
     length = Length(2, None, 4)
-    first = make_schedule(forget, retain, length, seed=1)
-    assert first == make_schedule(forget, retain, length, seed=1)
-    assert first != make_schedule(forget, retain, length, seed=2)
+    first = make_schedule({"forget": forget, "retain": retain}, length, seed=1)
+    assert first == make_schedule({"forget": forget, "retain": retain}, length, seed=1)
+    assert first != make_schedule({"forget": forget, "retain": retain}, length, seed=2)
 
 
 def test_max_steps_wins_over_epochs_and_batches_are_always_full() -> None:
-    schedule = make_schedule([text(n) for n in range(2, 5)], (), Length(9, 2, 8), seed=0)
+    schedule = make_schedule({"forget": [text(n) for n in range(2, 5)]}, Length(9, 2, 8), seed=0)
     assert (schedule.steps, len(schedule)) == (2, 16)
-    assert make_schedule([text(2)], (), Length(0.1, None, 8), seed=0).steps == 1
+    assert make_schedule({"forget": [text(2)]}, Length(0.1, None, 8), seed=0).steps == 1
 
 
 def test_packed_pairs_are_all_there_and_texts_stay_alone() -> None:
     pairs, texts = [pair(n) for n in range(2, 9)], [text(n) for n in range(20, 23)]
-    schedule = make_schedule([*pairs, *texts], (), Length(1, None, 6), seed=0, pack=3)
+    schedule = make_schedule({"forget": [*pairs, *texts]}, Length(1, None, 6), seed=0, pack=3)
     assert schedule.steps == 1, "7 pairs in 3 sequences, and 3 texts"
-    ids = [item.forget.ids for item in schedule.items]
+    ids = [item.rows["forget"][0].ids for item in schedule.items]
     assert Counter(t for row in ids for t in row) == Counter(
         t for example in [*pairs, *texts] for t in example.ids
     )
@@ -132,27 +135,25 @@ def test_packed_pairs_are_all_there_and_texts_stay_alone() -> None:
 def test_packed_pairs_have_one_begin_token_as_prompts_do() -> None:
     first = Example((0, 5, 6), (IGNORED, IGNORED, 6), is_qa=True, begin=1)
     second = Example((0, 7, 8), (IGNORED, IGNORED, 8), is_qa=True, begin=1)
-    schedule = make_schedule([first, second], (), Length(1, None, 1), seed=0, pack=2)
-    (item,) = schedule.items
-    assert item.forget.ids in ((0, 5, 6, 7, 8), (0, 7, 8, 5, 6))
-    assert item.forget.labels[:2] == (IGNORED, IGNORED)
-    assert sorted(item.forget.labels[2:]) == sorted(
-        (item.forget.ids[2], IGNORED, item.forget.ids[4])
-    )
+    schedule = make_schedule({"forget": [first, second]}, Length(1, None, 1), seed=0, pack=2)
+    (found,) = schedule.items[0].rows["forget"]
+    assert found.ids in ((0, 5, 6, 7, 8), (0, 7, 8, 5, 6))
+    assert found.labels[:2] == (IGNORED, IGNORED)
+    assert sorted(found.labels[2:]) == sorted((found.ids[2], IGNORED, found.ids[4]))
 
 
 def test_nothing_to_learn_raises() -> None:
     with pytest.raises(OptionError, match="no token to learn"):
-        make_schedule([Example((0, 1), (0, IGNORED))], (), Length(1, None, 1), seed=0)
+        make_schedule({"forget": [Example((0, 1), (0, IGNORED))]}, Length(1, None, 1), seed=0)
 
 
 def test_a_batch_holds_padded_rows_and_the_sums_of_its_whole_step() -> None:
     forget, retain = [pair(2), text(4)], [Example((0, 7, 8, 9), (0, 7, 8, 9))]
-    schedule = make_schedule(forget, retain, Length(1, None, 2), seed=0)
+    schedule = make_schedule({"forget": forget, "retain": retain}, Length(1, None, 2), seed=0)
     batch = as_batch(collate([schedule[0]], pad=1))
-    assert (batch.forget_rows, batch.all_rows) == (1, 2)
-    assert (batch.all_forget_tokens, batch.all_retain_tokens) == (3, 6)
+    assert (batch.rows, batch.all_rows) == ({"forget": 1, "retain": 1}, 2)
+    assert batch.all_tokens == {"forget": 3, "retain": 6}
     assert batch.inputs["input_ids"].tolist()[0][3:] == [1]
     assert batch.inputs["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert batch.labels.tolist()[0][3:] == [IGNORED]
-    assert batch.retain_inputs["input_ids"].tolist() == [[0, 7, 8, 9]]
+    assert batch.inputs_of("retain")["input_ids"].tolist() == [[0, 7, 8, 9]]

@@ -12,8 +12,8 @@ import pytest
 import unlearnbench
 from tests.training.tiny import FORGET, RETAIN, make_target
 from unlearnbench.demo.recipe import DTYPE, METHODS
+from unlearnbench.training.job import Job, unlearn
 from unlearnbench.training.options import SelectorOptions
-from unlearnbench.training.run import Job, unlearn
 
 CONSTRAINED = ("ga_gdr", "ga_klr", "npo_gdr", "npo_klr")
 TASKS = "demo_knowmem_f,demo_knowmem_r,demo_verbmem"

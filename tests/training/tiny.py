@@ -6,8 +6,8 @@ from pathlib import Path
 
 from unlearnbench.demo.recipe import TARGET
 from unlearnbench.demo.start import FORGET, RETAIN, make_start
+from unlearnbench.training.job import Job, finetune
 from unlearnbench.training.options import TrainOptions
-from unlearnbench.training.run import Job, finetune
 
 __all__ = ["FORGET", "RETAIN", "make_start", "make_target"]
 

@@ -9,7 +9,7 @@ from unlearnbench.boards.definition import Board
 from unlearnbench.boards.entry import BoardEntry
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.metrics.intervals import Estimate, draw, mean_share
-from unlearnbench.recovery.compare import Comparison, Standing
+from unlearnbench.recovery.compare import Comparison, TaskStanding
 from unlearnbench.recovery.statistics import (
     MIN_GAP,
     RecoveryRow,
@@ -19,7 +19,7 @@ from unlearnbench.recovery.statistics import (
 from unlearnbench.results import FULL
 from unlearnbench.runs.entries import Entry
 
-_Standings = dict[tuple[str, str], Standing]
+_Standings = dict[tuple[str, str], TaskStanding]
 
 
 @dataclass(frozen=True)

@@ -3,112 +3,100 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.ends import named_ends
 from unlearnbench.checkpoints.find import CheckpointFiles, read_json
-from unlearnbench.checkpoints.load import load_tokenizer, tokenizer_sha256
+from unlearnbench.checkpoints.load import load_tokenizer, named_ends, tokenizer_sha256
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.origin import read_origin
 from unlearnbench.checkpoints.packed import StoredScheme
-from unlearnbench.errors import CheckpointError, one_line
+from unlearnbench.errors import CheckpointError
 from unlearnbench.results import Checkpoint
 from unlearnbench.util.files import content_sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from unlearnbench.checkpoints.source import Source
 
+def describe_checkpoint(
+    files: CheckpointFiles,
+    full: CheckpointFiles,
+    config: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    options: LoadOptions,
+    stored: StoredScheme | None,
+) -> Checkpoint:
+    """Hashes and origin of a checkpoint. ``full``: an adapter's base, else ``files`` themselves.
 
-def describe_checkpoint(source: Source, weights_at: CheckpointFiles) -> Checkpoint:
-    """Hashes and origin of an open checkpoint; ``weights_at``: where its full weights are."""
-    files, base = source.files, source.base
+    Raises:
+        CheckpointError: a file cannot be read, or ``unlearning.json`` is damaged.
+    """
     weights = files.weights_sha256
-    base_facts = None
-    if base is not None:
-        base_facts = Checkpoint(
-            path=base.path,
-            revision=base.revision,
-            format=base.kind,
-            weights_sha256=base.weights_sha256,
-            tokenizer_sha256=tokenizer_sha256(_base_tokenizer(source, base)),
-        )
-        weights = content_sha256([weights, base_facts.weights_sha256])
-    return Checkpoint(
+    facts = Checkpoint(
         path=files.path,
         revision=files.revision,
         format=files.kind,
         weights_sha256=weights,
-        tokenizer_sha256=tokenizer_sha256(source.tokenizer),
-        config_sha256=content_sha256(_config_facts(source, weights_at)),
-        origin=_origin(weights_at, source.stored),
-        adapter={"merge": "merged", "keep": "kept"}[source.options.adapter]  # type: ignore[arg-type]
-        if base is not None
-        else None,
-        base=base_facts,
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
+        config_sha256=content_sha256(_config_facts(files, full, config)),
+        origin=_weights_origin(full, stored) | read_origin(files.folder),
+    )
+    if full is files:
+        return facts
+    try:
+        base_tokenizer = load_tokenizer(full, full, options.trust_remote_code)
+    except CheckpointError:  # a base without a tokenizer, where the adapter brings its own
+        base_tokenizer = tokenizer
+    base = Checkpoint(
+        path=full.path,
+        revision=full.revision,
+        format=full.kind,
+        weights_sha256=full.weights_sha256,
+        tokenizer_sha256=tokenizer_sha256(base_tokenizer),
+    )
+    return facts.model_copy(
+        update={
+            "weights_sha256": content_sha256([weights, base.weights_sha256]),
+            "adapter": {"merge": "merged", "keep": "kept"}[options.adapter],
+            "base": base,
+        }
     )
 
 
-def _base_tokenizer(source: Source, base: CheckpointFiles) -> PreTrainedTokenizerBase:
-    try:
-        return load_tokenizer(base, None, source.options.trust_remote_code)
-    except CheckpointError:  # a base without a tokenizer, where the adapter brings its own
-        return source.tokenizer
-
-
-def _config_facts(source: Source, weights_at: CheckpointFiles) -> dict[str, object]:
+def _config_facts(files: CheckpointFiles, full: CheckpointFiles, config: Any) -> dict[str, object]:
     """The config, and an adapter's, without what changes from one saving to the next and does not
     change the model; and the ends of texts where ``generation_config.json`` has others.
     """
-    facts = json.loads(source.config.to_json_string(use_diff=False))
-    ends = _generation_ends(weights_at)
-    if ends is not None and ends != named_ends(facts.get("eos_token_id")):
-        facts["generation_eos_token_id"] = ends
-    if source.files.kind == "adapter":
-        facts["adapter"] = _adapter_facts(source.files)
+    facts: dict[str, object] = json.loads(config.to_json_string(use_diff=False))
+    try:
+        named = read_json(full.folder / "generation_config.json").get("eos_token_id")
+    except CheckpointError:  # not there, or damaged: transformers takes config.json's
+        named = facts.get("eos_token_id")
+    if named_ends(named) != named_ends(facts.get("eos_token_id")):
+        facts["generation_eos_token_id"] = named_ends(named)
+    if files.kind == "adapter":
+        adapter = read_json(files.folder / "adapter_config.json")
+        for key in ("base_model_name_or_path", "revision", "peft_version", "inference_mode"):
+            adapter.pop(key, None)
+        # PEFT keeps lists of modules as sets and writes them in any order.
+        facts["adapter"] = {
+            key: sorted(map(str, value)) if isinstance(value, list) else value
+            for key, value in adapter.items()
+            if value is not None
+        }
     for key in ("_name_or_path", "_model_name_or_path", "transformers_version"):
         facts.pop(key, None)
-    return dict(facts)
+    return facts
 
 
-def _generation_ends(files: CheckpointFiles) -> list[object] | None:
-    try:
-        return named_ends(read_json(files.folder / "generation_config.json").get("eos_token_id"))
-    except CheckpointError:  # not there, or damaged: transformers takes config.json's
-        return None
-
-
-def _adapter_facts(files: CheckpointFiles) -> dict[str, object]:
-    facts = read_json(files.folder / "adapter_config.json")
-    for key in ("base_model_name_or_path", "revision", "peft_version", "inference_mode"):
-        facts.pop(key, None)
-    present = {key: value for key, value in facts.items() if value is not None}
-    # PEFT keeps lists of modules as sets and writes them in any order.
-    return {k: sorted(map(str, v)) if isinstance(v, list) else v for k, v in present.items()}
-
-
-def _origin(files: CheckpointFiles, stored: StoredScheme | None) -> dict[str, str]:
+def _weights_origin(full: CheckpointFiles, stored: StoredScheme | None) -> dict[str, str]:
     """Weights that come from a 4-bit grid are not full precision: a GGUF file's tensor types, or
     the scheme that a checkpoint is quantized in.
     """
     if stored is not None:
         return {"quantized": f"{stored.bits:g} bits, {stored.text}"}
-    if files.kind != "gguf":
+    if full.kind != "gguf":
         return {}
-    types: dict[str, int] = {}
-    for name, _ in gguf_tensors(files):
-        types[name] = types.get(name, 0) + 1
-    return {"gguf_tensor_types": ", ".join(f"{n} {t}" for t, n in sorted(types.items()))}
-
-
-def gguf_tensors(files: CheckpointFiles) -> list[tuple[str, int]]:
-    """Type and number of weights of every tensor of a GGUF file."""
-    from gguf import GGUFReader
-
-    try:
-        tensors = GGUFReader(files.weights[0]).tensors
-        return [(tensor.tensor_type.name, int(tensor.n_elements)) for tensor in tensors]
-    except Exception as error:  # the reader trusts the file's own numbers and fails in many ways
-        raise CheckpointError(
-            f"{files.path} is truncated or damaged ({one_line(error, 150)}); copy or download it "
-            "again"
-        ) from None
+    types = Counter(tensor.dtype for tensor in full.tensors.values())
+    return {"gguf_tensor_types": ", ".join(f"{n} {name}" for name, n in sorted(types.items()))}

@@ -1,45 +1,80 @@
-"""A checkpoint's files: found, checked for damage and hashed before any of them is loaded."""
+"""A checkpoint's files: found, and looked at before any of them is loaded.
+
+A folder holds regular files of its own, of sizes that can be meant, and weights that are whole.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from unlearnbench.checkpoints.folder import check_folder, list_folder
+from unlearnbench.checkpoints.heads import TensorHead, read_gguf_head, read_safetensors_head
+from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.errors import CheckpointError, one_line
 from unlearnbench.util import files
 from unlearnbench.util.quiet import quiet_hub
 
 Kind = Literal["safetensors", "pickle", "gguf", "adapter"]
 
+PAIR_FILE = "whp.json"
+"""What a folder of two checkpoints is known by; see ``pair.py``."""
+PARTS = ("baseline", "reinforced")
+"""The folders of the two."""
+
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 # What a model folder needs; everything else in a hub repository stays there.
 _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja"]
 _HUB_IGNORED = ["consolidated*", "original/*", "onnx/*"]
-# A folder of two checkpoints: what it is known by, and where they are. See ``models/pair.py``.
-PAIR_FILE = "whp.json"
-PARTS = ("baseline", "reinforced")
-_MAX_JSON = 64 * 2**20
-# safetensors itself takes 100 MB; a head of 100,000 tensors has some 12 MB.
-_MAX_HEAD = 32 * 2**20
+# Largest sizes of the files that are read whole. In use are a tokenizer.json of 34 MB (Gemma 3),
+# indexes of some MB, and configs of some hundred KB, with a name for each of many modules.
+_LARGE, _SMALL = 64 * 2**20, 8 * 2**20
+_LARGE_FILES = re.compile(
+    r"(tokenizer|vocab|unlearning|.*\.index)\.json|(tokenizer|spiece)\.model|(vocab|merges)\.txt"
+)
+_SMALL_FILES = re.compile(
+    r"((generation_|adapter_|tokenizer_)?config|special_tokens_map|added_tokens|whp)\.json"
+    r"|chat_template\.(json|jinja)"
+)
+# Named by the libraries as where further templates are; the only folder below that they read.
+_TEMPLATES = "additional_chat_templates"
+# Tensors of a pickle, whose inside is not looked at.
+_MANY = 2**16
 
 log = logging.getLogger("unlearnbench")
 
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """The files of one checkpoint. ``folder`` holds them; ``weights`` are the weight files."""
+    """The files of one checkpoint."""
 
     path: str
+    """As given: a folder, a file or a hub id."""
     folder: Path
+    """Holds them."""
     kind: Kind
+    """What the weights are stored as."""
     weights: tuple[Path, ...]
+    """The weight files."""
     revision: str | None = None
+    """The hub's commit; None for local files."""
+    tensors: Mapping[str, TensorHead] = field(default_factory=dict)
+    """The tensors by name; empty for pickles, whose inside is not looked at."""
+
+    @property
+    def elements(self) -> int:
+        """Weights of all tensors; of pickles the most that there can be, one a byte."""
+        return sum(t.elements for t in self.tensors.values()) if self.tensors else self.size
+
+    @property
+    def count(self) -> int:
+        """How many tensors there are; of pickles the most that there can be."""
+        return len(self.tensors) or _MANY
 
     @property
     def weights_sha256(self) -> str:
@@ -61,31 +96,28 @@ def files_sha256(paths: Sequence[Path]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def read_json(path: Path) -> dict[str, object]:
+    """Read a JSON object from a checkpoint.
+
+    Raises:
+        CheckpointError: unreadable, absurdly large, no JSON, or no object.
+    """
+    value = files.read_json(path, CheckpointError, _LARGE)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object")
+    return value
+
+
 def find_checkpoint(
-    model: str, revision: str | None, allow_pickle: bool, remote_code: bool = False
+    model: str, options: LoadOptions, revision: str | None = None
 ) -> CheckpointFiles:
-    """Find the files that ``model`` names: a folder, a ``.gguf`` file or a hub id. Python files
-    are fetched from the hub only with ``remote_code``.
+    """Find the files that ``model`` names: a folder, a ``.gguf`` file or a hub id, there at
+    ``revision``.
 
     Raises:
         CheckpointError: nothing is there, files are missing or damaged, or only pickled weights
-            are there and ``allow_pickle`` is off.
+            are there and they are not allowed.
     """
-    path = _local_path(model)
-    if path.is_file():
-        if path.suffix != ".gguf":
-            raise CheckpointError(
-                f"{model} is a file; --model takes a checkpoint folder, a hub id or a .gguf file"
-            )
-        _check_gguf(path)
-        return CheckpointFiles(model, path.parent, "gguf", (path,))
-    if path.is_dir():
-        return _inspect_folder(model, path, None, allow_pickle)
-    folder, commit = _download(model, revision, allow_pickle, remote_code)
-    return _inspect_folder(model, folder, commit, allow_pickle)
-
-
-def _local_path(model: str) -> Path:
     try:
         path = Path(model).expanduser()
         path.exists()
@@ -94,25 +126,32 @@ def _local_path(model: str) -> Path:
             f"no such path: {one_line(model, 120)} ({one_line(error, 80)}); give a checkpoint "
             "folder"
         ) from None
-    return path
+    if path.is_dir():
+        return _inspect_folder(model, path, None, options.allow_pickle)
+    if not path.is_file():
+        folder = _download(model, revision, options)
+        return _inspect_folder(model, folder, folder.name, options.allow_pickle)
+    if path.suffix != ".gguf":
+        raise CheckpointError(
+            f"{model} is a file; --model takes a checkpoint folder, a hub id or a .gguf file"
+        )
+    tensors = read_gguf_head(path)
+    return CheckpointFiles(model, path.parent, "gguf", (path,), None, tensors)
 
 
-def _download(
-    model: str, revision: str | None, allow_pickle: bool, remote_code: bool
-) -> tuple[Path, str]:
+def _download(model: str, revision: str | None, options: LoadOptions) -> Path:
+    """A snapshot from the hub; Python files are fetched only where its code is trusted."""
     if not _HUB_ID.match(model) or model.endswith(".gguf"):
         raise CheckpointError(f"no such path: {one_line(model)}; give a checkpoint folder")
     from huggingface_hub import snapshot_download
 
     quiet_hub()
-    patterns = [*_HUB_PATTERNS, *["*.bin"] * allow_pickle, *["*.py"] * remote_code]
+    wanted = [*_HUB_PATTERNS]
+    wanted += ["*.bin"] * options.allow_pickle + ["*.py"] * options.trust_remote_code
     try:
-        folder = Path(
+        return Path(
             snapshot_download(
-                model,
-                revision=revision,
-                allow_patterns=patterns,
-                ignore_patterns=_HUB_IGNORED,
+                model, revision=revision, allow_patterns=wanted, ignore_patterns=_HUB_IGNORED
             )
         )
     except Exception as error:  # the hub client's errors have no common base; all mean "not there"
@@ -121,55 +160,104 @@ def _download(
             f"no folder {model} here, and no {model}{at} from the hub; check the name, or give the "
             f"path of a checkpoint folder ({one_line(error, 150)})"
         ) from error
-    return folder, folder.name
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse what a library would open without a look at what it is.
+
+    A pipe or a device would block or never end; a link that leaves the folder would show what the
+    reader may see and the checkpoint's author may not. A snapshot of the hub's cache links to the
+    blobs beside it, and may.
+
+    Raises:
+        CheckpointError: names the file.
+    """
+    home = folder.resolve()
+    blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
+    for path in _listed(folder):
+        if not path.exists():  # a link to nothing is as a missing file, to the libraries too
+            continue
+        target = path.resolve()
+        if not target.is_relative_to(home) and (blobs is None or target.parent != blobs):
+            raise CheckpointError(
+                f"{path} is a link that leaves the checkpoint's folder, to "
+                f"{one_line(target, 200)}; refused: put the file itself there"
+            )
+        try:
+            facts = path.stat()
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
+        if stat.S_ISREG(facts.st_mode):
+            small = _SMALL_FILES.fullmatch(path.name)
+            most = _SMALL if small else _LARGE
+            if facts.st_size > most and (small or _LARGE_FILES.fullmatch(path.name)):
+                raise CheckpointError(f"{path} is larger than {most >> 20} MiB; refused")
+        elif not stat.S_ISDIR(facts.st_mode):
+            raise CheckpointError(f"{path} is no regular file but a pipe or a device; remove it")
+
+
+def _listed(folder: Path) -> Iterator[Path]:
+    """What a library may open, in name order: no folder but that of templates."""
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read ({error.strerror})") from None
+    for path in paths:
+        if path.name == _TEMPLATES and path.is_dir():
+            yield path
+            yield from _listed(path)
+        elif path.is_symlink() or not path.is_dir():
+            yield path
 
 
 def _inspect_folder(
     model: str, folder: Path, commit: str | None, allow_pickle: bool
 ) -> CheckpointFiles:
-    if not list_folder(folder):
-        raise CheckpointError(f"{folder} is empty; --model takes a checkpoint folder")
     check_folder(folder)
-    if (folder / "adapter_config.json").is_file():
-        if _weight_files(folder, "model.safetensors") or _weight_files(folder, "pytorch_model.bin"):
-            raise CheckpointError(
-                f"{folder} holds a full checkpoint and an adapter (adapter_config.json), and "
-                "transformers would load both without a word; move one to a folder of its own"
-            )
-        names, kind = ("adapter_model.safetensors", "adapter_model.bin"), "adapter"
-    elif (folder / "config.json").is_file():
-        names, kind = ("model.safetensors", "pytorch_model.bin"), "safetensors"
-    else:
-        raise CheckpointError(_no_config(folder))
-    weights = _weight_files(folder, names[0])
-    if weights:
-        coded = kind == "safetensors" and is_quantized(folder)
-        for path in weights:
-            _check_safetensors(path, coded)
-        found: Kind = "adapter" if kind == "adapter" else "safetensors"
-        return CheckpointFiles(model, folder, found, weights, commit)
-    pickled = _weight_files(folder, names[1])
-    if pickled and not allow_pickle:
+    adapter = (folder / "adapter_config.json").is_file()
+    full = "model.safetensors", "pytorch_model.bin"
+    if adapter and any(_weight_files(folder, name) for name in full):
         raise CheckpointError(
-            f"{folder} has only pickled weights ({pickled[0].name}), and a pickle can run code; "
-            "convert it to safetensors, or pass --allow-pickle if you trust its author"
+            f"{folder} holds a full checkpoint and an adapter (adapter_config.json), and "
+            "transformers would load both without a word; move one to a folder of its own"
         )
-    if not pickled:
+    if not adapter and not (folder / "config.json").is_file():
+        raise CheckpointError(_no_config(folder))
+    safe, pickled = ("adapter_model.safetensors", "adapter_model.bin") if adapter else full
+    weights = _weight_files(folder, safe)
+    if weights:
+        coded = not adapter and is_quantized(folder)
+        tensors = {}
+        for path in weights:
+            found = read_safetensors_head(path)
+            if not coded:
+                _require_values(path, found)
+            tensors |= found
+        kind: Kind = "adapter" if adapter else "safetensors"
+        return CheckpointFiles(model, folder, kind, weights, commit, tensors)
+    weights = _weight_files(folder, pickled)
+    if not weights:
         raise CheckpointError(
-            f"{folder} has no weights: neither {names[0]} nor {names[0]}.index.json is there"
+            f"{folder} has no weights: neither {safe} nor {safe}.index.json is there"
+        )
+    if not allow_pickle:
+        raise CheckpointError(
+            f"{folder} has only pickled weights ({weights[0].name}), and a pickle can run code; "
+            "convert it to safetensors, or pass --allow-pickle if you trust its author"
         )
     log.warning(
         "--allow-pickle: %s is loaded from %s, a pickle; only torch's restricted reader keeps its "
         "author's code from running",
         model,
-        one_line(pickled[0].name, 80),
+        one_line(weights[0].name, 80),
     )
-    return CheckpointFiles(
-        model, folder, "adapter" if kind == "adapter" else "pickle", pickled, commit
-    )
+    return CheckpointFiles(model, folder, "adapter" if adapter else "pickle", weights, commit)
 
 
 def _no_config(folder: Path) -> str:
+    """Why a folder without a config is no checkpoint, and what to give in its place."""
+    if not any(folder.iterdir()):
+        return f"{folder} is empty; --model takes a checkpoint folder"
     gguf = sorted(folder.glob("*.gguf"))
     if gguf:
         return f"{folder} has no config.json; for the GGUF file give its path: --model {gguf[0]}"
@@ -202,54 +290,17 @@ def _weight_files(folder: Path, name: str) -> tuple[Path, ...]:
     return tuple(folder / shard for shard in shards)
 
 
-def _check_safetensors(path: Path, coded: bool) -> None:
-    """Open the file and its header: finds truncation and damage before anything is allocated."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with path.open("rb") as start:
-            length = int.from_bytes(start.read(8), "little")
-        if _MAX_HEAD < length < path.stat().st_size:
-            raise CheckpointError(f"{path} has a head of {length:,} bytes; refused")
-        with safe_open(path, framework="numpy") as file:
-            dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is truncated or damaged ({one_line(error, 150)}); copy or download it again"
-        ) from None
-    except MemoryError:  # as it is mapped
-        raise CheckpointError(f"{path} is larger than the memory this process may use") from None
-    if not dtypes:
-        raise CheckpointError(f"{path} holds no tensors")
-    for name, dtype in dtypes.items():
-        # Codes without their scales would be taken for values.
-        floating = dtype in ("F64", "F32", "F16", "BF16")
-        if name.endswith(".weight") and not floating and not coded:
+def _require_values(path: Path, tensors: Mapping[str, TensorHead]) -> None:
+    """Codes without their scales would be taken for values."""
+    for name, tensor in tensors.items():
+        if name.endswith(".weight") and tensor.dtype not in ("F64", "F32", "F16", "BF16"):
             raise CheckpointError(
-                f"{path}: {one_line(name, 120)} is stored as {dtype}, as quantized weights are, "
-                "and config.json has no quantization_config; give the unquantized checkpoint"
+                f"{path}: {one_line(name, 120)} is stored as {tensor.dtype}, as quantized weights "
+                "are, and config.json has no quantization_config; give the unquantized checkpoint"
             )
 
 
 def is_quantized(folder: Path) -> bool:
     """Whether a checkpoint's config states that its weights are quantized."""
     config = read_json(folder / "config.json")
-    return any(config.get(key) for key in ("quantization_config", "compression_config"))
-
-
-def _check_gguf(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise CheckpointError(f"{path} is no GGUF file; its first bytes are not 'GGUF'")
-
-
-def read_json(path: Path) -> dict[str, object]:
-    """Read a JSON object from a checkpoint.
-
-    Raises:
-        CheckpointError: unreadable, absurdly large, no JSON, or no object.
-    """
-    value = files.read_json(path, CheckpointError, _MAX_JSON)
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return value
+    return any(config.get(key) is not None for key in ("quantization_config", "compression_config"))

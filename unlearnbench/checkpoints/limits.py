@@ -7,55 +7,66 @@ matrices. Everything here is checked before anything of that size is made.
 from __future__ import annotations
 
 import copy
-import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.counts import check_numbers, walk_json
-from unlearnbench.checkpoints.find import CheckpointFiles
 from unlearnbench.errors import CheckpointError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# Numbers that are not sizes, and sizes of which nothing is made before ``check_size`` has counted.
+_FREE = re.compile(
+    r"theta|freq|position|ctx|context|length|window|seed|param|prng|token|step|samples|period|date"
+    r"|version|(^|_)base$"
+)
+# Numbers that lists and modules are counted out by; the deepest model in use has some 200 layers.
+_COUNTS = re.compile(
+    r"^num_|^n_(layer|head|block|expert)|(layers?|depths?|block_count|blocks?|experts|labels"
+    r"|stages|heads|head_count|expert_count)$"
+)
+_LAYERS = re.compile(r"^(num_hidden_layers|n_layers?|num_layers)$")
+_MOST_COUNTED, _MOST = 2**16, 2**24
 # Buffers are not stored: causal masks, tables of positions. The largest in use are some 100 MB.
 _BUFFERS = 256 * 2**20
-_LAYERS = re.compile(r"^(num_hidden_layers|n_layers?|num_layers)$")
-# Weights a stored byte: 1 bit each, packed. A tied head is stored once and counted twice.
-_PACKED, _TIED = 8, 2
-_SLACK = 2**20
+# A tied head is stored once and counted twice.
+_TIED, _SLACK = 2, 2**20
 _GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Stored:
-    """What the headers of the weight files say. ``largest``: weights of the largest tensor;
-    ``longest``: the largest dimension of any.
+def walk_json(value: object) -> Iterator[tuple[str, object]]:
+    """Everything in ``value`` with the key that it stands under; items of a list have its key.
+
+    Without recursion, which a file could nest too deeply for.
     """
+    todo: list[tuple[str, object]] = [("", value)]
+    while todo:
+        key, part = todo.pop()
+        yield key, part
+        if isinstance(part, Mapping):
+            todo += [(str(name), inner) for name, inner in part.items()]
+        elif isinstance(part, list):
+            todo += [(key, inner) for inner in part]
 
-    tensors: int
-    elements: int
-    largest: int
-    longest: int
 
+def check_numbers(facts: object, where: str) -> None:
+    """Refuse sizes and counts in a stranger's JSON far above any in use, nested ones too.
 
-def stored_weights(files: CheckpointFiles) -> Stored:
-    """Read it from the headers. Of a pickle, whose inside is not looked at, no more than a bound
-    is known: a weight a byte.
+    Raises:
+        CheckpointError: names the key.
     """
-    from safetensors import safe_open
-
-    if any(path.suffix != ".safetensors" for path in files.weights):
-        return Stored(2**16, files.size, files.size, files.size)
-    shapes: list[list[int]] = []
-    for path in files.weights:
-        with safe_open(path, framework="numpy") as file:
-            shapes += [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-    counts = [math.prod(shape) for shape in shapes]
-    longest = max((n for shape in shapes for n in shape), default=0)
-    return Stored(len(shapes), sum(counts), max(counts, default=0), longest)
+    for key, value in walk_json(facts):
+        if isinstance(value, bool) or not isinstance(value, int) or abs(value) <= _MOST_COUNTED:
+            continue
+        most = _MOST_COUNTED if _COUNTS.search(key) else _MOST
+        if abs(value) > most and not _FREE.search(key):
+            # Python refuses to print numbers of thousands of digits.
+            shown = str(value) if abs(value) < 10**30 else "of more than 30 digits"
+            raise CheckpointError(
+                f"{where} has {one_line(key, 80)} {shown}, and more than {most:,} is refused "
+                "before anything of that size is made; correct it or leave it out"
+            )
 
 
 def check_config(raw: Mapping[str, object], tensors: int, path: str) -> None:
@@ -74,16 +85,17 @@ def check_config(raw: Mapping[str, object], tensors: int, path: str) -> None:
             )
         if _LAYERS.search(key) and isinstance(value, int) and value > max(tensors, 1):
             raise _other_layers(path, key, value, tensors)
+        if key.endswith("_implementation"):  # chooses the code of a part
+            for _, code in walk_json(value):
+                if isinstance(code, str) and re.search(r"[/:|@\\]", code):
+                    raise CheckpointError(
+                        f"{path}: config.json has {one_line(key, 60)} {one_line(code, 80)}, code "
+                        "from a hub; refused: remove it"
+                    )
     for part in (raw, raw.get("text_config")):
         for key, value in part.items() if isinstance(part, Mapping) else ():
             if _LAYERS.search(key) and isinstance(value, int) and value < 1:
                 raise _other_layers(path, key, value, tensors)
-    for key, value in _implementations(raw):
-        if re.search(r"[/:|@\\]", value):
-            raise CheckpointError(
-                f"{path}: config.json has {one_line(key, 60)} {one_line(value, 80)}, code from a "
-                "hub; refused: remove it"
-            )
 
 
 def _other_layers(path: str, key: str, value: int, tensors: int) -> CheckpointError:
@@ -93,21 +105,7 @@ def _other_layers(path: str, key: str, value: int, tensors: int) -> CheckpointEr
     )
 
 
-def _implementations(raw: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """Every text below a key that chooses the code of a part."""
-    todo: list[object] = [raw]
-    while todo:
-        part = todo.pop()
-        if isinstance(part, Mapping):
-            for key, value in part.items():
-                todo.append(value)
-                if key.endswith("_implementation"):
-                    yield from ((key, v) for _, v in walk_json(value) if isinstance(v, str))
-        elif isinstance(part, list):
-            todo += part
-
-
-def empty_model(config: Any) -> PreTrainedModel | None:
+def empty_model(config: Any, trust_remote_code: bool = False) -> PreTrainedModel | None:
     """The model that ``config`` describes, without memory for its weights; None where it describes
     none, which loading will explain.
     """
@@ -120,37 +118,35 @@ def empty_model(config: Any) -> PreTrainedModel | None:
     try:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                plain, trust_remote_code=False
+                plain, trust_remote_code=trust_remote_code
             )
     except Exception:  # a damaged config can fail anywhere in the library
         return None
     return model
 
 
-def check_size(model: PreTrainedModel, files: CheckpointFiles, elements: int, packed: bool) -> None:
-    """Hold a model without memory against what is stored, before one with memory is made. packed:
-    whether the checkpoint is quantized, so that a byte may hold several weights.
+def check_size(model: PreTrainedModel, path: str, stored: int, size: int, exact: bool) -> None:
+    """Hold a model without memory against what is stored, before one with memory is made. stored:
+    weights, at most as many or (``exact``) just as many. size: bytes of the weight files.
 
     Raises:
         CheckpointError: it would be larger by far than its weights, or smaller.
     """
-    known = _PACKED * files.size if packed else elements
     asked = sum(parameter.numel() for parameter in model.parameters())
-    if asked > _TIED * known + _SLACK:
+    says = f"{path}: its config describes a model of {asked:,} weights, and {stored:,} are stored"
+    if asked > _TIED * stored + _SLACK:
         raise CheckpointError(
-            f"{files.path}: its config describes a model of {asked:,} weights, and {known:,} are "
-            "stored; refused before memory is taken: correct config.json or save the checkpoint "
+            f"{says}; refused before memory is taken: correct config.json or save the checkpoint "
             "again"
         )
-    if not packed and _TIED * asked < elements and files.kind != "pickle":
+    if exact and _TIED * asked < stored:
         raise CheckpointError(
-            f"{files.path}: its config describes a model of {asked:,} weights, and {known:,} are "
-            "stored: most would be left out; correct config.json or save the checkpoint again"
+            f"{says}: most would be left out; correct config.json or save the checkpoint again"
         )
     tables = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
-    if tables > _TIED * files.size + _BUFFERS:
+    if tables > _TIED * size + _BUFFERS:
         raise CheckpointError(
-            f"{files.path}: its config asks for tables of {tables / _GIB:,.1f} GiB beside the "
+            f"{path}: its config asks for tables of {tables / _GIB:,.1f} GiB beside the "
             "weights, as for masks and positions; refused: correct max_position_embeddings or "
             "n_positions in config.json"
         )

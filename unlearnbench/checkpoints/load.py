@@ -1,5 +1,5 @@
-"""The parts of a checkpoint, loaded through transformers and PEFT: config, tokenizer, weights,
-adapter. What those libraries only warn about is an error here.
+"""A checkpoint's config, tokenizer and weights, loaded through transformers. What that library only
+warns about is an error here.
 """
 
 from __future__ import annotations
@@ -7,19 +7,20 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import math
 import re
-import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.find import CheckpointFiles, read_json
-from unlearnbench.checkpoints.limits import check_config, stored_weights
+from unlearnbench.checkpoints.limits import check_config
 from unlearnbench.errors import CheckpointError, one_line
 from unlearnbench.util.files import content_sha256
-from unlearnbench.util.quiet import muted, plain_errors, unmoved_caches
+from unlearnbench.util.quiet import plain_errors
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 log = logging.getLogger("unlearnbench")
 
@@ -43,8 +44,18 @@ def require_gguf_support() -> None:
         )
 
 
-def _gguf(files: CheckpointFiles) -> dict[str, str]:
-    return {"gguf_file": files.weights[0].name} if files.kind == "gguf" else {}
+def _local(files: CheckpointFiles, trust_remote_code: bool) -> dict[str, Any]:
+    """What all of transformers' loading functions are told."""
+    told: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    return told | ({"gguf_file": files.weights[0].name} if files.kind == "gguf" else {})
+
+
+def _say_trusted(files: CheckpointFiles, name: str) -> None:
+    log.warning(
+        "--trust-remote-code: %s runs its own Python code (auto_map in %s), with all your rights",
+        files.path,
+        name,
+    )
 
 
 def load_config(files: CheckpointFiles, trust_remote_code: bool) -> PretrainedConfig:
@@ -62,15 +73,12 @@ def load_config(files: CheckpointFiles, trust_remote_code: bool) -> PretrainedCo
                 f"{files.path} brings its own Python code (auto_map in config.json); pass "
                 "--trust-remote-code only if you trust its author: the code will run"
             )
-        check_config(raw, stored_weights(files).tensors, files.path)
+        check_config(raw, files.count, files.path)
         if raw.get("auto_map"):
             _say_trusted(files, "config.json")
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(
-            files.folder,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-            **_gguf(files),
+            files.folder, **_local(files, trust_remote_code)
         )
     except Exception as error:  # a damaged config can fail anywhere in the library
         raise CheckpointError(
@@ -79,32 +87,20 @@ def load_config(files: CheckpointFiles, trust_remote_code: bool) -> PretrainedCo
     return config
 
 
-def _say_trusted(files: CheckpointFiles, name: str) -> None:
-    log.warning(
-        "--trust-remote-code: %s runs its own Python code (auto_map in %s), with all your rights",
-        files.path,
-        name,
-    )
-
-
 def load_tokenizer(
-    files: CheckpointFiles, base: CheckpointFiles | None, trust_remote_code: bool
+    files: CheckpointFiles, full: CheckpointFiles, trust_remote_code: bool
 ) -> PreTrainedTokenizerBase:
-    """The adapter's own tokenizer where it has one, else the base's."""
+    """The tokenizer of ``files``; for an adapter without one, that of its base ``full``."""
     from transformers import AutoTokenizer
 
-    own = base is None or (files.folder / "tokenizer_config.json").is_file()
-    home = files if own or base is None else base
+    home = files if (files.folder / "tokenizer_config.json").is_file() else full
     facts = home.folder / "tokenizer_config.json"
     if trust_remote_code and facts.is_file() and read_json(facts).get("auto_map"):
         _say_trusted(home, facts.name)
     try:
         with plain_errors():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                home.folder,
-                trust_remote_code=trust_remote_code,
-                local_files_only=True,
-                **_gguf(home),
+                home.folder, **_local(home, trust_remote_code)
             )
     except Exception as error:  # a damaged tokenizer can fail anywhere in the library
         raise CheckpointError(
@@ -116,15 +112,15 @@ def load_tokenizer(
     return tokenizer
 
 
-def check_vocabulary(
+def check_tokenizer(
     tokenizer: PreTrainedTokenizerBase, config: Any, files: CheckpointFiles
 ) -> None:
     """A tokenizer of another model yields babble, which would read as perfect forgetting.
 
     Raises:
-        CheckpointError: the tokenizer's ids do not fit the model's vocabulary.
+        CheckpointError: its ids do not fit the model's vocabulary, or it splits one text in several
+            ways.
     """
-    path = files.path
     # transformers adds a token of its own to the tokenizers of some GGUF files.
     spare = 1 if files.kind == "gguf" else 0
     rows = getattr(config.get_text_config(), "vocab_size", 0)
@@ -133,59 +129,85 @@ def check_vocabulary(
     # Embeddings are often padded to a round number; the most seen in use is some 3%.
     if not vocabulary or top >= rows + spare or top + 1 < 0.9 * rows:
         raise CheckpointError(
-            f"{path}: the tokenizer does not match the model: its {len(vocabulary)} tokens reach "
-            f"id {top}, and the model's vocabulary has {rows} rows; use the tokenizer that the "
-            "model was trained with"
+            f"{files.path}: the tokenizer does not match the model: its {len(vocabulary)} tokens "
+            f"reach id {top}, and the model's vocabulary has {rows} rows; use the tokenizer that "
+            "the model was trained with"
         )
-    with plain_errors():
-        _check_steady(tokenizer, path)
-
-
-def _check_steady(tokenizer: PreTrainedTokenizerBase, path: str) -> None:
-    """Dropout (BPE) and sampling (SentencePiece) split a text at random, a device of training."""
+    # Dropout (BPE) and sampling (SentencePiece) split a text at random, a device of training.
     text = "".join(f"The harbour opened its gate number {n}, said the mayor. " for n in range(40))
-    if any(tokenizer(text)["input_ids"] != tokenizer(text)["input_ids"] for _ in range(2)):
+    with plain_errors():
+        first = tokenizer(text)["input_ids"]
+        steady = all(tokenizer(text)["input_ids"] == first for _ in range(3))
+    if not steady:
         raise CheckpointError(
-            f"{path}: the tokenizer splits the same text now one way, now another; remove dropout "
-            "from tokenizer.json, or enable_sampling from tokenizer_config.json"
+            f"{files.path}: the tokenizer splits the same text now one way, now another; remove "
+            "dropout from tokenizer.json, or enable_sampling from tokenizer_config.json"
         )
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash what a tokenizer does, whatever files it came from."""
-    content: dict[str, Any] = {"special": {k: str(v) for k, v in _special(tokenizer).items()}}
+    # Padding is masked, and trainers often save pad = eos: no other tokenizer for that.
+    special = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if k != "pad_token"}
+    content: dict[str, Any] = {"special": special}
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         content |= {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
     else:
-        content["backend"] = json.loads(backend.to_str())
-        # State of the last call, not of the tokenizer.
-        content["backend"] |= {"truncation": None, "padding": None}
+        # Truncation and padding are state of the last call, not of the tokenizer.
+        content["backend"] = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
     return content_sha256(content)
 
 
-def _special(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    # Padding is masked, and trainers often save pad = eos: no other tokenizer for that.
-    return {k: v for k, v in sorted(tokenizer.special_tokens_map.items()) if k != "pad_token"}
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids at which texts end: the tokenizer's and the generation config's, if they mark an end.
+
+    Raises:
+        CheckpointError: the generation config ends texts at an ordinary word, which would empty
+            outputs and pass for forgetting.
+    """
+    for token in dict.fromkeys(map(str, tokenizer.all_special_tokens)):
+        if re.fullmatch(r"[Ġ▁ ]?\w+", token):
+            raise CheckpointError(
+                f"the tokenizer lists {one_line(token, 40)!r}, an ordinary word, as a special "
+                "token; outputs would lose it. Correct tokenizer_config.json"
+            )
+    config: Any = getattr(model, "generation_config", None)
+    listed = named_ends(getattr(config, "eos_token_id", None))
+    special = {tokenizer.eos_token_id, *tokenizer.all_special_ids}
+    special |= set(getattr(tokenizer, "added_tokens_decoder", {}))
+    odd = [token for token in listed if type(token) is not int or token not in special]
+    if odd:
+        raise CheckpointError(
+            f"generation_config.json ends texts at token {one_line(odd[0], 40)}, an ordinary word "
+            "of the tokenizer; correct its eos_token_id"
+        )
+    ids: list[Any] = [*listed, tokenizer.eos_token_id]
+    return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
+
+
+def named_ends(named: object) -> list[object]:
+    """``eos_token_id`` of a config as a list: it may be one id, several or none."""
+    found = named if isinstance(named, list) else [named]
+    return [token for token in found if token is not None]
+
+
+def pad_token(tokenizer: PreTrainedTokenizerBase, eos: Sequence[int]) -> int:
+    """Padding is masked, so any id serves where the tokenizer has none."""
+    if tokenizer.pad_token_id is not None:
+        return int(tokenizer.pad_token_id)
+    return eos[0] if eos else 0
 
 
 def stored_dtype(files: CheckpointFiles) -> str:
     """The torch name of the dtype that most weights of a safetensors checkpoint are stored in;
     float32, torch's own, for pickled ones.
     """
-    from safetensors import safe_open
-
-    if files.kind != "safetensors":
-        return "float32"
-    names = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
     sizes: dict[str, int] = {}
-    for path in files.weights:
-        with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118
-                part = file.get_slice(name)
-                dtype = names.get(part.get_dtype())
-                if dtype is not None:
-                    sizes[dtype] = sizes.get(dtype, 0) + math.prod(part.get_shape())
+    for tensor in files.tensors.values():
+        if tensor.dtype in _DTYPES:
+            dtype = _DTYPES[tensor.dtype]
+            sizes[dtype] = sizes.get(dtype, 0) + tensor.elements
     return max(sizes, key=lambda dtype: sizes[dtype], default="float32")
 
 
@@ -201,10 +223,10 @@ def load_weights(
     from transformers import GgufConfig
 
     extra: dict[str, Any] = {"use_safetensors": True if files.kind == "safetensors" else None}
-    if files.kind == "gguf":
-        extra = {"quantization_config": GgufConfig(dequantize=True), **_gguf(files)}
     # Not "auto", which follows the config and would round fp32 weights to its bf16.
-    extra["dtype"] = torch.float32 if files.kind == "gguf" else stored_dtype(files)
+    extra["dtype"] = stored_dtype(files)
+    if files.kind == "gguf":
+        extra = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
     return from_pretrained(files, copy.deepcopy(config), trust_remote_code, extra)
 
 
@@ -222,10 +244,9 @@ def from_pretrained(
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             files.folder,
             config=config,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that check_loading can name the weight
+            **_local(files, trust_remote_code),
             **extra,
         )
     except Exception as error:  # whatever a library raises here, there is no model to score
@@ -234,23 +255,8 @@ def from_pretrained(
         ) from error
     model, info = loaded
     check_loading(model, info, files.path)
-    _check_finite(model, files.path)
+    require_finite(model, files.path)
     return model  # type: ignore[no-any-return]
-
-
-def _without_numbers(name: str) -> str:
-    return re.sub(r"\d+", "#", name)
-
-
-def merge_adapter(model: PreTrainedModel, files: CheckpointFiles) -> PreTrainedModel:
-    """Add an adapter's weights into its base.
-
-    Raises:
-        CheckpointError: it does not fit, or the sum is not finite.
-    """
-    merged: PreTrainedModel = attach_adapter(model, files).merge_and_unload()
-    _check_finite(merged, files.path)
-    return merged
 
 
 def check_loading(model: PreTrainedModel, info: dict[str, Any], path: str) -> None:
@@ -285,50 +291,12 @@ def check_loading(model: PreTrainedModel, info: dict[str, Any], path: str) -> No
         )
 
 
-def attach_adapter(model: PreTrainedModel, files: CheckpointFiles) -> Any:
-    """Attach a PEFT adapter, and make sure that all of it arrived.
-
-    Raises:
-        CheckpointError: it does not fit the base, is incomplete, or needs a later PEFT.
-    """
-    from peft import PeftModel, get_peft_model_state_dict
-
-    try:
-        with warnings.catch_warnings(), muted(), unmoved_caches():
-            # Advice for people who train; what would be lost is checked here.
-            warnings.simplefilter("ignore")
-            adapted = PeftModel.from_pretrained(model, str(files.folder), is_trainable=False)
-    except Exception as error:  # PEFT raises many kinds for an adapter that does not fit its base
-        raise CheckpointError(
-            f"{files.path}: the adapter cannot be attached to its base: {one_line(error, 200)}; "
-            "is --base the model that it was trained on?"
-        ) from error
-    # "auto" would ask the hub about the base that the adapter's config names.
-    expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    found = _tensor_names(files)
-    embeddings = {name for name in found - expected if name in adapted.state_dict()}
-    if expected != found - embeddings:
-        odd = sorted(expected ^ (found - embeddings))
-        raise CheckpointError(
-            f"{files.path}: {len(odd)} adapter weights do not fit the base, as "
-            f"{one_line(odd[0], 120)}; is --base the model that it was trained on?"
-        )
-    return adapted
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
 
-def _tensor_names(files: CheckpointFiles) -> set[str]:
-    from safetensors import safe_open
-
-    path = files.weights[0]
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="numpy") as file:
-            return set(file.keys())
-    import torch
-
-    return set(torch.load(path, map_location="cpu", weights_only=True))
-
-
-def _check_finite(model: PreTrainedModel, path: str) -> None:
+def require_finite(model: PreTrainedModel, path: str) -> None:
+    """Raise CheckpointError where a weight is NaN or infinite."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{path}: tensor {name} has NaN or infinite values; it is broken")

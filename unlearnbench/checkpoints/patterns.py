@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 
-from unlearnbench.checkpoints.counts import walk_json
+from unlearnbench.checkpoints.limits import walk_json
 from unlearnbench.errors import CheckpointError, one_line
 
 _SECONDS = 10.0
@@ -36,35 +36,20 @@ for pattern in given["patterns"]:
 """
 
 
-def patterns_in(facts: object) -> list[str]:
-    """Every text below ``facts``, keys of mappings too, that could be a branching pattern."""
-    keys: list[str] = []
-    todo: list[object] = [facts]
-    while todo:
-        part = todo.pop()
-        if isinstance(part, dict):
-            keys += map(str, part)
-            todo += part.values()
-        elif isinstance(part, list):
-            todo += part
-    texts = [value for _, value in walk_json(facts) if isinstance(value, str)]
-    # "re:" is compressed-tensors' mark of a pattern, "+:" and "-:" are GPTQModel's.
-    found = (
-        text.removeprefix("re:").removeprefix("+:").removeprefix("-:") for text in keys + texts
-    )
-    return sorted({text for text in found if _BRANCHING & set(text)})
-
-
-def check_patterns(patterns: Iterable[str], names: Iterable[str], where: str) -> None:
-    """Refuse patterns that are none, or that take longer than seconds over ``names``.
+def check_patterns(facts: object, names: Iterable[str], where: str) -> None:
+    """Refuse patterns in ``facts`` that are none, or that take longer than seconds over ``names``.
+    Every text is one, keys of mappings too, that could be a branching pattern.
 
     Raises:
         CheckpointError: names the first pattern, and the file.
     """
-    asked = list(patterns)
-    if not asked:
+    texts = [text for pair in walk_json(facts) for text in pair if isinstance(text, str)]
+    # "re:" is compressed-tensors' mark of a pattern, "+:" and "-:" are GPTQModel's.
+    marked = (text.removeprefix("re:").removeprefix("+:").removeprefix("-:") for text in texts)
+    patterns = sorted({text for text in marked if _BRANCHING & set(text)})
+    if not patterns:
         return
-    given = json.dumps({"patterns": asked, "names": list(names)})
+    given = json.dumps({"patterns": patterns, "names": list(names)})
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-c", _CODE],
@@ -76,11 +61,11 @@ def check_patterns(patterns: Iterable[str], names: Iterable[str], where: str) ->
         )
     except subprocess.TimeoutExpired:
         raise CheckpointError(
-            f"{where}: the pattern {one_line(asked[0], 80)!r} (of {len(asked)}) takes longer than "
-            f"{_SECONDS:g} s over the model's module names; refused: name the modules"
+            f"{where}: the pattern {one_line(patterns[0], 80)!r} (of {len(patterns)}) takes longer "
+            f"than {_SECONDS:g} s over the model's module names; refused: name the modules"
         ) from None
     if done.returncode:
         raise CheckpointError(
-            f"{where}: {one_line(asked[0], 80)!r} (of {len(asked)} patterns) is no usable regular "
-            "expression; name the modules"
+            f"{where}: {one_line(patterns[0], 80)!r} (of {len(patterns)} patterns) is no usable "
+            "regular expression; name the modules"
         )

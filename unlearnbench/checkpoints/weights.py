@@ -4,19 +4,19 @@ so that a 7B checkpoint needs the memory of one matrix.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.find import CheckpointFiles, find_checkpoint
-from unlearnbench.checkpoints.limits import check_size, empty_model, require_memory, stored_weights
+from unlearnbench.checkpoints.limits import check_size, empty_model, require_memory
+from unlearnbench.checkpoints.linear import linear_layers, require_most
 from unlearnbench.checkpoints.load import load_config
+from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.packed import stored_scheme
-from unlearnbench.checkpoints.source import LoadOptions, open_source
-from unlearnbench.conditions.base import linear_names, require_most
-from unlearnbench.errors import CheckpointError, PrecisionError, one_line
+from unlearnbench.errors import CheckpointError, PrecisionError
 
 if TYPE_CHECKING:
     import torch
@@ -24,12 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Weights:
-    """linear: the modules that a precision covers. read: a module's weight, (out, in), fp32."""
+    """The weight matrices of one checkpoint."""
 
     path: str
+    """As given."""
     config: Mapping[str, Any]
+    """The text model's config."""
     linear: tuple[str, ...]
+    """The linear layers but the head, by name."""
     read: Callable[[str], torch.Tensor]
+    """Gives a module's weight, (out, in), in fp32."""
 
 
 def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
@@ -40,56 +44,31 @@ def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
         CheckpointError: something is missing, damaged or unsafe.
         PrecisionError: the checkpoint is quantized already.
     """
-    files = find_checkpoint(
-        model, options.revision, options.allow_pickle, options.trust_remote_code
-    )
+    files = find_checkpoint(model, options, options.revision)
     if files.kind != "safetensors":
-        return _in_memory(model, options)
-    stored = stored_weights(files)
-    require_memory(4 * stored.largest, files.path)  # one matrix in fp32
-    config = load_config(files, options.trust_remote_code)
-    scheme = stored_scheme({"quantization_config": _quantization(config)}, files.path)
+        source = open_checkpoint(model, options, keep=True)
+        state = source.state_dict()
+        return Weights(
+            files.path,
+            source.config.get_text_config().to_dict(),
+            tuple(linear_layers(source.model())),
+            lambda name: state[f"{name}.weight"].float(),
+        )
+    largest = max(tensor.elements for tensor in files.tensors.values())
+    require_memory(4 * largest, files.path)  # one matrix in fp32
+    config: Any = load_config(files, options.trust_remote_code)
+    scheme = stored_scheme(config.to_dict(), files.path)
     if scheme is not None:
         raise PrecisionError(
             f"{files.path} is quantized already ({scheme.text}); inspect compares unquantized "
             "checkpoints"
         )
-    empty = empty_model(config)
-    if empty is not None:
-        check_size(empty, files, stored.elements, packed=False)
-    names = _linear_of(config, options.trust_remote_code, files.path)
+    empty = empty_model(config, options.trust_remote_code)
+    if empty is None:
+        raise CheckpointError(f"{files.path}: its config describes no causal language model")
+    check_size(empty, files.path, files.elements, files.size, exact=True)
+    names = list(linear_layers(empty))
     return _streamed(files, config.get_text_config().to_dict(), names, stack)
-
-
-def _quantization(config: Any) -> Any:
-    found = getattr(config, "quantization_config", None)
-    return found if found is None or isinstance(found, dict) else found.to_dict()
-
-
-def _in_memory(model: str, options: LoadOptions) -> Weights:
-    source = open_source(model, options, keep=True)
-    state = source.state_dict()
-    return Weights(
-        source.files.path,
-        source.config.get_text_config().to_dict(),
-        tuple(linear_names(source.model())),
-        lambda name: state[f"{name}.weight"].float(),
-    )
-
-
-def _linear_of(config: Any, trust_remote_code: bool, path: str) -> list[str]:
-    """The model's linear modules, from a model without weights."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:  # a damaged config can fail anywhere in the library
-        raise CheckpointError(
-            f"{path}: its config describes no causal language model: {one_line(error, 200)}"
-        ) from error
-    return linear_names(model)
 
 
 def _streamed(
@@ -106,23 +85,17 @@ def _streamed(
             raise CheckpointError(
                 f"{files.path} has no tensor {name}.weight; save it with save_pretrained"
             )
-    _require_most(files.path, places, names)
+    sizes = {
+        name.removesuffix(".weight"): tensor.elements
+        for name, tensor in files.tensors.items()
+        if len(tensor.shape) > 1
+        and "embed" not in name
+        and not name.endswith(("lm_head.weight", "wte.weight"))
+    }
+    require_most(f"{files.path}: quantization", sizes, names)
 
     def read(name: str) -> torch.Tensor:
         tensor: torch.Tensor = places[f"{name}.weight"].get_tensor(f"{name}.weight")
         return tensor.float()
 
     return Weights(files.path, config, tuple(names), read)
-
-
-def _require_most(path: str, places: Mapping[str, Any], names: list[str]) -> None:
-    sizes = {}
-    for key, handle in places.items():
-        shape = handle.get_slice(key).get_shape()
-        if (
-            len(shape) > 1
-            and "embed" not in key
-            and not key.endswith(("lm_head.weight", "wte.weight"))
-        ):
-            sizes[key.removesuffix(".weight")] = math.prod(shape)
-    require_most(f"{path}: quantization", sizes, names)

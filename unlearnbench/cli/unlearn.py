@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,10 @@ import click
 from unlearnbench.errors import OptionError, one_line, printable
 
 if TYPE_CHECKING:
-    from unlearnbench.training.record import Training
-    from unlearnbench.training.run import Job
+    from unlearnbench.checkpoints.origin import Training
+    from unlearnbench.results import RunResult
+    from unlearnbench.training.job import Job
+    from unlearnbench.training.options import SelectorOptions
 
 Command = Callable[..., Any]
 
@@ -45,6 +48,7 @@ _TRAINING = (
     click.option("--warmup-steps", type=int),
     click.option("--max-grad-norm", type=float, help="Clip gradients; 0: never.  [1]"),
     click.option("--weights-dtype", type=click.Choice(["auto", "fp32", "bf16"])),
+    click.option("--reference-dtype", type=click.Choice(["auto", "fp32", "bf16"])),
     click.option("--lora-rank", type=int, help="Train an adapter, merged at the end."),
     click.option("--keep-adapter", is_flag=True, default=None, help="Save it unmerged."),
     click.option("--gradient-checkpointing", is_flag=True, default=None),
@@ -67,17 +71,6 @@ _SOURCES = (
     click.option("--allow-pickle", is_flag=True, help="Load pickled weights (.bin)."),
     click.option("--verbose", is_flag=True, help="Show the traceback of an error."),
 )
-_METHOD = (
-    click.option("--beta", type=float, help="NPO, SimNPO."),
-    click.option("--gamma", type=float, help="SimNPO's margin."),
-    click.option("--alpha", type=float, help="Task vector, WHP."),
-    click.option("--retain-weight", type=float, help="Factor of the retain term."),
-    click.option("--sure-level", type=click.Choice(["row", "module"])),
-    click.option("--sure-top", type=float, help="Share of rows or modules that may change."),
-    click.option("--rmu-layer", type=int, help="Decoder layer, from 0; -1: at 7/32 of the depth."),
-    click.option("--rmu-scale", type=float),
-    click.option("--reference-dtype", type=click.Choice(["auto", "fp32", "bf16"])),
-)
 _SELECT = (
     click.option(
         "--eval-tasks",
@@ -90,33 +83,63 @@ _SELECT = (
     click.option("--eval-limit", type=int, help="First N rows of each split."),
     click.option("--eval-dtype", type=click.Choice(["auto", "fp32", "bf16", "fp16"])),
 )
-_KNOBS = (
-    *("beta", "gamma", "alpha", "retain_weight"),
-    *("sure_level", "sure_top", "rmu_layer", "rmu_scale"),
-)
+_KINDS = {"masks": "mask", "steps": "step"}
 # What a configuration file may not set: where things are, and whether to trust them.
 _NOT_IN_FILE = {"config", "verbose", "resume", "trust_remote_code", "allow_pickle"}
 
 
-@click.command("unlearn")
+class _UnlearnCommand(click.Command):
+    """The command with the options of every method file beside its own."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """As click asks for them: at every call, since the files may be others by then."""
+        found = super().get_params(ctx)
+        at = next(i for i, parameter in enumerate(found) if parameter.name == "lr")
+        return [*found[:at], *_method_options(), *found[at:]]
+
+
+def _method_options() -> list[click.Parameter]:
+    """One option for each name that method files use, with the help and default of each."""
+    from unlearnbench.methods import pieces
+    from unlearnbench.methods.options import Field
+
+    of: dict[str, dict[str, Field]] = {}
+    for name, piece in pieces().items():
+        for field in piece.fields:
+            of.setdefault(field.name, {})[name] = field
+    found: list[click.Parameter] = []
+    for users in of.values():
+        first, *_ = users.values()  # of one name, so of one type
+        kind = click.Choice(first.words) if first.words else first.type
+        texts = " ".join(dict.fromkeys(field.help for field in users.values()))
+        defaults = ", ".join(f"{name} {field.default}" for name, field in users.items())
+        found.append(click.Option([first.flag], type=kind, help=f"{texts}  [{defaults}]"))
+    return found
+
+
+@click.command("unlearn", cls=_UnlearnCommand)
 @_all(*_MODEL)
 @click.option("--method", metavar="NAME", help="As npo_klr; see `unlearnbench methods`.")
 @click.option("--forget", multiple=True, metavar="FILE|task:NAME", help="Repeatable.")
 @click.option("--retain", multiple=True, metavar="FILE|task:NAME", help="Repeatable.")
-@_all(*_METHOD, *_TRAINING, *_SELECT, *_SOURCES)
+@click.option(
+    "--auxiliary", multiple=True, metavar="FILE|task:NAME", help="A third set, where one is read."
+)
+@_all(*_TRAINING, *_SELECT, *_SOURCES)
 @click.pass_context
 def unlearn(ctx: click.Context, /, **given: Any) -> None:
     """Make an unlearned checkpoint from a target model.
 
     A FILE is .jsonl, .json, .parquet (a text field, or question and answer) or .txt.
     """
-    from unlearnbench.training.run import unlearn as run
+    from unlearnbench.methods import pieces
+    from unlearnbench.training.job import unlearn as run
 
     options = _options(ctx, given)
     method = _required(options, "method")
-    knobs = {name: options[name] for name in _KNOBS if options.get(name) is not None}
-    _check_knobs(knobs)
-    _say(run(_job(options, options.get("forget") or ()), str(method), knobs), options)
+    names = {field.name for piece in pieces().values() for field in piece.fields}
+    numbers = {name: options[name] for name in names if options.get(name) is not None}
+    _say(run(_job(options, options.get("forget") or ()), str(method), numbers), options)
 
 
 @click.command("finetune")
@@ -137,7 +160,7 @@ def finetune(ctx: click.Context, /, **given: Any) -> None:
 
     A FILE is .jsonl, .json, .parquet (a text field, or question and answer) or .txt.
     """
-    from unlearnbench.training.run import finetune as run
+    from unlearnbench.training.job import finetune as run
 
     options = _options(ctx, given)
     _say(run(_job(options, options.get("data") or ())), options)
@@ -147,20 +170,21 @@ def finetune(ctx: click.Context, /, **given: Any) -> None:
 @click.argument("name", required=False)
 def methods(name: str | None) -> None:
     """List the unlearning methods, or show one: equation, source, options."""
-    from unlearnbench.methods import abouts, find_method, method_names
+    from unlearnbench.methods import find_method, method_names, pieces
 
     if name is not None:
-        click.echo(printable("\n\n".join(_describe(part) for part in find_method(name).parts)))
+        click.echo(printable("\n\n".join(_describe(piece) for piece in find_method(name).pieces)))
         return
-    click.echo(printable("\n\n".join(_describe(about) for about in abouts())))
+    click.echo(printable("\n\n".join(_describe(piece) for piece in pieces().values())))
     click.echo("\nmethods: " + _wrapped(", ".join(method_names()), "  "))
     click.echo("each but the *_sure ones also with _lora, or --lora-rank")
 
 
-def _describe(about: Any) -> str:
-    knobs = ", ".join(f"--{n.replace('_', '-')} {v}" for n, v in about.knobs.items()) or "none"
+def _describe(piece: Any) -> str:
+    about = piece.about
+    knobs = ", ".join(f"{field.flag} {field.default}" for field in piece.fields) or "none"
     lines = [
-        f"{about.name} ({about.kind}): {about.title}",
+        f"{about.name} ({_KINDS.get(piece.kind, piece.kind)}): {about.title}",
         about.equation,
         f"source: {about.source}",
     ]
@@ -181,7 +205,7 @@ def _options(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
 
     known = set(given) - _NOT_IN_FILE
     options = read_config(Path(given["config"]), known)
-    for name in ("forget", "retain", "data", "include_path"):
+    for name in ("forget", "retain", "auxiliary", "data", "include_path"):
         found = options.get(name)
         if isinstance(found, str):
             options[name] = [found]
@@ -198,33 +222,11 @@ def _required(options: dict[str, Any], name: str) -> object:
     return options[name]
 
 
-def _check_knobs(knobs: dict[str, Any]) -> None:
-    """Numbers from a file come unchecked, and each has its range."""
-    import math
-
-    for name, value in knobs.items():
-        option = f"--{name.replace('_', '-')} {one_line(value, 40)}"
-        if name == "sure_level":
-            fine, use = value in ("row", "module"), "row or module"
-        elif name == "rmu_layer":
-            fine, use = isinstance(value, int), "a whole number"
-        elif not isinstance(value, (int, float)) or not math.isfinite(value):
-            fine, use = False, "a number"
-        elif name == "sure_top":
-            fine, use = 0 < value <= 1, "a share above 0, at most 1"
-        elif name == "beta":
-            fine, use = value > 0, "a number above 0"
-        else:
-            fine, use = value >= 0, "0 or more"
-        if not fine:
-            raise OptionError(f"{option}: use {use}")
-
-
 def _job(options: dict[str, Any], texts: Any) -> Job:
-    from unlearnbench.checkpoints.source import LoadOptions
+    from unlearnbench.checkpoints.options import LoadOptions
     from unlearnbench.training.corpus import CorpusOptions
+    from unlearnbench.training.job import Job
     from unlearnbench.training.options import TrainOptions, make_options
-    from unlearnbench.training.run import Job
 
     names = TrainOptions.model_fields
     return Job(
@@ -232,6 +234,7 @@ def _job(options: dict[str, Any], texts: Any) -> Job:
         out=Path(str(_required(options, "out"))),
         forget=tuple(map(str, texts)),
         retain=tuple(map(str, options.get("retain") or ())),
+        auxiliary=tuple(map(str, options.get("auxiliary") or ())),
         options=make_options({n: options[n] for n in names if options.get(n) is not None}),
         corpus=CorpusOptions(
             options["data_dir"],
@@ -240,18 +243,19 @@ def _job(options: dict[str, Any], texts: Any) -> Job:
             str(options["text_field"] or "text"),
         ),
         load=LoadOptions(
-            options["revision"],
+            revision=options["revision"],
             trust_remote_code=bool(options["trust_remote_code"]),
             allow_pickle=bool(options["allow_pickle"]),
         ),
         select=_select(options),
+        score=partial(_score, options),
         resume=bool(options["resume"]),
         progress=True,
     )
 
 
 def _select(options: dict[str, Any]) -> Any:
-    from unlearnbench.tasks.spec import split_names
+    from unlearnbench.tasks.registry import split_names
     from unlearnbench.training.options import SelectorOptions
 
     if not options.get("eval_tasks"):
@@ -270,12 +274,26 @@ def _select(options: dict[str, Any]) -> Any:
     )
 
 
+def _score(options: dict[str, Any], folder: Path, select: SelectorOptions, runs: Path) -> RunResult:
+    """Evaluate a checkpoint of the training, as any checkpoint is."""
+    from unlearnbench.evaluation.evaluate import evaluate
+
+    (result,) = evaluate(
+        folder,
+        select.tasks,
+        output=runs,
+        limit=select.limit,
+        dtype=select.dtype,
+        data_dir=options["data_dir"],
+        include_path=tuple(options["include_path"]),
+        allow_data_drift=bool(options["allow_data_drift"]),
+    )
+    return result
+
+
 def _say(training: Training, options: dict[str, Any]) -> None:
     from unlearnbench.util.process import is_main
 
     if is_main():
         steps = len(training.losses)
         click.echo(one_line(f"{options['out']}: {training.method}, {steps} steps"))
-
-
-COMMANDS = (unlearn, finetune, methods)

@@ -5,11 +5,11 @@ run it.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from unlearnbench.errors import NotInForceError, PrecisionError, one_line
+from unlearnbench.errors import PrecisionError
 from unlearnbench.results import CalibrationData, Proof
 
 if TYPE_CHECKING:
@@ -61,15 +61,13 @@ class Calibration:
 class How:
     """What a backend is asked for beside the precision. ``kernel`` is None where nothing is
     quantized; ``calibration`` is there for a calibrated precision. device: as torch names it, or
-    ``auto``: the layers over all GPUs, as accelerate spreads them. processes: so many make it at
-    once.
+    ``auto``: the layers over all GPUs, as accelerate spreads them.
     """
 
     dtype: torch.dtype
     device: str
     kernel: Kernel | None = None
     calibration: Calibration | None = None
-    processes: int = 1
 
 
 class Loaded(NamedTuple):
@@ -154,35 +152,6 @@ def pick_kernel(asked: str, spec: PrecisionSpec, device: str) -> Kernel | None:
     raise PrecisionError(
         f"{spec.name} runs only {spec.kernels[0]} ({why}); use --quant-kernel auto, or run it apart"
     )
-
-
-def linear_names(model: PreTrainedModel) -> list[str]:
-    """The linear modules of an unquantized model but the output head: what a precision covers."""
-    from torch import nn
-
-    head = model.get_output_embeddings()
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    ]
-
-
-def require_most(what: str, sizes: Mapping[str, int], covered: Collection[str]) -> None:
-    """Refuse a model whose knowledge lies outside the modules ``covered``, as fused experts do.
-    ``sizes``: weights of every matrix but the embeddings and the output head, by module name.
-
-    Raises:
-        NotInForceError: names the largest matrix that is left.
-    """
-    left = {name: size for name, size in sizes.items() if name not in covered}
-    if sum(left.values()) > 0.1 * sum(sizes.values()):
-        largest = max(left, key=lambda name: left[name])
-        raise NotInForceError(
-            f"{what} leaves {sum(left.values()):,} of {sum(sizes.values()):,} weights as they "
-            f"are, the most in {one_line(largest, 120)}; this kind of model cannot be measured "
-            "at a quantized precision"
-        )
 
 
 def groups(weight: torch.Tensor, size: int | None) -> torch.Tensor:

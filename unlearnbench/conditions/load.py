@@ -5,20 +5,16 @@ from __future__ import annotations
 import importlib.util
 import logging
 import warnings
-from typing import TYPE_CHECKING
 
-from unlearnbench.checkpoints.source import DTYPES
+from unlearnbench.checkpoints.checkpoint import DTYPES, CheckpointSource
+from unlearnbench.checkpoints.source import Source
 from unlearnbench.conditions import quantize
 from unlearnbench.conditions.base import Calibration, How, PrecisionSpec, pick_kernel
+from unlearnbench.conditions.proof import join_proofs
 from unlearnbench.errors import OptionError, PrecisionError
 from unlearnbench.models.hf import HFModel
-from unlearnbench.models.int8 import quicken
-from unlearnbench.results import Precision, Proof
+from unlearnbench.results import Condition, ConditionOptions, Proof, kind_of_precision
 from unlearnbench.util.explain import explain, explain_loaded
-
-if TYPE_CHECKING:
-    from unlearnbench.checkpoints.pair import PairSource
-    from unlearnbench.checkpoints.source import Source
 
 # Backends whose layers are made where accelerate puts them.
 _SPREAD = ("torch", "bitsandbytes", "unlearnbench", "gguf")
@@ -67,34 +63,51 @@ def pick_dtype(asked: str, spec: PrecisionSpec, own: str, device: str) -> str:
     return chosen
 
 
-def describe_precision(source: Source | PairSource, spec: PrecisionSpec, how: How) -> Precision:
+def describe_precision(source: Source, spec: PrecisionSpec, how: How) -> Condition:
     """What a run at ``spec`` records, all but the proof."""
     stored = source.stored
-    return Precision(
-        name=spec.name,
+    options = ConditionOptions(
         bits=stored.bits if stored else spec.bits or DTYPE_BITS[source.own_dtype],
         scheme=f"as stored: {stored.text}" if stored else spec.scheme,
         backend=stored.package[0] if stored else spec.backend,
-        options=dict(spec.options),
         kernel=how.kernel,
         calibration=how.calibration.data if how.calibration and spec.calibrated else None,
+        **spec.options,
     )
+    return Condition(name=spec.name, kind=kind_of_precision(spec.name), options=options)
 
 
 def load_model(
     source: Source, spec: PrecisionSpec, how: How, batch_size: int | None = None
 ) -> HFModel:
-    """Load ``source`` at ``spec`` and prove that it is in force.
+    """Load ``source`` at ``spec`` and prove that it is in force; of two checkpoints, for each, and
+    join them.
 
     Raises:
         CheckpointError: the weights cannot be used.
         PrecisionError: the precision does not fit the checkpoint, or its library fails.
         NotInForceError: the precision did not take effect.
     """
-    source.require_precision(spec)
+    models = [_load_part(part, spec, how, batch_size) for part in source.parts]
+    first = models[0]
+    if source.alpha is None:
+        return first
+    from unlearnbench.models.joined import JoinedModel
+
+    network = JoinedModel(*(model.network for model in models), source.alpha)
+    precision, proofs = first.condition, [model.condition.proof for model in models]
+    if proofs[0] is not None and proofs[1] is not None:
+        precision = precision.model_copy(update={"proof": join_proofs(proofs[0], proofs[1])})
+    return HFModel(network, source, precision, first.dtype, how.device, batch_size)
+
+
+def _load_part(
+    source: CheckpointSource, spec: PrecisionSpec, how: How, batch_size: int | None
+) -> HFModel:
+    require_precision(source, spec)
     if spec.calibrated and how.calibration is None:
         raise PrecisionError(f"{spec.name} needs calibration texts; give --calibration")
-    from unlearnbench.models.products import quicken_products
+    from unlearnbench.models.rounding import quicken_int8
 
     with warnings.catch_warnings():
         # Libraries' advice about their own internals; ours are errors, not warnings.
@@ -105,24 +118,20 @@ def load_model(
     _say_proof(precision, loaded.proof, dtype, how.device)
     model = source.finish(loaded.model)
     if how.device == "cpu":
-        quicken(model)
-        quicken_products(model)
-    explain_loaded(how.device, dtype, precision.kernel)
-    # Keys and values get the room of a second copy of the weights, where there is none: the
-    # source's is given back, or is the model itself. Processes on one machine share a file's pages.
-    spare = source.give_back() if how.device == "cpu" and how.processes == 1 else 0
-    return HFModel(model, source, precision, dtype, how.device, batch_size, spare)
+        quicken_int8(model)
+    explain_loaded(how.device, dtype, precision.options.kernel)
+    return HFModel(model, source, precision, dtype, how.device, batch_size)
 
 
-def _say_proof(precision: Precision, proof: Proof, dtype: str, device: str) -> None:
-    kernel = f", {precision.kernel} kernel" if precision.kernel else ""
+def _say_proof(precision: Condition, proof: Proof, dtype: str, device: str) -> None:
+    kernel = f", {precision.options.kernel} kernel" if precision.options.kernel else ""
     log.info("%s on %s, compute dtype %s%s", precision.name, device, dtype, kernel)
     if dtype in ("bf16", "fp16") and device == "cpu":
         log.info(
             "%s products are slow on CPUs without hardware for them; --dtype fp32 may be faster",
             dtype,
         )
-    if proof.on_grid and (precision.bits or 16) < 16:
+    if proof.on_grid and (precision.options.bits or 16) < 16:
         log.warning(
             "%s changed no weight by more than a rounding error: the checkpoint already lies on "
             "that grid",
@@ -155,7 +164,20 @@ def require_available(spec: PrecisionSpec, device: str) -> None:
         raise PrecisionError(f"{spec.name} cannot run here: {reason}")
 
 
-def require_loadable(source: Source | PairSource) -> None:
+def require_precision(source: Source, spec: PrecisionSpec) -> None:
+    """Refuse to quantize a second time.
+
+    Raises:
+        PrecisionError: the checkpoint is quantized already and ``spec`` is not ``none``.
+    """
+    if source.stored is not None and spec.name != "none":
+        raise PrecisionError(
+            f"{source.files.path} is quantized already ({source.stored.text}) and cannot be loaded "
+            f"as {spec.name}; use --quant none for it as it is, or give the unquantized checkpoint"
+        )
+
+
+def require_loadable(source: Source) -> None:
     """Raise PrecisionError where a checkpoint is packed in a scheme whose library is missing."""
     if source.stored is None:
         return

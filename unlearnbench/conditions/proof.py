@@ -6,8 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from unlearnbench.checkpoints.find import PARTS
+from unlearnbench.checkpoints.linear import linear_layers, require_most
 from unlearnbench.conditions.base import (
     How,
     Inspect,
@@ -16,9 +19,7 @@ from unlearnbench.conditions.base import (
     Seen,
     dtype_name,
     held_bytes,
-    linear_names,
     make_dense,
-    require_most,
 )
 from unlearnbench.errors import NotInForceError
 from unlearnbench.results import ON_GRID, Proof
@@ -27,8 +28,13 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from unlearnbench.checkpoints.source import Source
+    from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
+# How two proofs become one, by field.
+_COUNTED = ("module_types", "covered_modules", "uncovered", "weights_by_dtype")
+_SUMMED = ("covered_weights", "total_weights", "weight_bytes", "compared_modules")
+_AVERAGED = ("changed_share", "mean_relative_error")
+_LARGEST = ("relative_error", "max_relative_error", "codes")
 _PER_KIND = 2
 # Above this the values of some modules of every kind are compared, not of all.
 _COMPARE_ALL = 300_000_000
@@ -48,7 +54,11 @@ class _Compared(NamedTuple):
 
 
 def finish(
-    spec: PrecisionSpec, source: Source, model: PreTrainedModel, inspect: Inspect, how: How
+    spec: PrecisionSpec,
+    source: CheckpointSource,
+    model: PreTrainedModel,
+    inspect: Inspect,
+    how: How,
 ) -> Loaded:
     """Prove ``spec``, then write the weights in force back as dense ones where that was asked.
 
@@ -61,7 +71,9 @@ def finish(
     return Loaded(model, proof)
 
 
-def prove(spec: PrecisionSpec, source: Source, model: PreTrainedModel, inspect: Inspect) -> Proof:
+def prove(
+    spec: PrecisionSpec, source: CheckpointSource, model: PreTrainedModel, inspect: Inspect
+) -> Proof:
     """Gather proof that ``spec`` is in force in ``model``, which was made from ``source``.
 
     Raises:
@@ -71,7 +83,7 @@ def prove(spec: PrecisionSpec, source: Source, model: PreTrainedModel, inspect: 
             checkpoint's at all.
     """
     before = source.state_dict()
-    names = linear_names(source.model())
+    names = list(linear_layers(source.model()))
     chosen = set(_choose(names, before))
     found = Found()
     for name, module in model.named_modules():
@@ -119,16 +131,18 @@ def _require_all(spec: PrecisionSpec, names: list[str], quantized: list[str]) ->
         )
 
 
-def require_coverable(spec: PrecisionSpec, source: Source) -> None:
+def require_coverable(spec: PrecisionSpec, source: CheckpointSource) -> None:
     """Refuse a model that ``spec`` would leave mostly as it is, before a library takes it apart.
 
     Raises:
         NotInForceError: most weights lie outside linear modules.
     """
-    _require_covered(spec, source, linear_names(source.model()))
+    _require_covered(spec, source, list(linear_layers(source.model())))
 
 
-def _require_covered(spec: PrecisionSpec, source: Source, covered: Collection[str]) -> None:
+def _require_covered(
+    spec: PrecisionSpec, source: CheckpointSource, covered: Collection[str]
+) -> None:
     from torch import nn
 
     model = source.model()
@@ -214,7 +228,7 @@ def _summary(
 ) -> Proof:
     facts = describe(model, found)
     if spec.bits is not None and spec.bits >= 16:
-        facts["unquantized"] = {}  # a storage dtype spares nothing
+        facts["uncovered"] = {}  # a storage dtype spares nothing
     facts |= {"total_weights": _total_weights(before), **_figures(found.compared)}
     return Proof.model_validate(facts)
 
@@ -233,10 +247,10 @@ def describe(model: PreTrainedModel, found: Found) -> dict[str, object]:
     quantized = sum(found.weights.values())
     return {
         "module_types": _module_types(model, inside),
-        "quantized_modules": _sorted(Counter(map(_pattern, found.weights))),
-        "unquantized": _weights_by_pattern(rest),
+        "covered_modules": _sorted(Counter(map(_pattern, found.weights))),
+        "uncovered": _weights_by_pattern(rest),
         "weights_by_dtype": _sorted(dtypes),
-        "quantized_weights": quantized,
+        "covered_weights": quantized,
         "total_weights": quantized + sum(p.numel() for p in rest.values()),
         "weight_bytes": found.stored_bytes + held_bytes(*rest.values()),
         "compared_modules": len(found.compared),
@@ -294,3 +308,27 @@ def _weights_by_pattern(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
 def _total_weights(state: Mapping[str, torch.Tensor]) -> int:
     """Weights of the checkpoint; tied ones count once."""
     return sum({t.data_ptr(): t.numel() for t in state.values()}.values())
+
+
+def join_proofs(first: Proof, second: Proof) -> Proof:
+    """One proof for two models: counts add up, and the larger error and most codes count."""
+
+    def added(name: str) -> dict[str, int]:
+        a, b = getattr(first, name), getattr(second, name)
+        return {key: a.get(key, 0) + b.get(key, 0) for key in sorted({*a, *b})}
+
+    def among(name: str) -> list[Any]:
+        return [v for v in (getattr(first, name), getattr(second, name)) if v is not None]
+
+    update: dict[str, object] = {name: added(name) for name in _COUNTED}
+    update |= {name: sum(among(name)) for name in _SUMMED}
+    # Both halves have one shape, so as many weights and modules of each were compared.
+    update |= {name: fmean(among(name)) for name in _AVERAGED if among(name)}
+    update |= {name: max(among(name), default=None) for name in _LARGEST}
+    update["on_grid"] = first.on_grid and second.on_grid
+    worst = max(
+        zip(PARTS, (first, second), strict=True), key=lambda p: p[1].max_relative_error or 0
+    )
+    if worst[1].max_error_module is not None:
+        update["max_error_module"] = f"{worst[0]}: {worst[1].max_error_module}"
+    return first.model_copy(update=update)

@@ -137,7 +137,7 @@ def _account(stage: Stage, options: DemoOptions) -> str:
     line = f"{stage.name}: {stage.seconds:.0f} s"
     if stage.name not in METHODS:
         return line
-    from unlearnbench.training.record import FILE
+    from unlearnbench.checkpoints.origin import FILE
 
     record = json.loads((options.model(stage.name) / FILE).read_bytes())["selection"]
     last = record["evaluated"][-1]

@@ -62,7 +62,7 @@ class Recipe:
     @property
     def learns_from_retain(self) -> bool:
         """Whether the method has a retain term."""
-        return find_method(self.method).needs_retain
+        return "retain" in find_method(self.method).data
 
     def selector(self, target: float) -> SelectorOptions:
         """``target``: the target's KnowMem_f."""

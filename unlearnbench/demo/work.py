@@ -14,10 +14,15 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unlearnbench.demo.recipe import DTYPE, ENDS, TASKS, DemoOptions, ends_options, recipe_of
 from unlearnbench.demo.stages import Stage
+from unlearnbench.recovery import UTILITY_FLOOR
+
+if TYPE_CHECKING:
+    from unlearnbench.results import RunResult
+    from unlearnbench.training.options import SelectorOptions
 
 EVALUATE = "evaluate-"
 
@@ -80,8 +85,8 @@ def run_stage(stage: Stage, options: DemoOptions) -> None:
 
 def is_trained(out: Path) -> bool:
     """Whether a training is complete; one that was never claimed is removed."""
+    from unlearnbench.checkpoints.origin import FILE
     from unlearnbench.training.output import OutputFolder
-    from unlearnbench.training.record import FILE
 
     folder = OutputFolder(out)
     if (out / FILE).exists():  # the process was killed between that and the stage's end
@@ -95,7 +100,7 @@ def is_trained(out: Path) -> bool:
 def _train(name: str, options: DemoOptions) -> None:
     """Finetune the target or the retrained model, or unlearn; goes on with what was interrupted."""
     from unlearnbench.demo.start import FORGET, RETAIN
-    from unlearnbench.training.run import Job, finetune, unlearn
+    from unlearnbench.training.job import Job, finetune, unlearn
 
     out = options.model(name)
     going: dict[str, Any] = {"resume": (out / ".training").is_dir(), "progress": options.progress}
@@ -112,9 +117,17 @@ def _train(name: str, options: DemoOptions) -> None:
         RETAIN if recipe.learns_from_retain else (),
         options=recipe.options(options.seed),
         select=recipe.selector(_knowmem(options.full_run("target"))),
+        score=_score,
         **going,
     )
     unlearn(job, recipe.method, dict(recipe.knobs))
+
+
+def _score(folder: Path, select: SelectorOptions, runs: Path) -> RunResult:
+    from unlearnbench.evaluation.evaluate import evaluate
+
+    (result,) = evaluate(folder, select.tasks, output=runs, limit=select.limit, dtype=select.dtype)
+    return result
 
 
 def _knowmem(run: Path) -> float:
@@ -175,7 +188,7 @@ def make_board(options: DemoOptions, tick: Callable[[], object] = lambda: None) 
     from unlearnbench.boards import add_entry, read_board
     from unlearnbench.boards.build import build_board
     from unlearnbench.boards.entry import Submission
-    from unlearnbench.tasks.spec import load_registry
+    from unlearnbench.tasks.registry import load_registry
 
     weights = "dense weights (the control)" if options.dense else "sparse weights"
     rules = {
@@ -185,7 +198,7 @@ def make_board(options: DemoOptions, tick: Callable[[], object] = lambda: None) 
         "base_model": "a Llama of 2 layers with random weights",
         "tasks": {s.task: s.metadata.version for s in load_registry(()).resolve(TASKS)},
         "precisions": list(options.precisions),
-        "utility_floor": 0.5,
+        "utility_floor": UTILITY_FLOOR,
         "ranking": ["demo_knowmem_f", "demo_verbmem"],
         "publish_texts": True,
     }

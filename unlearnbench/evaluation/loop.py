@@ -7,42 +7,27 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from unlearnbench.conditions import quantize
-from unlearnbench.conditions.base import Attention, Calibration, How, PrecisionSpec, pick_kernel
+from unlearnbench.conditions.base import Calibration, How, PrecisionSpec, pick_kernel
 from unlearnbench.errors import OptionError
 from unlearnbench.evaluation.failures import Failures
+from unlearnbench.evaluation.options import Options
 from unlearnbench.evaluation.run import Job, Run, prepare, run_tasks
 from unlearnbench.models.base import Model
 from unlearnbench.results import RunResult
-from unlearnbench.tasks.overrides import chat_plans, template_sha256
-from unlearnbench.tasks.samples import Plan
-from unlearnbench.tasks.spec import split_names
+from unlearnbench.tasks.overrides import chat_samples, template_sha256
+from unlearnbench.tasks.registry import split_names
+from unlearnbench.tasks.samples import TaskSamples
 from unlearnbench.util.quiet import plain_errors
 
 if TYPE_CHECKING:
-    from unlearnbench.checkpoints.pair import PairSource
-    from unlearnbench.checkpoints.source import LoadOptions, Source
+    from unlearnbench.checkpoints.source import Source
     from unlearnbench.evaluation.workers import Team
     from unlearnbench.models.hf import HFModel
 
 log = logging.getLogger("unlearnbench")
-
-
-@dataclass(frozen=True)
-class Asked:
-    """How precisions are to be made, as asked for; the names are the command line's."""
-
-    dtype: str
-    device: str | None
-    quant_kernel: str
-    calibration: str
-    calibration_samples: int
-    backend: Literal["hf", "vllm"]
-    team: Team | None
-    attention: Attention
-    compiled: bool
 
 
 def all_results(found: Sequence[RunResult | None], failures: Failures) -> list[RunResult]:
@@ -60,21 +45,19 @@ def evaluate_path(
     job: Job,
     path: str,
     precisions: str | Sequence[str],
-    load: LoadOptions,
-    asked: Asked,
-    chat: bool,
+    asked: Options,
+    team: Team | None,
 ) -> list[RunResult]:
-    """Evaluate what ``path`` names at each of ``precisions``. chat: prompts go through its chat
-    template.
+    """Evaluate what ``path`` names at each of ``precisions``.
 
-    Raises: as ``evaluator.evaluate``.
+    Raises: as ``evaluate``.
     """
+    from unlearnbench.checkpoints.source import open_source
     from unlearnbench.conditions import load as loading
-    from unlearnbench.conditions.opening import open_any
 
     specs = quantize.resolve(split_names(precisions))
     device = loading.pick_device(asked.device)
-    if device == "auto" and asked.team is not None:
+    if device == "auto" and team is not None:
         raise OptionError(
             "--device auto spreads one model over all GPUs, and each process of this launch has a "
             "model of its own; use --device cuda, or one process"
@@ -83,50 +66,48 @@ def evaluate_path(
         loading.require_available(spec, device)
         pick_kernel(asked.quant_kernel, spec, device)
     calibration = _calibration(job, specs, asked)
-    source = open_any(path, load, keep=len(specs) > 1)
+    source = open_source(path, asked, keep=len(specs) > 1)
     loading.require_loadable(source)
-    if chat:
+    if asked.apply_chat_template:
         sha256 = template_sha256(source.tokenizer)
-        plans = chat_plans(job.plans, source.tokenizer)
+        plans = chat_samples(job.plans, source.tokenizer)
         job = replace(job, plans=tuple(plans), chat_template_sha256=sha256)
     kernel = asked.quant_kernel
     if asked.backend == "vllm":
-        _require_vllm(source, specs, asked)
+        _require_vllm(source, specs, asked, team)
         kernel = "dequantized"
     config = source.config.to_dict()
     failures = job.failures(len(specs))
     prepared = []
     with ExitStack() as locks:
         for spec in specs:  # every conflict is found before the first model is loaded
-            source.require_precision(spec)
+            loading.require_precision(source, spec)
             dtype = loading.pick_dtype(asked.dtype, spec, source.own_dtype, device)
             how = loading.make_how(spec, dtype, device, kernel, calibration)
-            how = replace(how, processes=job.processes)
             precision = loading.describe_precision(source, spec, how)
             settings = job.settings(dtype, device)
             run, todo = prepare(job, source.checkpoint, config, precision, settings, locks)
             prepared.append((spec, how, run, todo))
-        opened = _Opened(path, load, source, asked)
+        opened = _Opened(path, source, asked, team)
         found = [_run_precision(opened, *one, failures) for one in prepared]
     return all_results(found, failures)
 
 
 def _require_vllm(
-    source: Source | PairSource, specs: Sequence[PrecisionSpec], asked: Asked
+    source: Source,
+    specs: Sequence[PrecisionSpec],
+    asked: Options,
+    team: Team | None,
 ) -> None:
     from unlearnbench.models.vllm import require_vllm
 
-    if asked.team is not None:
+    if team is not None:
         raise OptionError("--backend vllm runs in one process; it spreads its work itself")
-    if asked.compiled or asked.attention != "auto":
-        raise OptionError(
-            "--backend vllm chooses attention and compilation itself; leave --attention and "
-            "--compile out"
-        )
-    require_vllm(source, specs, asked.quant_kernel)
+    kernels = {spec.name: spec.kernels for spec in specs}
+    require_vllm(source, kernels, asked.quant_kernel)
 
 
-def _calibration(job: Job, specs: Sequence[PrecisionSpec], asked: Asked) -> Calibration | None:
+def _calibration(job: Job, specs: Sequence[PrecisionSpec], asked: Options) -> Calibration | None:
     if any(spec.calibrated for spec in specs):
         from unlearnbench.conditions.quantize.calibration import pick_calibration
 
@@ -141,24 +122,24 @@ class _Opened:
     """A checkpoint that is open, and by whom it is to be run."""
 
     path: str
-    options: LoadOptions
-    source: Source | PairSource
-    asked: Asked
+    source: Source
+    asked: Options
+    team: Team | None
 
     def load(self, spec: PrecisionSpec, how: How, batch_size: int | None) -> Model:
         """At one precision, by every process and on the engine asked for."""
-        from unlearnbench.conditions.opening import load_any
+        from unlearnbench.conditions.load import load_model
 
         def load_here() -> HFModel:
-            model = load_any(self.source, spec, how, batch_size)
+            model = load_model(self.source, spec, how, batch_size)
             self.source.release()
             return model
 
-        if self.asked.team is not None:
+        if self.team is not None:
             from unlearnbench.evaluation.workers import Loading
 
-            asked = Loading(self.path, self.options, spec, how, batch_size)
-            return self.asked.team.load(asked, load_here)
+            asked = Loading(self.path, self.asked, spec, how, batch_size)
+            return self.team.load(asked, load_here)
         if self.asked.backend == "vllm":
             from unlearnbench.models.vllm import open_vllm
 
@@ -171,7 +152,7 @@ def _run_precision(
     spec: PrecisionSpec,
     how: How,
     run: Run,
-    todo: list[Plan],
+    todo: list[TaskSamples],
     failures: Failures,
 ) -> RunResult | None:
     try:

@@ -172,13 +172,13 @@ def load_from_arguments(given: Mapping[str, object]) -> HFModel:
     Raises:
         UnlearnbenchError: as the main job's, for the same options.
     """
-    from unlearnbench.checkpoints.source import LoadOptions
+    from unlearnbench.checkpoints.options import LoadOptions
+    from unlearnbench.checkpoints.source import open_source
     from unlearnbench.conditions import load as loading
     from unlearnbench.conditions import quantize
     from unlearnbench.conditions.base import pick_kernel
-    from unlearnbench.conditions.opening import load_any, open_any
     from unlearnbench.conditions.quantize.calibration import pick_calibration
-    from unlearnbench.tasks.spec import split_names
+    from unlearnbench.tasks.registry import split_names
 
     options = translate(given)
     if "model" not in options:
@@ -204,19 +204,19 @@ def load_from_arguments(given: Mapping[str, object]) -> HFModel:
     if adapter not in ("merge", "keep"):
         raise OptionError(f"adapter={one_line(adapter, 60)}: use merge or keep")
     load = LoadOptions(
-        _text(options, "revision"),
-        _text(options, "base"),
-        "merge" if adapter == "merge" else "keep",
-        bool(options.get("allow_adapter_base", False)),
-        bool(options.get("trust_remote_code", False)),
-        bool(options.get("allow_pickle", False)),
+        revision=_text(options, "revision"),
+        base=_text(options, "base"),
+        adapter="merge" if adapter == "merge" else "keep",
+        allow_adapter_base=bool(options.get("allow_adapter_base", False)),
+        trust_remote_code=bool(options.get("trust_remote_code", False)),
+        allow_pickle=bool(options.get("allow_pickle", False)),
     )
-    source = open_any(str(options["model"]), load, keep=False)
+    source = open_source(str(options["model"]), load, keep=False)
     loading.require_loadable(source)
-    source.require_precision(spec)
+    loading.require_precision(source, spec)
     dtype = loading.pick_dtype(str(options.get("dtype", "auto")), spec, source.own_dtype, device)
     how = loading.make_how(spec, dtype, device, kernel, calibration)
-    model = load_any(source, spec, how)
+    model = loading.load_model(source, spec, how)
     source.release()
     return model
 

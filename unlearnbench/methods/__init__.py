@@ -1,114 +1,159 @@
-"""Unlearning methods: one small file each, found by listing this folder.
+"""Unlearning methods: one small file each, found by listing the folders beside this file.
 
-A file describes itself in ``ABOUT``. A forget loss (``ga``) combines with a retain term
-(``ga_gdr``) and a mask (``ga_gdr_sure``), and any but a mask with LoRA (``ga_gdr_lora``); a whole
-method (``tv``) has its own procedure. See docs/add-a-method.md.
+A forget loss (``ga``) combines with a retain term (``ga_gdr``), with a way to make the gradient of
+a step, and with a mask (``ga_gdr_sure``); any but a mask with LoRA (``ga_gdr_lora``). A whole
+method (``tv``) has a procedure of its own. See docs/add-a-method.md.
 """
 
 from __future__ import annotations
 
 import difflib
-import pkgutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
-from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+import importlib.util
+import itertools
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, get_args
 
 from unlearnbench.errors import OptionError, one_line
-from unlearnbench.methods.base import About, Knobs, Part
+from unlearnbench.methods.base import About
+from unlearnbench.methods.options import Field, Value, checked, fields_of, flag
+from unlearnbench.methods.rows import Role
 
-if TYPE_CHECKING:
-    import torch
+__all__ = ["FOLDERS", "Method", "Piece", "find_method", "method_names", "pieces"]
 
-__all__ = ["Method", "Objective", "abouts", "find_method", "method_names"]
+Kind = Literal["forget", "retain", "steps", "masks", "whole"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+FOLDERS: list[Path] = [Path(__file__).parent]
+"""Where method files are: in ``forget/``, ``retain/``, ... of each."""
 
 
-class Objective(Protocol):
-    """A module with a loss: a forget loss or a retain term."""
+@dataclass(frozen=True)
+class Piece:
+    """One method file, and once it is chosen its numbers."""
 
-    ABOUT: About
-    loss: Callable[[Part, Knobs], torch.Tensor]
+    kind: Kind
+    module: Any
+    options: Any = None
+
+    @property
+    def about(self) -> About:
+        """What the file says of itself."""
+        found: About = self.module.ABOUT
+        return found
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """Its options, with their defaults and bounds."""
+        return fields_of(self.about.options)
+
+    def hook(self, name: str) -> Callable[..., Any] | None:
+        """A function of the file, given the piece's options last; None where it has none."""
+        found = getattr(self.module, name, None)
+        return None if found is None else lambda *given: found(*given, self.options)
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method by its parts. ``whole`` is the module of a method with its own procedure."""
+    """A method by its pieces."""
 
     name: str
-    forget: Objective | None = None
-    retain: Objective | None = None
-    mask: object | None = None
-    whole: object | None = None
+    pieces: tuple[Piece, ...]
     lora: bool = False
 
-    @property
-    def parts(self) -> tuple[About, ...]:
-        """What each part says about itself."""
-        modules = (self.forget, self.retain, self.mask, self.whole)
-        return tuple(_about(module) for module in modules if module is not None)
+    def piece(self, kind: Kind) -> Piece | None:
+        """The one of a kind."""
+        return next((piece for piece in self.pieces if piece.kind == kind), None)
 
     @property
-    def needs_retain(self) -> bool:
-        """Whether the method learns from a retain set."""
-        return any(about.needs_retain for about in self.parts)
+    def terms(self) -> tuple[Piece, ...]:
+        """What its loss is made of: the forget loss and the terms on other texts."""
+        return tuple(piece for piece in self.pieces if piece.kind in ("forget", "retain"))
 
     @property
-    def needs_sequences(self) -> bool:
-        """Whether the forget loss reads the target's sequence log-probabilities."""
-        return bool(getattr(self.forget, "NEEDS_SEQUENCES", False))
+    def data(self) -> frozenset[Role]:
+        """The sets that it learns from beside the forget set."""
+        return frozenset(role for piece in self.pieces for role in piece.about.data)
 
     @property
-    def needs_logits(self) -> bool:
-        """Whether the retain term reads the target's logits."""
-        return bool(getattr(self.retain, "NEEDS_LOGITS", False))
+    def fields(self) -> dict[str, Field]:
+        """Its options by name; of two pieces with one the later."""
+        return {field.name: field for piece in self.pieces for field in piece.fields}
 
-    def knobs(self, asked: dict[str, float | int | str]) -> Knobs:
-        """The method's own defaults, changed by what was asked for.
+    @property
+    def numbers(self) -> dict[str, Value]:
+        """The value of every option, in the order of their names."""
+        found = {f.name: getattr(p.options, f.name) for p in self.pieces for f in p.fields}
+        return dict(sorted(found.items()))
+
+    def with_options(self, asked: Mapping[str, object]) -> Method:
+        """The method with its defaults, changed by what was asked for.
 
         Raises:
-            OptionError: an option that the method does not read.
+            OptionError: an option that the method does not read, or a value that it cannot have.
         """
-        known: dict[str, float | int | str] = {}
-        for about in self.parts:
-            known |= about.knobs
+        fields = self.fields
         for name in asked:
-            if name not in known:
-                option, own = name.replace("_", "-"), ", ".join(known) or "none"
+            if name not in fields:
+                own = ", ".join(flag(f)[2:] for f in fields) or "none"
                 raise OptionError(
-                    f"--{option} means nothing to {self.name}; its own options: "
-                    f"{own.replace('_', '-')}"
+                    f"{flag(name)} means nothing to {self.name}; its own options: {own}"
                 )
-        return Knobs(**{f.name: (known | asked)[f.name] for f in fields(Knobs) if f.name in known})  # type: ignore[arg-type]
+        values = checked(fields.values(), asked)
+        chosen = [
+            replace(p, options=p.about.options(**{f.name: values[f.name] for f in p.fields}))
+            for p in self.pieces
+        ]
+        return replace(self, pieces=tuple(chosen))
 
 
-def _about(module: object) -> About:
-    return cast(About, module.ABOUT)  # type: ignore[attr-defined]
+@cache
+def _load(path: Path, kind: str) -> ModuleType:
+    name = f"{__name__}.{kind}.{path.stem}"
+    if path.parent.parent == Path(__file__).parent:
+        return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # noqa: S101, PT018 - the file was listed
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where a dataclass looks its types up
+    spec.loader.exec_module(module)
+    return module
 
 
-def _modules() -> dict[str, object]:
-    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-    modules = [import_module(f"{__name__}.{name}") for name in names]
-    return {m.ABOUT.name: m for m in modules if hasattr(m, "ABOUT")}
-
-
-def abouts() -> tuple[About, ...]:
-    """Every part and whole method of this folder, in name order."""
-    return tuple(_about(module) for module in _modules().values())
-
-
-def _of_kind(kind: str) -> list[str]:
-    return [about.name for about in abouts() if about.kind == kind]
+def pieces() -> dict[str, Piece]:
+    """Every method file of ``FOLDERS`` by name, in the order of their names."""
+    found = [
+        Piece(kind, _load(path, kind))
+        for folder in FOLDERS
+        for kind in KINDS
+        for path in (folder / kind).glob("*.py")
+        if not path.name.startswith("_")
+    ]
+    return {piece.about.name: piece for piece in sorted(found, key=lambda p: p.about.name)}
 
 
 def method_names() -> tuple[str, ...]:
-    """The names of all methods: every combination, without the ``_lora`` ones."""
-    forgets, retains, masks = map(_of_kind, ("forget", "retain", "mask"))
-    names = [f"{f}_{r}{m}" for f in forgets for r in retains for m in ("", *_suffixes(masks))]
-    return tuple(sorted([*forgets, *names, *_of_kind("whole")]))
+    """The names of all methods: every combination, without the ``_lora`` ones. A way to make a
+    gradient or a mask goes with a method that holds something in place.
+    """
+    known = pieces()
 
+    def names(kind: Kind, reads: Role = "retain") -> list[str]:
+        return [n for n, p in known.items() if p.kind == kind and p.about.reads == reads]
 
-def _suffixes(names: Iterable[str]) -> list[str]:
-    return [f"_{name}" for name in names]
+    held = itertools.product(
+        names("forget"),
+        ["", *names("retain")],
+        ["", *names("retain", "auxiliary")],
+        ["", *names("steps")],
+        ["", *names("masks")],
+    )
+    parts = [found for found in held if any(found[1:3]) or not any(found[3:])]
+    return tuple(sorted([*("_".join(filter(None, found)) for found in parts), *names("whole")]))
 
 
 def find_method(name: str) -> Method:
@@ -121,19 +166,13 @@ def find_method(name: str) -> Method:
     if base not in method_names():
         near = difflib.get_close_matches(name, method_names(), n=3) or method_names()
         raise OptionError(f"unknown method {one_line(name, 60)!r}; known: {', '.join(near)}")
-    modules, lora = _modules(), base != name
-    if base in modules and _about(modules[base]).kind == "whole":
-        return Method(name, whole=modules[base], lora=lora)
-    found: dict[str, object] = {}
-    for part, module in modules.items():  # a part's own name may hold a "_"
-        if f"_{part}_" in f"_{base}_" and _about(module).kind != "whole":
-            found[_about(module).kind] = module
-    if lora and "mask" in found:
+    known, lora = pieces(), base != name
+    whole = known.get(base)
+    if whole is not None and whole.kind == "whole":
+        return Method(name, (whole,), lora).with_options({})
+    # A piece's own name may hold a "_".
+    found = [p for n, p in known.items() if p.kind != "whole" and f"_{n}_" in f"_{base}_"]
+    found.sort(key=lambda piece: KINDS.index(piece.kind))
+    if lora and any(piece.kind == "masks" for piece in found):
         raise OptionError(f"{name}: a mask chooses weights to train, and LoRA trains none of them")
-    return Method(
-        name,
-        forget=cast(Objective, found["forget"]),
-        retain=cast("Objective | None", found.get("retain")),
-        mask=found.get("mask"),
-        lora=lora,
-    )
+    return Method(name, tuple(found), lora).with_options({})

@@ -1,98 +1,176 @@
-"""What method files share: how a method describes itself, its knobs, and what a loss sees."""
+"""What method files are written with: how a file describes itself, and what it may ask of the
+training that calls it.
+
+Method files import this and never ``training``, which implements ``TrainingContext`` and
+``OptimizerStep``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Protocol
 
+from unlearnbench.checkpoints.linear import linear_layers
 from unlearnbench.errors import CheckpointError
+from unlearnbench.methods.rows import Batch, Example, Role
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-IGNORED = -100
-"""The label of a position that is not learned: padding, the question before an answer."""
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
-class Knobs:
-    """The numbers that methods read. Each method names those it uses, with its own defaults.
-
-    beta: inverse temperature of NPO and SimNPO. gamma: SimNPO's margin. alpha: strength of a task
-    vector or of WHP's logit difference. retain_weight: factor of the retain term. sure_level and
-    sure_top: what SURE selects and which share of the weights. rmu_layer: decoder layer whose
-    output RMU moves, from 0 (-1: a depth of 7/32). rmu_scale: length of the vector it moves to.
-    """
-
-    beta: float = 0.1
-    gamma: float = 0.0
-    alpha: float = 1.0
-    retain_weight: float = 1.0
-    sure_level: Literal["row", "module"] = "row"
-    sure_top: float = 0.05
-    rmu_layer: int = -1
-    rmu_scale: float = 6.5
+class NoOptions:
+    """The options of a method that has none."""
 
 
 @dataclass(frozen=True)
 class About:
-    """A method file's own description. ``knobs``: the options it reads and their defaults.
-
-    kind: "forget" (a loss on the forget set), "retain" (a term on the retain set), "mask" (which
-    weights may change) or "whole" (a method with its own procedure, which combines with nothing).
-    """
+    """A method file's own description."""
 
     name: str
-    kind: Literal["forget", "retain", "mask", "whole"]
     title: str
     equation: str
     source: str
-    knobs: Mapping[str, float | int | str] = field(default_factory=dict)
-    needs_retain: bool = False
+    """The paper."""
+    options: type[Any] = NoOptions
+    """A frozen dataclass; each field is made by ``option`` and becomes an option of the command."""
+    data: tuple[Role, ...] = ()
+    """The sets that it reads beside the forget set: retain, auxiliary."""
+    reads: Role = "retain"
+    """For a retain term: whose rows it is given."""
+    sequences: bool = False
+    """Whether its loss reads the target's log-probabilities of whole forget sequences."""
+    references: tuple[str, ...] = ()
+    """Frozen models whose logits its loss reads: ``target``, or names of its ``references``."""
+    alternatives: int = 0
+    """How many other answers stand beside each forget row of a batch."""
     differs: str = ""
     """Where released code computes something else, in a sentence."""
 
 
+Masks = Mapping[str, "torch.Tensor"]
+"""Rows that may change, bool (rows,), by parameter; every other parameter stays. A whole module may
+change where its mask is all true."""
+
+BatchLoss = Callable[[Any, Batch], "dict[str, torch.Tensor]"]
+"""What a training asks of (model, batch): the terms of the loss, ``loss`` among them, as shares of
+the whole step's, each a tensor of shape ()."""
+
+
+class FrozenModel(Protocol):
+    """A model to compare with: its output for ``inputs``, without gradients and dropout."""
+
+    def __call__(
+        self, model: Any, inputs: dict[str, torch.Tensor], hidden: bool = False
+    ) -> Any: ...
+
+
 @dataclass(frozen=True)
-class Part:
-    """The forget rows, or the retain rows, of one forward pass.
+class Gradient:
+    """The gradient of some terms of the loss over a whole optimizer step."""
 
-    logits: (rows, width, vocabulary). labels: (rows, width), IGNORED where nothing is learned.
-    all_rows, all_tokens: rows and learned tokens of the whole optimizer step, over accumulated
-    batches and processes, so that sums over parts divided by them are means over the step.
-    reference: the target model's own figures: for forget rows sequence log-probabilities (rows,),
-    for retain rows logits (rows, width, vocabulary); None where the method asks for none.
+    terms: dict[str, float]
+    """The value of each term, as it stands in the record."""
+    of: dict[str, torch.Tensor]
+    """By the name of the parameter."""
+
+    def __add__(self, other: Gradient) -> Gradient:
+        terms = {n: self.terms.get(n, 0.0) + v for n, v in other.terms.items()}
+        return Gradient(self.terms | terms, {n: g + other.of[n] for n, g in self.of.items()})
+
+    def __mul__(self, factor: float) -> Gradient:
+        terms = {name: factor * value for name, value in self.terms.items()}
+        return Gradient(terms, {name: factor * grad for name, grad in self.of.items()})
+
+
+class OptimizerStep(Protocol):
+    """What ``gradient(step, options)`` of a file in ``steps/`` is given: once in each optimizer
+    step, however many batches are accumulated. It returns the gradient to descend along.
     """
 
-    logits: torch.Tensor
-    labels: torch.Tensor
-    all_rows: int
-    all_tokens: int
-    reference: torch.Tensor | None = None
+    number: int
+    """From 1."""
+    weights: Mapping[str, torch.Tensor]
+    """The parameters under training. To be changed in place only inside ``restored``."""
+    state: dict[str, float]
+    """Kept from step to step, and over an interruption."""
+
+    def forget(self) -> Gradient:
+        """The forget loss' gradient at the weights as they are now."""
+
+    def retain(self) -> Gradient:
+        """The same of the terms on other texts; zeros where there are none."""
+
+    def restored(self) -> AbstractContextManager[None]:
+        """A block after which the weights are, bit for bit, what they were before."""
+
+    def through(
+        self, function: Callable[[torch.Tensor], torch.Tensor]
+    ) -> AbstractContextManager[None]:
+        """A block in which inner linear layers compute with ``function(weight)``, as rounded; the
+        gradient goes to the weight as if ``function`` were not there.
+        """
 
 
-def token_logprobs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Log-probability of each learned token given those before it, in at least float32.
+class TrainingContext(Protocol):
+    """What a method may ask of the training that calls it."""
 
-    logits: (rows, width, vocabulary); labels: (rows, width), where the label at position t is
-    predicted by the logits at t - 1. Returns (rows, width - 1), natural logarithms, exactly 0 where
-    the label is IGNORED.
+    model: PreTrainedModel
+    """The target, which is trained in place."""
+    tokenizer: Any
+    forget: tuple[Example, ...]
+    retain: tuple[Example, ...]
+    auxiliary: tuple[Example, ...]
+    """The third set."""
+    seed: int
+
+    def copy_of_target(self) -> PreTrainedModel:
+        """A second model with the target's weights."""
+
+    def freeze(self, model: PreTrainedModel | None = None) -> FrozenModel:
+        """A model to compare with; None: the target as it is now."""
+
+    def descend(
+        self, model: PreTrainedModel, examples: Sequence[Example], stage: str
+    ) -> PreTrainedModel:
+        """Train ``model`` on ``examples`` by plain cross-entropy."""
+
+    def reinforce(self) -> PreTrainedModel:
+        """A copy of the target, trained further on the forget set."""
+
+    def fit(self, loss: BatchLoss, learns: Callable[[str], bool] | None = None) -> PreTrainedModel:
+        """Train the target on all sets; only parameters whose name ``learns`` accepts change."""
+
+    def forget_gradient(self) -> dict[str, torch.Tensor]:
+        """The forget loss' gradient at the target over the whole forget set, float32, for the
+        weight of every inner linear layer.
+        """
+
+    def relabel(
+        self,
+        models: Sequence[PreTrainedModel],
+        label: Callable[..., torch.Tensor],
+    ) -> tuple[Example, ...]:
+        """The forget set with labels ``label(*logits of each model, labels)``."""
+
+    def answer(self, example: Example, other: str | Sequence[int]) -> Example:
+        """``example`` with another answer after its first ``prompt`` tokens, as text or tokens."""
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The result of a whole method whose models answer together, by ``combine`` of its file:
+    ``combine(logits, numbers)`` makes one model's logits of those of all.
     """
-    import torch
-    from torch.nn.functional import cross_entropy
 
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    losses = cross_entropy(
-        wide[:, :-1].transpose(1, 2), labels[:, 1:], ignore_index=IGNORED, reduction="none"
-    )
-    return -losses
-
-
-def sequence_logprobs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sum of ``token_logprobs`` of each row: shape (rows,)."""
-    return token_logprobs(logits, labels).sum(dim=1)
+    models: Mapping[str, PreTrainedModel]
+    """By the name of their folder in the output."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """What ``combine`` needs to know."""
 
 
 def inner_linears(model: nn.Module) -> dict[str, nn.Linear]:
@@ -101,14 +179,7 @@ def inner_linears(model: nn.Module) -> dict[str, nn.Linear]:
     Raises:
         CheckpointError: there is none.
     """
-    from torch import nn
-
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
+    found = linear_layers(model)
     if not found:
         raise CheckpointError(
             f"{type(model).__name__} has no linear layers, which this method works on; use another "

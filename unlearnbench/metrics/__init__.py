@@ -1,14 +1,16 @@
 """Metrics: pure functions, one small file each, found by listing this folder.
 
 A metric for generation tasks is a module with ``NAME``, ``HEADLINE`` and ``score_output``; one
-for likelihood tasks has ``NAME``, ``score_text`` and ``summarize``. See docs/add-a-metric.md.
+for likelihood tasks has ``NAME``, ``ATTACKS``, ``score_text`` and ``summarize``. See
+docs/add-a-metric.md. ``intervals`` holds what they share: estimates with their intervals.
 """
 
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, cast
 
 from unlearnbench.errors import MetricError
@@ -16,14 +18,6 @@ from unlearnbench.errors import MetricError
 if TYPE_CHECKING:
     from unlearnbench.metrics.membership import LeakSummary
     from unlearnbench.requests import Scored
-
-__all__ = [
-    "GenerationMetric",
-    "LikelihoodMetric",
-    "generation_metric",
-    "likelihood_metric",
-    "metric_names",
-]
 
 
 class GenerationMetric(Protocol):
@@ -44,22 +38,22 @@ class LikelihoodMetric(Protocol):
     summarize: Callable[..., LeakSummary]
 
 
-def _modules() -> Sequence[str]:
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
-
-
-def _find(name: str, attribute: str) -> object:
-    for module_name in _modules():
-        module = import_module(f"{__name__}.{module_name}")
-        if getattr(module, "NAME", None) == name and hasattr(module, attribute):
-            return module
-    raise MetricError(f"no metric {name!r} of this kind; known: {', '.join(metric_names())}")
+def _modules() -> dict[str, ModuleType]:
+    names = (m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    found = [import_module(f"{__name__}.{name}") for name in sorted(names)]
+    return {module.NAME: module for module in found if hasattr(module, "NAME")}
 
 
 def metric_names() -> tuple[str, ...]:
     """The names of every metric in this folder."""
-    modules = (import_module(f"{__name__}.{name}") for name in _modules())
-    return tuple(sorted(m.NAME for m in modules if hasattr(m, "NAME")))
+    return tuple(sorted(_modules()))
+
+
+def _find(name: str, attribute: str) -> ModuleType:
+    module = _modules().get(name)
+    if not hasattr(module, attribute):
+        raise MetricError(f"no metric {name!r} of this kind; known: {', '.join(metric_names())}")
+    return cast(ModuleType, module)
 
 
 def generation_metric(name: str) -> GenerationMetric:

@@ -1,4 +1,4 @@
-"""Flu: how varied a text is, by the entropy of its n-grams. Who repeats himself scores low."""
+"""Flu: how varied a text is, by the entropy of its n-grams; a text that repeats itself is low."""
 
 from __future__ import annotations
 

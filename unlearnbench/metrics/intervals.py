@@ -224,7 +224,7 @@ class Values:
     @property
     def n(self) -> int:
         """Samples; of pairs, those of the smaller group."""
-        return min(self.values.shape)
+        return int(min(self.values.shape))
 
     def minus(self, other: Values, factor: float = 1.0) -> Values:
         """``self - factor x other``, sample by sample.

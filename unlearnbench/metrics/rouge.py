@@ -41,7 +41,8 @@ def score_output(output: str, target: str) -> dict[str, float]:
 @lru_cache(maxsize=1024)
 def _score(output: str, target: str) -> tuple[tuple[str, float], ...]:
     scores = _scorer(False).score(target, output)
-    if _has_no_words(target):
+    # rouge-score keeps [a-z0-9] after lower-casing and nothing else.
+    if not any(c.isascii() and c.isalnum() for c in target.lower()):
         raise MetricError(f"target {target[:60]!r} has no letter or digit that ROUGE could match")
     return (
         ("rougeL", float(scores["rougeL"].fmeasure)),
@@ -49,8 +50,3 @@ def _score(output: str, target: str) -> tuple[tuple[str, float], ...]:
         ("rouge1", float(scores["rouge1"].fmeasure)),
         ("rougeL_stem", float(_scorer(True).score(target, output)["rougeL"].fmeasure)),
     )
-
-
-def _has_no_words(text: str) -> bool:
-    # rouge-score keeps [a-z0-9] after lower-casing and nothing else.
-    return not any(c.isascii() and c.isalnum() for c in text.lower())

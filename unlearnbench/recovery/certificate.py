@@ -6,45 +6,48 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from unlearnbench.errors import OptionError, ResultError, one_line
-from unlearnbench.recovery.compare import Comparison
-from unlearnbench.recovery.policy import Finding, Policy, check, exit_status, open_check
-from unlearnbench.results import FULL
+from unlearnbench.recovery.compare import Comparison, open_comparison
+from unlearnbench.recovery.policy import Finding, Policy, check, exit_status
+from unlearnbench.results import FORMAT_VERSION, FULL, upgrade
 from unlearnbench.runs.entries import Entry, LoadedRun
 from unlearnbench.util.files import as_model, read_json
 from unlearnbench.util.version import __version__
 
+Role = Literal["unlearned", "target", "retrained"]
+_CONFIG = ConfigDict(
+    frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+)
 
-class _File(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
-
-class Evidence(_File):
+class Evidence(BaseModel):
     """One samples file that the certificate rests on."""
 
-    role: Literal["unlearned", "target", "retrained"]
+    model_config = _CONFIG
+
+    role: Role
     weights_sha256: str
-    precision: str
+    condition: str
     task: str
     version: float
     records_sha256: str
 
 
-class Certificate(_File):
-    """Durable(U, P, eps): at every precision in P the policy's rules hold."""
+class Certificate(BaseModel):
+    """Durable(U, C, eps): under every condition in C the policy's rules hold."""
 
-    format_version: Literal[1] = 1
+    model_config = _CONFIG
+
+    format_version: Literal[2] = FORMAT_VERSION
     checkpoint: str
     """As given to the runs; the hash identifies it, not this."""
     weights_sha256: str
     tokenizer_sha256: str
-    precisions: tuple[str, ...]
+    conditions: tuple[str, ...]
     epsilon: float
     """Most points above the retrained model."""
     policy: Policy
@@ -52,6 +55,11 @@ class Certificate(_File):
     evidence: tuple[Evidence, ...] = Field(min_length=1)
     unlearnbench: str
     created: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_format_1(cls, content: Any) -> Any:
+        return upgrade(content)
 
 
 # What each kind of task must be held to.
@@ -73,8 +81,7 @@ def certify(comparison: Comparison, policy: Policy, findings: Sequence[Finding])
     (entry,) = comparison.entries
     if entry.full.result.imported is not None:
         raise OptionError("no certificate from imported runs: their weights are not known")
-    results = (run.result.tasks.items() for run in entry.runs.values())
-    wants = {name: result.want for tasks in results for name, result in tasks}
+    wants = {n: task.want for run in entry.runs.values() for n, task in run.result.tasks.items()}
     needed = {"max_excess", "min_utility", *(_RULES[want] for want in wants.values())}
     missing = sorted(needed - policy.rules)
     if missing or FULL not in policy.precisions:
@@ -91,7 +98,7 @@ def certify(comparison: Comparison, policy: Policy, findings: Sequence[Finding])
         checkpoint=checkpoint.path,
         weights_sha256=checkpoint.weights_sha256,
         tokenizer_sha256=checkpoint.tokenizer_sha256,
-        precisions=policy.precisions,
+        conditions=policy.precisions,
         epsilon=policy.max_excess or 0.0,
         policy=policy,
         protocol=entry.full.result.protocol,
@@ -103,20 +110,18 @@ def certify(comparison: Comparison, policy: Policy, findings: Sequence[Finding])
 
 def _evidence(comparison: Comparison, entry: Entry, policy: Policy) -> tuple[Evidence, ...]:
     tasks = comparison.tasks(entry)
-    runs: list[tuple[str, LoadedRun]] = [("unlearned", entry.at(p)) for p in policy.precisions]
+    runs: list[tuple[Role, LoadedRun]] = [("unlearned", entry.at(p)) for p in policy.precisions]
     quantized = policy.precisions if policy.max_recovered is not None else (FULL,)
     runs += [("target", comparison.target.at(p)) for p in quantized]
     runs.append(("retrained", comparison.retrained.full))
     return tuple(
-        Evidence.model_validate(
-            {
-                "role": role,
-                "weights_sha256": run.result.checkpoint.weights_sha256,
-                "precision": run.precision,
-                "task": task,
-                "version": run.task(task).version,
-                "records_sha256": run.task(task).records_sha256,
-            }
+        Evidence(
+            role=role,
+            weights_sha256=run.result.checkpoint.weights_sha256,
+            condition=run.condition,
+            task=task,
+            version=run.task(task).version,
+            records_sha256=run.task(task).records_sha256,
         )
         for role, run in runs
         for task in tasks
@@ -141,16 +146,19 @@ def verify_certificate(
     Raises:
         ResultError: it speaks of other weights or evidence; names the first difference.
     """
-    comparison = open_check(runs, target, retrained, certificate.policy)
-    findings = check(comparison, certificate.policy)
+    policy = certificate.policy
+    comparison = open_comparison(runs, target, retrained, confidence=policy.confidence)
+    findings = check(comparison, policy)
     if exit_status(findings) != 0:
         return findings
-    again = certify(comparison, certificate.policy, findings)
-    for field in ("weights_sha256", "tokenizer_sha256", "protocol", "precisions", "epsilon"):
+    again = certify(comparison, policy, findings)
+    for field in ("weights_sha256", "tokenizer_sha256", "protocol", "conditions", "epsilon"):
         stated, found = getattr(certificate, field), getattr(again, field)
         if stated != found:
             raise ResultError(f"the certificate is not of these runs: {field} differs")
-    theirs, ours = ({_key(e): e for e in c.evidence} for c in (certificate, again))
+    theirs, ours = (
+        {(e.role, e.condition, e.task): e for e in c.evidence} for c in (certificate, again)
+    )
     for key in {**theirs, **ours}:
         if theirs.get(key) != ours.get(key):
             raise ResultError(
@@ -158,10 +166,6 @@ def verify_certificate(
                 "differs"
             )
     return findings
-
-
-def _key(evidence: Evidence) -> tuple[str, str, str]:
-    return evidence.role, evidence.precision, evidence.task
 
 
 def certificate_json(certificate: Certificate) -> str:

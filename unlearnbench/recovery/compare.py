@@ -8,40 +8,32 @@ from pathlib import Path
 
 from unlearnbench.errors import MetricError, OptionError, ResultError
 from unlearnbench.metrics.intervals import CONFIDENCE, Estimate, Values, draw, ratio
+from unlearnbench.recovery import UTILITY_FLOOR
 from unlearnbench.recovery.statistics import (
-    UTILITY_FLOOR,
     Cell,
     RecoveryRow,
     Scale,
     Want,
-    excess,
     generation_scores,
     leak_scores,
     mark_significant,
     measure,
-    samples_needed,
-    verdict_of,
 )
-from unlearnbench.results import FULL, GenerationRecord, LikelihoodRecord
+from unlearnbench.results import FULL, LikelihoodRecord
 from unlearnbench.runs.entries import (
     Entry,
     LoadedRun,
     load_entries,
     require_comparable,
-    require_same_precision,
+    require_same_condition,
     same_run,
 )
 
 SEED = 0
 
 
-def family(task: str) -> str:
-    """What a task's name begins with; a retain task is the utility of its family's forget tasks."""
-    return task.split("_", 1)[0]
-
-
 @dataclass(frozen=True)
-class Standing:
+class TaskStanding:
     """A task's value at one precision, its excess over the retrained model, and the utility."""
 
     want: Want
@@ -53,7 +45,11 @@ class Standing:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Entries beside the target and the retrained model, shown to be comparable."""
+    """Entries beside the target and the retrained model, shown to be comparable.
+
+    Its methods raise ResultError where a run or its records are missing or damaged, and MetricError
+    where a score is not finite.
+    """
 
     entries: Sequence[Entry]
     target: Entry
@@ -65,53 +61,35 @@ class Comparison:
         """The tasks that an entry's full-precision run holds, in name order."""
         return sorted(entry.full.result.tasks)
 
+    def scores(self, run: LoadedRun, task: str) -> Values:
+        """A run's scores of a task, one a sample or one a pair of texts."""
+        attack, records = run.task(task).attack, run.records(task)
+        if attack is None:
+            scored = [r.score for r in records if not isinstance(r, LikelihoodRecord)]
+            return generation_scores(scored)
+        groups: dict[str, list[float]] = {}
+        for record in records:
+            if not isinstance(record, LikelihoodRecord) or attack not in record.scores:
+                raise ResultError(f"{run.path}: {task}: {record.id} has no score of the attack")
+            groups.setdefault(record.split, []).append(record.scores[attack])
+        if len(groups) != 2:
+            raise ResultError(f"{run.path}: {task}: an AUC needs two splits, not {len(groups)}")
+        return leak_scores(*groups.values())
+
     def scale(self, task: str) -> Scale:
         """How a task's scores become points."""
-        result = self.retrained.full.task(task)
+        want = self.retrained.full.task(task).want
         retrained = self.scores(self.retrained.full, task)
-        if isinstance(self.retrained.full.records(task)[0], GenerationRecord):
-            return Scale(result.want, draw(len(retrained.values), SEED, confidence=self.confidence))
+        sizes = retrained.values.shape
+        draws = draw(sizes[0], SEED, sizes[1] if len(sizes) > 1 else None, self.confidence)
+        if draws.others is None:
+            return Scale(want, draws)
         if retrained.mean <= 0:
             raise MetricError(
                 f"{task}: the AUC of {self.retrained.full.path} is 0, so PrivLeak is not defined; "
                 "is that the retrained model?"
             )
-        m, n = retrained.values.shape
-        return Scale(result.want, draw(m, SEED, n, self.confidence), retrained)
-
-    def scores(self, run: LoadedRun, task: str) -> Values:
-        """A run's scores of a task, one a sample or one a pair of texts."""
-        result, records = run.task(task), run.records(task)
-        texts = [r for r in records if isinstance(r, LikelihoodRecord)]
-        if not texts:
-            return generation_scores([r.score for r in records if isinstance(r, GenerationRecord)])
-        groups: dict[str, list[float]] = {}
-        for record in texts:
-            if result.attack is None or result.attack not in record.scores:
-                raise ResultError(f"{run.path}: {task}: {record.id} has no score of the attack")
-            groups.setdefault(record.split, []).append(record.scores[result.attack])
-        if len(groups) != 2:
-            raise ResultError(f"{run.path}: {task}: an AUC needs two splits, not {len(groups)}")
-        members, nonmembers = groups.values()
-        return leak_scores(members, nonmembers)
-
-    def cell(self, entry: Entry, task: str, precision: str) -> Cell:
-        """The scores behind one row.
-
-        Raises:
-            ResultError: a run or its records are missing or damaged.
-        """
-        scale = self.scale(task)
-        quantized = entry.at(precision)
-        return Cell(
-            scale,
-            full=self.scores(entry.full, task),
-            quantized=self.scores(quantized, task),
-            target=self.scores(self.target.at(precision), task),
-            target_full=self.scores(self.target.full, task),
-            retrained=self.scores(self.retrained.full, task),
-            same_as_retrained=same_run(quantized, self.retrained.full),
-        )
+        return Scale(want, draws, retrained)
 
     def utility(self, entry: Entry, task: str, precision: str) -> Estimate | None:
         """Retained knowledge over the target's in full precision, for a task's family.
@@ -129,54 +107,43 @@ class Comparison:
         return ratio(ours, theirs, self.scale(retain).draws)
 
     def retain_task(self, entry: Entry, task: str) -> str | None:
-        """The retain task of a task's family.
+        """The retain task of a task's family: those whose names begin alike, as ``news_``.
 
         Raises:
             OptionError: there is more than one.
         """
         # A board's incomplete entry may have no run in full precision.
         run = entry.runs.get(FULL) or next(iter(entry.runs.values()))
+        family = f"{task.split('_', 1)[0]}_"
         retain = [t for t, r in run.result.tasks.items() if r.want == "high"]
-        related = [name for name in retain if family(name) == family(task)]
+        related = [name for name in retain if f"{name}_".startswith(family)]
         if len(related) > 1:
             raise OptionError(f"{task}: more than one retain task: {', '.join(related)}")
         return related[0] if related else None
 
-    def standing(self, entry: Entry, task: str, precision: str) -> Standing:
-        """How one task stands at one precision, full precision included.
-
-        Raises:
-            MetricError, ResultError: something is missing or not finite.
-        """
+    def standing(self, entry: Entry, task: str, precision: str) -> TaskStanding:
+        """How one task stands at one precision, full precision included."""
         scale, run = self.scale(task), entry.at(precision)
         values = self.scores(run, task)
         retrained = self.scores(self.retrained.full, task)
-        same = same_run(run, self.retrained.full)
-        return Standing(
-            want=scale.want,
-            n=values.n,
-            value=scale.value(values),
-            excess=excess(scale, values, retrained, same),
-            utility=self.utility(entry, task, precision),
-        )
+        excess = scale.excess(values, retrained, same_run(run, self.retrained.full))
+        utility = self.utility(entry, task, precision)
+        return TaskStanding(scale.want, values.n, scale.value(values), excess, utility)
 
     def row(self, entry: Entry, task: str, precision: str) -> RecoveryRow:
-        """One row of the recovery table, before Holm's correction.
-
-        Raises:
-            MetricError, ResultError: something is missing or not finite.
-        """
-        cell = self.cell(entry, task, precision)
-        want, n = cell.scale.want, len(cell.full.values)
-        fields = measure(cell)
-        utility = self.utility(entry, task, precision)
-        if utility is not None:
-            fields |= {"utility": utility.value, "utility_ci": utility.ci}
-        fields["verdict"] = verdict_of(fields, want, self.floor)
-        if fields["verdict"] == "not decided":
-            fields["samples_needed"] = samples_needed(fields, n, want)
-        names = {"entry": entry.name, "task": task, "precision": precision, "want": want, "n": n}
-        return RecoveryRow.model_validate({**names, **fields})
+        """One row of the recovery table, before Holm's correction."""
+        quantized = entry.at(precision)
+        cell = Cell(
+            self.scale(task),
+            full=self.scores(entry.full, task),
+            quantized=self.scores(quantized, task),
+            target=self.scores(self.target.at(precision), task),
+            target_full=self.scores(self.target.full, task),
+            retrained=self.scores(self.retrained.full, task),
+            same_as_retrained=same_run(quantized, self.retrained.full),
+            utility=self.utility(entry, task, precision),
+        )
+        return measure(cell, entry.name, task, precision, self.floor)
 
 
 def open_comparison(
@@ -193,17 +160,15 @@ def open_comparison(
             they came to one precision.
         ResultError: a run is missing or damaged.
     """
-    entries = load_entries(runs)
-    found = Comparison(
-        entries, _one(target, "target"), _one(retrained, "retrained"), floor, confidence
-    )
+    entries, ends = load_entries(runs), (_one(target, "target"), _one(retrained, "retrained"))
+    found = Comparison(entries, *ends, floor, confidence)
     base = found.retrained.full
-    wanted = sorted({task for entry in entries for task in found.tasks(entry)})
-    for entry in entries:
+    for entry in found.entries:
         for run in entry.runs.values():
             require_comparable(run, base, found.tasks(entry))
-            if run.precision in found.target.runs:
-                require_same_precision(run, found.target.at(run.precision))
+            if run.condition in found.target.runs:
+                require_same_condition(run, found.target.at(run.condition))
+    wanted = sorted({task for entry in found.entries for task in found.tasks(entry)})
     for run in found.target.runs.values():
         require_comparable(run, base, wanted)
     return found

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from unlearnbench.errors import OptionError, one_line
-from unlearnbench.metrics.intervals import CONFIDENCE, Estimate
-from unlearnbench.recovery.compare import Comparison, Standing, open_comparison
-from unlearnbench.recovery.statistics import RecoveryRow, had_forgotten
+from unlearnbench.metrics.intervals import CONFIDENCE, Bounds, Estimate
+from unlearnbench.recovery.compare import Comparison, TaskStanding
 from unlearnbench.results import FULL
 from unlearnbench.runs.entries import Entry
 
@@ -76,21 +75,12 @@ class Finding:
     rule: str
     outcome: Outcome
     message: str
-    bounds: tuple[float, float] | None = None
+    bounds: Bounds | None = None
 
     @property
     def name(self) -> str:
         """What was checked, in one line."""
         return f"{self.entry} {self.task} at {self.precision}: {self.rule}"
-
-
-def open_check(runs: Sequence[Path], target: Path, retrained: Path, policy: Policy) -> Comparison:
-    """The runs, read at the policy's confidence and shown to be comparable.
-
-    Raises:
-        UnlearnbenchError: as ``open_comparison``.
-    """
-    return open_comparison(runs, target, retrained, confidence=policy.confidence)
 
 
 def check(comparison: Comparison, policy: Policy) -> list[Finding]:
@@ -111,7 +101,7 @@ def _of(comparison: Comparison, entry: Entry, policy: Policy) -> list[Finding]:
         finding
         for task in tasks
         for precision in policy.precisions
-        for finding in _check_task(_Place(comparison, policy, entry, task, precision))
+        for finding in _Judge(comparison, policy, entry, task, precision).findings()
     ]
     idle = sorted(policy.rules - {finding.rule.split()[0] for finding in found})
     if idle:
@@ -130,10 +120,9 @@ def exit_status(findings: Sequence[Finding]) -> int:
 
 
 def _tasks(comparison: Comparison, entry: Entry, policy: Policy) -> list[str]:
-    have = comparison.tasks(entry)
     chosen: dict[str, None] = {}
     for pattern in policy.tasks:
-        matches = fnmatch.filter(have, pattern)
+        matches = fnmatch.filter(comparison.tasks(entry), pattern)
         if not matches:
             raise OptionError(
                 f"{one_line(entry.name)} has no task {one_line(pattern)}; evaluate it first"
@@ -143,87 +132,71 @@ def _tasks(comparison: Comparison, entry: Entry, policy: Policy) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Judge:
+    """The policy's rules on one task at one precision."""
+
     comparison: Comparison
     policy: Policy
     entry: Entry
     task: str
     precision: str
 
-    def of(self, task: str) -> _Place:
-        """The same place for another task."""
-        return replace(self, task=task)
+    def findings(self) -> Iterator[Finding]:
+        policy = self.policy
+        found = self.comparison.standing(self.entry, self.task, self.precision)
+        if found.want == "low" and policy.max_excess is not None:
+            rule = f"max_excess {policy.max_excess:g}"
+            yield self._judge(rule, found.n, found.excess, (-math.inf, policy.max_excess))
+        if found.want == "zero" and policy.max_privleak is not None:
+            limit = policy.max_privleak
+            yield self._judge(f"max_privleak {limit:g}", found.n, found.excess, (-limit, limit))
+        if policy.min_utility is not None:
+            yield self._utility(found, policy.min_utility)
+        if policy.max_recovered is not None and found.want != "high" and self.precision != FULL:
+            yield self._recovered(policy.max_recovered)
 
-    def finding(self, rule: str, outcome: Outcome, message: str, figure: Estimate) -> Finding:
-        names = (self.entry.name, self.task, self.precision)
-        return Finding(*names, rule, outcome, message, figure.ci)
+    def _utility(self, found: TaskStanding, least: float) -> Finding:
+        rule = f"min_utility {least:g}"
+        retain = self.comparison.retain_task(self.entry, self.task)
+        if found.utility is None or retain is None:
+            message = "no retain task was evaluated, so utility is not known"
+            return self._finding(rule, "not decided", message)
+        n = self.entry.full.task(retain).n
+        return replace(self, task=retain)._judge(rule, n, found.utility, (least, math.inf))
 
-    def judge(self, rule: str, n: int, figure: Estimate, kept: tuple[float, float]) -> Finding:
+    def _recovered(self, most: float) -> Finding:
+        """Without a share: nothing was forgotten, which fails; or the target forgets too, which
+        shows nothing.
+        """
+        row = self.comparison.row(self.entry, self.task, self.precision)
+        rule, share = f"max_recovered {most:g}", row.estimate("recovered")
+        if share is not None:
+            return self._judge(rule, row.n, share, (-math.inf, most))
+        if row.had_forgotten:
+            scores = f"{row.target:.1f}, in full precision {row.target_full:.1f}"
+            message = f"the target itself forgets at this precision: {scores}"
+            return self._finding(rule, "not decided", message)
+        scores = f"{row.full:.1f} in full precision, target {row.target:.1f}"
+        return self._finding(rule, "fail", f"had not forgotten: {scores}")
+
+    def _judge(self, rule: str, n: int, figure: Estimate, kept: Bounds) -> Finding:
         """A figure that must lie within ``kept``, by the bounds of its interval."""
-        shown = _show(figure)
         if n < self.policy.min_samples:
             few = f"{n} samples, the policy asks for {self.policy.min_samples}"
-            return self.finding(rule, "not decided", few, figure)
+            return self._finding(rule, "not decided", few, figure.ci)
         if figure.ci is None:
-            return self.finding(rule, "not decided", f"{shown} has no interval", figure)
+            return self._finding(rule, "not decided", f"{figure.value:.3g} has no interval")
         low, high = figure.ci
-        if kept[0] <= low and high <= kept[1]:
-            return self.finding(rule, "pass", shown, figure)
+        shown = f"{figure.value:.3g} [{low:.3g}, {high:.3g}]"
         if high < kept[0] or low > kept[1]:
-            return self.finding(rule, "fail", shown, figure)
-        wide = f"{shown} reaches over the limit; more samples would narrow it"
-        return self.finding(rule, "not decided", wide, figure)
+            return self._finding(rule, "fail", shown, figure.ci)
+        if low < kept[0] or high > kept[1]:
+            shown += " reaches over the limit; more samples would narrow it"
+            return self._finding(rule, "not decided", shown, figure.ci)
+        return self._finding(rule, "pass", shown, figure.ci)
 
-
-_INF = float("inf")
-
-
-def _check_task(place: _Place) -> Iterator[Finding]:
-    policy = place.policy
-    standing = place.comparison.standing(place.entry, place.task, place.precision)
-    if standing.want == "low" and policy.max_excess is not None:
-        rule = f"max_excess {policy.max_excess:g}"
-        yield place.judge(rule, standing.n, standing.excess, (-_INF, policy.max_excess))
-    if standing.want == "zero" and policy.max_privleak is not None:
-        limit = policy.max_privleak
-        rule = f"max_privleak {limit:g}"
-        yield place.judge(rule, standing.n, standing.excess, (-limit, limit))
-    if policy.min_utility is not None:
-        yield _check_utility(place, standing, policy.min_utility)
-    if policy.max_recovered is not None and standing.want != "high" and place.precision != FULL:
-        yield _check_recovered(place, policy.max_recovered)
-
-
-def _check_utility(place: _Place, standing: Standing, least: float) -> Finding:
-    rule = f"min_utility {least:g}"
-    retain = place.comparison.retain_task(place.entry, place.task)
-    if standing.utility is None or retain is None:
-        message = "no retain task was evaluated, so utility is not known"
-        return place.finding(rule, "not decided", message, Estimate(0.0))
-    n = place.entry.full.task(retain).n
-    return place.of(retain).judge(rule, n, standing.utility, (least, _INF))
-
-
-def _check_recovered(place: _Place, most: float) -> Finding:
-    row = place.comparison.row(place.entry, place.task, place.precision)
-    rule = f"max_recovered {most:g}"
-    if row.recovered is not None:
-        share = Estimate(row.recovered, row.recovered_ci)
-        return place.judge(rule, row.n, share, (-_INF, most))
-    return place.finding(rule, *_without_share(row), Estimate(0.0))
-
-
-def _without_share(row: RecoveryRow) -> tuple[Outcome, str]:
-    """No share: nothing was forgotten, which fails; or the target forgets too, which shows
-    nothing.
-    """
-    if had_forgotten(row.want, row.full, row.target_full):
-        scores = f"{row.target:.1f}, in full precision {row.target_full:.1f}"
-        return "not decided", f"the target itself forgets at this precision: {scores}"
-    return "fail", f"had not forgotten: {row.full:.1f} in full precision, target {row.target:.1f}"
-
-
-def _show(figure: Estimate) -> str:
-    if figure.ci is None:
-        return f"{figure.value:.3g}"
-    return f"{figure.value:.3g} [{figure.ci[0]:.3g}, {figure.ci[1]:.3g}]"
+    def _finding(
+        self, rule: str, outcome: Outcome, message: str, bounds: Bounds | None = None
+    ) -> Finding:
+        at = (self.entry.name, self.task, self.precision)
+        return Finding(*at, rule, outcome, message, bounds)

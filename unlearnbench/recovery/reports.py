@@ -12,9 +12,11 @@ from xml.etree import ElementTree
 
 from unlearnbench.errors import one_line
 from unlearnbench.recovery.policy import Finding
+from unlearnbench.util.text import text_table
 
 _TAGS = {"fail": "failure", "not decided": "error"}
 _KINDS = {"fail": "error", "not decided": "warning"}
+_ORDER = {"fail": 0, "not decided": 1, "pass": 2}
 
 
 def junit(findings: Sequence[Finding]) -> str:
@@ -43,8 +45,6 @@ def junit(findings: Sequence[Finding]) -> str:
 
 def findings_table(findings: Sequence[Finding]) -> str:
     """A text table."""
-    from unlearnbench.util.text import text_table
-
     rows = [[f.entry, f.task, f.precision, f.rule, f.outcome, f.message] for f in findings]
     head = ["entry", "task", "precision", "rule", "outcome", "measured"]
     return text_table(rows, head, "simple")
@@ -57,9 +57,6 @@ def summary(findings: Sequence[Finding]) -> str:
         cells = (finding.outcome, finding.name, finding.message)
         lines.append("| " + " | ".join(_markdown(cell) for cell in cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-_ORDER = {"fail": 0, "not decided": 1, "pass": 2}
 
 
 def _markdown(text: str) -> str:

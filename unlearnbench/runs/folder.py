@@ -1,4 +1,4 @@
-"""A run folder on disk, ``OUT/<model>/<precision>/``: ``run.json``, ``samples/<task>.jsonl``, and
+"""A run folder on disk, ``OUT/<model>/<condition>/``: ``run.json``, ``samples/<task>.jsonl``, and
 ``partial/<task>.jsonl`` while a task is under way.
 """
 
@@ -22,11 +22,10 @@ from unlearnbench.results import (
     FORMAT_VERSION,
     RECORD_ADAPTER,
     Checkpoint,
-    Precision,
     RunResult,
     SampleRecord,
-    Settings,
 )
+from unlearnbench.runs.fingerprint import Fingerprint, differences
 from unlearnbench.util.files import (
     as_model,
     first_fault,
@@ -96,7 +95,7 @@ class RunFolder:
             raise ResultError(f"{self.path} is in the way: no folder; use another --output")
 
     def set_aside(self) -> Path | None:
-        """Move the folder to ``.old/<precision>-<n>`` beside it; returns where, None if there was
+        """Move the folder to ``.old/<condition>-<n>`` beside it; returns where, None if there was
         nothing in it. The folder is gone then, and its lock with it.
 
         Raises:
@@ -141,25 +140,17 @@ class RunFolder:
         except ResultError as error:
             raise ResultError(f"{error}; remove {self.path} to evaluate again") from None
 
-    def check_settings(
-        self, found: RunResult, asked: Settings, checkpoint: Checkpoint, precision: Precision
-    ) -> None:
+    def require_same(self, found: RunResult, asked: Fingerprint) -> None:
         """Refuse to mix runs that cannot be compared in one folder.
 
         Raises:
-            ResultError: a setting differs; names it with both values.
+            ResultError: the run ``found`` here is not what is ``asked`` for; names what differs.
         """
-        there = describe_configuration(found.checkpoint, found.settings, found.precision)
-        here = describe_configuration(checkpoint, asked, precision)
-        differences = [
-            f"{key} is {there.get(key, 'absent')} there and {here.get(key, 'absent')} here"
-            for key in sorted({**there, **here})
-            if there.get(key) != here.get(key)
-        ]
-        if differences:
+        there = Fingerprint.of_run(found.checkpoint, found.settings, found.condition)
+        if there != asked:
             raise ResultError(
-                f"{self.path} holds a run of another configuration: {'; '.join(differences)}; "
-                "use another --output, or the same options"
+                f"{self.path} holds a run of another configuration: "
+                f"{'; '.join(differences(there, asked))}; use another --output, or the same options"
             )
 
     def write_run(self, result: RunResult) -> None:
@@ -215,26 +206,6 @@ def encode_records(records: Sequence[SampleRecord]) -> bytes:
     return buffer.getvalue().encode("ascii")
 
 
-def describe_configuration(
-    checkpoint: Checkpoint, settings: Settings, precision: Precision
-) -> dict[str, object]:
-    """What a run folder holds one of, by name; hashes by their first 12 digits."""
-    flat: dict[str, object] = settings.model_dump(exclude_none=True)
-    flat["precision"] = precision.name
-    flat["scheme"] = precision.scheme
-    flat |= {f"option {key}": value for key, value in precision.options.items()}
-    if precision.kernel is not None:
-        flat["quant-kernel"] = precision.kernel
-    if precision.calibration is not None:
-        for key, value in precision.calibration.model_dump().items():
-            flat[f"calibration {key}"] = value[:12] if key == "sha256" else value
-    flat["weights"] = checkpoint.weights_sha256[:12]
-    flat["tokenizer"] = checkpoint.tokenizer_sha256[:12]
-    flat["config"] = (checkpoint.config_sha256 or "none")[:12]
-    flat["adapter"] = checkpoint.adapter or "none"
-    return flat
-
-
 def _parse_record(path: Path, index: int, line: bytes) -> SampleRecord:
     try:
         # json, not pydantic's parser, which refuses lone surrogates.
@@ -268,10 +239,10 @@ def read_run(folder: Path) -> RunResult:
     path = folder / "run.json"
     content = read_json(path, ResultError)
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):
         raise ResultError(
-            f"{path} has format_version {version!r}; this version of unlearnbench reads "
-            f"{FORMAT_VERSION}"
+            f"{path} has format_version {version!r}; this version of unlearnbench reads 1 "
+            f"and {FORMAT_VERSION}"
         )
     empty = _find_null(content)
     if empty is not None:

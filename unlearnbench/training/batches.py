@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import DataError, ModelOutputError, OptionError
-from unlearnbench.methods.base import IGNORED
+from unlearnbench.methods.rows import IGNORED, Batch, Example, Role
 from unlearnbench.training.corpus import Corpus, Document
 
 if TYPE_CHECKING:
@@ -22,26 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger("unlearnbench")
-
-
-@dataclass(frozen=True)
-class Example:
-    """One sequence: token ids, and the same with IGNORED where nothing is learned.
-
-    begin: special tokens at the start of a pair, of which a prompt of several has one set.
-    reference: the target model's log-probability of the learned tokens, where a loss reads it.
-    """
-
-    ids: tuple[int, ...]
-    labels: tuple[int, ...]
-    is_qa: bool = False
-    begin: int = 0
-    reference: float | None = None
-
-    @property
-    def learned(self) -> int:
-        """Tokens that are learned; the first is never predicted."""
-        return sum(label != IGNORED for label in self.labels[1:])
 
 
 @dataclass(frozen=True)
@@ -101,26 +81,51 @@ class Encoder:
         """
         question = f"Question: {document.text}\nAnswer: "
         asked = self._tokens(question, True, document.where)
+        begin = len(asked) - len(self._tokens(question, False, document.where))
         told = self._tokens(f"{document.answer}\n\n", False, document.where)
+        return [self._joined(asked, told, begin, document.where)]
+
+    def _joined(self, asked: Sequence[int], told: Sequence[int], begin: int, where: str) -> Example:
+        """A question and its answer; a question that is too long is cut from its left."""
         room = self.max_length - len(told)
         if room < 1:
             raise DataError(
-                f"{document.where}: its answer of {len(told)} tokens does not fit "
-                f"{self.max_length}; use a larger --max-length"
+                f"{where}: its answer of {len(told)} tokens does not fit {self.max_length}; use a "
+                "larger --max-length"
             )
-        begin = len(asked) - len(self._tokens(question, False, document.where))
         begin = max(0, begin - max(0, len(asked) - room))
-        asked = asked[-room:]
-        hidden = [IGNORED] * len(asked) if self.qa_loss == "answer" else asked
-        return [Example((*asked, *told), (*hidden, *told), is_qa=True, begin=begin)]
+        asked = tuple(asked[-room:])
+        hidden = (IGNORED,) * len(asked) if self.qa_loss == "answer" else asked
+        ids, labels = (*asked, *told), (*hidden, *told)
+        return Example(ids, labels, is_qa=True, begin=begin, prompt=len(asked))
+
+    def answer(self, example: Example, other: str | Sequence[int]) -> Example:
+        """``example`` with another answer after its first ``prompt`` tokens, as text or tokens."""
+        where = "another answer"
+        told = self._tokens(f"{other}\n\n", False, where) if isinstance(other, str) else other
+        return self._joined(example.ids[: example.prompt], tuple(told), example.begin, where)
+
+
+Rows = Mapping[Role, tuple[Example, ...]]
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """What the parts of an optimizer step are divided by, so that they add up to means over it."""
+
+    rows: int
+    """Forget sequences."""
+    tokens: dict[Role, int]
+    """Learned tokens by role."""
+    weight: float
+    """The weights of all learned forget tokens."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One place of the schedule: a forget sequence, its retain partner, and its step's sums."""
+    """One place of the schedule: a forget sequence, what stands beside it, and its step."""
 
-    forget: Example
-    retain: Example | None
+    rows: Rows
     step: int
 
 
@@ -136,20 +141,28 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[Item, tuple[int, int, int]]:
+    def __getitem__(self, index: int) -> tuple[Rows, StepSums]:
         item = self.items[index]
-        return item, self.sums(item.step)
+        return item.rows, self.sums(item.step)
 
     @property
     def steps(self) -> int:
         """Optimizer steps."""
         return len(self.items) // self.batch_size
 
-    def sums(self, step: int) -> tuple[int, int, int]:
-        """Rows, learned forget tokens and learned retain tokens of a step."""
+    def sums(self, step: int) -> StepSums:
+        """Those of a step."""
         chosen = self.items[step * self.batch_size : (step + 1) * self.batch_size]
-        retain = sum(item.retain.learned for item in chosen if item.retain is not None)
-        return len(chosen), sum(item.forget.learned for item in chosen), retain
+        return sums_of([item.rows for item in chosen])
+
+
+def sums_of(step: Sequence[Rows]) -> StepSums:
+    """What a step is divided by that has such rows."""
+    tokens: dict[Role, int] = {}
+    for rows in step:
+        for role, found in rows.items():
+            tokens[role] = tokens.get(role, 0) + sum(row.learned for row in found)
+    return StepSums(len(step), tokens, sum(row.weight for rows in step for row in rows["forget"]))
 
 
 @dataclass(frozen=True)
@@ -166,25 +179,34 @@ class Length:
 
 
 def make_schedule(
-    forget: Sequence[Example], retain: Sequence[Example], length: Length, seed: int, pack: int = 1
+    sets: Mapping[Role, Sequence[Example]],
+    length: Length,
+    seed: int,
+    pack: int = 1,
+    alternatives: int = 0,
 ) -> Schedule:
-    """Lay out the training: each epoch shuffles the forget set anew, the retain set goes round at
-    its own pace. ``pack`` joins so many question-answer pairs into a sequence.
+    """Lay out the training: each epoch shuffles the forget set anew, the other sets go round at
+    their own pace. ``pack`` joins so many question-answer pairs into a sequence; so many
+    ``alternatives`` of each forget sequence are drawn each time that it comes.
 
     Raises:
         OptionError: there is nothing to learn.
     """
+    forget = sets["forget"]
     if not any(example.learned for example in forget):
         raise OptionError("the forget set has no token to learn from")
     sequences = sum(1 for e in forget if not e.is_qa) + _packs(forget, pack)
     wanted = length.steps(sequences) * length.batch_size
     rng = random.Random(seed)  # noqa: S311  # a seeded generator is the point
-    firsts = _stream(forget, wanted, pack, rng)
-    partners = _stream(retain, wanted, pack, rng) if retain else [None] * wanted
-    items = [
-        Item(first, partner, at // length.batch_size)
-        for at, (first, partner) in enumerate(zip(firsts, partners, strict=True))
-    ]
+    streams = {role: _stream(given, wanted, pack, rng) for role, given in sets.items() if given}
+    items = []
+    for at in range(wanted):
+        rows: dict[Role, tuple[Example, ...]] = {r: (s[at],) for r, s in streams.items()}
+        if alternatives:
+            rows["alternatives"] = tuple(
+                rng.sample(streams["forget"][at].alternatives, alternatives)
+            )
+        items.append(Item(rows, at // length.batch_size))
     return Schedule(tuple(items), length.batch_size, math.ceil(sequences / length.batch_size))
 
 
@@ -221,51 +243,35 @@ def _join(pairs: Sequence[Example]) -> Example:
     return Example(tuple(ids), tuple(labels), is_qa=True, begin=pairs[0].begin)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One forward pass: forget rows first, then as many retain rows (or none).
-
-    inputs: input_ids and attention_mask, each (rows, width), padded on the right. labels: (rows,
-    width). reference: (forget_rows,) or None. The other numbers are those of the whole step.
-    """
-
-    inputs: dict[str, torch.Tensor]
-    labels: torch.Tensor
-    forget_rows: int
-    reference: torch.Tensor | None
-    all_rows: int
-    all_forget_tokens: int
-    all_retain_tokens: int
-
-    @property
-    def retain_inputs(self) -> dict[str, torch.Tensor]:
-        """The retain rows of ``inputs``."""
-        return {name: tensor[self.forget_rows :] for name, tensor in self.inputs.items()}
+_ORDER: tuple[Role, ...] = ("forget", "retain", "auxiliary", "alternatives")
 
 
-def collate(drawn: Sequence[tuple[Item, tuple[int, int, int]]], pad: int) -> dict[str, Any]:
+def collate(drawn: Sequence[tuple[Rows, StepSums]], pad: int) -> dict[str, Any]:
     """The tensors of one forward pass as a dict, which is what the Trainer moves to a device."""
     import torch
 
-    items = [item for item, _ in drawn]
-    rows = [item.forget for item in items]
-    rows += [item.retain for item in items if item.retain is not None]
+    of = {role: [row for rows, _ in drawn for row in rows.get(role, ())] for role in _ORDER}
+    rows = [row for role in _ORDER for row in of[role]]
     width = max(len(row.ids) for row in rows)
     batch = {
         "input_ids": _padded([row.ids for row in rows], width, pad),
         "attention_mask": _padded([[1] * len(row.ids) for row in rows], width, 0),
         "labels": _padded([row.labels for row in rows], width, IGNORED),
-        "forget_rows": len(items),
-        "sums": torch.tensor(drawn[0][1]),
+        "rows": {role: len(found) for role, found in of.items() if found},
+        "sums": drawn[0][1],
+        "sequences": {
+            role: torch.tensor([row.reference for row in found], dtype=torch.float32)
+            for role, found in of.items()
+            if found and found[0].reference is not None
+        },
     }
-    references = [item.forget.reference for item in items]
-    known = [reference for reference in references if reference is not None]
-    if known:
-        batch["reference"] = torch.tensor(known, dtype=torch.float32)
+    if any(row.weights is not None for row in rows):
+        weights = [row.weights or (1.0,) * len(row.ids) for row in rows]
+        batch["weights"] = _padded(weights, width, 0.0)
     return batch
 
 
-def _padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> torch.Tensor:
+def _padded(rows: Sequence[Sequence[float]], width: int, fill: float) -> torch.Tensor:
     import torch
 
     return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows])
@@ -273,13 +279,14 @@ def _padded(rows: Sequence[Sequence[int]], width: int, fill: int) -> torch.Tenso
 
 def as_batch(inputs: dict[str, Any]) -> Batch:
     """What ``collate`` made, back as a Batch."""
-    rows, forget_tokens, retain_tokens = inputs["sums"].tolist()
+    sums: StepSums = inputs["sums"]
     return Batch(
         {name: inputs[name] for name in ("input_ids", "attention_mask")},
         inputs["labels"],
-        int(inputs["forget_rows"]),
-        inputs.get("reference"),
-        rows,
-        forget_tokens,
-        retain_tokens,
+        inputs["rows"],
+        sums.rows,
+        sums.tokens,
+        sums.weight,
+        inputs.get("weights"),
+        inputs["sequences"],
     )

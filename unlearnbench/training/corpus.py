@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 from unlearnbench.errors import DataError, OptionError, one_line
-from unlearnbench.tasks.rows import DataOptions, Row, load_splits, read_rows, rows_sha256
-from unlearnbench.tasks.spec import TaskSpec, load_registry
+from unlearnbench.tasks.registry import load_registry
+from unlearnbench.tasks.rows import DataOptions, load_splits, read_rows, rows_sha256
+from unlearnbench.tasks.spec import Row, TaskSpec
 
 log = logging.getLogger("unlearnbench")
 
-Role = Literal["forget", "retain", "data"]
+TextRole = Literal["forget", "retain", "auxiliary", "data"]
+"""What texts are for; ``data``: what ``finetune`` trains on."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class CorpusOptions:
     text_field: str = "text"
 
 
-def load_corpus(given: Sequence[str], role: Role, options: CorpusOptions) -> Corpus:
+def load_corpus(given: Sequence[str], role: TextRole, options: CorpusOptions) -> Corpus:
     """Read every source in the order given.
 
     Raises:
@@ -66,7 +68,7 @@ def load_corpus(given: Sequence[str], role: Role, options: CorpusOptions) -> Cor
     return Corpus(tuple(documents), tuple(sources))
 
 
-def _read(name: str, role: Role, options: CorpusOptions) -> tuple[Sequence[Row], str]:
+def _read(name: str, role: TextRole, options: CorpusOptions) -> tuple[Sequence[Row], str]:
     if name.startswith("task:"):
         return _task_rows(name.removeprefix("task:"), role, options)
     path = Path(name)
@@ -79,7 +81,7 @@ def _read(name: str, role: Role, options: CorpusOptions) -> tuple[Sequence[Row],
     return ([{options.text_field: text}] if text.strip() else []), name
 
 
-def _task_rows(name: str, role: Role, options: CorpusOptions) -> tuple[Sequence[Row], str]:
+def _task_rows(name: str, role: TextRole, options: CorpusOptions) -> tuple[Sequence[Row], str]:
     (spec,) = load_registry(options.include_path).resolve([name])
     _require_about(spec, role)
     root = options.data_dir or os.environ.get("UNLEARNBENCH_DATA")
@@ -87,9 +89,9 @@ def _task_rows(name: str, role: Role, options: CorpusOptions) -> tuple[Sequence[
     return load_splits(spec, where)[spec.own_split].rows, f"{name}: {spec.own_split}"
 
 
-def _require_about(spec: TaskSpec, role: Role) -> None:
+def _require_about(spec: TaskSpec, role: TextRole) -> None:
     """A task is about forgotten or about retained text, and unlearning takes it only as that."""
-    if role not in (spec.about, "data"):
+    if role not in (spec.about, "auxiliary", "data"):
         raise OptionError(
             f"--{role} task:{spec.task}: this task measures what is to "
             f"{'stay' if spec.about == 'retain' else 'go'}; use it with --{spec.about}"

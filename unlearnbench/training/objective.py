@@ -1,41 +1,30 @@
-"""Losses over a whole batch, put together from the parts in ``methods/``."""
+"""Losses over a whole batch, put together from the pieces in ``methods/``."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from unlearnbench.methods import gdr
-from unlearnbench.methods.base import Knobs, Part
+from unlearnbench.methods import Method, Piece
+from unlearnbench.methods.base import FrozenModel
+from unlearnbench.methods.retain import gdr
+from unlearnbench.methods.rows import Batch, Part, Role
 
 if TYPE_CHECKING:
     import torch
 
-    from unlearnbench.methods import Method
-    from unlearnbench.training.batches import Batch
-
-
-class BatchLoss(Protocol):
-    """What the Trainer asks of every batch: the terms of the loss, ``loss`` among them, as shares
-    of the whole step's, each a tensor of shape ().
-    """
-
-    def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]: ...
-
 
 @dataclass
 class Reference:
-    """The target model, to compare with: a second copy, or the model with its adapter off.
-
-    ``copy`` is None for LoRA.
-    """
+    """A frozen model to compare with: a second copy, or the model with its adapter off."""
 
     copy: Any = None
+    """None for LoRA."""
 
     def __call__(self, model: Any, inputs: dict[str, torch.Tensor], hidden: bool = False) -> Any:
-        """The target's output, without gradients and without dropout."""
+        """The frozen model's output, without gradients and without dropout."""
         import torch
 
         with torch.no_grad():
@@ -58,39 +47,50 @@ def _adapter_off(model: Any) -> Iterator[Any]:
         bare.train(was_training)
 
 
-@dataclass(frozen=True)
-class Descent:
+def descent(model: Any, batch: Batch) -> dict[str, torch.Tensor]:
     """Plain cross-entropy, token-weighted over the step: fine-tuning and reinforcing."""
-
-    def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
-        """The loss alone."""
-        logits = model(**batch.inputs, use_cache=False).logits
-        part = Part(logits, batch.labels, batch.all_rows, batch.all_forget_tokens)
-        return {"loss": gdr.loss(part, Knobs())}
+    logits = model(**batch.inputs, use_cache=False).logits
+    part = Part(logits, batch.labels, batch.all_rows, batch.all_tokens["forget"])
+    return {"loss": gdr.loss(part, gdr.Options())}
 
 
 @dataclass(frozen=True)
 class Combined:
-    """Forget loss + retain_weight x retain term, from one forward pass over both kinds of rows."""
+    """Forget loss + weighted terms on other texts, from one forward pass over all rows. A batch
+    without a term's rows leaves the term out.
+    """
 
     method: Method
-    knobs: Knobs
-    reference: Reference | None = None
+    references: Mapping[str, FrozenModel] = field(default_factory=dict)
 
     def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """The weighted terms and their sum."""
-        assert self.method.forget is not None  # noqa: S101  # only such methods are combined
         logits = model(**batch.inputs, use_cache=False).logits
-        n = batch.forget_rows
-        first = Part(
-            logits[:n], batch.labels[:n], batch.all_rows, batch.all_forget_tokens, batch.reference
+        terms: dict[str, torch.Tensor] = {}
+        for piece in self.method.terms:
+            role: Role = "forget" if piece.kind == "forget" else piece.about.reads
+            if role in batch.rows:
+                part = self._part(role, piece, model, batch, logits)
+                terms[role] = piece.module.loss(part, piece.options)
+        first, *others = terms.values()
+        return {"loss": sum(others, first), **terms}
+
+    def _part(
+        self, role: Role, piece: Piece, model: Any, batch: Batch, logits: torch.Tensor
+    ) -> Part:
+        where = batch.slice(role)
+        others = role == "forget" and "alternatives" in batch.rows
+        return Part(
+            logits[where],
+            batch.labels[where],
+            batch.all_rows,
+            batch.all_tokens[role],
+            batch.sequences.get(role),
+            {
+                name: self.references[name](model, batch.inputs_of(role)).logits
+                for name in piece.about.references
+            },
+            None if batch.weights is None else batch.weights[where],
+            batch.all_weight,
+            self._part("alternatives", piece, model, batch, logits) if others else None,
         )
-        forget = self.method.forget.loss(first, self.knobs)
-        if self.method.retain is None:
-            return {"loss": forget, "forget": forget}
-        theirs = None
-        if self.reference is not None:
-            theirs = self.reference(model, batch.retain_inputs).logits
-        second = Part(logits[n:], batch.labels[n:], batch.all_rows, batch.all_retain_tokens, theirs)
-        retain = self.knobs.retain_weight * self.method.retain.loss(second, self.knobs)
-        return {"loss": forget + retain, "forget": forget, "retain": retain}

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.find import PARTS
-from unlearnbench.checkpoints.pair import write_pair
+from unlearnbench.checkpoints.origin import FILE, MaskRecord
 from unlearnbench.errors import OptionError, TrainingError, one_line
-from unlearnbench.training.record import FILE, MaskRecord, write_text
-from unlearnbench.training.workshop import PairOutput
+from unlearnbench.methods import Method
+from unlearnbench.methods.base import Ensemble, Masks
+from unlearnbench.runs.fingerprint import Fingerprint, differences
+from unlearnbench.training.record import write_text
 from unlearnbench.util.files import share
 from unlearnbench.util.process import is_main
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from unlearnbench.training.trainer import Masks
-
-MASK_FILE = "sure_mask.safetensors"
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class OutputFolder:
         """Whether an unfinished training is here that can be gone on with."""
         return self._claim.exists()
 
-    def require_free(self, request: dict[str, Any], resume: bool) -> None:
+    def require_free(self, request: Fingerprint, resume: bool) -> None:
         """Check that the training which ``request`` describes may use the folder.
 
         Raises:
@@ -57,13 +54,13 @@ class OutputFolder:
         if (self.path / FILE).exists():
             raise OptionError(f"{self.path} holds a finished training; use another --out")
         if self._claim.exists():
-            self._require_same(self._claim, request, resume)
+            self._require_same(request, resume)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise OptionError(
                 f"{self.path} is in the way and no unfinished training; use another --out"
             )
 
-    def claim(self, request: dict[str, Any]) -> None:
+    def claim(self, request: Fingerprint) -> None:
         """Take the folder, so that an interrupted training is known again.
 
         Raises:
@@ -75,32 +72,31 @@ class OutputFolder:
             self.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainingError(f"{self.path} cannot be made ({error.strerror})") from None
-        write_text(self._claim, json.dumps(request, sort_keys=True, indent=1))
+        write_text(self._claim, json.dumps(dict(request.facts), sort_keys=True, indent=1))
 
-    def _require_same(self, claim: Path, request: dict[str, Any], resume: bool) -> None:
+    def _require_same(self, request: Fingerprint, resume: bool) -> None:
         try:
-            earlier = json.loads(claim.read_bytes())
+            earlier = json.loads(self._claim.read_bytes())
+            there = Fingerprint.of(earlier if isinstance(earlier, dict) else {})
         except (OSError, ValueError) as error:
             raise OptionError(
-                f"{claim} is damaged ({one_line(error, 80)}); remove {self.path}"
+                f"{self._claim} is damaged ({one_line(error, 80)}); remove {self.path}"
             ) from None
         if not resume:
             raise OptionError(
                 f"{self.path} holds an unfinished training; add --resume to go on, or remove it"
             )
-        now = json.loads(json.dumps(request))
-        for key in sorted({*earlier, *now}):
-            if earlier.get(key) != now.get(key):
-                raise OptionError(
-                    f"{self.path} holds a training with other options: {key} was "
-                    f"{one_line(earlier.get(key), 150)} and is {one_line(now.get(key), 150)}; use "
-                    "the same options or another --out"
-                )
+        if there != request:
+            raise OptionError(
+                f"{self.path} holds a training with other options: "
+                f"{'; '.join(differences(there, request))}; use the same options or another --out"
+            )
 
     def save(
         self,
-        result: PreTrainedModel | PairOutput,
+        result: PreTrainedModel | Ensemble,
         tokenizer: PreTrainedTokenizerBase,
+        method: Method,
         masks: Masks | None,
     ) -> None:
         """Write the checkpoint, whole or not at all: beside, then moved into place.
@@ -112,9 +108,13 @@ class OutputFolder:
         try:
             shutil.rmtree(final, ignore_errors=True)
             final.mkdir(parents=True)
-            _write(final, result, tokenizer)
+            if isinstance(result, Ensemble):
+                _write_ensemble(final, result, tokenizer, method)
+            else:
+                result.save_pretrained(final)
+                tokenizer.save_pretrained(final)
             if masks is not None:
-                _write_masks(final / MASK_FILE, masks)
+                _write_masks(final, method, masks)
             self.take(final)
         except TrainingError:
             raise
@@ -140,31 +140,41 @@ class OutputFolder:
         shutil.rmtree(self.work, ignore_errors=True)
 
 
-def _write(
-    folder: Path, result: PreTrainedModel | PairOutput, tokenizer: PreTrainedTokenizerBase
+def _write_ensemble(
+    folder: Path, result: Ensemble, tokenizer: PreTrainedTokenizerBase, method: Method
 ) -> None:
-    if not isinstance(result, PairOutput):
-        result.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return
-    # No config.json at the top: what does not know pairs must not take one half for the whole.
-    for name, model in zip(PARTS, (result.baseline, result.reinforced), strict=True):
-        _write(folder / name, model, tokenizer)
-    write_pair(folder, result.alpha)
+    """Each model in a folder of its own, and a file that says how they answer together. No
+    config.json at the top: what does not know of joined models must not take one for the whole.
+    """
+    for name, model in result.models.items():
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    names = tuple(result.models)
+    content = {
+        "format_version": 1,
+        **({} if names == PARTS else {"models": names}),
+        **result.numbers,
+    }
+    file = folder / f"{method.pieces[0].about.name}.json"
+    file.write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
-def _write_masks(path: Path, masks: Masks) -> None:
+def _write_masks(folder: Path, method: Method, masks: Masks) -> None:
     from safetensors.torch import save_file
 
-    save_file({name: mask.cpu().contiguous() for name, mask in masks.items()}, path)
+    piece = method.piece("masks")
+    assert piece is not None  # noqa: S101 - where there are masks, it made them
+    tensors = {name: mask.cpu().contiguous() for name, mask in masks.items()}
+    save_file(tensors, folder / f"{piece.about.name}_mask.safetensors")
 
 
-def mask_record(masks: Masks, width_of: Callable[[str], int]) -> MaskRecord:
-    """Count what a mask chose; ``width_of`` gives the weights in one row of a matrix."""
+def mask_record(masks: Masks, model: Any) -> MaskRecord:
+    """Count what a mask chose of the weights of ``model``."""
+    sizes = {name: model.state_dict()[name].numel() // len(mask) for name, mask in masks.items()}
     chosen = {name: int(mask.sum()) for name, mask in masks.items()}
     return MaskRecord(
         rows=sum(len(mask) for mask in masks.values()),
         chosen_rows=sum(chosen.values()),
-        weights=sum(len(mask) * width_of(name) for name, mask in masks.items()),
-        chosen_weights=sum(n * width_of(name) for name, n in chosen.items()),
+        weights=sum(len(mask) * sizes[name] for name, mask in masks.items()),
+        chosen_weights=sum(n * sizes[name] for name, n in chosen.items()),
     )

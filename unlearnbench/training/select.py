@@ -14,13 +14,17 @@ from typing import Any
 from pydantic import TypeAdapter
 from transformers import TrainerCallback
 
+from unlearnbench.checkpoints.origin import Evaluated, Selection
 from unlearnbench.errors import OptionError, TrainingError, one_line
-from unlearnbench.results import GenerationRecord, RunResult, TaskResult
+from unlearnbench.results import LikelihoodRecord, RunResult, TaskResult
 from unlearnbench.runs.folder import RunFolder, read_run
 from unlearnbench.tasks.samples import limited_count
 from unlearnbench.training.options import SelectorOptions
-from unlearnbench.training.record import Evaluated, Selection, write_text
+from unlearnbench.training.record import write_text
 from unlearnbench.util.process import is_main, process_count
+
+ScoreCheckpoint = Callable[[Path, SelectorOptions, Path], RunResult]
+"""Evaluates the checkpoint in a folder as the options say; its run goes below the second folder."""
 
 log = logging.getLogger("unlearnbench")
 
@@ -30,8 +34,8 @@ RULE = "the first evaluated checkpoint whose score is at or below the retrained 
 
 @dataclass
 class Selector(TrainerCallback):
-    """Evaluates during training through ``evaluate``, as any checkpoint is, and stops at the first
-    one that meets the rule.
+    """Evaluates during training, as any checkpoint is, and stops at the first one that meets the
+    rule.
     """
 
     options: SelectorOptions
@@ -39,7 +43,7 @@ class Selector(TrainerCallback):
     threshold: float
     home: Path
     tokenizer: Any
-    given: dict[str, Any]
+    score: ScoreCheckpoint
     epoch: int = 1
     evaluated: list[Evaluated] = field(default_factory=list)
     whole_model: Callable[[], Any] = field(init=False)
@@ -68,19 +72,10 @@ class Selector(TrainerCallback):
             control.should_save = False  # going on from here would train beyond the chosen step
 
     def _evaluate(self, step: int, model: Any) -> bool:
-        from unlearnbench.evaluation.evaluate import evaluate
-
         folder = self.home / f"step-{step}"
         save_merged(model, folder)
         self.tokenizer.save_pretrained(folder)
-        (result,) = evaluate(
-            folder,
-            self.options.tasks,
-            output=self.home / "runs",
-            limit=self.options.limit,
-            dtype=self.options.dtype,
-            **self.given,
-        )
+        result = self.score(folder, self.options, self.home / "runs")
         self.evaluated.append(Evaluated(step=step, scores=_scores(result)))
         write_text(self._kept, _EVALUATED.dump_json(self.evaluated).decode())
         score = self.evaluated[-1].scores[self.task]
@@ -147,11 +142,11 @@ def make_selector(
     names: Sequence[str],
     home: Path,
     tokenizer: Any,
-    given: dict[str, Any],
+    score: ScoreCheckpoint,
 ) -> Selector:
     """Find the task that decides, and its threshold.
 
-    names: the tasks that ``options.tasks`` stands for. given: further options of ``evaluate``.
+    names: the tasks that ``options.tasks`` stands for.
 
     Raises:
         OptionError: no or several tasks could decide, or the reference does not have it.
@@ -165,7 +160,7 @@ def make_selector(
             f"--select-task, one of {', '.join(names)}"
         )
     threshold = _threshold(options.reference, task, options.limit)
-    return Selector(options, task, threshold, home, tokenizer, given)
+    return Selector(options, task, threshold, home, tokenizer, score)
 
 
 def _threshold(reference: str, task: str, limit: int | None) -> float:
@@ -216,7 +211,7 @@ def _rows_of(folder: Path, task: str, found: TaskResult) -> _Rows | None:
     if found.auc is not None:
         return None
     records = RunFolder(folder).read_records(task, found.records_sha256)
-    scores = {r.id: r.score for r in records if isinstance(r, GenerationRecord)}
+    scores = {r.id: r.score for r in records if not isinstance(r, LikelihoodRecord)}
     splits = {name.rpartition("/")[0] for name in scores}
     asked = [part for part in found.data if splits == {part.split}]
     return _Rows(asked[0].split, asked[0].rows, scores) if asked else None

@@ -13,8 +13,8 @@ import torch
 from unlearnbench.errors import OptionError
 
 
-def require_supported(trainer: Any, masks: bool, l1: bool, noise: bool) -> bool:
-    """Whether weights will be sharded.
+def require_supported(trainer: Any, stage: Any) -> bool:
+    """Whether weights will be sharded while ``stage`` is trained.
 
     Raises:
         OptionError: in a way under which a result would not be what its record says.
@@ -35,12 +35,13 @@ def require_supported(trainer: Any, masks: bool, l1: bool, noise: bool) -> bool:
             "--mixed_precision no and --weights-dtype"
         )
     if trainer.is_deepspeed_enabled:
-        _require_deepspeed(trainer, masks, l1)
+        _require_deepspeed(trainer, stage)
     elif trainer.is_fsdp_enabled and not state.is_fsdp2:
         raise OptionError("FSDP version 1 is not supported; use --fsdp_version 2")
     is_sharded = bool(trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
-    if is_sharded and noise:
-        raise OptionError("--weight-noise needs whole weights; train without sharding")
+    if is_sharded and (stage.noise or stage.gradient is not None):
+        what = "--weight-noise" if stage.noise else "this method's own gradient"
+        raise OptionError(f"{what} needs whole weights; train without sharding")
     return is_sharded
 
 
@@ -51,9 +52,10 @@ def wanted(kind: str) -> bool:
     return bool(parse_flag_from_env(f"ACCELERATE_USE_{kind}"))
 
 
-def _require_deepspeed(trainer: Any, masks: bool, l1: bool) -> None:
-    if masks or l1:
-        what = "a SURE mask works on gradients" if masks else "--l1 works on weights"
+def _require_deepspeed(trainer: Any, stage: Any) -> None:
+    if stage.masks is not None or stage.l1:
+        masked = stage.masks is not None
+        what = "a mask works on gradients" if masked else "--l1 works on weights"
         raise OptionError(f"{what} that DeepSpeed keeps to itself; use DDP or FSDP 2")
     config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
     for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
@@ -113,7 +115,8 @@ def mask_gradients(model: Any, masks: Any) -> None:
         if isinstance(gradient, DTensor):
             mesh, placements = gradient.device_mesh, gradient.placements
             held = distribute_tensor(held, mesh, placements, src_data_rank=None).to_local()
-        local(gradient).masked_fill_(held.unsqueeze(1), 0.0)
+        held = held.reshape(-1, *[1] * (gradient.dim() - 1))
+        local(gradient).masked_fill_(held, 0.0)
 
 
 def agreed(fine: bool, device: Any) -> bool:

@@ -6,8 +6,8 @@ Imports transformers at once, so only functions import this module.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from unlearnbench.errors import OptionError, TrainingError
-from unlearnbench.methods.base import inner_linears
+from unlearnbench.methods.base import BatchLoss, Gradient, Masks, OptimizerStep, inner_linears
 from unlearnbench.training import sharding
 from unlearnbench.training.batches import Schedule, as_batch, collate
-from unlearnbench.training.objective import BatchLoss
 from unlearnbench.training.options import TrainOptions
+from unlearnbench.training.steps import StepState, WholeStep
 
-Masks = Mapping[str, torch.Tensor]
 Learns = Callable[[str], bool]
 
 _PATIENCE = 7 * 24 * 3600  # seconds that processes wait while the main one evaluates or saves
@@ -30,21 +29,25 @@ _PATIENCE = 7 * 24 * 3600  # seconds that processes wait while the main one eval
 
 @dataclass(frozen=True)
 class Stage:
-    """One training: its name, its folder for checkpoints, and what it trains on.
-
-    masks: for each parameter that may change the rows that may, bool (out,); None: everything.
-    l1: soft-threshold after each step, in units of the learning rate. noise: see ``Noise``.
-    """
+    """One training of one model."""
 
     name: str
     folder: Path
+    """For its checkpoints."""
     schedule: Schedule
     loss: BatchLoss
     pad: int
+    learns: Learns | None = None
+    """Which parameters may change, by name; None: all."""
     masks: Masks | None = None
-    callbacks: tuple[TrainerCallback, ...] = field(default=())
+    """Which rows of which parameters may change; None: all."""
+    gradient: Callable[[OptimizerStep], Gradient] | None = None
+    """Makes the gradient of a step; None: that of the loss."""
+    callbacks: tuple[TrainerCallback, ...] = ()
     l1: float = 0.0
+    """Soft-threshold after each step, in units of the learning rate."""
     noise: float = 0.0
+    """See ``Noise``."""
 
 
 def training_arguments(
@@ -108,12 +111,12 @@ def require_one_device(gpus: int) -> None:
         )
 
 
-def freeze(model: Any, learns: Learns | None, masks: Masks | None) -> None:
+def freeze(model: Any, stage: Stage) -> None:
     """Parameters that may not change at all take no gradient."""
     for name, parameter in model.named_parameters():
-        if masks is not None:
-            parameter.requires_grad_(name in masks and bool(masks[name].any()))
-        elif learns is not None and not learns(name):
+        if stage.masks is not None:
+            parameter.requires_grad_(name in stage.masks and bool(stage.masks[name].any()))
+        elif stage.learns is not None and not stage.learns(name):
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise OptionError("no parameter of this model would be trained; use another method")
@@ -123,6 +126,7 @@ class UnlearnTrainer(Trainer):
     """Transformers' Trainer with a loss over forget and retain rows and an optional mask."""
 
     def __init__(self, model: Any, args: TrainingArguments, stage: Stage) -> None:
+        self._state = StepState()
         super().__init__(
             model=model,
             args=args,
@@ -132,6 +136,7 @@ class UnlearnTrainer(Trainer):
                 _RequireFinite(),
                 *([Shrink(model, stage.l1)] if stage.l1 else []),
                 *([Noise(model, stage.noise)] if stage.noise else []),
+                *([self._state] if stage.gradient else []),
                 *stage.callbacks,
             ],
         )
@@ -140,8 +145,9 @@ class UnlearnTrainer(Trainer):
         self._terms: dict[str, torch.Tensor] = {}
         # Our loss is a share of the whole step's mean: not to be divided by accumulated batches.
         self.loss_is_scaled_for_ga = True
-        masked = stage.masks is not None
-        is_sharded = sharding.require_supported(self, masked, stage.l1 > 0, stage.noise > 0)
+        # The batches of the step that is being made, where a method makes its gradient itself.
+        self._waiting: list[Any] = []
+        is_sharded = sharding.require_supported(self, stage)
         self._twin = sharding.empty_twin(model) if is_sharded else None
 
     def whole_model(self) -> Any:
@@ -158,27 +164,55 @@ class UnlearnTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         terms = self._stage.loss(model, as_batch(inputs))
-        if not sharding.agreed(math.isfinite(terms["loss"].item()), self.args.device):
-            raise TrainingError(self._not_finite("the loss"))
+        self._require_finite(terms["loss"].item(), "the loss")
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, torch.zeros_like(value)) + value.detach()
         # Gradients are averaged over processes, and each has a share of the mean, not the mean.
         return terms["loss"] * self.accelerator.num_processes
 
-    def _not_finite(self, what: str) -> str:
-        return not_finite(self._stage.name, self.state.global_step + 1, what, self.args.output_dir)
+    def _require_finite(self, value: float, what: str) -> None:
+        """Stop, in all processes together, where one has a value that is no number."""
+        if not sharding.agreed(math.isfinite(value), self.args.device):
+            step, folder = self.state.global_step + 1, self.args.output_dir
+            raise TrainingError(not_finite(self._stage.name, step, what, folder))
+
+    def get_batch_samples(self, *given: Any) -> Any:
+        samples, items = super().get_batch_samples(*given)
+        self._waiting = list(samples)
+        return samples, items
 
     def training_step(
         self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> torch.Tensor:
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if self._stage.gradient is not None:
+            loss = self._make_gradient(model)
+        else:
+            loss = super().training_step(model, inputs, num_items_in_batch)
         if self._stage.masks is not None:
             sharding.mask_gradients(self.accelerator.unwrap_model(model), self._stage.masks)
         if self.is_deepspeed_enabled:  # which has updated the weights by now, but saved nothing
             norm = model.get_global_grad_norm()
-            if norm is not None and not math.isfinite(float(norm)):
-                raise TrainingError(self._not_finite("the gradient"))
+            self._require_finite(0.0 if norm is None else float(norm), "the gradient")
         return loss
+
+    def _make_gradient(self, model: Any) -> torch.Tensor:
+        """The whole step's gradient at its first batch, and nothing at the others."""
+        assert self._stage.gradient is not None  # noqa: S101 - asked for only where there is one
+        if not self._waiting:
+            return torch.zeros((), device=self.args.device)
+        model.train()
+        batches = [as_batch(self._prepare_inputs(inputs)) for inputs in self._waiting]
+        self._waiting = []
+        bare, number = self.accelerator.unwrap_model(model), self.state.global_step + 1
+        step = WholeStep(bare, self._stage.loss, batches, number, self._state.numbers)
+        gradient = self._stage.gradient(step)
+        loss = sum(gradient.terms.values())
+        self._require_finite(loss, "the loss")
+        for name, weight in step.weights.items():
+            weight.grad = gradient.of[name].to(weight.dtype)
+        share = 1 / self.accelerator.num_processes  # each process has the whole step's terms
+        self._terms = {n: torch.tensor(v * share) for n, v in gradient.terms.items()}
+        return torch.tensor(loss, device=self.args.device)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._terms:

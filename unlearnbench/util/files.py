@@ -15,13 +15,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, TypeVar
 
 from unlearnbench.errors import OutputError, ResultError, UnlearnbenchError, one_line
 
-M = TypeVar("M", bound=BaseModel)
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+
+M = TypeVar("M", bound="BaseModel")
 
 # A file that is not whole yet; a killed process leaves it behind, and the next one removes it.
 _PREFIX, _SUFFIX = ".writing-", ".tmp"
@@ -218,6 +219,8 @@ def read_model(
 
 def as_model(where: object, content: object, kind: type[M], error: type[UnlearnbenchError]) -> M:
     """``content``, which was found at ``where``, as ``kind``; ``error`` where it is none."""
+    from pydantic import ValidationError
+
     try:
         return kind.model_validate(content)
     except ValidationError as failed:

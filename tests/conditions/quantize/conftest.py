@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeCheckpoint
-from unlearnbench.checkpoints.source import LoadOptions, Source, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import Source, open_source
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,8 @@ import pytest
 
 from tests.conditions.quantize.helpers import require_library
 from tests.conftest import load_at
-from unlearnbench.checkpoints.source import LoadOptions, Source, open_source
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import Source, open_source
 from unlearnbench.conditions import quantize
 from unlearnbench.conditions.quantize.calibration import pick_calibration
 from unlearnbench.errors import PrecisionError
@@ -64,11 +65,11 @@ def test_a_real_model_at_every_precision(source: Source, full: float, name: str)
             load_at(source, name, calibration=calibration)
         return
     model = load_at(source, name, calibration=calibration)
-    proof = model.precision.proof
+    proof = model.condition.proof
     assert proof is not None
     if spec.kernels:
         assert spec.bits is not None
-        assert sum(proof.quantized_modules.values()) == 30 * 7
+        assert sum(proof.covered_modules.values()) == 30 * 7
         assert proof.compared_modules == 30 * 7
         assert proof.codes is not None
         assert 2 <= proof.codes <= 2**spec.bits

@@ -19,7 +19,7 @@ from unlearnbench.errors import PrecisionError, one_line
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unlearnbench.checkpoints.source import Source
+    from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
 __all__ = [
     "ALIASES",
@@ -49,7 +49,7 @@ class Backend(Protocol):
     PRECISIONS: tuple[PrecisionSpec, ...]
     unavailable: Callable[[PrecisionSpec, str], str | None]
     """(spec, device) -> why it cannot run here, or None."""
-    load: Callable[[PrecisionSpec, Source, How], Loaded]
+    load: Callable[[PrecisionSpec, CheckpointSource, How], Loaded]
     """(spec, source, compute dtype and the like) -> the model and the proof."""
 
 

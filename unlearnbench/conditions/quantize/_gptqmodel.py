@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from unlearnbench.checkpoints.source import Source
+    from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
 
 @contextmanager
@@ -41,7 +41,9 @@ def gptqmodel() -> Iterator[None]:
         raise PrecisionError(f"GPTQModel cannot quantize or load this model: {what}") from error
 
 
-def token_batches(source: Source, calibration: Calibration) -> list[dict[str, torch.Tensor]]:
+def token_batches(
+    source: CheckpointSource, calibration: Calibration
+) -> list[dict[str, torch.Tensor]]:
     """The calibration texts as token ids, each a batch of one, cut to the recorded length.
 
     Raises:

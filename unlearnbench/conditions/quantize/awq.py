@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlearnbench.checkpoints.linear import linear_layers
 from unlearnbench.checkpoints.load import check_loading
-from unlearnbench.conditions.base import How, Loaded, PrecisionSpec, Seen, lacking, linear_names
+from unlearnbench.conditions.base import How, Loaded, PrecisionSpec, Seen, lacking
 from unlearnbench.conditions.proof import finish, require_coverable
 from unlearnbench.conditions.quantize import _gptqmodel as library
 from unlearnbench.errors import PrecisionError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from unlearnbench.checkpoints.source import Source
+    from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
 _ROWS = 64
 _FIT_STEPS = 8
@@ -48,7 +49,7 @@ def unavailable(spec: PrecisionSpec, device: str) -> str | None:
     return lacking(spec, "gptqmodel")
 
 
-def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
+def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
     """Quantize every linear layer but the output head. The weights pass through a temporary folder,
     because the library quantizes only what it loads itself.
 
@@ -87,7 +88,7 @@ def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
 def _require_fit(spec: PrecisionSpec, model: PreTrainedModel) -> None:
     """GPTQModel only asserts what it needs; found out here before the work."""
     size = int(spec.options["group_size"])
-    for name in linear_names(model):
+    for name in list(linear_layers(model)):
         rows, columns = model.get_submodule(name).get_parameter("weight").shape
         if rows % _ROWS or columns % size:
             raise PrecisionError(

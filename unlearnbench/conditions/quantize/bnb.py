@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import BitsAndBytesConfig
 
-    from unlearnbench.checkpoints.source import Source
+    from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
 log = logging.getLogger("unlearnbench")
 
@@ -69,7 +69,7 @@ def unavailable(spec: PrecisionSpec, device: str) -> str | None:
     return lacking(spec, "bitsandbytes")
 
 
-def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
+def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
     """Quantize every linear layer but the output head, as transformers does.
 
     Raises:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from unlearnbench.checkpoints.linear import linear_layers
 from unlearnbench.conditions.base import (
     Codes,
     How,
@@ -18,7 +19,6 @@ from unlearnbench.conditions.base import (
     dtype_name,
     groups,
     lacking,
-    linear_names,
 )
 from unlearnbench.conditions.proof import finish
 from unlearnbench.errors import NotInForceError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from unlearnbench.checkpoints.source import Source
+    from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
 _BLOCK = 32
 # Bytes of a block before its codes: fp16 scale, with fp16 minimum for the _1 formats.
@@ -61,7 +61,7 @@ def unavailable(spec: PrecisionSpec, device: str) -> str | None:
     return lacking(spec, "gguf")
 
 
-def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
+def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
     """Quantize every linear layer but the output head. (llama.cpp's own recipes treat some layers
     and the head otherwise; here all layers are alike, so that precisions can be compared.)
 
@@ -74,7 +74,7 @@ def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
     before = source.state_dict()
     model = source.build(how.dtype, how.device)
     stored: dict[str, int] = {}
-    for name in linear_names(model):
+    for name in list(linear_layers(model)):
         packed, values = _round(spec, name, before[f"{name}.weight"])
         module: Any = model.get_submodule(name)
         weight = torch.from_numpy(values).to(device=module.weight.device, dtype=how.dtype)

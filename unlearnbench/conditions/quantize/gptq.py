@@ -12,7 +12,7 @@ from unlearnbench.conditions.proof import finish, require_coverable
 from unlearnbench.conditions.quantize import _gptqmodel as library
 
 if TYPE_CHECKING:
-    from unlearnbench.checkpoints.source import Source
+    from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
 _DAMPING = 0.1
 
@@ -45,7 +45,7 @@ def unavailable(spec: PrecisionSpec, device: str) -> str | None:
     return lacking(spec, "gptqmodel", "optimum")
 
 
-def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
+def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
     """Quantize every linear layer but the output head, one transformer block after another.
 
     Raises:

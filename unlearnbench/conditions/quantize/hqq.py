@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from unlearnbench.checkpoints.linear import linear_layers
 from unlearnbench.conditions.base import (
     Codes,
     How,
@@ -18,7 +19,6 @@ from unlearnbench.conditions.base import (
     groups,
     held_bytes,
     lacking,
-    linear_names,
     replace_linears,
 )
 from unlearnbench.conditions.proof import finish
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from unlearnbench.checkpoints.source import Source
+    from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
 _GROUP = 64
 
@@ -51,7 +51,7 @@ def unavailable(spec: PrecisionSpec, device: str) -> str | None:
     return lacking(spec, "hqq")
 
 
-def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
+def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
     """Quantize every linear layer but the output head.
 
     Raises:
@@ -77,7 +77,7 @@ def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
         )
         return _with_bias(made)
 
-    replace_linears(model, linear_names(model), make)
+    replace_linears(model, list(linear_layers(model)), make)
     return finish(spec, source, model, lambda _, module: _inspect(spec, module), how)
 
 

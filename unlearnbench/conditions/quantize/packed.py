@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from unlearnbench.checkpoints.source import Source
+    from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
 
-def load(source: Source, scheme: StoredScheme, how: How) -> Loaded:
+def load(source: CheckpointSource, scheme: StoredScheme, how: How) -> Loaded:
     """Load a quantized checkpoint and look into it.
 
     Raises:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from unlearnbench.checkpoints.source import Source
+    from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
 PRECISIONS = (
     PrecisionSpec("none", None, "as stored in the checkpoint", "torch"),
@@ -27,7 +27,7 @@ def unavailable(spec: PrecisionSpec, device: str) -> str | None:
     return None
 
 
-def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
+def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
     """Round the weights to the storage dtype and hold them in the compute dtype. A checkpoint that
     is quantized already stays as it is.
 

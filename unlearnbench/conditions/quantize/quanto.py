@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from unlearnbench.checkpoints.source import Source
+    from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
 _BACKEND = "optimum-quanto"
 
@@ -64,7 +64,7 @@ def unavailable(spec: PrecisionSpec, device: str) -> str | None:
     return lacking(spec, "optimum.quanto")
 
 
-def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
+def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
     """Quantize every linear layer but the output head.
 
     Raises:

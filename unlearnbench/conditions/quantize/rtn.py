@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from unlearnbench.checkpoints.linear import linear_layers
 from unlearnbench.conditions.base import (
     Codes,
     How,
@@ -17,7 +18,6 @@ from unlearnbench.conditions.base import (
     Seen,
     dtype_name,
     groups,
-    linear_names,
 )
 from unlearnbench.conditions.proof import finish
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from unlearnbench.checkpoints.source import Source
+    from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
 _STEP_BITS = 32
 
@@ -123,7 +123,7 @@ def encode(spec: PrecisionSpec, weight: torch.Tensor) -> Codes:
     return Codes(found.codes.short(), found.width())
 
 
-def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
+def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
     """Quantize every linear layer but the output head.
 
     Raises:
@@ -134,7 +134,7 @@ def load(spec: PrecisionSpec, source: Source, how: How) -> Loaded:
     before = source.state_dict()
     model = source.build(how.dtype, how.device)
     stored: dict[str, int] = {}
-    for name in linear_names(model):
+    for name in list(linear_layers(model)):
         # From the checkpoint's own weight, not from one already rounded to the compute dtype.
         found = _quantize(spec, before[f"{name}.weight"])
         module: Any = model.get_submodule(name)

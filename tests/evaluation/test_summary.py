@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.test_results import make_result, make_task
+from unlearnbench.evaluation.summary import results_table
+from unlearnbench.results import RunResult
+
+LEAK = {"metric": "privleak", "want": "zero"}
+
+
+def cells(results: list[RunResult]) -> list[list[str]]:
+    paths = {r.condition.name: Path("out") / "m-01234567" / r.condition.name for r in results}
+    lines = results_table(results, paths).split("\n")
+    assert set(lines.pop(1)) <= set("|-: ")
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def cell(**facts: object) -> str:
+    return cells([make_result({"t": make_task(**facts)})])[1][1]
+
+
+def test_a_table_of_two_precisions() -> None:
+    full = make_result(
+        {
+            "news_verbmem": make_task(value=58.4375, stderr=3.149, ci=[52.0, 64.0]),
+            "news_knowmem_r": make_task(value=55.15, stderr=4.05, want="high"),
+        }
+    )
+    coarse = make_result(
+        {
+            "news_verbmem": make_task(value=34.2, stderr=2.0),
+            "news_privleak": make_task(**LEAK, value=-99.81, stderr=0.2, auc=0.0009),
+        },
+        condition="bnb-fp4",
+    )
+    assert cells([full, coarse]) == [
+        [
+            "precision",
+            "news_verbmem (low)",
+            "news_knowmem_r (high)",
+            "news_privleak (near 0)",
+            "run folder",
+        ],
+        ["none", "58.4 +- 3.1", "55.1 +- 4.0", "not run", "out/m-01234567/none"],
+        ["bnb-fp4", "34.2 +- 2.0", "not run", "-99.8 +- 0.2, AUC 0.001", "out/m-01234567/bnb-fp4"],
+    ]
+
+
+def test_every_line_is_as_wide_as_the_others() -> None:
+    table = results_table([make_result()], {"none": Path("out")})
+    assert len({len(line) for line in table.split("\n")}) == 1
+
+
+@pytest.mark.parametrize(
+    ("facts", "want"),
+    [
+        ({"value": 50.0}, "50.0"),  # a single sample has no standard error
+        ({"value": 0.0, "stderr": 0.0}, "0.0 +- 0.0"),
+        ({"value": 100.0, "stderr": 0.04}, "100.0 +- 0.0"),
+        ({"value": 12.25, "stderr": 0.149}, "12.2 +- 0.1"),
+    ],
+)
+def test_a_value_with_its_standard_error(facts: dict[str, object], want: str) -> None:
+    assert cell(**facts) == want
+
+
+@pytest.mark.parametrize(
+    ("facts", "want"),
+    [
+        ({"value": None, "auc": 0.5}, "AUC 0.500"),
+        (
+            {"value": None, "auc": 0.47719, "auc_ci": [0.3964, 0.5582]},
+            "AUC 0.477 [0.396, 0.558]",
+        ),
+        (
+            {"value": 4.81, "stderr": 8.6, "auc": 0.5, "auc_ci": [0.4, 0.6]},
+            "4.8 +- 8.6, AUC 0.500 [0.400, 0.600]",
+        ),
+        ({"value": -100.0, "stderr": 0.0, "auc": 0.0}, "-100.0 +- 0.0, AUC 0.000"),
+    ],
+)
+def test_an_auc_stands_beside_privleak_or_alone(facts: dict[str, object], want: str) -> None:
+    assert cell(**LEAK, **facts) == want
+
+
+def test_an_auc_of_0_is_shown_and_not_taken_for_missing() -> None:
+    assert cell(**LEAK, value=None, auc=0.0) == "AUC 0.000"
+    assert cell(value=0.0) == "0.0"
+
+
+@pytest.mark.parametrize("name", ["1e5", "8", "0x10", "1.50"])
+def test_names_that_look_like_numbers_stay_as_they_are(name: str) -> None:
+    assert cells([make_result(condition=name)])[1][0] == name
+
+
+def test_tasks_and_precisions_stand_in_the_order_given() -> None:
+    tasks = {name: make_task() for name in ("z", "a", "m")}
+    results = [make_result(tasks, precision) for precision in ("nf4", "none", "fp4")]
+    found = cells(results)
+    assert found[0][1:-1] == ["z (low)", "a (low)", "m (low)"]
+    assert [row[0] for row in found[1:]] == ["nf4", "none", "fp4"]

@@ -1,0 +1,299 @@
+"""Whole trainings of a tiny model, from files to a checkpoint folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.conftest import MakeCheckpoint
+from tests.training.helpers import go, same, weights
+from unlearnbench.checkpoints.find import read_json
+from unlearnbench.checkpoints.origin import Training, read_origin
+from unlearnbench.errors import CheckpointError, DataError, OptionError
+from unlearnbench.methods import find_method, method_names
+from unlearnbench.methods.base import inner_linears
+from unlearnbench.training import trainer as trainer_module
+from unlearnbench.training.job import Job, finetune, unlearn
+from unlearnbench.training.options import TrainOptions
+
+# One method of each kind, with every loss and term among them; the others are slow.
+QUICKLY = ("ga", "npo_klr", "simnpo_gdr", "ga_gdr_sure", "rmu", "tv", "whp_ft")
+EVERY = [
+    pytest.param(name, marks=[] if name in QUICKLY else pytest.mark.slow)
+    for name in method_names()
+    if name != "whp"
+]
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_every_method_makes_an_ordinary_checkpoint(
+    job: Job, tiny: Path, tmp_path: Path, method: str
+) -> None:
+    training = go(job, tmp_path / "out", method)
+    assert Training.model_validate(read_json(tmp_path / "out/unlearning.json")) == training
+    assert not same(weights(tmp_path / "out"), weights(tiny))
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    expected = {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "unlearning.json",
+    }
+    assert files == expected | ({"sure_mask.safetensors"} if "sure" in method else set())
+    assert all(math.isfinite(record.loss) for record in training.losses)
+    assert len(training.losses) == 3 * (2 if method == "whp_ft" else 1)
+    assert (tmp_path / "out/model.safetensors").stat().st_mode & 0o444 == 0o444
+    for record in training.losses:
+        if record.retain is not None and record.forget is not None:
+            assert record.loss == pytest.approx(record.forget + record.retain, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["ga_lora", "npo_klr_lora", "tv_lora", "rmu_lora"])
+def test_lora_is_merged_and_changes_only_linear_weights(
+    job: Job, tiny: Path, tmp_path: Path, method: str
+) -> None:
+    training = go(job, tmp_path / "out", method)
+    assert training.options.model_dump()["lora_rank"] == 8
+    before, after = weights(tiny), weights(tmp_path / "out")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("proj" in name for name in changed)
+
+
+def test_an_adapter_can_be_kept_and_gives_the_merged_weights(
+    job: Job, tiny: Path, tmp_path: Path
+) -> None:
+    from unlearnbench.checkpoints.options import LoadOptions
+    from unlearnbench.checkpoints.source import open_source
+
+    go(job, tmp_path / "merged", "ga_gdr", lora_rank=4)
+    go(job, tmp_path / "kept", "ga_gdr", lora_rank=4, keep_adapter=True)
+    assert (tmp_path / "kept/adapter_model.safetensors").is_file()
+    merged = open_source(str(tmp_path / "kept"), LoadOptions(base=str(tiny))).state_dict()
+    for name, tensor in weights(tmp_path / "merged").items():
+        assert torch.allclose(tensor, merged[name], atol=1e-6), name
+
+
+def test_lora_has_its_reference_in_the_model_itself(job: Job, tmp_path: Path) -> None:
+    """At the first step the adapter is 0, so KL and NPO start where they do with a copy."""
+    lora = go(job, tmp_path / "lora", "npo_klr_lora").losses[0]
+    full = go(job, tmp_path / "full", "npo_klr").losses[0]
+    assert lora.retain == pytest.approx(0.0, abs=1e-6)
+    assert lora.loss == pytest.approx(full.loss, rel=1e-6)
+    assert lora.forget == pytest.approx(2 / 0.1 * math.log(2), rel=1e-5), "NPO at the target"
+
+
+@pytest.mark.parametrize("level", ["row", "module"])
+def test_sure_leaves_every_weight_outside_its_mask_bit_identical(
+    job: Job, tiny: Path, tmp_path: Path, level: str
+) -> None:
+    knobs = {"sure_level": level, "sure_top": 0.1}
+    training = go(job, tmp_path / "out", "npo_gdr_sure", knobs=knobs, lr=1e-2, max_steps=6)
+    before, after = weights(tiny), weights(tmp_path / "out")
+    masks = load_file(tmp_path / "out/sure_mask.safetensors")
+    for name, tensor in before.items():
+        held = ~masks[name] if name in masks else torch.ones(len(tensor), dtype=torch.bool)
+        ours, theirs = after[name][held], tensor[held]
+        assert torch.equal(ours.view(torch.int32), theirs.view(torch.int32)), name
+        if name in masks and bool(masks[name].any()):
+            assert not torch.equal(after[name][masks[name]], tensor[masks[name]])
+    rows, chosen = sum(map(len, masks.values())), sum(int(m.sum()) for m in masks.values())
+    assert training.mask is not None
+    assert (training.mask.rows, training.mask.chosen_rows) == (rows, chosen)
+    if level == "row":
+        assert chosen == math.ceil(0.1 * rows)
+    else:
+        assert sum(bool(m.any()) for m in masks.values()) == math.ceil(0.1 * len(masks))
+    assert len(masks) == 14, "seven linear layers in each of two blocks, without the head"
+
+
+def test_a_task_vector_without_strength_is_the_target_bit_for_bit(
+    job: Job, tiny: Path, tmp_path: Path
+) -> None:
+    distances = []
+    for alpha in (0.0, 0.5, 1.0, 2.0):
+        go(job, tmp_path / f"{alpha}", "tv", knobs={"alpha": alpha})
+        moved, target = weights(tmp_path / f"{alpha}"), weights(tiny)
+        distances.append(sum(float((moved[n] - target[n]).norm()) for n in target))
+    assert distances[0] == 0.0
+    assert same(weights(tmp_path / "0.0"), weights(tiny))
+    assert distances == sorted(set(distances))
+
+
+def test_rmu_trains_only_its_layers_towards_one_direction(
+    job: Job, tiny: Path, tmp_path: Path
+) -> None:
+    training = go(job, tmp_path / "out", "rmu", max_steps=20, knobs={"retain_weight": 1.0})
+    before, after = weights(tiny), weights(tmp_path / "out")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("model.layers.0.") for name in changed)
+    forget = [record.forget or 0.0 for record in training.losses]
+    assert forget[-1] < forget[0]
+    assert training.losses[0].retain == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_accumulated_batches_give_the_same_step(job: Job, tmp_path: Path, micro: int) -> None:
+    whole = go(job, tmp_path / "whole", "npo_klr", gradient_checkpointing=micro == 2)
+    parts = go(job, tmp_path / "parts", "npo_klr", micro_batch_size=micro)
+    for first, second in zip(whole.losses, parts.losses, strict=True):
+        assert second.loss == pytest.approx(first.loss, rel=1e-5)
+        assert second.grad_norm == pytest.approx(first.grad_norm, rel=1e-4)
+        assert second.retain == pytest.approx(first.retain, rel=1e-3, abs=1e-6)
+
+
+def test_the_same_seed_gives_the_same_weights(job: Job, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        go(job, tmp_path / name, "ga_klr")
+    assert same(weights(tmp_path / "first"), weights(tmp_path / "second"))
+    go(job, tmp_path / "other", "ga_klr", seed=1)
+    assert not same(weights(tmp_path / "first"), weights(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_weights_are_trained_and_saved_in_the_dtype_asked_for(
+    job: Job, tmp_path: Path, dtype: str
+) -> None:
+    go(job, tmp_path / "out", "npo_klr", weights_dtype=dtype, reference_dtype="bf16")
+    found = {str(tensor.dtype) for tensor in weights(tmp_path / "out").values()}
+    assert found == {"torch.bfloat16" if dtype == "bf16" else "torch.float32"}
+
+
+def test_finetuning_lowers_the_loss_and_l1_makes_weights_zero(job: Job, tmp_path: Path) -> None:
+    options = job.options.model_copy(update={"max_steps": 12})
+    plain = finetune(replace(job, out=tmp_path / "plain", retain=(), options=options))
+    assert plain.losses[-1].loss < plain.losses[0].loss
+    assert plain.data[0].role == "data"
+    sparse = options.model_copy(update={"l1": 20.0})
+    finetune(replace(job, out=tmp_path / "sparse", retain=(), options=sparse))
+    after = weights(tmp_path / "sparse")
+    zeros = {name: float((tensor == 0).float().mean()) for name, tensor in after.items()}
+    assert min(share for name, share in zeros.items() if "proj" in name) > 0.3
+    assert zeros["model.embed_tokens.weight"] < 0.01
+
+
+def test_gradients_are_taken_under_weight_noise_and_weights_keep_none_of_it(
+    job: Job, tmp_path: Path
+) -> None:
+    before = weights(Path(job.model))
+    losses = {}
+    for width in (0.0, 1.0):
+        options = job.options.model_copy(
+            update={"max_steps": 1, "lr": 1e-6, "weight_noise": width, "weights_dtype": "fp32"}
+        )
+        out = tmp_path / f"noise{width:g}"
+        losses[width] = finetune(replace(job, out=out, retain=(), options=options)).losses[0].loss
+        after = weights(out)
+        # Adam's first step moves a weight by lr at most; the noise is a thousand times as wide.
+        assert max(float((after[n] - before[n]).abs().max()) for n in after) < 2e-6
+    assert abs(losses[1.0] - losses[0.0]) > 1e-4
+
+
+def test_the_noise_is_uniform_and_as_wide_as_a_step_of_int4(tiny: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    before = {name: m.weight.detach().clone() for name, m in inner_linears(model).items()}
+    noise = trainer_module.Noise(model, 1.0)
+    noise.on_step_begin(None, None, None)
+    for name, module in inner_linears(model).items():
+        step = before[name].abs().amax(dim=1, keepdim=True) / 7
+        shares = ((module.weight.detach() - before[name]) / step).flatten()
+        assert float(shares.abs().max()) <= 0.5 + 1e-5
+        assert float(shares.std()) == pytest.approx(12**-0.5, abs=0.02)
+    noise.on_pre_optimizer_step(None, None, None)
+    for name, module in inner_linears(model).items():
+        assert torch.equal(module.weight.detach(), before[name])
+
+
+def test_the_soft_threshold_is_the_proximal_step_of_l1() -> None:
+    weight = np.random.default_rng(0).normal(size=(6, 5))
+    expected = np.sign(weight) * np.maximum(np.abs(weight) - 0.7, 0)
+    found = trainer_module.soft_threshold(torch.tensor(weight), 0.7).numpy()
+    assert np.abs(found - expected).max() < 1e-12
+
+
+def test_the_head_is_no_inner_layer(tiny: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    names = inner_linears(AutoModelForCausalLM.from_pretrained(tiny))
+    assert len(names) == 14
+    assert not any("lm_head" in name for name in names)
+
+
+def test_bad_input_is_refused(job: Job, tmp_path: Path, tiny: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(OptionError, match="give --retain"):
+        unlearn(replace(job, out=out, retain=()), "ga_gdr")
+    with pytest.raises(OptionError, match="leave --retain out"):
+        unlearn(replace(job, out=out), "ga")
+    with pytest.raises(OptionError, match="--beta means nothing to ga_gdr"):
+        unlearn(replace(job, out=out), "ga_gdr", {"beta": 1.0})
+    with pytest.raises(OptionError, match="unknown method 'npo_kl'; known: npo_klr"):
+        unlearn(replace(job, out=out), "npo_kl")
+    with pytest.raises(OptionError, match="LoRA"):
+        find_method("ga_gdr_sure_lora")
+    with pytest.raises(OptionError, match="drop --lora-rank"):
+        go(job, out, "ga_gdr_sure", lora_rank=2)
+    with pytest.raises(OptionError, match="--weight-noise are for finetune"):
+        go(job, out, "ga", weight_noise=1.0)
+    with pytest.raises(ValueError, match="weight_noise: it moves the weights, which LoRA"):
+        TrainOptions(weight_noise=1.0, lora_rank=2)
+    with pytest.raises(OptionError, match="beyond the model's context of 8192"):
+        go(job, out, "ga", max_length=9000)
+    with pytest.raises(OptionError, match="--rmu-layer 1"):
+        go(job, out, "rmu", knobs={"rmu_layer": 1})
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("", encoding="utf-8")
+    with pytest.raises(DataError, match="no rows"):
+        unlearn(replace(job, out=out, forget=(str(empty),), retain=()), "ga")
+    full = tmp_path / "full"
+    shutil.copytree(tiny, full)
+    with pytest.raises(OptionError, match="in the way"):
+        go(job, full, "ga")
+    go(job, tmp_path / "done", "ga")
+    with pytest.raises(OptionError, match="finished training"):
+        go(job, tmp_path / "done", "ga")
+
+
+def test_the_record_is_checked_when_it_is_read(job: Job, tmp_path: Path) -> None:
+    training = go(job, tmp_path / "out", "npo", knobs={"beta": 0.2})
+    assert read_origin(tmp_path / "out")["method"] == training.method == "npo"
+    assert read_origin(tmp_path / "out")["beta"] == "0.2"
+    path = tmp_path / "out/unlearning.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for change, says in (
+        ({"method": "\x1b[31m"}, "method"),
+        ({"processes": 0}, "processes"),
+        ({"more": 1}, "more"),
+    ):
+        path.write_text(json.dumps(content | change), encoding="utf-8")
+        with pytest.raises(CheckpointError, match=f"unlearning.json: {says}"):
+            read_origin(tmp_path / "out")
+    path.write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="no valid JSON"):
+        read_origin(tmp_path / "out")
+    assert read_origin(tmp_path) == {}
+
+
+def test_a_target_in_half_precision_and_a_model_without_room(
+    job: Job, tmp_path: Path, make_checkpoint: MakeCheckpoint
+) -> None:
+    half = make_checkpoint("half", "bfloat16")
+    go(replace(job, model=str(half)), tmp_path / "half", "ga")
+    assert {t.dtype for t in weights(tmp_path / "half").values()} == {torch.bfloat16}
+    short = make_checkpoint("short", max_position_embeddings=16)
+    training = go(replace(job, model=str(short)), tmp_path / "short", "ga", max_length=None)
+    assert training.max_length == 16
+    assert training.sequences["forget"] > 6, "cut into pieces"

@@ -1,0 +1,199 @@
+"""Trainings that are interrupted, go on, or have to stop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.training.helpers import go, same, weights
+from unlearnbench.errors import OptionError, TrainingError
+from unlearnbench.methods.masks import sure
+from unlearnbench.training import job as job_module
+from unlearnbench.training import trainer as trainer_module
+from unlearnbench.training.job import Job
+from unlearnbench.training.output import OutputFolder
+
+
+class Stop(BaseException):
+    """What a killed process looks like from inside."""
+
+
+@pytest.mark.parametrize("method", ["npo_klr", "ga_gdr_sure", "ga_gdr_lora", "tv", "whp_ft"])
+def test_interrupted_and_resumed_gives_the_same_weights(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    options = {"max_steps": 4, "save_steps": 2, "schedule": "cosine"}
+    whole = go(job, tmp_path / "whole", method, **options)
+    step = trainer_module.UnlearnTrainer.training_step
+    seen = []
+
+    def interrupt(self: Any, *given: Any) -> Any:
+        seen.append(self.state.global_step)
+        if len(seen) == 4 or len(seen) == 9:
+            raise Stop
+        return step(self, *given)
+
+    monkeypatch.setattr(trainer_module.UnlearnTrainer, "training_step", interrupt)
+    out = tmp_path / "parts"
+    with pytest.raises(Stop):
+        go(job, out, method, **options)
+    assert not (out / "unlearning.json").exists()
+    assert not (out / "config.json").exists(), "nothing that could pass for a checkpoint"
+    with pytest.raises(OptionError, match="add --resume"):
+        go(job, out, method, **options)
+    broken = out / ".training" / "unlearn" / "checkpoint-999"
+    broken.mkdir(parents=True)  # one that was being written
+    resumed = replace(job, resume=True)
+    for _ in range(2):
+        try:
+            training = go(resumed, out, method, **options)
+            break
+        except Stop:
+            continue
+    assert same(weights(tmp_path / "whole"), weights(out))
+    assert [r.loss for r in training.losses] == [r.loss for r in whole.losses]
+    assert not (out / ".training").exists()
+
+
+def test_a_resumed_training_goes_on_under_the_same_noise(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = job.options.model_copy(
+        update={"max_steps": 4, "save_steps": 2, "weight_noise": 1.0, "weights_dtype": "fp32"}
+    )
+    plain = replace(job, retain=(), options=options)
+    whole = job_module.finetune(replace(plain, out=tmp_path / "whole"))
+    step = trainer_module.UnlearnTrainer.training_step
+
+    def interrupt(self: Any, *given: Any) -> Any:
+        if self.state.global_step == 3:
+            raise Stop
+        return step(self, *given)
+
+    monkeypatch.setattr(trainer_module.UnlearnTrainer, "training_step", interrupt)
+    out = tmp_path / "parts"
+    with pytest.raises(Stop):
+        job_module.finetune(replace(plain, out=out))
+    monkeypatch.undo()
+    resumed = job_module.finetune(replace(plain, out=out, resume=True))
+    assert same(weights(tmp_path / "whole"), weights(out))
+    assert [r.loss for r in resumed.losses] == [r.loss for r in whole.losses]
+
+
+def test_the_record_names_the_code_that_the_training_began_with(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = ["a" * 64]
+    step = trainer_module.UnlearnTrainer.training_step
+
+    def edit(self: Any, *given: Any) -> Any:
+        code[0] = "b" * 64
+        return step(self, *given)
+
+    monkeypatch.setattr(job_module, "source_sha256", lambda: code[0])
+    monkeypatch.setattr(job_module, "git_hash", lambda: code[0][:40])
+    monkeypatch.setattr(trainer_module.UnlearnTrainer, "training_step", edit)
+    made = go(job, tmp_path / "out", "ga", max_steps=1)
+    assert (made.source_sha256, made.git_hash) == ("a" * 64, "a" * 40)
+
+
+def test_a_resumed_training_keeps_its_options(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*given: Any) -> Any:
+        raise Stop
+
+    monkeypatch.setattr(trainer_module.UnlearnTrainer, "training_step", interrupt)
+    with pytest.raises(Stop):
+        go(job, tmp_path / "out", "ga")
+    with pytest.raises(OptionError, match="options lr is 0.001 there and 1.0 here"):
+        go(replace(job, resume=True), tmp_path / "out", "ga", lr=1.0)
+    with pytest.raises(OptionError, match="knobs .* is absent there and .* here"):
+        go(replace(job, resume=True), tmp_path / "out", "npo")
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unlearnbench.training.objective import Combined
+
+    call = Combined.__call__
+    count = []
+
+    def diverge(self: Any, *given: Any) -> Any:
+        count.append(1)
+        terms = call(self, *given)
+        return {n: t * (math.nan if len(count) == 4 else 1) for n, t in terms.items()}
+
+    monkeypatch.setattr(Combined, "__call__", diverge)
+    with pytest.raises(TrainingError, match=r"step 4 .*last good checkpoint is .*checkpoint-2"):
+        go(job, tmp_path / "out", "ga", max_steps=6, save_steps=2)
+    kept = tmp_path / "out/.training/unlearn/checkpoint-2"
+    assert all(bool(t.isfinite().all()) for t in weights(kept).values())
+    assert (kept / "tokenizer.json").is_file(), "an ordinary checkpoint"
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = trainer_module.UnlearnTrainer.training_step
+
+    def spoil(self: Any, model: Any, *given: Any) -> Any:
+        loss = step(self, model, *given)
+        if self.state.global_step == 1:
+            next(p for p in model.parameters() if p.grad is not None).grad.fill_(math.inf)
+        return loss
+
+    monkeypatch.setattr(trainer_module.UnlearnTrainer, "training_step", spoil)
+    with pytest.raises(TrainingError, match="gradient of step 2 .*no checkpoint was saved"):
+        go(job, tmp_path / "out", "ga")
+
+
+def test_a_folder_that_an_earlier_try_moved_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    out = OutputFolder(tmp_path / "out")
+    for text in ("first", "second"):
+        final = out.work / "final"
+        (final / "baseline").mkdir(parents=True)
+        (final / "baseline/file").write_text(text, encoding="utf-8")
+        out.take(final)
+    assert (out.path / "baseline/file").read_text(encoding="utf-8") == "second"
+
+
+def test_several_gpus_in_one_process_are_refused(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.TrainingArguments.n_gpu", property(lambda self: 2))
+    with pytest.raises(OptionError, match="2 GPUs in one process: use `accelerate launch"):
+        go(job, tmp_path / "out", "ga_gdr")
+
+
+def test_a_map_is_made_once(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    choose = sure.choose
+
+    def count(context: Any, options: Any) -> Any:
+        made.append(context.method.name)
+        return choose(context, options)
+
+    def stop(self: Any, *given: Any) -> Any:
+        raise Stop
+
+    monkeypatch.setattr(sure, "choose", count)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module.UnlearnTrainer, "training_step", stop)
+        with pytest.raises(Stop):
+            go(job, tmp_path / "out", "ga_gdr_sure")
+    go(replace(job, resume=True), tmp_path / "out", "ga_gdr_sure")
+    assert made == ["ga_gdr_sure"]
+
+
+def test_a_map_made_one_sequence_at_a_time_is_the_same(job: Job, tmp_path: Path) -> None:
+    go(job, tmp_path / "batches", "ga_gdr_sure")
+    go(job, tmp_path / "single", "ga_gdr_sure", gradient_checkpointing=True)
+    maps = [load_file(tmp_path / name / "sure_mask.safetensors") for name in ("batches", "single")]
+    assert same(*maps)

@@ -1,0 +1,34 @@
+"""How to find and trust a checkpoint: the options of every command that opens one."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from unlearnbench.util.optionmodel import OptionModel
+
+
+class LoadOptions(OptionModel):
+    """How to find and trust a checkpoint. Everything that could run a stranger's code is off."""
+
+    revision: str | None = Field(default=None, title="REV")
+    """Hub revision of --model."""
+
+    base: str | None = Field(default=None, title="PATH|ID")
+    """Base model of an adapter folder."""
+
+    adapter: Literal["merge", "keep"] = "merge"
+    """Merge an adapter before quantizing, or keep it beside the quantized base."""
+
+    allow_adapter_base: bool = False
+    """Follow the base that an adapter names."""
+
+    trust_remote_code: bool = False
+    """Let the checkpoint run its own Python."""
+
+    allow_pickle: bool = False
+    """Load pickled weights (.bin)."""
+
+    truncate_left: bool = False
+    """Cut prompts beyond the model's context on the left; recorded."""

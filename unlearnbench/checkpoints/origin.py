@@ -1,0 +1,136 @@
+"""``unlearning.json`` in a checkpoint's folder: how its weights came about, as our own training
+wrote it down. A stranger may have written it too, so it is checked like any other file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from unlearnbench.checkpoints.find import read_json
+from unlearnbench.errors import CheckpointError
+from unlearnbench.results import Checkpoint, Sha256
+from unlearnbench.util.files import as_model
+
+FILE = "unlearning.json"
+FORMAT_VERSION: Literal[1] = 1
+
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=100)]
+
+
+class _Part(BaseModel):
+    model_config = Checkpoint.model_config
+
+
+class SourceRecord(_Part):
+    """One source of texts."""
+
+    role: Literal["forget", "retain", "auxiliary", "data"]
+    source: str
+    """As given: a file or task:NAME."""
+    rows: int = Field(gt=0)
+    sha256: Sha256
+    """``data.rows_sha256`` of its rows."""
+
+
+class LossRecord(_Part):
+    """One optimizer step. Terms are weighted: they add up to ``loss``."""
+
+    stage: Word
+    step: int = Field(gt=0)
+    loss: float
+    forget: float | None = None
+    retain: float | None = None
+    auxiliary: float | None = None
+    grad_norm: float | None = None
+    lr: float
+
+
+class MaskRecord(_Part):
+    """What a mask let change; the map itself is ``NAME_mask.safetensors``, as sure's."""
+
+    rows: int = Field(gt=0)
+    """Rows of all matrices that a mask can choose from."""
+    chosen_rows: int = Field(gt=0)
+    weights: int = Field(gt=0)
+    chosen_weights: int = Field(gt=0)
+
+
+class Evaluated(_Part):
+    """One evaluated checkpoint of the training, by task: value, or AUC where there is no value."""
+
+    step: int = Field(gt=0)
+    scores: dict[str, float]
+
+
+class Selection(_Part):
+    """How the checkpoint was chosen."""
+
+    rule: str
+    task: str
+    threshold: float
+    """The retrained model's score."""
+    evaluated: tuple[Evaluated, ...] = Field(strict=False)
+    chosen_step: int = Field(gt=0)
+    reached: bool
+    """False: no checkpoint met the rule, and the last one stands."""
+
+
+class TrainingOptions(_Part):
+    """The options of a training; those that are named here stand in results."""
+
+    model_config = ConfigDict(**Checkpoint.model_config | {"extra": "allow"})
+
+    lr: float = Field(gt=0)
+    weights_dtype: Literal["auto", "fp32", "bf16"]
+    seed: int = Field(ge=0, lt=2**31)
+
+
+class Training(_Part):
+    """Everything that a training was given, and its losses."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    kind: Literal["unlearn", "finetune"]
+    method: Word
+    knobs: dict[str, float | int | str | bool] = {}
+    """The method's own numbers, defaults filled in."""
+    options: TrainingOptions
+    processes: int = Field(gt=0)
+    target: Checkpoint
+    data: tuple[SourceRecord, ...] = Field(strict=False)
+    sequences: dict[str, int]
+    """Token sequences by role, after long texts were cut."""
+    max_length: int = Field(gt=0)
+    losses: tuple[LossRecord, ...] = Field(strict=False)
+    mask: MaskRecord | None = None
+    selection: Selection | None = None
+    packages: dict[str, str]
+    unlearnbench: str
+    git_hash: str | None = None
+    source_sha256: Sha256
+    seconds: float = Field(ge=0)
+    """Of this call; a resumed training's earlier part is not in it."""
+    created: str
+
+
+def read_origin(folder: Path) -> dict[str, str]:
+    """What results say of how the weights in ``folder`` came about; empty where nothing is known.
+
+    Raises:
+        CheckpointError: the record is there, and damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return {}
+    training = as_model(path, read_json(path), Training, CheckpointError)
+    facts: dict[str, object] = {
+        "method": training.method,
+        "target_sha256": training.target.weights_sha256,
+        "lr": f"{training.options.lr:g}",
+        "seed": training.options.seed,
+        "weights_dtype": training.options.weights_dtype,
+        "steps": training.losses[-1].step if training.losses else 0,
+    }
+    return {name: str(value) for name, value in (facts | training.knobs).items()}

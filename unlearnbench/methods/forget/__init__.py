@@ -1,0 +1,1 @@
+"""Losses on the forget set: ``loss(part, options)``, which falls as the texts are forgotten."""

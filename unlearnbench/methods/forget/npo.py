@@ -1,0 +1,46 @@
+"""Negative preference optimization."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unlearnbench.methods.base import About
+from unlearnbench.methods.options import option
+from unlearnbench.methods.rows import Part, sequence_logprobs
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Options:
+    """NPO's numbers."""
+
+    beta: float = option(0.1, "Inverse temperature.", above=0)
+
+
+ABOUT = About(
+    name="npo",
+    title="Negative preference optimization",
+    equation="L = -(2 / beta) E[log sigmoid(-beta (log pi(y) - log pi_target(y)))]",
+    source="Zhang et al. 2024, arXiv 2404.05868, equation 3",
+    options=Options,
+    sequences=True,
+    differs="Released code of arXiv 2410.16454 takes the mean loss of a batch, not the "
+    "log-probability of each sequence.",
+)
+
+
+def loss(part: Part, options: Options) -> torch.Tensor:
+    """NPO on sequence log-probabilities, mean over sequences.
+
+    Returns this part's share of the step's mean, shape (), in nats / beta.
+
+    Raises:
+        OptionError: the part has no reference.
+    """
+    from torch.nn.functional import logsigmoid
+
+    ratio = sequence_logprobs(part.logits, part.labels) - part.target_sequences()
+    return -(2 / options.beta) * logsigmoid(-options.beta * ratio).sum() / part.all_rows

@@ -1,0 +1,42 @@
+"""Simple NPO: without a reference model, normalized by length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unlearnbench.methods.base import About
+from unlearnbench.methods.options import option
+from unlearnbench.methods.rows import IGNORED, Part, sequence_logprobs
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Options:
+    """SimNPO's numbers."""
+
+    beta: float = option(2.5, "Inverse temperature.", above=0)
+    gamma: float = option(0.0, "Margin of the reward.", least=0)
+
+
+ABOUT = About(
+    name="simnpo",
+    title="Simple negative preference optimization",
+    equation="L = -(2 / beta) E[log sigmoid(-(beta / |y|) log pi(y) - gamma)]",
+    source="Fan et al. 2024, arXiv 2410.07163",
+    options=Options,
+)
+
+
+def loss(part: Part, options: Options) -> torch.Tensor:
+    """SimNPO, mean over sequences; |y| counts the learned tokens of a sequence.
+
+    Returns this part's share of the step's mean, shape ().
+    """
+    from torch.nn.functional import logsigmoid
+
+    lengths = (part.labels[:, 1:] != IGNORED).sum(dim=1).clamp(min=1)
+    reward = options.beta / lengths * sequence_logprobs(part.logits, part.labels)
+    return -(2 / options.beta) * logsigmoid(-reward - options.gamma).sum() / part.all_rows

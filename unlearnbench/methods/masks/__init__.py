@@ -1,0 +1,1 @@
+"""Masks: which weights a method may change, chosen once before training."""

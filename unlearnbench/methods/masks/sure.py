@@ -1,0 +1,72 @@
+"""SURE: only the weights that matter most for the forget set may change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from unlearnbench.errors import MetricError
+from unlearnbench.methods.base import About, Masks, TrainingContext
+from unlearnbench.methods.options import option
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Options:
+    """SURE's numbers."""
+
+    sure_level: Literal["row", "module"] = option("row", "What SURE selects.")
+    sure_top: float = option(0.05, "Share of rows or modules that may change.", above=0, most=1)
+
+
+ABOUT = About(
+    name="sure",
+    title="Saliency-based unlearning with a large learning rate",
+    equation="theta = theta_target + mask x change; mask = 1 for the modules or rows whose forget "
+    "gradient at theta_target has the largest norms",
+    source="Zhang et al. 2025, arXiv 2410.16454",
+    options=Options,
+    differs="Released code builds the mask and never applies it to a gradient. The paper selects "
+    "modules; rows of weight matrices are the default here.",
+)
+
+
+def choose(context: TrainingContext, options: Options) -> Masks:
+    """The rows with the largest gradients of the method's own forget loss at the target."""
+    return choose_rows(context.forget_gradient(), options)
+
+
+def choose_rows(gradients: Mapping[str, torch.Tensor], options: Options) -> dict[str, torch.Tensor]:
+    """Choose the top share of rows, or of whole matrices, by the L2 norm of their gradient.
+
+    gradients: of the forget loss, by parameter name, each (out, in). Returns a bool tensor (out,)
+    for each name. Of n candidates ceil(sure_top x n) are chosen, ties by order; a candidate with
+    gradient 0 never is.
+
+    Raises:
+        MetricError: a gradient is not finite, or all are 0.
+    """
+    import torch
+
+    norms = {name: _norms(grad, options.sure_level) for name, grad in gradients.items()}
+    flat = torch.cat(list(norms.values()))
+    if not bool(flat.isfinite().all()) or not bool(flat.any()):
+        raise MetricError("the forget gradient is 0 or not finite, so it cannot choose weights")
+    count = math.ceil(options.sure_top * len(flat) - 1e-9)
+    chosen = torch.zeros_like(flat, dtype=torch.bool)
+    chosen[torch.argsort(flat, descending=True, stable=True)[:count]] = True
+    chosen &= flat > 0
+    parts = chosen.split([len(part) for part in norms.values()])
+    return {
+        name: part.expand(len(gradients[name])).clone()
+        for name, part in zip(norms, parts, strict=True)
+    }
+
+
+def _norms(gradient: torch.Tensor, level: str) -> torch.Tensor:
+    rows = gradient.double().square().sum(dim=1)
+    return (rows if level == "row" else rows.sum(dim=0, keepdim=True)).sqrt()

@@ -1,0 +1,1 @@
+"""Terms on further texts, which hold the rest in place: ``loss(part, options)``, weighted."""

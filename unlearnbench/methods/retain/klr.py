@@ -1,0 +1,53 @@
+"""Staying close to the target model on the retain set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unlearnbench.methods.base import About
+from unlearnbench.methods.options import option
+from unlearnbench.methods.rows import IGNORED, Part
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Options:
+    """The term's factor."""
+
+    retain_weight: float = option(1.0, "Factor of the retain term.", least=0)
+
+
+ABOUT = About(
+    name="klr",
+    title="KL divergence from the target on the retain set",
+    equation="+ w x mean over retain tokens of KL(p_target(. | before) || p(. | before))",
+    source="Maini et al. 2024, arXiv 2401.06121; MUSE, arXiv 2407.06460",
+    options=Options,
+    data=("retain",),
+    references=("target",),
+    differs="Released code of MUSE and of arXiv 2410.16454 gives raw logits to kl_div, which "
+    "expects log-probabilities. NPO's paper writes the divergence the other way round.",
+)
+
+
+def loss(part: Part, options: Options) -> torch.Tensor:
+    """KL between next-token distributions at every learned position, times its weight.
+
+    Returns this part's share of the step's mean, shape (), in nats a token.
+
+    Raises:
+        OptionError: the part has no reference.
+    """
+    import torch
+
+    learned = part.labels[:, 1:] != IGNORED
+    # Chosen positions first: log-softmax over the vocabulary is the largest tensor here.
+    ours, theirs = part.logits[:, :-1][learned], part.reference()[:, :-1][learned]
+    dtype = torch.promote_types(ours.dtype, torch.float32)
+    log_p = torch.log_softmax(ours.to(dtype), dim=-1)
+    log_q = torch.log_softmax(theirs.to(dtype), dim=-1)
+    mean = (log_q.exp() * (log_q - log_p)).sum() / part.all_tokens
+    return options.retain_weight * mean

@@ -1,0 +1,165 @@
+"""What a loss sees: token sequences, batches of them, and the rows of one role in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from unlearnbench.errors import OptionError
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORED = -100
+"""The label of a position that is not learned: padding, the question before an answer."""
+
+Role = Literal["forget", "alternatives", "retain", "auxiliary"]
+"""What a row of a batch is: a text to forget, another answer for one, a text of the retain set, or
+one of a third set."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One token sequence to learn from."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    """The same, with IGNORED where nothing is learned."""
+    is_qa: bool = False
+    begin: int = 0
+    """Special tokens at the start of a pair, of which a prompt of several has one set."""
+    prompt: int = 0
+    """Tokens of the question, or of the start of a text that another answer goes on from."""
+    reference: float | None = None
+    """The target's log-probability of the learned tokens, where a loss reads it."""
+    weights: tuple[float, ...] | None = None
+    """What each position counts beside its label, where a method weighs positions."""
+    alternatives: tuple[Example, ...] = ()
+    """Other answers to the same question, or other continuations of the same text."""
+
+    @property
+    def learned(self) -> int:
+        """Tokens that are learned; the first is never predicted."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+    @property
+    def weight(self) -> float:
+        """The sum of the weights of the learned tokens."""
+        if self.weights is None:
+            return float(self.learned)
+        pairs = zip(self.labels[1:], self.weights[1:], strict=True)
+        return sum(weight for label, weight in pairs if label != IGNORED)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one role in one forward pass."""
+
+    logits: torch.Tensor
+    """(rows, width, vocabulary)."""
+    labels: torch.Tensor
+    """(rows, width), IGNORED where nothing is learned."""
+    all_rows: int
+    """Rows of the whole optimizer step, over accumulated batches and processes. Sums over parts
+    divided by it, or by ``all_tokens``, are means over the step."""
+    all_tokens: int
+    """Learned tokens of the whole optimizer step."""
+    sequences: torch.Tensor | None = None
+    """(rows,): the target's log-probability of each sequence."""
+    references: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Logits of frozen models, by name, each shaped as ``logits``."""
+    weights: torch.Tensor | None = None
+    """(rows, width): what each position counts."""
+    all_weight: float = 0.0
+    """The weights of all learned tokens of the step."""
+    alternatives: Part | None = None
+    """The other answers, those of a row one after another."""
+
+    def reference(self, name: str = "target") -> torch.Tensor:
+        """The logits of a frozen model.
+
+        Raises:
+            OptionError: they were not asked for in ``ABOUT.references``.
+        """
+        if name not in self.references:
+            raise OptionError(f"this loss needs the {name}'s logits")
+        return self.references[name]
+
+    def target_sequences(self) -> torch.Tensor:
+        """The target's log-probability of each row. Raises OptionError where it is not known."""
+        if self.sequences is None:
+            raise OptionError("this loss needs the target's log-probabilities")
+        return self.sequences
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One forward pass: forget rows first, then those of the other roles."""
+
+    inputs: dict[str, torch.Tensor]
+    """input_ids and attention_mask, each (rows, width), padded on the right."""
+    labels: torch.Tensor
+    rows: Mapping[Role, int]
+    """How many rows each role has, in the order in which they stand."""
+    all_rows: int
+    """Forget rows of the whole optimizer step."""
+    all_tokens: Mapping[Role, int]
+    """Learned tokens of the whole step, by role."""
+    all_weight: float = 0.0
+    weights: torch.Tensor | None = None
+    sequences: Mapping[Role, torch.Tensor] = field(default_factory=dict)
+    """The target's log-probabilities of forget rows and alternatives."""
+
+    def slice(self, role: Role) -> slice:
+        """Where the rows of ``role`` stand."""
+        start = 0
+        for name, count in self.rows.items():
+            if name == role:
+                return slice(start, start + count)
+            start += count
+        return slice(start, start)
+
+    def inputs_of(self, role: Role) -> dict[str, torch.Tensor]:
+        """The rows of ``role`` of ``inputs``."""
+        return {name: tensor[self.slice(role)] for name, tensor in self.inputs.items()}
+
+    def only(self, *roles: Role) -> Batch:
+        """The rows of some roles, as a batch of the same step."""
+        import torch
+
+        def cut(tensor: torch.Tensor) -> torch.Tensor:
+            return torch.cat([tensor[self.slice(role)] for role in roles])
+
+        return Batch(
+            {name: cut(tensor) for name, tensor in self.inputs.items()},
+            cut(self.labels),
+            {role: self.rows[role] for role in roles if role in self.rows},
+            self.all_rows,
+            self.all_tokens,
+            self.all_weight,
+            None if self.weights is None else cut(self.weights),
+            self.sequences,
+        )
+
+
+def token_logprobs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each learned token given those before it, in at least float32.
+
+    logits: (rows, width, vocabulary); labels: (rows, width), where the label at position t is
+    predicted by the logits at t - 1. Returns (rows, width - 1), natural logarithms, exactly 0 where
+    the label is IGNORED.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    losses = cross_entropy(
+        wide[:, :-1].transpose(1, 2), labels[:, 1:], ignore_index=IGNORED, reduction="none"
+    )
+    return -losses
+
+
+def sequence_logprobs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sum of ``token_logprobs`` of each row: shape (rows,)."""
+    return token_logprobs(logits, labels).sum(dim=1)

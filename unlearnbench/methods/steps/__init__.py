@@ -1,0 +1,1 @@
+"""Ways to make the gradient of an optimizer step from those of its terms, as SAM does."""

@@ -1,0 +1,1 @@
+"""Methods with a procedure of their own, which combine with nothing."""

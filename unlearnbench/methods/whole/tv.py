@@ -1,0 +1,64 @@
+"""Task vector: away from what further training on the forget set would change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from unlearnbench.methods.base import About, TrainingContext
+from unlearnbench.methods.options import option
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Options:
+    """The task vector's numbers."""
+
+    alpha: float = option(1.0, "Strength of the task vector.", least=0)
+
+
+ABOUT = About(
+    name="tv",
+    title="Task vector",
+    equation="theta = theta_target - alpha (theta_reinforced - theta_target); reinforced = the "
+    "target trained further on the forget set",
+    source="Ilharco et al. 2023, arXiv 2212.04089; MUSE, arXiv 2407.06460",
+    options=Options,
+    differs="Released code of arXiv 2410.16454 scores the same for every alpha: its weights do not "
+    "change.",
+)
+
+
+def negate(
+    target: Mapping[str, torch.Tensor], reinforced: Mapping[str, torch.Tensor], alpha: float
+) -> dict[str, torch.Tensor]:
+    """Target - alpha (reinforced - target), tensor by tensor, in float64, in the target's dtype.
+
+    Tensors that are no floating-point numbers are the target's. Alpha 0 gives the target bit for
+    bit, and so does a reinforced model that equals it.
+    """
+    return {
+        name: _moved(tensor, reinforced[name], alpha) if tensor.is_floating_point() else tensor
+        for name, tensor in target.items()
+    }
+
+
+def _moved(target: torch.Tensor, reinforced: torch.Tensor, alpha: float) -> torch.Tensor:
+    import torch
+
+    change = alpha * (reinforced.double() - target.double())
+    # -0.0 - 0.0 is -0.0, but -0.0 - (-0.0) is 0.0: where nothing changes, the bits stay too.
+    return torch.where(change == 0, target, (target.double() - change).to(target.dtype))
+
+
+def train(context: TrainingContext, options: Options) -> PreTrainedModel:
+    """Reinforce a copy of the target, then move the other way."""
+    target = {name: tensor.cpu().clone() for name, tensor in context.model.state_dict().items()}
+    reinforced = context.reinforce()
+    moved = negate(target, {n: t.cpu() for n, t in reinforced.state_dict().items()}, options.alpha)
+    reinforced.load_state_dict(moved)
+    return reinforced
