@@ -23,8 +23,8 @@ from unlearnbench.requests import Generate, Generated, Score, Scored
 from unlearnbench.util.process import process_count, set_threads
 
 if TYPE_CHECKING:
-    from unlearnbench.checkpoints.options import LoadOptions
-    from unlearnbench.conditions.base import How, PrecisionSpec
+    from unlearnbench.conditions.base import ConditionSpec
+    from unlearnbench.conditions.options import KernelOptions
     from unlearnbench.models.base import Model
 
 log = logging.getLogger("unlearnbench")
@@ -39,9 +39,9 @@ class Loading:
     """What a worker needs to load what the main process loads."""
 
     model: str
-    options: LoadOptions
-    spec: PrecisionSpec
-    how: How
+    options: KernelOptions
+    """The device is the main process's."""
+    spec: ConditionSpec
     batch_size: int | None
 
 
@@ -289,13 +289,10 @@ class _Worker:
 
 
 def _load(asked: Loading) -> Model:
-    from dataclasses import replace
+    from unlearnbench.conditions.load import prepare_all
 
-    from unlearnbench.checkpoints.source import open_source
-    from unlearnbench.conditions.load import load_model
-
-    how = asked.how
-    if how.device.startswith("cuda"):
-        how = replace(how, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
-    source = open_source(asked.model, asked.options, keep=False)
-    return load_model(source, asked.spec, how, asked.batch_size)
+    options = asked.options
+    if (options.device or "").startswith("cuda"):
+        options = options.updated({"device": f"cuda:{os.environ.get('LOCAL_RANK', '0')}"})
+    (prepared,) = prepare_all(asked.model, [asked.spec], options)
+    return prepared.load(asked.batch_size)
