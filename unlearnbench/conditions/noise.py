@@ -46,7 +46,7 @@ def parse(name: str) -> ConditionSpec | None:
     Raises:
         PrecisionError: a level of 0, or above 1000%.
     """
-    match = re.fullmatch(r"noise-(\d{1,9}(?:\.\d{1,9})?)(?:-seed(\d{1,9}))?", name)
+    match = re.fullmatch(r"noise-(\d{1,9}(?:\.\d{1,9})?)(?:-seed(\d{1,9}))?", name, re.ASCII)
     if match is None:
         return None
     percent, seed = canonical_number(match.group(1)), int(match.group(2) or 0)

@@ -43,7 +43,7 @@ def parse(name: str) -> ConditionSpec | None:
     Raises:
         PrecisionError: it does not.
     """
-    match = re.fullmatch(r"prune-magnitude-(\d{1,9}(?:\.\d{1,9})?)", name)
+    match = re.fullmatch(r"prune-magnitude-(\d{1,9}(?:\.\d{1,9})?)", name, re.ASCII)
     if match is None:
         return None
     percent = canonical_number(match.group(1))
