@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unlearnbench.lm_eval.names import BRIDGE
 
 import unlearnbench
 from tests.conftest import write_jsonl
 from tests.lm_eval.conftest import Stock, numbers, ours_as_theirs, read_json
 from unlearnbench.errors import DataError
+from unlearnbench.lm_eval import BRIDGE
 from unlearnbench.metrics.fluency import ngram_entropy
 from unlearnbench.tasks.spec import GenerationTask, load_registry
 
