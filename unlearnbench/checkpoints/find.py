@@ -229,7 +229,7 @@ def _inspect_folder(
     weights = _weight_files(folder, safe)
     if weights:
         coded = not adapter and is_quantized(read_json(folder / "config.json"))
-        tensors = {name: head for path in weights for name, head in _tensors(path, coded)}
+        tensors = dict(head for path in weights for head in _tensors(path, coded))
         return CheckpointFiles(
             model, folder, "adapter" if adapter else "safetensors", weights, commit, tensors
         )

@@ -69,7 +69,7 @@ def stored_scheme(config: Facts, path: str) -> StoredScheme | None:
         )
     try:
         scheme = read(facts)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"{path}: quantization_config in config.json does not state the scheme of "
             f"{method} ({one_line(error, 80)})"
