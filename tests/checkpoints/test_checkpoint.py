@@ -38,6 +38,11 @@ def test_an_unknown_quantizer_is_refused(copy: Path) -> None:
         open_checkpoint(str(copy), LoadOptions())
 
 
+def test_a_revision_of_a_local_path_is_an_error(tiny: Path) -> None:
+    with pytest.raises(OptionError, match="--revision"):
+        open_checkpoint(str(tiny), LoadOptions(revision="main"))
+
+
 def test_a_base_is_for_adapters_only(tiny: Path) -> None:
     with pytest.raises(OptionError, match="--base is for adapter folders"):
         open_checkpoint(str(tiny), LoadOptions(base=str(tiny)))

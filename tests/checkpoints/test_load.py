@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.checkpoints.helpers import PROMPTS, UP, edit_json, edit_weights, load, logprobs, texts
 from tests.conftest import MakeCheckpoint, load_at, make_tokenizer
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
-from unlearnbench.checkpoints.load import tokenizer_sha256
+from unlearnbench.checkpoints.load import require_gguf_support, tokenizer_sha256
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.errors import CheckpointError, PrecisionError
 from unlearnbench.models.hf import HFModel
@@ -476,3 +476,24 @@ def test_generation_options_in_an_old_config_do_not_change_outputs(
 def test_a_corrupt_generation_config_does_not_change_outputs(copy: Path, plain: HFModel) -> None:
     (copy / "generation_config.json").write_text("{")
     assert texts(load(copy)) == texts(plain)
+
+
+def test_gguf_files_need_a_transformers_that_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.__version__", "5.23.0")
+    require_gguf_support()
+    monkeypatch.setattr("transformers.__version__", "5.20.2")
+    with pytest.raises(CheckpointError, match="reads GGUF files wrongly"):
+        require_gguf_support()
+
+
+def test_weights_are_loaded_as_they_are_stored(copy: Path) -> None:
+    edit_json(copy / "config.json", dtype="bfloat16")
+    weight = open_checkpoint(str(copy), LoadOptions()).state_dict()["lm_head.weight"]
+    assert weight.dtype == torch.float32
+    assert not torch.equal(weight, weight.bfloat16().float())
+
+
+def test_an_ordinary_word_as_special_token_is_refused(copy: Path) -> None:
+    edit_json(copy / "tokenizer_config.json", eos_token="k")
+    with pytest.raises(CheckpointError, match="'k', an ordinary word"):
+        load(copy)
