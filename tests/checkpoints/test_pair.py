@@ -104,9 +104,9 @@ def test_a_calibrated_precision_calibrates_both(
     require_library("gptq-int4-g64")
     asked = ["--quant", "gptq-int4-g64", "--calibration-samples", "2", "--json"]
     assert call("quants", "--model", str(pair), *asked) == 0
-    precision = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert precision["calibration"]["samples"] == 2
-    assert sum(precision["proof"]["covered_modules"].values()) == 2 * 14
+    condition = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert condition["options"]["calibration"]["samples"] == 2
+    assert sum(condition["proof"]["covered_modules"].values()) == 2 * 14
 
 
 @pytest.mark.parametrize(
