@@ -35,8 +35,8 @@ def measure(model: str, name: str, kernel: str, reference: Path) -> dict[str, An
     import torch
 
     from unlearnbench import conditions
+    from unlearnbench.checkpoints.checkpoint import open_checkpoint
     from unlearnbench.checkpoints.options import LoadOptions
-    from unlearnbench.checkpoints.source import open_source
     from unlearnbench.conditions.load import prepare
     from unlearnbench.conditions.options import KernelOptions
     from unlearnbench.conditions.quantize.calibration import pick_calibration
@@ -45,7 +45,7 @@ def measure(model: str, name: str, kernel: str, reference: Path) -> dict[str, An
 
     quiet_imports()
     spec = conditions.find_condition(name)
-    source = open_source(model, LoadOptions(), keep=False)
+    source = open_checkpoint(model, LoadOptions(), keep=False)
     calibration = pick_calibration("generic", (), SAMPLES, 0) if spec.calibrated else None
     start = time.perf_counter()
     options = KernelOptions.of({"dtype": "fp32", "device": "cpu", "quant_kernel": kernel})
@@ -140,10 +140,10 @@ def unpacked(model: str, folder: Path) -> str:
     """A GGUF file as a folder of fp32 safetensors, so that each row does not unpack it again."""
     if not model.endswith(".gguf"):
         return model
+    from unlearnbench.checkpoints.checkpoint import open_checkpoint
     from unlearnbench.checkpoints.options import LoadOptions
-    from unlearnbench.checkpoints.source import open_source
 
-    source = open_source(model, LoadOptions())
+    source = open_checkpoint(model, LoadOptions())
     source.model().save_pretrained(folder)
     source.tokenizer.save_pretrained(folder)
     return str(folder)

@@ -16,7 +16,7 @@ from unlearnbench.conditions import resolve
 from unlearnbench.conditions.load import require_available
 from unlearnbench.conditions.quantize import overlap
 from unlearnbench.errors import printable
-from unlearnbench.tasks.spec import split_names
+from unlearnbench.tasks.registry import split_names
 
 
 @click.command("inspect")

@@ -15,7 +15,7 @@ from unlearnbench.conditions.base import ConditionSpec
 from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.errors import OptionError, PrecisionError, printable
 from unlearnbench.results import FULL, Condition
-from unlearnbench.tasks.spec import split_names
+from unlearnbench.tasks.registry import split_names
 from unlearnbench.util.text import text_table
 
 

@@ -59,7 +59,8 @@ class Prepared:
             return models[0]
         from unlearnbench.models.joined import JoinedModel
 
-        network = JoinedModel(*(model.network for model in models), self.source.alpha)
+        first, second = models
+        network = JoinedModel(first.network, second.network, self.source.alpha)
         proofs = [model.condition.proof for model in models if model.condition.proof]
         condition = self.condition.model_copy(update={"proof": join_proofs(*proofs)})
         return HFModel(network, self.source, condition, self.dtype, self.plan.device, batch_size)

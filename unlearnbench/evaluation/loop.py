@@ -17,9 +17,9 @@ from unlearnbench.evaluation.options import Options
 from unlearnbench.evaluation.run import Job, Run, prepare, run_tasks
 from unlearnbench.models.base import Model
 from unlearnbench.results import RunResult
-from unlearnbench.tasks.overrides import chat_plans, template_sha256
-from unlearnbench.tasks.samples import Plan
-from unlearnbench.tasks.spec import split_names
+from unlearnbench.tasks.overrides import chat_samples, template_sha256
+from unlearnbench.tasks.registry import split_names
+from unlearnbench.tasks.samples import TaskSamples
 from unlearnbench.util.quiet import plain_errors
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def evaluate_path(
     source = all_prepared[0].source
     if asked.apply_chat_template:
         sha256 = template_sha256(source.tokenizer)
-        plans = chat_plans(job.plans, source.tokenizer)
+        plans = chat_samples(job.plans, source.tokenizer)
         job = replace(job, plans=tuple(plans), chat_template_sha256=sha256)
     config = source.config.to_dict()
     failures = job.failures(len(specs))
@@ -114,7 +114,7 @@ def _run_condition(
     asked: Options,
     team: Team | None,
     run: Run,
-    todo: list[Plan],
+    todo: list[TaskSamples],
     failures: Failures,
 ) -> RunResult | None:
     batch_size = run.job.batch_size

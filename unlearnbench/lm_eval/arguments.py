@@ -176,7 +176,7 @@ def load_from_arguments(given: Mapping[str, object]) -> HFModel:
     from unlearnbench.conditions.load import prepare_all
     from unlearnbench.conditions.options import KernelOptions
     from unlearnbench.conditions.quantize.calibration import pick_calibration
-    from unlearnbench.tasks.spec import split_names
+    from unlearnbench.tasks.registry import split_names
 
     asked = translate(given)
     if "model" not in asked:
