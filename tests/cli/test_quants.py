@@ -23,7 +23,10 @@ def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str
 
 def test_every_precision_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     rows = listed(capsys)
+    families = [row for row in rows if row["name"] not in conditions.precisions()]
+    rows = rows[: len(rows) - len(families)]
     assert [row["name"] for row in rows] == list(conditions.precisions())
+    assert {row["name"] for row in families} == {"prune-magnitude-S", "noise-L"}
     for row in rows:
         assert row["install"].startswith("pip install ")
         assert row["scheme"]
@@ -97,6 +100,14 @@ def test_the_list_is_whole_when_piped_and_needs_no_torch() -> None:
     for name, spec in conditions.precisions().items():
         assert f"| {name}" in done.stdout
         assert spec.scheme in done.stdout
+
+
+def test_proof_of_a_pruned_checkpoint(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["quants", "--model", str(tiny), "--quant", "prune-magnitude-30"]) == 0
+    shown = capsys.readouterr().out
+    assert "prune-magnitude-30: the 30% of each matrix" in shown
+    assert "  weights        73,728 of 112,448 pruned" in shown
+    assert "  zero_share     0.3\n" in shown
 
 
 def test_proof_of_a_checkpoint(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

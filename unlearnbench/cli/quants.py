@@ -92,7 +92,7 @@ def _proven(
     model: str, specs: Sequence[ConditionSpec], options: KernelOptions
 ) -> Iterator[Condition]:
     """Each precision as its proof describes it; every refusal comes before the first model."""
-    from unlearnbench.conditions.conditions.calibration import pick_calibration
+    from unlearnbench.conditions.quantize.calibration import pick_calibration
     from unlearnbench.conditions.load import prepare_all  # the list needs no torch
 
     calibration = None
@@ -114,14 +114,16 @@ def _proof(precision: Condition) -> str:
     """The proof as lines that people read."""
     proof = precision.proof
     assert proof is not None  # noqa: S101 - a loaded model has one
-    head = f"{precision.name}: {precision.options.scheme} ({precision.options.backend})"
+    options = precision.options
+    done = "quantized" if precision.kind == "stored" else precision.kind
+    head = f"{precision.name}: {options.scheme} ({options.backend})"
     lines = [
-        f"  runs           {precision.options.kernel} kernel" if precision.options.kernel else "",
-        f"  weights        {proof.covered_weights:,} of {proof.total_weights:,} quantized, "
+        f"  runs           {options.kernel} kernel" if options.kernel else "",
+        f"  weights        {proof.covered_weights:,} of {proof.total_weights:,} {done}, "
         f"{proof.weight_bytes:,} bytes in all",
         f"  modules        {_counts(proof.module_types)}",
         f"  held as        {_counts(proof.weights_by_dtype)}",
-        f"  quantized      {_counts(proof.covered_modules) or 'none'}",
+        f"  {done:<14} {_counts(proof.covered_modules) or 'none'}",
         f"  left as it is  {_counts(proof.uncovered) or 'nothing'}",
     ]
     if proof.codes is not None:
@@ -133,6 +135,7 @@ def _proof(precision: Condition) -> str:
             f"{proof.compared_modules} modules, largest {proof.max_relative_error:.4g} in "
             f"{proof.max_error_module})"
         )
+    lines += [f"  {name:<14} {value:.4g}" for name, value in (proof.figures or {}).items()]
     if proof.on_grid:
         lines.append("  on grid        the checkpoint's weights already lie on this grid")
     return "\n".join([head, *filter(None, lines)])

@@ -93,7 +93,8 @@ def families() -> list[ConditionSpec]:
 def file_of(spec: ConditionSpec) -> ConditionFile:
     """The file that offers ``spec``."""
     for file in _files():
-        if spec in file.CONDITIONS or (hasattr(file, "parse") and file.parse(spec.name) == spec):
+        family = getattr(file, "FAMILY", None)
+        if spec in file.CONDITIONS or (family and spec in (family, file.parse(spec.name))):
             return file
     raise PrecisionError(f"no file offers the condition {one_line(spec.name, 80)}")
 

@@ -64,7 +64,7 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
         PrecisionError: the library cannot quantize this model, or its layers do not fit.
         NotInForceError: a layer was not quantized.
     """
-    assert plan.calibration is not None  # noqa: S101 - loading.load_model sees to it
+    assert plan.calibration is not None  # noqa: S101 - load.prepare sees to it
     require_coverable(spec, source)
     _require_fit(spec, source.model())
     with tempfile.TemporaryDirectory(prefix="unlearnbench-awq-") as folder:

@@ -61,7 +61,7 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
         PrecisionError: the library cannot quantize this model.
         NotInForceError: a layer was not quantized.
     """
-    assert plan.calibration is not None  # noqa: S101 - loading.load_model sees to it
+    assert plan.calibration is not None  # noqa: S101 - load.prepare sees to it
     require_coverable(spec, source)  # and the checkpoint's own faults are told as such
     with library.gptqmodel():
         from transformers import GPTQConfig
