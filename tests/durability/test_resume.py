@@ -5,7 +5,7 @@ failures among several tasks and precisions.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -229,21 +229,19 @@ def spoil(monkeypatch: pytest.MonkeyPatch, task: str, precision: str) -> None:
     for name in ("generate", "score"):
         original = getattr(HFModel, name)
 
-        def spoiled(
-            self: HFModel, requests: Any, skip: Any = (), original: Any = original
-        ) -> Iterator[Any]:
-            weight = self.network.get_output_embeddings().weight
+        def answers(self: HFModel, requests: Any, *given: Any, original: Any = original) -> Any:
+            weight: Any = self.network.get_output_embeddings().weight
             before = weight.detach().clone()
-            if requests[0].id.startswith(task) and self.condition.name == precision:
-                with torch.no_grad():
+            with torch.no_grad():
+                if requests[0].id.startswith(task) and self.condition.name == precision:
                     weight[0, 0] = float("nan")
             try:
-                yield from original(self, requests, skip)
+                yield from original(self, requests, *given)
             finally:
                 with torch.no_grad():
                     weight.copy_(before)
 
-        monkeypatch.setattr(HFModel, name, spoiled)
+        monkeypatch.setattr(HFModel, name, answers)
 
 
 @pytest.mark.parametrize("task", ["toy_privleak", "toy_knowmem_f"])
