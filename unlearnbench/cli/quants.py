@@ -92,8 +92,8 @@ def _proven(
     model: str, specs: Sequence[ConditionSpec], options: KernelOptions
 ) -> Iterator[Condition]:
     """Each precision as its proof describes it; every refusal comes before the first model."""
-    from unlearnbench.conditions.quantize.calibration import pick_calibration
     from unlearnbench.conditions.load import prepare_all  # the list needs no torch
+    from unlearnbench.conditions.quantize.calibration import pick_calibration
 
     calibration = None
     if any(spec.calibrated for spec in specs):
