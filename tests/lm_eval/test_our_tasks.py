@@ -15,7 +15,7 @@ import unlearnbench
 from tests.conftest import write_jsonl
 from tests.lm_eval.conftest import Stock, numbers, ours_as_theirs, read_json
 from unlearnbench.errors import DataError
-from unlearnbench.lm_eval.names import BRIDGE
+from unlearnbench.lm_eval import BRIDGE
 from unlearnbench.metrics.fluency import ngram_entropy
 from unlearnbench.tasks.spec import GenerationTask, load_registry
 

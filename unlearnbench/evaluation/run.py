@@ -25,7 +25,6 @@ from unlearnbench.metrics.membership import privleak
 from unlearnbench.models.base import Model
 from unlearnbench.results import (
     Checkpoint,
-    Environment,
     HarnessResult,
     Precision,
     RunResult,
@@ -41,7 +40,6 @@ from unlearnbench.tasks.spec import LikelihoodTask
 from unlearnbench.util.lock import lock_folder
 
 if TYPE_CHECKING:
-    from unlearnbench.conditions.base import Attention
     from unlearnbench.lm_eval.suite import Suite
 
 log = logging.getLogger("unlearnbench")
@@ -68,8 +66,6 @@ class Job:
     truncate_left: bool = False
     backend: Literal["hf", "vllm"] = "hf"
     processes: int = 1
-    attention: Attention = "auto"
-    compiled: bool = False
 
     def failures(self, precisions: int) -> Failures:
         """For what fails among this job's tasks at so many precisions."""
@@ -167,8 +163,6 @@ class Run:
             "task": name,
             "samples": len(plan.samples),
             "processes": self.job.processes,
-            "attention": self.job.attention,
-            "compiled": self.job.compiled,
         }
         asked, kind = request_ids(plan, self.job.ppl_lower)
         fingerprint = (
@@ -270,18 +264,8 @@ class Run:
             settings=self.settings,
             tasks=dict(sorted(self.done.items())),
             harness=dict(sorted(self.harness.items())) or None,
-            environment=self._environment(model),
+            environment=describe_environment(model.device, model.dtype, self.job.batch_size),
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        )
-
-    def _environment(self, model: Model) -> Environment:
-        found = describe_environment(model.device, model.dtype, self.job.batch_size)
-        attention: str | None = self.job.attention
-        if attention == "auto":  # what was taken, where a model says so
-            named = getattr(model, "attention", None)
-            attention = named if isinstance(named, str) else None
-        return found.model_copy(
-            update={"attention": attention, "compiled": self.job.compiled or None}
         )
 
 
