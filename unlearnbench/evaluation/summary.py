@@ -10,7 +10,7 @@ from unlearnbench.evaluation.options import Options
 from unlearnbench.evaluation.run import run_path
 from unlearnbench.lm_eval.tables import harness_table
 from unlearnbench.results import RunResult, TaskResult
-from unlearnbench.tasks.spec import load_registry, split_names
+from unlearnbench.tasks.registry import load_registry, split_names
 from unlearnbench.util.text import text_table
 
 _ARROWS = {"low": "(low)", "high": "(high)", "zero": "(near 0)"}
