@@ -238,9 +238,9 @@ class Run:
             records = self._answer(plan, model, journal)
         finally:
             journal.close()
-        sha256 = hashlib.sha256(encode_records(records)).hexdigest()
-        result = self._summarize(plan, records, sha256)
-        self.folder.write_records(name, records)
+        content = encode_records(records)
+        result = self._summarize(plan, records, hashlib.sha256(content).hexdigest())
+        self.folder.write_file(self.folder.samples_file(name), content)
         self.done[name] = result
         self.keep(model)
         journal.remove()
