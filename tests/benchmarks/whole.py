@@ -31,7 +31,7 @@ from tests.benchmarks.samples import (
     scored,
 )
 from tests.benchmarks.turns import TURN, active, begin, run_in_turns
-from unlearnbench.checkpoints.source import DTYPES
+from unlearnbench.checkpoints.checkpoint import DTYPES
 from unlearnbench.requests import Generate, Score
 
 __all__ = ["measure_whole", "work"]
@@ -68,7 +68,7 @@ def evaluate_ours(folder: Path, options: Namespace) -> Told:
             device=options.device,
         )
         for result in results:
-            name = result.precision.name
+            name = result.condition.name
             run, told.spans[name] = RunFolder(run_path(Path(out), result.checkpoint, name)), {}
             for task in TASKS:
                 ended = run.samples_file(task).stat().st_mtime

@@ -237,24 +237,22 @@ def spoil(monkeypatch: pytest.MonkeyPatch, task: str, precision: str) -> None:
 
     from unlearnbench.models.hf import HFModel
 
-    for name in ("_continue_batch", "_score_batch"):
+    for name in ("generate", "score"):
         original = getattr(HFModel, name)
 
-        def batch(self: HFModel, *given: Any, original: Any = original) -> Any:
-            items = given[-1]
-            bad = items[0][0].id.startswith(task) and self.precision.name == precision
-            weight = self._model.get_output_embeddings().weight
+        def answers(self: HFModel, requests: Any, *given: Any, original: Any = original) -> Any:
+            weight: Any = self.network.get_output_embeddings().weight
             before = weight.detach().clone()
-            if bad:
-                with torch.no_grad():
+            with torch.no_grad():
+                if requests[0].id.startswith(task) and self.condition.name == precision:
                     weight[0, 0] = float("nan")
             try:
-                return original(self, *given)
+                yield from original(self, requests, *given)
             finally:
                 with torch.no_grad():
                     weight.copy_(before)
 
-        monkeypatch.setattr(HFModel, name, batch)
+        monkeypatch.setattr(HFModel, name, answers)
 
 
 @pytest.mark.parametrize("task", ["toy_privleak", "toy_knowmem_f"])

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unlearnbench.boards.definition import Board
 from unlearnbench.errors import OptionError, ResultError, one_line
-from unlearnbench.results import Checkpoint, GenerationRecord, RunResult, SampleRecord, TaskResult
+from unlearnbench.results import Checkpoint, RunResult, SampleRecord, TaskResult, upgrade
 from unlearnbench.runs.entries import Entry, LoadedRun, load_entries
 from unlearnbench.util.files import read_model, write_text
 
@@ -30,7 +31,7 @@ class _File(BaseModel):
 
 
 class EntryRun(_File):
-    """One precision's ``run.json`` and its records by task."""
+    """One condition's ``run.json`` and its records by task."""
 
     run: RunResult
     samples: dict[str, tuple[SampleRecord, ...]]
@@ -39,7 +40,7 @@ class EntryRun(_File):
 class BoardEntry(_File):
     """What ``leaderboard add`` writes."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=80)
     """The file's name too."""
     board: str
@@ -57,7 +58,7 @@ class BoardEntry(_File):
             ResultError: two are of one precision.
         """
         runs = {
-            part.run.precision.name: LoadedRun(
+            part.run.condition.name: LoadedRun(
                 Path(f"{self.name}.json"),
                 part.run,
                 {task: list(records) for task, records in part.samples.items()},
@@ -112,7 +113,8 @@ def _part(board: Board, run: LoadedRun, texts: bool) -> EntryRun:
     tasks = {name: run.task(name) for name in board.rules.tasks}
     samples = {name: tuple(run.records(name)) for name in tasks}
     if not texts:
-        samples = {n: tuple(_hashed(r, board.name) for r in rs) for n, rs in samples.items()}
+        hidden = partial(digest, board=board.name)
+        samples = {n: tuple(r.with_texts(hidden) for r in rs) for n, rs in samples.items()}
     tasks = {name: _without_path(found) for name, found in tasks.items()}
     checkpoint = _named(run.result.checkpoint)
     result = run.result.model_copy(update={"tasks": tasks, "checkpoint": checkpoint})
@@ -144,17 +146,27 @@ def digest(text: str, board: str) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def _hashed(record: SampleRecord, board: str) -> SampleRecord:
-    if not isinstance(record, GenerationRecord):
-        return record  # carries no text
-    texts = {key: digest(getattr(record, key), board) for key in ("prompt", "output", "target")}
-    return record.model_copy(update=texts)
-
-
 def entry_json(entry: BoardEntry) -> str:
     """The one way to write an entry: a file that differs from it by a digit is not ours."""
-    content = entry.model_dump(mode="python", exclude_none=True)
+    return _as_text(entry.model_dump(mode="python", exclude_none=True))
+
+
+def _as_text(content: object) -> str:
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def is_as_written(path: Path, entry: BoardEntry) -> bool:
+    """Whether the file is, digit by digit, as ``add_entry`` wrote it. One of format 1 is written as
+    it was then, and says in the words of format 2 what is written now.
+    """
+    content = path.read_bytes()
+    if entry.format_version == 1:
+        raw = json.loads(content)
+        if content != _as_text(raw).encode("ascii"):
+            return False
+        raw["runs"] = [{**part, "run": upgrade(part["run"])} for part in raw["runs"]]
+        content = _as_text(raw).encode("ascii")
+    return content == entry_json(entry).encode("ascii")
 
 
 def read_entry(path: Path) -> BoardEntry:

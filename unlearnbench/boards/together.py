@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from unlearnbench.boards.entry import BoardEntry, EntryRun
 from unlearnbench.boards.samples import alike
 from unlearnbench.errors import ResultError, UnlearnbenchError, one_line
 from unlearnbench.lm_eval.tables import require_same_harness
-from unlearnbench.metrics import likelihood_metric
-from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.metrics.membership import ReferenceScores
-from unlearnbench.results import FULL, AucReference, LikelihoodRecord, Proof, SampleRecord
+from unlearnbench.results import FULL, AucReference, LikelihoodRecord, Proof
 from unlearnbench.runs.entries import (
     FULL_BITS,
     Entry,
     LoadedRun,
     require_comparable,
-    require_same_precision,
+    require_same_condition,
 )
-from unlearnbench.tasks.spec import LikelihoodTask, Registry
+from unlearnbench.tasks.registry import Registry
+from unlearnbench.tasks.spec import TaskSpec
 
 # Another machine's run of the retrained model may order a few texts otherwise.
 _AUC_MARGIN = 0.01
@@ -99,7 +98,7 @@ def _differs(run: LoadedRun, target: LoadedRun | None, base: LoadedRun) -> str |
     try:
         require_comparable(run, base, sorted(base.result.tasks))
         if target is not None:
-            require_same_precision(run, target)
+            require_same_condition(run, target)
     except UnlearnbenchError as error:
         return one_line(error)
     return None
@@ -107,30 +106,30 @@ def _differs(run: LoadedRun, target: LoadedRun | None, base: LoadedRun) -> str |
 
 def _copied(entry: BoardEntry, run: LoadedRun, target: Entry, base: LoadedRun) -> Iterator[str]:
     """What only a copy of another run has, or one that was not quantized."""
-    mine, at = run.result.checkpoint, run.precision
+    mine, at = run.result.checkpoint, run.condition
     for role, anchor in (("target", target.full), ("retrained", base)):
         theirs = anchor.result.checkpoint
         if entry.role != role and mine.weights_sha256 == theirs.weights_sha256:
             yield f"{at}: its weights are the {role}'s"
         if mine.format == "scripted" != theirs.format:
             yield f"{at}: it comes from a script, and the {role} from a checkpoint"
-    proof, expected = run.result.precision.proof, target.runs.get(at)
+    proof, expected = run.result.condition.proof, target.runs.get(at)
     if proof is None or expected is None:
         return
-    known = expected.result.precision
+    known = expected.result.condition
     if known.proof is not None and _coverage(proof) != _coverage(known.proof):
         yield f"{at}: other modules or another share of the weights than the target's are quantized"
-    if proof.on_grid or known.bits is None or known.bits >= FULL_BITS:
+    if proof.on_grid or known.options.bits is None or known.options.bits >= FULL_BITS:
         return
     for part in entry.runs:
-        other = part.run.precision
+        other = part.run.condition
         if other.name != at and not (other.proof and other.proof.on_grid):
             yield from _same_figures(run, part, at)
 
 
 def _coverage(proof: Proof) -> tuple[set[str], float]:
     """Kinds of modules and share of the weights: of WHP's pair of models there is twice all."""
-    return set(proof.quantized_modules), round(proof.quantized_weights / proof.total_weights, 9)
+    return set(proof.covered_modules), round(proof.covered_weights / proof.total_weights, 9)
 
 
 def _same_figures(run: LoadedRun, other: EntryRun, at: str) -> Iterator[str]:
@@ -140,7 +139,7 @@ def _same_figures(run: LoadedRun, other: EntryRun, at: str) -> Iterator[str]:
         pairs = zip(records, run.records(task), strict=False)
         same = sum(isinstance(a, LikelihoodRecord) and a.scores == b.scores for a, b in pairs)
         if same > len(records) / 2:
-            what = f"{same} of {len(records)} texts have the figures of {other.run.precision.name}"
+            what = f"{same} of {len(records)} texts have the figures of {other.run.condition.name}"
             yield f"{at}: {one_line(task)}: {what}"
 
 
@@ -150,8 +149,8 @@ def _verify_privleak(
     for part in entry.runs:
         for name in part.run.tasks:
             spec = registry.tasks.get(name)
-            if isinstance(spec, LikelihoodTask):
-                where = f"{part.run.precision.name}: {name}: "
+            if spec is not None and spec.needs_reference:
+                where = f"{part.run.condition.name}: {name}: "
                 try:
                     _check_privleak(spec, part, retrained, where, verdict)
                 except UnlearnbenchError as error:
@@ -159,7 +158,7 @@ def _verify_privleak(
 
 
 def _check_privleak(
-    spec: LikelihoodTask, part: EntryRun, retrained: Entry, where: str, verdict: Verdict
+    spec: TaskSpec, part: EntryRun, retrained: Entry, where: str, verdict: Verdict
 ) -> None:
     """The value that the entry states. The board's tables have their own, against the retrained
     entry in full precision.
@@ -176,9 +175,10 @@ def _check_privleak(
         return
     candidates = [ReferenceScores(reference.auc)]
     if reference.kind == "run":
-        theirs = (_groups(spec, run.records(spec.task)) for run in retrained.runs.values())
-        candidates = [ReferenceScores(reference.auc, *groups) for groups in theirs]
-    found = [_privleak(spec, part, candidate) for candidate in candidates]
+        theirs = (spec.reference_scores(r.records(spec.task)) for r in retrained.runs.values())
+        candidates = [replace(scores, auc=reference.auc) for scores in theirs]
+    records, seed = part.samples[spec.task], part.run.settings.seed
+    found = [spec.against(records, candidate, seed) for candidate in candidates]
     if result.value is None or not alike(result.value, found[0].value):
         stated = f"PrivLeak is {result.value}, its AUC and reference give {found[0].value}"
         verdict.problems.append(where + stated)
@@ -187,11 +187,9 @@ def _check_privleak(
         verdict.notes.append(f"{where}PrivLeak's own interval is as stated; no table shows it")
 
 
-def _reference_problem(
-    spec: LikelihoodTask, reference: AucReference, retrained: Entry
-) -> str | None:
+def _reference_problem(spec: TaskSpec, reference: AucReference, retrained: Entry) -> str | None:
     if reference.kind == "stated":
-        if any(alike(stated.auc, reference.auc) for stated in spec.references):
+        if any(alike(auc, reference.auc) for auc in spec.stated_aucs()):
             return None
         return f"PrivLeak's reference is AUC {reference.auc}, which the task does not state"
     if reference.weights_sha256 != retrained.full.result.checkpoint.weights_sha256:
@@ -202,28 +200,3 @@ def _reference_problem(
     return (
         f"PrivLeak's reference is AUC {reference.auc}, the board's retrained model has {theirs[0]}"
     )
-
-
-def _privleak(spec: LikelihoodTask, part: EntryRun, reference: ReferenceScores) -> Estimate:
-    members, nonmembers = (
-        [{spec.attack: score} for score in group]
-        for group in _groups(spec, part.samples[spec.task])
-    )
-    seed = part.run.settings.seed
-    metric = likelihood_metric(spec.metric)
-    found = metric.summarize(members, nonmembers, spec.attack, reference, seed).privleak
-    if found is None:
-        raise ResultError("the metric gives no PrivLeak")
-    return found
-
-
-def _groups(
-    spec: LikelihoodTask, records: Sequence[SampleRecord]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The headline attack's scores of members and of the others."""
-    found = [r for r in records if isinstance(r, LikelihoodRecord)]
-    members, nonmembers = (
-        tuple(r.scores[spec.attack] for r in found if r.split == split)
-        for split in (spec.member_split, spec.nonmember_split)
-    )
-    return members, nonmembers

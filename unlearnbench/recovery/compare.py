@@ -19,13 +19,13 @@ from unlearnbench.recovery.statistics import (
     mark_significant,
     measure,
 )
-from unlearnbench.results import FULL, GenerationRecord, LikelihoodRecord
+from unlearnbench.results import FULL, LikelihoodRecord
 from unlearnbench.runs.entries import (
     Entry,
     LoadedRun,
     load_entries,
     require_comparable,
-    require_same_precision,
+    require_same_condition,
     same_run,
 )
 
@@ -64,8 +64,9 @@ class Comparison:
     def scores(self, run: LoadedRun, task: str) -> Values:
         """A run's scores of a task, one a sample or one a pair of texts."""
         attack, records = run.task(task).attack, run.records(task)
-        if isinstance(records[0], GenerationRecord):
-            return generation_scores([r.score for r in records if isinstance(r, GenerationRecord)])
+        if attack is None:
+            scored = [r.score for r in records if not isinstance(r, LikelihoodRecord)]
+            return generation_scores(scored)
         groups: dict[str, list[float]] = {}
         for record in records:
             if not isinstance(record, LikelihoodRecord) or attack not in record.scores:
@@ -165,8 +166,8 @@ def open_comparison(
     for entry in found.entries:
         for run in entry.runs.values():
             require_comparable(run, base, found.tasks(entry))
-            if run.precision in found.target.runs:
-                require_same_precision(run, found.target.at(run.precision))
+            if run.condition in found.target.runs:
+                require_same_condition(run, found.target.at(run.condition))
     wanted = sorted({task for entry in found.entries for task in found.tasks(entry)})
     for run in found.target.runs.values():
         require_comparable(run, base, wanted)

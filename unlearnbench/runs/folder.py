@@ -1,4 +1,4 @@
-"""A run folder on disk, ``OUT/<model>/<precision>/``: ``run.json``, ``samples/<task>.jsonl``, and
+"""A run folder on disk, ``OUT/<model>/<condition>/``: ``run.json``, ``samples/<task>.jsonl``, and
 ``partial/<task>.jsonl`` while a task is under way.
 """
 
@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import re
 import tempfile
@@ -95,7 +94,7 @@ class RunFolder:
             raise ResultError(f"{self.path} is in the way: no folder; use another --output")
 
     def set_aside(self) -> Path | None:
-        """Move the folder to ``.old/<precision>-<n>`` beside it; returns where, None if there was
+        """Move the folder to ``.old/<condition>-<n>`` beside it; returns where, None if there was
         nothing in it. The folder is gone then, and its lock with it.
 
         Raises:
@@ -146,7 +145,7 @@ class RunFolder:
         Raises:
             ResultError: the run ``found`` here is not what is ``asked`` for; names what differs.
         """
-        there = Fingerprint.of_run(found.checkpoint, found.settings, found.precision)
+        there = Fingerprint.of_run(found.checkpoint, found.settings, found.condition)
         if there != asked:
             raise ResultError(
                 f"{self.path} holds a run of another configuration: "
@@ -157,12 +156,12 @@ class RunFolder:
         """Write ``run.json``, replacing an earlier one in one step."""
         # Not pydantic's own JSON: it cannot write a path that is no valid Unicode.
         text = json.dumps(result.model_dump(exclude_none=True), indent=2, allow_nan=False)
-        self._write(self.run_file, text.encode("ascii") + b"\n")
+        self.write_file(self.run_file, text.encode("ascii") + b"\n")
 
     def write_records(self, task: str, records: Sequence[SampleRecord]) -> str:
         """Write a task's records in the order given and return the file's SHA-256."""
         content = encode_records(records)
-        self._write(self.samples_file(task), content)
+        self.write_file(self.samples_file(task), content)
         return hashlib.sha256(content).hexdigest()
 
     def read_records(self, task: str, sha256: str) -> list[SampleRecord]:
@@ -185,10 +184,7 @@ class RunFolder:
         return [_parse_record(path, i, line) for i, line in enumerate(lines) if line]
 
     def write_file(self, path: Path, content: bytes) -> None:
-        """Write a file of the run folder whole. Raises: ResultError where it cannot be written."""
-        self._write(path, content)
-
-    def _write(self, path: Path, content: bytes) -> None:
+        """Write a file of the run folder whole. Raises OutputError where it cannot be written."""
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, content)
@@ -196,14 +192,9 @@ class RunFolder:
 
 def encode_records(records: Sequence[SampleRecord]) -> bytes:
     """A samples file's content."""
-    import jsonlines
-
-    buffer = io.StringIO()
     # json.dumps escapes all but ASCII: no odd line separator, and lone surrogates survive.
-    with jsonlines.Writer(buffer, dumps=json.dumps) as writer:
-        for record in records:
-            writer.write(record.model_dump(exclude_none=True))
-    return buffer.getvalue().encode("ascii")
+    lines = (json.dumps(record.model_dump(exclude_none=True)) for record in records)
+    return "".join(f"{line}\n" for line in lines).encode("ascii")
 
 
 def _parse_record(path: Path, index: int, line: bytes) -> SampleRecord:
@@ -239,10 +230,10 @@ def read_run(folder: Path) -> RunResult:
     path = folder / "run.json"
     content = read_json(path, ResultError)
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):
         raise ResultError(
-            f"{path} has format_version {version!r}; this version of unlearnbench reads "
-            f"{FORMAT_VERSION}"
+            f"{path} has format_version {version!r}; this version of unlearnbench reads 1 "
+            f"and {FORMAT_VERSION}"
         )
     empty = _find_null(content)
     if empty is not None:

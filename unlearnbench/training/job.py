@@ -118,8 +118,10 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     corpora = _load_corpora(job, "data" if kind == "finetune" else "forget")
     source = open_checkpoint(job.model, job.load)
     encoder = _make_encoder(source, job.options)
-    first, *others = (encoder.encode(corpus, role) for role, corpus in corpora.items())
-    sequences = dict(zip(("forget", "retain", "auxiliary"), (first, *others), strict=False))
+    sequences = {
+        "forget" if role == "data" else role: encoder.encode(corpus, role)
+        for role, corpus in corpora.items()
+    }
     data = _data_records(corpora)
     folder = OutputFolder(job.out)
     request = Fingerprint.of(
@@ -221,7 +223,7 @@ def _target(source: CheckpointSource, options: TrainOptions) -> PreTrainedModel:
 def _make_selector(job: Job, folder: OutputFolder, context: TrainerContext) -> Selector | None:
     if job.select is None:
         return None
-    from unlearnbench.tasks.spec import load_registry
+    from unlearnbench.tasks.registry import load_registry
     from unlearnbench.training.select import make_selector
 
     if job.score is None:

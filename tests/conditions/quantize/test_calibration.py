@@ -20,17 +20,17 @@ from unlearnbench.conditions.quantize.calibration import (
     pick_calibration,
 )
 from unlearnbench.errors import DataError, OptionError, PrecisionError, ResultError
+from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions
-from unlearnbench.tasks.samples import Plan, make_plan
-from unlearnbench.tasks.spec import load_registry
+from unlearnbench.tasks.samples import TaskSamples, load_samples
 from unlearnbench.util.files import content_sha256
 
 PASSAGES = [json.loads(line)["text"] for line in GENERIC.read_text("utf-8").splitlines()]
 
 
-def plans(toy: Toy, names: str = "toy") -> list[Plan]:
+def plans(toy: Toy, names: str = "toy") -> list[TaskSamples]:
     specs = load_registry([toy.tasks]).resolve(names.split(","))
-    return [make_plan(spec, DataOptions(toy.data), None) for spec in specs]
+    return [load_samples(spec, DataOptions(toy.data), None) for spec in specs]
 
 
 def test_the_generic_set_is_96_distinct_passages() -> None:
@@ -180,7 +180,7 @@ def test_a_set_that_moves_nothing_is_said(
     options: dict[str, Any] = toy.options
     (result,) = evaluate(str(tiny), "toy_verbmem", "rtn-int4", calibration="forget", **options)
     assert "--calibration moves only gptq and awq" in caplog.text
-    assert result.precision.calibration is None
+    assert result.condition.options.calibration is None
 
 
 def test_a_calibrated_precision_without_texts_is_an_error(source: Source) -> None:
@@ -216,7 +216,10 @@ def test_the_same_texts_give_the_same_weights_and_others_do_not(source: Source) 
     )
     weight: Any = other.network.get_parameter("model.layers.0.mlp.up_proj.weight")
     assert not np.array_equal(weight.numpy(), first)
-    assert other.precision.calibration != load(source, "gptq-int4-g64").precision.calibration
+    assert (
+        other.condition.options.calibration
+        != load(source, "gptq-int4-g64").condition.options.calibration
+    )
     assert not np.array_equal(first, own(source))
 
 
