@@ -51,7 +51,7 @@ def measure(model: str, name: str, kernel: str, reference: Path) -> dict[str, An
     load_s = time.perf_counter() - start
     source.release()
     rows = [source.tokenizer(text)["input_ids"] for text in _texts()]
-    inner: Any = loaded._model
+    inner: Any = loaded.network
     with torch.no_grad():
         inner(input_ids=torch.tensor([rows[0][:8]]))  # first use: kernels repack or compile
         start = time.perf_counter()

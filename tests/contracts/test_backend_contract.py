@@ -213,7 +213,7 @@ def test_bits(loaded: Loader, name: str, bits: float) -> None:
 
 def test_storage_is_rounded_though_compute_is_wider(loaded: Loader) -> None:
     model: Any = loaded("bf16")
-    weight = model._model.lm_head.weight
+    weight = model.network.lm_head.weight
     assert weight.dtype == torch.float32
     assert torch.equal(weight, weight.bfloat16().float())
     proof = model.precision.proof

@@ -13,8 +13,6 @@ from unlearnbench.conditions.base import Calibration, How, PrecisionSpec, pick_k
 from unlearnbench.conditions.proof import join_proofs
 from unlearnbench.errors import OptionError, PrecisionError
 from unlearnbench.models.hf import HFModel
-from unlearnbench.models.int8 import quicken
-from unlearnbench.models.mapped import give_back
 from unlearnbench.results import Precision, Proof
 from unlearnbench.util.explain import explain, explain_loaded
 
@@ -109,7 +107,7 @@ def _load_part(
     require_precision(source, spec)
     if spec.calibrated and how.calibration is None:
         raise PrecisionError(f"{spec.name} needs calibration texts; give --calibration")
-    from unlearnbench.models.products import quicken_products
+    from unlearnbench.models.rounding import quicken_int8
 
     with warnings.catch_warnings():
         # Libraries' advice about their own internals; ours are errors, not warnings.
@@ -120,15 +118,9 @@ def _load_part(
     _say_proof(precision, loaded.proof, dtype, how.device)
     model = source.finish(loaded.model)
     if how.device == "cpu":
-        quicken(model)
-        quicken_products(model)
+        quicken_int8(model)
     explain_loaded(how.device, dtype, precision.kernel)
-    # Keys and values get the room of a second copy of the weights, where there is none: the
-    # source's is given back, or is the model itself. Processes on one machine share a file's pages.
-    spare = 0
-    if source.held is not None and how.device == "cpu" and how.processes == 1:
-        spare = give_back(source.held.parameters(), source.full.weights)
-    return HFModel(model, source, precision, dtype, how.device, batch_size, spare)
+    return HFModel(model, source, precision, dtype, how.device, batch_size)
 
 
 def _say_proof(precision: Precision, proof: Proof, dtype: str, device: str) -> None:

@@ -18,7 +18,7 @@ from multiprocessing.connection import Client, Connection, Listener
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unlearnbench.errors import CheckpointError, OptionError, UnlearnbenchError, one_line
-from unlearnbench.models.delegate import Delegate
+from unlearnbench.models.base import Delegate
 from unlearnbench.requests import Generate, Generated, Score, Scored
 from unlearnbench.util.process import process_count, set_threads
 

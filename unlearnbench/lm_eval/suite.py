@@ -108,7 +108,7 @@ class Suite:
                 log.info("%s: done, %s", name, samples_path(run.folder.path, name))
 
     def _adapt(self, model: Model) -> Any:
-        from unlearnbench.models.delegate import Delegate
+        from unlearnbench.models.base import Delegate
         from unlearnbench.models.hf import HFModel
         from unlearnbench.models.rounding import mixes_rows
 

@@ -1,4 +1,4 @@
-"""What the evaluator needs of a model. Everything that answers these is a model."""
+"""What a model is: anything that continues prompts, scores texts and says what it is."""
 
 from __future__ import annotations
 
@@ -59,3 +59,18 @@ class Model(Protocol):
         Raises:
             ModelOutputError: as for ``generate``, or a text without a second token.
         """
+
+
+class Delegate:
+    """What ``Model`` asks for beside answers, taken from ``own``: a checkpoint that this process
+    has loaded, where another engine or other processes answer.
+    """
+
+    def __init__(self, own: Model) -> None:
+        self.own = own
+        self.checkpoint, self.precision = own.checkpoint, own.precision
+        self.device, self.dtype, self.config = own.device, own.dtype, own.config
+
+    def truncate(self, text: str, max_tokens: int) -> str:
+        """Cut ``text`` as ``own`` does."""
+        return self.own.truncate(text, max_tokens)

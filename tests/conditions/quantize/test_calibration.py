@@ -214,7 +214,7 @@ def test_the_same_texts_give_the_same_weights_and_others_do_not(source: Source) 
         kernel="dequantized",
         calibration=pick_calibration("generic", [], 2, 1),
     )
-    weight: Any = other._model.get_parameter("model.layers.0.mlp.up_proj.weight")
+    weight: Any = other.network.get_parameter("model.layers.0.mlp.up_proj.weight")
     assert not np.array_equal(weight.numpy(), first)
     assert other.precision.calibration != load(source, "gptq-int4-g64").precision.calibration
     assert not np.array_equal(first, own(source))

@@ -400,14 +400,14 @@ def outputs(source: Source, name: str, keys: list[str]) -> dict[str, Any]:
     model: Any = load(source, name, "dequantized" if name != "none" else "auto")
     found: dict[str, list[Any]] = {key: [] for key in keys}
     hooks = [
-        model._model.get_submodule(key).register_forward_hook(
+        model.network.get_submodule(key).register_forward_hook(
             lambda _, __, out, key=key: found[key].append(out.detach()[0])
         )
         for key in keys
     ]
     with torch.no_grad():
         for batch in _gptqmodel.token_batches(source, short_calibration()):
-            model._model(**batch)
+            model.network(**batch)
     for hook in hooks:
         hook.remove()
     return {key: torch.cat(parts).numpy() for key, parts in found.items()}
