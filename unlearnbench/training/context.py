@@ -156,11 +156,10 @@ class TrainerContext:
         return self.passes(1 if short_of_memory else None).gradient(self.model, loss, rows)
 
     def passes(self, size: int | None = None) -> Passes:
-        """Forward passes outside the Trainer, of the size under training unless ``size`` is given."""
+        """Forward passes outside the Trainer; of the size under training, or of ``size`` rows."""
         o = self.options
-        return Passes(
-            size or o.micro_batch_size or max(1, o.batch_size // process_count()), self.pad
-        )
+        size = size or o.micro_batch_size or max(1, o.batch_size // process_count())
+        return Passes(size, self.pad)
 
 
 def prepare(context: TrainerContext) -> tuple[Example, ...]:
