@@ -6,7 +6,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,8 +27,8 @@ from unlearnbench.runs.fingerprint import Fingerprint
 from unlearnbench.runs.provenance import describe_environment, git_hash, source_sha256
 from unlearnbench.training.batches import Encoder
 from unlearnbench.training.context import DTYPES, TrainerContext
-from unlearnbench.training.corpus import Corpus, CorpusOptions, TextRole, load_corpus
-from unlearnbench.training.options import SelectorOptions, TrainOptions
+from unlearnbench.training.corpus import Corpus, TextRole, load_corpus
+from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, mask_record
 from unlearnbench.training.passes import device
 from unlearnbench.training.record import write_json
@@ -58,7 +58,7 @@ class Job:
     options: TrainOptions = field(default_factory=TrainOptions)
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
     load: LoadOptions = field(default_factory=LoadOptions)
-    select: SelectorOptions | None = None
+    select: SelectOptions | None = None
     """Evaluate during training and keep the first that meets the rule."""
     score: ScoreCheckpoint | None = None
     """How ``select`` evaluates."""
@@ -137,7 +137,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
             "target": source.checkpoint.weights_sha256,
             "data": [part.sha256 for part in data],
             "sequences": hashlib.sha256(repr(sets).encode()).hexdigest(),
-            "select": None if job.select is None else asdict(job.select),
+            "select": None if job.select is None else job.select.model_dump(),
         }
     )
     folder.require_free(request, job.resume)
@@ -221,7 +221,7 @@ def _make_selector(job: Job, folder: OutputFolder, context: TrainerContext) -> S
 
     if job.score is None:
         raise OptionError("--eval-tasks needs a way to score checkpoints: Job.score")
-    specs = load_registry(job.corpus.include_path).resolve(job.select.tasks)
+    specs = load_registry(job.corpus.include_path).resolve(job.select.names)
     names = [spec.task for spec in specs]
     return make_selector(job.select, names, folder.work / "evaluated", context.tokenizer, job.score)
 
