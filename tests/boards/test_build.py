@@ -157,7 +157,7 @@ def test_a_precision_that_the_board_does_not_ask_for_is_shown_and_does_not_count
     assert "<td>(gptq-int4-g128)</td>" in (weak / "index.html").read_text(encoding="utf-8")
     place = places["ga_gdr"]
     (further,) = [
-        r for r in place.rows if (r.task, r.precision) == ("made_knowmem_f", "gptq-int4-g128")
+        r for r in place.rows if (r.task, r.condition) == ("made_knowmem_f", "gptq-int4-g128")
     ]
     assert further.p is not None
     assert not further.significant, "no part of the board's family"
@@ -175,12 +175,12 @@ def test_what_an_entry_has_beyond_the_board_moves_nobodys_significance() -> None
     for further in ([], [row(0.001, "rtn-int3") for _ in range(24)]):
         place = Place(None, 1, "ranked", None, "", None, {}, (*further, *own))  # type: ignore[arg-type]
         (marked,) = _mark(board, [place])  # type: ignore[arg-type]
-        assert [r.precision for r in marked.rows] == [r.precision for r in place.rows]
-        assert [r.significant for r in marked.rows if r.precision == "rtn-int4"] == [
+        assert [r.condition for r in marked.rows] == [r.condition for r in place.rows]
+        assert [r.significant for r in marked.rows if r.condition == "rtn-int4"] == [
             True,
             *[False] * 11,
         ]
-        assert not any(r.significant for r in marked.rows if r.precision == "rtn-int3")
+        assert not any(r.significant for r in marked.rows if r.condition == "rtn-int3")
 
 
 def test_the_verdicts_of_a_line_are_of_all_its_rows() -> None:
@@ -278,7 +278,7 @@ def test_an_entry_without_full_precision_is_shown_too(make_board: MakeBoard) -> 
     board = make_board()
     path = board / "entries/npo.json"
     content = json.loads(path.read_text(encoding="ascii"))
-    content["runs"] = [r for r in content["runs"] if r["run"]["precision"]["name"] != "none"]
+    content["runs"] = [r for r in content["runs"] if r["run"]["condition"]["name"] != "none"]
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
     assert call("leaderboard", "verify", str(board)) == 1
     assert call("leaderboard", "build", str(board)) == 0

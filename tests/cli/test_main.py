@@ -114,11 +114,11 @@ def test_the_command_line_writes_what_evaluate_returns(
     )
     for result in again:
         other = json.loads(
-            (toy.out.glob(f"tiny-*/{result.precision.name}/run.json")).__next__().read_text()
+            (toy.out.glob(f"tiny-*/{result.condition.name}/run.json")).__next__().read_text()
         )
         ours = json.loads(result.model_dump_json(exclude_none=True))
         assert ours["tasks"] == other["tasks"]
-        assert ours["precision"] == other["precision"]
+        assert ours["condition"] == other["condition"]
 
 
 def test_repeated_options_add_up(toy: Toy, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,7 +43,7 @@ def evaluate(model: Any, tasks: str, theirs: Path, out: Path, **options: Any) ->
 
 
 def folder_of(out: Path, result: RunResult) -> Path:
-    return run_path(out, result.checkpoint, result.precision.name)
+    return run_path(out, result.checkpoint, result.condition.name)
 
 
 def require_same(result: RunResult, stock: dict[str, Any], names: list[str] = ALL) -> None:
@@ -213,7 +213,7 @@ def test_data_that_cannot_be_loaded_keeps_the_other_results(
         unlearnbench.evaluate(tiny, "gone,toy_knowmem_f,mc", "none,bnb-nf4", **options)
     assert "\n" not in str(raised.value)
     (failure,) = raised.value.failures
-    assert (failure.task, failure.precision, failure.folder) == ("gone", None, None)
+    assert (failure.task, failure.condition, failure.folder) == ("gone", None, None)
     assert len(raised.value.results) == 2
     for path in toy.out.glob("tiny-*/*/run.json"):
         content = read_json(path)

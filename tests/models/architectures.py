@@ -9,7 +9,7 @@ from tests.conftest import CORPUS, make_tokenizer
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate
-from unlearnbench.results import Precision
+from unlearnbench.results import Condition, ConditionOptions
 
 SHOTS = "".join(CORPUS[:3])
 PROMPTS = [SHOTS + CORPUS[n][: 5 + 7 * n] for n in (3, 4, 6, 7, 9, 11)]
@@ -105,9 +105,10 @@ class Given:
 
 def wrap(model: Any, batch: int | None = None) -> HFModel:
     """``model`` as this package runs it."""
-    precision = Precision(name="none", bits=32, scheme="as it is", backend="torch")
+    options = ConditionOptions(bits=32, scheme="as it is", backend="torch")
+    condition = Condition(name="none", kind="stored", options=options)
     given: Any = Given(model)
-    return HFModel(model, given, precision, "fp32", "cpu", batch)
+    return HFModel(model, given, condition, "fp32", "cpu", batch)
 
 
 def alone(model: Any, prompt: str, new: int) -> list[int]:

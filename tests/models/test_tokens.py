@@ -12,16 +12,17 @@ from tests.models.test_hf import PROMPTS, load
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate, Score
-from unlearnbench.results import Precision
+from unlearnbench.results import Condition, ConditionOptions
 
 
 def test_long_prompts_are_cut_on_the_left_when_asked() -> None:
     model = make_kind("llama")
     model.config.max_position_embeddings = 32
     tokenizer = make_tokenizer()
-    precision = Precision(name="none", bits=32, scheme="as it is", backend="torch")
+    options = ConditionOptions(bits=32, scheme="as it is", backend="torch")
+    condition = Condition(name="none", kind="stored", options=options)
     given: Any = Given(model, truncate_left=True)
-    cutting = HFModel(model, given, precision, "fp32", "cpu", None)
+    cutting = HFModel(model, given, condition, "fp32", "cpu", None)
     ids = tokenizer(CORPUS[0]).input_ids
     assert cutting.tokens.fit("t", ids, 8) == [ids[0], *ids[-23:]], "its begin token stays"
     (answer,) = cutting.score([Score("t", CORPUS[0])])

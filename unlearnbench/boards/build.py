@@ -236,7 +236,7 @@ def utility_names(standings: Standings) -> list[str]:
 
 
 def _utilities(place: Place, precision: str, names: list[str]) -> list[str]:
-    (found,) = [p.run.harness or {} for p in place.entry.runs if p.run.precision.name == precision]
+    (found,) = [p.run.harness or {} for p in place.entry.runs if p.run.condition.name == precision]
     return [_number(headline(found[n]).value if n in found else None) for n in names]
 
 

@@ -122,7 +122,7 @@ def _place(standings: Standings, number: int, place: Place) -> dict[str, object]
         "plot": dumbbell(standings, place) if len(place.precisions) > 1 else "",
         "texts": place.entry.texts and standings.board.rules.publish_texts,
         "runs": [
-            {"anchor": _anchor(place, p.run.precision.name), "facts": _facts(p.run)}
+            {"anchor": _anchor(place, p.run.condition.name), "facts": _facts(p.run)}
             for p in place.entry.runs
         ],
     }
@@ -131,8 +131,8 @@ def _place(standings: Standings, number: int, place: Place) -> dict[str, object]
 def _facts(run: RunResult) -> list[tuple[str, str]]:
     """Where a run's numbers come from."""
     facts = {
-        "precision": run.precision.name,
-        "scheme": f"{run.precision.scheme} ({run.precision.backend})",
+        "precision": run.condition.name,
+        "scheme": f"{run.condition.options.scheme} ({run.condition.options.backend})",
         "checkpoint": run.checkpoint.path,
         "made by": ", ".join(f"{k} {v}" for k, v in run.checkpoint.origin.items()) or "not known",
         "weights SHA-256": run.checkpoint.weights_sha256,
@@ -157,7 +157,7 @@ def _samples(standings: Standings) -> list[object]:
 
 
 def _side_by_side(place: Place) -> list[dict[str, object]]:
-    by_precision = {part.run.precision.name: part.samples for part in place.entry.runs}
+    by_precision = {part.run.condition.name: part.samples for part in place.entry.runs}
     full = by_precision.pop(FULL, {})
     found: list[dict[str, object]] = []
     for task, records in full.items():

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from unlearnbench.boards.definition import Board
-from unlearnbench.boards.entry import BoardEntry, EntryRun, entry_json, read_entry
+from unlearnbench.boards.entry import BoardEntry, EntryRun, is_as_written, read_entry
 from unlearnbench.boards.samples import (
     alike,
     digest_problems,
@@ -17,7 +17,7 @@ from unlearnbench.boards.samples import (
 )
 from unlearnbench.boards.together import Verdict, verify_together
 from unlearnbench.errors import OptionError, ResultError, UnlearnbenchError, one_line
-from unlearnbench.results import FULL, ON_GRID, Proof, TaskResult
+from unlearnbench.results import FULL, ON_GRID, STORED, Proof, TaskResult
 from unlearnbench.tasks.samples import Plan
 from unlearnbench.tasks.spec import Registry, TaskSpec
 
@@ -40,7 +40,7 @@ def verify_board(board: Board) -> tuple[list[BoardEntry], list[Verdict]]:
             verdict.problems.append(str(error))
             continue
         entries.append(entry)
-        if path.read_bytes() != entry_json(entry).encode("ascii"):
+        if not is_as_written(path, entry):
             verdict.problems.append(
                 "the file is not, digit by digit, as `leaderboard add` writes it"
             )
@@ -55,7 +55,7 @@ def verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: V
         verdict.problems.append(f"it is an entry of {one_line(entry.board)}")
     if entry.texts and not board.rules.publish_texts:
         verdict.problems.append("it publishes texts, and this board may not")
-    precisions = [part.run.precision.name for part in entry.runs]
+    precisions = [part.run.condition.name for part in entry.runs]
     needed = board.rules.precisions if entry.role != "retrained" else (FULL,)
     for precision in needed:
         if precision not in precisions:
@@ -102,7 +102,7 @@ def _require_tasks(board: Board) -> Registry:
 
 
 def _run_problems(board: Board, part: EntryRun) -> Iterator[str]:
-    where = part.run.precision.name
+    where = part.run.condition.name
     if part.run.protocol != board.rules.protocol or part.run.settings.protocol != part.run.protocol:
         yield f"{where}: protocol is {one_line(part.run.protocol)}, not {board.rules.protocol}"
     for name in ("gen_kwargs", "chat_template_sha256"):
@@ -112,9 +112,9 @@ def _run_problems(board: Board, part: EntryRun) -> Iterator[str]:
         yield f"{where}: imported, so its weights are not known"
     if set(part.run.tasks) != set(board.rules.tasks) or set(part.samples) != set(part.run.tasks):
         yield f"{where}: its tasks are not the board's"
-    precision = part.run.precision
-    plain = precision.name in (FULL, "fp32", "bf16", "fp16")
-    if not plain and part.run.checkpoint.format != "scripted" and not _in_force(precision.proof):
+    condition = part.run.condition
+    plain = condition.name in STORED
+    if not plain and part.run.checkpoint.format != "scripted" and not _in_force(condition.proof):
         yield f"{where}: no proof that the quantization was in force"
     for name, result in part.run.tasks.items():
         if result.n < board.rules.min_samples:
@@ -122,7 +122,7 @@ def _run_problems(board: Board, part: EntryRun) -> Iterator[str]:
 
 
 def _in_force(proof: Proof | None) -> bool:
-    if proof is None or not proof.quantized_weights or not proof.compared_modules:
+    if proof is None or not proof.covered_weights or not proof.compared_modules:
         return False
     if proof.on_grid:
         return (proof.max_relative_error or 0.0) < ON_GRID
@@ -140,7 +140,7 @@ class _Place:
     """Whether the entry has texts, and may."""
 
     def says(self, what: str) -> str:
-        return f"{self.part.run.precision.name}: {self.task}: {what}"
+        return f"{self.part.run.condition.name}: {self.task}: {what}"
 
 
 def _verify_task(place: _Place, verdict: Verdict) -> None:

@@ -49,7 +49,7 @@ def run_evaluation(ctx: click.Context, given: dict[str, Any]) -> None:
             "(without --fresh) goes on from there"
         ) from None
     click.echo(printable(evaluation_summary(results, tasks, options)))
-    push_paths([run_path(options.output, r.checkpoint, r.precision.name) for r in results], push)
+    push_paths([run_path(options.output, r.checkpoint, r.condition.name) for r in results], push)
 
 
 def _merge_model_args(ctx: click.Context, options: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from unlearnbench.conditions import quantize
 from unlearnbench.conditions.base import PrecisionSpec
 from unlearnbench.errors import OptionError, PrecisionError, printable
 from unlearnbench.evaluation.options import KernelOptions
-from unlearnbench.results import FULL, Precision
+from unlearnbench.results import FULL, Condition
 from unlearnbench.tasks.spec import split_names
 from unlearnbench.util.text import text_table
 
@@ -89,7 +89,7 @@ def _list(rows: Sequence[dict[str, Any]]) -> str:
 
 def _proven(
     model: str, specs: Sequence[PrecisionSpec], options: KernelOptions
-) -> Iterator[Precision]:
+) -> Iterator[Condition]:
     """Each precision as its proof describes it; every refusal comes before the first model."""
     from unlearnbench.checkpoints.source import open_source  # the list needs no torch
     from unlearnbench.conditions import load as loading
@@ -112,26 +112,26 @@ def _proven(
     for spec in specs:
         dtype = loading.pick_dtype(options.dtype, spec, source.own_dtype, device)
         how = loading.make_how(spec, dtype, device, options.quant_kernel, calibration)
-        yield loading.load_model(source, spec, how).precision
+        yield loading.load_model(source, spec, how).condition
 
 
-def _json(precision: Precision) -> str:
+def _json(precision: Condition) -> str:
     return json.dumps(precision.model_dump(exclude_none=True))
 
 
-def _proof(precision: Precision) -> str:
+def _proof(precision: Condition) -> str:
     """The proof as lines that people read."""
     proof = precision.proof
     assert proof is not None  # noqa: S101 - a loaded model has one
-    head = f"{precision.name}: {precision.scheme} ({precision.backend})"
+    head = f"{precision.name}: {precision.options.scheme} ({precision.options.backend})"
     lines = [
-        f"  runs           {precision.kernel} kernel" if precision.kernel else "",
-        f"  weights        {proof.quantized_weights:,} of {proof.total_weights:,} quantized, "
+        f"  runs           {precision.options.kernel} kernel" if precision.options.kernel else "",
+        f"  weights        {proof.covered_weights:,} of {proof.total_weights:,} quantized, "
         f"{proof.weight_bytes:,} bytes in all",
         f"  modules        {_counts(proof.module_types)}",
         f"  held as        {_counts(proof.weights_by_dtype)}",
-        f"  quantized      {_counts(proof.quantized_modules) or 'none'}",
-        f"  left as it is  {_counts(proof.unquantized) or 'nothing'}",
+        f"  quantized      {_counts(proof.covered_modules) or 'none'}",
+        f"  left as it is  {_counts(proof.uncovered) or 'nothing'}",
     ]
     if proof.codes is not None:
         lines.append(f"  codes          at most {proof.codes} distinct values in a group")

@@ -158,6 +158,6 @@ def _evaluate_given(
     settings = job.settings(model.dtype, model.device)
     failures = job.failures(1)
     with ExitStack() as locks:
-        run, todo = prepare(job, model.checkpoint, model.config, model.precision, settings, locks)
+        run, todo = prepare(job, model.checkpoint, model.config, model.condition, settings, locks)
         result = run_tasks(run, todo, lambda: model, failures)
     return all_results([result], failures)

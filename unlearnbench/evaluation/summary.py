@@ -22,16 +22,16 @@ def evaluation_summary(
     """The tables of the tasks that were asked for, and a line for each failure."""
     ours, theirs = find_tasks(tasks, options.include_path)
     paths = {
-        result.precision.name: run_path(options.output, result.checkpoint, result.precision.name)
+        result.condition.name: run_path(options.output, result.checkpoint, result.condition.name)
         for result in results
     }
-    paths |= {f.precision: f.folder for f in failures if f.precision and f.folder}
+    paths |= {f.condition: f.folder for f in failures if f.condition and f.folder}
     lines = []
     if ours:
-        failed = {(f.precision, f.task) for f in failures if f.precision}
+        failed = {(f.condition, f.task) for f in failures if f.condition}
         lines.append(results_table(results, paths, {t.task: t.want for t in ours}, failed))
     if theirs and any(result.harness for result in results):
-        lines.append(harness_table({str(paths[r.precision.name]): r for r in results}))
+        lines.append(harness_table({str(paths[r.condition.name]): r for r in results}))
     return "\n".join([*lines, *(f"failed: {f.where}: {f.message}" for f in failures)])
 
 
@@ -41,22 +41,22 @@ def results_table(
     wants: Mapping[str, str] | None = None,
     failed: Collection[tuple[str, str | None]] = (),
 ) -> str:
-    """A row for each precision, a column for each task, and the run folders.
+    """A row for each condition, a column for each task, and the run folders.
 
-    paths: run folder by precision name. wants: the columns, each with its direction; all that the
-    runs hold where None. failed: precision and task; None for a task stands for all of them.
+    paths: run folder by condition name. wants: the columns, each with its direction; all that the
+    runs hold where None. failed: condition and task; None for a task stands for all of them.
     """
     if wants is None:
         wants = {name: task.want for result in results for name, task in result.tasks.items()}
-    found = {result.precision.name: result.tasks for result in results}
-    head = ["precision", *(f"{name} {_ARROWS[want]}" for name, want in wants.items()), "run folder"]
+    found = {result.condition.name: result.tasks for result in results}
+    head = ["condition", *(f"{name} {_ARROWS[want]}" for name, want in wants.items()), "run folder"]
     rows = [
         [
-            precision,
-            *(_cell(found.get(precision, {}), name, (precision, name), failed) for name in wants),
+            condition,
+            *(_cell(found.get(condition, {}), name, (condition, name), failed) for name in wants),
             str(path),
         ]
-        for precision, path in paths.items()
+        for condition, path in paths.items()
     ]
     return text_table(rows, head)
 

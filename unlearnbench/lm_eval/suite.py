@@ -101,7 +101,7 @@ class Suite:
         """
         lm = self._adapt(model)
         for name in todo:
-            with failures.guard(run.folder.path, run.precision.name, name):
+            with failures.guard(run.folder.path, run.condition.name, name):
                 self._measure(run, name, lm)
                 self.aggregate(run)
                 run.keep(model)

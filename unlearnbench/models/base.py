@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from unlearnbench.requests import Generate, Generated, Score, Scored
-from unlearnbench.results import Checkpoint, Precision
+from unlearnbench.results import Checkpoint, Condition
 
 
 @runtime_checkable
 class Model(Protocol):
-    """A checkpoint at one precision that answers requests.
+    """A checkpoint under one condition that answers requests.
 
     Answers may come in any order, each with its request's id, exactly one a request. What cannot
     be answered raises; an answer is never made up.
@@ -26,7 +26,7 @@ class Model(Protocol):
         """Which weights and tokenizer."""
 
     @property
-    def precision(self) -> Precision:
+    def condition(self) -> Condition:
         """How the weights are stored, proven to be in force."""
 
     @property
@@ -68,7 +68,7 @@ class Delegate:
 
     def __init__(self, own: Model) -> None:
         self.own = own
-        self.checkpoint, self.precision = own.checkpoint, own.precision
+        self.checkpoint, self.condition = own.checkpoint, own.condition
         self.device, self.dtype, self.config = own.device, own.dtype, own.config
 
     def truncate(self, text: str, max_tokens: int) -> str:

@@ -17,7 +17,7 @@ from unlearnbench.models.likelihood import Head, find_head
 from unlearnbench.models.packable import find_continuer, short_window, side_of, turning_points
 from unlearnbench.models.tokens import Tokens
 from unlearnbench.requests import Generate, Generated, Score, Scored
-from unlearnbench.results import Checkpoint, Precision
+from unlearnbench.results import Checkpoint, Condition
 from unlearnbench.util.explain import explain
 
 if TYPE_CHECKING:
@@ -35,14 +35,14 @@ class HFModel:
         self,
         network: PreTrainedModel,
         source: Source,
-        precision: Precision,
+        condition: Condition,
         dtype: str,
         device: str,
         batch_size: int | None = None,
     ) -> None:
         self.network = network
         """The loaded transformers model; not to be changed."""
-        self.precision, self.dtype = precision, dtype
+        self.condition, self.dtype = condition, dtype
         self._source, self._batch_size = source, batch_size
         if device == "auto":  # spread over several: prompts go where the first layer is
             first: Any = network.get_input_embeddings()
@@ -107,7 +107,7 @@ class HFModel:
             if isinstance(continuer, str):
                 yield from self._generate_padded(prompts, continuer, skip)
             else:
-                packed = PackedPrompts(continuer, self.tokens, self.precision.name, prompts)
+                packed = PackedPrompts(continuer, self.tokens, self.condition.name, prompts)
                 yield from self._in_batches(prompts, packed.run, packed.budget(), skip)
 
     def find_continuer(self, ids: list[int], longest: int) -> Continuer | str:
@@ -133,7 +133,7 @@ class HFModel:
         alone = self._padding_moves or 1 in side_of(self._turns, len(ids), new)
         how = "one prompt at a time" if alone else "padded"
         explain(f"generation through transformers' generate, {how}: {reason}")
-        padded = PaddedPrompts(self.network, self.tokens, self.precision.name)
+        padded = PaddedPrompts(self.network, self.tokens, self.condition.name)
         budget = padded.budget(self._device, new, alone)
         yield from self._in_batches(prompts, padded.run, budget, skip)
 
@@ -156,7 +156,7 @@ class HFModel:
                 few, _ = self.tokens.tensors([texts[0][1][:8]], self._device, left=False)
                 with torch.no_grad():
                     self._head = find_head(self.network, few)
-            run = partial(self._head.score, self.tokens, self._device, self.precision.name)
+            run = partial(self._head.score, self.tokens, self._device, self.condition.name)
             budget = self._head.budget(self.network, self.device)
             yield from self._in_batches(texts, run, budget, skip)
 
@@ -170,4 +170,4 @@ class HFModel:
         is_fixed = self._batch_size is not None
         if self._batch_size is not None and budget.cost is not len:  # else one text at a time
             budget = texts_budget(self._batch_size)
-        return run_in_batches(items, run, budget, skip, self.precision.name, is_fixed)
+        return run_in_batches(items, run, budget, skip, self.condition.name, is_fixed)

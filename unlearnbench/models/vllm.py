@@ -92,7 +92,7 @@ def _save(own: HFModel, folder: str) -> None:
     """The adapter's weights as an ordinary checkpoint."""
     network: Any = own.network
     if any(not parameter.is_floating_point() for parameter in network.parameters()):
-        raise PrecisionError(f"{own.precision.name}: its weights are packed; use --backend hf")
+        raise PrecisionError(f"{own.condition.name}: its weights are packed; use --backend hf")
     for name in ("quantization_config", "_pre_quantization_dtype"):
         if hasattr(network.config, name):
             delattr(network.config, name)  # of weights that are dense by now
@@ -149,7 +149,7 @@ class VllmModel(Delegate):
             raise ModelOutputError(f"vLLM gave {len(outputs)} answers to {len(requests)} prompts")
         for request, output in zip(requests, outputs, strict=True):
             (found,) = output.outputs
-            _require_sound(f"{request.id} at {self.precision.name}", found)
+            _require_sound(f"{request.id} at {self.condition.name}", found)
             yield self._tokens.answer(request, list(found.token_ids))
 
 

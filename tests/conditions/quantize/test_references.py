@@ -199,13 +199,13 @@ def test_double_quantization_moves_scales_a_little_and_saves_bytes(
     assert off.max() > 0
     # Every weight of a block moved by the same factor: the codes are the same.
     np.testing.assert_allclose(blocks[1], blocks[0] * scales[1] / scales[0], atol=1e-6)
-    proofs = [load(source, n).precision.proof for n in (f"bnb-{kind}", f"bnb-{kind}-dq")]
+    proofs = [load(source, n).condition.proof for n in (f"bnb-{kind}", f"bnb-{kind}-dq")]
     one, two = proofs
     assert one is not None
     assert two is not None
-    packed = [p.weight_bytes - 4 * sum(p.unquantized.values()) for p in (one, two)]
-    assert packed[0] * 8 / one.quantized_weights == 4.5
-    assert packed[1] * 8 / two.quantized_weights < 4.14
+    packed = [p.weight_bytes - 4 * sum(p.uncovered.values()) for p in (one, two)]
+    assert packed[0] * 8 / one.covered_weights == 4.5
+    assert packed[1] * 8 / two.covered_weights < 4.14
 
 
 @pytest.mark.parametrize("key", [UP, DOWN])
