@@ -155,7 +155,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         result, masks = _run(context)
     training = Training(
         **facts,
-        options=TrainingOptions(**job.options.model_dump()),
+        options=TrainingOptions(**job.options.model_dump(exclude_none=True)),
         target=source.checkpoint,
         data=data,
         sequences={
