@@ -56,7 +56,7 @@ def test_alpha_0_is_the_baseline(models: tuple[Any, Any]) -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 20.0])
 def test_generation_with_two_caches_is_that_without(models: tuple[Any, Any], alpha: float) -> None:
-    joined = JoinedModel(models, combine_rule("whp", {"alpha": alpha}))
+    joined: Any = JoinedModel(models, combine_rule("whp", {"alpha": alpha}))
     mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 1, "eos_token_id": None}
     cached = joined.generate(input_ids=IDS, attention_mask=mask, **options)

@@ -5,25 +5,18 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from unlearnbench.boards.entry import BoardEntry, digest
 from unlearnbench.errors import MetricError, one_line
-from unlearnbench.evaluation.answers import summarize_task
-from unlearnbench.metrics import generation_metric, likelihood_metric
-from unlearnbench.results import GenerationRecord, LikelihoodRecord, SampleRecord, TaskResult
-from unlearnbench.tasks.samples import Plan, Sample, limited_count
-from unlearnbench.tasks.spec import GenerationTask, TaskSpec
+from unlearnbench.metrics import generation_metric
+from unlearnbench.results import GenerationRecord, SampleRecord, TaskResult
+from unlearnbench.tasks.samples import TaskSamples, limited_count
+from unlearnbench.tasks.spec import Sample, TaskSpec
 
 _SAME = 1e-9
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-# ROUGE compares all words of one text with all of the other.
-_WORD = re.compile(r"[A-Za-z0-9]+")
-_WORDS, _WORDS_A_TOKEN = 4096, 32
-# Of --ppl-lower, which scores a second text.
-_FURTHER_ATTACKS = ("PPL/lower",)
 
 
 def sample_problems(
@@ -32,54 +25,35 @@ def sample_problems(
     """What keeps ``records`` from being those of a run of ``spec``. Such must not be computed
     with: their number and their fields have no bound.
     """
-    generation = isinstance(spec, GenerationTask)
-    splits = [spec.test_split] if isinstance(spec, GenerationTask) else list(spec.used_splits)
+    splits = spec.asked_splits
     for split in splits:
         if n != limited_count(spec.splits[split].rows, limit):
             yield f"{n} samples of {split}, the run's settings give another number"
             return
     if [record.id for record in records] != [f"{s}/{i}" for s in splits for i in range(n)]:
         yield f"the samples are not the first {n} of {', '.join(splits)} in order"
-    kind = GenerationRecord if generation else LikelihoodRecord
-    if any(record.task != spec.task or not isinstance(record, kind) for record in records):
+    if any(record.task != spec.task or type(record) is not spec.record_type for record in records):
         yield "a sample is another task's, or of another kind"
-    names = _figures(spec)
+    names = spec.figures()
     # --ppl-lower adds one to all of a run's texts.
     if any(record.scores.keys() != records[0].scores.keys() for record in records) or (
-        records[0].scores.keys() - set(_FURTHER_ATTACKS) != names
+        records[0].scores.keys() - spec.optional_figures != names
     ):
         yield f"the samples' figures are not {', '.join(sorted(names))}"
 
 
-def _figures(spec: TaskSpec) -> set[str]:
-    if not isinstance(spec, GenerationTask):
-        return set(likelihood_metric(spec.metric).ATTACKS)
-    metric = generation_metric(spec.metric)
-    return set(metric.score_output("a", "a")) - {metric.HEADLINE}
-
-
 def score_problems(spec: TaskSpec, records: Sequence[SampleRecord]) -> Iterator[str]:
     """Answers whose stated scores are not what their texts give."""
-    if not isinstance(spec, GenerationTask):
-        return
-    metric = generation_metric(spec.metric)
     for record in records:
-        if not isinstance(record, GenerationRecord):
-            continue
         where = one_line(record.id, 60)
-        longest = max(len(_WORD.findall(text)) for text in (record.output, record.target))
-        if longest > max(_WORDS, _WORDS_A_TOKEN * spec.generation_kwargs.max_gen_toks):
-            yield f"{where}: {longest} words, which no run of this task has"
-            continue
         try:
-            scores = metric.score_output(record.output, record.target)
+            figures = spec.rescore(record)
         except MetricError as error:
             yield f"{where}: {one_line(error)}"
             continue
-        stated = {metric.HEADLINE: record.score, **record.scores}
-        for name, ours in scores.items():
-            if abs(stated.get(name, math.inf) - ours) > _SAME:
-                yield f"{where}: {name} is {stated.get(name)}, its texts give {ours}"
+        for name, (stated, ours) in figures.items():
+            if abs(stated - ours) > _SAME:
+                yield f"{where}: {name} is {stated}, its texts give {ours}"
 
 
 def records_sha256(records: Sequence[SampleRecord]) -> str:
@@ -94,7 +68,7 @@ def digest_problems(entry: BoardEntry, spec: TaskSpec) -> Iterator[str]:
     """What hashes in place of texts still show of a task's scores, at all precisions: an answer
     that is the reference, an empty one, and two answers that are one.
     """
-    if not isinstance(spec, GenerationTask):
+    if spec.record_type is not GenerationRecord:
         return
     metric = generation_metric(spec.metric)
     right = metric.score_output("a", "a")[metric.HEADLINE]
@@ -126,7 +100,7 @@ def summarize_again(
         MetricError: they give no finite value.
     """
     samples = tuple(Sample(r.id, r.id.rsplit("/", 1)[0], "") for r in records)
-    return summarize_task(Plan(spec, {}, samples), records, result.records_sha256, None, seed)
+    return TaskSamples(spec, {}, samples).result(records, result.records_sha256, None, seed)
 
 
 def alike(stated: object, ours: object) -> bool:

@@ -18,8 +18,8 @@ from unlearnbench.boards.samples import (
 from unlearnbench.boards.together import Verdict, verify_together
 from unlearnbench.errors import OptionError, ResultError, UnlearnbenchError, one_line
 from unlearnbench.results import FULL, ON_GRID, STORED, Proof, TaskResult
-from unlearnbench.tasks.samples import Plan
-from unlearnbench.tasks.spec import Registry, TaskSpec
+from unlearnbench.tasks.registry import Registry
+from unlearnbench.tasks.spec import TaskSpec
 
 
 def verify_board(board: Board) -> tuple[list[BoardEntry], list[Verdict]]:
@@ -172,7 +172,7 @@ def _verify_task(place: _Place, verdict: Verdict) -> None:
 
 
 def _task_problems(spec: TaskSpec, result: TaskResult) -> Iterator[str]:
-    if result.task_sha256 != Plan(spec, {}, ()).task_sha256:
+    if result.task_sha256 != spec.definition_sha256:
         yield "the task's definition is not ours"
     if (result.metric, result.want) != (spec.metric, spec.want):
         yield "metric or direction is not the task's"

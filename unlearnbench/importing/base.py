@@ -7,15 +7,14 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
 from unlearnbench.errors import MetricError, OptionError, ResultError, one_line
-from unlearnbench.evaluation.answers import summarize_task
-from unlearnbench.metrics import generation_metric
+from unlearnbench.requests import Generated
 from unlearnbench.results import (
     Checkpoint,
     Condition,
@@ -31,14 +30,9 @@ from unlearnbench.results import (
 )
 from unlearnbench.runs.folder import RunFolder
 from unlearnbench.runs.provenance import describe_environment
-from unlearnbench.tasks.samples import Plan, Sample
-from unlearnbench.tasks.spec import (
-    GenerationTask,
-    LikelihoodTask,
-    Registry,
-    TaskSpec,
-    load_registry,
-)
+from unlearnbench.tasks.registry import Registry, load_registry
+from unlearnbench.tasks.samples import TaskSamples
+from unlearnbench.tasks.spec import Sample, TaskSpec
 from unlearnbench.util.files import content_sha256
 from unlearnbench.util.lock import lock_folder
 
@@ -115,33 +109,26 @@ class Found:
     stated: dict[str, float] = field(default_factory=dict)
     differences: dict[str, float] = field(default_factory=dict)
 
-    def answer(self, spec: GenerationTask, number: int, row: Mapping[str, object]) -> None:
+    def answer(self, spec: TaskSpec, number: int, row: Mapping[str, object]) -> None:
         """Rescore one answer: ``prompt``, ``output``, ``target`` and the figures that were stated.
 
         Raises:
             ResultError: a text is missing.
             MetricError: the target cannot be scored.
         """
-        name = f"{spec.test_split}/{number}"
-        texts = {key: row.get(key, "" if key == "prompt" else None) for key in _TEXTS}
-        if not all(isinstance(text, str) for text in texts.values()):
+        name = f"{spec.own_split}/{number}"
+        prompt, output, target = row.get("prompt", ""), row.get("output"), row.get("target")
+        if not (isinstance(prompt, str) and isinstance(output, str) and isinstance(target, str)):
             raise ResultError(f"{self.model}: {spec.task}: {name} lacks its output or its target")
-        metric = generation_metric(spec.metric)
-        scores = metric.score_output(str(texts["output"]), str(texts["target"]))
-        for figure, ours in scores.items():
-            self._hold(f"{spec.task}/{name}/{figure}", row.get(figure), ours)
-        record = GenerationRecord.model_validate(
-            {
-                **texts,
-                "task": spec.task,
-                "id": name,
-                "score": scores.pop(metric.HEADLINE),
-                "scores": scores,
-            }
-        )
+        sample = Sample(name, spec.own_split, prompt, target)
+        record = spec.record(sample, [Generated(name, output, 0)])
+        if isinstance(record, GenerationRecord):
+            for figure, ours in {spec.headline: record.score, **record.scores}.items():
+                self._hold(f"{spec.task}/{name}/{figure}", row.get(figure), ours)
+            record = record.model_copy(update={"n_tokens": None})  # which is not stated
         self.records.setdefault(spec.task, []).append(record)
 
-    def text(self, spec: LikelihoodTask, split: str, number: int, scores: object) -> None:
+    def text(self, spec: TaskSpec, split: str, number: int, scores: object) -> None:
         """Take over one text's attack scores.
 
         Raises:
@@ -180,9 +167,6 @@ class Found:
             ours[f"auc_{name}"] = attack.auc
         for figure, value in ours.items():
             self._hold(f"{task}/{figure}", self.stated.get(f"{task}/{figure}"), value)
-
-
-_TEXTS = ("prompt", "output", "target")
 
 
 def _is_number(value: object) -> bool:
@@ -238,9 +222,14 @@ def _write_run(
     tasks = {}
     for name, records in sorted(found.records.items()):
         spec = registry.tasks[name]
-        plan = Plan(spec, {}, tuple(_sample(record) for record in records))
-        _require_groups(spec, found.model, records)
-        tasks[name] = summarize_task(plan, records, folder.write_records(name, records), None, 0)
+        splits = [record.id.rpartition("/")[0] for record in records]
+        if set(splits) != set(spec.asked_splits):
+            raise MetricError(
+                f"{found.model}: {name} needs texts of {', '.join(spec.asked_splits)}"
+            )
+        samples = [Sample(r.id, split, "") for r, split in zip(records, splits, strict=True)]
+        sha256 = folder.write_records(name, records)
+        tasks[name] = TaskSamples(spec, {}, tuple(samples)).result(records, sha256, None, 0)
         found.hold(name, tasks[name])
     result = _result(options, found, tasks)
     folder.write_run(result)
@@ -251,19 +240,6 @@ def _place(out: Path, model: str) -> Path:
     """``out/<model path>``; a model's name may nest and may not climb."""
     parts = [part for part in model.split("/") if part not in ("", ".", "..")]
     return out.joinpath(*parts)
-
-
-def _sample(record: SampleRecord) -> Sample:
-    if isinstance(record, GenerationRecord):
-        return Sample(record.id, record.id.split("/")[0], record.prompt, record.target)
-    return Sample(record.id, record.split, "")
-
-
-def _require_groups(spec: TaskSpec, model: str, records: Sequence[SampleRecord]) -> None:
-    if isinstance(spec, LikelihoodTask):
-        splits = {record.split for record in records if isinstance(record, LikelihoodRecord)}
-        if splits != set(spec.used_splits):
-            raise MetricError(f"{model}: {spec.task} needs texts of {', '.join(spec.used_splits)}")
 
 
 def _result(options: ImportOptions, found: Found, tasks: Mapping[str, TaskResult]) -> RunResult:

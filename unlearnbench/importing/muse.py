@@ -12,7 +12,8 @@ from pathlib import Path
 
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.importing.base import Found, Source
-from unlearnbench.tasks.spec import GenerationTask, LikelihoodTask, Registry
+from unlearnbench.tasks.registry import Registry
+from unlearnbench.tasks.spec import TaskSpec
 
 log = logging.getLogger("unlearnbench")
 
@@ -85,16 +86,16 @@ class _Reader:
 
     def _take(self, kind: str, model: Found, folder: Path) -> None:
         spec = self.registry.tasks[f"{self.prefix}_{kind}"]
-        if isinstance(spec, GenerationTask):
+        if spec.has_prompts:
             _take_answers(spec, model, folder / "history.json", folder / "out.json")
-        elif isinstance(spec, LikelihoodTask):
-            splits = {name: folder / f"{name}.json" for name in spec.used_splits}
-            missing = [path.name for path in splits.values() if not path.is_file()]
-            if missing:
-                log.warning("%s: no %s, so PrivLeak is left out", folder, ", ".join(missing))
-                return
-            texts = {name: model.source.read(path) for name, path in splits.items()}
-            _take_texts(spec, model, texts, folder / "auc.json")
+            return
+        splits = {name: folder / f"{name}.json" for name in spec.asked_splits}
+        missing = [path.name for path in splits.values() if not path.is_file()]
+        if missing:
+            log.warning("%s: no %s, so PrivLeak is left out", folder, ", ".join(missing))
+            return
+        texts = {name: model.source.read(path) for name, path in splits.items()}
+        _take_texts(spec, model, texts, folder / "auc.json")
 
     def second_layout(self) -> None:
         for kind in ("verbmem", "knowmem_f", "knowmem_r", "privleak"):
@@ -107,7 +108,7 @@ class _Reader:
 
     def _take_log(self, kind: str, model: Found, log_file: Path) -> None:
         spec = self.registry.tasks[f"{self.prefix}_{kind}"]
-        if isinstance(spec, GenerationTask):
+        if spec.has_prompts:
             _take_answers(spec, model, log_file, log_file.with_name("agg.json"))
             return
         texts = model.source.read(log_file)
@@ -116,7 +117,7 @@ class _Reader:
         _take_texts(spec, model, texts, log_file.with_name("auc.json"))
 
 
-def _take_answers(spec: GenerationTask, model: Found, history: Path, agg: Path) -> None:
+def _take_answers(spec: TaskSpec, model: Found, history: Path, agg: Path) -> None:
     rows = model.source.read(history)
     if not isinstance(rows, list) or not rows:
         raise ResultError(f"{history}: expected a list of answers")
@@ -131,10 +132,8 @@ def _take_answers(spec: GenerationTask, model: Found, history: Path, agg: Path) 
             model.state(spec.task, figure, value)
 
 
-def _take_texts(
-    spec: LikelihoodTask, model: Found, texts: dict[str, object], auc_file: Path
-) -> None:
-    for split in spec.used_splits:
+def _take_texts(spec: TaskSpec, model: Found, texts: dict[str, object], auc_file: Path) -> None:
+    for split in spec.asked_splits:
         rows = texts.get(split)
         if not isinstance(rows, list) or not rows:
             raise ResultError(f"{auc_file.parent}: {model.model}: no texts of {split}")
@@ -142,7 +141,7 @@ def _take_texts(
             scores = row.get("ppl") if isinstance(row, dict) else None
             model.text(spec, split, number, scores)
     stated = model.source.read(auc_file) if auc_file.is_file() else {}
-    pair = "_".join(spec.used_splits)
+    pair = "_".join(spec.asked_splits)
     for key, value in stated.items() if isinstance(stated, dict) else ():
         if key == pair and isinstance(value, dict):
             for attack, auc in value.items():

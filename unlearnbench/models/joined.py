@@ -12,7 +12,7 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
-class JoinedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class JoinedModel(PreTrainedModel, GenerationMixin):
     """A model whose logits a rule makes of those of several. The other models' caches are kept
     beside the first's.
     """
@@ -28,7 +28,7 @@ class JoinedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         super().__init__(models[0].config)
         self.models, self._combine = torch.nn.ModuleList(models), combine
         self._beside: tuple[Any, list[Any]] = (None, [])
-        self.eval()
+        self.train(False)
 
     @property
     def device(self) -> torch.device:
