@@ -17,10 +17,9 @@ from tests.evaluation.test_evaluate import Spy, edit_task, rows, run, run_dir, s
 from unlearnbench import ScriptedModel, evaluate
 from unlearnbench.cli import main
 from unlearnbench.errors import EvaluationError, ModelOutputError, ResultError
-from unlearnbench.evaluation.run import Job
 from unlearnbench.runs.entries import load_entries
 from unlearnbench.runs.folder import read_run
-from unlearnbench.runs.provenance import _version
+from unlearnbench.runs.provenance import package_version
 
 
 class Stopping(Spy):
@@ -99,19 +98,9 @@ def test_half_a_task_of_another_configuration_is_refused(
             r"device name is .* there and cpu \(abacus\) here",
         ),
         (
-            "unlearnbench.runs.provenance._version",
-            lambda name: "99" if name == "torch" else _version(name),
+            "unlearnbench.runs.provenance.package_version",
+            lambda name: "99" if name == "torch" else package_version(name),
             r"package torch is .* there and 99 here",
-        ),
-        (
-            "unlearnbench.evaluation.evaluate.Job",
-            lambda **facts: Job(**{**facts, "compiled": True}),
-            "compiled is False there and True here",
-        ),
-        (
-            "unlearnbench.evaluation.evaluate.Job",
-            lambda **facts: Job(**{**facts, "attention": "eager"}),
-            "attention is auto there and eager here",
         ),
     ],
 )
