@@ -17,6 +17,7 @@ from unlearnbench.conditions.base import Calibration, ConditionSpec, Kernel, Loa
 from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.conditions.proof import join_proofs
 from unlearnbench.errors import OptionError, PrecisionError
+from unlearnbench.methods import combine_rule
 from unlearnbench.models.hf import HFModel
 from unlearnbench.results import FULL, Condition, ConditionOptions, Proof
 from unlearnbench.util.explain import explain, explain_loaded
@@ -45,7 +46,7 @@ class Prepared:
         return next(short for short, name in DTYPES.items() if name == long)
 
     def load(self, batch_size: int | None = None) -> HFModel:
-        """Load the checkpoint under the condition and prove that it is in force; of two
+        """Load the checkpoint under the condition and prove that it is in force; of several
         checkpoints, for each, and join them.
 
         Raises:
@@ -55,14 +56,16 @@ class Prepared:
         """
         models = [self._load_part(part, batch_size) for part in self.source.parts]
         self.source.release()
-        if self.source.alpha is None:
+        ensemble = self.source.ensemble
+        if ensemble is None:
             return models[0]
         from unlearnbench.models.joined import JoinedModel
 
-        first, second = models
-        network = JoinedModel(first.network, second.network, self.source.alpha)
-        proofs = [model.condition.proof for model in models if model.condition.proof]
-        condition = self.condition.model_copy(update={"proof": join_proofs(*proofs)})
+        combine = combine_rule(ensemble.method, ensemble.numbers)
+        network = JoinedModel([model.network for model in models], combine)
+        proofs = [model.condition.proof for model in models]
+        known = {n: p for n, p in zip(ensemble.models, proofs, strict=True) if p is not None}
+        condition = self.condition.model_copy(update={"proof": join_proofs(known)})
         return HFModel(network, self.source, condition, self.dtype, self.plan.device, batch_size)
 
     def _load_part(self, source: CheckpointSource, batch_size: int | None) -> HFModel:
