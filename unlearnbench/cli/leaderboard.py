@@ -60,7 +60,7 @@ def add_command(
 @click.argument("folders", nargs=-1, metavar="[DIR...]")
 def build_command(folders: Sequence[str]) -> None:
     """Write each board's README.md, board.csv and index.html; DIR is a board or holds boards."""
-    from unlearnbench.boards.build import build_board
+    from unlearnbench.boards.tables import build_board
 
     for board in _boards(folders):
         for path in build_board(board):

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from unlearnbench.boards.entry import BoardEntry, EntryRun
-from unlearnbench.boards.samples import alike
+from unlearnbench.boards.verify_records import alike
 from unlearnbench.errors import ResultError, UnlearnbenchError, one_line
 from unlearnbench.lm_eval.tables import require_same_harness
 from unlearnbench.metrics import likelihood_metric
-from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.metrics.membership import ReferenceScores
-from unlearnbench.results import FULL, AucReference, LikelihoodRecord, Proof, SampleRecord
+from unlearnbench.results import FULL, AucReference, LikelihoodRecord, SampleRecord
 from unlearnbench.runs.entries import (
     FULL_BITS,
     Entry,
@@ -40,7 +39,7 @@ class Verdict:
     notes: list[str] = field(default_factory=list)
 
 
-def verify_together(
+def verify_anchors(
     registry: Registry, entries: Sequence[BoardEntry], verdicts: Mapping[str, Verdict]
 ) -> None:
     """Entries against the retrained model's: the same samples, data and tokenizer, and PrivLeak's
@@ -55,7 +54,9 @@ def verify_together(
             problems.append(f"the board has a {entry.role} already")
             continue
         try:
-            anchors[entry.role] = _in_full_precision(entry)
+            found = entry.loaded()
+            _ = found.full  # raises where it is none
+            anchors[entry.role] = found
         except ResultError as error:
             problems.append(one_line(error))
     for role in ("target", "retrained"):
@@ -72,12 +73,6 @@ def verify_together(
             _verify_privleak(registry, entry, retrained, verdicts[entry.name])
 
 
-def _in_full_precision(entry: BoardEntry) -> Entry:
-    found = entry.loaded()
-    _ = found.full  # raises where it is none
-    return found
-
-
 def _against(entry: BoardEntry, target: Entry, retrained: Entry) -> Iterator[str]:
     try:
         found = entry.loaded()
@@ -87,7 +82,7 @@ def _against(entry: BoardEntry, target: Entry, retrained: Entry) -> Iterator[str
         return
     base = retrained.full
     for precision, run in runs.items():
-        differs = _differs(run, target.runs.get(precision), base)
+        differs = _differs(run, base, target.runs.get(precision))
         yield from [differs] if differs else _copied(entry, run, target, base)
     try:
         require_same_harness([retrained, found])
@@ -95,7 +90,7 @@ def _against(entry: BoardEntry, target: Entry, retrained: Entry) -> Iterator[str
         yield one_line(error)
 
 
-def _differs(run: LoadedRun, target: LoadedRun | None, base: LoadedRun) -> str | None:
+def _differs(run: LoadedRun, base: LoadedRun, target: LoadedRun | None) -> str | None:
     try:
         require_comparable(run, base, sorted(base.result.tasks))
         if target is not None:
@@ -118,7 +113,12 @@ def _copied(entry: BoardEntry, run: LoadedRun, target: Entry, base: LoadedRun) -
     if proof is None or expected is None:
         return
     known = expected.result.precision
-    if known.proof is not None and _coverage(proof) != _coverage(known.proof):
+    # Kinds of modules and share of the weights: of WHP's pair of models there is twice all.
+    coverage = [
+        p and ({*p.quantized_modules}, round(p.quantized_weights / p.total_weights, 9))
+        for p in (proof, known.proof)
+    ]
+    if known.proof is not None and coverage[0] != coverage[1]:
         yield f"{at}: other modules or another share of the weights than the target's are quantized"
     if proof.on_grid or known.bits is None or known.bits >= FULL_BITS:
         return
@@ -126,11 +126,6 @@ def _copied(entry: BoardEntry, run: LoadedRun, target: Entry, base: LoadedRun) -
         other = part.run.precision
         if other.name != at and not (other.proof and other.proof.on_grid):
             yield from _same_figures(run, part, at)
-
-
-def _coverage(proof: Proof) -> tuple[set[str], float]:
-    """Kinds of modules and share of the weights: of WHP's pair of models there is twice all."""
-    return set(proof.quantized_modules), round(proof.quantized_weights / proof.total_weights, 9)
 
 
 def _same_figures(run: LoadedRun, other: EntryRun, at: str) -> Iterator[str]:
@@ -178,7 +173,14 @@ def _check_privleak(
     if reference.kind == "run":
         theirs = (_groups(spec, run.records(spec.task)) for run in retrained.runs.values())
         candidates = [ReferenceScores(reference.auc, *groups) for groups in theirs]
-    found = [_privleak(spec, part, candidate) for candidate in candidates]
+    groups = [[{spec.attack: x} for x in g] for g in _groups(spec, part.samples[spec.task])]
+    found = []
+    for candidate in candidates:
+        metric, seed = likelihood_metric(spec.metric), part.run.settings.seed
+        leak = metric.summarize(*groups, spec.attack, candidate, seed).privleak
+        if leak is None:
+            raise ResultError("the metric gives no PrivLeak")
+        found.append(leak)
     if result.value is None or not alike(result.value, found[0].value):
         stated = f"PrivLeak is {result.value}, its AUC and reference give {found[0].value}"
         verdict.problems.append(where + stated)
@@ -202,19 +204,6 @@ def _reference_problem(
     return (
         f"PrivLeak's reference is AUC {reference.auc}, the board's retrained model has {theirs[0]}"
     )
-
-
-def _privleak(spec: LikelihoodTask, part: EntryRun, reference: ReferenceScores) -> Estimate:
-    members, nonmembers = (
-        [{spec.attack: score} for score in group]
-        for group in _groups(spec, part.samples[spec.task])
-    )
-    seed = part.run.settings.seed
-    metric = likelihood_metric(spec.metric)
-    found = metric.summarize(members, nonmembers, spec.attack, reference, seed).privleak
-    if found is None:
-        raise ResultError("the metric gives no PrivLeak")
-    return found
 
 
 def _groups(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +20,7 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _WORD = re.compile(r"[A-Za-z0-9]+")
 _WORDS, _WORDS_A_TOKEN = 4096, 32
 # Of --ppl-lower, which scores a second text.
-_FURTHER_ATTACKS = ("PPL/lower",)
+_FURTHER_ATTACKS = {"PPL/lower"}
 
 
 def sample_problems(
@@ -32,7 +29,6 @@ def sample_problems(
     """What keeps ``records`` from being those of a run of ``spec``. Such must not be computed
     with: their number and their fields have no bound.
     """
-    generation = isinstance(spec, GenerationTask)
     splits = [spec.test_split] if isinstance(spec, GenerationTask) else list(spec.used_splits)
     for split in splits:
         if n != limited_count(spec.splits[split].rows, limit):
@@ -40,22 +36,18 @@ def sample_problems(
             return
     if [record.id for record in records] != [f"{s}/{i}" for s in splits for i in range(n)]:
         yield f"the samples are not the first {n} of {', '.join(splits)} in order"
-    kind = GenerationRecord if generation else LikelihoodRecord
+    if isinstance(spec, GenerationTask):
+        kind: type[SampleRecord] = GenerationRecord
+        metric = generation_metric(spec.metric)
+        names = metric.score_output("a", "a").keys() - {metric.HEADLINE}
+    else:
+        kind, names = LikelihoodRecord, {*likelihood_metric(spec.metric).ATTACKS}
     if any(record.task != spec.task or not isinstance(record, kind) for record in records):
         yield "a sample is another task's, or of another kind"
-    names = _figures(spec)
     # --ppl-lower adds one to all of a run's texts.
-    if any(record.scores.keys() != records[0].scores.keys() for record in records) or (
-        records[0].scores.keys() - set(_FURTHER_ATTACKS) != names
-    ):
+    figures = {frozenset(record.scores) - _FURTHER_ATTACKS for record in records}
+    if figures != {frozenset(names)} or len({frozenset(r.scores) for r in records}) != 1:
         yield f"the samples' figures are not {', '.join(sorted(names))}"
-
-
-def _figures(spec: TaskSpec) -> set[str]:
-    if not isinstance(spec, GenerationTask):
-        return set(likelihood_metric(spec.metric).ATTACKS)
-    metric = generation_metric(spec.metric)
-    return set(metric.score_output("a", "a")) - {metric.HEADLINE}
 
 
 def score_problems(spec: TaskSpec, records: Sequence[SampleRecord]) -> Iterator[str]:
@@ -80,14 +72,6 @@ def score_problems(spec: TaskSpec, records: Sequence[SampleRecord]) -> Iterator[
         for name, ours in scores.items():
             if abs(stated.get(name, math.inf) - ours) > _SAME:
                 yield f"{where}: {name} is {stated.get(name)}, its texts give {ours}"
-
-
-def records_sha256(records: Sequence[SampleRecord]) -> str:
-    """The hash of the samples file as the run folder writes it."""
-    buffer = io.StringIO()
-    for record in records:
-        buffer.write(json.dumps(record.model_dump(exclude_none=True)) + "\n")
-    return hashlib.sha256(buffer.getvalue().encode("ascii")).hexdigest()
 
 
 def digest_problems(entry: BoardEntry, spec: TaskSpec) -> Iterator[str]:
