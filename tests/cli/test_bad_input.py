@@ -547,11 +547,11 @@ IN_THE_WAY: dict[str, tuple[Build, Sequence[str]]] = {
     "data": (other_data, ["holds another toy_verbmem: data of split 'forget' is", OUTPUT]),
     "version": (
         edit_task("version: 1.0", "version: 1.1"),
-        ["holds another toy_verbmem: version is 1.0 there and 1.1 here", OUTPUT],
+        ["holds another toy_verbmem: task version is 1.0 there and 1.1 here", OUTPUT],
     ),
     "definition": (
         edit_task("max_target_toks: 16", "max_target_toks: 12"),
-        ["holds another toy_verbmem: the task's definition has changed", OUTPUT],
+        ["holds another toy_verbmem: task definition is", OUTPUT],
     ),
     "empty run": (damage(b""), [r"run\.json is no valid JSON", REDO]),
     "cut run": (damage(b'{"format_version": 1,'), [r"run\.json is no valid JSON", REDO]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from unlearnbench.errors import ModelOutputError, ResultError
 from unlearnbench.evaluation.journal import Answer, Journal, _checksum, _dump
 from unlearnbench.requests import Generated, Scored
+from unlearnbench.runs.fingerprint import Fingerprint
 
-IDENTITY = {"seed": "0", "task": "t"}
+FACTS = {"seed": 0, "task": "t"}
 TEXTS = [
     Generated("t:a/0", "plain", 1),
     Generated("t:a/1", "half a pair \ud800, NUL \x00, \u2028 and \n", 9),
@@ -32,9 +33,11 @@ def scored(name: str, *values: float) -> Scored:
 LOGS = [scored("t:a/0", -0.1, -1e-300, -np.pi), scored("t:a/0:lower", -2.0)]
 
 
-def journal(path: Path, kind: type[Answer] = Generated, identity: object = None) -> Journal:
+def journal(
+    path: Path, kind: type[Answer] = Generated, facts: Mapping[str, object] = FACTS
+) -> Journal:
     ids = [*(answer.id for answer in TEXTS), *(answer.id for answer in LOGS)]
-    return Journal(path, IDENTITY if identity is None else identity, ids, kind)  # type: ignore[arg-type]
+    return Journal(path, Fingerprint.of(facts), ids, kind)
 
 
 def write(path: Path, answers: list[Generated] | list[Scored]) -> bytes:
@@ -139,20 +142,20 @@ CHANGES: list[tuple[Callable[[bytes], bytes], str]] = [
     (edit(b'"n_tokens": 9', b'"n_tokens": 8'), r":3: .*checksum"),
     (with_line(lambda lines: [lines[0], *lines[2:]]), r":2: .*checksum"),
     (with_line(lambda lines: [lines[0], lines[2], lines[1], lines[3]]), r":2: .*checksum"),
-    (with_line(lambda lines: lines[1:]), r":1: .*no journal of version 1"),
+    (with_line(lambda lines: lines[1:]), r":1: .*no journal of version 2"),
     (with_line(lambda lines: [*lines, lines[-1]]), r":5: .*checksum"),
     (with_line(lambda lines: [*lines, b"\n"]), r":5: damaged"),
     (with_line(lambda lines: [*lines[:2], b"\xff\xfe\n", *lines[2:]]), r":3: damaged"),
     (with_line(lambda lines: [lines[0], b"[1]\n"]), r":2: .*no JSON object"),
     (with_line(lambda lines: [lines[0], b"[" * 100_000 + b"\n"]), r":2: damaged"),
-    (edit(b'"journal": 1', b'"journal": 2'), r":1: .*no journal of version 1"),
-    (edit(b'"identity": {', b'"other": {'), r":1: .*no identity"),
+    (edit(b'"journal": 2', b'"journal": "2"'), r":1: .*no journal of version 2"),
+    (edit(b'"facts": {', b'"other": {'), r":1: .*no journal of version 2"),
     (forged(id="t:b/0"), r":2: .*'t:b/0' is no answer that this task asks for"),
-    (forged(n_tokens=-1), r":2: .*greater than or equal to 0"),
-    (forged(n_tokens=1.5), r":2: .*valid integer"),
-    (forged(n_tokens=True), r":2: .*valid integer"),
-    (forged(text=None), r":2: .*valid string"),
-    (forged(score=1.0), r":2: .*Extra inputs are not permitted"),
+    (forged(n_tokens=-1), r":2: .*no generated answer"),
+    (forged(n_tokens=1.5), r":2: .*no answer"),
+    (forged(n_tokens=True), r":2: .*no generated answer"),
+    (forged(text=None), r":2: .*no answer"),
+    (forged(score=1.0), r":2: .*no generated answer"),
 ]
 
 
@@ -207,17 +210,28 @@ def test_what_is_not_finite_is_never_written(tmp_path: Path) -> None:
 def test_another_configuration_is_named(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     write(path, TEXTS)
-    other = journal(path, identity={"seed": "1", "batch size": "4", "task": "t"})
+    other = journal(path, facts={"seed": 1, "batch size": 4, "task": "t"})
     with pytest.raises(ResultError) as raised:
         other.read()
     said = str(raised.value)
-    assert "batch size is absent there and 4 here; seed is 0 there and 1 here" in said
+    assert "seed is 0 there and 1 here; batch size is absent there and 4 here" in said
     assert "--fresh" in said
+
+
+def test_a_journal_of_the_version_before_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"journal": 1, "identity": {"seed": "0"}, "sum": "0123456789abcdef"}\n')
+    with pytest.raises(ResultError) as raised:
+        read(path)
+    assert str(raised.value) == (
+        f"{path} is half a task of another version of unlearnbench (journal 1, here 2), and cannot "
+        "be gone on with; remove it to do this task anew, or use --fresh"
+    )
 
 
 def test_a_folder_in_the_way_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").mkdir()
-    with pytest.raises(ResultError, match=r"t\.jsonl is no file"):
+    with pytest.raises(ResultError, match=r"t\.jsonl cannot be read"):
         read(tmp_path / "t.jsonl")
 
 
@@ -236,5 +250,5 @@ def test_a_pipe_in_its_place_is_an_error_and_not_waited_for(tmp_path: Path) -> N
     if not hasattr(os, "mkfifo"):
         pytest.skip("this system has no pipes with names")
     os.mkfifo(tmp_path / "t.jsonl")
-    with pytest.raises(ResultError, match=r"t\.jsonl is no file"):
+    with pytest.raises(ResultError, match=r"t\.jsonl is no regular file"):
         read(tmp_path / "t.jsonl")

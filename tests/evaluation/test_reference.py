@@ -116,7 +116,7 @@ def test_a_run_without_the_task_is_refused(toy: Toy) -> None:
 def test_another_version_is_refused(toy: Toy) -> None:
     reference = retrained_run(toy)
     edit_task(toy, "toy_privleak", "version: 1.0", "version: 1.5")
-    refused(toy, reference, r"the task version differs: 1\.0 there, 1\.5 here")
+    refused(toy, reference, r"task version is 1\.0 there and 1\.5 here")
 
 
 def test_another_definition_under_the_same_version_is_refused(toy: Toy) -> None:
@@ -134,23 +134,23 @@ def test_other_data_are_refused(toy: Toy, split: str) -> None:
     changed = rows(toy, f"privleak/{split}.jsonl")
     changed[1]["text"] += " and more"
     write_rows(toy, f"privleak/{split}.jsonl", changed)
-    refused(toy, reference, f"the data of split '{split}' differs: [0-9a-f]{{12}} there")
+    refused(toy, reference, f"data of split '{split}' is [0-9a-f]{{12}} there")
 
 
 def test_the_same_rows_in_another_order_are_refused(toy: Toy) -> None:
     reference = retrained_run(toy)
     write_rows(toy, "privleak/forget.jsonl", rows(toy, "privleak/forget.jsonl")[::-1])
-    refused(toy, reference, "the data of split 'forget' differs")
+    refused(toy, reference, "data of split 'forget' is ")
 
 
 def test_another_limit_is_refused(toy: Toy) -> None:
     reference = retrained_run(toy, limit=2)
-    refused(toy, reference, "the number of 'forget' texts differs: 2 there, 3 here")
+    refused(toy, reference, "number of 'forget' texts is 2 there and 3 here")
 
 
 def test_a_longer_reference_is_refused_too(toy: Toy) -> None:
     reference, model = retrained_run(toy), script(toy)
-    with pytest.raises(OptionError, match="the number of 'forget' texts differs: 3 there, 2 here"):
+    with pytest.raises(OptionError, match="number of 'forget' texts is 3 there and 2 here"):
         run(model, "toy_privleak", toy, reference=reference, limit=2)
     assert model.asked == []
 
@@ -168,7 +168,7 @@ def test_another_tokenizer_is_refused(toy: Toy) -> None:
     reference, model = retrained_run(toy), script(toy)
     other = hashlib.sha256(b"letters").hexdigest()
     model.checkpoint = model.checkpoint.model_copy(update={"tokenizer_sha256": other})
-    refused(toy, reference, f"the tokenizer differs: .* there, {other[:12]} here", model)
+    refused(toy, reference, f"tokenizer is .* there and {other[:12]} here", model)
 
 
 def test_changed_records_of_the_reference_are_refused(toy: Toy) -> None:

@@ -178,14 +178,26 @@ def edit(run: Path, *keys: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("keys", "value", "words"),
     [
-        (["protocol"], "zhang2025", "protocol differs: zhang2025 and muse"),
-        (["tasks", "made_knowmem_f", "version"], 2.0, "made_knowmem_f: version differs: 2.0 and"),
-        (["tasks", "made_knowmem_f", "data", "0", "sha256"], "0" * 64, "data hash of split"),
-        (["tasks", "made_knowmem_f", "task_sha256"], "0" * 64, "definition differs"),
-        (["tasks", "made_privleak", "attack"], "Min-20%", "attack differs"),
-        (["precision", "scheme"], "uniform, other", "rtn-int4: scheme differs: uniform, other and"),
-        (["precision", "options"], {"group_size": 64}, "rtn-int4: options differs"),
-        (["precision", "calibration"], CALIBRATION, "rtn-int4: calibration name differs: forget"),
+        (["protocol"], "zhang2025", "protocol is muse there and zhang2025 here"),
+        (
+            ["tasks", "made_knowmem_f", "version"],
+            2.0,
+            "made_knowmem_f: task version is 1.0 there and 2.0",
+        ),
+        (["tasks", "made_knowmem_f", "data", "0", "sha256"], "0" * 64, "data of split"),
+        (["tasks", "made_knowmem_f", "task_sha256"], "0" * 64, "definition is "),
+        (
+            ["tasks", "made_privleak", "attack"],
+            "Min-20%",
+            "attack is Min-40% there and Min-20% here",
+        ),
+        (["precision", "scheme"], "uniform, other", "and uniform, other here"),
+        (["precision", "options"], {"group_size": 64}, "rtn-int4: option group_size is"),
+        (
+            ["precision", "calibration"],
+            CALIBRATION,
+            "rtn-int4: calibration name is absent there and forget here",
+        ),
     ],
 )
 def test_what_differs_is_refused_and_named(
@@ -213,7 +225,7 @@ def test_another_tokenizer_is_refused(
 ) -> None:
     for run in copy.iterdir():
         edit(run, "checkpoint", "tokenizer_sha256", value="0" * 64)
-    assert "tokenizer differs" in refused(bench, capsys, copy)
+    assert "tokenizer is " in refused(bench, capsys, copy)
 
 
 def test_another_sample_set_is_refused(
@@ -222,7 +234,7 @@ def test_another_sample_set_is_refused(
     few = Bench(tmp_path / "few", n=10)
     for precision in ("none", "int4"):
         few.model("few", **{precision: Skill.of(0.1, 0.6, n=10)})
-    assert "differs" in refused(bench, capsys, few.out)
+    assert "data of split" in refused(bench, capsys, few.out)
 
 
 def test_another_order_of_samples_is_refused(
@@ -235,8 +247,9 @@ def test_another_order_of_samples_is_refused(
     file.write_bytes(b"".join([lines[1], lines[0], *lines[2:]]))
     digest = sha256(file.read_bytes()).hexdigest()
     edit(copy / "rtn-int4", "tasks", "made_knowmem_f", "records_sha256", value=digest)
-    assert "made_knowmem_f: sample set differs: forget_qa/1 and forget_qa/0" in refused(
-        bench, capsys, copy
+    assert (
+        "made_knowmem_f: number 1 of the samples is forget_qa/0 there and forget_qa/1"
+        in refused(bench, capsys, copy)
     )
 
 

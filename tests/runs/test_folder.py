@@ -20,8 +20,10 @@ from unlearnbench.results import (
     LikelihoodRecord,
     Precision,
     Proof,
+    RunResult,
     Settings,
 )
+from unlearnbench.runs.fingerprint import Fingerprint
 from unlearnbench.runs.folder import RunFolder, model_folder_name, read_run, require_writable
 
 RECORD = GenerationRecord(
@@ -238,11 +240,17 @@ def test_records_are_told_apart_by_their_fields(folder: RunFolder) -> None:
     ]
 
 
+def check_settings(
+    folder: RunFolder, found: RunResult, asked: Settings, checkpoint: Checkpoint, how: Precision
+) -> None:
+    folder.require_same(found, Fingerprint.of_run(checkpoint, asked, how))
+
+
 def test_the_same_configuration_is_accepted(folder: RunFolder) -> None:
-    folder.check_settings(make_result(), SETTINGS, CHECKPOINT, PRECISION)
+    check_settings(folder, make_result(), SETTINGS, CHECKPOINT, PRECISION)
     renamed = CHECKPOINT.model_copy(update={"path": "elsewhere", "revision": "abc"})
-    folder.check_settings(
-        make_result(), SETTINGS, renamed, PRECISION
+    check_settings(
+        folder, make_result(), SETTINGS, renamed, PRECISION
     )  # hashes identify, names do not
 
 
@@ -269,7 +277,7 @@ def test_each_setting_that_differs_is_named_with_both_values(
 ) -> None:
     asked = SETTINGS.model_copy(update=changes)
     with pytest.raises(ResultError, match=said) as raised:
-        folder.check_settings(make_result(), asked, CHECKPOINT, PRECISION)
+        check_settings(folder, make_result(), asked, CHECKPOINT, PRECISION)
     assert str(folder.path) in str(raised.value)
     assert str(raised.value).count(" there and ") == 1
     assert {*changes} <= set(Settings.model_fields)
@@ -306,7 +314,7 @@ def test_each_part_of_the_checkpoint_that_differs_is_named(
 ) -> None:
     other = CHECKPOINT.model_copy(update=changes)
     with pytest.raises(ResultError, match=said):
-        folder.check_settings(make_result(), SETTINGS, other, PRECISION)
+        check_settings(folder, make_result(), SETTINGS, other, PRECISION)
 
 
 CALIBRATION = CalibrationData(name="generic", samples=96, max_tokens=512, seed=0, sha256=SHA)
@@ -335,9 +343,9 @@ def test_each_part_of_the_precision_that_differs_is_named(
     folder: RunFolder, changes: dict[str, object], said: str
 ) -> None:
     found = make_result().model_copy(update={"precision": GPTQ})
-    folder.check_settings(found, SETTINGS, CHECKPOINT, GPTQ)
+    check_settings(folder, found, SETTINGS, CHECKPOINT, GPTQ)
     with pytest.raises(ResultError, match=said) as raised:
-        folder.check_settings(found, SETTINGS, CHECKPOINT, GPTQ.model_copy(update=changes))
+        check_settings(folder, found, SETTINGS, CHECKPOINT, GPTQ.model_copy(update=changes))
     assert str(raised.value).count(" there and ") == 1
 
 
@@ -357,7 +365,7 @@ def test_each_part_of_the_calibration_that_differs_is_named(
     found = make_result().model_copy(update={"precision": GPTQ})
     other = GPTQ.model_copy(update={"calibration": CALIBRATION.model_copy(update=changes)})
     with pytest.raises(ResultError, match=said) as raised:
-        folder.check_settings(found, SETTINGS, CHECKPOINT, other)
+        check_settings(folder, found, SETTINGS, CHECKPOINT, other)
     assert str(raised.value).count(" there and ") == 1
     assert {*changes} <= set(CalibrationData.model_fields)
 
@@ -380,13 +388,13 @@ def test_what_was_seen_in_the_model_is_no_setting(folder: RunFolder) -> None:
     proven = make_result().model_copy(
         update={"precision": PRECISION.model_copy(update={"proof": proof})}
     )
-    folder.check_settings(proven, SETTINGS, CHECKPOINT, PRECISION)
+    check_settings(folder, proven, SETTINGS, CHECKPOINT, PRECISION)
 
 
 def test_all_differences_are_named_at_once(folder: RunFolder) -> None:
     asked = SETTINGS.model_copy(update={"seed": 1, "limit": 2})
-    with pytest.raises(ResultError, match="limit is absent there and 2 here; seed is 0"):
-        folder.check_settings(make_result(), asked, CHECKPOINT, PRECISION)
+    with pytest.raises(ResultError, match="seed is 0 there and 1 here; limit is absent"):
+        check_settings(folder, make_result(), asked, CHECKPOINT, PRECISION)
 
 
 def test_require_writable_makes_the_folder_and_leaves_nothing_in_it(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import Toy, write_jsonl
 from unlearnbench.errors import DataError, MetricError, TaskError
 from unlearnbench.requests import Generate, Sampling, Score
-from unlearnbench.results import SplitData, TaskResult
+from unlearnbench.results import SplitData
 from unlearnbench.tasks.rows import DataOptions, rows_sha256
 from unlearnbench.tasks.samples import Plan, make_plan
 from unlearnbench.tasks.spec import GenerationTask, TaskSpec, load_registry
@@ -228,45 +228,6 @@ def test_whatever_can_move_a_score_moves_the_hash(
     plan = plan_of(toy, name)
     other = Plan(changed(plan.spec, **changes), plan.splits, plan.samples)
     assert other.task_sha256 != plan.task_sha256
-
-
-def result_of(plan: Plan, **changes: Any) -> TaskResult:
-    facts = {
-        "version": plan.spec.version,
-        "metric": plan.spec.metric,
-        "want": plan.spec.want,
-        "value": 50.0,
-        "n": 3,
-        "data": plan.data,
-        "task_sha256": plan.task_sha256,
-        "records_sha256": SHA,
-    }
-    return TaskResult.model_validate(facts | changes)
-
-
-def test_a_result_of_the_same_task_and_rows_is_alike(toy: Toy) -> None:
-    plan = plan_of(toy, "toy_knowmem_f")
-    assert plan.differs_from(result_of(plan)) is None
-    # Where the rows came from, and a drift that was allowed, do not matter: their content does.
-    data = [part.model_copy(update={"source": "hub", "drift": "some"}) for part in plan.data]
-    assert plan.differs_from(result_of(plan, data=data)) is None
-
-
-def test_what_differs_is_named(toy: Toy) -> None:
-    plan = plan_of(toy, "toy_knowmem_f")
-    first, second = plan.data
-    other = second.model_copy(update={"sha256": SHA})
-    data = f"data of split 'forget_qa_icl' is {SHA[:12]} there and {second.sha256[:12]} here"
-    definition = "the task's definition has changed without a new version"
-    assert plan.differs_from(result_of(plan, data=(first, other))) == data
-    assert plan.differs_from(result_of(plan, task_sha256=SHA)) == definition
-    version = plan.differs_from(result_of(plan, version=2.0, task_sha256=SHA))
-    assert version == "version is 2.0 there and 1.0 here"
-    for parts in ((first,), (first, second, other.model_copy(update={"split": "more"}))):
-        odd = "forget_qa_icl" if len(parts) == 1 else "more"
-        found = plan.differs_from(result_of(plan, data=parts))
-        assert found is not None
-        assert found.startswith(f"data of split {odd!r} is ")
 
 
 # Requests.

@@ -14,8 +14,8 @@ from unlearnbench.errors import MetricError, OptionError, ResultError
 from unlearnbench.metrics.intervals import auc
 from unlearnbench.metrics.membership import ReferenceScores
 from unlearnbench.results import AucReference, Checkpoint, LikelihoodRecord, RunResult
+from unlearnbench.runs.fingerprint import Fingerprint, differences
 from unlearnbench.runs.folder import RunFolder, read_run
-from unlearnbench.tasks.rows import SplitRows
 from unlearnbench.tasks.spec import LikelihoodTask, StatedReference
 
 log = logging.getLogger("unlearnbench")
@@ -90,14 +90,13 @@ def _differences(stated: StatedReference, config: Mapping[str, object]) -> list[
 def run_reference(
     spec: LikelihoodTask,
     run: RetrainedRun,
-    splits: Mapping[str, SplitRows],
+    task: Fingerprint,
     ids: Mapping[str, tuple[str, ...]],
     checkpoint: Checkpoint,
-    task_sha256: str,
 ) -> Reference:
     """The reference from a run of the retrained model, once it is shown to be comparable.
 
-    ids: the ids of the texts of each split, in order.
+    task: of the task to be measured. ids: the ids of the texts of each split, in order.
 
     Raises:
         OptionError: the run lacks the task, or differs in version, data, texts or tokenizer.
@@ -113,17 +112,14 @@ def run_reference(
             "the reference should be the retrained model",
             where,
         )
-    _require_same(where, "task version", found.version, spec.version)
-    _require_same(where, "task's definition", found.task_sha256, task_sha256)
-    theirs = {part.split: part.sha256 for part in found.data}
-    for split, rows in splits.items():
-        _require_same(where, f"data of split {split!r}", theirs.get(split), rows.sha256)
-    tokenizer = run.result.checkpoint.tokenizer_sha256
-    _require_same(where, "tokenizer", tokenizer, checkpoint.tokenizer_sha256)
+    there = Fingerprint.of_task(found.version, found.task_sha256, found.data)
+    there |= Fingerprint.of({"tokenizer": run.result.checkpoint.tokenizer_sha256})
+    here = task | Fingerprint.of({"tokenizer": checkpoint.tokenizer_sha256})
+    _require_same(where, there, here)
     groups = _groups(run, spec, found.records_sha256)
     for split, texts in ids.items():
-        _require_same(where, f"number of {split!r} texts", len(groups.get(split, {})), len(texts))
-        _require_same(where, f"texts of split {split!r}", tuple(groups[split]), texts)
+        there = Fingerprint.of_samples(f"{split!r} texts", [*groups.get(split, {})])
+        _require_same(where, there, Fingerprint.of_samples(f"{split!r} texts", texts))
     members = tuple(groups[spec.member_split].values())
     nonmembers = tuple(groups[spec.nonmember_split].values())
     value = auc(members, nonmembers)
@@ -141,14 +137,9 @@ def run_reference(
     return Reference(ReferenceScores(value, members, nonmembers), recorded)
 
 
-def _require_same(where: str, what: str, theirs: object, ours: object) -> None:
-    if theirs != ours:
-        shown = "" if isinstance(ours, tuple) else f": {_short(theirs)} there, {_short(ours)} here"
-        raise OptionError(f"{where} is another measurement: the {what} differs{shown}")
-
-
-def _short(value: object) -> str:
-    return str(value)[:12]
+def _require_same(where: str, there: Fingerprint, here: Fingerprint) -> None:
+    if there != here:
+        raise OptionError(f"{where} is another measurement: {differences(there, here)[0]}")
 
 
 def _groups(run: RetrainedRun, spec: LikelihoodTask, sha256: str) -> dict[str, dict[str, float]]:

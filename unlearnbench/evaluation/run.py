@@ -33,7 +33,7 @@ from unlearnbench.results import (
     Settings,
     TaskResult,
 )
-from unlearnbench.runs.fingerprint import describe_task
+from unlearnbench.runs.fingerprint import Fingerprint, differences
 from unlearnbench.runs.folder import RunFolder, encode_records, model_folder_name
 from unlearnbench.runs.provenance import describe_environment, source_sha256
 from unlearnbench.tasks.samples import Plan
@@ -113,6 +113,10 @@ class Run:
     journals: dict[str, Journal] = field(default_factory=dict)
     harness: dict[str, HarnessResult] = field(default_factory=dict)
 
+    @property
+    def _fingerprint(self) -> Fingerprint:
+        return Fingerprint.of_run(self.checkpoint, self.settings, self.precision)
+
     def lock(self) -> None:
         """Keep every other process out of the folder until ``locks`` is closed.
 
@@ -152,23 +156,28 @@ class Run:
             self.latest = self._as_found(self.found)
 
     def _require_same(self, found: RunResult) -> None:
-        self.folder.check_settings(found, self.settings, self.checkpoint, self.precision)
+        self.folder.require_same(found, self._fingerprint)
         self.done, self.harness = dict(found.tasks), dict(found.harness or {})
         if found.environment.source_sha256 != source_sha256():
             log.warning("%s was begun with another version of unlearnbench", self.folder.path)
 
     def _open_journal(self, plan: Plan) -> None:
         name = plan.spec.task
-        facts = describe_task(
-            plan, self.checkpoint, self.settings, self.precision, self.job.batch_size
-        )
-        facts |= {
-            "processes": str(self.job.processes),
+        own = {
+            "task": name,
+            "samples": len(plan.samples),
+            "processes": self.job.processes,
             "attention": self.job.attention,
-            "compiled": str(self.job.compiled),
+            "compiled": self.job.compiled,
         }
         asked, kind = request_ids(plan, self.job.ppl_lower)
-        journal = Journal(self.folder.journal_file(name), facts, asked, kind)
+        fingerprint = (
+            self._fingerprint
+            | plan_fingerprint(plan)
+            | Fingerprint.of(own)
+            | Fingerprint.of_machine(self.settings, self.precision, self.job.batch_size)
+        )
+        journal = Journal(self.folder.journal_file(name), fingerprint, asked, kind)
         if not self.job.fresh:
             journal.read()
         if journal.found:
@@ -193,10 +202,12 @@ class Run:
         earlier = self.done.get(name)
         if earlier is None:
             return False
-        difference = plan.differs_from(earlier)
-        if difference:
+        there = Fingerprint.of_task(earlier.version, earlier.task_sha256, earlier.data)
+        here = plan_fingerprint(plan)
+        if there != here:
             raise ResultError(
-                f"{self.folder.path} holds another {name}: {difference}; use another --output"
+                f"{self.folder.path} holds another {name}: {'; '.join(differences(there, here))}; "
+                "use another --output"
             )
         records = self.folder.read_records(name, earlier.records_sha256)
         # From the records, which were checked: a number in run.json is not taken on trust.
@@ -274,6 +285,11 @@ class Run:
         )
 
 
+def plan_fingerprint(plan: Plan) -> Fingerprint:
+    """Of a task that is to be measured."""
+    return Fingerprint.of_task(plan.spec.version, plan.task_sha256, plan.data)
+
+
 def run_path(output: Path, checkpoint: Checkpoint, precision: str) -> Path:
     """``output/<model>/<precision>``."""
     return output / model_folder_name(checkpoint) / precision
@@ -318,9 +334,8 @@ def _references(
             found[spec.task] = stated_reference(spec, config)
         else:
             ids = {split: plan.ids(split) for split in spec.used_splits}
-            found[spec.task] = run_reference(
-                spec, job.reference, plan.splits, ids, checkpoint, plan.task_sha256
-            )
+            task = plan_fingerprint(plan)
+            found[spec.task] = run_reference(spec, job.reference, task, ids, checkpoint)
         if found[spec.task].scores.auc < 0.05:
             log.warning(
                 "%s: the reference AUC is %.3g; so near 0 PrivLeak explodes, read the AUC instead",

@@ -10,12 +10,12 @@ from pathlib import Path
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.results import (
     FULL,
-    CalibrationData,
     Checkpoint,
     RunResult,
     SampleRecord,
     TaskResult,
 )
+from unlearnbench.runs.fingerprint import Fingerprint, differences
 from unlearnbench.runs.folder import ASIDE, RunFolder, read_run
 
 FULL_BITS = 16
@@ -176,19 +176,9 @@ def require_comparable(run: LoadedRun, base: LoadedRun, tasks: Sequence[str]) ->
         OptionError: they differ in protocol, tokenizer, or a task's version, data or samples.
         ResultError: a task or its records are missing or damaged.
     """
-    _same(run, base, "protocol", run.result.protocol, base.result.protocol)
-    for name in ("gen_kwargs", "chat_template_sha256", "backend", "truncate_left"):
-        mine, other = (getattr(r.result.settings, name) for r in (run, base))
-        _same(run, base, name.removesuffix("_sha256"), mine, other)
-    ours, theirs = run.result.checkpoint, base.result.checkpoint
-    _same(run, base, "tokenizer", ours.tokenizer_sha256[:12], theirs.tokenizer_sha256[:12])
+    _require_same(run, base, *map(_protocol, (base, run)))
     for name in tasks:
-        mine, other = run.task(name), base.task(name)
-        for what in ("version", "metric", "want", "attack"):
-            _same(run, base, f"{name}: {what}", getattr(mine, what), getattr(other, what))
-        _same_data(run, base, name)
-        _same(run, base, f"{name}: definition", mine.task_sha256[:12], other.task_sha256[:12])
-        _same_samples(run, base, name)
+        _require_same(run, base, *(_task(side, name) for side in (base, run)), f"{name}: ")
 
 
 def require_same_precision(run: LoadedRun, base: LoadedRun) -> None:
@@ -198,39 +188,45 @@ def require_same_precision(run: LoadedRun, base: LoadedRun) -> None:
     Raises:
         OptionError: they differ in scheme, in an option, or in the calibration texts.
     """
-    ours, theirs = run.result.precision, base.result.precision
-    _same(run, base, f"{run.precision}: scheme", ours.scheme, theirs.scheme)
-    _same(run, base, f"{run.precision}: options", ours.options, theirs.options)
-    for field in CalibrationData.model_fields:
-        mine, other = (getattr(p.calibration, field, "none") for p in (ours, theirs))
-        _same(run, base, f"{run.precision}: calibration {field}", mine, other)
+    there, here = (Fingerprint.of_condition(side.result.precision) for side in (base, run))
+    _require_same(run, base, there, here, f"{run.precision}: ")
 
 
-def _same(run: LoadedRun, base: LoadedRun, what: str, ours: object, theirs: object) -> None:
-    if ours != theirs:
+def _require_same(
+    run: LoadedRun, base: LoadedRun, there: Fingerprint, here: Fingerprint, where: str = ""
+) -> None:
+    if there != here:
         raise OptionError(
-            f"{run.path} cannot be compared with {base.path}: {what} differs: "
-            f"{one_line(ours, 80)} and {one_line(theirs, 80)}"
+            f"{run.path} cannot be compared with {base.path}: {where}{differences(there, here)[0]}"
         )
 
 
-def _same_data(run: LoadedRun, base: LoadedRun, name: str) -> None:
-    ours = {part.split: part.sha256 for part in run.task(name).data}
-    theirs = {part.split: part.sha256 for part in base.task(name).data}
-    for split in {**ours, **theirs}:
-        mine, other = ours.get(split, "none")[:12], theirs.get(split, "none")[:12]
-        _same(run, base, f"{name}: data hash of split {one_line(split, 80)}", mine, other)
+def _protocol(run: LoadedRun) -> Fingerprint:
+    settings = run.result.settings
+    return Fingerprint.of(
+        {
+            "protocol": run.result.protocol,
+            "gen_kwargs": settings.gen_kwargs,
+            "chat template": settings.chat_template_sha256,
+            "backend": settings.backend,
+            "truncate_left": settings.truncate_left,
+            "tokenizer": run.result.checkpoint.tokenizer_sha256,
+        }
+    )
 
 
-def _same_samples(run: LoadedRun, base: LoadedRun, name: str) -> None:
-    ours, theirs = run.records(name), base.records(name)
-    _same(run, base, f"{name}: sample set: number of records", len(ours), len(theirs))
-    for a, b in zip(ours, theirs, strict=True):
-        _same(run, base, f"{name}: sample set", a.id, b.id)
-        _same(run, base, f"{name}: {a.id}: kind", type(a).__name__, type(b).__name__)
-        for field in ("prompt", "target", "split"):
-            if getattr(a, field, None) != getattr(b, field, None):
-                raise OptionError(
-                    f"{run.path} cannot be compared with {base.path}: {name}: sample set: the "
-                    f"{field} of {one_line(a.id, 80)} differs"
-                )
+def _task(run: LoadedRun, name: str) -> Fingerprint:
+    """A task's definition, data and samples; texts too, where its records hold some."""
+    task, records = run.task(name), run.records(name)
+    rules = {"metric": task.metric, "want": task.want, "attack": task.attack}
+    texts = {
+        f"the {field} of {record.id}": getattr(record, field, None)
+        for record in records
+        for field in ("prompt", "target", "split")
+    }
+    return (
+        Fingerprint.of(rules)
+        | Fingerprint.of_task(task.version, task.task_sha256, task.data)
+        | Fingerprint.of_samples("samples", [record.id for record in records])
+        | Fingerprint.of(texts)
+    )

@@ -1,51 +1,116 @@
-"""Everything that may move a model's answers to a task: what an interrupted task must have in
-common with the command that goes on with it.
+"""Is it the same measurement? A fingerprint holds the facts that must agree before two runs are
+compared, before an interrupted one goes on, and before a finished one is taken over.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
-from unlearnbench.results import Checkpoint, Precision, Settings
-from unlearnbench.runs.folder import describe_configuration
+from unlearnbench.errors import one_line
+from unlearnbench.results import Checkpoint, Precision, Settings, SplitData
 from unlearnbench.runs.provenance import describe_environment
-from unlearnbench.tasks.samples import Plan
+from unlearnbench.util.files import content_sha256
 
 
-def describe_task(
-    plan: Plan,
-    checkpoint: Checkpoint,
-    settings: Settings,
-    precision: Precision,
-    batch_size: int | None,
-) -> dict[str, str]:
-    """Fact by name, in words that a message can show.
-
-    More than what makes two runs comparable: the batch size, the libraries, the number of threads
-    and the processor move the last bits of a sum, and one task's answers are to be of one piece.
+@dataclass(frozen=True)
+class Fingerprint:
+    """Facts by name, in words that a message can show. Values are JSON's; a fact that is None is
+    left out, and differs from every value.
     """
-    facts = describe_configuration(checkpoint, settings, precision)
-    facts |= {
-        "task": plan.spec.task,
-        "task version": plan.spec.version,
-        "task definition": plan.task_sha256[:12],
-        "samples": len(plan.samples),
-    }
-    facts |= {f"data of split {part.split!r}": part.sha256[:12] for part in plan.data}
-    environment = describe_environment(settings.device, settings.dtype, batch_size)
-    facts |= {
-        "batch size": environment.batch_size,
-        "unlearnbench's source": environment.source_sha256[:12],
-        "device name": environment.device,
-        "threads": environment.threads,
-    }
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        facts["processor"] = torch.backends.cpu.get_cpu_capability()
-    packages = dict(environment.packages)
-    with contextlib.suppress(PackageNotFoundError):  # our own backends have no package
-        packages[precision.backend] = version(precision.backend)
-    facts |= {f"package {name}": found for name, found in packages.items()}
-    return {name: str(fact) for name, fact in facts.items()}
+
+    facts: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, facts: Mapping[str, object]) -> Fingerprint:
+        """Of any facts, as they would be read from a JSON file."""
+        given = {name: fact for name, fact in facts.items() if fact is not None}
+        return cls(json.loads(json.dumps(given)))
+
+    @classmethod
+    def of_run(
+        cls, checkpoint: Checkpoint, settings: Settings, precision: Precision
+    ) -> Fingerprint:
+        """What a run folder holds one of. Hashes tell checkpoints apart, names do not."""
+        facts = {
+            "precision": precision.name,
+            "quant-kernel": precision.kernel,
+            "weights": checkpoint.weights_sha256,
+            "tokenizer": checkpoint.tokenizer_sha256,
+            "config": checkpoint.config_sha256 or "none",
+            "adapter": checkpoint.adapter or "none",
+        }
+        return cls.of(settings.model_dump() | facts) | cls.of_condition(precision)
+
+    @classmethod
+    def of_condition(cls, precision: Precision) -> Fingerprint:
+        """What was done to the weights. The kernel that multiplies by them is no part of it."""
+        calibration = precision.calibration.model_dump() if precision.calibration else {}
+        return cls.of(
+            {"scheme": precision.scheme}
+            | {f"option {name}": value for name, value in precision.options.items()}
+            | {f"calibration {name}": value for name, value in calibration.items()}
+        )
+
+    @classmethod
+    def of_task(cls, version: float, definition: str, data: Iterable[SplitData]) -> Fingerprint:
+        """Of a task's version, the hash of its definition, and the rows that it read."""
+        rows = {f"data of split {one_line(part.split, 80)!r}": part.sha256 for part in data}
+        return cls.of({"task version": version, **rows, "task definition": definition})
+
+    @classmethod
+    def of_samples(cls, what: str, ids: Sequence[str]) -> Fingerprint:
+        """Of which samples were taken, and in which order."""
+        places = {f"number {n} of the {what}": name for n, name in enumerate(ids, start=1)}
+        return cls.of({f"number of {what}": len(ids), **places})
+
+    @classmethod
+    def of_machine(
+        cls, settings: Settings, precision: Precision, batch_size: int | None
+    ) -> Fingerprint:
+        """What moves the last bits of a sum, and so may move one answer among many: one task's
+        answers are to be of one piece.
+        """
+        found = describe_environment(settings.device, settings.dtype, batch_size)
+        packages = dict(found.packages)
+        with contextlib.suppress(PackageNotFoundError):  # our own backends have no package
+            packages[precision.backend] = version(precision.backend)
+        torch = sys.modules.get("torch")
+        return cls.of(
+            {
+                "batch size": found.batch_size,
+                "unlearnbench's source": found.source_sha256,
+                "device name": found.device,
+                "threads": found.threads,
+                "processor": torch and torch.backends.cpu.get_cpu_capability(),
+            }
+            | {f"package {name}": found for name, found in packages.items()}
+        )
+
+    def __or__(self, other: Fingerprint) -> Fingerprint:
+        return Fingerprint({**self.facts, **other.facts})
+
+    @property
+    def sha256(self) -> str:
+        """One hash of all facts."""
+        return content_sha256(self.facts)
+
+
+def differences(there: Fingerprint, here: Fingerprint) -> list[str]:
+    """Every fact that differs: ``seed is 0 there and 7 here``; hashes by their first 12 digits."""
+    return [
+        f"{one_line(name, 120)} is {_shown(there, name)} there and {_shown(here, name)} here"
+        for name in {**here.facts, **there.facts}
+        if there.facts.get(name) != here.facts.get(name)
+    ]
+
+
+def _shown(side: Fingerprint, name: str) -> str:
+    text = one_line(side.facts.get(name, "absent"), 80)
+    return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text

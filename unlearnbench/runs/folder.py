@@ -22,11 +22,10 @@ from unlearnbench.results import (
     FORMAT_VERSION,
     RECORD_ADAPTER,
     Checkpoint,
-    Precision,
     RunResult,
     SampleRecord,
-    Settings,
 )
+from unlearnbench.runs.fingerprint import Fingerprint, differences
 from unlearnbench.util.files import (
     as_model,
     first_fault,
@@ -141,25 +140,17 @@ class RunFolder:
         except ResultError as error:
             raise ResultError(f"{error}; remove {self.path} to evaluate again") from None
 
-    def check_settings(
-        self, found: RunResult, asked: Settings, checkpoint: Checkpoint, precision: Precision
-    ) -> None:
+    def require_same(self, found: RunResult, asked: Fingerprint) -> None:
         """Refuse to mix runs that cannot be compared in one folder.
 
         Raises:
-            ResultError: a setting differs; names it with both values.
+            ResultError: the run ``found`` here is not what is ``asked`` for; names what differs.
         """
-        there = describe_configuration(found.checkpoint, found.settings, found.precision)
-        here = describe_configuration(checkpoint, asked, precision)
-        differences = [
-            f"{key} is {there.get(key, 'absent')} there and {here.get(key, 'absent')} here"
-            for key in sorted({**there, **here})
-            if there.get(key) != here.get(key)
-        ]
-        if differences:
+        there = Fingerprint.of_run(found.checkpoint, found.settings, found.precision)
+        if there != asked:
             raise ResultError(
-                f"{self.path} holds a run of another configuration: {'; '.join(differences)}; "
-                "use another --output, or the same options"
+                f"{self.path} holds a run of another configuration: "
+                f"{'; '.join(differences(there, asked))}; use another --output, or the same options"
             )
 
     def write_run(self, result: RunResult) -> None:
@@ -213,26 +204,6 @@ def encode_records(records: Sequence[SampleRecord]) -> bytes:
         for record in records:
             writer.write(record.model_dump(exclude_none=True))
     return buffer.getvalue().encode("ascii")
-
-
-def describe_configuration(
-    checkpoint: Checkpoint, settings: Settings, precision: Precision
-) -> dict[str, object]:
-    """What a run folder holds one of, by name; hashes by their first 12 digits."""
-    flat: dict[str, object] = settings.model_dump(exclude_none=True)
-    flat["precision"] = precision.name
-    flat["scheme"] = precision.scheme
-    flat |= {f"option {key}": value for key, value in precision.options.items()}
-    if precision.kernel is not None:
-        flat["quant-kernel"] = precision.kernel
-    if precision.calibration is not None:
-        for key, value in precision.calibration.model_dump().items():
-            flat[f"calibration {key}"] = value[:12] if key == "sha256" else value
-    flat["weights"] = checkpoint.weights_sha256[:12]
-    flat["tokenizer"] = checkpoint.tokenizer_sha256[:12]
-    flat["config"] = (checkpoint.config_sha256 or "none")[:12]
-    flat["adapter"] = checkpoint.adapter or "none"
-    return flat
 
 
 def _parse_record(path: Path, index: int, line: bytes) -> SampleRecord:

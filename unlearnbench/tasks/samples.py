@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from unlearnbench.errors import DataError, TaskError
 from unlearnbench.metrics import generation_metric, likelihood_metric
 from unlearnbench.requests import Generate, Sampling, Score
-from unlearnbench.results import SplitData, TaskResult
+from unlearnbench.results import SplitData
 from unlearnbench.tasks.prompts import fewshot_prefix, render_field
 from unlearnbench.tasks.rows import DataOptions, Row, SplitRows, load_splits
 from unlearnbench.tasks.spec import GenerationTask, LikelihoodTask, TaskSpec
@@ -63,20 +63,6 @@ class Plan:
     def ids(self, split: str) -> tuple[str, ...]:
         """The samples of one split, in row order."""
         return tuple(sample.id for sample in self.samples if sample.split == split)
-
-    def differs_from(self, found: TaskResult) -> str | None:
-        """How an earlier result of this task's name was measured otherwise; None if alike."""
-        theirs = {part.split: part.sha256 for part in found.data}
-        ours = {part.split: part.sha256 for part in self.data}
-        if found.version != self.spec.version:
-            return f"version is {found.version} there and {self.spec.version} here"
-        if theirs != ours:
-            odd = next(s for s in {**theirs, **ours} if theirs.get(s) != ours.get(s))
-            there, here = str(theirs.get(odd))[:12], str(ours.get(odd))[:12]
-            return f"data of split {odd!r} is {there} there and {here} here"
-        if found.task_sha256 != self.task_sha256:
-            return "the task's definition has changed without a new version"
-        return None
 
     def generate_requests(self, spec: GenerationTask, protocol: str, seed: int) -> list[Generate]:
         """The prompts, decoded as the protocol says; ``spec`` is the plan's own."""
