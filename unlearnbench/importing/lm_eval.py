@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unlearnbench.errors import ResultError
-from unlearnbench.importing.base import Found, Source
+from unlearnbench.importing.base import ModelResults
 from unlearnbench.tasks.spec import GenerationTask, Registry
 
 log = logging.getLogger("unlearnbench")
 _SAMPLES = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+)\.jsonl")
 
 
-def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[Found]:
+def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[ModelResults]:
     """A model for every folder with samples; of several dates the last.
 
     Raises:
@@ -31,7 +31,7 @@ def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[Foun
     wanted = {spec.task for spec in registry.resolve([prefix])}
     for place, files in places.items():
         name = str(place.relative_to(folder))
-        found = Found(folder.resolve().name if name == "." else name, Source(folder))
+        found = ModelResults(folder.resolve().name if name == "." else name, folder)
         for task, path in sorted(files.items()):
             spec = registry.tasks.get(task)
             if task in wanted and isinstance(spec, GenerationTask):
@@ -41,9 +41,9 @@ def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[Foun
         yield found
 
 
-def _take(spec: GenerationTask, found: Found, path: Path) -> None:
+def _take(spec: GenerationTask, found: ModelResults, path: Path) -> None:
     rows = []
-    for row in found.source.read_lines(path):
+    for row in found.read_lines(path):
         if not isinstance(row, dict) or not isinstance(row.get("doc_id"), int):
             raise ResultError(f"{path}: a line is no sample")
         rows.append(row)
