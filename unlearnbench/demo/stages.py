@@ -18,10 +18,16 @@ def stage_key(facts: Mapping[str, object], *before: str) -> str:
     """The hash of all that decides what a stage makes: its options, this package's files, the
     packages that compute, and the keys of the stages it starts from.
     """
+    from unlearnbench.runs.fingerprint import Fingerprint
     from unlearnbench.runs.provenance import describe_environment
 
-    content = [facts, before, _own_files(), describe_environment("cpu", "", None).packages]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    decisive = {
+        "stage": facts,
+        "before": before,
+        "source": _own_files(),
+        "package": describe_environment("cpu", "", None).packages,
+    }
+    return Fingerprint.of(decisive).sha256
 
 
 @cache

@@ -23,6 +23,7 @@ from unlearnbench.errors import (
 )
 from unlearnbench.lm_eval.their_tasks import Loaded, quiet_harness
 from unlearnbench.results import HarnessMetric, HarnessResult
+from unlearnbench.runs.fingerprint import Fingerprint, differences
 
 if TYPE_CHECKING:
     from unlearnbench.evaluation.failures import Failures
@@ -70,15 +71,18 @@ class Suite:
         if earlier is None:
             return False
         config = self.loaded.tasks[name].dump_config()
-        here = {"lm_eval": version("lm_eval"), "config_sha256": _config_sha256(config)}
-        here["num_fewshot"] = str(config.get("num_fewshot"))
-        for key, value in here.items():
-            there = str(getattr(earlier, key))
-            if there != value:
-                raise ResultError(
-                    f"{run.folder.path} holds another {name}: {key} is {there[:12]} there and "
-                    f"{value[:12]} here; use another --output"
-                )
+        facts = {
+            "lm_eval": version("lm_eval"),
+            "config_sha256": _config_sha256(config),
+            "num_fewshot": config.get("num_fewshot"),
+        }
+        here = Fingerprint.of(facts)
+        there = Fingerprint.of({key: getattr(earlier, key) for key in facts})
+        if there != here:
+            raise ResultError(
+                f"{run.folder.path} holds another {name}: {'; '.join(differences(there, here))}; "
+                "use another --output"
+            )
         path = samples_path(run.folder.path, name)
         if not path.is_file() or _sha256(path.read_bytes()) != earlier.samples_sha256:
             raise ResultError(

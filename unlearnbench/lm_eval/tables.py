@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tabulate import tabulate
 
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.results import HarnessMetric, HarnessResult, RunResult
 from unlearnbench.runs.entries import Entry
+from unlearnbench.runs.fingerprint import Fingerprint, differences
 
 
 def headline(result: HarnessResult) -> HarnessMetric:
@@ -56,19 +58,17 @@ def require_same_harness(entries: Sequence[Entry]) -> None:
     Raises:
         OptionError: they differ in version, configuration, documents or prompts.
     """
-    first: dict[str, tuple[object, HarnessResult]] = {}
+    first: dict[str, tuple[Path, Fingerprint]] = {}
     for entry in entries:
         for run in entry.runs.values():
             for task, result in (run.result.harness or {}).items():
-                path, other = first.setdefault(task, (run.path, result))
-                for name in _SAME:
-                    mine, theirs = getattr(result, name), getattr(other, name)
-                    if mine != theirs:
-                        raise OptionError(
-                            f"{run.path} cannot be compared with {path}: lm-eval task "
-                            f"{one_line(task)}: {name} differs: {one_line(mine, 80)} and "
-                            f"{one_line(theirs, 80)}"
-                        )
+                here = Fingerprint.of({name: getattr(result, name) for name in _SAME})
+                path, there = first.setdefault(task, (run.path, here))
+                if there != here:
+                    raise OptionError(
+                        f"{run.path} cannot be compared with {path}: lm-eval task "
+                        f"{one_line(task)}: {differences(there, here)[0]}"
+                    )
 
 
 def utility_cells(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:

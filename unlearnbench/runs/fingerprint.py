@@ -8,7 +8,7 @@ import contextlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -29,9 +29,10 @@ class Fingerprint:
 
     @classmethod
     def of(cls, facts: Mapping[str, object]) -> Fingerprint:
-        """Of any facts, as they would be read from a JSON file."""
-        given = {name: fact for name, fact in facts.items() if fact is not None}
-        return cls(json.loads(json.dumps(given)))
+        """Of any facts, as they would be read from a JSON file. Those of an inner mapping are each
+        a fact: ``options seed``.
+        """
+        return cls(json.loads(json.dumps(dict(_flat(facts)))))
 
     @classmethod
     def of_run(
@@ -53,9 +54,11 @@ class Fingerprint:
         """What was done to the weights. The kernel that multiplies by them is no part of it."""
         calibration = precision.calibration.model_dump() if precision.calibration else {}
         return cls.of(
-            {"scheme": precision.scheme}
-            | {f"option {name}": value for name, value in precision.options.items()}
-            | {f"calibration {name}": value for name, value in calibration.items()}
+            {
+                "scheme": precision.scheme,
+                "option": precision.options,
+                "calibration": calibration,
+            }
         )
 
     @classmethod
@@ -89,8 +92,8 @@ class Fingerprint:
                 "device name": found.device,
                 "threads": found.threads,
                 "processor": torch and torch.backends.cpu.get_cpu_capability(),
+                "package": packages,
             }
-            | {f"package {name}": found for name, found in packages.items()}
         )
 
     def __or__(self, other: Fingerprint) -> Fingerprint:
@@ -109,6 +112,14 @@ def differences(there: Fingerprint, here: Fingerprint) -> list[str]:
         for name in {**here.facts, **there.facts}
         if there.facts.get(name) != here.facts.get(name)
     ]
+
+
+def _flat(facts: Mapping[str, object], outer: str = "") -> Iterator[tuple[str, object]]:
+    for name, fact in facts.items():
+        if isinstance(fact, Mapping):
+            yield from _flat(fact, f"{outer}{name} ")
+        elif fact is not None:
+            yield f"{outer}{name}", fact
 
 
 def _shown(side: Fingerprint, name: str) -> str:

@@ -22,6 +22,7 @@ from unlearnbench.checkpoints.origin import (
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks
+from unlearnbench.runs.fingerprint import Fingerprint
 from unlearnbench.runs.provenance import describe_environment, git_hash, source_sha256
 from unlearnbench.training.batches import Encoder
 from unlearnbench.training.context import DTYPES, TrainerContext, device
@@ -121,17 +122,19 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     sequences = dict(zip(("forget", "retain", "auxiliary"), (first, *others), strict=False))
     data = _data_records(corpora)
     folder = OutputFolder(job.out)
-    request = {
-        "kind": kind,
-        "method": method.name,
-        "knobs": method.numbers,
-        "options": job.options.model_dump(mode="json"),
-        "processes": process_count(),
-        "target": source.checkpoint.weights_sha256,
-        "data": [part.sha256 for part in data],
-        "sequences": hashlib.sha256(repr(sequences).encode()).hexdigest(),
-        "select": None if job.select is None else asdict(job.select),
-    }
+    request = Fingerprint.of(
+        {
+            "kind": kind,
+            "method": method.name,
+            "knobs": method.numbers,
+            "options": job.options.model_dump(mode="json"),
+            "processes": process_count(),
+            "target": source.checkpoint.weights_sha256,
+            "data": [part.sha256 for part in data],
+            "sequences": hashlib.sha256(repr(sequences).encode()).hexdigest(),
+            "select": None if job.select is None else asdict(job.select),
+        }
+    )
     folder.require_free(request, job.resume)
     with warnings.catch_warnings():
         # Libraries' advice about their own internals; ours are errors, not warnings.

@@ -13,6 +13,7 @@ from unlearnbench.checkpoints.origin import FILE, MaskRecord
 from unlearnbench.errors import OptionError, TrainingError, one_line
 from unlearnbench.methods import Method
 from unlearnbench.methods.base import Ensemble, Masks
+from unlearnbench.runs.fingerprint import Fingerprint, differences
 from unlearnbench.training.record import write_text
 from unlearnbench.util.files import share
 from unlearnbench.util.process import is_main
@@ -41,7 +42,7 @@ class OutputFolder:
         """Whether an unfinished training is here that can be gone on with."""
         return self._claim.exists()
 
-    def require_free(self, request: dict[str, Any], resume: bool) -> None:
+    def require_free(self, request: Fingerprint, resume: bool) -> None:
         """Check that the training which ``request`` describes may use the folder.
 
         Raises:
@@ -53,13 +54,13 @@ class OutputFolder:
         if (self.path / FILE).exists():
             raise OptionError(f"{self.path} holds a finished training; use another --out")
         if self._claim.exists():
-            self._require_same(self._claim, request, resume)
+            self._require_same(request, resume)
         elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise OptionError(
                 f"{self.path} is in the way and no unfinished training; use another --out"
             )
 
-    def claim(self, request: dict[str, Any]) -> None:
+    def claim(self, request: Fingerprint) -> None:
         """Take the folder, so that an interrupted training is known again.
 
         Raises:
@@ -71,27 +72,25 @@ class OutputFolder:
             self.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainingError(f"{self.path} cannot be made ({error.strerror})") from None
-        write_text(self._claim, json.dumps(request, sort_keys=True, indent=1))
+        write_text(self._claim, json.dumps(dict(request.facts), sort_keys=True, indent=1))
 
-    def _require_same(self, claim: Path, request: dict[str, Any], resume: bool) -> None:
+    def _require_same(self, request: Fingerprint, resume: bool) -> None:
         try:
-            earlier = json.loads(claim.read_bytes())
+            earlier = json.loads(self._claim.read_bytes())
+            there = Fingerprint.of(earlier if isinstance(earlier, dict) else {})
         except (OSError, ValueError) as error:
             raise OptionError(
-                f"{claim} is damaged ({one_line(error, 80)}); remove {self.path}"
+                f"{self._claim} is damaged ({one_line(error, 80)}); remove {self.path}"
             ) from None
         if not resume:
             raise OptionError(
                 f"{self.path} holds an unfinished training; add --resume to go on, or remove it"
             )
-        now = json.loads(json.dumps(request))
-        for key in sorted({*earlier, *now}):
-            if earlier.get(key) != now.get(key):
-                raise OptionError(
-                    f"{self.path} holds a training with other options: {key} was "
-                    f"{one_line(earlier.get(key), 150)} and is {one_line(now.get(key), 150)}; use "
-                    "the same options or another --out"
-                )
+        if there != request:
+            raise OptionError(
+                f"{self.path} holds a training with other options: "
+                f"{'; '.join(differences(there, request))}; use the same options or another --out"
+            )
 
     def save(
         self,
