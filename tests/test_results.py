@@ -20,10 +20,11 @@ from unlearnbench.results import (
     AttackResult,
     AucReference,
     Checkpoint,
+    Condition,
+    ConditionOptions,
     Environment,
     GenerationRecord,
     LikelihoodRecord,
-    Precision,
     Proof,
     RunResult,
     SampleRecord,
@@ -78,7 +79,7 @@ def make_task(**changes: Any) -> TaskResult:
     return TaskResult.model_validate({k: v for k, v in facts.items() if v is not None})
 
 
-def make_result(tasks: dict[str, TaskResult] | None = None, precision: str = "none") -> RunResult:
+def make_result(tasks: dict[str, TaskResult] | None = None, condition: str = "none") -> RunResult:
     return RunResult(
         checkpoint=Checkpoint(
             path="models/unlearned",
@@ -87,7 +88,11 @@ def make_result(tasks: dict[str, TaskResult] | None = None, precision: str = "no
             tokenizer_sha256=SHA,
             config_sha256=SHA,
         ),
-        precision=Precision(name=precision, bits=16, scheme="float", backend="plain"),
+        condition=Condition(
+            name=condition,
+            kind="stored" if condition == "none" else "quantized",
+            options=ConditionOptions(bits=16, scheme="float", backend="plain"),
+        ),
         protocol="muse",
         settings=Settings(protocol="muse", dtype="bf16", device="cpu", seed=0, ppl_lower=False),
         tasks={"toy_verbmem": make_task()} if tasks is None else tasks,
@@ -146,7 +151,7 @@ proofs = st.builds(
     Proof,
     module_types=st.dictionaries(text, st.integers(), max_size=2),
     weights_by_dtype=st.dictionaries(text, st.integers(), max_size=2),
-    quantized_weights=st.integers(0, 2**40),
+    covered_weights=st.integers(0, 2**40),
     total_weights=st.integers(1, 2**40),
     weight_bytes=st.integers(1, 2**40),
     relative_error=positive,
@@ -154,13 +159,15 @@ proofs = st.builds(
     on_grid=st.booleans(),
     codes=st.none() | st.integers(),
 )
-precisions = st.builds(
-    Precision,
+conditions = st.builds(
+    Condition,
     name=st.sampled_from(["none", "bnb-fp4", "rtn-int4-g128"]),
-    bits=st.floats(1, 64),
-    scheme=text,
-    backend=text,
-    options=st.dictionaries(text, st.booleans() | st.integers() | finite | text, max_size=3),
+    kind=st.sampled_from(["stored", "quantized", "pruned"]),
+    options=st.builds(
+        lambda named, further: ConditionOptions.model_validate(further | named),
+        st.fixed_dictionaries({"bits": st.floats(1, 64), "scheme": text, "backend": text}),
+        st.dictionaries(text, st.booleans() | st.integers() | finite | text, max_size=3),
+    ),
     proof=st.none() | proofs,
 )
 task_results = st.builds(
@@ -203,16 +210,16 @@ task_results = st.builds(
     | st.dictionaries(text, st.builds(AttackResult, auc=share, stderr=positive), max_size=2),
 )
 run_results = st.builds(
-    lambda checkpoint, base, precision, tasks, limit, seed: make_result(tasks).model_copy(
+    lambda checkpoint, base, condition, tasks, limit, seed: make_result(tasks).model_copy(
         update={
             "checkpoint": checkpoint.model_copy(update={"base": base}),
-            "precision": precision,
+            "condition": condition,
             "settings": make_result().settings.model_copy(update={"limit": limit, "seed": seed}),
         }
     ),
     checkpoints,
     st.none() | checkpoints,
-    precisions,
+    conditions,
     st.dictionaries(text, task_results, max_size=3),
     st.none() | st.integers(1, 1000),
     st.integers(0),
@@ -334,7 +341,10 @@ def test_a_schema_is_a_valid_and_strict_one(name: str) -> None:
     Draft202012Validator.check_schema(schema)
     objects = [part for part in _parts(schema) if part.get("properties")]
     assert len(objects) >= 2
-    assert all(part.get("additionalProperties") is False for part in objects)
+    others = [part for part in objects if part.get("additionalProperties") is not False]
+    # Only a condition has fields of its kind's own, and they are plain values.
+    assert {part["title"] for part in others} <= {"ConditionOptions"}
+    assert all({"anyOf"} == part["additionalProperties"].keys() for part in others)
 
 
 def _parts(value: object) -> Iterator[dict[str, Any]]:
@@ -352,7 +362,7 @@ def test_the_schema_refuses_what_the_reader_refuses() -> None:
     check = checker("run.schema.json")
     check.validate(content)
     for path, leaf in (
-        (("format_version",), 2),
+        (("format_version",), 1),
         (("extra",), 1),
         (("tasks", "toy_verbmem", "score"), 1.0),
         (("tasks", "toy_privleak", "auc"), 1.5),
@@ -361,7 +371,75 @@ def test_the_schema_refuses_what_the_reader_refuses() -> None:
         assert not check.is_valid(with_leaf(content, path, leaf)), path
 
 
-# The golden logs: files as version 1 of the format wrote them, kept to be read for ever.
+# The golden logs, kept to be read for ever.
+
+
+def test_a_run_of_format_1_is_read_as_one_of_format_2() -> None:
+    old = json.loads((GOLDEN / "format_1" / "run.json").read_bytes())
+    assert old["format_version"] == 1
+    assert old["precision"]["scheme"] == "scripted"
+    assert read_run(GOLDEN / "format_1") == read_run(GOLDEN / "good")
+
+
+QUANTIZED_1 = {
+    "name": "bnb-fp4",
+    "bits": 4.0,
+    "scheme": "FP4",
+    "backend": "bitsandbytes",
+    "options": {"block_size": 64, "double_quant": False},
+    "kernel": "dequantized",
+    "proof": {
+        "module_types": {"Linear4bit": 2},
+        "quantized_modules": {"layers.*.q": 2},
+        "unquantized": {"lm_head.weight": 10},
+        "weights_by_dtype": {"uint8": 10},
+        "quantized_weights": 20,
+        "total_weights": 30,
+        "weight_bytes": 99,
+        "compared_modules": 2,
+        "on_grid": False,
+    },
+}
+
+
+def test_a_precision_of_format_1_is_a_condition_of_format_2() -> None:
+    content = json.loads((GOLDEN / "format_1" / "run.json").read_bytes())
+    condition = RunResult.model_validate(content | {"precision": QUANTIZED_1}).condition
+    assert (condition.name, condition.kind) == ("bnb-fp4", "quantized")
+    options = condition.options
+    assert (options.bits, options.scheme, options.backend) == (4, "FP4", "bitsandbytes")
+    assert (options.kernel, options.calibration) == ("dequantized", None)
+    assert options.further == {"block_size": 64, "double_quant": False}
+    assert condition.proof is not None
+    assert condition.proof.covered_modules == {"layers.*.q": 2}
+    assert (condition.proof.covered_weights, condition.proof.total_weights) == (20, 30)
+    assert condition.proof.uncovered == {"lm_head.weight": 10}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"options": {"bits": 8}},  # it would take the place of the other
+        {"options": {"a": None}},
+        {"options": None},
+        {"bits": 0},
+        {"kernel": "fast"},
+        {"name": "../x"},
+        {"extra": [1]},
+        {"proof": {**QUANTIZED_1["proof"], "more": 1}},  # type: ignore[dict-item]
+    ],
+)
+def test_a_precision_of_format_1_is_as_strict(change: dict[str, Any]) -> None:
+    content = json.loads((GOLDEN / "format_1" / "run.json").read_bytes())
+    with pytest.raises(ValidationError):
+        RunResult.model_validate(content | {"precision": {**QUANTIZED_1, **change}})
+
+
+@pytest.mark.parametrize("version", [True, "1", 0, 3, None])
+def test_an_unknown_format_is_not_upgraded(version: object) -> None:
+    content = json.loads((GOLDEN / "format_1" / "run.json").read_bytes())
+    with pytest.raises(ValidationError):
+        RunResult.model_validate(content | {"format_version": version})
 
 
 def test_the_good_log_loads_with_its_records() -> None:
@@ -402,7 +480,7 @@ def test_the_good_log_fits_the_schemas() -> None:
     ("name", "said"),
     [
         ("nan", "tasks.toy_verbmem.value: Input should be a finite number"),
-        ("wrong_version", "has format_version 2; this version of unlearnbench reads 1"),
+        ("wrong_version", "has format_version 3; this version of unlearnbench reads 1 and 2"),
         ("truncated", "is no valid JSON"),
         ("missing", "cannot be read"),
     ],
@@ -484,7 +562,7 @@ def test_a_task_without_value_and_without_auc_is_refused(folder: RunFolder) -> N
         (("tasks", "toy_privleak", "auc_reference", "kind"), "assumed"),
         (("created",), "yesterday"),
         (("created",), "2025-01-31T00:00:00Z\n"),
-        (("precision", "bits"), 0),
+        (("condition", "options", "bits"), 0),
         (("format_version",), "1"),
         (("format_version",), 0),
     ],

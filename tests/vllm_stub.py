@@ -54,6 +54,7 @@ class Engine:
     trust_remote_code: bool
     seed: int
     gpu_memory_utilization: float = 0.9
+    enforce_eager: bool = False
     calls: list[int] = field(default_factory=list)
     made: ClassVar[list[Engine]] = []
 

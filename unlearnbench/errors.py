@@ -6,7 +6,7 @@
     ├── DataError                the rows that a task reads
     ├── CheckpointError          the files of a model
     ├── PrecisionError           an unknown precision, or one that cannot run here
-    │   └── NotInForceError      a precision that was asked for and did not take effect
+    │   └── NotInForceError      a condition that was asked for and did not take effect
     ├── ModelOutputError         non-finite logits, a prompt that does not fit
     ├── MetricError              scores that cannot be computed or compared
     ├── TrainingError            training that cannot go on: a loss that is not finite, a full disk
@@ -56,7 +56,7 @@ class PrecisionError(UnlearnbenchError):
 
 
 class NotInForceError(PrecisionError):
-    """A precision was asked for and did not take effect."""
+    """A condition was asked for and did not take effect."""
 
 
 class ModelOutputError(UnlearnbenchError):
@@ -83,7 +83,7 @@ class OutputError(ResultError):
 class Failure:
     """What failed among several evaluations, and why."""
 
-    precision: str | None
+    condition: str | None
     """None where the task's data could not be read."""
     task: str | None
     """None where the model could not be loaded."""
@@ -95,8 +95,8 @@ class Failure:
 
     @property
     def where(self) -> str:
-        """``task at precision``."""
-        return " at ".join(part for part in (self.task, self.precision) if part)
+        """``task at condition``."""
+        return " at ".join(part for part in (self.task, self.condition) if part)
 
     @property
     def message(self) -> str:

@@ -1,6 +1,7 @@
-"""What a run produces: one record a sample, one result a task, one result file a precision.
+"""What a run produces: one record a sample, one result a task, one result file a condition.
 
 These types are the file format (docs/result-format.md); ``format_version`` counts its changes.
+Files of format 1 are read too, see ``upgrade``.
 A field that was not measured is absent: never null, never NaN, never 0.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -20,7 +22,10 @@ from pydantic import (
     model_validator,
 )
 
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSION: Literal[2] = 2
+
+FULL = "none"
+"""The condition of a checkpoint as it is stored."""
 
 FULL = "none"
 """The name of full precision."""
@@ -125,25 +130,26 @@ ON_GRID = 1e-5
 
 
 class Proof(_File):
-    """What was seen in the loaded model that shows the precision to be in force."""
+    """What was seen in the loaded model that shows the condition to be in force."""
 
     module_types: dict[str, int]
     """Linear modules by class."""
-    quantized_modules: dict[str, int]
-    """Quantized modules, layers' numbers written as ``*``, and how many there are of each."""
-    unquantized: dict[str, int]
+    covered_modules: dict[str, int]
+    """The modules that were quantized, pruned or the like, layers' numbers written as ``*``, and
+    how many there are of each."""
+    uncovered: dict[str, int]
     """Weights of every tensor that stays as it is (embeddings, norms, output head), by name with
     layers' numbers written as ``*``."""
     weights_by_dtype: dict[str, int]
     """Stored parameters by dtype; a packed 4-bit dtype counts its bytes."""
-    quantized_weights: int = Field(ge=0)
-    """Weights that lie in quantized modules, counted before packing."""
+    covered_weights: int = Field(ge=0)
+    """Weights that lie in covered modules, counted before packing."""
     total_weights: int = Field(gt=0)
     weight_bytes: int = Field(gt=0)
     """Bytes of all parameters and quantization constants, quantized ones as packed."""
     compared_modules: int = Field(ge=0)
-    """Quantized modules whose values were compared with the checkpoint's: all of them, or in a
-    large model some of every kind from all depths."""
+    """Covered modules whose values were compared with the checkpoint's: all of them, or in a large
+    model some of every kind from all depths."""
     changed_share: float | None = Field(default=None, ge=0, le=1)
     """Share of the compared weights whose value is not the checkpoint's."""
     relative_error: float | None = Field(default=None, ge=0)
@@ -155,29 +161,56 @@ class Proof(_File):
     """The largest relative error of one module."""
     max_error_module: str | None = None
     on_grid: bool
-    """The checkpoint's weights already were representable: quantizing changed nothing but
+    """The checkpoint's weights already were as the condition makes them: it changed nothing but
     rounding errors below 1e-5."""
     codes: int | None = None
-    """Most distinct values in one group (block, or output channel) of a compared module."""
+    """Most distinct values in one group (block, or output channel) of a compared module; absent
+    where nothing is quantized."""
+    zero_share: float | None = Field(default=None, ge=0, le=1)
+    """Share of zeros among the compared weights of a pruned model."""
+    noise_level: float | None = Field(default=None, ge=0)
+    """Of a noised model: standard deviation of the noise in force over that of the checkpoint's own
+    weights, mean over the compared modules."""
+    noise_mean: float | None = None
+    """Of a noised model: mean of the noise in force, in the same unit."""
 
 
-class Precision(_File):
-    """One way to store the weights, seen to be in force."""
+class ConditionOptions(_File):
+    """How a condition was made. Fields beyond these are the options of its kind, as ``block_size``
+    or ``share``.
+    """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
-    """In full; the run folder's name too."""
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, str | int | float | bool] = Field(init=False)
+
     bits: float | None = Field(default=None, gt=0)
-    """Bits of a quantized weight, without its scale; absent where an imported run says nothing."""
+    """Bits of a weight, without its scale; absent where an imported run says nothing."""
     scheme: str
+    """What was done to the weights, in words."""
     backend: str
-    options: dict[str, str | int | float | bool] = {}
+    """The library that did it."""
     kernel: Literal["native", "dequantized"] | None = None
     """How products were computed: by the library's own kernel, or with the quantized weights
     written back in the compute dtype. Absent where nothing is quantized."""
     calibration: CalibrationData | None = None
-    """Absent for a precision that needs no texts."""
+    """Absent for a condition that needs no texts."""
+
+    @property
+    def further(self) -> dict[str, str | int | float | bool]:
+        """The options of its kind."""
+        return dict(self.model_extra or {})
+
+
+class Condition(_File):
+    """How the checkpoint was met: as stored, quantized, pruned and so on, seen to be in force."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
+    """In full; the run folder's name too."""
+    kind: str = Field(pattern=r"^[a-z][a-z_-]*$", max_length=40)
+    """stored, quantized, pruned, noised; unknown where an imported run does not say."""
+    options: ConditionOptions
     proof: Proof | None = None
-    """Absent only for a scripted model, which has no weights."""
+    """Absent only for a scripted model, which has no weights, and for imported runs."""
 
 
 class SplitData(_File):
@@ -249,7 +282,7 @@ class TaskResult(_File):
 
 
 class Settings(_File):
-    """What, besides checkpoint and precision, makes two runs comparable. A run folder holds one."""
+    """What, besides checkpoint and condition, makes two runs comparable. A run folder holds one."""
 
     protocol: str
     dtype: str
@@ -342,11 +375,11 @@ class ImportedFrom(_File):
 
 
 class RunResult(_File):
-    """One checkpoint at one precision: the content of ``run.json``."""
+    """One checkpoint under one condition: the content of ``run.json``."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     checkpoint: Checkpoint
-    precision: Precision
+    condition: Condition
     protocol: str
     settings: Settings
     tasks: dict[str, TaskResult]
@@ -357,6 +390,71 @@ class RunResult(_File):
     """Absent for a run that was measured. ``environment`` is then the importer's."""
     created: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
     """When the last task was finished, UTC."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_format_1(cls, content: Any) -> Any:
+        return upgrade(content)
+
+
+STORED = (FULL, "fp32", "bf16", "fp16")
+"""Conditions that quantize nothing: the checkpoint as it is, or in another storage dtype."""
+
+# What format 1 called otherwise, by the name there.
+_RUN_OF_1 = {"precision": "condition", "precisions": "conditions"}
+_PROOF_OF_1 = {
+    "quantized_modules": "covered_modules",
+    "unquantized": "uncovered",
+    "quantized_weights": "covered_weights",
+}
+
+
+def upgrade(content: Any) -> Any:
+    """The content of a run or a certificate of format 1 as format 2 has it: a run's ``precision``
+    becomes its ``condition``, and a certificate names conditions. Anything else is returned as it
+    is.
+
+    Raises:
+        ValueError: the precision has what no precision of format 1 has.
+    """
+    if not isinstance(content, dict) or not content.keys() & {"precision", "evidence"}:
+        return content
+    version = content.get("format_version", 1 if "precision" in content else FORMAT_VERSION)
+    if version != 1 or version is True:
+        return content
+    new = _renamed(content, _RUN_OF_1)
+    if isinstance(new.get("condition"), dict):
+        new["condition"] = _condition(new["condition"])
+    if isinstance(new.get("evidence"), list):
+        new["evidence"] = [_renamed(part, _RUN_OF_1) for part in new["evidence"]]
+    return new | {"format_version": FORMAT_VERSION}
+
+
+def _renamed(content: Any, names: Mapping[str, str]) -> Any:
+    if not isinstance(content, dict):
+        return content
+    if content.keys() & names.values():
+        raise ValueError("names of another format_version")
+    return {names.get(key, key): value for key, value in content.items()}
+
+
+def _condition(old: dict[str, Any]) -> dict[str, Any]:
+    """A ``precision`` of format 1 as a condition."""
+    fields, options = ConditionOptions.model_fields.keys(), old.get("options", {})
+    if old.keys() - fields - {"name", "options", "proof"}:
+        raise ValueError("precision: unknown fields")
+    if not isinstance(options, dict) or options.keys() & fields:
+        raise ValueError("precision.options: not the options of a precision")
+    new = {"name": old.get("name"), "kind": kind_of_precision(str(old.get("name")))}
+    new["options"] = {key: value for key, value in old.items() if key in fields} | options
+    return new | ({"proof": _renamed(old["proof"], _PROOF_OF_1)} if "proof" in old else {})
+
+
+def kind_of_precision(name: str) -> str:
+    """The kind of condition that a precision's name stands for, where nothing else is known."""
+    if name == "unknown":
+        return name
+    return "stored" if name in STORED else "quantized"
 
 
 def json_schemas() -> dict[str, dict[str, object]]:

@@ -51,7 +51,7 @@ def measure(model: str, name: str, kernel: str, reference: Path) -> dict[str, An
     load_s = time.perf_counter() - start
     source.release()
     rows = [source.tokenizer(text)["input_ids"] for text in _texts()]
-    inner: Any = loaded._model
+    inner: Any = loaded.network
     with torch.no_grad():
         inner(input_ids=torch.tensor([rows[0][:8]]))  # first use: kernels repack or compile
         start = time.perf_counter()
@@ -65,11 +65,11 @@ def measure(model: str, name: str, kernel: str, reference: Path) -> dict[str, An
         torch.save(found, reference)
     expected = torch.load(reference)
     kl = [(e.exp() * (e - f)).sum(-1) for e, f in zip(expected, found, strict=True)]
-    proof = loaded.precision.proof
+    proof = loaded.condition.proof
     assert proof is not None
     return {
         "name": name,
-        "kernel": loaded.precision.kernel or "-",
+        "kernel": loaded.condition.options.kernel or "-",
         "bits": 8 * proof.weight_bytes / proof.total_weights
         if spec.bits is None
         else spec.bits_per_weight,

@@ -106,8 +106,8 @@ def _shares(
     """Of the peak that was measured in the same turn."""
     ours = rivals["ours"]
     assert isinstance(ours, Ours)
-    lengths = [len(ours.model._encode(r.text)) for r in scored(asked)]
-    flops = forward_flops(ours.model._model, lengths) / len(lengths)
+    lengths = [len(ours.model.tokens.encode(r.text)) for r in scored(asked)]
+    flops = forward_flops(ours.model.network, lengths) / len(lengths)
     shares = {
         name: [flops / s / p for s, p in zip(seconds[name], peaks, strict=True)]
         for name in ("ours", "hflm")

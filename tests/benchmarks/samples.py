@@ -72,7 +72,7 @@ def answers_of(output: Path, result: RunResult) -> dict[str, Answers]:
     """What a run that stands below ``output`` answered, by task: texts, and sums of
     log-probabilities.
     """
-    run = RunFolder(run_path(output, result.checkpoint, result.precision.name))
+    run = RunFolder(run_path(output, result.checkpoint, result.condition.name))
     found: dict[str, Answers] = {}
     for task, own in result.tasks.items():
         records = run.read_records(task, own.records_sha256)

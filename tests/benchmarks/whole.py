@@ -68,7 +68,7 @@ def evaluate_ours(folder: Path, options: Namespace) -> Told:
             device=options.device,
         )
         for result in results:
-            name = result.precision.name
+            name = result.condition.name
             run, told.spans[name] = RunFolder(run_path(Path(out), result.checkpoint, name)), {}
             for task in TASKS:
                 ended = run.samples_file(task).stat().st_mtime

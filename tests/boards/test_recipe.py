@@ -14,8 +14,8 @@ from typing import Any
 import click
 import pytest
 
-from unlearnbench import cli
 from unlearnbench.cli.leaderboard import leaderboard
+from unlearnbench.cli.main import COMMANDS, cli
 
 RECIPE = Path(__file__).parents[2] / "leaderboards/smollm2-news/make.py"
 SPLITS = {
@@ -97,10 +97,10 @@ def test_every_command_is_one(
     lines = [shlex.split(x)[2:] for x in capsys.readouterr().out.splitlines()]
     assert len(lines) == 2 + 2 * 2 + 3 * len(recipe.METHODS) + 2 + 2  # gptq twice; verify, build
     for words in lines:
-        command: click.Command = cli.cli
+        command: click.Command = cli
         rest = words
-        if words[0] in cli.cli.commands:
-            command, rest = cli.cli.commands[words[0]], words[1:]
+        if words[0] in COMMANDS:
+            command, rest = cli.get_command(click.Context(cli), words[0]), words[1:]
         if command is leaderboard:
             command, rest = leaderboard.commands[words[1]], words[2:]
         command.make_context(words[0], list(rest))  # click: no such option, not a choice, missing

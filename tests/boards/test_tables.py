@@ -277,7 +277,7 @@ def test_an_entry_without_full_precision_is_shown_too(make_board: MakeBoard) -> 
     board = make_board()
     path = board / "entries/npo.json"
     content = json.loads(path.read_text(encoding="ascii"))
-    content["runs"] = [r for r in content["runs"] if r["run"]["precision"]["name"] != "none"]
+    content["runs"] = [r for r in content["runs"] if r["run"]["condition"]["name"] != "none"]
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
     assert call("leaderboard", "verify", str(board)) == 1
     assert call("leaderboard", "build", str(board)) == 0

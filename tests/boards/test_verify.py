@@ -16,7 +16,7 @@ from tests.boards.conftest import BOARD, ROWS, MakeBoard
 from tests.cli.test_main import call
 from tests.toy_runs import Bench, Skill
 from unlearnbench.boards import read_board
-from unlearnbench.boards.entry import BoardEntry, entry_json
+from unlearnbench.boards.entry import BoardEntry, entry_json, is_as_written, read_entry
 from unlearnbench.boards.verify import verify_board
 
 SMALL = ("target", "retrained", "ga_gdr", "sure")
@@ -53,7 +53,7 @@ def forge(board: Path, edit: Edit, name: str = "ga_gdr") -> list[str]:
 
 def run_at(content: dict[str, Any], precision: str) -> dict[str, Any]:
     found: dict[str, Any] = next(
-        p for p in content["runs"] if p["run"]["precision"]["name"] == precision
+        p for p in content["runs"] if p["run"]["condition"]["name"] == precision
     )
     return found
 
@@ -65,7 +65,7 @@ def rehash(part: dict[str, Any], task: str) -> None:
 
 def test_another_quantization_under_the_same_name(board: Path) -> None:
     def edit(content: dict[str, Any]) -> None:
-        run_at(content, "rtn-int4")["run"]["precision"]["options"] = {"group_size": 64}
+        run_at(content, "rtn-int4")["run"]["condition"]["options"]["group_size"] = 64
 
     assert any("rtn-int4: option group_size is" in line for line in forge(board, edit))
 
@@ -310,10 +310,10 @@ def test_weights_of_the_retrained_model_or_the_target(board: Path) -> None:
 
 PROOF = {
     "module_types": {"Linear8": 4},
-    "quantized_modules": {"layers.*.q": 2},
-    "unquantized": {},
+    "covered_modules": {"layers.*.q": 2},
+    "uncovered": {},
     "weights_by_dtype": {"uint8": 100},
-    "quantized_weights": 100,
+    "covered_weights": 100,
     "total_weights": 200,
     "weight_bytes": 100,
     "compared_modules": 2,
@@ -326,9 +326,10 @@ def loaded(content: dict[str, Any], **proof: Any) -> None:
     """As if its runs were of a checkpoint."""
     for part in content["runs"]:
         part["run"]["checkpoint"]["format"] = "safetensors"
-        if part["run"]["precision"]["name"] != "none":
-            bits = 8 if part["run"]["precision"]["name"] == "rtn-int8" else 4
-            part["run"]["precision"] |= {"bits": bits, "proof": PROOF | proof}
+        if part["run"]["condition"]["name"] != "none":
+            bits = 8 if part["run"]["condition"]["name"] == "rtn-int8" else 4
+            part["run"]["condition"]["options"]["bits"] = bits
+            part["run"]["condition"]["proof"] = PROOF | proof
             for record in part["samples"]["made_privleak"]:
                 record["scores"] = {k: v + 1e-3 * bits for k, v in record["scores"].items()}
             rehash(part, "made_privleak")
@@ -350,15 +351,15 @@ def of(lines: list[str], words: str) -> list[str]:
 def test_a_quantization_that_was_not_in_force(real: Path) -> None:
     assert not of(problems(real), "no proof")
     for proof in (
-        {"quantized_weights": 0, "quantized_modules": {}},
+        {"covered_weights": 0, "covered_modules": {}},
         {"compared_modules": 0},
         {"changed_share": 0.0},
     ):
         found = forge(real, lambda content, p=proof: loaded(content, **p))  # type: ignore[misc]
         assert len(of(found, "no proof that the quantization was in force")) == 2
     others: list[dict[str, Any]] = [
-        {"quantized_weights": 50},
-        {"quantized_modules": {"layers.*.k": 2}},
+        {"covered_weights": 50},
+        {"covered_modules": {"layers.*.k": 2}},
     ]
     for other in others:
         found = forge(real, lambda content, p=other: loaded(content, **p))  # type: ignore[misc]
@@ -370,7 +371,7 @@ def test_a_quantization_that_was_not_in_force(real: Path) -> None:
 
 
 def test_a_pair_of_models_has_twice_the_targets_modules(real: Path) -> None:
-    twice = {"quantized_modules": {"layers.*.q": 4}, "quantized_weights": 200}
+    twice = {"covered_modules": {"layers.*.q": 4}, "covered_weights": 200}
     assert forge(real, lambda content: loaded(content, **twice, total_weights=400)) == []
 
 
@@ -551,7 +552,7 @@ def test_no_text_is_too_long_to_compare(board: Path) -> None:
 
 def test_a_quantized_retrained_model_is_no_reference(board: Path) -> None:
     def edit(content: dict[str, Any]) -> None:
-        run_at(content, "none")["run"]["precision"]["bits"] = 4
+        run_at(content, "none")["run"]["condition"]["options"]["bits"] = 4
 
     assert of(forge(board, edit, "retrained"), "is no run in full precision")
     assert of(problems(board), "the board has no retrained to hold it against")
@@ -605,3 +606,24 @@ def test_hashes_in_place_of_texts_show_wrong_scores(make_board: MakeBoard) -> No
     assert of(edited(empty), "scored 1, and its output is empty")
     path.write_text(whole)
     assert problems(board) == []
+
+
+ENTRIES = Path(__file__).resolve().parents[2] / "leaderboards" / "smollm2-news" / "entries"
+
+
+def test_an_entry_of_format_1_is_as_it_was_written(tmp_path: Path) -> None:
+    text = (ENTRIES / "retrained.json").read_text(encoding="ascii")
+    copy = tmp_path / "retrained.json"
+    changes = [
+        ("", "", True),
+        ('"seed": 0,', '"seed": 0, ', False),
+        ('"board":', '"board": "x",\n "board":', False),
+        ('"bits": 32.0', '"bits": 32', False),
+        ('"format_version": 1,\n', '"format_version": 2,\n', False),
+    ]
+    for old, new, same in changes:
+        assert old in text
+        copy.write_text(text.replace(old, new, 1), encoding="ascii")
+        entry = read_entry(copy)
+        assert entry.runs[0].run.condition.kind == "stored"
+        assert is_as_written(copy, entry) is same, new

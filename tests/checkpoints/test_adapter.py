@@ -137,8 +137,8 @@ def test_kept_and_merged_at_each_precision(tiny: Path, adapter: Path, precision:
     assert close(merged, kept, 1e-4) is (precision in ("none", "fp32"))
     assert len(texts(merged)) == len(texts(kept)) == len(TEXTS)
     for model in (merged, kept):
-        assert model.precision.name == precision
-        assert model.precision.proof is not None
+        assert model.condition.name == precision
+        assert model.condition.proof is not None
 
 
 @pytest.mark.parametrize("precision", ["bnb-nf4", "rtn-int4"])
@@ -146,7 +146,7 @@ def test_a_kept_adapter_leaves_its_quantized_base_as_it_is(
     tiny: Path, adapter: Path, precision: str
 ) -> None:
     kept, base = load(adapter, precision, base=str(tiny), adapter="keep"), load(tiny, precision)
-    assert kept.precision.proof == base.precision.proof
+    assert kept.condition.proof == base.condition.proof
 
 
 def test_an_adapter_without_effect_leaves_the_base(tiny: Path, copy: Path) -> None:

@@ -159,7 +159,7 @@ def test_a_file_of_floats_is_its_twin(twin: Path, files: dict[str, Path], precis
     assert np.array_equal(logprobs(ours), logprobs(theirs))
     assert texts(ours) == texts(theirs)
     assert ours.truncate(TEXTS[0], 9) == theirs.truncate(TEXTS[0], 9)
-    assert ours.precision == theirs.precision
+    assert ours.condition == theirs.condition
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0"])
@@ -190,7 +190,7 @@ def test_none_computes_in_fp32(files: dict[str, Path], kind: str) -> None:
     assert source.own_dtype == "fp32"
     assert {t.dtype for t in source.state_dict().values()} == {torch.float32}
     model = load(files[kind])
-    assert (model.dtype, model.precision.name, model.precision.bits) == ("fp32", "none", 32)
+    assert (model.dtype, model.condition.name, model.condition.options.bits) == ("fp32", "none", 32)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_weights_are_those_of_the_grid(
 @pytest.mark.parametrize("precision", ["bnb-fp4", "bnb-int8"])
 def test_bitsandbytes_on_top(files: dict[str, Path], kind: str, precision: str) -> None:
     model = load(files[kind], precision)
-    proof = model.precision.proof
+    proof = model.condition.proof
     assert proof is not None
     assert proof.module_types[{"bnb-fp4": "Linear4bit", "bnb-int8": "Linear8bitLt"}[precision]] > 0
     assert proof.relative_error is not None
@@ -227,7 +227,7 @@ def test_bitsandbytes_on_top(files: dict[str, Path], kind: str, precision: str) 
 
 def test_a_whole_run(files: dict[str, Path], toy: Any) -> None:
     results = evaluate(str(files["Q4_0"]), "toy", "none,bnb-fp4", **toy.options)
-    assert [r.precision.name for r in results] == ["none", "bnb-fp4"]
+    assert [r.condition.name for r in results] == ["none", "bnb-fp4"]
     for result in results:
         assert result.checkpoint.origin == {"gguf_tensor_types": "5 F32, 16 Q4_0"}
         assert set(result.tasks) == {"toy_verbmem", "toy_knowmem_f", "toy_privleak"}

@@ -81,15 +81,15 @@ def test_a_pair_is_measured_as_one_model_and_quantized_alike(
     assert full.checkpoint.path == str(pair)
     assert full.checkpoint.origin["method"] == "whp"
     assert full.checkpoint.weights_sha256 != single.checkpoint.weights_sha256
-    first, both = single.precision.proof, quantized.precision.proof
+    first, both = single.condition.proof, quantized.condition.proof
     assert first is not None
     assert both is not None
-    assert both.quantized_weights == 2 * first.quantized_weights
+    assert both.covered_weights == 2 * first.covered_weights
     assert both.total_weights == 2 * first.total_weights
     assert both.codes == 15
     assert both.compared_modules == 2 * first.compared_modules
-    assert both.quantized_modules == {n: 2 * k for n, k in first.quantized_modules.items()}
-    assert both.unquantized == {n: 2 * k for n, k in first.unquantized.items()}
+    assert both.covered_modules == {n: 2 * k for n, k in first.covered_modules.items()}
+    assert both.uncovered == {n: 2 * k for n, k in first.uncovered.items()}
     assert both.max_relative_error is not None
     assert first.max_relative_error is not None
     assert both.max_relative_error >= first.max_relative_error, "the worse of the two"
@@ -106,7 +106,7 @@ def test_a_calibrated_precision_calibrates_both(
     assert call("quants", "--model", str(pair), *asked) == 0
     precision = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert precision["calibration"]["samples"] == 2
-    assert sum(precision["proof"]["quantized_modules"].values()) == 2 * 14
+    assert sum(precision["proof"]["covered_modules"].values()) == 2 * 14
 
 
 @pytest.mark.parametrize(

@@ -745,3 +745,55 @@ def test_weights_of_another_seed_hash_otherwise(tiny: Path, copy: Path) -> None:
     ours, theirs = (open_source(str(p), LoadOptions()).checkpoint for p in (tiny, copy))
     assert ours.weights_sha256 != theirs.weights_sha256
     assert ours.config_sha256 == theirs.config_sha256
+
+
+def test_gguf_files_need_a_transformers_that_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    from unlearnbench.checkpoints.load import require_gguf_support
+
+    monkeypatch.setattr("transformers.__version__", "5.23.0")
+    require_gguf_support()
+    monkeypatch.setattr("transformers.__version__", "5.20.2")
+    with pytest.raises(CheckpointError, match="reads GGUF files wrongly"):
+        require_gguf_support()
+
+
+def test_weights_are_loaded_as_they_are_stored(make_checkpoint: MakeCheckpoint) -> None:
+
+    path = make_checkpoint("says-bf16")
+    config = path / "config.json"
+    content = json.loads(config.read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
+    config.write_text(json.dumps(content), encoding="utf-8")
+    source = open_source(str(path), LoadOptions())
+    assert source.own_dtype == "fp32"
+    assert source.model().dtype == torch.float32
+    weight = source.state_dict()["lm_head.weight"]
+    assert not torch.equal(weight, weight.bfloat16().float())
+
+
+def test_a_revision_of_a_local_path_is_an_error(tiny: Path) -> None:
+    with pytest.raises(OptionError, match="--revision"):
+        open_source(str(tiny), LoadOptions(revision="main"))
+
+
+def test_an_ordinary_word_as_end_token_is_refused(make_checkpoint: MakeCheckpoint) -> None:
+
+    path = make_checkpoint("ends-early")
+    config = path / "generation_config.json"
+    content = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps(content | {"eos_token_id": [1, 40]}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="token 40, an ordinary word"):
+        load(path)
+
+
+def edit_tokenizer(path: Path, **changes: Any) -> None:
+
+    config = path / "tokenizer_config.json"
+    content = json.loads(config.read_text(encoding="utf-8")) | changes
+    config.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_an_ordinary_word_as_special_token_is_refused(make_checkpoint: MakeCheckpoint) -> None:
+    path = make_checkpoint("word")
+    edit_tokenizer(path, eos_token="k")
+    with pytest.raises(CheckpointError, match="'k', an ordinary word"):
+        load(path)

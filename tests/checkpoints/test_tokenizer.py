@@ -14,7 +14,7 @@ from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.source import open_source
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate, Score
-from unlearnbench.results import Precision
+from unlearnbench.results import Condition, ConditionOptions
 
 CHARACTERS = ["<s>", "</s>", "<unk>", *sorted({c for text in CORPUS for c in text})]
 
@@ -52,8 +52,9 @@ def test_a_tokenizer_without_a_fast_implementation_works() -> None:
     model, tokenizer = make_kind("llama"), Characters()
     given: Any = Given(model)
     given.tokenizer = tokenizer
-    precision = Precision(name="none", bits=32, scheme="as it is", backend="torch")
-    ours = HFModel(model, given, precision, "fp32", "cpu", None)
+    options = ConditionOptions(bits=32, scheme="as it is", backend="torch")
+    condition = Condition(name="none", kind="stored", options=options)
+    ours = HFModel(model, given, condition, "fp32", "cpu", None)
     prompts = [CORPUS[n][: 30 + 7 * n] for n in range(4)]
     for answer in ours.generate([Generate(p, p, 12) for p in prompts]):
         ids = torch.tensor([tokenizer(answer.id)["input_ids"]])

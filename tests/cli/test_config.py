@@ -12,10 +12,8 @@ import pytest
 import unlearnbench
 from tests.cli.test_main import call, imported
 from tests.conftest import MakeCheckpoint, Toy
-from tests.lm_eval.conftest import write_tasks
 from tests.toy_runs import Bench, Skill
 from unlearnbench.errors import CheckpointError, OptionError, ResultError
-from unlearnbench.importing import ImportOptions, import_runs
 from unlearnbench.tasks.overrides import override_decoding
 from unlearnbench.tasks.samples import limited_count
 
@@ -198,26 +196,26 @@ def test_runs_of_other_prompts_or_decoding_do_not_compare(tmp_path: Path) -> Non
         open_comparison([unlearned], target, retrained)
 
 
-def test_logged_samples_are_lm_evals_files(
-    toy: Toy, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--log_samples"], "--log-samples: it has gone: every record"),
+        (["--compile"], "--compile: it has gone: compiled layers were no faster"),
+        (["--attention", "eager"], "--attention: it has gone"),
+    ],
+)
+def test_an_option_that_has_gone_is_answered_and_does_nothing(
+    toy: Toy, tiny: Path, capsys: pytest.CaptureFixture[str], given: list[str], said: str
 ) -> None:
-    theirs = write_tasks(tmp_path / "lm")
-    options = ["--model", str(tiny), "--tasks", "toy,mc", *toy.arguments, "--log_samples"]
-    assert call(*options, "--include-path", str(theirs)) == 0
-    (folder,) = toy.out.glob("tiny-*/none")
-    for name in ("toy_verbmem", "toy_knowmem_f", "toy_privleak", "mc"):
-        (file,) = folder.glob(f"samples_{name}_2*.jsonl")
-        assert str(file) in capsys.readouterr().out or file.is_file()
-    (results,) = folder.glob("results_2*.json")
-    content = run_of(toy)
-    shown = json.loads(results.read_text(encoding="utf-8"))["results"]
-    value = content["tasks"]["toy_knowmem_f"]["value"]
-    assert shown["toy_knowmem_f"]["rougeL,none"] == value
-    assert shown["mc"]["acc,none"] == content["harness"]["mc"]["metrics"][0]["value"]
-    imported_runs = import_runs(
-        ImportOptions("lm-eval", folder, "toy", tmp_path / "in", "none", (toy.tasks,))
-    )
-    ((_, again),) = imported_runs
-    assert again.tasks["toy_knowmem_f"].value == pytest.approx(value)
-    assert again.imported is not None
-    assert again.imported.differences == {}
+    options = ["--model", str(tiny), "--tasks", "toy_knowmem_f", *toy.arguments]
+    assert call(*options, *given) == 0
+    assert capsys.readouterr().err.count(f"note: {said}") == 1
+    assert call(*options) == 0
+    assert "has gone" not in capsys.readouterr().err
+
+
+def test_conditions_stand_beside_precisions(toy: Toy, tiny: Path) -> None:
+    options = ["--model", str(tiny), "--tasks", "toy_knowmem_f", *toy.arguments]
+    assert call(*options, "--conditions", "int4,fp32", "--quant", "none") == 0
+    found = {path.parent.name for path in toy.out.glob("tiny-*/*/run.json")}
+    assert found == {"none", "rtn-int4", "fp32"}

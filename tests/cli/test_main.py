@@ -114,11 +114,11 @@ def test_the_command_line_writes_what_evaluate_returns(
     )
     for result in again:
         other = json.loads(
-            (toy.out.glob(f"tiny-*/{result.precision.name}/run.json")).__next__().read_text()
+            (toy.out.glob(f"tiny-*/{result.condition.name}/run.json")).__next__().read_text()
         )
         ours = json.loads(result.model_dump_json(exclude_none=True))
         assert ours["tasks"] == other["tasks"]
-        assert ours["precision"] == other["precision"]
+        assert ours["condition"] == other["condition"]
 
 
 def test_repeated_options_add_up(toy: Toy, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,7 +177,7 @@ def test_interrupt_exits_130(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unlearnbench.evaluation.evaluate.evaluate", interrupt)
+    monkeypatch.setattr("unlearnbench.cli.evaluate.evaluate", interrupt)
     assert call("--model", "x", "--tasks", "news") == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -188,7 +188,7 @@ def test_a_bug_of_ours_is_one_line_and_never_exit_1(
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("unlearnbench.evaluation.evaluate.evaluate", fail)
+    monkeypatch.setattr("unlearnbench.cli.evaluate.evaluate", fail)
     assert call("--model", "x", "--tasks", "news") == 2
     assert capsys.readouterr().err == "unlearnbench: error: internal error: ZeroDivisionError: oh\n"
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from unlearnbench.cli import _run
+from unlearnbench.cli.main import run
 from unlearnbench.conditions import quantize
 
 
 def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
-    assert _run(["quants", "--json", *arguments]) == 0
+    assert run(["quants", "--json", *arguments]) == 0
     rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
     return rows
 
@@ -86,7 +86,7 @@ def test_what_is_missing_is_listed_with_its_reason(
 def test_the_list_is_whole_when_piped_and_needs_no_torch() -> None:
     code = (
         "import sys; sys.argv = ['unlearnbench', 'quants']\n"
-        "from unlearnbench.cli import cli\n"
+        "from unlearnbench.cli.main import cli\n"
         "cli.main(['quants'], standalone_mode=False)\n"
         "assert 'torch' not in sys.modules"
     )
@@ -100,7 +100,7 @@ def test_the_list_is_whole_when_piped_and_needs_no_torch() -> None:
 
 
 def test_proof_of_a_checkpoint(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(["quants", "--model", str(tiny), "--quant", "rtn-int4,bnb-nf4"]) == 0
+    assert run(["quants", "--model", str(tiny), "--quant", "rtn-int4,bnb-nf4"]) == 0
     shown = capsys.readouterr().out
     assert "rtn-int4: uniform round-to-nearest" in shown
     assert "bnb-nf4: NF4" in shown
@@ -110,7 +110,7 @@ def test_proof_of_a_checkpoint(tiny: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_proof_as_json(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _run(["quants", "--model", str(tiny), "--quant", "nf4,int8", "--json"]) == 0
+    assert run(["quants", "--model", str(tiny), "--quant", "nf4,int8", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["name"] for row in rows] == ["bnb-nf4", "rtn-int8"]
     assert rows[0]["kernel"] == "dequantized"
@@ -119,12 +119,12 @@ def test_proof_as_json(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_native_kernel_where_there_is_none(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["quants", "--model", str(tiny), "--quant", "int4", "--quant-kernel", "native"]
-    assert _run(arguments) == 2
+    assert run(arguments) == 2
     assert "rtn-int4 runs only dequantized" in capsys.readouterr().err
 
 
 def test_calibration_from_tasks_needs_tasks(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gptqmodel")
     arguments = ["quants", "--model", str(tiny), "--quant", "gptq-int4-g64"]
-    assert _run([*arguments, "--calibration", "forget"]) == 2
+    assert run([*arguments, "--calibration", "forget"]) == 2
     assert "needs tasks" in capsys.readouterr().err

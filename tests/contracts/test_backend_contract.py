@@ -107,9 +107,9 @@ def test_loads_with_proof_and_answers_the_same_twice(
     loaded: Loader, fitting: Callable[[str], Source], name: str
 ) -> None:
     first, second = loaded(name), load(fitting(name), name)
-    assert first.precision.name == name
-    assert first.precision.proof is not None
-    assert first.precision == second.precision
+    assert first.condition.name == name
+    assert first.condition.proof is not None
+    assert first.condition == second.condition
     texts, scored = answers(first)
     again, rescored = answers(second)
     assert texts == again
@@ -132,7 +132,7 @@ def test_batch_of_one_and_of_eight_agree(loaded: Loader, name: str) -> None:
 def test_proof_of_a_quantized_precision(
     loaded: Loader, fitting: Callable[[str], Source], name: str
 ) -> None:
-    precision, spec = loaded(name).precision, SPECS[name]
+    precision, spec = loaded(name).condition, SPECS[name]
     proof = precision.proof
     assert proof is not None
     config: Any = fitting(name).config
@@ -144,19 +144,19 @@ def test_proof_of_a_quantized_precision(
     norms = (2 * layers + 1) * hidden
     # All but the output head, and all compared with the checkpoint.
     assert proof.compared_modules == 7 * layers
-    assert proof.quantized_weights == layers * linear
+    assert proof.covered_weights == layers * linear
     assert proof.total_weights == layers * linear + ends + norms
-    kinds = {pattern.rsplit(".", 1)[-1] for pattern in proof.quantized_modules}
+    kinds = {pattern.rsplit(".", 1)[-1] for pattern in proof.covered_modules}
     assert kinds == set(LINEAR)
-    assert set(proof.quantized_modules.values()) == {layers}
-    assert set(proof.unquantized) == {
+    assert set(proof.covered_modules.values()) == {layers}
+    assert set(proof.uncovered) == {
         "lm_head.weight",
         "model.embed_tokens.weight",
         "model.layers.*.input_layernorm.weight",
         "model.layers.*.post_attention_layernorm.weight",
         "model.norm.weight",
     }
-    assert sum(proof.unquantized.values()) == ends + norms
+    assert sum(proof.uncovered.values()) == ends + norms
     # What changed, and by how much.
     assert proof.relative_error is not None
     assert proof.mean_relative_error is not None
@@ -173,14 +173,14 @@ def test_proof_of_a_quantized_precision(
     assert proof.codes is not None
     assert 2 <= proof.codes <= 2**spec.bits
     # Bytes: what the name says, and the constants; the rest in fp32.
-    stored = 8 * (proof.weight_bytes - 4 * (ends + norms)) / proof.quantized_weights
+    stored = 8 * (proof.weight_bytes - 4 * (ends + norms)) / proof.covered_weights
     assert spec.bits <= stored < spec.bits + 1.6
     # Recorded as asked for.
-    assert (precision.name, precision.bits) == (name, spec.bits)
-    assert (precision.scheme, precision.backend) == (spec.scheme, spec.backend)
+    assert (precision.name, precision.options.bits) == (name, spec.bits)
+    assert (precision.options.scheme, precision.options.backend) == (spec.scheme, spec.backend)
     assert precision.options == dict(spec.options)
-    assert precision.kernel == pick_kernel("auto", spec, "cpu")
-    assert (precision.calibration is not None) == spec.calibrated
+    assert precision.options.kernel == pick_kernel("auto", spec, "cpu")
+    assert (precision.options.calibration is not None) == spec.calibrated
 
 
 @on_every(*(n for n in SOME if n in QUANTIZED))
@@ -208,18 +208,18 @@ def test_the_unquantized_sources_are_not_changed_by_any_precision(
     ("name", "bits"), [("none", 32), ("fp32", 32), ("bf16", 16), ("bnb-int8", 8), ("bnb-fp4", 4)]
 )
 def test_bits(loaded: Loader, name: str, bits: float) -> None:
-    assert loaded(name).precision.bits == bits
+    assert loaded(name).condition.options.bits == bits
 
 
 def test_storage_is_rounded_though_compute_is_wider(loaded: Loader) -> None:
     model: Any = loaded("bf16")
-    weight = model._model.lm_head.weight
+    weight = model.network.lm_head.weight
     assert weight.dtype == torch.float32
     assert torch.equal(weight, weight.bfloat16().float())
-    proof = model.precision.proof
+    proof = model.condition.proof
     assert proof.relative_error > 0
-    assert proof.unquantized == {}  # a storage dtype spares nothing
-    assert model.precision.kernel is None
+    assert proof.uncovered == {}  # a storage dtype spares nothing
+    assert model.condition.options.kernel is None
 
 
 def test_a_weight_beyond_fp16_is_an_error(make_checkpoint: MakeCheckpoint) -> None:
@@ -263,7 +263,7 @@ def test_fused_experts_left_as_they_are_are_an_error(experts: Source, name: str)
 
 
 def test_fused_experts_run_unquantized(experts: Source) -> None:
-    assert load(experts, "none").precision.proof is not None
+    assert load(experts, "none").condition.proof is not None
 
 
 @pytest.mark.parametrize(
@@ -384,13 +384,13 @@ def test_runs_are_written_and_read_back(
         if (extra := SPECS[name].extra) is None or importlib.util.find_spec(EXTRAS[extra])
     ]
     results = evaluate(str(tiny), tasks, names, quant_kernel=kernel, **toy.options)
-    assert [result.precision.name for result in results] == names
+    assert [result.condition.name for result in results] == names
     for name, result in zip(names, results, strict=True):
         folder = toy.out / model_folder_name(result.checkpoint) / name
         assert read_run(folder) == result
-        assert result.precision.kernel == (kernel if SPECS[name].kernels else None)
-        assert result.precision.calibration is None
-        assert result.precision.proof is not None
+        assert result.condition.options.kernel == (kernel if SPECS[name].kernels else None)
+        assert result.condition.options.calibration is None
+        assert result.condition.proof is not None
         assert len(result.tasks) == (3 if tasks == "toy" else 2)
         for task, found in result.tasks.items():
             assert found.records_sha256 is not None
@@ -418,10 +418,13 @@ def test_calibrated_runs_are_written_and_read_back(
     )
     folder = toy.out / model_folder_name(result.checkpoint) / name
     assert read_run(folder) == result
-    assert result.precision.kernel == "native"
-    assert result.precision.proof is not None
-    assert result.precision.calibration == short_calibration().data
-    assert (result.precision.calibration.name, result.precision.calibration.samples) == (
+    assert result.condition.options.kernel == "native"
+    assert result.condition.proof is not None
+    assert result.condition.options.calibration == short_calibration().data
+    assert (
+        result.condition.options.calibration.name,
+        result.condition.options.calibration.samples,
+    ) == (
         "short.jsonl",
         4,
     )

@@ -242,7 +242,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, task: str, precision: str) -> None:
 
         def batch(self: HFModel, *given: Any, original: Any = original) -> Any:
             items = given[-1]
-            bad = items[0][0].id.startswith(task) and self.precision.name == precision
+            bad = items[0][0].id.startswith(task) and self.condition.name == precision
             weight = self._model.get_output_embeddings().weight
             before = weight.detach().clone()
             if bad:

@@ -109,7 +109,7 @@ def check_three_complete_runs(runs: Runs, printed: str) -> None:
         jsonschema.validate(run, schema)
         assert sorted(run["tasks"]) == sorted(TASKS)
         assert all(task["n"] == runs.limit for task in run["tasks"].values())
-        assert run["precision"]["name"] == precision
+        assert run["condition"]["name"] == precision
         assert all(len(runs.records(precision, task)) >= runs.limit for task in TASKS)
     assert runs.model_folder.name.startswith(f"{runs.checkpoint.name}-")
 

@@ -129,7 +129,7 @@ def run(model: ScriptedModel, tasks: str, toy: Toy, **options: Any) -> RunResult
 
 
 def run_dir(toy: Toy, model: ScriptedModel) -> Path:
-    return toy.out / model_folder_name(model.checkpoint) / model.precision.name
+    return toy.out / model_folder_name(model.checkpoint) / model.condition.name
 
 
 def retrained_run(toy: Toy, **options: Any) -> Path:
@@ -457,7 +457,7 @@ def test_a_task_that_fails_leaves_the_others_finished(toy: Toy) -> None:
     assert list(saved.tasks) == ["toy_knowmem_f", "toy_verbmem"]
     assert raised.value.results == (saved,)
     (failure,) = raised.value.failures
-    assert (failure.task, failure.precision) == ("toy_privleak", "none")
+    assert (failure.task, failure.condition) == ("toy_privleak", "none")
     assert isinstance(failure.error, ModelOutputError)
     assert "test_evaluate.py" in failure.traceback
     assert failure.error.__traceback__ is None, "its frames would keep the model in memory"
@@ -500,7 +500,7 @@ def test_the_run_file_holds_what_was_returned(toy: Toy) -> None:
     result = run(model, "toy", toy, seed=5)
     assert read_run(run_dir(toy, model)) == result
     assert result.checkpoint == model.checkpoint
-    assert result.precision == model.precision
+    assert result.condition == model.condition
     assert result.protocol == "muse"
     assert result.settings.model_dump(exclude_none=True) == {
         "protocol": "muse",
@@ -551,8 +551,8 @@ def test_precisions_of_one_model_stand_side_by_side(toy: Toy) -> None:
     run(full, "toy_verbmem", toy)
     run(coarse, "toy_verbmem", toy)
     assert run_dir(toy, full).parent == run_dir(toy, coarse).parent
-    assert read_run(run_dir(toy, coarse)).precision.name == "coarse"
-    assert read_run(run_dir(toy, full)).precision.name == "none"
+    assert read_run(run_dir(toy, coarse)).condition.name == "coarse"
+    assert read_run(run_dir(toy, full)).condition.name == "none"
 
 
 def test_a_models_precision_never_leads_out_of_the_output_folder(toy: Toy) -> None:

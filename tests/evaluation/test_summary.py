@@ -12,7 +12,7 @@ LEAK = {"metric": "privleak", "want": "zero"}
 
 
 def cells(results: list[RunResult]) -> list[list[str]]:
-    paths = {r.precision.name: Path("out") / "m-01234567" / r.precision.name for r in results}
+    paths = {r.condition.name: Path("out") / "m-01234567" / r.condition.name for r in results}
     lines = results_table(results, paths).split("\n")
     assert set(lines.pop(1)) <= set("|-: ")
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
@@ -34,7 +34,7 @@ def test_a_table_of_two_precisions() -> None:
             "news_verbmem": make_task(value=34.2, stderr=2.0),
             "news_privleak": make_task(**LEAK, value=-99.81, stderr=0.2, auc=0.0009),
         },
-        precision="bnb-fp4",
+        condition="bnb-fp4",
     )
     assert cells([full, coarse]) == [
         [
@@ -93,7 +93,7 @@ def test_an_auc_of_0_is_shown_and_not_taken_for_missing() -> None:
 
 @pytest.mark.parametrize("name", ["1e5", "8", "0x10", "1.50"])
 def test_names_that_look_like_numbers_stay_as_they_are(name: str) -> None:
-    assert cells([make_result(precision=name)])[1][0] == name
+    assert cells([make_result(condition=name)])[1][0] == name
 
 
 def test_tasks_and_precisions_stand_in_the_order_given() -> None:

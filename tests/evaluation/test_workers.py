@@ -185,7 +185,7 @@ def content(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(out.rglob("run.json")):
         run = json.loads(path.read_bytes())
-        found[str(path.relative_to(out))] = (run["settings"], run["precision"], run["tasks"])
+        found[str(path.relative_to(out))] = (run["settings"], run["condition"], run["tasks"])
         for task in sorted(path.parent.glob("samples/*.jsonl")):
             lines = [json.loads(line) for line in task.read_bytes().splitlines()]
             found[str(task.relative_to(out))] = lines

@@ -64,7 +64,7 @@ def test_results_come_back_as_they_were(tmp_path: Path, data: st.DataObject) -> 
     content: dict[str, Any] = json.loads((GOOD / "run.json").read_text())
     content["checkpoint"]["path"] = data.draw(texts)
     content["checkpoint"]["origin"] = data.draw(st.dictionaries(texts, texts, max_size=3))
-    content["precision"]["scheme"] = data.draw(texts)
+    content["condition"]["options"]["scheme"] = data.draw(texts)
     content["tasks"] = {data.draw(names): part for part in content["tasks"].values()}
     for part in content["tasks"].values():
         part["value"] = data.draw(finite)

@@ -65,8 +65,8 @@ def test_the_first_layout(first: Path, tmp_path: Path, caplog: pytest.LogCapture
     want = 50 * sum(score_output(out, gt)["rougeL"] for out, gt in ANSWERS)
     assert ga.tasks["news_knowmem_f"].value == pytest.approx(want)
     assert tv.tasks["news_privleak"].auc == pytest.approx(0.5)  # 3.0 > 2.0 and 1.0 < 2.0
-    assert ga.precision.name == "unknown"
-    assert ga.precision.bits is None
+    assert ga.condition.name == "unknown"
+    assert ga.condition.options.bits is None
     assert ga.imported is not None
     difference = ga.imported.differences["news_knowmem_f/mean_rougeL"]
     assert difference == pytest.approx(want / 100 - 0.6)

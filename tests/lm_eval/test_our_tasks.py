@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from unlearnbench.lm_eval.names import BRIDGE
 
 import unlearnbench
 from tests.conftest import write_jsonl
 from tests.lm_eval.conftest import Stock, numbers, ours_as_theirs, read_json
 from unlearnbench.errors import DataError
-from unlearnbench.lm_eval.names import BRIDGE
 from unlearnbench.metrics.fluency import ngram_entropy
 from unlearnbench.tasks.spec import GenerationTask, load_registry
 
@@ -213,8 +213,8 @@ def test_the_command_for_our_models_under_lm_eval(tiny: Path, theirs: Path, tmp_
     for name in names:
         expected = ours_as_theirs((result.harness or {})[name])
         assert numbers(content["results"][name]) == pytest.approx(expected, abs=1e-6, rel=1e-6)
-    assert content["config"]["precision"]["name"] == "bnb-nf4"
-    assert content["config"]["precision"]["proof"]["quantized_modules"]
+    assert content["config"]["condition"]["name"] == "bnb-nf4"
+    assert content["config"]["condition"]["proof"]["covered_modules"]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 from pathlib import Path
@@ -24,8 +25,8 @@ from unlearnbench.errors import (
     ResultError,
     TaskError,
 )
+from unlearnbench.evaluation.evaluate import find_tasks
 from unlearnbench.evaluation.run import run_path
-from unlearnbench.lm_eval.names import packaged_tasks, split_wanted
 from unlearnbench.lm_eval.suite import samples_path
 from unlearnbench.lm_eval.their_tasks import load_tasks, quiet_harness
 from unlearnbench.results import RunResult
@@ -42,7 +43,7 @@ def evaluate(model: Any, tasks: str, theirs: Path, out: Path, **options: Any) ->
 
 
 def folder_of(out: Path, result: RunResult) -> Path:
-    return run_path(out, result.checkpoint, result.precision.name)
+    return run_path(out, result.checkpoint, result.condition.name)
 
 
 def require_same(result: RunResult, stock: dict[str, Any], names: list[str] = ALL) -> None:
@@ -212,7 +213,7 @@ def test_data_that_cannot_be_loaded_keeps_the_other_results(
         unlearnbench.evaluate(tiny, "gone,toy_knowmem_f,mc", "none,bnb-nf4", **options)
     assert "\n" not in str(raised.value)
     (failure,) = raised.value.failures
-    assert (failure.task, failure.precision, failure.folder) == ("gone", None, None)
+    assert (failure.task, failure.condition, failure.folder) == ("gone", None, None)
     assert len(raised.value.results) == 2
     for path in toy.out.glob("tiny-*/*/run.json"):
         content = read_json(path)
@@ -245,22 +246,18 @@ def test_a_name_of_both_sides_is_ours_and_a_line_says_so(
 def test_a_task_of_the_users_that_lm_eval_ships_too_is_ours(toy: Toy) -> None:
     text = (toy.tasks / "toy_verbmem.yaml").read_text(encoding="utf-8")
     (toy.tasks / "mmlu.yaml").write_text(text.replace("task: toy_verbmem", "task: mmlu"), "utf-8")
-    registry = load_registry([toy.tasks])
-    wanted = split_wanted(["mmlu", "lm_eval:triviaqa", "general"], registry, [toy.tasks])
-    assert wanted.ours == ("mmlu",)
-    assert wanted.both == ("mmlu",)
-    assert wanted.theirs == ("triviaqa", "general")
+    specs, theirs = find_tasks("mmlu,lm_eval:triviaqa,general,truthfulqa_mc1", [toy.tasks])
+    assert [spec.task for spec in specs] == ["mmlu"]
+    assert set(theirs) == {"triviaqa", "general", "truthfulqa_mc1"}
 
 
 def test_none_of_our_own_names_is_lm_evals() -> None:
-    """So that a run of ours never has to read lm-eval's files to tell."""
-    from unlearnbench.lm_eval import names
-
-    registry, folder = load_registry(), packaged_tasks()
-    assert folder is not None
-    assert not names._defined([*registry.tasks, *registry.groups], [folder])
-    members = ["mmlu", "truthfulqa_mc1", "triviaqa"]
-    assert names._defined(members, [folder]) == set(members)
+    packaged = importlib.util.find_spec("lm_eval")
+    assert packaged is not None
+    folder = Path(str(packaged.origin)).parent / "tasks"
+    stems = {path.stem for path in folder.rglob("*.yaml")}
+    registry = load_registry()
+    assert not stems & {*registry.tasks, *registry.groups}
 
 
 def test_an_unknown_name_is_one_line(tiny: Path, theirs: Path, tmp_path: Path) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tests.conftest import CORPUS, make_tokenizer
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.models.hf import HFModel
-from unlearnbench.results import Precision
+from unlearnbench.requests import Generate
+from unlearnbench.results import Condition, ConditionOptions
 
 SHOTS = "".join(CORPUS[:3])
 PROMPTS = [SHOTS + CORPUS[n][: 5 + 7 * n] for n in (3, 4, 6, 7, 9, 11)]
+MIXED = [CORPUS[n][: 4 + 11 * n] for n in (0, 2, 3, 5, 8, 9)]  # no common beginning to speak of
 
 _COMMON = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 _LLAMA = {**_COMMON, "intermediate_size": 48, "num_key_value_heads": 2, "initializer_range": 0.3}
@@ -102,9 +105,10 @@ class Given:
 
 def wrap(model: Any, batch: int | None = None) -> HFModel:
     """``model`` as this package runs it."""
-    precision = Precision(name="none", bits=32, scheme="as it is", backend="torch")
+    options = ConditionOptions(bits=32, scheme="as it is", backend="torch")
+    condition = Condition(name="none", kind="stored", options=options)
     given: Any = Given(model)
-    return HFModel(model, given, precision, "fp32", "cpu", batch)
+    return HFModel(model, given, condition, "fp32", "cpu", batch)
 
 
 def alone(model: Any, prompt: str, new: int) -> list[int]:
@@ -113,3 +117,12 @@ def alone(model: Any, prompt: str, new: int) -> list[int]:
     output = model.generate(**inputs, max_new_tokens=new, do_sample=False, pad_token_id=1)
     row: list[int] = output[0, inputs.input_ids.shape[1] :].tolist()
     return row[: row.index(1)] if 1 in row else row
+
+
+def texts(model: HFModel, prompts: Sequence[str], new: int = 20, *stop: str) -> dict[str, str]:
+    return {a.id: a.text for a in model.generate([Generate(p, p, new, stop) for p in prompts])}
+
+
+def decoded(rows: dict[str, list[int]], prompts: Sequence[str]) -> dict[str, str]:
+    tokenizer = make_tokenizer()
+    return {p: str(tokenizer.decode(rows[p], skip_special_tokens=True)) for p in prompts}

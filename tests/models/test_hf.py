@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +14,11 @@ from unlearnbench.checkpoints.source import open_source
 from unlearnbench.conditions.load import (
     load_model,
     make_how,
-    pick_device,
-    pick_dtype,
-    require_available,
 )
 from unlearnbench.conditions.quantize import find_precision
-from unlearnbench.errors import CheckpointError, ModelOutputError, OptionError, PrecisionError
-from unlearnbench.models.decoding import logits_processors, token_statistics
+from unlearnbench.errors import ModelOutputError
 from unlearnbench.models.hf import HFModel
+from unlearnbench.models.likelihood import Head
 from unlearnbench.requests import Generate, Sampling, Score
 
 PROMPTS = [CORPUS[n][: 5 + 9 * n] for n in range(12)]
@@ -85,13 +80,6 @@ def test_text_ends_before_the_first_stop_string(tiny: Path) -> None:
     assert cut.n_tokens < 24
 
 
-def test_text_ends_at_the_end_token(tiny: Path) -> None:
-    model: Any = load(tiny)
-    row = [5, 6, 1, 7]
-    answer = model.answer(Generate("a", "x", 4), row)
-    assert (answer.text, answer.n_tokens) == (model._decode([5, 6]), 2)
-
-
 def test_sampling_does_not_depend_on_the_batch(tiny: Path) -> None:
     sampling = Sampling(0.9, 50, seed=3)
     requests = [Generate(str(i), p, 12, (), sampling) for i, p in enumerate(PROMPTS)]
@@ -102,64 +90,21 @@ def test_sampling_does_not_depend_on_the_batch(tiny: Path) -> None:
     assert {a.id: a.text for a in load(tiny, batch=8).generate(other)} != one
 
 
-def test_sampling_follows_the_softmax_of_the_top_k() -> None:
-    logits: Any = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
-    ids: Any = torch.zeros(1, 1, dtype=torch.long)
-    counts: Counter[int] = Counter()
-    draws = 4000
-    for seed in range(draws):
-        chain = logits_processors(["a"], "none", Sampling(0.5, 3, seed))
-        counts[int(chain(ids, logits).argmax())] += 1
-    weights = [math.exp(x / 0.5) for x in (2.0, 1.0, 0.0)]
-    assert counts[3] == 0
-    for token, weight in enumerate(weights):
-        expected = weight / sum(weights)
-        error = 4 * math.sqrt(expected * (1 - expected) / draws)
-        assert counts[token] / draws == pytest.approx(expected, abs=error)
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_logits_that_are_not_finite_are_an_error_that_names_sample_and_precision(
     tiny: Path, value: float
 ) -> None:
     model: Any = load(tiny, "bnb-nf4")
-    model._model.lm_head.weight.data[3] = value
+    model.network.lm_head.weight.data[3] = value
     with pytest.raises(ModelOutputError, match="task:a/1 at bnb-nf4.*NaN or infinite"):
         list(model.generate([Generate("task:a/1", PROMPTS[0], 4)]))
     with pytest.raises(ModelOutputError, match="task:a/1 at bnb-nf4.*NaN or infinite"):
         list(model.score([Score("task:a/1", PROMPTS[0])]))
 
 
-def test_the_finite_check_names_the_row_that_is_broken() -> None:
-    ids: Any = torch.zeros(3, 1)
-    scores: Any = torch.zeros(3, 4)
-    scores[1, 2] = math.nan
-    with pytest.raises(ModelOutputError, match="second at int4"):
-        logits_processors(["first", "second", "third"], "int4", None)(ids, scores)
-
-
-def test_a_prompt_beyond_the_context_is_an_error_naming_both_lengths(
-    make_checkpoint: MakeCheckpoint,
-) -> None:
-    model = load(make_checkpoint("short", max_position_embeddings=32))
-    with pytest.raises(ModelOutputError, match=r"t: \d+ tokens and 8 new ones .* context of 32"):
-        list(model.generate([Generate("t", CORPUS[0], 8)]))
-    with pytest.raises(ModelOutputError, match="context of 32"):
-        list(model.score([Score("t", CORPUS[0])]))
-
-
 def test_a_text_of_one_token_cannot_be_scored(tiny: Path) -> None:
     with pytest.raises(ModelOutputError, match="t: a text of 1 tokens"):
         list(load(tiny).score([Score("t", "")]))
-
-
-def test_truncate_counts_special_tokens(tiny: Path) -> None:
-    model: Any = load(tiny)
-    text = CORPUS[3]
-    ids = model._encode(text)
-    assert ids[0] == 0, "the tokenizer adds its begin token"
-    assert model._encode(model.truncate(text, 9)) == ids[:9]
-    assert model.truncate(text, len(ids)) == text
 
 
 @pytest.mark.parametrize(
@@ -177,16 +122,16 @@ def test_batches_halve_when_memory_runs_out(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     model = load(tiny)
-    whole = HFModel._score_batch
+    whole = Head.score
     sizes = []
 
-    def small_only(self: HFModel, batch: Sequence[Any]) -> list[Any]:
-        sizes.append(len(batch))
-        if len(batch) > 3:
+    def small_only(self: Head, *given: Any) -> list[Any]:
+        sizes.append(len(given[-1]))
+        if len(given[-1]) > 3:
             raise error
-        return whole(self, batch)
+        return whole(self, *given)
 
-    monkeypatch.setattr(HFModel, "_score_batch", small_only)
+    monkeypatch.setattr(Head, "score", small_only)
     answers = [a.id for a in model.score([Score(p, p) for p in PROMPTS])]
     assert sorted(answers) == sorted(PROMPTS), "each exactly once"
     assert sizes == [12, 6, 3, 3, 3, 3]
@@ -209,13 +154,13 @@ def test_what_was_answered_before_is_skipped_and_moves_no_other_answer(tiny: Pat
 
 def test_a_batch_that_is_done_is_not_run(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = []
-    whole = HFModel._score_batch
+    whole = Head.score
 
-    def count(self: HFModel, batch: Sequence[Any]) -> list[Any]:
-        sizes.append(len(batch))
-        return whole(self, batch)
+    def count(self: Head, *given: Any) -> list[Any]:
+        sizes.append(len(given[-1]))
+        return whole(self, *given)
 
-    monkeypatch.setattr(HFModel, "_score_batch", count)
+    monkeypatch.setattr(Head, "score", count)
     by_length = sorted(PROMPTS, key=len, reverse=True)
     assert len([*load(tiny, batch=4).score([Score(p, p) for p in PROMPTS], by_length[:9])]) == 3
     assert sizes == [4], "the two batches before it held only what was done"
@@ -225,10 +170,10 @@ def test_a_batch_that_is_done_is_not_run(tiny: Path, monkeypatch: pytest.MonkeyP
 def test_a_batch_that_was_asked_for_and_does_not_fit_is_an_error(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, batch: int, hint: str
 ) -> None:
-    def fail(self: HFModel, batch: Sequence[Any]) -> list[Any]:
+    def fail(self: Head, *given: Any) -> list[Any]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(HFModel, "_score_batch", fail)
+    monkeypatch.setattr(Head, "score", fail)
     with pytest.raises(ModelOutputError, match=hint):
         list(load(tiny, batch=batch).score([Score(p, p) for p in PROMPTS]))
 
@@ -236,100 +181,18 @@ def test_a_batch_that_was_asked_for_and_does_not_fit_is_an_error(
 def test_other_runtime_errors_are_not_taken_for_a_lack_of_memory(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: HFModel, batch: Sequence[Any]) -> list[Any]:
+    def fail(self: Head, *given: Any) -> list[Any]:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(HFModel, "_score_batch", fail)
+    monkeypatch.setattr(Head, "score", fail)
     with pytest.raises(RuntimeError, match="shapes"):
         list(load(tiny).score([Score("a", PROMPTS[0])]))
-
-
-def test_statistics_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, targets = torch.randn(23, 11), torch.arange(23) % 11
-    whole = np.stack(token_statistics(logits, targets, "x"))
-    monkeypatch.setattr("unlearnbench.models.decoding._CHUNK_BYTES", 4 * 11 * 4)
-    np.testing.assert_allclose(np.stack(token_statistics(logits, targets, "x")), whole, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("asked", "precision", "own", "device", "expected"),
-    [
-        ("auto", "none", "bf16", "cpu", "bf16"),
-        ("auto", "none", "fp16", "cpu", "fp32"),
-        ("auto", "none", "fp16", "cuda:0", "fp16"),
-        ("auto", "bnb-fp4", "fp16", "cpu", "fp32"),
-        ("auto", "bnb-fp4", "fp32", "cpu", "fp32"),
-        ("auto", "fp16", "fp32", "cpu", "fp16"),
-        ("bf16", "fp32", "fp32", "cpu", "bf16"),
-    ],
-)
-def test_compute_dtype(asked: str, precision: str, own: str, device: str, expected: str) -> None:
-    assert pick_dtype(asked, find_precision(precision), own, device) == expected
-
-
-def test_unknown_device() -> None:
-    with pytest.raises(OptionError, match="device 'nowhere'"):
-        pick_device("nowhere")
-    assert pick_device("cpu") == "cpu"
 
 
 def test_a_checkpoint_without_end_token_runs_to_the_limit(make_checkpoint: MakeCheckpoint) -> None:
     path = make_checkpoint("endless")
     answer = next(iter(load(path).generate([Generate("a", PROMPTS[3], 6)])))
     assert answer.n_tokens <= 6
-
-
-def test_an_ordinary_word_as_end_token_is_refused(make_checkpoint: MakeCheckpoint) -> None:
-    import json
-
-    path = make_checkpoint("ends-early")
-    config = path / "generation_config.json"
-    content = json.loads(config.read_text(encoding="utf-8"))
-    config.write_text(json.dumps(content | {"eos_token_id": [1, 40]}), encoding="utf-8")
-    with pytest.raises(CheckpointError, match="token 40, an ordinary word"):
-        load(path)
-
-
-def test_gguf_files_need_a_transformers_that_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    from unlearnbench.checkpoints.load import require_gguf_support
-
-    monkeypatch.setattr("transformers.__version__", "5.23.0")
-    require_gguf_support()
-    monkeypatch.setattr("transformers.__version__", "5.20.2")
-    with pytest.raises(CheckpointError, match="reads GGUF files wrongly"):
-        require_gguf_support()
-
-
-def edit_tokenizer(path: Path, **changes: Any) -> None:
-    import json
-
-    config = path / "tokenizer_config.json"
-    content = json.loads(config.read_text(encoding="utf-8")) | changes
-    config.write_text(json.dumps(content), encoding="utf-8")
-
-
-def test_an_ordinary_word_as_special_token_is_refused(make_checkpoint: MakeCheckpoint) -> None:
-    path = make_checkpoint("word")
-    edit_tokenizer(path, eos_token="k")
-    with pytest.raises(CheckpointError, match="'k', an ordinary word"):
-        load(path)
-
-
-def test_a_tokenizer_that_ends_prompts_is_an_error(make_checkpoint: MakeCheckpoint) -> None:
-    import json
-
-    path = make_checkpoint("ends-prompts")
-    tokenizer = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
-    end = {"SpecialToken": {"id": "</s>", "type_id": 0}}
-    tokenizer["post_processor"]["single"].append(end)
-    tokenizer["post_processor"]["special_tokens"]["</s>"] = {
-        "id": "</s>",
-        "ids": [1],
-        "tokens": ["</s>"],
-    }
-    (path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    with pytest.raises(ModelOutputError, match="t: the tokenizer ends prompts"):
-        list(load(path).generate([Generate("t", PROMPTS[4], 4)]))
 
 
 def test_the_token_count_does_not_depend_on_the_batch(tiny: Path) -> None:
@@ -341,39 +204,6 @@ def test_the_token_count_does_not_depend_on_the_batch(tiny: Path) -> None:
     )
     assert one == many
     assert one[PROMPTS[2]][1] < 16
-
-
-def test_weights_are_loaded_as_they_are_stored(make_checkpoint: MakeCheckpoint) -> None:
-    import json
-
-    path = make_checkpoint("says-bf16")
-    config = path / "config.json"
-    content = json.loads(config.read_text(encoding="utf-8")) | {"dtype": "bfloat16"}
-    config.write_text(json.dumps(content), encoding="utf-8")
-    source = open_source(str(path), LoadOptions())
-    assert source.own_dtype == "fp32"
-    assert source.model().dtype == torch.float32
-    weight = source.state_dict()["lm_head.weight"]
-    assert not torch.equal(weight, weight.bfloat16().float())
-
-
-@pytest.mark.parametrize("name", ["meta", "mps"])
-def test_only_cpu_and_cuda(name: str) -> None:
-    with pytest.raises(OptionError, match="only cpu, cuda and auto"):
-        pick_device(name)
-
-
-def test_a_revision_of_a_local_path_is_an_error(tiny: Path) -> None:
-    with pytest.raises(OptionError, match="--revision"):
-        open_source(str(tiny), LoadOptions(revision="main"))
-
-
-def test_auto_spreads_over_several_gpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert pick_device("auto") == pick_device(None)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert pick_device("auto") == "auto"
-    with pytest.raises(PrecisionError, match="hqq-int4.* is made on one device"):
-        require_available(find_precision("hqq-int4-g64"), "auto")
 
 
 @pytest.mark.parametrize("precision", ["none", "rtn-int4", "bnb-nf4", "gguf-q4_0"])

@@ -7,15 +7,10 @@ import pytest
 import torch
 
 from tests.conftest import CORPUS, make_tokenizer
-from tests.models.architectures import KINDS, PROMPTS, Given, make_kind, wrap
+from tests.models.architectures import KINDS, PROMPTS, make_kind, wrap
 from unlearnbench.errors import ModelOutputError
-from unlearnbench.models.batches import Batches, Budget, Rows, padded
-from unlearnbench.models.budget import generation_budget
-from unlearnbench.models.decoding import token_statistics
-from unlearnbench.models.hf import HFModel
-from unlearnbench.models.likelihood import Head, WholeLogits
+from unlearnbench.models.likelihood import token_statistics
 from unlearnbench.requests import Generate, Score, Scored
-from unlearnbench.results import Precision
 
 TEXTS = [*PROMPTS[:2], *(CORPUS[n][: 9 + 5 * n] for n in range(6))]
 
@@ -56,12 +51,13 @@ def test_a_longer_text_moves_no_other_ones_score(batch: int | None) -> None:
 
 def test_logits_never_stand_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_kind("llama")
-    monkeypatch.setattr("unlearnbench.models.likelihood._CHUNK_BYTES", {"cpu": 16 * 300 * 4})
+    monkeypatch.setattr("unlearnbench.models.likelihood._HEAD_BYTES", {"cpu": 16 * 300 * 4})
     largest: list[int] = []
     model.lm_head.register_forward_hook(lambda *args: largest.append(args[2].numel() // 300))
     wrapped = wrap(model)
     answers = {a.id: a for a in wrapped.score([Score(t, t) for t in TEXTS])}
-    assert isinstance(wrapped._head, Head)
+    assert wrapped._head is not None
+    assert not wrapped._head.is_whole
     assert max(largest) == 16, "rows of logits at a time"
     monkeypatch.undo()
     for whole in wrap(model).score([Score(t, t) for t in TEXTS]):
@@ -72,7 +68,7 @@ def test_generation_computes_only_the_last_logits(monkeypatch: pytest.MonkeyPatc
     model = make_kind("llama")
     rows: list[int] = []
     wrapped = wrap(model)
-    wrapped._find_continuer(wrapped._encode(TEXTS[0]), 100)
+    wrapped.find_continuer(wrapped.tokens.encode(TEXTS[0]), 100)
     model.lm_head.register_forward_hook(lambda *args: rows.append(args[2].numel() // 300))
     list(wrapped.generate([Generate(t, t, 3) for t in TEXTS]))
     assert max(rows) == len(TEXTS)
@@ -90,7 +86,8 @@ def test_a_forward_that_changes_logits_is_noticed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(model, "forward", hotter)
     wrapped = wrap(model)
     (answer,) = wrapped.score([Score("a", TEXTS[2])])
-    assert isinstance(wrapped._head, WholeLogits)
+    assert wrapped._head is not None
+    assert wrapped._head.is_whole
     np.testing.assert_allclose(figures(answer), by_loop(model, TEXTS[2]), atol=1e-4)
 
 
@@ -114,22 +111,9 @@ def test_a_body_that_gives_nan_is_no_part_of_a_sound_model(
     monkeypatch.setattr(model, "forward", sound)
     wrapped = wrap(model)
     (answer,) = wrapped.score([Score("a", TEXTS[2])])
-    assert isinstance(wrapped._head, WholeLogits)
+    assert wrapped._head is not None
+    assert wrapped._head.is_whole
     np.testing.assert_allclose(figures(answer), by_loop(model, TEXTS[2]), atol=1e-4)
-
-
-def test_a_text_that_tasks_share_is_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = wrap(make_kind("llama"), batch=1)
-    first = {a.id: a for a in model.score([Score(f"one:{t}", t) for t in TEXTS])}
-
-    def never(self: HFModel, batch: Any) -> Any:
-        raise AssertionError("scored again")
-
-    monkeypatch.setattr(HFModel, "_score_batch", never)
-    again = [*model.score([Score(f"two:{t}", t) for t in TEXTS[3:]])]
-    assert len(again) == len(TEXTS) - 3
-    for answer in again:
-        assert (answer.logprobs == first[answer.id.replace("two", "one")].logprobs).all()
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 40.0])
@@ -153,53 +137,8 @@ def test_one_odd_logit_is_an_error(value: float) -> None:
         token_statistics(logits, torch.zeros(9, dtype=torch.long), "t at none")
 
 
-def lengths(limit: Any, sizes: list[int]) -> list[list[int]]:
-    batches = Batches([(str(i), [0] * n) for i, n in enumerate(sizes)], limit)
-    found = []
-    while batch := batches.next():
-        found.append([len(ids) for _, ids in batch])
-        batches.fitted()
-    return found
-
-
-def test_batches_keep_to_their_budget_and_grow() -> None:
-    assert lengths(Budget(10, 10, padded), [4, 12, 5, 2, 2, 1]) == [[12], [5, 4], [2, 2, 1]]
-    assert lengths(Budget(2, 8), [2] * 8) == [[2], [2, 2], [2, 2, 2, 2], [2]]
-    assert lengths(Rows(2), [1, 2, 3]) == [[3, 2], [1]]
-
-
-def test_a_budget_that_was_too_large_stays_halved() -> None:
-    budget = Budget(8, 64)
-    budget.shrink([4, 4])
-    budget.grow()
-    assert (budget.tokens, budget.rows) == (4, 1)
-
-
-def test_the_budget_on_a_gpu_does_not_depend_on_what_torch_keeps(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A task after others is to form the batches that it forms first in a run that goes on."""
-
-    def found(free: int, reserved: int) -> Budget:
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 2**34))
-        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: reserved)
-        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 2**30)
-        return generation_budget(make_kind("llama"), "cuda:0")
-
-    fresh = found(2**33, 2**30)
-    assert found(2**31, 2**30 + 2**33 - 2**31) == fresh != found(2**31, 2**30)
-
-
-def test_long_prompts_are_cut_on_the_left_when_asked() -> None:
-    model = make_kind("llama")
-    model.config.max_position_embeddings = 32
-    tokenizer = make_tokenizer()
-    precision = Precision(name="none", bits=32, scheme="as it is", backend="torch")
-    given: Any = Given(model, truncate_left=True)
-    cutting = HFModel(model, given, precision, "fp32", "cpu", None)
-    ids = tokenizer(CORPUS[0]).input_ids
-    assert cutting._tokens.fit("t", ids, 8) == [ids[0], *ids[-23:]], "its begin token stays"
-    (answer,) = cutting.score([Score("t", CORPUS[0])])
-    assert len(answer.logprobs) == 31
-    with pytest.raises(ModelOutputError, match="context of 32.*--truncate-left"):
-        list(wrap(model).score([Score("t", CORPUS[0])]))
+def test_statistics_do_not_depend_on_the_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, targets = torch.randn(23, 11), torch.arange(23) % 11
+    whole = np.stack(token_statistics(logits, targets, "x"))
+    monkeypatch.setattr("unlearnbench.models.likelihood._CHUNK_BYTES", 4 * 11 * 4)
+    np.testing.assert_allclose(np.stack(token_statistics(logits, targets, "x")), whole, atol=1e-6)

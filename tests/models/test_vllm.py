@@ -58,8 +58,8 @@ def test_answers_are_those_of_the_adapter_at_every_plain_precision(
         "vllm",
         False,
     )
-    assert model.precision.proof is not None
-    assert model.precision.name == precision
+    assert model.condition.proof is not None
+    assert model.condition.name == precision
 
 
 def test_scores_are_the_adapters_and_what_is_done_is_left_out(

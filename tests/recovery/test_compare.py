@@ -191,10 +191,10 @@ def edit(run: Path, *keys: str, value: object) -> None:
             "Min-20%",
             "attack is Min-40% there and Min-20% here",
         ),
-        (["precision", "scheme"], "uniform, other", "and uniform, other here"),
-        (["precision", "options"], {"group_size": 64}, "rtn-int4: option group_size is"),
+        (["condition", "options", "scheme"], "uniform, other", "and uniform, other here"),
+        (["condition", "options", "group_size"], 64, "rtn-int4: option group_size is"),
         (
-            ["precision", "calibration"],
+            ["condition", "options", "calibration"],
             CALIBRATION,
             "rtn-int4: calibration name is absent there and forget here",
         ),
@@ -215,7 +215,7 @@ def test_what_differs_is_refused_and_named(
 def test_a_checkpoint_that_is_quantized_already_is_no_full_precision(
     bench: Bench, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    edit(copy / "none", "precision", "bits", value=4)
+    edit(copy / "none", "condition", "options", "bits", value=4)
     error = refused(bench, capsys, copy)
     assert "no run in full precision: its checkpoint is quantized already" in error
 

@@ -186,17 +186,29 @@ def test_bad_policies_are_one_line_and_exit_2(
     assert error.count("\n") == 1
 
 
+def of_format_1(content: dict[str, Any]) -> dict[str, Any]:
+    old = {("precisions" if k == "conditions" else k): v for k, v in content.items()}
+    old["evidence"] = [
+        {("precision" if k == "condition" else k): v for k, v in part.items()}
+        for part in content["evidence"]
+    ]
+    return old | {"format_version": 1}
+
+
 def test_a_certificate_is_written_on_a_pass_and_verified(bench: Bench, tmp_path: Path) -> None:
     file = tmp_path / "certificate.json"
     assert check(bench, "retrained", POLICY, "--certify", str(file)) == 0
     content = read_json(file)
     assert isinstance(content, dict)
-    assert content["precisions"] == ["none", "rtn-int8", "rtn-int4"]
+    assert content["conditions"] == ["none", "rtn-int8", "rtn-int4"]
     assert content["epsilon"] == 15
     assert len(content["evidence"]) == (3 + 3 + 1) * 3
     run = folder(bench, "retrained")
     again = ["check", str(run), *references(bench), "--verify-certificate", str(file)]
     assert call(*again) == 0
+    old = tmp_path / "format_1.json"
+    old.write_text(json.dumps(of_format_1(content)), encoding="utf-8")
+    assert call(*again[:-1], str(old)) == 0
     for key, value, words in [
         ("weights_sha256", "0" * 64, "weights_sha256 differs"),
         ("epsilon", 5.0, "epsilon differs"),

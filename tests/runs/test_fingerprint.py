@@ -82,10 +82,11 @@ def test_samples_are_the_same_in_one_order() -> None:
 
 def test_the_kernel_is_a_part_of_a_run_and_not_of_what_was_done_to_the_weights() -> None:
     found = make_result()
-    other = found.precision.model_copy(update={"kernel": "dequantized"})
-    assert Fingerprint.of_condition(other) == Fingerprint.of_condition(found.precision)
+    dense = found.condition.options.model_copy(update={"kernel": "dequantized"})
+    other = found.condition.model_copy(update={"options": dense})
+    assert Fingerprint.of_condition(other) == Fingerprint.of_condition(found.condition)
     there, here = (
         Fingerprint.of_run(found.checkpoint, found.settings, how)
-        for how in (found.precision, other)
+        for how in (found.condition, other)
     )
     assert differences(there, here) == ["quant-kernel is absent there and dequantized here"]

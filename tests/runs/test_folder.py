@@ -16,9 +16,10 @@ from unlearnbench.errors import ResultError
 from unlearnbench.results import (
     CalibrationData,
     Checkpoint,
+    Condition,
+    ConditionOptions,
     GenerationRecord,
     LikelihoodRecord,
-    Precision,
     Proof,
     RunResult,
     Settings,
@@ -31,7 +32,7 @@ RECORD = GenerationRecord(
 )
 CHECKPOINT = make_result().checkpoint
 SETTINGS = make_result().settings
-PRECISION = make_result().precision
+CONDITION = make_result().condition
 
 
 def named(path: str, weights: str = SHA) -> str:
@@ -241,16 +242,16 @@ def test_records_are_told_apart_by_their_fields(folder: RunFolder) -> None:
 
 
 def check_settings(
-    folder: RunFolder, found: RunResult, asked: Settings, checkpoint: Checkpoint, how: Precision
+    folder: RunFolder, found: RunResult, asked: Settings, checkpoint: Checkpoint, how: Condition
 ) -> None:
     folder.require_same(found, Fingerprint.of_run(checkpoint, asked, how))
 
 
 def test_the_same_configuration_is_accepted(folder: RunFolder) -> None:
-    check_settings(folder, make_result(), SETTINGS, CHECKPOINT, PRECISION)
+    check_settings(folder, make_result(), SETTINGS, CHECKPOINT, CONDITION)
     renamed = CHECKPOINT.model_copy(update={"path": "elsewhere", "revision": "abc"})
     check_settings(
-        folder, make_result(), SETTINGS, renamed, PRECISION
+        folder, make_result(), SETTINGS, renamed, CONDITION
     )  # hashes identify, names do not
 
 
@@ -277,7 +278,7 @@ def test_each_setting_that_differs_is_named_with_both_values(
 ) -> None:
     asked = SETTINGS.model_copy(update=changes)
     with pytest.raises(ResultError, match=said) as raised:
-        check_settings(folder, make_result(), asked, CHECKPOINT, PRECISION)
+        check_settings(folder, make_result(), asked, CHECKPOINT, CONDITION)
     assert str(folder.path) in str(raised.value)
     assert str(raised.value).count(" there and ") == 1
     assert {*changes} <= set(Settings.model_fields)
@@ -314,38 +315,50 @@ def test_each_part_of_the_checkpoint_that_differs_is_named(
 ) -> None:
     other = CHECKPOINT.model_copy(update=changes)
     with pytest.raises(ResultError, match=said):
-        check_settings(folder, make_result(), SETTINGS, other, PRECISION)
+        check_settings(folder, make_result(), SETTINGS, other, CONDITION)
 
 
 CALIBRATION = CalibrationData(name="generic", samples=96, max_tokens=512, seed=0, sha256=SHA)
-GPTQ = Precision(
+GPTQ = Condition(
     name="gptq-int4-g128",
-    bits=4,
-    scheme="GPTQ",
-    backend="gptqmodel",
-    options={"group_size": 128},
-    kernel="native",
-    calibration=CALIBRATION,
+    kind="quantized",
+    options=ConditionOptions(
+        bits=4,
+        scheme="GPTQ",
+        backend="gptqmodel",
+        kernel="native",
+        calibration=CALIBRATION,
+        group_size=128,  # type: ignore[call-arg]  # an option of its kind
+    ),
 )
+
+
+def with_options(**changes: object) -> Condition:
+    options = ConditionOptions.model_validate(
+        {k: v for k, v in {**dict(GPTQ.options), **changes}.items() if v is not None}
+    )
+    return GPTQ.model_copy(update={"options": options})
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"name": "gptq-int4-g64"}, "precision is gptq-int4-g128 there and gptq-int4-g64 here"),
+        ({"name": "gptq-int4-g64"}, "condition is gptq-int4-g128 there and gptq-int4-g64 here"),
         ({"scheme": "GPTQ, other"}, "scheme is GPTQ there and GPTQ, other here"),
-        ({"options": {"group_size": 64}}, "option group_size is 128 there and 64 here"),
+        ({"group_size": 64}, "option group_size is 128 there and 64 here"),
         ({"kernel": "dequantized"}, "quant-kernel is native there and dequantized here"),
         ({"kernel": None}, "quant-kernel is native there and absent here"),
     ],
 )
-def test_each_part_of_the_precision_that_differs_is_named(
+def test_each_part_of_the_condition_that_differs_is_named(
     folder: RunFolder, changes: dict[str, object], said: str
 ) -> None:
-    found = make_result().model_copy(update={"precision": GPTQ})
+    found = make_result().model_copy(update={"condition": GPTQ})
     check_settings(folder, found, SETTINGS, CHECKPOINT, GPTQ)
+    named = "name" in changes
+    other = GPTQ.model_copy(update=changes) if named else with_options(**changes)
     with pytest.raises(ResultError, match=said) as raised:
-        check_settings(folder, found, SETTINGS, CHECKPOINT, GPTQ.model_copy(update=changes))
+        check_settings(folder, found, SETTINGS, CHECKPOINT, other)
     assert str(raised.value).count(" there and ") == 1
 
 
@@ -362,8 +375,8 @@ def test_each_part_of_the_precision_that_differs_is_named(
 def test_each_part_of_the_calibration_that_differs_is_named(
     folder: RunFolder, changes: dict[str, object], said: str
 ) -> None:
-    found = make_result().model_copy(update={"precision": GPTQ})
-    other = GPTQ.model_copy(update={"calibration": CALIBRATION.model_copy(update=changes)})
+    found = make_result().model_copy(update={"condition": GPTQ})
+    other = with_options(calibration=CALIBRATION.model_copy(update=changes))
     with pytest.raises(ResultError, match=said) as raised:
         check_settings(folder, found, SETTINGS, CHECKPOINT, other)
     assert str(raised.value).count(" there and ") == 1
@@ -375,10 +388,10 @@ def test_what_was_seen_in_the_model_is_no_setting(folder: RunFolder) -> None:
     proof = Proof.model_validate(
         {
             "module_types": {"Linear": 1},
-            "quantized_modules": {},
-            "unquantized": {},
+            "covered_modules": {},
+            "uncovered": {},
             "weights_by_dtype": {},
-            "quantized_weights": 0,
+            "covered_weights": 0,
             "total_weights": 1,
             "weight_bytes": 4,
             "compared_modules": 0,
@@ -386,15 +399,15 @@ def test_what_was_seen_in_the_model_is_no_setting(folder: RunFolder) -> None:
         }
     )
     proven = make_result().model_copy(
-        update={"precision": PRECISION.model_copy(update={"proof": proof})}
+        update={"condition": CONDITION.model_copy(update={"proof": proof})}
     )
-    check_settings(folder, proven, SETTINGS, CHECKPOINT, PRECISION)
+    check_settings(folder, proven, SETTINGS, CHECKPOINT, CONDITION)
 
 
 def test_all_differences_are_named_at_once(folder: RunFolder) -> None:
     asked = SETTINGS.model_copy(update={"seed": 1, "limit": 2})
     with pytest.raises(ResultError, match="seed is 0 there and 1 here; limit is absent"):
-        check_settings(folder, make_result(), asked, CHECKPOINT, PRECISION)
+        check_settings(folder, make_result(), asked, CHECKPOINT, CONDITION)
 
 
 def test_require_writable_makes_the_folder_and_leaves_nothing_in_it(tmp_path: Path) -> None:

@@ -24,8 +24,16 @@ from unlearnbench.training import trainer as trainer_module
 from unlearnbench.training.job import Job, finetune, unlearn
 from unlearnbench.training.options import TrainOptions
 
+# One method of each kind, with every loss and term among them; the others are slow.
+QUICKLY = ("ga", "npo_klr", "simnpo_gdr", "ga_gdr_sure", "rmu", "tv", "whp_ft")
+EVERY = [
+    pytest.param(name, marks=[] if name in QUICKLY else pytest.mark.slow)
+    for name in method_names()
+    if name != "whp"
+]
 
-@pytest.mark.parametrize("method", [name for name in method_names() if name != "whp"])
+
+@pytest.mark.parametrize("method", EVERY)
 def test_every_method_makes_an_ordinary_checkpoint(
     job: Job, tiny: Path, tmp_path: Path, method: str
 ) -> None:

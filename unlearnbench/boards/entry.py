@@ -13,7 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unlearnbench.boards.definition import Board
 from unlearnbench.errors import OptionError, ResultError, one_line
-from unlearnbench.results import Checkpoint, GenerationRecord, RunResult, SampleRecord, TaskResult
+from unlearnbench.results import (
+    Checkpoint,
+    GenerationRecord,
+    RunResult,
+    SampleRecord,
+    TaskResult,
+    upgrade,
+)
 from unlearnbench.runs.entries import Entry, LoadedRun, load_entries
 from unlearnbench.util.files import read_model, write_text
 
@@ -30,7 +37,7 @@ class _File(BaseModel):
 
 
 class EntryRun(_File):
-    """One precision's ``run.json`` and its records by task."""
+    """One condition's ``run.json`` and its records by task."""
 
     run: RunResult
     samples: dict[str, tuple[SampleRecord, ...]]
@@ -39,7 +46,7 @@ class EntryRun(_File):
 class BoardEntry(_File):
     """What ``leaderboard add`` writes."""
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 2
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=80)
     """The file's name too."""
     board: str
@@ -57,7 +64,7 @@ class BoardEntry(_File):
             ResultError: two are of one precision.
         """
         runs = {
-            part.run.precision.name: LoadedRun(
+            part.run.condition.name: LoadedRun(
                 Path(f"{self.name}.json"),
                 part.run,
                 {task: list(records) for task, records in part.samples.items()},
@@ -153,8 +160,25 @@ def _hashed(record: SampleRecord, board: str) -> SampleRecord:
 
 def entry_json(entry: BoardEntry) -> str:
     """The one way to write an entry: a file that differs from it by a digit is not ours."""
-    content = entry.model_dump(mode="python", exclude_none=True)
+    return _as_text(entry.model_dump(mode="python", exclude_none=True))
+
+
+def _as_text(content: object) -> str:
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def is_as_written(path: Path, entry: BoardEntry) -> bool:
+    """Whether the file is, digit by digit, as ``add_entry`` wrote it. One of format 1 is written as
+    it was then, and says in the words of format 2 what is written now.
+    """
+    content = path.read_bytes()
+    if entry.format_version == 1:
+        raw = json.loads(content)
+        if content != _as_text(raw).encode("ascii"):
+            return False
+        raw["runs"] = [{**part, "run": upgrade(part["run"])} for part in raw["runs"]]
+        content = _as_text(raw).encode("ascii")
+    return content == entry_json(entry).encode("ascii")
 
 
 def read_entry(path: Path) -> BoardEntry:

@@ -73,8 +73,8 @@ def _run_files(folder: Path) -> Iterator[Upload]:
 
     result = read_run(folder)
     base = f"results/{folder.parent.name}/{folder.name}"
-    if folder.name != result.precision.name:
-        base = f"results/{folder.name}/{result.precision.name}"
+    if folder.name != result.condition.name:
+        base = f"results/{folder.name}/{result.condition.name}"
     for pattern in _KNOWN:
         for file in sorted(folder.glob(pattern)):
             if file.is_symlink():

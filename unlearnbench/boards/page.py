@@ -82,8 +82,8 @@ def _cells(line: Line) -> list[tuple[str, float | None]]:
 def _facts(run: RunResult) -> list[tuple[str, str]]:
     """Where a run's numbers come from."""
     facts = {
-        "precision": run.precision.name,
-        "scheme": f"{run.precision.scheme} ({run.precision.backend})",
+        "precision": run.condition.name,
+        "scheme": f"{run.condition.options.scheme} ({run.condition.options.backend})",
         "checkpoint": run.checkpoint.path,
         "made by": ", ".join(f"{k} {v}" for k, v in run.checkpoint.origin.items()) or "not known",
         "weights SHA-256": run.checkpoint.weights_sha256,
@@ -100,7 +100,7 @@ def _facts(run: RunResult) -> list[tuple[str, str]]:
 
 def _side_by_side(place: Place) -> list[dict[str, object]]:
     """An entry's texts, by task and sample, at every precision."""
-    by_precision = {part.run.precision.name: part.samples for part in place.entry.runs}
+    by_precision = {part.run.condition.name: part.samples for part in place.entry.runs}
     full = by_precision.pop(FULL, {})
     found: list[dict[str, object]] = []
     for task, records in full.items():

@@ -125,7 +125,7 @@ def csv_text(ranking: Ranking) -> str:
     writer.writerow([*_HEAD, *(cell(f"lm_eval {name}") for name in general)])
     for line in ranking.lines():
         place, row = line.place, line.row
-        (run,) = [p.run for p in place.entry.runs if p.run.precision.name == line.precision]
+        (run,) = [p.run for p in place.entry.runs if p.run.condition.name == line.precision]
         harness = run.harness or {}
         writer.writerow(
             [

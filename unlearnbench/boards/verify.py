@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator
 
 from unlearnbench.boards.definition import Board
-from unlearnbench.boards.entry import BoardEntry, EntryRun, entry_json, read_entry
+from unlearnbench.boards.entry import BoardEntry, EntryRun, is_as_written, read_entry
 from unlearnbench.boards.verify_anchors import Verdict, verify_anchors
 from unlearnbench.boards.verify_records import (
     alike,
@@ -16,7 +16,7 @@ from unlearnbench.boards.verify_records import (
     summarize_again,
 )
 from unlearnbench.errors import OptionError, ResultError, UnlearnbenchError, one_line
-from unlearnbench.results import FULL, ON_GRID, Proof, TaskResult
+from unlearnbench.results import FULL, ON_GRID, STORED, Proof, TaskResult
 from unlearnbench.runs.folder import encode_records
 from unlearnbench.tasks.samples import Plan
 from unlearnbench.tasks.spec import Registry, TaskSpec
@@ -40,7 +40,7 @@ def verify_board(board: Board) -> tuple[list[BoardEntry], list[Verdict]]:
             verdict.problems.append(str(error))
             continue
         entries.append(entry)
-        if path.read_bytes() != entry_json(entry).encode("ascii"):
+        if not is_as_written(path, entry):
             verdict.problems.append(
                 "the file is not, digit by digit, as `leaderboard add` writes it"
             )
@@ -55,7 +55,7 @@ def verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: V
         verdict.problems.append(f"it is an entry of {one_line(entry.board)}")
     if entry.texts and not board.rules.publish_texts:
         verdict.problems.append("it publishes texts, and this board may not")
-    precisions = [part.run.precision.name for part in entry.runs]
+    precisions = [part.run.condition.name for part in entry.runs]
     needed = board.rules.precisions if entry.role != "retrained" else (FULL,)
     for precision in needed:
         if precision not in precisions:
@@ -68,7 +68,7 @@ def verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: V
             verdict.problems.append(f"its runs are of several checkpoints: {field_name} differs")
     texts = entry.texts and board.rules.publish_texts
     for part in entry.runs:
-        where = part.run.precision.name
+        where = part.run.condition.name
         verdict.problems += [f"{where}: {what}" for what in _run_problems(board, part)]
         for name, version in board.rules.tasks.items():
             problems = _task_problems(registry.tasks[name], version, part, texts)
@@ -114,8 +114,8 @@ def _run_problems(board: Board, part: EntryRun) -> Iterator[str]:
         yield "imported, so its weights are not known"
     if set(run.tasks) != set(rules.tasks) or set(part.samples) != set(run.tasks):
         yield "its tasks are not the board's"
-    plain = run.precision.name in (FULL, "fp32", "bf16", "fp16")
-    if not plain and run.checkpoint.format != "scripted" and not _in_force(run.precision.proof):
+    exempt = run.condition.name in STORED or run.checkpoint.format == "scripted"
+    if not exempt and not _in_force(run.condition.proof):
         yield "no proof that the quantization was in force"
     for name, result in run.tasks.items():
         if result.n < rules.min_samples:
@@ -123,7 +123,7 @@ def _run_problems(board: Board, part: EntryRun) -> Iterator[str]:
 
 
 def _in_force(proof: Proof | None) -> bool:
-    if proof is None or not proof.quantized_weights or not proof.compared_modules:
+    if proof is None or not proof.covered_weights or not proof.compared_modules:
         return False
     if proof.on_grid:
         return (proof.max_relative_error or 0.0) < ON_GRID

@@ -17,7 +17,7 @@ from unlearnbench.runs.entries import (
     Entry,
     LoadedRun,
     require_comparable,
-    require_same_precision,
+    require_same_condition,
 )
 from unlearnbench.tasks.spec import LikelihoodTask, Registry
 
@@ -94,7 +94,7 @@ def _differs(run: LoadedRun, base: LoadedRun, target: LoadedRun | None) -> str |
     try:
         require_comparable(run, base, sorted(base.result.tasks))
         if target is not None:
-            require_same_precision(run, target)
+            require_same_condition(run, target)
     except UnlearnbenchError as error:
         return one_line(error)
     return None
@@ -102,28 +102,28 @@ def _differs(run: LoadedRun, base: LoadedRun, target: LoadedRun | None) -> str |
 
 def _copied(entry: BoardEntry, run: LoadedRun, target: Entry, base: LoadedRun) -> Iterator[str]:
     """What only a copy of another run has, or one that was not quantized."""
-    mine, at = run.result.checkpoint, run.precision
+    mine, at = run.result.checkpoint, run.condition
     for role, anchor in (("target", target.full), ("retrained", base)):
         theirs = anchor.result.checkpoint
         if entry.role != role and mine.weights_sha256 == theirs.weights_sha256:
             yield f"{at}: its weights are the {role}'s"
         if mine.format == "scripted" != theirs.format:
             yield f"{at}: it comes from a script, and the {role} from a checkpoint"
-    proof, expected = run.result.precision.proof, target.runs.get(at)
+    proof, expected = run.result.condition.proof, target.runs.get(at)
     if proof is None or expected is None:
         return
-    known = expected.result.precision
+    known = expected.result.condition
     # Kinds of modules and share of the weights: of WHP's pair of models there is twice all.
     coverage = [
-        p and ({*p.quantized_modules}, round(p.quantized_weights / p.total_weights, 9))
+        p and ({*p.covered_modules}, round(p.covered_weights / p.total_weights, 9))
         for p in (proof, known.proof)
     ]
     if known.proof is not None and coverage[0] != coverage[1]:
         yield f"{at}: other modules or another share of the weights than the target's are quantized"
-    if proof.on_grid or known.bits is None or known.bits >= FULL_BITS:
+    if proof.on_grid or known.options.bits is None or known.options.bits >= FULL_BITS:
         return
     for part in entry.runs:
-        other = part.run.precision
+        other = part.run.condition
         if other.name != at and not (other.proof and other.proof.on_grid):
             yield from _same_figures(run, part, at)
 
@@ -135,7 +135,7 @@ def _same_figures(run: LoadedRun, other: EntryRun, at: str) -> Iterator[str]:
         pairs = zip(records, run.records(task), strict=False)
         same = sum(isinstance(a, LikelihoodRecord) and a.scores == b.scores for a, b in pairs)
         if same > len(records) / 2:
-            what = f"{same} of {len(records)} texts have the figures of {other.run.precision.name}"
+            what = f"{same} of {len(records)} texts have the figures of {other.run.condition.name}"
             yield f"{at}: {one_line(task)}: {what}"
 
 
@@ -146,7 +146,7 @@ def _verify_privleak(
         for name in part.run.tasks:
             spec = registry.tasks.get(name)
             if isinstance(spec, LikelihoodTask):
-                where = f"{part.run.precision.name}: {name}: "
+                where = f"{part.run.condition.name}: {name}: "
                 try:
                     _check_privleak(spec, part, retrained, where, verdict)
                 except UnlearnbenchError as error:

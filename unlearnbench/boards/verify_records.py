@@ -88,7 +88,7 @@ def digest_problems(entry: BoardEntry, spec: TaskSpec) -> Iterator[str]:
         for record in part.samples.get(spec.task, ()):
             if not isinstance(record, GenerationRecord):
                 continue
-            where = f"{part.run.precision.name}: {spec.task}: {one_line(record.id, 60)}"
+            where = f"{part.run.condition.name}: {spec.task}: {one_line(record.id, 60)}"
             pair = (record.output, record.target)
             if not all(_DIGEST.fullmatch(text) for text in (record.prompt, *pair)):
                 yield f"{where}: a text stands where its hash should"

@@ -1,22 +1,16 @@
-"""How to find and trust a checkpoint: the options that every command with a model shares."""
+"""How to find and trust a checkpoint: the options of every command that opens one."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from unlearnbench.util.optionmodel import OptionModel
 
 
-class LoadOptions(BaseModel):
-    """How to find and trust a checkpoint. Everything that could run a stranger's code is off.
-
-    A field is an option of the command line: its docstring is the help, its title stands there for
-    the value.
-    """
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+class LoadOptions(OptionModel):
+    """How to find and trust a checkpoint. Everything that could run a stranger's code is off."""
 
     revision: str | None = Field(default=None, title="REV")
     """Hub revision of --model."""

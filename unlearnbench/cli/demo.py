@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from unlearnbench.cli.options import verbose_option
+from unlearnbench.conditions import quantize
+from unlearnbench.demo.meter import Meter
+from unlearnbench.demo.pipeline import run_demo
+from unlearnbench.demo.recipe import METHODS, PRECISIONS, DemoOptions
 from unlearnbench.errors import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from unlearnbench.recovery.statistics import RecoveryRow
+from unlearnbench.recovery.statistics import RecoveryRow
+from unlearnbench.recovery.tables import recovery_table
+from unlearnbench.results import FULL
+from unlearnbench.tasks.spec import split_names
+from unlearnbench.util.text import text_table
 
 _TASK, _KEPT = "demo_knowmem_f", "demo_knowmem_r"
 _INTRO = """\
@@ -31,39 +36,25 @@ updates then average out over the bins, and 4 bits bring little back."""
 
 @click.command("demo")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True)
-@click.option(
-    "--methods",
-    metavar="NAMES",
-    help="Of ga, ga_gdr, ga_klr, npo_gdr, npo_klr, ga_gdr_sure; default: all.",
-)
-@click.option("--quant", metavar="NAMES", help="Default: none,rtn-int8,rtn-int4,bnb-nf4.")
+@click.option("--methods", default=",".join(METHODS), show_default=True, metavar="NAMES")
+@click.option("--quant", default=",".join(PRECISIONS), show_default=True, metavar="NAMES")
 @click.option(
     "--out",
     metavar="DIR",
     help="Gets runs, recovery.json and index.html. [demo-out, with --dense demo-out-dense]",
 )
 @click.option("--dense", is_flag=True, help="The control: dense weights, unlearned in fp32.")
-@click.option("--verbose", is_flag=True, help="Show the traceback of an error.")
-def demo(
-    seed: int, methods: str | None, quant: str | None, out: str | None, dense: bool, verbose: bool
-) -> None:
+@verbose_option
+def demo(seed: int, methods: str, quant: str, out: str | None, dense: bool) -> None:
     """Train, unlearn, quantize and compare tiny models on the spot, in some minutes.
 
     What is done is kept in --out: an interrupted demo goes on, a finished one is shown at once.
     """
-    from unlearnbench.conditions import quantize as backends
-    from unlearnbench.demo.meter import Meter
-    from unlearnbench.demo.pipeline import run_demo
-    from unlearnbench.demo.recipe import METHODS, PRECISIONS, DemoOptions
-    from unlearnbench.tasks.spec import split_names
-
-    del verbose  # read where errors are shown
-    names = split_names(quant) if quant is not None else PRECISIONS
     options = DemoOptions(
         Path(("demo-out-dense" if dense else "demo-out") if out is None else out),
         seed,
-        tuple(METHODS) if methods is None else tuple(split_names(methods)),
-        tuple(spec.name for spec in backends.resolve(names)),
+        tuple(split_names(methods)),
+        tuple(spec.name for spec in quantize.resolve(split_names(quant))),
         dense,
         sys.stderr.isatty(),
     )
@@ -75,9 +66,6 @@ def demo(
 
 
 def _show(path: Path, precisions: Sequence[str]) -> None:
-    from unlearnbench.recovery.statistics import RecoveryRow
-    from unlearnbench.recovery.tables import recovery_table
-
     rows = [RecoveryRow.model_validate(row) for row in json.loads(path.read_bytes())]
     shown = [row for row in rows if row.task == _TASK]
     click.echo(printable(recovery_table(shown)))
@@ -89,9 +77,6 @@ def _show(path: Path, precisions: Sequence[str]) -> None:
 
 def scores_table(rows: Sequence[RecoveryRow], precisions: Sequence[str]) -> str:
     """KnowMem_f and KnowMem_r of the target and each method, one figure for each precision."""
-    from unlearnbench.results import FULL
-    from unlearnbench.util.text import text_table
-
     quantized = [name for name in precisions if name != FULL]
     names = " / ".join([FULL, *quantized])
     head = ["model", f"KnowMem_f, {names}", f"KnowMem_r, {names}"]
@@ -120,6 +105,3 @@ def _said(rows: Sequence[RecoveryRow]) -> list[str]:
         lines.append(f"{entry}: KnowMem_f {own[0].full:.1f} in full precision, {scores}")
     target, retrained = rows[0].target_full, rows[0].retrained
     return [*lines, f"target: {target:.1f} in full precision; retrained model: {retrained:.1f}"]
-
-
-COMMANDS = (demo,)

@@ -1,93 +1,226 @@
-"""Options that several commands share."""
+"""The command line's options, made from the fields of option models, and the other ways to give
+them: a YAML file, and variables of the environment.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import logging
+import os
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import click
+from pydantic import Field, model_validator
+
+from unlearnbench.errors import OptionError, one_line
+from unlearnbench.lm_eval.arguments import read_pairs
+from unlearnbench.util.optionmodel import OptionModel
+from unlearnbench.util.yaml import read_yaml
 
 F = TypeVar("F", bound=Callable[..., Any])
+M = TypeVar("M", bound=OptionModel)
 
-CHECKPOINT_OPTIONS = (
-    click.option("--revision", metavar="REV", help="Hub revision of --model."),
-    click.option("--base", metavar="PATH|ID", help="Base model of an adapter folder."),
-    click.option(
-        "--adapter",
-        type=click.Choice(["merge", "keep"]),
-        default="merge",
-        show_default=True,
-        help="Merge an adapter before quantizing, or keep it beside the quantized base.",
-    ),
-    click.option(
-        "--allow-adapter-base", is_flag=True, help="Follow the base that an adapter names."
-    ),
-    click.option(
-        "--trust-remote-code", is_flag=True, help="Let the checkpoint run its own Python."
-    ),
-    click.option("--allow-pickle", is_flag=True, help="Load pickled weights (.bin)."),
-)
-
-_KERNEL_OPTIONS = (
-    click.option(
-        "--quant-kernel",
-        type=click.Choice(["auto", "native", "dequantized"]),
-        default="auto",
-        show_default=True,
-        help="Products by the library's own kernel, or with the quantized weights written back in "
-        "the compute dtype.",
-    ),
-    click.option(
-        "--calibration",
-        default="generic",
-        show_default=True,
-        metavar="generic|forget|retain|FILE",
-        help="Texts for gptq and awq.",
-    ),
-    click.option(
-        "--calibration-samples",
-        type=int,
-        default=96,
-        show_default=True,
-        metavar="N",
-        help="Texts to draw from them.",
-    ),
-)
-
-_RUNNING_OPTIONS = (
-    click.option(
-        "--truncate-left",
-        is_flag=True,
-        help="Cut prompts beyond the model's context on the left; recorded.",
-    ),
-    click.option(
-        "--backend",
-        type=click.Choice(["hf", "vllm"]),
-        default="hf",
-        show_default=True,
-        help="Generate through transformers, or vLLM on GPUs.",
-    ),
-    click.option("--threads", type=int, metavar="N", help="Processor threads; default: torch's."),
-    click.option("--explain", is_flag=True, help="Say which way the model is run, and why."),
-)
+log = logging.getLogger("unlearnbench")
+_PREFIX = "UNLEARNBENCH_"
 
 
-def checkpoint_options(command: F) -> F:
-    """How to find and trust a checkpoint."""
-    for option in reversed(CHECKPOINT_OPTIONS):
-        command = option(command)
-    return command
+class _Pairs(click.ParamType[Any]):
+    """``key=value,...`` as lm-eval takes it, or a mapping from a YAML file."""
+
+    name = "pairs"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[str, object]:
+        if isinstance(value, Mapping):
+            return {str(key): inner for key, inner in value.items()}
+        return read_pairs(str(value), param.opts[0] if param is not None else "this option")
 
 
-def kernel_options(command: F) -> F:
-    """How a precision is made and run."""
-    for option in reversed(_KERNEL_OPTIONS):
-        command = option(command)
-    return command
+PAIRS = _Pairs()
 
 
-def running_options(command: F) -> F:
-    """How a model that is loaded is run."""
-    for option in reversed(_RUNNING_OPTIONS):
-        command = option(command)
-    return command
+def click_option(
+    name: str,
+    kind: Any,
+    default: object,
+    help: str,
+    *,
+    metavar: str | None = None,
+    also: str | None = None,
+) -> Callable[[F], F]:
+    """The option ``--NAME`` whose values are of ``kind``: text, a number, a flag, one of the words
+    of a Literal, several of these (a tuple), pairs (a mapping), or None where it is not given.
+
+    also: a second spelling.
+    """
+    shape = _shape(kind)
+    if default in (None, (), {}):
+        default = [] if shape.get("multiple") else None
+    elif not isinstance(default, (bool, int, float)):
+        default = str(default)
+    shown = default is not None and default is not False and default != []
+    shape |= {"default": default, "show_default": shown, "help": help, "metavar": metavar}
+    spellings = [f"--{name.replace('_', '-')}", *([also] if also else [])]
+    return click.option(*spellings, name, **shape)
+
+
+def _shape(kind: Any) -> dict[str, Any]:
+    """What click has to know of a type. It reads numbers and words; all else is the model's."""
+    inner = [part for part in get_args(kind) if part is not NoneType]
+    origin = get_origin(kind)
+    if origin in (Union, UnionType):
+        return _shape(inner[0]) if len(inner) == 1 else {}
+    if origin is Literal:
+        return {"type": click.Choice(inner)}
+    if origin is tuple:
+        return {"multiple": True}
+    if origin is not None and issubclass(origin, Mapping):
+        return {"type": PAIRS}
+    if kind is bool:
+        return {"is_flag": True}
+    return {"type": kind} if kind in (int, float) else {}
+
+
+def field_options(
+    model: type[OptionModel],
+    *,
+    without: Collection[str] = (),
+    also: Mapping[str, str] | None = None,
+    unset: bool = False,
+) -> Callable[[F], F]:
+    """An option for every field of ``model``, its own ones before those of the classes it extends.
+
+    without: fields that are left out. also: second spellings, by field. unset: what is not given
+    is None, so that a command can tell; else it is the field's default.
+    """
+    names = dict.fromkeys([*model.__annotations__, *model.model_fields])
+    fields = {n: model.model_fields[n] for n in names if n in model.model_fields}
+
+    def add(command: F) -> F:
+        for name, field in reversed(fields.items()):
+            if name in without:
+                continue
+            kind: Any = field.annotation
+            if unset and kind is bool:
+                kind = bool | None
+            text = " ".join((field.description or "").split())
+            if unset and field.default not in (None, False, 0):
+                text += f"  [default: {field.default}]"
+            default = None if unset else field.get_default(call_default_factory=True)
+            second = (also or {}).get(name)
+            command = click_option(name, kind, default, text, metavar=field.title, also=second)(
+                command
+            )
+        return command
+
+    return add
+
+
+def taken(model: type[M], given: dict[str, Any]) -> M:
+    """The options of ``model`` out of those that a command was given; they are taken from it.
+
+    Raises:
+        OptionError: a value makes no sense.
+    """
+    found = {name: given.pop(name) for name in list(given) if name in model.model_fields}
+    return model.of({name: value for name, value in found.items() if value is not None})
+
+
+def retired(*spellings: str, line: str, is_flag: bool = True) -> Callable[[F], F]:
+    """An option of an earlier release: it does nothing, and ``line`` says so."""
+
+    def tell(ctx: click.Context, param: click.Parameter, value: object) -> None:
+        if value:
+            log.warning("%s: %s", param.opts[0], line)
+
+    return click.option(*spellings, is_flag=is_flag, hidden=True, expose_value=False, callback=tell)
+
+
+verbose_option = click.option(
+    "--verbose", is_flag=True, expose_value=False, help="Show the traceback of an error."
+)  # main reads it, where errors are shown
+
+
+class PushOptions(OptionModel):
+    """Where to push what a command has made, if anywhere."""
+
+    push_to_hub: str | None = Field(default=None, title="REPO")
+    """Push to this data set repository; off by default."""
+
+    push_dry_run: bool = False
+    """Only show what would leave the machine."""
+
+    push_public: bool = False
+    """A new repository is public, not private."""
+
+    @model_validator(mode="after")
+    def _can_be_pushed(self) -> Self:
+        if self.push_to_hub is None:
+            if self.push_dry_run or self.push_public:
+                raise ValueError("--push-dry-run and --push-public need --push-to-hub REPO")
+            return self
+        from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+        try:
+            validate_repo_id(self.push_to_hub)
+        except HFValidationError as error:
+            raise ValueError(f"--push-to-hub: {error}") from None
+        return self
+
+
+def config_option(closed: Collection[str] = ()) -> Callable[[F], F]:
+    """``--config FILE``: a YAML file of the command's options, but those that are ``closed``."""
+
+    def read(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+        if value is not None and not ctx.resilient_parsing:
+            found = _read_config(Path(value), ctx.command, {"config", "help", "version", *closed})
+            ctx.default_map = {**(ctx.default_map or {}), **found}
+
+    return click.option(
+        "--config",
+        metavar="FILE",
+        is_eager=True,
+        expose_value=False,
+        callback=read,
+        help="Options by their names, in YAML; what stands here or in the environment wins.",
+    )
+
+
+def _read_config(path: Path, command: click.Command, closed: Collection[str]) -> dict[str, Any]:
+    file = read_yaml(path)
+    known = {p.name: p for p in command.params if isinstance(p, click.Option)}
+    found: dict[str, Any] = {}
+    for key, given in file.value.items():
+        name, shown = key.replace("-", "_"), one_line(key, 80)
+        option = known.get(name)
+        if option is None or name in closed:
+            raise OptionError(f"{file.where(key)}: no option is called {shown!r}")
+        if given is None:
+            raise OptionError(f"{file.where(key)}: {shown} has no value; leave it out")
+        if isinstance(given, Mapping) and option.type is not PAIRS:
+            raise OptionError(f"{file.where(key)}: {shown} takes no mapping")
+        if isinstance(given, list) and not option.multiple:
+            raise OptionError(f"{file.where(key)}: {shown} takes one value")
+        found[name] = [given] if option.multiple and not isinstance(given, list) else given
+    return found
+
+
+def name_variables(command: click.Command) -> None:
+    """Give every option of ``command`` its variable, ``UNLEARNBENCH_<OPTION>``.
+
+    Not click's ``auto_envvar_prefix``, under which UNLEARNBENCH_VERSION or _HELP would be options.
+    """
+    for param in command.params:
+        if isinstance(param, click.Option) and param.name != "version":
+            param.envvar = _PREFIX + str(param.name).upper()
+
+
+def warn_of_variables(command: click.Command) -> None:
+    """One line for a variable that looks like one of ours and is none."""
+    known = {str(param.envvar) for param in command.params} | {_PREFIX + "DATA"}
+    for name in sorted(os.environ):
+        if name.startswith(_PREFIX) and name not in known:
+            log.warning("the environment's %s names no option", one_line(name, 80))

@@ -297,6 +297,3 @@ def _say(training: Training, options: dict[str, Any]) -> None:
     if is_main():
         steps = len(training.losses)
         click.echo(one_line(f"{options['out']}: {training.method}, {steps} steps"))
-
-
-COMMANDS = (unlearn, finetune, methods)

@@ -61,15 +61,13 @@ class Calibration:
 class How:
     """What a backend is asked for beside the precision. ``kernel`` is None where nothing is
     quantized; ``calibration`` is there for a calibrated precision. device: as torch names it, or
-    ``auto``: the layers over all GPUs, as accelerate spreads them. processes: so many make it at
-    once.
+    ``auto``: the layers over all GPUs, as accelerate spreads them.
     """
 
     dtype: torch.dtype
     device: str
     kernel: Kernel | None = None
     calibration: Calibration | None = None
-    processes: int = 1
 
 
 class Loaded(NamedTuple):

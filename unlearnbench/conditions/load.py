@@ -13,9 +13,7 @@ from unlearnbench.conditions.base import Calibration, How, PrecisionSpec, pick_k
 from unlearnbench.conditions.proof import join_proofs
 from unlearnbench.errors import OptionError, PrecisionError
 from unlearnbench.models.hf import HFModel
-from unlearnbench.models.int8 import quicken
-from unlearnbench.models.mapped import give_back
-from unlearnbench.results import Precision, Proof
+from unlearnbench.results import Condition, ConditionOptions, Proof, kind_of_precision
 from unlearnbench.util.explain import explain, explain_loaded
 
 # Backends whose layers are made where accelerate puts them.
@@ -65,18 +63,18 @@ def pick_dtype(asked: str, spec: PrecisionSpec, own: str, device: str) -> str:
     return chosen
 
 
-def describe_precision(source: Source, spec: PrecisionSpec, how: How) -> Precision:
+def describe_precision(source: Source, spec: PrecisionSpec, how: How) -> Condition:
     """What a run at ``spec`` records, all but the proof."""
     stored = source.stored
-    return Precision(
-        name=spec.name,
+    options = ConditionOptions(
         bits=stored.bits if stored else spec.bits or DTYPE_BITS[source.own_dtype],
         scheme=f"as stored: {stored.text}" if stored else spec.scheme,
         backend=stored.package[0] if stored else spec.backend,
-        options=dict(spec.options),
         kernel=how.kernel,
         calibration=how.calibration.data if how.calibration and spec.calibrated else None,
+        **spec.options,
     )
+    return Condition(name=spec.name, kind=kind_of_precision(spec.name), options=options)
 
 
 def load_model(
@@ -97,7 +95,7 @@ def load_model(
     from unlearnbench.models.joined import JoinedModel
 
     network = JoinedModel(*(model.network for model in models), source.alpha)
-    precision, proofs = first.precision, [model.precision.proof for model in models]
+    precision, proofs = first.condition, [model.condition.proof for model in models]
     if proofs[0] is not None and proofs[1] is not None:
         precision = precision.model_copy(update={"proof": join_proofs(proofs[0], proofs[1])})
     return HFModel(network, source, precision, first.dtype, how.device, batch_size)
@@ -109,7 +107,7 @@ def _load_part(
     require_precision(source, spec)
     if spec.calibrated and how.calibration is None:
         raise PrecisionError(f"{spec.name} needs calibration texts; give --calibration")
-    from unlearnbench.models.products import quicken_products
+    from unlearnbench.models.rounding import quicken_int8
 
     with warnings.catch_warnings():
         # Libraries' advice about their own internals; ours are errors, not warnings.
@@ -120,26 +118,20 @@ def _load_part(
     _say_proof(precision, loaded.proof, dtype, how.device)
     model = source.finish(loaded.model)
     if how.device == "cpu":
-        quicken(model)
-        quicken_products(model)
-    explain_loaded(how.device, dtype, precision.kernel)
-    # Keys and values get the room of a second copy of the weights, where there is none: the
-    # source's is given back, or is the model itself. Processes on one machine share a file's pages.
-    spare = 0
-    if source.held is not None and how.device == "cpu" and how.processes == 1:
-        spare = give_back(source.held.parameters(), source.full.weights)
-    return HFModel(model, source, precision, dtype, how.device, batch_size, spare)
+        quicken_int8(model)
+    explain_loaded(how.device, dtype, precision.options.kernel)
+    return HFModel(model, source, precision, dtype, how.device, batch_size)
 
 
-def _say_proof(precision: Precision, proof: Proof, dtype: str, device: str) -> None:
-    kernel = f", {precision.kernel} kernel" if precision.kernel else ""
+def _say_proof(precision: Condition, proof: Proof, dtype: str, device: str) -> None:
+    kernel = f", {precision.options.kernel} kernel" if precision.options.kernel else ""
     log.info("%s on %s, compute dtype %s%s", precision.name, device, dtype, kernel)
     if dtype in ("bf16", "fp16") and device == "cpu":
         log.info(
             "%s products are slow on CPUs without hardware for them; --dtype fp32 may be faster",
             dtype,
         )
-    if proof.on_grid and (precision.bits or 16) < 16:
+    if proof.on_grid and (precision.options.bits or 16) < 16:
         log.warning(
             "%s changed no weight by more than a rounding error: the checkpoint already lies on "
             "that grid",

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
 # How two proofs become one, by field.
-_COUNTED = ("module_types", "quantized_modules", "unquantized", "weights_by_dtype")
-_SUMMED = ("quantized_weights", "total_weights", "weight_bytes", "compared_modules")
+_COUNTED = ("module_types", "covered_modules", "uncovered", "weights_by_dtype")
+_SUMMED = ("covered_weights", "total_weights", "weight_bytes", "compared_modules")
 _AVERAGED = ("changed_share", "mean_relative_error")
 _LARGEST = ("relative_error", "max_relative_error", "codes")
 _PER_KIND = 2
@@ -228,7 +228,7 @@ def _summary(
 ) -> Proof:
     facts = describe(model, found)
     if spec.bits is not None and spec.bits >= 16:
-        facts["unquantized"] = {}  # a storage dtype spares nothing
+        facts["uncovered"] = {}  # a storage dtype spares nothing
     facts |= {"total_weights": _total_weights(before), **_figures(found.compared)}
     return Proof.model_validate(facts)
 
@@ -247,10 +247,10 @@ def describe(model: PreTrainedModel, found: Found) -> dict[str, object]:
     quantized = sum(found.weights.values())
     return {
         "module_types": _module_types(model, inside),
-        "quantized_modules": _sorted(Counter(map(_pattern, found.weights))),
-        "unquantized": _weights_by_pattern(rest),
+        "covered_modules": _sorted(Counter(map(_pattern, found.weights))),
+        "uncovered": _weights_by_pattern(rest),
         "weights_by_dtype": _sorted(dtypes),
-        "quantized_weights": quantized,
+        "covered_weights": quantized,
         "total_weights": quantized + sum(p.numel() for p in rest.values()),
         "weight_bytes": found.stored_bytes + held_bytes(*rest.values()),
         "compared_modules": len(found.compared),

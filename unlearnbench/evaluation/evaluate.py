@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Sequence
@@ -15,8 +16,9 @@ from unlearnbench.evaluation.loop import all_results, evaluate_path
 from unlearnbench.evaluation.options import Options
 from unlearnbench.evaluation.reference import RetrainedRun, open_reference
 from unlearnbench.evaluation.run import Job, prepare, run_tasks
-from unlearnbench.lm_eval.names import INSTALL, packaged_tasks, split_wanted
+from unlearnbench.lm_eval import INSTALL, PREFIX
 from unlearnbench.lm_eval.opening import Ask, open_suite
+from unlearnbench.lm_eval.their_tasks import is_named
 from unlearnbench.models.base import Model
 from unlearnbench.results import RunResult
 from unlearnbench.runs.folder import require_writable
@@ -69,7 +71,10 @@ def evaluate(
         log.warning("evaluate(quant=...) is called conditions now; the old name goes with 0.2")
         conditions = fields.pop("quant")
     asked = (options or Options()).updated(fields)
-    specs, theirs = _find_tasks(tasks, asked.include_path)
+    specs, theirs = find_tasks(tasks, asked.include_path)
+    for spec in specs:
+        if spec.superseded_by:
+            log.warning("%s is superseded by %s", spec.task, spec.superseded_by)
     require_writable(asked.output)
     root = asked.data_dir or os.environ.get("UNLEARNBENCH_DATA") or None
     rows = DataOptions(Path(root) if root is not None else None, asked.allow_data_drift)
@@ -112,21 +117,25 @@ def evaluate(
     return evaluate_path(job, str(model), conditions, asked, team)
 
 
-def _find_tasks(
+def find_tasks(
     tasks: str | Sequence[str], include_path: Sequence[str | Path]
 ) -> tuple[Sequence[TaskSpec], Sequence[str]]:
-    """Our tasks, and the names of lm-eval's."""
+    """Our tasks, and the names that are lm-eval's: those of ``lm_eval:NAME``, and those that are
+    none of ours and stand in its task files; its own index has the last word.
+
+    Raises:
+        TaskError: nothing was asked for, or a name is of neither; near names of ours are told.
+    """
     registry = load_registry(include_path)
-    wanted = split_wanted(split_names(tasks), registry, include_path)
-    for name in wanted.both:
-        log.info("%s is a task of lm-eval's too; ours is run, lm_eval:%s is theirs", name, name)
-    if wanted.unknown and packaged_tasks() is None:
+    words = split_names(tasks)
+    theirs = [word for word in words if word.startswith(PREFIX)]
+    strange = [word for word in words if word not in theirs and not registry.knows(word)]
+    if strange and importlib.util.find_spec("lm_eval") is None:
         log.warning("lm-eval is not installed, so its tasks are not known; %s", INSTALL)
-    specs = registry.resolve(wanted.ours) if wanted.ours or not wanted.theirs else ()
-    for spec in specs:
-        if spec.superseded_by:
-            log.warning("%s is superseded by %s", spec.task, spec.superseded_by)
-    return specs, wanted.theirs
+    theirs += [word for word in strange if is_named(word, include_path)]
+    ours = [word for word in words if word not in theirs]
+    specs = registry.resolve(ours) if ours or not theirs else ()
+    return specs, tuple(dict.fromkeys(word.removeprefix(PREFIX) for word in theirs))
 
 
 def _open_reference(reference: str | Path | None) -> RetrainedRun | Literal["stated"] | None:
@@ -149,6 +158,6 @@ def _evaluate_given(
     settings = job.settings(model.dtype, model.device)
     failures = job.failures(1)
     with ExitStack() as locks:
-        run, todo = prepare(job, model.checkpoint, model.config, model.precision, settings, locks)
+        run, todo = prepare(job, model.checkpoint, model.config, model.condition, settings, locks)
         result = run_tasks(run, todo, lambda: model, failures)
     return all_results([result], failures)

@@ -1,4 +1,4 @@
-"""A task or a precision that fails among several: the others go on, and the failure is told."""
+"""A task or a condition that fails among several: the others go on, and the failure is told."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Failures:
         self._found: list[Failure] = []
 
     @contextmanager
-    def guard(self, folder: Path, precision: str, task: str | None = None) -> Iterator[None]:
+    def guard(self, folder: Path, condition: str, task: str | None = None) -> Iterator[None]:
         """Note an error of what is inside and go on, unless it would hit everything else alike: a
         full disk, a checkpoint that cannot be used, or the user's wish to stop.
         """
@@ -46,7 +46,7 @@ class Failures:
                 if error is raised:
                     raise
                 raise error from None
-            failure = Failure(precision, task, folder, error, traceback.format_exc())
+            failure = Failure(condition, task, folder, error, traceback.format_exc())
             log.warning("%s failed: %s", failure.where, failure.message)
             error.__traceback__ = error.__cause__ = error.__context__ = None
             self._found.append(failure)
@@ -69,7 +69,7 @@ def _explained(error: Exception) -> Exception:
     if _is_out_of_memory(error):
         return ModelOutputError(
             f"out of memory ({one_line(error, 120) or 'no more to allocate'}); use a smaller "
-            "model, a smaller --batch-size, a precision of fewer bits, or another machine"
+            "model, a smaller --batch-size, a condition of fewer bits, or another machine"
         )
     return error
 

@@ -84,7 +84,6 @@ def evaluate_path(
             loading.require_precision(source, spec)
             dtype = loading.pick_dtype(asked.dtype, spec, source.own_dtype, device)
             how = loading.make_how(spec, dtype, device, kernel, calibration)
-            how = replace(how, processes=job.processes)
             precision = loading.describe_precision(source, spec, how)
             settings = job.settings(dtype, device)
             run, todo = prepare(job, source.checkpoint, config, precision, settings, locks)
@@ -104,7 +103,8 @@ def _require_vllm(
 
     if team is not None:
         raise OptionError("--backend vllm runs in one process; it spreads its work itself")
-    require_vllm(source, specs, asked.quant_kernel)
+    kernels = {spec.name: spec.kernels for spec in specs}
+    require_vllm(source, kernels, asked.quant_kernel)
 
 
 def _calibration(job: Job, specs: Sequence[PrecisionSpec], asked: Options) -> Calibration | None:

@@ -1,8 +1,7 @@
 """All options of an evaluation, each declared once.
 
 The command line, its YAML ``--config``, the ``UNLEARNBENCH_*`` variables and Python's ``evaluate``
-are made from the fields of ``Options``. A field's docstring is its help; its title, where it has
-one, stands for the value there.
+are made from the fields of ``Options``.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.errors import OptionError, one_line
+from unlearnbench.errors import one_line
 
 
 class KernelOptions(LoadOptions):
@@ -59,7 +58,7 @@ class Options(KernelOptions):
     batch_size: int | Literal["auto"] = Field(default="auto", title="auto|N")
     """Prompts or texts of a batch."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Of everything that is drawn."""
 
     protocol: Literal["muse", "zhang2025"] = "muse"
@@ -86,7 +85,7 @@ class Options(KernelOptions):
     backend: Literal["hf", "vllm"] = "hf"
     """Generate through transformers, or vLLM on GPUs."""
 
-    threads: int | None = Field(default=None, title="N")
+    threads: int | None = Field(default=None, ge=1, title="N")
     """Processor threads; default: torch's."""
 
     explain: bool = False
@@ -126,43 +125,3 @@ class Options(KernelOptions):
                 f"--batch-size {one_line(text, 60)}: use 'auto' or a whole number above 0"
             )
         return int(text)
-
-    @field_validator("threads", "seed")
-    @classmethod
-    def _amount(cls, given: int | None, info: Any) -> int | None:
-        least = 1 if info.field_name == "threads" else 0
-        if given is not None and given < least:
-            raise ValueError(f"--{info.field_name} {given}: use {least} or more")
-        return given
-
-    def updated(self, fields: Mapping[str, object]) -> Options:
-        """These options with some of them replaced, checked like the others.
-
-        Raises:
-            OptionError: no option has that name, or its value makes no sense.
-        """
-        now = {name: getattr(self, name) for name in type(self).model_fields}
-        return read_options(now | dict(fields))
-
-
-def read_options(given: Mapping[str, object]) -> Options:
-    """Options from their names and values.
-
-    Raises:
-        OptionError: no option has that name, or its value makes no sense.
-    """
-    try:
-        return Options.model_validate(dict(given))
-    except ValidationError as error:
-        raise OptionError(_explain(error)) from None
-
-
-def _explain(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    name = one_line(first["loc"][0], 80)
-    if first["type"] == "extra_forbidden":
-        return f"no option is called {name!r}"
-    if first["type"] == "value_error":  # ours, which says everything
-        return str(first["ctx"]["error"])
-    said = first["msg"].removeprefix("Input should be ").replace("'", "")
-    return f"--{name.replace('_', '-')} {one_line(first['input'], 80)}: use {said}"

@@ -131,7 +131,7 @@ def run_reference(
     recorded = AucReference(
         auc=value,
         kind="run",
-        source=f"{run.result.checkpoint.path} at {run.result.precision.name}",
+        source=f"{run.result.checkpoint.path} at {run.result.condition.name}",
         weights_sha256=run.result.checkpoint.weights_sha256,
     )
     return Reference(ReferenceScores(value, members, nonmembers), recorded)

@@ -1,4 +1,4 @@
-"""One checkpoint at one precision, task by task: what is there already, what is still to do."""
+"""One checkpoint at one condition, task by task: what is there already, what is still to do."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from unlearnbench.metrics.membership import privleak
 from unlearnbench.models.base import Model
 from unlearnbench.results import (
     Checkpoint,
+    Condition,
     Environment,
     HarnessResult,
-    Precision,
     RunResult,
     SampleRecord,
     Settings,
@@ -98,11 +98,11 @@ class Job:
 
 @dataclass
 class Run:
-    """One precision of a job: its folder, what is in it already, and what is still to do."""
+    """One condition of a job: its folder, what is in it already, and what is still to do."""
 
     job: Job
     checkpoint: Checkpoint
-    precision: Precision
+    condition: Condition
     settings: Settings
     folder: RunFolder
     references: Mapping[str, Reference]
@@ -115,7 +115,7 @@ class Run:
 
     @property
     def _fingerprint(self) -> Fingerprint:
-        return Fingerprint.of_run(self.checkpoint, self.settings, self.precision)
+        return Fingerprint.of_run(self.checkpoint, self.settings, self.condition)
 
     def lock(self) -> None:
         """Keep every other process out of the folder until ``locks`` is closed.
@@ -175,7 +175,7 @@ class Run:
             self._fingerprint
             | plan_fingerprint(plan)
             | Fingerprint.of(own)
-            | Fingerprint.of_machine(self.settings, self.precision, self.job.batch_size)
+            | Fingerprint.of_machine(self.settings, self.condition, self.job.batch_size)
         )
         journal = Journal(self.folder.journal_file(name), fingerprint, asked, kind)
         if not self.job.fresh:
@@ -265,7 +265,7 @@ class Run:
         """The run as it stands, made with ``model``."""
         return RunResult(
             checkpoint=model.checkpoint,
-            precision=model.precision,
+            condition=model.condition,
             protocol=self.job.protocol,
             settings=self.settings,
             tasks=dict(sorted(self.done.items())),
@@ -290,30 +290,30 @@ def plan_fingerprint(plan: Plan) -> Fingerprint:
     return Fingerprint.of_task(plan.spec.version, plan.task_sha256, plan.data)
 
 
-def run_path(output: Path, checkpoint: Checkpoint, precision: str) -> Path:
-    """``output/<model>/<precision>``."""
-    return output / model_folder_name(checkpoint) / precision
+def run_path(output: Path, checkpoint: Checkpoint, condition: str) -> Path:
+    """``output/<model>/<condition>``."""
+    return output / model_folder_name(checkpoint) / condition
 
 
 def prepare(
     job: Job,
     checkpoint: Checkpoint,
     config: Mapping[str, object],
-    precision: Precision,
+    condition: Condition,
     settings: Settings,
     locks: ExitStack,
 ) -> tuple[Run, list[Plan]]:
     """Open a run folder; returns the run and the plans that are still to be measured.
-    ``precision`` is as asked for; its proof comes with the model. ``locks`` keeps the folder's
+    ``condition`` is as asked for; its proof comes with the model. ``locks`` keeps the folder's
     lock.
 
     Raises:
         ResultError: the folder holds something else, or another process writes it.
         OptionError: the reference is no reference for these tasks.
     """
-    folder = RunFolder(run_path(job.output, checkpoint, precision.name))
+    folder = RunFolder(run_path(job.output, checkpoint, condition.name))
     references = _references(job, checkpoint, config)
-    run = Run(job, checkpoint, precision, settings, folder, references, locks)
+    run = Run(job, checkpoint, condition, settings, folder, references, locks)
     run.lock()
     todo = run.open()
     if job.suite is not None:
@@ -357,7 +357,7 @@ def run_tasks(
     Raises:
         UnlearnbenchError: what hits every task alike, or the only one; those before it are kept.
     """
-    folder, precision, suite = run.folder.path, run.precision.name, run.job.suite
+    folder, condition, suite = run.folder.path, run.condition.name, run.job.suite
     theirs = suite.open(run, say=False) if suite is not None else []
     if suite is not None and run.found is not None and not theirs:
         suite.aggregate(run)
@@ -366,12 +366,12 @@ def run_tasks(
         run.begin()
         return run.latest
     model = None
-    with failures.guard(folder, precision):
+    with failures.guard(folder, condition):
         model = load()
     if model is not None:
         run.begin()
         for plan in todo:
-            with failures.guard(folder, precision, plan.spec.task):
+            with failures.guard(folder, condition, plan.spec.task):
                 run.measure(plan, model)
                 _say_finished(run, plan)
         if suite is not None and theirs:
@@ -386,7 +386,7 @@ def _measure(job: Job, plan: Plan, model: Model, journal: Journal) -> list[Sampl
     with tqdm(
         initial=len(journal.found),
         total=passes * len(plan.samples),
-        desc=f"{plan.spec.task} [{model.precision.name}]",
+        desc=f"{plan.spec.task} [{model.condition.name}]",
         unit="sample",
         disable=not job.progress,
     ) as bar:

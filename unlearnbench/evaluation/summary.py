@@ -1,78 +1,38 @@
-"""What an evaluation prints at its end: the table of results, and what failed."""
+"""What an evaluation says at its end: the tables of results, and what failed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from unlearnbench.errors import EvaluationError
+from unlearnbench.errors import Failure
+from unlearnbench.evaluation.evaluate import find_tasks
+from unlearnbench.evaluation.options import Options
+from unlearnbench.evaluation.run import run_path
+from unlearnbench.lm_eval.tables import harness_table
+from unlearnbench.results import RunResult, TaskResult
 from unlearnbench.util.text import text_table
 
-if TYPE_CHECKING:
-    from unlearnbench.errors import Failure
-    from unlearnbench.results import RunResult, TaskResult
-
-
-@dataclass(frozen=True)
-class Shown:
-    """wants: our tasks by name, with what is wanted of them. harness: whether lm-eval's were asked
-    for.
-    """
-
-    wants: Mapping[str, str]
-    harness: bool = False
-
-
-def summarize_evaluation(
-    evaluate: Callable[[], list[RunResult]],
-    output: Path,
-    shown: Callable[[], Shown],
-    show: Callable[[str], object],
-) -> list[RunResult]:
-    """Evaluate, and show the tables, also where a part failed. Returns the results.
-
-    Raises:
-        EvaluationError: a part failed; the table with its cells was shown.
-        KeyboardInterrupt: stopped, with a line that says how to go on.
-    """
-    try:
-        results = evaluate()
-    except EvaluationError as error:
-        show(_text(error.results, error.failures, output, shown()))
-        raise
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"interrupted; every answer so far is kept in {output}, and the same command (without "
-            "--fresh) goes on from there"
-        ) from None
-    show(_text(results, (), output, shown()))
-    return results
-
-
-def _text(
-    results: Sequence[RunResult],
-    failures: Sequence[Failure],
-    output: Path,
-    shown: Shown,
-) -> str:
-    from unlearnbench.evaluation.run import run_path
-    from unlearnbench.lm_eval.tables import harness_table
-
-    paths = {r.precision.name: run_path(output, r.checkpoint, r.precision.name) for r in results}
-    paths |= {f.precision: f.folder for f in failures if f.precision and f.folder}
-    failed = {(f.precision, f.task) for f in failures if f.precision}
-    lines = []
-    if shown.wants:
-        lines.append(results_table(results, paths, shown.wants, failed))
-    if shown.harness and any(result.harness for result in results):
-        lines.append(harness_table({str(paths[r.precision.name]): r for r in results}))
-    lines += [f"failed: {failure.where}: {failure.message}" for failure in failures]
-    return "\n".join(lines)
-
-
 _ARROWS = {"low": "(low)", "high": "(high)", "zero": "(near 0)"}
+
+
+def evaluation_summary(
+    results: Sequence[RunResult], tasks: str, options: Options, failures: Sequence[Failure] = ()
+) -> str:
+    """The tables of the tasks that were asked for, and a line for each failure."""
+    ours, theirs = find_tasks(tasks, options.include_path)
+    paths = {
+        result.condition.name: run_path(options.output, result.checkpoint, result.condition.name)
+        for result in results
+    }
+    paths |= {f.condition: f.folder for f in failures if f.condition and f.folder}
+    lines = []
+    if ours:
+        failed = {(f.condition, f.task) for f in failures if f.condition}
+        lines.append(results_table(results, paths, {t.task: t.want for t in ours}, failed))
+    if theirs and any(result.harness for result in results):
+        lines.append(harness_table({str(paths[r.condition.name]): r for r in results}))
+    return "\n".join([*lines, *(f"failed: {f.where}: {f.message}" for f in failures)])
 
 
 def results_table(
@@ -81,22 +41,22 @@ def results_table(
     wants: Mapping[str, str] | None = None,
     failed: Collection[tuple[str, str | None]] = (),
 ) -> str:
-    """A row for each precision, a column for each task, and the run folders.
+    """A row for each condition, a column for each task, and the run folders.
 
-    paths: run folder by precision name. wants: the columns, each with its direction; all that the
-    runs hold where None. failed: precision and task; None for a task stands for all of them.
+    paths: run folder by condition name. wants: the columns, each with its direction; all that the
+    runs hold where None. failed: condition and task; None for a task stands for all of them.
     """
     if wants is None:
         wants = {name: task.want for result in results for name, task in result.tasks.items()}
-    found = {result.precision.name: result.tasks for result in results}
-    head = ["precision", *(f"{name} {_ARROWS[want]}" for name, want in wants.items()), "run folder"]
+    found = {result.condition.name: result.tasks for result in results}
+    head = ["condition", *(f"{name} {_ARROWS[want]}" for name, want in wants.items()), "run folder"]
     rows = [
         [
-            precision,
-            *(_cell(found.get(precision, {}), name, (precision, name), failed) for name in wants),
+            condition,
+            *(_cell(found.get(condition, {}), name, (condition, name), failed) for name in wants),
             str(path),
         ]
-        for precision, path in paths.items()
+        for condition, path in paths.items()
     ]
     return text_table(rows, head)
 

@@ -18,7 +18,7 @@ from multiprocessing.connection import Client, Connection, Listener
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from unlearnbench.errors import CheckpointError, OptionError, UnlearnbenchError, one_line
-from unlearnbench.models.delegate import Delegate
+from unlearnbench.models.base import Delegate
 from unlearnbench.requests import Generate, Generated, Score, Scored
 from unlearnbench.util.process import process_count, set_threads
 
@@ -146,8 +146,8 @@ class Team:
             )
         number = self.order("load", [asked] * len(self.workers))
         model = load()
-        for checkpoint, precision in self.answers(number, iter(())):
-            if (checkpoint, precision) != (model.checkpoint, model.precision):
+        for checkpoint, condition in self.answers(number, iter(())):
+            if (checkpoint, condition) != (model.checkpoint, model.condition):
                 raise CheckpointError(
                     f"the processes of this launch loaded different weights: {asked.model} is not "
                     "the same on every machine"
@@ -282,7 +282,7 @@ class _Worker:
         if order.kind == "load":
             self._model = None  # before the next takes its memory
             self._model = _load(order.payload)
-            yield self._model.checkpoint, self._model.precision
+            yield self._model.checkpoint, self._model.condition
         else:
             requests, skip = order.payload
             yield from getattr(self._model, order.kind)(requests, skip)

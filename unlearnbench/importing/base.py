@@ -17,14 +17,16 @@ from unlearnbench.evaluation.answers import summarize_task
 from unlearnbench.metrics import generation_metric
 from unlearnbench.results import (
     Checkpoint,
+    Condition,
+    ConditionOptions,
     GenerationRecord,
     ImportedFrom,
     LikelihoodRecord,
-    Precision,
     RunResult,
     SampleRecord,
     Settings,
     TaskResult,
+    kind_of_precision,
 )
 from unlearnbench.runs.folder import RunFolder
 from unlearnbench.runs.provenance import describe_environment
@@ -232,7 +234,11 @@ def _result(options: ImportOptions, found: ModelResults, tasks: dict[str, TaskRe
             weights_sha256=content_sha256(found.files),
             tokenizer_sha256=content_sha256({"imported": options.format}),
         ),
-        precision=Precision(name=options.precision, scheme="unknown", backend="unknown"),
+        condition=Condition(
+            name=options.precision,
+            kind=kind_of_precision(options.precision),
+            options=ConditionOptions(scheme="unknown", backend="unknown"),
+        ),
         protocol="muse",
         settings=Settings(
             protocol="muse", dtype="unknown", device="unknown", seed=0, ppl_lower=False

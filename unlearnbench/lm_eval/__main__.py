@@ -11,7 +11,7 @@ import importlib.util
 import sys
 
 from unlearnbench.errors import OptionError, UnlearnbenchError, one_line
-from unlearnbench.lm_eval.names import INSTALL
+from unlearnbench.lm_eval import INSTALL
 from unlearnbench.util.quiet import quiet_imports
 
 

@@ -74,7 +74,7 @@ class LoadedLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     def _require_finite(self, logits: torch.Tensor) -> None:
         if not bool(logits.isfinite().all()):
             raise ModelOutputError(
-                f"lm-eval at {self._ours.precision.name}: the model's logits are NaN or infinite; "
+                f"lm-eval at {self._ours.condition.name}: the model's logits are NaN or infinite; "
                 "no score can be given. Try --dtype fp32; if that fails too, the checkpoint is "
                 "broken"
             )
@@ -87,7 +87,7 @@ class LoadedLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
             "model_dtype": self._ours.dtype,
             "model_revision": checkpoint.revision or "",
             "model_sha": checkpoint.weights_sha256,
-            "precision": self._ours.precision.model_dump(mode="json", exclude_none=True),
+            "precision": self._ours.condition.model_dump(mode="json", exclude_none=True),
         }
 
 

@@ -101,14 +101,14 @@ class Suite:
         """
         lm = self._adapt(model)
         for name in todo:
-            with failures.guard(run.folder.path, run.precision.name, name):
+            with failures.guard(run.folder.path, run.condition.name, name):
                 self._measure(run, name, lm)
                 self.aggregate(run)
                 run.keep(model)
                 log.info("%s: done, %s", name, samples_path(run.folder.path, name))
 
     def _adapt(self, model: Model) -> Any:
-        from unlearnbench.models.delegate import Delegate
+        from unlearnbench.models.base import Delegate
         from unlearnbench.models.hf import HFModel
         from unlearnbench.models.rounding import mixes_rows
 

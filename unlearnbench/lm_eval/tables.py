@@ -32,7 +32,7 @@ def harness_table(results: Mapping[str, RunResult]) -> str:
     """A row for every metric of every task and run; ``results`` by what names the run."""
     rows = [
         [
-            run.precision.name,
+            run.condition.name,
             one_line(task),
             result.version,
             "-" if result.num_fewshot is None else result.num_fewshot,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,8 +16,8 @@ from typing import Any
 import yaml
 
 from unlearnbench.errors import TaskError, UnlearnbenchError, one_line
+from unlearnbench.lm_eval import BRIDGE
 from unlearnbench.lm_eval.__main__ import require_lm_eval
-from unlearnbench.lm_eval.names import BRIDGE
 
 log = logging.getLogger("unlearnbench")
 
@@ -43,6 +45,25 @@ def quiet_harness() -> Iterator[None]:
             yield
     finally:
         theirs.setLevel(level)
+
+
+def is_named(word: str, include_path: Sequence[str | Path]) -> bool:
+    """Whether a task file of lm-eval's may define a name or glob: it stands alone there behind
+    ``task:``, ``group:`` or ``tag:``, or in a list. So a mistyped name is refused after a second;
+    lm-eval's own index, which has the last word, takes ten for its 14,000 files.
+    """
+    found = importlib.util.find_spec("lm_eval")
+    packaged = [Path(found.origin).parent / "tasks"] if found and found.origin else []
+    name = re.escape(word).replace(r"\*", r"[^\s\"']*").replace(r"\?", ".")
+    line = re.compile(
+        rf"^[ \t]*(?:-[ \t]*)?(?:(?:task|group|tag):[ \t]*)?[\"']?{name}[\"']?[ \t]*(?:#.*)?$",
+        re.MULTILINE,
+    )
+    return any(
+        line.search(path.read_text(encoding="utf-8", errors="replace"))
+        for folder in (BRIDGE, *map(Path, include_path), *packaged)
+        for path in folder.rglob("*.yaml")
+    )
 
 
 def load_tasks(names: Sequence[str], include_path: Sequence[str | Path], trust: bool) -> Loaded:

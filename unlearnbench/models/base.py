@@ -1,4 +1,4 @@
-"""What the evaluator needs of a model. Everything that answers these is a model."""
+"""What a model is: anything that continues prompts, scores texts and says what it is."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from unlearnbench.requests import Generate, Generated, Score, Scored
-from unlearnbench.results import Checkpoint, Precision
+from unlearnbench.results import Checkpoint, Condition
 
 
 @runtime_checkable
 class Model(Protocol):
-    """A checkpoint at one precision that answers requests.
+    """A checkpoint under one condition that answers requests.
 
     Answers may come in any order, each with its request's id, exactly one a request. What cannot
     be answered raises; an answer is never made up.
@@ -26,7 +26,7 @@ class Model(Protocol):
         """Which weights and tokenizer."""
 
     @property
-    def precision(self) -> Precision:
+    def condition(self) -> Condition:
         """How the weights are stored, proven to be in force."""
 
     @property
@@ -59,3 +59,18 @@ class Model(Protocol):
         Raises:
             ModelOutputError: as for ``generate``, or a text without a second token.
         """
+
+
+class Delegate:
+    """What ``Model`` asks for beside answers, taken from ``own``: a checkpoint that this process
+    has loaded, where another engine or other processes answer.
+    """
+
+    def __init__(self, own: Model) -> None:
+        self.own = own
+        self.checkpoint, self.condition = own.checkpoint, own.condition
+        self.device, self.dtype, self.config = own.device, own.dtype, own.config
+
+    def truncate(self, text: str, max_tokens: int) -> str:
+        """Cut ``text`` as ``own`` does."""
+        return self.own.truncate(text, max_tokens)

@@ -1,16 +1,19 @@
-"""Batches of similar length under a budget that grows while they fit, and shrinks when memory runs
-out without losing what is done.
+"""Which texts are run together: batches of similar length under a budget of tokens. A batch that
+runs out of memory is halved, and what was answered before it stays.
 """
 
 from __future__ import annotations
 
-import hashlib
-from array import array
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-T = TypeVar("T")
+import torch
+
+from unlearnbench.errors import ModelOutputError
+
+log = logging.getLogger("unlearnbench")
 
 _OUT_OF_MEMORY = (
     "can't allocate memory",
@@ -18,37 +21,22 @@ _OUT_OF_MEMORY = (
     "CUDA error: out of memory",
     "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN, cuSOLVER
 )
+_HINT = "use a smaller model or a GPU"
+# Beyond this many tokens products are as fast as they get on CPU, and padding only costs.
+_CPU_SCORED = 2048
+_CPU_CACHE = 256 * 2**20
 
 
-class Limit(Protocol):
-    """How much one batch may hold."""
+class Named(Protocol):
+    """A request, or an answer to it."""
 
-    def fits(self, lengths: Sequence[int]) -> bool:
-        """Whether texts of these lengths, longest first, may stand in one batch."""
-
-    def grow(self) -> None:
-        """A batch was done."""
-
-    def shrink(self, lengths: Sequence[int]) -> None:
-        """A batch of these lengths ran out of memory."""
+    @property
+    def id(self) -> str:
+        """The request's."""
 
 
-@dataclass
-class Rows:
-    """So many texts, as asked for; only memory changes that."""
-
-    rows: int
-
-    def fits(self, lengths: Sequence[int]) -> bool:
-        """See ``Limit``."""
-        return len(lengths) <= self.rows
-
-    def grow(self) -> None:
-        """It stays as asked for."""
-
-    def shrink(self, lengths: Sequence[int]) -> None:
-        """See ``Limit``."""
-        self.rows = max(1, len(lengths) // 2)
+Q = TypeVar("Q", bound=Named)
+A = TypeVar("A", bound=Named)
 
 
 def padded(lengths: Sequence[int]) -> int:
@@ -58,93 +46,156 @@ def padded(lengths: Sequence[int]) -> int:
 
 @dataclass
 class Budget:
-    """Tokens of one batch: ``tokens`` at first, twice as many after each batch that fitted, up to
-    ``most``. A batch that did not fit halves it, for good. ``cost``: the tokens that texts of given
-    lengths take in one batch. rows: texts of one batch, unbounded until memory runs out.
-
-    It follows from the batches alone, so an interrupted run forms the same ones again wherever
-    memory suffices for the first.
+    """How much one batch may hold. It follows from the batches before alone, so an interrupted run
+    forms the same ones again wherever memory suffices for the first.
     """
 
     tokens: int
+    """Of a batch; twice as many after each that fitted. One that did not fit halves it, for good.
+    """
+
     most: int
+    """Where doubling ends."""
+
     cost: Callable[[Sequence[int]], int] = sum
+    """The tokens that texts of given lengths take in one batch. ``len``: texts are counted."""
+
     rows: int = 2**31
+    """Texts of a batch, unbounded until memory runs out."""
 
     def fits(self, lengths: Sequence[int]) -> bool:
-        """See ``Limit``."""
+        """Whether texts of these lengths, longest first, may stand in one batch."""
         return len(lengths) <= self.rows and self.cost(lengths) <= self.tokens
 
     def grow(self) -> None:
-        """See ``Limit``."""
+        """A batch was done."""
         self.tokens = min(self.most, 2 * self.tokens)
 
     def shrink(self, lengths: Sequence[int]) -> None:
-        """See ``Limit``."""
+        """A batch of these lengths ran out of memory."""
         self.tokens = self.most = max(1, self.cost(lengths) // 2)
         self.rows = max(1, len(lengths) // 2)
 
 
-class Batches(Generic[T]):
-    """Hands out pairs (item, token ids) longest first, so that the worst batch comes first.
+def texts_budget(texts: int) -> Budget:
+    """So many texts, whatever their length."""
+    return Budget(texts, texts, len)
 
-    A text that is over the limit by itself stands alone. is_done: tells items that need no answer.
-    They keep their places, so that the other batches are what they would be without them; a batch
-    that holds nothing else is left out.
+
+def run_in_batches(
+    items: Sequence[tuple[Q, list[int]]],
+    run: Callable[[Sequence[tuple[Q, list[int]]]], list[A]],
+    budget: Budget,
+    done: Collection[str],
+    where: str,
+    is_fixed: bool,
+) -> Iterator[A]:
+    """What ``run`` answers to pairs of a request and its token ids, longest first, so that the
+    worst batch comes first. A text that is over the budget by itself stands alone.
+
+    done: ids of requests that need no answer. They keep their places, so that the other batches are
+    what they would be without them; a batch that holds nothing else is left out. where: what an
+    error is said of. is_fixed: batches must not shrink.
+
+    Raises:
+        ModelOutputError: one text alone, or a batch of fixed size, runs out of memory.
     """
-
-    def __init__(
-        self,
-        items: Sequence[tuple[T, list[int]]],
-        limit: Limit,
-        is_done: Callable[[T], bool] = lambda _: False,
-    ) -> None:
-        # A stable order: the same requests always form the same batches.
-        self._waiting = sorted(items, key=lambda item: -len(item[1]))
-        self._limit = limit
-        self._is_done = is_done
-
-    def next(self) -> list[tuple[T, list[int]]]:
-        """The next batch; empty when all is done."""
-        while self._waiting:
-            batch, self._waiting = self._take()
-            if not all(self._is_done(item) for item, _ in batch):
-                return batch
-            self._limit.grow()  # as it did when this batch was run
-        return []
-
-    def _take(self) -> tuple[list[tuple[T, list[int]]], list[tuple[T, list[int]]]]:
+    # A stable order: the same requests always form the same batches.
+    waiting = sorted(items, key=lambda item: -len(item[1]))
+    while waiting:
         lengths: list[int] = []
-        for _, ids in self._waiting:
-            if lengths and not self._limit.fits([*lengths, len(ids)]):
+        for _, ids in waiting:
+            if lengths and not budget.fits([*lengths, len(ids)]):
                 break
             lengths.append(len(ids))
-        return self._waiting[: len(lengths)], self._waiting[len(lengths) :]
-
-    def fitted(self) -> None:
-        """The last batch is done."""
-        self._limit.grow()
-
-    def halve(self, failed: Sequence[tuple[T, list[int]]]) -> None:
-        """Put a batch that did not fit back and use half its size from here on."""
-        self._waiting = [*failed, *self._waiting]
-        self._limit.shrink([len(ids) for _, ids in failed])
+        batch = waiting[: len(lengths)]
+        answers: list[A] = []
+        if not all(request.id in done for request, _ in batch):
+            try:
+                with torch.no_grad():  # quanto's 4-bit tensors fail in inference mode
+                    answers = run(batch)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if is_fixed or len(batch) == 1:
+                    hint = "use --batch-size auto" if len(batch) > 1 else _HINT
+                    raise ModelOutputError(
+                        f"{where}: out of memory with {len(batch)} texts in a batch; {hint}"
+                    ) from None
+                log.warning("out of memory with %d texts in a batch; halving it", len(batch))
+                budget.shrink(lengths)
+                continue
+        budget.grow()  # as it did when a batch that is done was run
+        waiting = waiting[len(lengths) :]
+        yield from (answer for answer in answers if answer.id not in done)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether there was too little memory: torch has a class for it in its own allocator on CUDA,
     and messages where CUDA itself, a library of it or the CPU's allocator failed.
     """
-    import torch
-
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)
 
 
-def batch_key(rows: Sequence[list[int]]) -> bytes:
-    """Tells batches of token ids apart, their order included."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(len(row).to_bytes(8, "little") + array("q", row).tobytes())
-    return digest.digest()
+def layer_configs(config: Any) -> list[Any]:
+    """The config of each layer. Where layers differ (Gemma 4), transformers refuses to be asked for
+    the model as a whole.
+    """
+    if getattr(config, "is_heterogeneous", False):
+        return list(config.per_layer_config)
+    return [config] * (getattr(config, "num_hidden_layers", None) or 1)
+
+
+def cached_bytes(config: Any, itemsize: int) -> int:
+    """Bytes of keys and values that one token takes in all layers."""
+    total = 0
+    for layer in layer_configs(config):
+        heads = getattr(layer, "num_attention_heads", None) or 1
+        kept = getattr(layer, "num_key_value_heads", None) or heads
+        hidden = getattr(layer, "hidden_size", None) or 1024
+        total += 2 * kept * (getattr(layer, "head_dim", None) or hidden // heads) * itemsize
+    return int(total)
+
+
+def generation_budget(model: Any, device: str) -> Budget:
+    """Places that rows have in the cache beside the shared prefix: as many each as the longest row
+    needs with its new tokens. On CPU from the model's sizes, not from the memory that is free, so
+    that the same command forms the same batches.
+    """
+    if device == "cpu":
+        weights = sum(p.numel() * p.element_size() for p in model.parameters())
+        room = int(_CPU_CACHE + 0.15 * weights)
+    else:
+        free, _ = torch.cuda.mem_get_info(device)
+        # What earlier tasks took and torch keeps for reuse is free too: else a task's batches would
+        # depend on which tasks this process had run before it.
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        room = int(0.6 * free)
+    config = model.config.get_text_config()
+    most = max(1, room // cached_bytes(config, model.dtype.itemsize))
+    if device == "cpu":
+        return Budget(most, most)
+    power = 2 ** (most.bit_length() - 1)  # the same from run to run, whatever else is there
+    return Budget(max(1, power // 4), power)
+
+
+def padded_budget(model: Any, device: str) -> Budget:
+    """For transformers' ``generate``, which pads rows and copies the cache at each step."""
+    found = generation_budget(model, device)
+    most = max(1, min(found.most // 2, 16_384 if device == "cpu" else 131_072))
+    return Budget(min(found.tokens, most), most, padded)
+
+
+def scoring_budget(device: str) -> Budget:
+    """Tokens of a padded batch whose logits never stand whole in memory."""
+    if device == "cpu":
+        return Budget(_CPU_SCORED, _CPU_SCORED, padded)
+    return Budget(8192, 131_072, padded)
+
+
+def whole_budget(vocabulary: int, device: str) -> Budget:
+    """Tokens of a padded batch whose logits do: 1 GiB of float32 on CPU, 8 GiB on a GPU."""
+    most = max(1, (2**30 if device == "cpu" else 2**33) // (4 * vocabulary))
+    return Budget(most, most, padded)

@@ -4,64 +4,140 @@ without padding, and a row that has ended leaves its batch.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 
+from unlearnbench.errors import ModelOutputError
+from unlearnbench.models.batches import Budget, generation_budget, padded
 from unlearnbench.models.packed_rows import Packed, Prefix, RowCache, Step, attending
+from unlearnbench.models.tokens import Tokens
+from unlearnbench.requests import Generate, Generated, Sampling, cut_at_stop
+from unlearnbench.util.explain import explain
 
 _PACKED_TOKENS = {"cpu": 2048, "cuda": 16_384}
+# Running a shorter prefix apart saves less than it costs.
+_LEAST_PREFIX = 16
 
 
-def common_prefix(rows: Sequence[Sequence[int]]) -> int:
+def shared_prefix(rows: Sequence[Sequence[int]]) -> int:
     """How many token ids all rows begin with, at least one less than the shortest has: the last
-    token of each has to be run for what follows it.
+    token of each has to be run for what follows it. 0 where running them apart would not pay.
 
     Example:
-        >>> common_prefix([[1, 2, 3, 4], [1, 2, 5]])
-        2
+        >>> shared_prefix([[*range(20), 3, 4], [*range(20), 5]]), shared_prefix([[1, 2], [1, 3]])
+        (20, 0)
     """
+    if len(rows) < 2:
+        return 0
     low, high = min(map(list, rows)), max(map(list, rows))
     shared = 0
     while shared < min(len(low), len(high)) and low[shared] == high[shared]:
         shared += 1
-    return min(shared, min(map(len, rows)) - 1)
+    shared = min(shared, min(map(len, rows)) - 1)
+    return shared if shared >= _LEAST_PREFIX else 0
 
 
 class Choose(Protocol):
     """Picks the next token of each row."""
 
     def choose(self, logits: torch.Tensor, rows: Sequence[int]) -> list[int]:
-        """See ``decoding.Chooser``."""
+        """logits: (len(rows), vocabulary), any float dtype. rows: which of the batch they are of.
+
+        Raises:
+            ModelOutputError: a logit is NaN or infinite.
+        """
+
+
+class Chooser:
+    """Greedy decoding, or sampling by the Gumbel-max trick: argmax(logits / T + Gumbel noise) ~
+    softmax(logits / T). The noise of each row depends on the seed and the request's id alone, so an
+    answer does not depend on the batch that it was computed in.
+    """
+
+    def __init__(self, names: Sequence[str], where: str, sampling: Sampling | None) -> None:
+        self._names, self._where, self._sampling = names, where, sampling
+        self._generators = [_generator(sampling.seed, n) for n in names] if sampling else []
+
+    def choose(self, logits: torch.Tensor, rows: Sequence[int]) -> list[int]:
+        """See ``Choose``."""
+        chosen: list[int] = self.scores(logits.float(), rows).argmax(dim=-1).tolist()
+        return chosen
+
+    def scores(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+        """The next tokens are those with the largest of these.
+
+        Raises:
+            ModelOutputError: a logit is NaN or infinite. The argmax of NaN is some token: without
+                this a broken model would score as one that forgot.
+        """
+        bad = ~logits.isfinite().all(dim=-1)
+        if bool(bad.any()):
+            name = self._names[rows[int(bad.nonzero()[0])]]
+            raise ModelOutputError(not_finite(f"{name} at {self._where}"))
+        if self._sampling is None:
+            return logits
+        kept = logits / self._sampling.temperature
+        if 0 < self._sampling.top_k < kept.shape[-1]:
+            floor = kept.topk(self._sampling.top_k, dim=-1).values[:, -1:]
+            kept = kept.masked_fill(kept < floor, float("-inf"))
+        # Exponential draws are -log(uniform) without a zero to take the logarithm of.
+        draws = [
+            torch.empty(kept.shape[-1]).exponential_(generator=self._generators[row])
+            for row in rows
+        ]
+        return kept - torch.stack(draws).to(kept.device).log()
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{name}".encode(errors="surrogatepass")).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def not_finite(where: str) -> str:
+    """What is said of logits that no score can be made of."""
+    return (
+        f"{where}: the model's logits are NaN or infinite; no score can be given. Try --dtype "
+        "fp32; if that fails too, the checkpoint is broken"
+    )
 
 
 @dataclass(frozen=True)
-class Stops:
-    """Where a row ends: at an id of ``ends``, which is not kept, once ``found`` says so of the
-    tokens so far, or after ``most`` tokens.
-    """
+class Ending:
+    """Where a row ends."""
 
-    ends: frozenset[int]
+    ids: frozenset[int]
+    """At one of these tokens, which is not kept."""
+
     found: Callable[[Sequence[int]], bool]
+    """Or once this says so of the tokens so far."""
+
     most: int
+    """Or after so many tokens."""
 
 
 @dataclass
 class _Batch:
-    """Rows under way. alive: which rows of the batch, in the order of the cache's. lengths: how
-    many own tokens each of these has in the cache.
-    """
+    """Rows under way."""
 
     cache: RowCache
+
     alive: list[int]
+    """Which rows of the batch, in the order of the cache's."""
+
     lengths: list[int]
+    """How many own tokens each of these has in the cache."""
+
     tokens: list[list[int]] = field(default_factory=list)
+    """New ones of each row of the batch."""
 
 
 class Continuer:
-    """Runs a model whose attention is ordinary (see ``fitting``)."""
+    """Runs a model whose attention is ordinary (see ``packable``)."""
 
     def __init__(self, model: Any, device: str) -> None:
         self.model, self.device = model, device
@@ -75,19 +151,23 @@ class Continuer:
         return cache
 
     def continue_rows(
-        self, shared: RowCache, start: int, rows: Sequence[Sequence[int]], how: tuple[Choose, Stops]
+        self,
+        shared: RowCache,
+        start: int,
+        rows: Sequence[Sequence[int]],
+        choose: Choose,
+        ending: Ending,
     ) -> list[list[int]]:
         """New tokens of each row. start: length of the prefix, without which ``rows`` are given.
 
         Raises:
             ModelOutputError: see ``Choose``.
         """
-        choose, stops = how
         batch = _Batch(shared.begin(), [*range(len(rows))], [*map(len, rows)], [[] for _ in rows])
-        logits = torch.cat([*self._run_prompts(batch.cache, start, rows, stops.most)])
+        logits = torch.cat([*self._run_prompts(batch.cache, start, rows, ending.most)])
         while True:
             chosen = choose.choose(logits, batch.alive)
-            chosen = self._leave(batch, chosen, stops)
+            chosen = self._leave(batch, chosen, ending)
             if not batch.alive:
                 return batch.tokens
             logits = self._step(batch, start, chosen)
@@ -108,15 +188,15 @@ class Continuer:
             cache.phase = Packed(parts, len(rows), room)
             yield self._forward(cache, ids, places, [end - 1 for _, _, end in parts])
 
-    def _leave(self, batch: _Batch, chosen: Sequence[int], stops: Stops) -> list[int]:
+    def _leave(self, batch: _Batch, chosen: Sequence[int], ending: Ending) -> list[int]:
         """Keep the tokens; rows that end leave. Returns the tokens of the rows that stay."""
         left = list(chosen)
         for at in reversed(range(len(left))):
             tokens = batch.tokens[batch.alive[at]]
-            ended = left[at] in stops.ends
+            ended = left[at] in ending.ids
             if not ended:
                 tokens.append(left[at])
-                ended = len(tokens) >= stops.most or stops.found(tokens)
+                ended = len(tokens) >= ending.most or ending.found(tokens)
             if ended:  # the last row takes its place
                 batch.cache.drop(at, len(left) - 1)
                 for column in (batch.alive, batch.lengths, left):
@@ -155,32 +235,6 @@ class Continuer:
         return logits[0]
 
 
-class SharedStart:
-    """The token ids that prompts begin with, run when the first of them is."""
-
-    def __init__(self, continuer: Continuer, ids: Sequence[int]) -> None:
-        self._continuer, self._ids = continuer, ids
-        self._cache: RowCache | None = None
-
-    @property
-    def length(self) -> int:
-        """In tokens."""
-        return len(self._ids)
-
-    def continue_rows(
-        self, rows: Sequence[Sequence[int]], choose: Choose, stops: Stops
-    ) -> list[list[int]]:
-        """New tokens of each row; ``rows`` are whole prompts.
-
-        Raises:
-            ModelOutputError: see ``Choose``.
-        """
-        if self._cache is None:
-            self._cache = self._continuer.run_prefix(self._ids)
-        own = [row[self.length :] for row in rows]
-        return self._continuer.continue_rows(self._cache, self.length, own, (choose, stops))
-
-
 def _groups(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
     """Neighbouring rows of at most ``most`` tokens together, or a longer one alone."""
     group: list[int] = []
@@ -192,3 +246,51 @@ def _groups(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
         group.append(row)
         taken += length
     yield group
+
+
+class PackedPrompts:
+    """Prompts of one kind, continued in rows without padding. What all begin with is run once, when
+    the first batch is.
+    """
+
+    def __init__(
+        self,
+        continuer: Continuer,
+        tokens: Tokens,
+        where: str,
+        prompts: Sequence[tuple[Generate, list[int]]],
+    ) -> None:
+        self._continuer, self._tokens, self._where = continuer, tokens, where
+        self._new = prompts[0][0].max_new_tokens
+        rows = [ids for _, ids in prompts]
+        self._start = rows[0][: shared_prefix(rows)]
+        self._cache: RowCache | None = None
+
+    def budget(self) -> Budget:
+        """Of a batch."""
+        found = generation_budget(self._continuer.model, self._continuer.device)
+        shared = len(self._start)
+        # Keys and values of a batch have one shape, so each row takes what the longest does.
+        found.cost = lambda lengths: padded([n - shared + self._new for n in lengths])
+        said = f"a prefix of {shared} tokens run once" if shared else "no prefix"
+        explain(f"generation in rows without padding, {said}, {found.most:,} tokens a batch")
+        return found
+
+    def run(self, batch: Sequence[tuple[Generate, list[int]]]) -> list[Generated]:
+        """Answers to some of them.
+
+        Raises:
+            ModelOutputError: see ``Choose``.
+        """
+        first = batch[0][0]
+        chooser = Chooser([request.id for request, _ in batch], self._where, first.sampling)
+        stopped = partial(self._tokens.stopped, first)
+        ending = Ending(frozenset(self._tokens.ends), stopped, self._new)
+        if self._cache is None:
+            self._cache = self._continuer.run_prefix(self._start)
+        own = [ids[len(self._start) :] for _, ids in batch]
+        found = self._continuer.continue_rows(self._cache, len(self._start), own, chooser, ending)
+        return [
+            Generated(request.id, cut_at_stop(self._tokens.decode(row), request.stop), len(row))
+            for (request, _), row in zip(batch, found, strict=True)
+        ]

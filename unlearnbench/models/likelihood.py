@@ -4,127 +4,163 @@ time, so that a matrix of (tokens, vocabulary) never exists whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from unlearnbench.errors import ModelOutputError
-from unlearnbench.models.batches import Budget, is_out_of_memory
-from unlearnbench.models.budget import scoring_budget, whole_budget
-from unlearnbench.models.decoding import token_statistics
+from unlearnbench.models.batches import (
+    Budget,
+    is_out_of_memory,
+    scoring_budget,
+    texts_budget,
+    whole_budget,
+)
+from unlearnbench.models.generation import not_finite
+from unlearnbench.models.rounding import mixes_rows
+from unlearnbench.models.tokens import Tokens
+from unlearnbench.requests import Score, Scored
 from unlearnbench.util.explain import explain
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+Figures: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
-_CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**29}
+_CHUNK_BYTES = 2**21
+_HEAD_BYTES = {"cpu": 2**26, "cuda": 2**29}
 # Both sides are the same products; a chunk may only be summed in another order.
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
-
-Finish = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Head:
-    """A model in two parts: ``states`` gives the last layer's states, ``finish(linear(states))``
-    the logits, ``vocabulary`` of them.
+    """A model in two parts, the second of which runs on a few positions at a time."""
+
+    states: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    """(token ids, mask) -> the last layer's states, (rows, tokens, width), or, where a model cannot
+    be taken apart, its logits.
     """
 
-    body: Any
-    linear: Any
-    finish: Finish
+    logits: Callable[[torch.Tensor], torch.Tensor]
+    """Logits of shape (n, vocabulary) from states of shape (n, width)."""
+
     vocabulary: int
 
-    def budget(self, device: str) -> Budget:
-        """Tokens of a batch."""
-        return scoring_budget(device)
+    is_whole: bool = False
+    """``states`` are logits."""
 
-    def states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """The last layer's, (rows, tokens, width). Without the mask: under causal attention no
-        token sees the padding that follows it, and the fast kernels take none. (Where layers choose
-        what to round from all rows of a pass, texts come one at a time.)
+    def budget(self, model: Any, device: str) -> Budget:
+        """Tokens of a batch. model: the one of which this is the head."""
+        if mixes_rows(model):
+            explain("scoring: one text at a time, because others beside it would move its rounding")
+            return texts_budget(1)
+        found = whole_budget(self.vocabulary, device) if self.is_whole else scoring_budget(device)
+        explain(f"scoring: up to {found.most:,} tokens a batch, a longer text alone")
+        return found
+
+    def score(
+        self, tokens: Tokens, device: str, where: str, batch: Sequence[tuple[Score, list[int]]]
+    ) -> list[Scored]:
+        """Figures of each text.
+
+        Raises:
+            ModelOutputError: a logit is NaN or infinite.
         """
-        states: torch.Tensor = self.body(input_ids=ids, use_cache=False).last_hidden_state
-        return states
+        ids, mask = tokens.tensors([row for _, row in batch], device, left=False)
+        states = self.states(ids, mask)
+        answers = []
+        for i, (request, row) in enumerate(batch):
+            n = len(row) - 1
+            named = f"{request.id} at {where}"
+            figures = self.statistics(states[i, :n], ids[i, 1 : n + 1], named)
+            answers.append(Scored(request.id, *figures))
+        return answers
 
-    def logits(self, states: torch.Tensor) -> torch.Tensor:
-        """Logits of shape (n, vocabulary) from states of shape (n, width)."""
-        return self.finish(self.linear(states))
-
-    def statistics(
-        self, states: torch.Tensor, targets: torch.Tensor, where: str
-    ) -> tuple[NDArray[np.float64], ...]:
+    def statistics(self, states: torch.Tensor, targets: torch.Tensor, where: str) -> Figures:
         """As ``token_statistics``, from states of shape (n, width).
 
         Raises:
             ModelOutputError: a logit is NaN or infinite.
         """
-        size = _CHUNK_BYTES.get(states.device.type, 2**26)
+        if self.is_whole:
+            return token_statistics(states, targets, where)
+        size = _HEAD_BYTES.get(states.device.type, 2**26)
         rows = max(1, size // (states.element_size() * self.vocabulary))
-        parts = [
-            token_statistics(self.logits(part), target, where)
-            for part, target in zip(states.split(rows), targets.split(rows), strict=True)
-        ]
-        return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+        own, mean, std = zip(
+            *(
+                token_statistics(self.logits(part), target, where)
+                for part, target in zip(states.split(rows), targets.split(rows), strict=True)
+            ),
+            strict=True,
+        )
+        return np.concatenate(own), np.concatenate(mean), np.concatenate(std)
 
 
-@dataclass(frozen=True)
-class WholeLogits:
-    """The same figures from a model's own logits, where it cannot be taken apart."""
-
-    model: Any
-    vocabulary: int
-
-    def budget(self, device: str) -> Budget:
-        """Tokens of a batch."""
-        return whole_budget(self.vocabulary, device)
-
-    def states(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Logits of shape (rows, tokens, vocabulary).
-
-        Raises:
-            ModelOutputError: the model gives others.
-        """
-        logits: torch.Tensor = self.model(
-            input_ids=ids, attention_mask=mask, use_cache=False
-        ).logits
-        if logits.shape[:2] != ids.shape:
-            raise ModelOutputError(
-                f"the model gives logits for {logits.shape[1]} positions of {ids.shape[1]} tokens"
-            )
-        return logits
-
-    def statistics(
-        self, states: torch.Tensor, targets: torch.Tensor, where: str
-    ) -> tuple[NDArray[np.float64], ...]:
-        """See ``token_statistics``."""
-        return token_statistics(states, targets, where)
-
-
-def find_head(model: Any, ids: torch.Tensor) -> Head | WholeLogits:
+def find_head(model: Any, ids: torch.Tensor) -> Head:
     """Take a model apart, and hold the parts against the whole on ``ids``, (1, a few tokens)."""
-    found = _try_parts(model, ids)
-    if isinstance(found, str):
-        explain(f"scoring from the model's whole logits: {found}")
-        return WholeLogits(model, int(model.config.get_text_config().vocab_size))
-    explain("scoring from hidden states, with the output head on a few positions at a time")
-    return found
-
-
-def _try_parts(model: Any, ids: torch.Tensor) -> Head | str:
     try:
         head = _parts(model)
-        if head.states(ids, ids).shape[:2] != ids.shape:
-            return "its body does not give a state for each token"
-        own = head.logits(head.states(ids, ids)[0])
-        whole = model(input_ids=ids, use_cache=False).logits[0]
+        reason = _compare(head, model, ids)
     except Exception as error:  # whatever is missing in an unusual model, its own forward is there
         if is_out_of_memory(error):
             raise
-        return f"its parts are not where others have them ({type(error).__name__})"
+        reason = f"its parts are not where others have them ({type(error).__name__})"
+    if reason is None:
+        explain("scoring from hidden states, with the output head on a few positions at a time")
+        return head
+
+    def whole(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        if found.shape[:2] != ids.shape:
+            raise ModelOutputError(
+                f"the model gives logits for {found.shape[1]} positions of {ids.shape[1]} tokens"
+            )
+        return found
+
+    explain(f"scoring from the model's whole logits: {reason}")
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    return Head(whole, lambda logits: logits, vocabulary, is_whole=True)
+
+
+def _parts(model: Any) -> Head:
+    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = whole.config.get_text_config()
+    body, linear = whole.get_decoder(), whole.get_output_embeddings()
+    if body is whole:
+        raise AttributeError("the decoder is the model itself")
+    # What some models do to logits behind the head: Gemma 2 bounds them, Cohere and Granite scale
+    # them. The comparison with the whole shows whether that was all.
+    cap = getattr(config, "final_logit_softcapping", None)
+    factor = getattr(config, "logit_scale", None)
+    divisor = getattr(config, "logits_scaling", None)
+
+    def states(ids: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        # Without the mask: under causal attention no token sees the padding that follows it, and
+        # the fast kernels take none. (Where layers choose what to round from all rows of a pass,
+        # texts come one at a time.)
+        found: torch.Tensor = body(input_ids=ids, use_cache=False).last_hidden_state
+        return found
+
+    def logits(states: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = linear(states)
+        if cap is not None:
+            return cap * torch.tanh(found / cap)
+        if factor is not None:
+            return found * factor
+        return found if divisor is None else found / divisor
+
+    return Head(states, logits, int(config.vocab_size))
+
+
+def _compare(head: Head, model: Any, ids: torch.Tensor) -> str | None:
+    """Why the parts do not make the whole."""
+    states = head.states(ids, ids)
+    if states.shape[:2] != ids.shape:
+        return "its body does not give a state for each token"
+    own = head.logits(states[0])
+    whole = model(input_ids=ids, use_cache=False).logits[0]
     if own.shape != whole.shape:
         return "its head gives other logits than the model"
     if not bool(whole.isfinite().all()):  # said with the sample's name when it is scored
@@ -134,29 +170,41 @@ def _try_parts(model: Any, ids: torch.Tensor) -> Head | str:
     apart = float((own.float() - whole.float().to(own.device)).abs().max())
     if not apart <= _TOLERANCE.get(whole.dtype, 1e-5) * scale:  # NaN is no agreement
         return "its forward changes the head's logits"
-    return head
+    return None
 
 
-def _parts(model: Any) -> Head:
-    whole = model.get_base_model() if hasattr(model, "get_base_model") else model
-    config = whole.config.get_text_config()
-    body = whole.get_decoder()
-    if body is whole:
-        raise AttributeError("the decoder is the model itself")
-    return Head(body, whole.get_output_embeddings(), _finish(config), int(config.vocab_size))
+def token_statistics(logits: torch.Tensor, targets: torch.Tensor, where: str) -> Figures:
+    """Log-probability of each target, and mean and spread of log p over the vocabulary.
 
+    logits: shape (n, vocabulary), any float dtype, computed on in float32. targets: shape (n,).
+    Returns three arrays of shape (n,), natural logarithms.
 
-def _finish(config: Any) -> Finish:
-    """What some models do to logits behind the head: Gemma 2 bounds them, Cohere and Granite scale
-    them. ``find_head`` checks the result.
+    Raises:
+        ModelOutputError: a logit is NaN or infinite.
     """
-    cap = getattr(config, "final_logit_softcapping", None)
-    factor = getattr(config, "logit_scale", None)
-    divisor = getattr(config, "logits_scaling", None)
-    if cap is not None:
-        return lambda logits: cap * torch.tanh(logits / cap)
-    if factor is not None:
-        return lambda logits: logits * factor
-    if divisor is not None:
-        return lambda logits: logits / divisor
-    return lambda logits: logits
+    # So many rows that the passes over them find them in the processor's cache; a GPU takes more.
+    size = _CHUNK_BYTES if logits.device.type == "cpu" else 64 * _CHUNK_BYTES
+    rows = max(1, size // (4 * logits.shape[-1]))
+    pairs = zip(logits.split(rows), targets.split(rows), strict=True)
+    own, mean, std = torch.cat([_statistics(*pair) for pair in pairs], dim=1).cpu().numpy()
+    if not np.isfinite(mean).all():
+        raise ModelOutputError(not_finite(where))
+    return own, mean, std
+
+
+def _statistics(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Own, mean and std of log p, (3, n) in float64; mean is not finite where a logit is not.
+
+    With x = logit - largest and Z = sum e^x: log p = x - log Z, so mean = E[x] - log Z and the
+    variance is E[x^2] - E[x]^2. Near a sure token both terms are small, so nothing cancels.
+    """
+    x = logits.float()
+    x = x.sub_(x.amax(dim=-1, keepdim=True)) if x is not logits else x - x.amax(-1, keepdim=True)
+    own = x.gather(1, targets.to(x.device)[:, None])[:, 0].double()
+    p = x.exp()
+    total = p.sum(dim=-1).double()
+    p.mul_(x)
+    first = p.sum(dim=-1).double() / total
+    second = torch.linalg.vecdot(p, x).double() / total
+    spread = (second - first.square()).clamp(min=0).sqrt()
+    return torch.stack([own - total.log(), first - total.log(), spread])

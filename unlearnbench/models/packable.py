@@ -1,18 +1,18 @@
-"""Which models can be run in rows without padding: those whose logits stay what they are."""
+"""Which models and prompts may be run in rows without padding: those whose logits stay what they
+are. And where positions change with the length of a text (LongRoPE).
+"""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from unlearnbench.models.batches import is_out_of_memory
-from unlearnbench.models.budget import layer_configs
-from unlearnbench.models.generation import Continuer, Stops
-from unlearnbench.models.longrope import turning_points
+from unlearnbench.models.batches import is_out_of_memory, layer_configs
+from unlearnbench.models.generation import Continuer, Ending
 from unlearnbench.models.rounding import rounds_to_bf16, unrounded
 
 _LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -117,8 +117,8 @@ def _try(continuer: Continuer, model: Any, ids: Sequence[int]) -> str | None:
     few = unlike_tokens(ids, int(model.config.get_text_config().vocab_size))
     shared, rows = few[:4], [few[4:6], few[5:11], few[8:11]]
     forced = _Forced([few[:3], few[3:6], few[6:9]], [[], [], []])
-    stops = Stops(frozenset(), lambda _: False, 3)
-    continuer.continue_rows(continuer.run_prefix(shared), len(shared), rows, (forced, stops))
+    ending = Ending(frozenset(), lambda _: False, 3)
+    continuer.continue_rows(continuer.run_prefix(shared), len(shared), rows, forced, ending)
     for row, given, logits in zip(rows, forced.tokens, forced.seen, strict=True):
         whole = torch.tensor([[*shared, *row, *given[:2]]], device=continuer.device)
         own = model(input_ids=whole, use_cache=False).logits[0, -3:].float()
@@ -128,3 +128,32 @@ def _try(continuer: Continuer, model: Any, ids: Sequence[int]) -> str | None:
         if moves_logits(own, found, model):
             return "its attention gives other logits when prompts are run together"
     return None
+
+
+def turning_points(config: Any) -> tuple[int, ...]:
+    """Lengths in tokens up to which LongRoPE's short factors hold, as in Phi-3 with a context of
+    128k; none for other models. One pass beyond such a length turns every position of every row in
+    it to other factors.
+
+    Source: arXiv 2402.13753; transformers' ``dynamic_rope_update``.
+    """
+    stated = getattr(config, "rope_parameters", None) or {}
+    parts = [stated, *(part for part in stated.values() if isinstance(part, Mapping))]
+    found = [
+        part.get("original_max_position_embeddings")
+        for part in parts
+        if part.get("rope_type") == "longrope"
+    ]
+    return tuple(sorted({length for length in found if isinstance(length, int)}))
+
+
+def side_of(points: tuple[int, ...], length: int, new: int) -> tuple[int, ...]:
+    """Where a text of ``length`` tokens and ``new`` further ones lies: for each point 0 before it,
+    1 crossing it while it is continued, 2 beyond it. Texts of one side may be run together; those
+    that cross a point run alone.
+
+    Example:
+        >>> side_of((4096,), 4000, 32), side_of((4096,), 4000, 128), side_of((), 4000, 128)
+        ((0,), (1,), ())
+    """
+    return tuple((length > point) + (length + new > point) for point in points)

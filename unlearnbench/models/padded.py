@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from unlearnbench.models.decoding import logits_processors, stopping_criteria
+import torch
+from transformers import LogitsProcessorList, StoppingCriteriaList
+
+from unlearnbench.models.batches import Budget, padded, padded_budget, texts_budget
+from unlearnbench.models.generation import Chooser
+from unlearnbench.models.packable import moves_logits, unlike_tokens
+from unlearnbench.models.rounding import unrounded
 from unlearnbench.models.tokens import Tokens
-from unlearnbench.requests import Generate, Generated, cut_at_stop
+from unlearnbench.requests import Generate, Generated
 
 
 def padding_moves(model: Any, tokens: Tokens, ids: Sequence[int]) -> bool:
     """Whether a prompt's first logits are others beside a longer prompt: a model without a mask
     (RWKV) reads the padding as text.
     """
-    import torch
-
-    from unlearnbench.models.packable import moves_logits, unlike_tokens
-    from unlearnbench.models.rounding import unrounded
-
     few = unlike_tokens(ids, tokens.vocabulary)
     with torch.no_grad(), unrounded(model):
         alone = _first_logits(model, tokens, [few[:7]])[0]
@@ -28,7 +29,7 @@ def padding_moves(model: Any, tokens: Tokens, ids: Sequence[int]) -> bool:
     return moves_logits(alone, beside, model)
 
 
-def _first_logits(model: Any, tokens: Tokens, rows: Sequence[list[int]]) -> Any:
+def _first_logits(model: Any, tokens: Tokens, rows: Sequence[list[int]]) -> torch.Tensor:
     ids, mask = tokens.tensors(rows, str(model.device), left=True)
     output = model.generate(
         input_ids=ids,
@@ -37,37 +38,48 @@ def _first_logits(model: Any, tokens: Tokens, rows: Sequence[list[int]]) -> Any:
         output_logits=True,
         return_dict_in_generate=True,
     )
-    return output.logits[0].float()
+    logits: torch.Tensor = output.logits[0]
+    return logits.float()
 
 
-def generate_padded(
-    model: Any, tokens: Tokens, precision: str, batch: Sequence[tuple[Generate, list[int]]]
-) -> list[Generated]:
-    """Answers to one batch of requests of one kind, padded on the left.
+class PaddedPrompts:
+    """Prompts of one kind, padded on the left."""
 
-    Raises:
-        ModelOutputError: non-finite logits; names the sample and ``precision``.
-    """
-    first = batch[0][0]
-    names = [request.id for request, _ in batch]
-    ids, mask = tokens.tensors([row for _, row in batch], str(model.device), left=True)
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=first.max_new_tokens,
-        logits_processor=logits_processors(names, precision, first.sampling),
-        stopping_criteria=stopping_criteria(first.stop, ids.shape[1], tokens.decode),
-    )
-    rows = output[:, ids.shape[1] :].tolist()
-    return [cut_answer(tokens, r, row) for (r, _), row in zip(batch, rows, strict=True)]
+    def __init__(self, model: Any, tokens: Tokens, where: str) -> None:
+        self._model, self._tokens, self._where = model, tokens, where
 
+    def budget(self, device: str, new: int, alone: bool) -> Budget:
+        """Of a batch of prompts that ``new`` tokens follow. alone: others would move its answer."""
+        if alone:
+            return texts_budget(1)
+        found = padded_budget(self._model, device)
+        found.cost = lambda lengths: padded([n + new for n in lengths])
+        return found
 
-def cut_answer(tokens: Tokens, request: Generate, row: list[int]) -> Generated:
-    """A row of ``generate`` up to where it ended, whatever its neighbours made the batch add."""
-    ends = [at for at, token in enumerate(row) if token in tokens.ends]
-    kept = row[: min(ends, default=len(row))]
-    for n in range(1, len(kept) + 1) if request.stop else ():
-        if tokens.stopped(request, kept[:n]):
-            kept = kept[:n]
-            break
-    return Generated(request.id, cut_at_stop(tokens.decode(kept), request.stop), len(kept))
+    def run(self, batch: Sequence[tuple[Generate, list[int]]]) -> list[Generated]:
+        """Answers to some of them.
+
+        Raises:
+            ModelOutputError: non-finite logits; names the sample.
+        """
+        first, names = batch[0][0], [request.id for request, _ in batch]
+        rows = [row for _, row in batch]
+        ids, mask = self._tokens.tensors(rows, str(self._model.device), left=True)
+        width, chooser = ids.shape[1], Chooser(names, self._where, first.sampling)
+
+        def processed(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            return chooser.scores(scores, range(len(names)))
+
+        def stopped(ids: torch.Tensor, _: object, **__: object) -> torch.Tensor:
+            done = [self._tokens.stopped(first, row) for row in ids[:, width:].tolist()]
+            return torch.tensor(done, device=ids.device, dtype=torch.bool)
+
+        output = self._model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=first.max_new_tokens,
+            logits_processor=LogitsProcessorList([processed]),
+            stopping_criteria=StoppingCriteriaList([stopped] if first.stop else []),
+        )
+        found = output[:, width:].tolist()
+        return [self._tokens.answer(r, row) for (r, _), row in zip(batch, found, strict=True)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.requests import Generate, Generated, Score, Scored, cut_at_stop
-from unlearnbench.results import Checkpoint, Precision
+from unlearnbench.results import Checkpoint, Condition, ConditionOptions, kind_of_precision
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +44,11 @@ class ScriptedModel:
             weights_sha256=hashlib.sha256(script).hexdigest(),
             tokenizer_sha256=hashlib.sha256(b"words").hexdigest(),
         )
-        self.precision = Precision(name=precision, bits=32, scheme="scripted", backend="scripted")
+        self.condition = Condition(
+            name=precision,
+            kind=kind_of_precision(precision),
+            options=ConditionOptions(bits=32, scheme="scripted", backend="scripted"),
+        )
         self.device = "cpu"
         self.dtype = "fp32"
         self.config: dict[str, object] = {}

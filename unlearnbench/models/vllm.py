@@ -8,39 +8,36 @@ dequantized runs there, with the proof that it took effect.
 from __future__ import annotations
 
 import importlib.util
-import logging
 import math
+import os
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import ModelOutputError, OptionError, PrecisionError, one_line
-from unlearnbench.models.delegate import Delegate
+from unlearnbench.models.base import Delegate
 from unlearnbench.requests import Generate, Generated, Score, Scored
 
 if TYPE_CHECKING:
     from unlearnbench.checkpoints.source import Source
-    from unlearnbench.conditions.base import PrecisionSpec
     from unlearnbench.models.hf import HFModel
-
-log = logging.getLogger("unlearnbench")
 
 _AT_ONCE = 256  # requests of one call: what an interruption can cost
 _LEFT_FREE = 2 * 2**30  # bytes of a GPU, for scores and for what else runs there
 
 
-def require_vllm(source: Source, specs: Sequence[PrecisionSpec], kernel: str) -> None:
+def require_vllm(source: Source, kernels: Mapping[str, Collection[str]], kernel: str) -> None:
     """Raise before any weights are loaded where ``--backend vllm`` cannot run.
+
+    kernels: by condition, the ways in which it can run. kernel: the one that was asked for.
 
     Raises:
         OptionError: vLLM is not installed, or native kernels were asked for.
-        PrecisionError: a precision has no plain weights that would compute the same.
+        PrecisionError: a condition has no plain weights that would compute the same.
     """
     if importlib.util.find_spec("vllm") is None:
         raise OptionError("--backend vllm: vllm is not installed: pip install vllm")
-    kept = any(part.adapter_kept for part in source.parts)
-    if len(source.parts) > 1 or kept or source.stored is not None:
+    if len(source.parts) > 1 or source.parts[0].adapter_kept or source.stored is not None:
         raise OptionError(
             "--backend vllm runs one model with plain weights, which a pair of checkpoints, an "
             "adapter that is kept and a checkpoint that is quantized already are not; use "
@@ -48,11 +45,11 @@ def require_vllm(source: Source, specs: Sequence[PrecisionSpec], kernel: str) ->
         )
     if kernel == "native":
         raise OptionError("--backend vllm computes with plain weights; drop --quant-kernel native")
-    for spec in specs:
-        if spec.kernels and "dequantized" not in spec.kernels:
+    for name, possible in kernels.items():
+        if possible and "dequantized" not in possible:
             raise PrecisionError(
-                f"{spec.name} has no plain weights that compute the same, which --backend vllm "
-                "needs; run it with --backend hf"
+                f"{name} has no plain weights that compute the same, which --backend vllm needs; "
+                "run it with --backend hf"
             )
 
 
@@ -62,20 +59,27 @@ def open_vllm(own: HFModel) -> VllmModel:
     Raises:
         PrecisionError: vLLM cannot run this model.
     """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM
 
-    with tempfile.TemporaryDirectory(prefix="unlearnbench-") as scratch:
-        folder = Path(scratch)
+    options: dict[str, Any] = {"enforce_eager": True}  # compiling takes a CPU minutes
+    if own.device != "cpu":  # what is free beside the adapter's weights, as a share of the whole
+        import torch
+
+        free, total = torch.cuda.mem_get_info()
+        share = round(max(0.1, (free - _LEFT_FREE) / total), 3)
+        options = {"gpu_memory_utilization": share}
+    with tempfile.TemporaryDirectory(prefix="unlearnbench-") as folder:
         _save(own, folder)
         try:
             engine: Any = LLM(
-                model=str(folder),
+                model=folder,
                 dtype={"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[own.dtype],
                 # A checkpoint's own may forbid words, which would pass for forgetting.
                 generation_config="vllm",
                 trust_remote_code=False,
                 seed=0,
-                **_memory(own.device),
+                **options,
             )
         except Exception as error:  # vLLM fails in many ways, and none of them is ours
             raise PrecisionError(
@@ -84,28 +88,17 @@ def open_vllm(own: HFModel) -> VllmModel:
     return VllmModel(own, engine)
 
 
-def _save(own: HFModel, folder: Path) -> None:
+def _save(own: HFModel, folder: str) -> None:
     """The adapter's weights as an ordinary checkpoint."""
     network: Any = own.network
     if any(not parameter.is_floating_point() for parameter in network.parameters()):
-        raise PrecisionError(f"{own.precision.name}: its weights are packed; use --backend hf")
-    config = network.config
+        raise PrecisionError(f"{own.condition.name}: its weights are packed; use --backend hf")
     for name in ("quantization_config", "_pre_quantization_dtype"):
-        if hasattr(config, name):
-            delattr(config, name)  # of weights that are dense by now
+        if hasattr(network.config, name):
+            delattr(network.config, name)  # of weights that are dense by now
     network.hf_quantizer = None  # quanto's would refuse to save even these
     network.save_pretrained(folder)
     own.tokenizer.save_pretrained(folder)
-
-
-def _memory(device: str) -> dict[str, float]:
-    """The share of the whole GPU that vLLM may take: what is free beside the adapter's weights."""
-    if device == "cpu":
-        return {}
-    import torch
-
-    free, total = torch.cuda.mem_get_info()
-    return {"gpu_memory_utilization": round(max(0.1, (free - _LEFT_FREE) / total), 3)}
 
 
 class VllmModel(Delegate):
@@ -113,20 +106,21 @@ class VllmModel(Delegate):
 
     def __init__(self, own: HFModel, engine: Any) -> None:
         super().__init__(own)
-        self._adapter, self._engine = own, engine
+        self._tokens, self._engine = own.tokens, engine
 
     def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
-        """See ``Model``."""
+        """Give per-token log-probabilities, by the adapter."""
         return self.own.score(requests, skip)
 
     def generate(
         self, requests: Sequence[Generate], skip: Collection[str] = ()
     ) -> Iterator[Generated]:
-        """See ``Model``. vLLM forms its batches as requests come and go, so answers may differ in
-        a token between two runs in bf16 or fp16.
+        """Continue prompts. vLLM forms its batches as requests come and go, so answers may differ
+        in a token between two runs in bf16 or fp16.
 
         Raises:
             OptionError: a request asks for sampling, whose draws vLLM would make in its own way.
+            ModelOutputError: as of ``Model``, and where vLLM does not end as it should.
         """
         todo = [request for request in requests if request.id not in skip]
         if any(request.sampling is not None for request in todo):
@@ -137,13 +131,13 @@ class VllmModel(Delegate):
     def _answer(self, requests: Sequence[Generate]) -> Iterator[Generated]:
         from vllm import SamplingParams
 
-        prompts = [{"prompt_token_ids": self._adapter.prompt_ids(r)} for r in requests]
+        prompts = [{"prompt_token_ids": self._tokens.prompt(request)} for request in requests]
         options = [
             SamplingParams(
                 temperature=0.0,
                 max_tokens=request.max_new_tokens,
                 stop=list(request.stop),
-                stop_token_ids=list(self._adapter.ends),
+                stop_token_ids=list(self._tokens.ends),
                 ignore_eos=True,  # ends are those above, which were checked
                 logprobs=1,
                 detokenize=True,
@@ -155,18 +149,18 @@ class VllmModel(Delegate):
             raise ModelOutputError(f"vLLM gave {len(outputs)} answers to {len(requests)} prompts")
         for request, output in zip(requests, outputs, strict=True):
             (found,) = output.outputs
-            self._require_sound(request, found)
-            yield self._adapter.answer(request, list(found.token_ids))
+            _require_sound(f"{request.id} at {self.condition.name}", found)
+            yield self._tokens.answer(request, list(found.token_ids))
 
-    def _require_sound(self, request: Generate, found: Any) -> None:
-        """VLLM samples some token from logits that are NaN; their log-probability tells."""
-        where = f"{request.id} at {self.precision.name}"
-        if found.finish_reason not in ("stop", "length"):
-            raise ModelOutputError(f"{where}: vLLM ended with {one_line(found.finish_reason, 40)}")
-        if found.logprobs is None or len(found.logprobs) != len(found.token_ids):
-            raise ModelOutputError(f"{where}: vLLM gave no log-probability for each token")
-        for token, candidates in zip(found.token_ids, found.logprobs, strict=True):
-            if token not in candidates or not math.isfinite(candidates[token].logprob):
-                raise ModelOutputError(
-                    f"{where}: the model's logits are NaN or infinite; no score can be given"
-                )
+
+def _require_sound(where: str, found: Any) -> None:
+    """VLLM samples some token from logits that are NaN; their log-probability tells."""
+    if found.finish_reason not in ("stop", "length"):
+        raise ModelOutputError(f"{where}: vLLM ended with {one_line(found.finish_reason, 40)}")
+    if found.logprobs is None or len(found.logprobs) != len(found.token_ids):
+        raise ModelOutputError(f"{where}: vLLM gave no log-probability for each token")
+    for token, candidates in zip(found.token_ids, found.logprobs, strict=True):
+        if token not in candidates or not math.isfinite(candidates[token].logprob):
+            raise ModelOutputError(
+                f"{where}: the model's logits are NaN or infinite; no score can be given"
+            )

@@ -6,14 +6,14 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.recovery.compare import Comparison, open_comparison
 from unlearnbench.recovery.policy import Finding, Policy, check, exit_status
-from unlearnbench.results import FULL
+from unlearnbench.results import FORMAT_VERSION, FULL, upgrade
 from unlearnbench.runs.entries import Entry, LoadedRun
 from unlearnbench.util.files import as_model, read_json
 from unlearnbench.util.version import __version__
@@ -31,23 +31,23 @@ class Evidence(BaseModel):
 
     role: Role
     weights_sha256: str
-    precision: str
+    condition: str
     task: str
     version: float
     records_sha256: str
 
 
 class Certificate(BaseModel):
-    """Durable(U, P, eps): at every precision in P the policy's rules hold."""
+    """Durable(U, C, eps): under every condition in C the policy's rules hold."""
 
     model_config = _CONFIG
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = FORMAT_VERSION
     checkpoint: str
     """As given to the runs; the hash identifies it, not this."""
     weights_sha256: str
     tokenizer_sha256: str
-    precisions: tuple[str, ...]
+    conditions: tuple[str, ...]
     epsilon: float
     """Most points above the retrained model."""
     policy: Policy
@@ -55,6 +55,11 @@ class Certificate(BaseModel):
     evidence: tuple[Evidence, ...] = Field(min_length=1)
     unlearnbench: str
     created: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_format_1(cls, content: Any) -> Any:
+        return upgrade(content)
 
 
 # What each kind of task must be held to.
@@ -93,7 +98,7 @@ def certify(comparison: Comparison, policy: Policy, findings: Sequence[Finding])
         checkpoint=checkpoint.path,
         weights_sha256=checkpoint.weights_sha256,
         tokenizer_sha256=checkpoint.tokenizer_sha256,
-        precisions=policy.precisions,
+        conditions=policy.precisions,
         epsilon=policy.max_excess or 0.0,
         policy=policy,
         protocol=entry.full.result.protocol,
@@ -113,7 +118,7 @@ def _evidence(comparison: Comparison, entry: Entry, policy: Policy) -> tuple[Evi
         Evidence(
             role=role,
             weights_sha256=run.result.checkpoint.weights_sha256,
-            precision=run.precision,
+            condition=run.condition,
             task=task,
             version=run.task(task).version,
             records_sha256=run.task(task).records_sha256,
@@ -147,12 +152,12 @@ def verify_certificate(
     if exit_status(findings) != 0:
         return findings
     again = certify(comparison, policy, findings)
-    for field in ("weights_sha256", "tokenizer_sha256", "protocol", "precisions", "epsilon"):
+    for field in ("weights_sha256", "tokenizer_sha256", "protocol", "conditions", "epsilon"):
         stated, found = getattr(certificate, field), getattr(again, field)
         if stated != found:
             raise ResultError(f"the certificate is not of these runs: {field} differs")
     theirs, ours = (
-        {(e.role, e.precision, e.task): e for e in c.evidence} for c in (certificate, again)
+        {(e.role, e.condition, e.task): e for e in c.evidence} for c in (certificate, again)
     )
     for key in {**theirs, **ours}:
         if theirs.get(key) != ours.get(key):

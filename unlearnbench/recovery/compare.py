@@ -25,7 +25,7 @@ from unlearnbench.runs.entries import (
     LoadedRun,
     load_entries,
     require_comparable,
-    require_same_precision,
+    require_same_condition,
     same_run,
 )
 
@@ -165,8 +165,8 @@ def open_comparison(
     for entry in found.entries:
         for run in entry.runs.values():
             require_comparable(run, base, found.tasks(entry))
-            if run.precision in found.target.runs:
-                require_same_precision(run, found.target.at(run.precision))
+            if run.condition in found.target.runs:
+                require_same_condition(run, found.target.at(run.condition))
     wanted = sorted({task for entry in found.entries for task in found.tasks(entry)})
     for run in found.target.runs.values():
         require_comparable(run, base, wanted)

@@ -31,9 +31,9 @@ class LoadedRun:
     """Records by task where they do not come from the folder."""
 
     @property
-    def precision(self) -> str:
-        """The precision's full name."""
-        return self.result.precision.name
+    def condition(self) -> str:
+        """The condition's full name."""
+        return self.result.condition.name
 
     def task(self, name: str) -> TaskResult:
         """A task's result.
@@ -93,11 +93,11 @@ class Entry:
             ResultError: there is none, or the checkpoint was quantized already.
         """
         run = self.at(FULL)
-        bits = run.result.precision.bits
-        if bits is not None and bits < FULL_BITS:
+        options = run.result.condition.options
+        if options.bits is not None and options.bits < FULL_BITS:
             raise ResultError(
                 f"{run.path} is no run in full precision: its checkpoint is quantized already "
-                f"({one_line(run.result.precision.scheme, 80)}); evaluate the unquantized one"
+                f"({one_line(options.scheme, 80)}); evaluate the unquantized one"
             )
         return run
 
@@ -124,12 +124,12 @@ def load_entries(paths: Sequence[Path]) -> list[Entry]:
     for folder in dict.fromkeys(found for path in paths for found in _run_folders(path)):
         run = LoadedRun(folder, read_run(folder))
         runs = groups.setdefault(identity(run.result), {})
-        if run.precision in runs:
+        if run.condition in runs:
             raise OptionError(
-                f"{folder} and {runs[run.precision].path} are both runs of one checkpoint at "
-                f"{run.precision}; give one of them"
+                f"{folder} and {runs[run.condition].path} are both runs of one checkpoint at "
+                f"{run.condition}; give one of them"
             )
-        runs[run.precision] = run
+        runs[run.condition] = run
     return _named(list(groups.values()))
 
 
@@ -166,7 +166,7 @@ def _named(groups: Sequence[Mapping[str, LoadedRun]]) -> list[Entry]:
 def same_run(run: LoadedRun, other: LoadedRun) -> bool:
     """Whether two runs are of one checkpoint at one precision."""
     same = identity(run.result) == identity(other.result)
-    return same and run.precision == other.precision
+    return same and run.condition == other.condition
 
 
 def require_comparable(run: LoadedRun, base: LoadedRun, tasks: Sequence[str]) -> None:
@@ -181,15 +181,15 @@ def require_comparable(run: LoadedRun, base: LoadedRun, tasks: Sequence[str]) ->
         _require_same(run, base, *(_task(side, name) for side in (base, run)), f"{name}: ")
 
 
-def require_same_precision(run: LoadedRun, base: LoadedRun) -> None:
-    """Show that two runs at one precision went through the same quantization. (Their kernels may
+def require_same_condition(run: LoadedRun, base: LoadedRun) -> None:
+    """Show that two runs under one condition had the same done to their weights. (Their kernels may
     differ: the weights are the same.)
 
     Raises:
         OptionError: they differ in scheme, in an option, or in the calibration texts.
     """
-    there, here = (Fingerprint.of_condition(side.result.precision) for side in (base, run))
-    _require_same(run, base, there, here, f"{run.precision}: ")
+    there, here = (Fingerprint.of_condition(side.result.condition) for side in (base, run))
+    _require_same(run, base, there, here, f"{run.condition}: ")
 
 
 def _require_same(

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from unlearnbench.errors import one_line
-from unlearnbench.results import Checkpoint, Precision, Settings, SplitData
+from unlearnbench.results import Checkpoint, Condition, Settings, SplitData
 from unlearnbench.runs.provenance import describe_environment
 from unlearnbench.util.files import content_sha256
 
@@ -36,27 +36,28 @@ class Fingerprint:
 
     @classmethod
     def of_run(
-        cls, checkpoint: Checkpoint, settings: Settings, precision: Precision
+        cls, checkpoint: Checkpoint, settings: Settings, condition: Condition
     ) -> Fingerprint:
         """What a run folder holds one of. Hashes tell checkpoints apart, names do not."""
         facts = {
-            "precision": precision.name,
-            "quant-kernel": precision.kernel,
+            "condition": condition.name,
+            "quant-kernel": condition.options.kernel,
             "weights": checkpoint.weights_sha256,
             "tokenizer": checkpoint.tokenizer_sha256,
             "config": checkpoint.config_sha256 or "none",
             "adapter": checkpoint.adapter or "none",
         }
-        return cls.of(settings.model_dump() | facts) | cls.of_condition(precision)
+        return cls.of(settings.model_dump() | facts) | cls.of_condition(condition)
 
     @classmethod
-    def of_condition(cls, precision: Precision) -> Fingerprint:
+    def of_condition(cls, condition: Condition) -> Fingerprint:
         """What was done to the weights. The kernel that multiplies by them is no part of it."""
-        calibration = precision.calibration.model_dump() if precision.calibration else {}
+        options = condition.options
+        calibration = options.calibration.model_dump() if options.calibration else {}
         return cls.of(
             {
-                "scheme": precision.scheme,
-                "option": precision.options,
+                "scheme": options.scheme,
+                "option": options.further,
                 "calibration": calibration,
             }
         )
@@ -75,7 +76,7 @@ class Fingerprint:
 
     @classmethod
     def of_machine(
-        cls, settings: Settings, precision: Precision, batch_size: int | None
+        cls, settings: Settings, condition: Condition, batch_size: int | None
     ) -> Fingerprint:
         """What moves the last bits of a sum, and so may move one answer among many: one task's
         answers are to be of one piece.
@@ -83,7 +84,7 @@ class Fingerprint:
         found = describe_environment(settings.device, settings.dtype, batch_size)
         packages = dict(found.packages)
         with contextlib.suppress(PackageNotFoundError):  # our own backends have no package
-            packages[precision.backend] = version(precision.backend)
+            packages[condition.options.backend] = version(condition.options.backend)
         torch = sys.modules.get("torch")
         return cls.of(
             {

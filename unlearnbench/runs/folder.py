@@ -1,4 +1,4 @@
-"""A run folder on disk, ``OUT/<model>/<precision>/``: ``run.json``, ``samples/<task>.jsonl``, and
+"""A run folder on disk, ``OUT/<model>/<condition>/``: ``run.json``, ``samples/<task>.jsonl``, and
 ``partial/<task>.jsonl`` while a task is under way.
 """
 
@@ -95,7 +95,7 @@ class RunFolder:
             raise ResultError(f"{self.path} is in the way: no folder; use another --output")
 
     def set_aside(self) -> Path | None:
-        """Move the folder to ``.old/<precision>-<n>`` beside it; returns where, None if there was
+        """Move the folder to ``.old/<condition>-<n>`` beside it; returns where, None if there was
         nothing in it. The folder is gone then, and its lock with it.
 
         Raises:
@@ -146,7 +146,7 @@ class RunFolder:
         Raises:
             ResultError: the run ``found`` here is not what is ``asked`` for; names what differs.
         """
-        there = Fingerprint.of_run(found.checkpoint, found.settings, found.precision)
+        there = Fingerprint.of_run(found.checkpoint, found.settings, found.condition)
         if there != asked:
             raise ResultError(
                 f"{self.path} holds a run of another configuration: "
@@ -239,10 +239,10 @@ def read_run(folder: Path) -> RunResult:
     path = folder / "run.json"
     content = read_json(path, ResultError)
     version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
+    if version not in (1, FORMAT_VERSION):
         raise ResultError(
-            f"{path} has format_version {version!r}; this version of unlearnbench reads "
-            f"{FORMAT_VERSION}"
+            f"{path} has format_version {version!r}; this version of unlearnbench reads 1 "
+            f"and {FORMAT_VERSION}"
         )
     empty = _find_null(content)
     if empty is not None:

@@ -229,16 +229,23 @@ class Registry:
             raise TaskError("no task was asked for; `unlearnbench tasks` lists them")
         return tuple(self.tasks[name] for name in names)
 
+    def knows(self, word: str) -> bool:
+        """Whether a name, group or glob stands for a task."""
+        return bool(self._matching(word))
+
     def _expand(self, word: str) -> Sequence[str]:
+        matches = self._matching(word)
+        if not matches:
+            raise TaskError(self._unknown(word))
+        return matches
+
+    def _matching(self, word: str) -> Sequence[str]:
         groups = self.groups
         if word in self.tasks:
             return (word,)
         if word in groups:
             return groups[word]
-        matches = [name for name in self.tasks if fnmatch.fnmatchcase(name, word)]
-        if not matches:
-            raise TaskError(self._unknown(word))
-        return matches
+        return [name for name in self.tasks if fnmatch.fnmatchcase(name, word)]
 
     def _unknown(self, word: str) -> str:
         near = difflib.get_close_matches(word, [*self.tasks, *self.groups], n=3)

@@ -118,8 +118,10 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     corpora = _load_corpora(job, "data" if kind == "finetune" else "forget")
     source = open_checkpoint(job.model, job.load)
     encoder = _make_encoder(source, job.options)
-    first, *others = (encoder.encode(corpus, role) for role, corpus in corpora.items())
-    sequences = dict(zip(("forget", "retain", "auxiliary"), (first, *others), strict=False))
+    sequences = {
+        "forget" if role == "data" else role: encoder.encode(corpus, role)
+        for role, corpus in corpora.items()
+    }
     data = _data_records(corpora)
     folder = OutputFolder(job.out)
     request = Fingerprint.of(

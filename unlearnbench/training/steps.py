@@ -52,9 +52,10 @@ class WholeStep:
         for batch in self._batches:
             if not any(role in batch.rows for role in roles):
                 continue
-            found = self._loss(self._model, batch.only(*roles))
-            loss = found.pop("loss")
-            shares = torch.autograd.grad(loss, list(self.weights.values()), allow_unused=True)
+            with torch.enable_grad():  # also where a method moves weights meanwhile
+                found = self._loss(self._model, batch.only(*roles))
+                loss = found.pop("loss")
+                shares = torch.autograd.grad(loss, list(self.weights.values()), allow_unused=True)
             for name, share in zip(of, shares, strict=True):
                 if share is not None:
                     of[name] += share

@@ -78,7 +78,7 @@ def largest_difference(one: dict[str, NDArray[Any]], other: dict[str, NDArray[An
 
 def module_of(model: HFModel, name: str) -> Any:
     """A module inside a loaded model."""
-    return model._model.get_submodule(name)
+    return model.network.get_submodule(name)
 
 
 def in_force(source: Source, name: str, key: str = UP) -> Floats:

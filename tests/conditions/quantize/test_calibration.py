@@ -180,7 +180,7 @@ def test_a_set_that_moves_nothing_is_said(
     options: dict[str, Any] = toy.options
     (result,) = evaluate(str(tiny), "toy_verbmem", "rtn-int4", calibration="forget", **options)
     assert "--calibration moves only gptq and awq" in caplog.text
-    assert result.precision.calibration is None
+    assert result.condition.options.calibration is None
 
 
 def test_a_calibrated_precision_without_texts_is_an_error(source: Source) -> None:
@@ -214,9 +214,12 @@ def test_the_same_texts_give_the_same_weights_and_others_do_not(source: Source) 
         kernel="dequantized",
         calibration=pick_calibration("generic", [], 2, 1),
     )
-    weight: Any = other._model.get_parameter("model.layers.0.mlp.up_proj.weight")
+    weight: Any = other.network.get_parameter("model.layers.0.mlp.up_proj.weight")
     assert not np.array_equal(weight.numpy(), first)
-    assert other.precision.calibration != load(source, "gptq-int4-g64").precision.calibration
+    assert (
+        other.condition.options.calibration
+        != load(source, "gptq-int4-g64").condition.options.calibration
+    )
     assert not np.array_equal(first, own(source))
 
 

@@ -77,8 +77,11 @@ def test_both_kernels_give_the_same_scores_in_fp32(
     native, dense = load(where, name, "native"), load(where, name, "dequantized")
     assert largest_difference(scores(native), scores(dense)) < fp32_bound(name)
     # Told apart in the results, and in the model; the proof is the same, as the weights are.
-    assert (native.precision.kernel, dense.precision.kernel) == ("native", "dequantized")
-    assert native.precision.proof == dense.precision.proof
+    assert (native.condition.options.kernel, dense.condition.options.kernel) == (
+        "native",
+        "dequantized",
+    )
+    assert native.condition.proof == dense.condition.proof
     key = "model.layers.0.mlp.up_proj"
     assert type(module_of(dense, key)) is nn.Linear
     assert type(module_of(native, key)) is not nn.Linear or name == "torchao-int8"
@@ -133,9 +136,9 @@ def test_biases_stay_and_are_counted(biased: Source, name: str) -> None:
     native, dense = load(biased, name, "native"), load(biased, name, "dequantized")
     assert torch.equal(module_of(dense, key).bias, biased.state_dict()[f"{key}.bias"])
     assert largest_difference(scores(native), scores(dense)) < fp32_bound(name)
-    proof = dense.precision.proof
+    proof = dense.condition.proof
     assert proof is not None
-    assert proof.unquantized["model.layers.*.self_attn.q_proj.bias"] == 128
+    assert proof.uncovered["model.layers.*.self_attn.q_proj.bias"] == 128
 
 
 @pytest.mark.parametrize(

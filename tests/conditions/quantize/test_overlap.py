@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tests.conftest import MakeCheckpoint
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.weights import Weights, open_weights
-from unlearnbench.cli import _run
+from unlearnbench.cli.main import run
 from unlearnbench.conditions import quantize
 from unlearnbench.conditions.quantize.overlap import (
     LayerOverlap,
@@ -233,7 +233,7 @@ def test_precisions_without_codes_of_their_own(
     tiny: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["inspect", "--model", str(tiny), "--target", str(tiny), "--quant", name]
-    assert _run(arguments) == 2
+    assert run(arguments) == 2
     assert f"cannot tell bins of {name}" in capsys.readouterr().err
 
 
@@ -243,7 +243,7 @@ def test_command_writes_table_json_and_plot(
     facts, plot = tmp_path / "o.json", tmp_path / "o.png"
     arguments = ["inspect", "--model", str(moved), "--target", str(tiny)]
     arguments += ["--quant", "int8,int4", "--json", str(facts), "--plot", str(plot)]
-    assert _run(arguments) == 0
+    assert run(arguments) == 0
     shown = capsys.readouterr().out
     assert "model.layers.0" in shown
     assert "rtn-int4 codes unchanged" in shown

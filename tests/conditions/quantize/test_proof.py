@@ -183,7 +183,7 @@ def test_weights_on_the_grid_are_reported(
     source: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     require_library(name)
-    proof = load(saved(source, name, tmp_path), name).precision.proof
+    proof = load(saved(source, name, tmp_path), name).condition.proof
     assert proof is not None
     assert proof.on_grid
     assert proof.max_relative_error is not None
@@ -194,7 +194,7 @@ def test_weights_on_the_grid_are_reported(
 def test_a_grid_is_not_another_grid(
     source: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    proof = load(saved(source, "rtn-int4", tmp_path), "bnb-nf4").precision.proof
+    proof = load(saved(source, "rtn-int4", tmp_path), "bnb-nf4").condition.proof
     assert proof is not None
     assert not proof.on_grid
     assert "rounding error" not in caplog.text
@@ -213,15 +213,15 @@ def test_a_large_model_is_compared_in_some_modules_and_counted_in_all(
 ) -> None:
     monkeypatch.setattr("unlearnbench.conditions.proof._COMPARE_ALL", 1000)
     monkeypatch.setattr("unlearnbench.conditions.proof._PER_KIND", 1)
-    proof = load(source, "rtn-int4").precision.proof
+    proof = load(source, "rtn-int4").condition.proof
     assert proof is not None
     assert proof.compared_modules == 7
-    assert set(proof.quantized_modules.values()) == {2}
+    assert set(proof.covered_modules.values()) == {2}
 
 
 def test_figures_are_those_of_the_weights(source: Source) -> None:
     model = load(source, "rtn-int4")
-    proof = model.precision.proof
+    proof = model.condition.proof
     assert proof is not None
     errors, noise, signal, changed = {}, 0.0, 0.0, 0
     for key, tensor in source.state_dict().items():
@@ -236,7 +236,7 @@ def test_figures_are_those_of_the_weights(source: Source) -> None:
     assert proof.mean_relative_error == pytest.approx(np.mean(list(errors.values())), rel=1e-6)
     assert proof.max_relative_error == pytest.approx(max(errors.values()), rel=1e-6)
     assert f"{proof.max_error_module}.weight" == max(errors, key=lambda key: errors[key])
-    assert proof.changed_share == pytest.approx(changed / proof.quantized_weights)
+    assert proof.changed_share == pytest.approx(changed / proof.covered_weights)
 
 
 def test_distinct_values_are_counted_in_the_worst_group() -> None:
@@ -268,6 +268,6 @@ def test_columns_that_make_no_block_are_an_error(make_checkpoint: Any) -> None:
     # Others do without: whole rows, or a shorter last group.
     for name in ("rtn-int4-g64", "rtn-int4-g32-asym", "quanto-int8", "torchao-int8"):
         require_library(name)
-        proof = load(odd, name).precision.proof
+        proof = load(odd, name).condition.proof
         assert proof is not None
         assert proof.compared_modules == 14

@@ -199,13 +199,13 @@ def test_double_quantization_moves_scales_a_little_and_saves_bytes(
     assert off.max() > 0
     # Every weight of a block moved by the same factor: the codes are the same.
     np.testing.assert_allclose(blocks[1], blocks[0] * scales[1] / scales[0], atol=1e-6)
-    proofs = [load(source, n).precision.proof for n in (f"bnb-{kind}", f"bnb-{kind}-dq")]
+    proofs = [load(source, n).condition.proof for n in (f"bnb-{kind}", f"bnb-{kind}-dq")]
     one, two = proofs
     assert one is not None
     assert two is not None
-    packed = [p.weight_bytes - 4 * sum(p.unquantized.values()) for p in (one, two)]
-    assert packed[0] * 8 / one.quantized_weights == 4.5
-    assert packed[1] * 8 / two.quantized_weights < 4.14
+    packed = [p.weight_bytes - 4 * sum(p.uncovered.values()) for p in (one, two)]
+    assert packed[0] * 8 / one.covered_weights == 4.5
+    assert packed[1] * 8 / two.covered_weights < 4.14
 
 
 @pytest.mark.parametrize("key", [UP, DOWN])
@@ -400,14 +400,14 @@ def outputs(source: Source, name: str, keys: list[str]) -> dict[str, Any]:
     model: Any = load(source, name, "dequantized" if name != "none" else "auto")
     found: dict[str, list[Any]] = {key: [] for key in keys}
     hooks = [
-        model._model.get_submodule(key).register_forward_hook(
+        model.network.get_submodule(key).register_forward_hook(
             lambda _, __, out, key=key: found[key].append(out.detach()[0])
         )
         for key in keys
     ]
     with torch.no_grad():
         for batch in _gptqmodel.token_batches(source, short_calibration()):
-            model._model(**batch)
+            model.network(**batch)
     for hook in hooks:
         hook.remove()
     return {key: torch.cat(parts).numpy() for key, parts in found.items()}

@@ -65,11 +65,11 @@ def test_a_real_model_at_every_precision(source: Source, full: float, name: str)
             load_at(source, name, calibration=calibration)
         return
     model = load_at(source, name, calibration=calibration)
-    proof = model.precision.proof
+    proof = model.condition.proof
     assert proof is not None
     if spec.kernels:
         assert spec.bits is not None
-        assert sum(proof.quantized_modules.values()) == 30 * 7
+        assert sum(proof.covered_modules.values()) == 30 * 7
         assert proof.compared_modules == 30 * 7
         assert proof.codes is not None
         assert 2 <= proof.codes <= 2**spec.bits

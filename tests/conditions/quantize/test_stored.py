@@ -154,26 +154,26 @@ def test_it_is_loaded_as_it_is_and_said(stored: Callable[[str], Path], kind: str
     source = opened(stored(kind))
     bits, text, backend, module = SCHEMES[kind]
     model = load(source, "none")
-    precision = model.precision
-    assert (precision.name, precision.bits) == ("none", bits)
-    assert (precision.scheme, precision.backend) == (f"as stored: {text}", backend)
-    assert precision.kernel is None
+    precision = model.condition
+    assert (precision.name, precision.options.bits) == ("none", bits)
+    assert (precision.options.scheme, precision.options.backend) == (f"as stored: {text}", backend)
+    assert precision.options.kernel is None
     assert precision.options == {}
     assert source.checkpoint.origin == {"quantized": f"{bits} bits, {text}"}
     proof = precision.proof
     assert proof is not None
-    assert sum(proof.quantized_modules.values()) == 14
+    assert sum(proof.covered_modules.values()) == 14
     if module is not None:
         assert proof.module_types[module] == 14 + (module == "Linear")
-    assert proof.quantized_weights == 2 * (4 * 64 * 64 + 3 * 64 * 128)
-    assert proof.total_weights == proof.quantized_weights + 2 * 300 * 64 + 5 * 64
-    assert set(proof.unquantized) >= {"lm_head.weight", "model.embed_tokens.weight"}
+    assert proof.covered_weights == 2 * (4 * 64 * 64 + 3 * 64 * 128)
+    assert proof.total_weights == proof.covered_weights + 2 * 300 * 64 + 5 * 64
+    assert set(proof.uncovered) >= {"lm_head.weight", "model.embed_tokens.weight"}
     assert proof.codes is not None
     assert 12 <= proof.codes <= 2**bits
     assert proof.compared_modules == 0  # there is nothing to compare it with
     assert proof.relative_error is None
     assert not proof.on_grid
-    packed = 8 * (proof.weight_bytes - 4 * (2 * 300 * 64 + 5 * 64)) / proof.quantized_weights
+    packed = 8 * (proof.weight_bytes - 4 * (2 * 300 * 64 + 5 * 64)) / proof.covered_weights
     assert bits <= packed < bits + 1.1
     assert answers(model) is not None
 
@@ -230,7 +230,7 @@ def test_no_other_precision_can_be_asked_for(
 def test_a_run_says_what_was_measured(stored: Callable[[str], Path], toy: Toy) -> None:
     folder = stored("bnb-nf4")
     (result,) = evaluate(str(folder), "toy_verbmem", "none", **toy.options)
-    assert result.precision.bits == 4
+    assert result.condition.options.bits == 4
     assert result.checkpoint.origin == {"quantized": f"4 bits, {SCHEMES['bnb-nf4'][1]}"}
     assert evaluate(str(folder), "toy_verbmem", "none", **toy.options) == [result]
 
@@ -391,7 +391,7 @@ def test_an_adapter_is_kept_beside_a_quantized_base(
     assert source.checkpoint.adapter == "kept"
     assert source.checkpoint.base is not None
     model = load(source, "none")
-    assert model.precision.bits == SCHEMES[kind][0]
+    assert model.condition.options.bits == SCHEMES[kind][0]
     bare = scores(load(opened(stored(kind)), "none"))
     assert any(not np.allclose(found, bare[t], atol=0.1) for t, found in scores(model).items())
     with pytest.raises(PrecisionError, match="quantized already"):

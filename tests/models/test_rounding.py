@@ -19,8 +19,7 @@ from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.source import open_source
 from unlearnbench.models.generation import Continuer
 from unlearnbench.models.hf import HFModel
-from unlearnbench.models.int8 import int8_modules, quicken
-from unlearnbench.models.rounding import unrounded
+from unlearnbench.models.rounding import int8_modules, quicken_int8, unrounded
 from unlearnbench.requests import Generate, Score
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -74,7 +73,7 @@ def test_the_layer_is_bitsandbytes_own(
     own, ours = make_layer(bias, dtype), make_layer(bias, dtype)
     with torch.no_grad():
         expected = own(inputs.clone())
-        quicken(ours)
+        quicken_int8(ours)
         kept = inputs.clone()
         found = ours(inputs)
     assert found.dtype == expected.dtype
@@ -86,13 +85,13 @@ def test_a_layer_that_ran_before_is_its_own_too() -> None:
     layer, inputs = make_layer(True, torch.float32), make_inputs((3, 96), 4)
     with torch.no_grad():
         expected = layer(inputs.clone())
-        quicken(layer)
+        quicken_int8(layer)
         assert torch.equal(layer(inputs), expected)
 
 
 def test_rows_move_each_other_only_by_the_outliers_of_the_pass() -> None:
     layer = make_layer(False, torch.float32)
-    quicken(layer)
+    quicken_int8(layer)
     inputs = make_inputs((6, 96), 0).clamp(-3, 3)
     beside = torch.cat([inputs, torch.full((1, 96), 50.0)])
     with torch.no_grad():
@@ -140,7 +139,7 @@ def test_the_score_of_a_text_does_not_depend_on_the_texts_beside_it(
     texts = [CORPUS[n][: 30 + 17 * n] for n in range(6)]
     together = {a.id: a.logprobs for a in with_outliers.score([Score(t, t) for t in texts])}
     for text in texts:
-        ids = torch.tensor([with_outliers._encode(text)])
+        ids = torch.tensor([with_outliers.tokens.encode(text)])
         with torch.no_grad():
             logits = with_outliers.network(input_ids=ids).logits[0, :-1]
         expected = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
@@ -172,7 +171,7 @@ def test_a_whole_model_gives_bitsandbytes_own_logits(
 ) -> None:
     ids = torch.arange(40)[None]
     quick = load_at(open_source(str(tiny), LoadOptions()), "bnb-int8").network
-    monkeypatch.setattr("unlearnbench.conditions.load.quicken", lambda model: None)
+    monkeypatch.setattr("unlearnbench.models.rounding.quicken_int8", lambda model: None)
     own = load_at(open_source(str(tiny), LoadOptions()), "bnb-int8").network
     with torch.no_grad():
         assert torch.equal(quick(input_ids=ids).logits, copy.deepcopy(own)(input_ids=ids).logits)

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import load_at, make_tokenizer
+from tests.models.architectures import PROMPTS, decoded, make_kind, texts, wrap
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import open_source
+from unlearnbench.errors import ModelOutputError
+from unlearnbench.models import generation, packable, packed_rows
+from unlearnbench.models.generation import Continuer
+from unlearnbench.models.packed_rows import Layer
+from unlearnbench.requests import Generate
+
+
+def test_a_model_whose_packed_logits_are_wrong_falls_back(
+    llama: Any, expected: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Continuer._step
+
+    def shifted(self: Continuer, batch: Any, start: int, chosen: Sequence[int]) -> Any:
+        return step(self, batch, start + 7, chosen)  # a wrong position
+
+    monkeypatch.setattr(Continuer, "_step", shifted)
+    model = wrap(llama)
+    assert texts(model, PROMPTS) == decoded(expected, PROMPTS)
+    assert "other logits" in str(model._continuer)
+
+
+def unlike_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Continuer._step
+    monkeypatch.setattr(
+        Continuer, "_step", lambda self, batch, start, chosen: step(self, batch, start + 1, chosen)
+    )
+
+
+def unlike_prompt_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = Continuer._forward
+
+    def shifted(self: Continuer, cache: Any, ids: Any, places: Any, keep: Any) -> Any:
+        moved = isinstance(cache.phase, packed_rows.Packed)
+        return forward(self, cache, ids, [place + moved for place in places], keep)
+
+    monkeypatch.setattr(Continuer, "_forward", shifted)
+
+
+def seen_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row sees the empty place of a longer one."""
+    see_another(monkeypatch, 1)
+
+
+def seen_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    see_another(monkeypatch, -1)
+
+
+def see_another(monkeypatch: pytest.MonkeyPatch, more: int) -> None:
+    step = packed_rows.Step
+
+    def changed(lengths: Any, seen: Any) -> Any:
+        places = torch.arange(seen.shape[-1])
+        return step(lengths, (places[None] <= (lengths + more)[:, None])[:, None, None])
+
+    monkeypatch.setattr(generation, "Step", changed)
+
+
+def prefix_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    after = packed_rows._after_prefix
+
+    def changed(layer: Any, *rest: Any) -> Any:
+        cut = Layer()
+        cut.prefix = layer.prefix[0][:, :-1], layer.prefix[1][:, :-1]
+        return after(cut, *rest)
+
+    monkeypatch.setattr(packed_rows, "_after_prefix", changed)
+
+
+def prompt_not_causal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def changed(layer: Any, query: Any, own: Any, scale: float) -> Any:
+        key, value = (
+            torch.cat([p[None], o], dim=2) for p, o in zip(layer.prefix, own, strict=True)
+        )
+        attend = torch.nn.functional.scaled_dot_product_attention
+        return attend(query, key, value, scale=scale, enable_gqa=True)
+
+    monkeypatch.setattr(packed_rows, "_after_prefix", changed)
+
+
+FAULTS = [
+    unlike_position,
+    unlike_prompt_position,
+    seen_too_many,
+    seen_too_few,
+    prefix_cut,
+    prompt_not_causal,
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["none", "bnb-int8"])
+def test_a_wrong_position_or_mask_shows_in_every_dtype(
+    tiny: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    precision: str,
+    dtype: str,
+    fault: Any,
+) -> None:
+    caplog.set_level(logging.ERROR, "bitsandbytes")
+    model = load_at(open_source(str(tiny), LoadOptions()), precision, dtype)
+    ids = model.tokens.encode(PROMPTS[0])
+    with torch.no_grad():
+        right = packable.find_continuer(model.network, "cpu", ids)
+        fault(monkeypatch)
+        wrong = packable.find_continuer(model.network, "cpu", ids)
+    assert isinstance(right, Continuer), right
+    assert "other logits" in str(wrong)
+
+
+@pytest.mark.parametrize("first", ["", "<s><s><s>", "aaaa"])
+def test_wrong_logits_show_whatever_the_first_prompt_is(
+    llama: Any, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """Tokens that are all alike attend to the same wherever they stand."""
+    step = Continuer._step
+
+    def shifted(self: Continuer, batch: Any, start: int, chosen: Sequence[int]) -> Any:
+        return step(self, batch, start + 7, chosen)
+
+    monkeypatch.setattr(Continuer, "_step", shifted)
+    model = wrap(llama)
+    assert "other logits" in str(model.find_continuer(model.tokens.encode(first), 100))
+
+
+def test_logits_that_are_not_finite_prove_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wrap(make_kind("llama"))
+    model.network.lm_head.weight.data[7] = float("nan")
+    assert "NaN" in str(model.find_continuer(model.tokens.encode(PROMPTS[0]), 100))
+    with pytest.raises(ModelOutputError, match="t at none: the model's logits are NaN"):
+        list(model.generate([Generate("t", PROMPTS[0], 4)]))
+
+
+def test_the_comparison_is_with_the_model_as_given(llama: Any) -> None:
+    """What an adapter does around the model, the model inside does not know."""
+
+    class Around(torch.nn.Module):
+        config, dtype = llama.config, llama.dtype
+
+        def get_base_model(self) -> Any:
+            return llama
+
+        def forward(self, input_ids: Any, use_cache: bool) -> Any:
+            output = llama(input_ids=input_ids, use_cache=use_cache)
+            output.logits = output.logits.roll(1, -1)
+            return output
+
+    ids = make_tokenizer()(PROMPTS[0]).input_ids
+    with torch.no_grad():
+        assert "other logits" in str(packable.find_continuer(Around(), "cpu", ids))

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import CORPUS, MakeCheckpoint, make_tokenizer
+from tests.models.architectures import Given, make_kind, wrap
+from tests.models.test_hf import PROMPTS, load
+from unlearnbench.errors import ModelOutputError
+from unlearnbench.models.hf import HFModel
+from unlearnbench.requests import Generate, Score
+from unlearnbench.results import Condition, ConditionOptions
+
+
+def test_long_prompts_are_cut_on_the_left_when_asked() -> None:
+    model = make_kind("llama")
+    model.config.max_position_embeddings = 32
+    tokenizer = make_tokenizer()
+    options = ConditionOptions(bits=32, scheme="as it is", backend="torch")
+    condition = Condition(name="none", kind="stored", options=options)
+    given: Any = Given(model, truncate_left=True)
+    cutting = HFModel(model, given, condition, "fp32", "cpu", None)
+    ids = tokenizer(CORPUS[0]).input_ids
+    assert cutting.tokens.fit("t", ids, 8) == [ids[0], *ids[-23:]], "its begin token stays"
+    (answer,) = cutting.score([Score("t", CORPUS[0])])
+    assert len(answer.logprobs) == 31
+    with pytest.raises(ModelOutputError, match="context of 32.*--truncate-left"):
+        list(wrap(model).score([Score("t", CORPUS[0])]))
+
+
+def test_text_ends_at_the_end_token(tiny: Path) -> None:
+    model: Any = load(tiny)
+    row = [5, 6, 1, 7]
+    answer = model.tokens.answer(Generate("a", "x", 4), row)
+    assert (answer.text, answer.n_tokens) == (model.tokens.decode([5, 6]), 2)
+
+
+def test_a_prompt_beyond_the_context_is_an_error_naming_both_lengths(
+    make_checkpoint: MakeCheckpoint,
+) -> None:
+    model = load(make_checkpoint("short", max_position_embeddings=32))
+    with pytest.raises(ModelOutputError, match=r"t: \d+ tokens and 8 new ones .* context of 32"):
+        list(model.generate([Generate("t", CORPUS[0], 8)]))
+    with pytest.raises(ModelOutputError, match="context of 32"):
+        list(model.score([Score("t", CORPUS[0])]))
+
+
+def test_truncate_counts_special_tokens(tiny: Path) -> None:
+    model: Any = load(tiny)
+    text = CORPUS[3]
+    ids = model.tokens.encode(text)
+    assert ids[0] == 0, "the tokenizer adds its begin token"
+    assert model.tokens.encode(model.truncate(text, 9)) == ids[:9]
+    assert model.truncate(text, len(ids)) == text
+
+
+def test_a_tokenizer_that_ends_prompts_is_an_error(make_checkpoint: MakeCheckpoint) -> None:
+    path = make_checkpoint("ends-prompts")
+    tokenizer = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
+    end = {"SpecialToken": {"id": "</s>", "type_id": 0}}
+    tokenizer["post_processor"]["single"].append(end)
+    tokenizer["post_processor"]["special_tokens"]["</s>"] = {
+        "id": "</s>",
+        "ids": [1],
+        "tokens": ["</s>"],
+    }
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(ModelOutputError, match="t: the tokenizer ends prompts"):
+        list(load(path).generate([Generate("t", PROMPTS[4], 4)]))

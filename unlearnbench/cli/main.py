@@ -1,0 +1,196 @@
+"""The command line: parse, call, print. Exit 0 done, 2 bad input, 130 and 143 when stopped.
+
+``unlearnbench --model ... --tasks ...`` evaluates; everything else is a command with a file of its
+own, which is imported when the command is called.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+
+from unlearnbench import __version__
+from unlearnbench.cli.options import (
+    PAIRS,
+    PushOptions,
+    config_option,
+    field_options,
+    name_variables,
+    retired,
+    verbose_option,
+)
+from unlearnbench.errors import OptionError, UnlearnbenchError, one_line, printable
+from unlearnbench.evaluation.options import Options
+from unlearnbench.util.process import catch_stops
+from unlearnbench.util.quiet import plain_errors, quiet_imports
+
+COMMANDS = {
+    "check": ("check", "Hold runs against a policy: exit 0 pass, 1 fail, 2 not decided."),
+    "compare": ("compare", "Show what quantizing brings back."),
+    "demo": ("demo", "Train, unlearn, quantize and compare tiny models on the spot."),
+    "finetune": ("unlearn", "Train a model on texts: to make a target, or a retrained model."),
+    "import": ("imports", "Turn another tool's result folders into runs."),
+    "inspect": ("overlap", "Will it come back? Compare quantized codes with the target's."),
+    "leaderboard": (
+        "leaderboard",
+        "Boards of entries: add one, build the tables and the page, verify.",
+    ),
+    "methods": ("unlearn", "List the unlearning methods, or show one."),
+    "push": ("push", "Push run folders and board entries to the Hugging Face hub."),
+    "quants": ("quants", "List every precision, and whether it can run here."),
+    "tasks": ("tasks", "List the tasks, or show one with its first prompt."),
+    "unlearn": ("unlearn", "Make an unlearned checkpoint from a target model."),
+}
+"""The file of each command, and its line in the list of commands."""
+
+
+class _Commands(click.Group):
+    """Commands that are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = import_module(f"unlearnbench.cli.{COMMANDS[name][0]}")
+        return next(
+            found
+            for found in vars(module).values()
+            if isinstance(found, click.Command) and found.name == name
+        )
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        # lm-eval spells its options with underscores; both spellings work here.
+        "token_normalize_func": lambda token: token.replace("_", "-"),
+    },
+    epilog="Example: unlearnbench --model ./unlearned --quant none,8bit,4bit --tasks news",
+)
+@click.option("--model", metavar="PATH|ID", help="Checkpoint folder, .gguf file or hub id.")
+@click.option(
+    "--tasks",
+    multiple=True,
+    metavar="NAMES",
+    help="Task names, groups and globs, as news or news_*,demo_verbmem; and lm-eval's, as mmlu.",
+)
+@click.option(
+    "--quant",
+    multiple=True,
+    metavar="NAMES",
+    help="Precisions: none (the default), fp32, bf16, fp16, bnb-int8 (8bit), bnb-fp4 (4bit), "
+    "bnb-nf4 (nf4), rtn-int8 (int8), rtn-int4 (int4) and more: unlearnbench quants.",
+)
+@click.option(
+    "--conditions",
+    multiple=True,
+    metavar="NAMES",
+    help="Other ways to meet the checkpoint, beside those of --quant, of which each is one.",
+)
+@field_options(Options, without={"progress"}, also={"output": "--output-path"})
+@config_option()
+@click.option(
+    "--model-args",
+    type=PAIRS,
+    metavar="KEY=VALUE,...",
+    help="As lm-eval's: pretrained=PATH,dtype=float32,load_in_4bit=True and our own.",
+)
+@field_options(PushOptions)
+@retired(
+    "--attention",
+    is_flag=False,
+    line="it has gone; attention is transformers' own choice",
+)
+@retired(
+    "--compile", "compiled", line="it has gone: compiled layers were no faster (docs/speed.md)"
+)
+@retired(
+    "--log-samples", line="it has gone: every record is in the run folder already, in samples/"
+)
+@verbose_option
+@click.version_option(__version__, prog_name="unlearnbench")
+@click.pass_context
+def cli(ctx: click.Context, /, **given: Any) -> None:
+    """Does forgotten knowledge come back when the model is quantized?
+
+    Evaluates an unlearned checkpoint on forget and retain tasks under one or more conditions and
+    writes a run folder for each. `unlearnbench tasks` lists the tasks, `unlearnbench quants` the
+    precisions.
+    """
+    if ctx.invoked_subcommand is None:
+        import_module("unlearnbench.cli.evaluate").run_evaluation(ctx, given)
+        return
+    # `unlearnbench --include-path DIR tasks` would leave the option out without a word.
+    for name in ctx.params:
+        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            option = "--" + name.replace("_", "-")
+            raise OptionError(f"{option} stands before {ctx.invoked_subcommand}; put it behind")
+
+
+name_variables(cli)
+
+
+class _Lines(logging.Handler):
+    """Log records as single lines on standard error, above a progress bar where there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = "" if record.levelno < logging.WARNING else "note: "
+        line = f"{kind}{one_line(record.getMessage(), 2000)}"
+        tqdm = sys.modules.get("tqdm")
+        if tqdm is None:
+            click.echo(line, err=True)
+        else:
+            tqdm.tqdm.write(line, file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its status."""
+    quiet_imports()
+    log = logging.getLogger("unlearnbench")
+    log.handlers, log.propagate = [_Lines()], False
+    log.setLevel(logging.INFO)
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns its exit status. Whatever goes wrong is one line."""
+    with catch_stops() as stop:
+        try:
+            with plain_errors():
+                status = cli.main(arguments, prog_name="unlearnbench", standalone_mode=False)
+            return status if isinstance(status, int) else 0
+        except (KeyboardInterrupt, click.Abort) as error:
+            said = [*getattr(error.__cause__, "args", ()), "interrupted; what was finished is kept"]
+            click.echo(one_line(said[0], 2000), err=True)
+            return stop.status
+        except Exception as error:
+            if "--verbose" in arguments:
+                click.echo(printable(traceback.format_exc()), err=True)
+            click.echo(f"unlearnbench: error: {one_line(_message(error), 2000)}", err=True)
+            return 2
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, UnlearnbenchError):
+        return str(error)
+    if isinstance(error, click.UsageError):
+        return f"{error.format_message().rstrip('.')} (see unlearnbench --help)"
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    # A bug of ours is one line too, and never exit 1, which says "check failed".
+    return f"internal error: {type(error).__name__}: {error}"
