@@ -22,7 +22,7 @@ from unlearnbench.evaluation.workers import (
     Loading,
     SharedModel,
     Team,
-    _Worker,
+    obey,
 )
 from unlearnbench.models.scripted import ScriptedModel
 from unlearnbench.requests import Generate, Generated
@@ -50,12 +50,9 @@ class Sharing(ScriptedModel):
 def make_team(model: Any) -> tuple[Team, threading.Thread]:
     """One worker with ``model`` in a thread."""
     ours, theirs = Pipe()
-    worker = _Worker(theirs)
-    worker._model = model
 
     def work() -> None:
-        while (order := theirs.recv()).kind != "end":
-            worker.obey(order)
+        obey(theirs, model)
         theirs.close()
 
     thread = threading.Thread(target=work)

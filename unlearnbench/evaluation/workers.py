@@ -1,7 +1,9 @@
 """One evaluation over the processes of an ``accelerate launch -m unlearnbench ...``.
 
 The main process runs the evaluation as if it were alone: it alone reads tasks, owns run folders
-and prints. The others load the same checkpoint and answer a share of its requests.
+and prints. The others load the same checkpoint and answer a share of its requests. An answer
+travels as soon as it is there, so that the main process journals it; a process that dies closes
+its connection, which is an error at once.
 """
 
 from __future__ import annotations
@@ -11,9 +13,9 @@ import os
 import queue
 import secrets
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Client, Connection, Listener
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -44,36 +46,28 @@ class Loading:
     how: How
     batch_size: int | None
 
+    def load(self) -> Model:
+        """In a worker: on its own GPU, where there are several."""
+        from unlearnbench.checkpoints.source import open_source
+        from unlearnbench.conditions.load import load_model
 
-@dataclass(frozen=True)
-class _Order:
-    """What the main process asks of the workers. number: which order an answer belongs to."""
-
-    number: int
-    kind: str
-    payload: Any = None
-
-
-@dataclass(frozen=True)
-class _Report:
-    """What a worker sends back: an answer, the end of an order, or the error that ended it."""
-
-    number: int
-    answer: Any = None
-    error: UnlearnbenchError | None = None
-    is_last: bool = False
+        how = self.how
+        if how.device.startswith("cuda"):
+            how = replace(how, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        source = open_source(self.model, self.options, keep=False)
+        return load_model(source, self.spec, how, self.batch_size)
 
 
-@dataclass
 class Team:
-    """The main process's side of its workers."""
+    """The main process's side of its workers. It sends ``(number, kind, payload)``; a worker
+    answers with the same number and ``answer``, at the end with ``end`` or ``error``.
+    """
 
-    workers: list[Connection]
-    _number: int = 0
-    _reports: queue.SimpleQueue[_Report | None] = field(default_factory=queue.SimpleQueue)
-
-    def __post_init__(self) -> None:
-        for connection in self.workers:
+    def __init__(self, workers: Sequence[Connection]) -> None:
+        self._workers = workers
+        self._number = 0
+        self._reports: queue.SimpleQueue[tuple[int, str, Any] | None] = queue.SimpleQueue()
+        for connection in workers:
             threading.Thread(target=self._listen, args=(connection,), daemon=True).start()
 
     def _listen(self, connection: Connection) -> None:
@@ -87,51 +81,44 @@ class Team:
     @property
     def size(self) -> int:
         """Processes, the main one too."""
-        return 1 + len(self.workers)
+        return 1 + len(self._workers)
 
-    def order(self, kind: str, payloads: Sequence[Any]) -> int:
-        """Tell every worker its own part; returns the order's number.
+    def ask(self, kind: str, payloads: Sequence[Any], own: Iterable[Any]) -> Iterator[Any]:
+        """Send every worker its payload; yields the main process's ``own`` answers and, as they
+        come, the workers'.
 
         Raises:
-            OptionError: one of them is gone.
+            UnlearnbenchError: a worker's error.
+            OptionError: a worker is gone.
         """
         self._number += 1
         try:
-            for connection, payload in zip(self.workers, payloads, strict=True):
-                connection.send(_Order(self._number, kind, payload))
+            for connection, payload in zip(self._workers, payloads, strict=True):
+                connection.send((self._number, kind, payload))
         except OSError:
             raise _gone() from None
-        return self._number
-
-    def answers(self, number: int, own: Iterator[Any]) -> Iterator[Any]:
-        """The main process's own answers and, as they come, those of the workers.
-
-        Raises:
-            UnlearnbenchError: a worker's error, or a worker is gone.
-        """
-        waiting = len(self.workers)
+        waiting = len(self._workers)
         for answer in own:
             yield answer
             while not self._reports.empty():
-                report = self._next(number)
-                waiting -= report.is_last
-                if report.answer is not None:
-                    yield report.answer
+                kind, answers = self._next()
+                waiting -= kind == "end"
+                yield from answers
         while waiting:
-            report = self._next(number)
-            waiting -= report.is_last
-            if report.answer is not None:
-                yield report.answer
+            kind, answers = self._next()
+            waiting -= kind == "end"
+            yield from answers
 
-    def _next(self, number: int) -> _Report:
+    def _next(self) -> tuple[str, list[Any]]:
         report = self._reports.get()
         if report is None:
             raise _gone()
-        if report.number != number:  # of a task that failed meanwhile
-            return _Report(number)
-        if report.error is not None:
-            raise report.error
-        return report
+        number, kind, content = report
+        if number != self._number:  # of a task that failed meanwhile
+            return "late", []
+        if kind == "error":
+            raise content
+        return kind, [content] if kind == "answer" else []
 
     def load(self, asked: Loading, load: Callable[[], Model]) -> SharedModel:
         """Load in all processes at once; ``load`` is the main process's own.
@@ -144,21 +131,29 @@ class Team:
                 f"{asked.spec.name} would be made anew in each process, and not the same; use one "
                 "process"
             )
-        number = self.order("load", [asked] * len(self.workers))
-        model = load()
-        for checkpoint, condition in self.answers(number, iter(())):
-            if (checkpoint, condition) != (model.checkpoint, model.condition):
+        models: list[Model] = []
+
+        def own() -> Iterator[object]:
+            models.append(load())
+            yield _identity(models[0])
+
+        for identity in self.ask("load", [asked] * len(self._workers), own()):
+            if identity != _identity(models[0]):
                 raise CheckpointError(
                     f"the processes of this launch loaded different weights: {asked.model} is not "
                     "the same on every machine"
                 )
-        return SharedModel(model, self)
+        return SharedModel(models[0], self)
 
     def close(self) -> None:
         """Let the workers end."""
-        for connection in self.workers:
+        for connection in self._workers:
             with suppress(OSError):  # it has ended by itself
-                connection.send(_Order(0, "end"))
+                connection.send((0, "end", None))
+
+
+def _identity(model: Model) -> object:
+    return model.checkpoint, model.condition
 
 
 def _gone() -> OptionError:
@@ -179,14 +174,14 @@ class SharedModel(Delegate):
     ) -> Iterator[Generated]:
         """See ``Model``."""
         mine, *theirs = _shares(requests, [len(r.prompt) for r in requests], self._team.size)
-        number = self._team.order("generate", [(share, frozenset(skip)) for share in theirs])
-        yield from self._team.answers(number, self.own.generate(mine, skip))
+        payloads = [(share, frozenset(skip)) for share in theirs]
+        return self._team.ask("generate", payloads, self.own.generate(mine, skip))
 
     def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
         """See ``Model``."""
         mine, *theirs = _shares(requests, [len(r.text) for r in requests], self._team.size)
-        number = self._team.order("score", [(share, frozenset(skip)) for share in theirs])
-        yield from self._team.answers(number, self.own.score(mine, skip))
+        payloads = [(share, frozenset(skip)) for share in theirs]
+        return self._team.ask("score", payloads, self.own.score(mine, skip))
 
 
 def _shares(requests: Sequence[R], lengths: Sequence[int], size: int) -> list[tuple[R, ...]]:
@@ -207,24 +202,23 @@ def launched() -> Iterator[Team | None]:
         return
     key = secrets.token_bytes(32)
     with Listener((os.environ.get("MASTER_ADDR", "127.0.0.1"), 0), authkey=key) as listener:
-        _share((listener.address, key))
-        workers = [listener.accept() for _ in range(process_count() - 1)]
-    team = Team(workers)
+        _broadcast((listener.address, key))
+        team = Team([listener.accept() for _ in range(process_count() - 1)])
     try:
         yield team
     finally:
         team.close()
 
 
-def _share(fact: Any) -> Any:
-    """The main process's ``fact`` in every process."""
+def _broadcast(fact: Any) -> Any:
+    """The main process's ``fact``, in every process."""
     from datetime import timedelta
 
     import torch.distributed as dist
 
+    facts = [fact]
     try:
         dist.init_process_group("gloo", timeout=timedelta(seconds=_PATIENCE))
-        facts = [fact]
         dist.broadcast_object_list(facts, src=0)
         dist.destroy_process_group()
     except (RuntimeError, ValueError) as error:
@@ -236,66 +230,51 @@ def _share(fact: Any) -> Any:
 
 
 def serve(threads: int | None = None) -> None:
-    """Answer the main process's orders until it ends. threads: of this process; None: torch's.
+    """Be a worker until the main process ends, with so many ``threads``; None: torch's choice.
 
     Raises:
         OptionError: the main process was not found.
     """
     log.setLevel(logging.ERROR)  # one process speaks
-    address, key = _share(None)
+    address, key = _broadcast(None)
     set_threads(threads)
-    with Client(tuple(address), authkey=key) as main:
-        worker = _Worker(main)
+    with Client(tuple(address), authkey=key) as main, suppress(EOFError, OSError):
+        obey(main)  # where the main process is gone, it says why itself
+
+
+def obey(main: Connection, model: Any = None) -> None:
+    """Answer the main process's orders with ``model`` until it sends the last one.
+
+    Raises:
+        EOFError, OSError: the main process is gone.
+    """
+
+    def answers(kind: str, payload: Any) -> Iterator[Any]:
+        nonlocal model
+        if kind == "load":
+            model = None  # before the next takes its memory
+            model = payload.load()
+            yield _identity(model)
+        else:
+            requests, skip = payload
+            yield from getattr(model, kind)(requests, skip)
+
+    def reports(kind: str, payload: Any) -> Iterator[tuple[str, Any]]:
+        # Nothing is sent in here, so that an OSError is a file's.
         try:
-            while (order := main.recv()).kind != "end":
-                worker.obey(order)
-        except (EOFError, OSError):
-            return  # the main process says why it ended
-
-
-class _Worker:
-    def __init__(self, main: Connection) -> None:
-        self._main = main
-        self._model: Any = None
-
-    def obey(self, order: _Order) -> None:
-        """Answer ``order``. Raises: OSError where the main process is gone, and only there."""
-        for report in self._reports(order):
-            self._main.send(report)
-
-    def _reports(self, order: _Order) -> Iterator[_Report]:
-        """An error is the last report, whatever it is: sending is not done in here, so an OSError
-        is a file's.
-        """
-        try:
-            for answer in self._answers(order):
-                yield _Report(order.number, answer)
+            for answer in answers(kind, payload):
+                yield "answer", answer
         except UnlearnbenchError as error:
-            yield _Report(order.number, error=error)
+            yield "error", error
         except Exception as error:  # a bug of ours, or a library's: the main process says it
-            said = UnlearnbenchError(f"in a worker: {type(error).__name__}: {one_line(error)}")
-            yield _Report(order.number, error=said)
+            said = f"in a worker: {type(error).__name__}: {one_line(error)}"
+            yield "error", UnlearnbenchError(said)
         else:
-            yield _Report(order.number, is_last=True)
+            yield "end", None
 
-    def _answers(self, order: _Order) -> Iterator[Any]:
-        if order.kind == "load":
-            self._model = None  # before the next takes its memory
-            self._model = _load(order.payload)
-            yield self._model.checkpoint, self._model.condition
-        else:
-            requests, skip = order.payload
-            yield from getattr(self._model, order.kind)(requests, skip)
-
-
-def _load(asked: Loading) -> Model:
-    from dataclasses import replace
-
-    from unlearnbench.checkpoints.source import open_source
-    from unlearnbench.conditions.load import load_model
-
-    how = asked.how
-    if how.device.startswith("cuda"):
-        how = replace(how, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
-    source = open_source(asked.model, asked.options, keep=False)
-    return load_model(source, asked.spec, how, asked.batch_size)
+    while True:
+        number, kind, payload = main.recv()
+        if kind == "end":
+            return
+        for report in reports(kind, payload):
+            main.send((number, *report))
