@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,3 +77,7 @@ class Scored:
     logprobs: NDArray[np.float64]
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
+
+
+Request: TypeAlias = Generate | Score
+Answer: TypeAlias = Generated | Scored

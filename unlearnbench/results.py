@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -71,6 +71,11 @@ class GenerationRecord(_File):
     scores: dict[str, Annotated[float, Field(ge=0, le=1)]]
     """The metric's further figures, from 0 to 1."""
 
+    def with_texts(self, change: Callable[[str], str]) -> GenerationRecord:
+        """The same with every text changed."""
+        texts = {key: change(getattr(self, key)) for key in ("prompt", "output", "target")}
+        return self.model_copy(update=texts)
+
 
 class LikelihoodRecord(_File):
     """One text's attack scores; lower looks more like training data."""
@@ -82,8 +87,40 @@ class LikelihoodRecord(_File):
     """Tokens scored: all but the first; absent in imported records."""
     scores: dict[str, float] = Field(min_length=1)
 
+    def with_texts(self, change: Callable[[str], str]) -> LikelihoodRecord:
+        """The same: it holds no text."""
+        return self
 
-SampleRecord: TypeAlias = GenerationRecord | LikelihoodRecord
+
+Fact: TypeAlias = str | int | float | bool | list[str] | list[float]
+
+
+class AnswerRecord(_File):
+    """One sample of a kind of task that has no record of its own."""
+
+    task: str
+    id: str
+    facts: dict[str, Fact]
+    """What was asked and answered, as the kind of task writes it."""
+    score: float = Field(ge=0, le=1)
+    """The task's metric for this sample, from 0 to 1."""
+    scores: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
+    """Further figures, from 0 to 1."""
+
+    def with_texts(self, change: Callable[[str], str]) -> AnswerRecord:
+        """The same with every text changed."""
+        return self.model_copy(
+            update={"facts": {key: _changed(fact, change) for key, fact in self.facts.items()}}
+        )
+
+
+def _changed(fact: Fact, change: Callable[[str], str]) -> Fact:
+    if isinstance(fact, list):
+        return [change(part) if isinstance(part, str) else part for part in fact]  # type: ignore[return-value]
+    return change(fact) if isinstance(fact, str) else fact
+
+
+SampleRecord: TypeAlias = GenerationRecord | LikelihoodRecord | AnswerRecord
 RECORD_ADAPTER: TypeAdapter[SampleRecord] = TypeAdapter(SampleRecord)
 
 

@@ -34,8 +34,8 @@ def measure(model: str, name: str, kernel: str, reference: Path) -> dict[str, An
     """One row, in this process; the fp32 row writes ``reference``, the others are held to it."""
     import torch
 
+    from unlearnbench.checkpoints.checkpoint import open_checkpoint
     from unlearnbench.checkpoints.options import LoadOptions
-    from unlearnbench.checkpoints.source import open_source
     from unlearnbench.conditions import quantize
     from unlearnbench.conditions.load import load_model, make_how
     from unlearnbench.conditions.quantize.calibration import pick_calibration
@@ -44,7 +44,7 @@ def measure(model: str, name: str, kernel: str, reference: Path) -> dict[str, An
 
     quiet_imports()
     spec = quantize.find_precision(name)
-    source = open_source(model, LoadOptions(), keep=False)
+    source = open_checkpoint(model, LoadOptions(), keep=False)
     calibration = pick_calibration("generic", (), SAMPLES, 0) if spec.calibrated else None
     start = time.perf_counter()
     loaded = load_model(source, spec, make_how(spec, "fp32", "cpu", kernel, calibration))
@@ -139,10 +139,10 @@ def unpacked(model: str, folder: Path) -> str:
     """A GGUF file as a folder of fp32 safetensors, so that each row does not unpack it again."""
     if not model.endswith(".gguf"):
         return model
+    from unlearnbench.checkpoints.checkpoint import open_checkpoint
     from unlearnbench.checkpoints.options import LoadOptions
-    from unlearnbench.checkpoints.source import open_source
 
-    source = open_source(model, LoadOptions())
+    source = open_checkpoint(model, LoadOptions())
     source.model().save_pretrained(folder)
     source.tokenizer.save_pretrained(folder)
     return str(folder)

@@ -10,12 +10,12 @@ from typing import Any
 
 from tests.benchmarks.rivals import Rival
 from unlearnbench.evaluation.run import run_path
-from unlearnbench.requests import Generate, Score
-from unlearnbench.results import GenerationRecord, RunResult
+from unlearnbench.requests import Generate, Request, Score
+from unlearnbench.results import GenerationRecord, RunResult, Settings
 from unlearnbench.runs.folder import RunFolder
+from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions
-from unlearnbench.tasks.samples import Plan, make_plan
-from unlearnbench.tasks.spec import GenerationTask, load_registry
+from unlearnbench.tasks.samples import TaskSamples, load_samples
 
 __all__ = [
     "TASKS",
@@ -41,19 +41,18 @@ def data_folder() -> Path:
     return Path(found)
 
 
-def plan_of(task: str, limit: int) -> Plan:
+def plan_of(task: str, limit: int) -> TaskSamples:
     (spec,) = load_registry().resolve([task])
-    return make_plan(spec, DataOptions(data_folder()), limit)
+    return load_samples(spec, DataOptions(data_folder()), limit)
 
 
-Asked = list[Generate] | list[Score]
+Asked = Sequence[Request]
 
 
 def requests_of(task: str, limit: int) -> Asked:
     plan = plan_of(task, limit)
-    if isinstance(plan.spec, GenerationTask):
-        return plan.generate_requests(plan.spec, "muse", 0)
-    return plan.score_requests()
+    settings = Settings(protocol="muse", dtype="fp32", device="cpu", seed=0, ppl_lower=False)
+    return [r for s in plan.samples for each in plan.spec.requests(s, settings) for r in each]
 
 
 def ask(rival: Rival, asked: Asked) -> Answers:
@@ -63,7 +62,7 @@ def ask(rival: Rival, asked: Asked) -> Answers:
     return rival.generate([r for r in asked if isinstance(r, Generate)])
 
 
-def scored(asked: Sequence[Generate | Score]) -> list[Score]:
+def scored(asked: Sequence[Request]) -> list[Score]:
     """Those of ``asked`` that are texts to score."""
     return [r for r in asked if isinstance(r, Score)]
 

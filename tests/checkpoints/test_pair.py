@@ -51,7 +51,7 @@ def test_alpha_0_is_the_baseline(models: tuple[Any, Any]) -> None:
 
 @pytest.mark.parametrize("alpha", [0.0, 20.0])
 def test_generation_with_two_caches_is_that_without(models: tuple[Any, Any], alpha: float) -> None:
-    joined = JoinedModel(*models, alpha)
+    joined: Any = JoinedModel(*models, alpha)
     mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 1, "eos_token_id": None}
     cached = joined.generate(input_ids=IDS, attention_mask=mask, **options)
@@ -104,9 +104,9 @@ def test_a_calibrated_precision_calibrates_both(
     require_library("gptq-int4-g64")
     asked = ["--quant", "gptq-int4-g64", "--calibration-samples", "2", "--json"]
     assert call("quants", "--model", str(pair), *asked) == 0
-    precision = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert precision["calibration"]["samples"] == 2
-    assert sum(precision["proof"]["covered_modules"].values()) == 2 * 14
+    condition = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert condition["options"]["calibration"]["samples"] == 2
+    assert sum(condition["proof"]["covered_modules"].values()) == 2 * 14
 
 
 @pytest.mark.parametrize(

@@ -150,12 +150,12 @@ def test_gen_kwargs_are_recorded_and_keep_runs_apart(
     ],
 )
 def test_gen_kwargs_that_make_no_sense(toy: Toy, given: dict[str, object], message: str) -> None:
+    from unlearnbench.tasks.registry import load_registry
     from unlearnbench.tasks.rows import DataOptions
-    from unlearnbench.tasks.samples import make_plan
-    from unlearnbench.tasks.spec import load_registry
+    from unlearnbench.tasks.samples import load_samples
 
     spec = load_registry([toy.tasks]).tasks["toy_verbmem"]
-    plans = [make_plan(spec, DataOptions(toy.data), None)]
+    plans = [load_samples(spec, DataOptions(toy.data), None)]
     assert override_decoding(plans, {"temperature": 0.0}) != []
     with pytest.raises(OptionError, match=message):
         override_decoding(plans, given)

@@ -10,16 +10,12 @@ import pytest
 
 from unlearnbench.metrics import generation_metric, likelihood_metric
 from unlearnbench.requests import Scored
+from unlearnbench.tasks.kinds.generate import GenerationTask
+from unlearnbench.tasks.kinds.likelihood import LikelihoodTask
+from unlearnbench.tasks.registry import builtin_task_dir, load_registry, read_task
 from unlearnbench.tasks.rows import PACKAGE_DATA, DataOptions, load_splits
-from unlearnbench.tasks.samples import make_plan
-from unlearnbench.tasks.spec import (
-    GenerationTask,
-    LikelihoodTask,
-    TaskSpec,
-    builtin_task_dir,
-    load_registry,
-    read_task,
-)
+from unlearnbench.tasks.samples import load_samples
+from unlearnbench.tasks.spec import TaskSpec
 
 FILES = sorted(builtin_task_dir().iterdir())
 SPECS = [read_task(path) for path in FILES]
@@ -139,7 +135,7 @@ def test_real_rows_match_their_pins(spec: TaskSpec, muse_data: Path) -> None:
         s: (pin.rows, pin.sha256) for s, pin in spec.splits.items()
     }
     assert {(f.source, f.drift) for f in found.values()} == {("local", None)}
-    assert make_plan(spec, DataOptions(muse_data), None).samples
+    assert load_samples(spec, DataOptions(muse_data), None).samples
 
 
 @pytest.mark.parametrize("spec", PACKAGED, ids=name)
@@ -149,4 +145,4 @@ def test_packaged_rows_match_their_pins(spec: TaskSpec) -> None:
         s: (pin.rows, pin.sha256) for s, pin in spec.splits.items()
     }
     assert {(f.source, f.drift) for f in found.values()} == {("package", None)}
-    assert make_plan(spec, DataOptions(), None).samples
+    assert load_samples(spec, DataOptions(), None).samples

@@ -20,7 +20,7 @@ from unlearnbench.demo.stages import Stage, files_sha256, stage_key
 from unlearnbench.demo.work import is_trained, run_stage
 from unlearnbench.errors import OptionError
 from unlearnbench.recovery.statistics import RecoveryRow
-from unlearnbench.tasks.spec import builtin_task_dir
+from unlearnbench.tasks.registry import builtin_task_dir
 
 
 def make(stage: Stage, text: str = "made") -> None:

@@ -15,7 +15,7 @@ from tests.evaluation.test_evaluate import Spy, script
 from unlearnbench import evaluate
 from unlearnbench.errors import OutputError
 from unlearnbench.runs.folder import RunFolder, read_run
-from unlearnbench.tasks.spec import load_registry
+from unlearnbench.tasks.registry import load_registry
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="finds files by /proc/self/fd"

@@ -23,27 +23,37 @@ from tests.evaluation.test_evaluate import (
 )
 from unlearnbench import ScriptedModel
 from unlearnbench.errors import MetricError, ModelOutputError, UnlearnbenchError
-from unlearnbench.evaluation.answers import make_records, summarize_task
+from unlearnbench.evaluation.answers import make_records
 from unlearnbench.evaluation.journal import Answers
-from unlearnbench.evaluation.reference import Reference
 from unlearnbench.metrics import rouge
 from unlearnbench.metrics.membership import ReferenceScores
 from unlearnbench.requests import Generate, Generated, Score, Scored
-from unlearnbench.results import AucReference, GenerationRecord, LikelihoodRecord, SampleRecord
+from unlearnbench.results import (
+    AucReference,
+    GenerationRecord,
+    LikelihoodRecord,
+    SampleRecord,
+    Settings,
+)
+from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions
-from unlearnbench.tasks.samples import Plan, make_plan
-from unlearnbench.tasks.spec import load_registry
+from unlearnbench.tasks.samples import TaskSamples, load_samples
+from unlearnbench.tasks.spec import TaskReference
 
 TASKS = ["toy_verbmem", "toy_knowmem_f", "toy_privleak"]
 
 
-def plan(toy: Toy, task: str, limit: int | None = None) -> Plan:
+def plan(toy: Toy, task: str, limit: int | None = None) -> TaskSamples:
     (spec,) = load_registry([toy.tasks]).resolve([task])
-    return make_plan(spec, DataOptions(toy.data), limit)
+    return load_samples(spec, DataOptions(toy.data), limit)
+
+
+def settings(ppl_lower: bool = False) -> Settings:
+    return Settings(protocol="muse", dtype="fp32", device="cpu", seed=0, ppl_lower=ppl_lower)
 
 
 def ask(toy: Toy, task: str, model: ScriptedModel, ppl_lower: bool = False) -> list[SampleRecord]:
-    return make_records(plan(toy, task), model, "muse", 0, ppl_lower, Answers())
+    return make_records(plan(toy, task), model, settings(ppl_lower), Answers())
 
 
 Change = Callable[[list[Generated | Scored]], Iterable[Generated | Scored]]
@@ -140,7 +150,7 @@ def test_each_answer_is_counted_once(toy: Toy) -> None:
         ticks: list[int] = []
         answers = Answers()
         answers.tick = ticks.append
-        make_records(plan(toy, task), script(toy), "muse", 0, lower, answers)
+        make_records(plan(toy, task), script(toy), settings(lower), answers)
         assert ticks == [1] * want
 
 
@@ -214,20 +224,24 @@ SHA = "0" * 64
 def test_a_likelihood_task_without_reference(toy: Toy) -> None:
     the_plan = plan(toy, "toy_privleak")
     found = ask(toy, "toy_privleak", script(toy))
-    result = summarize_task(the_plan, found, SHA, None, 0)
+    result = the_plan.result(found, SHA, None, 0)
     assert result.auc == pytest.approx(AUC)
     assert result.value is None
     assert result.auc_reference is None
-    assert (result.n, result.records_sha256, result.task_sha256) == (3, SHA, the_plan.task_sha256)
+    assert (result.n, result.records_sha256, result.task_sha256) == (
+        3,
+        SHA,
+        the_plan.spec.definition_sha256,
+    )
     assert [(part.split, part.rows) for part in result.data] == [("forget", 3), ("holdout", 3)]
     assert result.empty_outputs is None
 
 
 def test_a_likelihood_task_with_a_reference(toy: Toy) -> None:
     recorded = AucReference(auc=RETRAINED_AUC, kind="stated", source="by hand")
-    reference = Reference(ReferenceScores(RETRAINED_AUC), recorded)
+    reference = TaskReference(ReferenceScores(RETRAINED_AUC), recorded)
     found = ask(toy, "toy_privleak", script(toy))
-    result = summarize_task(plan(toy, "toy_privleak"), found, SHA, reference, 0)
+    result = plan(toy, "toy_privleak").result(found, SHA, reference, 0)
     assert result.value == pytest.approx((AUC - RETRAINED_AUC) / RETRAINED_AUC * 100)
     assert result.auc_reference == recorded
 
@@ -235,7 +249,7 @@ def test_a_likelihood_task_with_a_reference(toy: Toy) -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_no_records_are_no_result(toy: Toy, task: str) -> None:
     with pytest.raises(MetricError):
-        summarize_task(plan(toy, task), [], SHA, None, 0)
+        plan(toy, task).result([], SHA, None, 0)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -244,26 +258,25 @@ def test_records_that_are_not_the_tasks_own_kind_raise(toy: Toy, task: str) -> N
     other = "toy_privleak" if task != "toy_privleak" else "toy_verbmem"
     own, foreign = ask(toy, task, script(toy)), ask(toy, other, script(toy))
     with pytest.raises(UnlearnbenchError):
-        summarize_task(plan(toy, task), [*own[:-1], foreign[-1]], SHA, None, 0)
+        plan(toy, task).result([*own[:-1], foreign[-1]], SHA, None, 0)
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_fewer_records_than_samples_raise(toy: Toy, task: str) -> None:
     with pytest.raises(UnlearnbenchError):
-        summarize_task(plan(toy, task), ask(toy, task, script(toy))[:-1], SHA, None, 0)
+        plan(toy, task).result(ask(toy, task, script(toy))[:-1], SHA, None, 0)
 
 
 def test_only_members_or_only_others_are_no_result(toy: Toy) -> None:
     found = ask(toy, "toy_privleak", script(toy))
     for half in (found[:3], found[3:]):
         with pytest.raises(MetricError):
-            summarize_task(plan(toy, "toy_privleak"), half, SHA, None, 0)
+            plan(toy, "toy_privleak").result(half, SHA, None, 0)
 
 
 def test_a_summary_from_records_on_disk_is_the_one_that_was_stored(toy: Toy) -> None:
     stored = run(script(toy), "toy_verbmem", toy).tasks["toy_verbmem"]
-    again = summarize_task(
-        plan(toy, "toy_verbmem"),
+    again = plan(toy, "toy_verbmem").result(
         ask(toy, "toy_verbmem", script(toy)),
         stored.records_sha256,
         None,
@@ -274,9 +287,7 @@ def test_a_summary_from_records_on_disk_is_the_one_that_was_stored(toy: Toy) -> 
 
 def test_texts_that_all_score_the_same_have_an_auc_of_a_half(toy: Toy) -> None:
     model = ScriptedModel(logprobs=levels(toy, (2.0,) * 3, (2.0,) * 3))
-    result = summarize_task(
-        plan(toy, "toy_privleak"), ask(toy, "toy_privleak", model), SHA, None, 0
-    )
+    result = plan(toy, "toy_privleak").result(ask(toy, "toy_privleak", model), SHA, None, 0)
     assert (result.auc, result.auc_stderr, result.auc_ci) == (0.5, 0.0, (0.5, 0.5))
 
 
@@ -312,9 +323,9 @@ def test_rouge_runs_beside_the_model(toy: Toy, monkeypatch: pytest.MonkeyPatch) 
 
     made = plan(toy, "toy_verbmem")  # which tries the metric
     outputs = {sample.text: "A dog" for sample in made.samples}
-    expected = make_records(made, ScriptedModel(outputs), "muse", 0, False, Answers())
+    expected = make_records(made, ScriptedModel(outputs), settings(), Answers())
     threads = slow_rouge(monkeypatch, wait)
-    assert make_records(made, Model(outputs), "muse", 0, False, Answers()) == expected
+    assert make_records(made, Model(outputs), settings(), Answers()) == expected
     assert len(threads) == len(expected) > 1
     assert set(threads) == {"scoring_0"}
 
@@ -344,5 +355,5 @@ def test_an_answer_that_cannot_be_scored_ends_the_work(
     model = Model({sample.text: "A dog" for sample in made.samples})
     threads = slow_rouge(monkeypatch, fail)
     with pytest.raises(MetricError, match="no score"):
-        make_records(made, model, "muse", 0, False, Answers())
+        make_records(made, model, settings(), Answers())
     assert len(threads) <= Model.given <= 3  # the error comes with the answer after it, or the next

@@ -145,7 +145,8 @@ def test_privleak_of_the_target_and_the_retrained_model_are_the_papers(
 def test_the_stated_reference_of_the_task_is_the_published_auc(
     published: dict[str, Published],
 ) -> None:
-    from unlearnbench.tasks.spec import LikelihoodTask, load_registry
+    from unlearnbench.tasks.kinds.likelihood import LikelihoodTask
+    from unlearnbench.tasks.registry import load_registry
 
     (spec,) = load_registry().resolve(["news_privleak"])
     assert isinstance(spec, LikelihoodTask)

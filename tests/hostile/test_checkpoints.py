@@ -19,6 +19,7 @@ from unlearnbench.checkpoints.source import open_source
 from unlearnbench.cli import main
 from unlearnbench.errors import UnlearnbenchError
 from unlearnbench.requests import Generate
+from unlearnbench.runs.provenance import git_hash
 from unlearnbench.util.quiet import plain_errors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is d
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unlearnbench.checkpoints.patterns._SECONDS", 1.0)
+    monkeypatch.setattr("unlearnbench.checkpoints.patterns._SECONDS", 0.5)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -34,6 +35,7 @@ def _controls(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """What the cases are made from is in order; and the libraries that an adapter makes PEFT import
     have asked the machine for its devices.
     """
+    git_hash()  # asks git, once a process
     use(str(tiny), LoadOptions())
     build = Case("adapter", adapter(), "")
     path, _ = lay_out(build, tiny, tmp_path_factory.mktemp("control"))

@@ -30,9 +30,8 @@ from unlearnbench.errors import UnlearnbenchError, one_line
 from unlearnbench.importing import ImportOptions, import_runs
 from unlearnbench.importing.base import Format
 from unlearnbench.runs.entries import load_entries
-from unlearnbench.tasks.prompts import render_field
-from unlearnbench.tasks.spec import load_registry, read_task
-from unlearnbench.tasks.templates import LONGEST
+from unlearnbench.tasks.registry import load_registry, read_task
+from unlearnbench.tasks.templates import LONGEST, render_field
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "20"))
 GOOD = Path(__file__).parents[1] / "golden" / "results" / "good"

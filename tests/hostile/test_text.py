@@ -20,8 +20,7 @@ from unlearnbench.errors import OptionError, ResultError, TaskError
 from unlearnbench.importing import ImportOptions, import_runs
 from unlearnbench.runs.entries import load_entries
 from unlearnbench.runs.folder import RunFolder
-from unlearnbench.tasks.prompts import render_field
-from unlearnbench.tasks.templates import LONGEST
+from unlearnbench.tasks.templates import LONGEST, render_field
 from unlearnbench.util.text import text_table
 from unlearnbench.util.yaml import read_yaml
 

@@ -30,7 +30,7 @@ from unlearnbench.evaluation.run import run_path
 from unlearnbench.lm_eval.suite import samples_path
 from unlearnbench.lm_eval.their_tasks import load_tasks, quiet_harness
 from unlearnbench.results import RunResult
-from unlearnbench.tasks.spec import load_registry
+from unlearnbench.tasks.registry import load_registry
 
 ALL = ["mc", "gen", "ppl"]
 

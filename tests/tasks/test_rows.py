@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from tests.conftest import write_jsonl
 from unlearnbench.errors import DataError
 from unlearnbench.tasks import rows as data
+from unlearnbench.tasks.kinds.likelihood import LikelihoodTask
 from unlearnbench.tasks.rows import DataOptions, load_splits, read_rows, rows_sha256
-from unlearnbench.tasks.spec import LikelihoodTask
+from unlearnbench.tasks.spec import SplitRows
 
 ROWS: list[dict[str, Any]] = [{"text": "one", "n": 1}, {"text": "zwei é"}, {"text": "three"}]
 # Written out: {"n":1,"text":"one"} and so on, one a line.
@@ -89,11 +90,11 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def texts(found: Mapping[str, data.SplitRows]) -> dict[str, list[object]]:
+def texts(found: Mapping[str, SplitRows]) -> dict[str, list[object]]:
     return {name: [row["text"] for row in split.rows] for name, split in found.items()}
 
 
-def sources(found: Mapping[str, data.SplitRows]) -> set[str]:
+def sources(found: Mapping[str, SplitRows]) -> set[str]:
     return {split.source for split in found.values()}
 
 
@@ -103,7 +104,7 @@ def sources(found: Mapping[str, data.SplitRows]) -> set[str]:
 def test_local_rows_in_file_order(folder: Path, no_hub: list[str]) -> None:
     found = load_splits(make_spec(), DataOptions(folder))
     assert list(found) == ["forget", "holdout"]
-    assert found["forget"] == data.SplitRows("forget", tuple(ROWS), "local", ROWS_SHA256)
+    assert found["forget"] == SplitRows("forget", tuple(ROWS), "local", ROWS_SHA256)
     assert sources(found) == {"local"}
     assert no_hub == []
 

@@ -20,8 +20,8 @@ import pytest
 
 from tests.hub_stub import HubStub, serve
 from unlearnbench.errors import DataError
+from unlearnbench.tasks.kinds.likelihood import LikelihoodTask
 from unlearnbench.tasks.rows import DataOptions, load_splits, rows_sha256
-from unlearnbench.tasks.spec import LikelihoodTask
 
 REPO = "muse-bench/toy"
 FORMATS = {"main": "jsonl", "v1": "parquet", "v2": "parquet"}
@@ -34,7 +34,7 @@ import json, os, sys
 from pathlib import Path
 from unlearnbench.tasks.rows import DataOptions, load_splits
 from unlearnbench.errors import DataError
-from unlearnbench.tasks.spec import LikelihoodTask
+from unlearnbench.tasks.kinds.likelihood import LikelihoodTask
 
 answers = []
 for job in json.load(sys.stdin):

@@ -8,19 +8,19 @@ import pytest
 
 from tests.conftest import Toy, write_jsonl
 from unlearnbench.errors import DataError, MetricError, TaskError
-from unlearnbench.requests import Generate, Sampling, Score
 from unlearnbench.results import SplitData
+from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions, rows_sha256
-from unlearnbench.tasks.samples import Plan, make_plan
-from unlearnbench.tasks.spec import GenerationTask, TaskSpec, load_registry
+from unlearnbench.tasks.samples import TaskSamples, load_samples
+from unlearnbench.tasks.spec import TaskSpec
 
 
 def spec_of(toy: Toy, name: str) -> TaskSpec:
     return load_registry([toy.tasks]).tasks[name]
 
 
-def plan_of(toy: Toy, name: str, limit: int | None = None, drift: bool = False) -> Plan:
-    return make_plan(spec_of(toy, name), DataOptions(toy.data, allow_drift=drift), limit)
+def plan_of(toy: Toy, name: str, limit: int | None = None, drift: bool = False) -> TaskSamples:
+    return load_samples(spec_of(toy, name), DataOptions(toy.data, allow_drift=drift), limit)
 
 
 def changed(spec: TaskSpec, **changes: Any) -> TaskSpec:
@@ -28,7 +28,7 @@ def changed(spec: TaskSpec, **changes: Any) -> TaskSpec:
     return type(spec).model_validate({**spec.model_dump(), **changes})
 
 
-def ids(plan: Plan) -> list[str]:
+def ids(plan: TaskSamples) -> list[str]:
     return [sample.id for sample in plan.samples]
 
 
@@ -169,7 +169,7 @@ def test_half_a_surrogate_pair(toy: Toy, name: str, rows: str, field: str) -> No
 def test_a_metric_of_no_or_the_other_kind(toy: Toy, name: str, metric: str) -> None:
     spec = changed(spec_of(toy, name), metric=metric)
     with pytest.raises(MetricError, match=f"no metric '{metric}'.*known: privleak, rougeL"):
-        make_plan(spec, DataOptions(toy.data), None)
+        load_samples(spec, DataOptions(toy.data), None)
 
 
 def test_a_row_without_the_field_is_named(toy: Toy) -> None:
@@ -190,9 +190,9 @@ SHA = "0a" * 32
 )
 def test_words_about_a_task_do_not_move_its_hash(toy: Toy, changes: dict[str, Any]) -> None:
     plan = plan_of(toy, "toy_knowmem_f")
-    other = Plan(changed(plan.spec, **changes), plan.splits, plan.samples)
-    assert other.task_sha256 == plan.task_sha256
-    assert len(plan.task_sha256) == 64
+    other = TaskSamples(changed(plan.spec, **changes), plan.splits, plan.samples)
+    assert other.spec.definition_sha256 == plan.spec.definition_sha256
+    assert len(plan.spec.definition_sha256) == 64
 
 
 @pytest.mark.parametrize(
@@ -226,44 +226,8 @@ def test_whatever_can_move_a_score_moves_the_hash(
     toy: Toy, name: str, changes: dict[str, Any]
 ) -> None:
     plan = plan_of(toy, name)
-    other = Plan(changed(plan.spec, **changes), plan.splits, plan.samples)
-    assert other.task_sha256 != plan.task_sha256
-
-
-# Requests.
-
-
-def requests_of(plan: Plan, protocol: str, seed: int = 0) -> list[Generate]:
-    assert isinstance(plan.spec, GenerationTask)
-    return plan.generate_requests(plan.spec, protocol, seed)
-
-
-def test_generate_requests_under_muse_are_greedy(toy: Toy) -> None:
-    plan = plan_of(toy, "toy_knowmem_f", 2)
-    assert requests_of(plan, "muse", 5) == [
-        Generate(f"toy_knowmem_f:forget_qa/{i}", plan.samples[i].text, 8, ("\n\n", "Question:"))
-        for i in range(2)
-    ]
-
-
-def test_zhang2025_samples_verbmem_and_leaves_the_rest(toy: Toy) -> None:
-    verbmem = plan_of(toy, "toy_verbmem")
-    greedy, sampled = requests_of(verbmem, "muse", 7), requests_of(verbmem, "zhang2025", 7)
-    assert {r.sampling for r in greedy} == {None}
-    assert {r.sampling for r in sampled} == {Sampling(temperature=0.9, top_k=50, seed=7)}
-    assert [(r.id, r.prompt, r.max_new_tokens) for r in sampled] == [
-        (r.id, r.prompt, r.max_new_tokens) for r in greedy
-    ]
-    knowmem = plan_of(toy, "toy_knowmem_f")
-    assert requests_of(knowmem, "zhang2025", 7) == requests_of(knowmem, "muse", 7)
-
-
-def test_score_requests(toy: Toy) -> None:
-    plan = plan_of(toy, "toy_privleak", 1)
-    assert plan.score_requests() == [
-        Score("toy_privleak:forget/0", plan.samples[0].text),
-        Score("toy_privleak:holdout/0", plan.samples[1].text),
-    ]
+    other = TaskSamples(changed(plan.spec, **changes), plan.splits, plan.samples)
+    assert other.spec.definition_sha256 != plan.spec.definition_sha256
 
 
 def test_an_unknown_attack_is_found_before_a_model_is_loaded(toy: Toy) -> None:

@@ -9,14 +9,9 @@ from hypothesis import strategies as st
 
 from tests.conftest import Toy
 from unlearnbench.errors import TaskError
-from unlearnbench.tasks.spec import (
-    GenerationTask,
-    LikelihoodTask,
-    builtin_task_dir,
-    load_registry,
-    read_task,
-    split_names,
-)
+from unlearnbench.tasks.kinds.generate import GenerationTask
+from unlearnbench.tasks.kinds.likelihood import LikelihoodTask
+from unlearnbench.tasks.registry import builtin_task_dir, load_registry, read_task, split_names
 
 GENERATION = """\
 # Both kinds begin with a comment, so that no line number is right by chance.

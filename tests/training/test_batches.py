@@ -8,8 +8,9 @@ import pytest
 from tests.conftest import make_tokenizer
 from unlearnbench.errors import DataError, ModelOutputError, OptionError
 from unlearnbench.methods.rows import IGNORED, Example
-from unlearnbench.tasks.prompts import render_field
-from unlearnbench.tasks.spec import GenerationTask, load_registry
+from unlearnbench.tasks.kinds.generate import GenerationTask
+from unlearnbench.tasks.registry import load_registry
+from unlearnbench.tasks.templates import render_field
 from unlearnbench.training.batches import Encoder, Length, as_batch, collate, make_schedule
 from unlearnbench.training.corpus import Corpus, Document
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -13,14 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from unlearnbench.boards.definition import Board
 from unlearnbench.errors import OptionError, ResultError, one_line
-from unlearnbench.results import (
-    Checkpoint,
-    GenerationRecord,
-    RunResult,
-    SampleRecord,
-    TaskResult,
-    upgrade,
-)
+from unlearnbench.results import Checkpoint, RunResult, SampleRecord, TaskResult, upgrade
 from unlearnbench.runs.entries import Entry, LoadedRun, load_entries
 from unlearnbench.util.files import read_model, write_text
 
@@ -119,7 +113,8 @@ def _part(board: Board, run: LoadedRun, texts: bool) -> EntryRun:
     tasks = {name: run.task(name) for name in board.rules.tasks}
     samples = {name: tuple(run.records(name)) for name in tasks}
     if not texts:
-        samples = {n: tuple(_hashed(r, board.name) for r in rs) for n, rs in samples.items()}
+        hidden = partial(digest, board=board.name)
+        samples = {n: tuple(r.with_texts(hidden) for r in rs) for n, rs in samples.items()}
     tasks = {name: _without_path(found) for name, found in tasks.items()}
     checkpoint = _named(run.result.checkpoint)
     result = run.result.model_copy(update={"tasks": tasks, "checkpoint": checkpoint})
@@ -149,13 +144,6 @@ def digest(text: str, board: str) -> str:
     """What a board that publishes no texts has in a text's place."""
     content = f"unlearnbench:{board}:{text}".encode(errors="surrogatepass")
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
-
-
-def _hashed(record: SampleRecord, board: str) -> SampleRecord:
-    if not isinstance(record, GenerationRecord):
-        return record  # carries no text
-    texts = {key: digest(getattr(record, key), board) for key in ("prompt", "output", "target")}
-    return record.model_copy(update=texts)
 
 
 def entry_json(entry: BoardEntry) -> str:

@@ -18,8 +18,8 @@ from unlearnbench.boards.verify_records import (
 from unlearnbench.errors import OptionError, ResultError, UnlearnbenchError, one_line
 from unlearnbench.results import FULL, ON_GRID, STORED, Proof, TaskResult
 from unlearnbench.runs.folder import encode_records
-from unlearnbench.tasks.samples import Plan
-from unlearnbench.tasks.spec import Registry, TaskSpec
+from unlearnbench.tasks.registry import Registry
+from unlearnbench.tasks.spec import TaskSpec
 
 
 def verify_board(board: Board) -> tuple[list[BoardEntry], list[Verdict]]:
@@ -168,7 +168,7 @@ def _task_problems(spec: TaskSpec, version: float, part: EntryRun, texts: bool) 
 
 
 def _definition_problems(spec: TaskSpec, result: TaskResult) -> Iterator[str]:
-    if result.task_sha256 != Plan(spec, {}, ()).task_sha256:
+    if result.task_sha256 != spec.definition_sha256:
         yield "the task's definition is not ours"
     if (result.metric, result.want) != (spec.metric, spec.want):
         yield "metric or direction is not the task's"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from unlearnbench.boards.entry import BoardEntry, EntryRun
 from unlearnbench.boards.verify_records import alike
 from unlearnbench.errors import ResultError, UnlearnbenchError, one_line
 from unlearnbench.lm_eval.tables import require_same_harness
-from unlearnbench.metrics import likelihood_metric
 from unlearnbench.metrics.membership import ReferenceScores
-from unlearnbench.results import FULL, AucReference, LikelihoodRecord, SampleRecord
+from unlearnbench.results import FULL, AucReference, LikelihoodRecord
 from unlearnbench.runs.entries import (
     FULL_BITS,
     Entry,
@@ -19,7 +18,8 @@ from unlearnbench.runs.entries import (
     require_comparable,
     require_same_condition,
 )
-from unlearnbench.tasks.spec import LikelihoodTask, Registry
+from unlearnbench.tasks.registry import Registry
+from unlearnbench.tasks.spec import TaskSpec
 
 # Another machine's run of the retrained model may order a few texts otherwise.
 _AUC_MARGIN = 0.01
@@ -145,7 +145,7 @@ def _verify_privleak(
     for part in entry.runs:
         for name in part.run.tasks:
             spec = registry.tasks.get(name)
-            if isinstance(spec, LikelihoodTask):
+            if spec is not None and spec.needs_reference:
                 where = f"{part.run.condition.name}: {name}: "
                 try:
                     _check_privleak(spec, part, retrained, where, verdict)
@@ -154,7 +154,7 @@ def _verify_privleak(
 
 
 def _check_privleak(
-    spec: LikelihoodTask, part: EntryRun, retrained: Entry, where: str, verdict: Verdict
+    spec: TaskSpec, part: EntryRun, retrained: Entry, where: str, verdict: Verdict
 ) -> None:
     """The value that the entry states. The board's tables have their own, against the retrained
     entry in full precision.
@@ -171,16 +171,10 @@ def _check_privleak(
         return
     candidates = [ReferenceScores(reference.auc)]
     if reference.kind == "run":
-        theirs = (_groups(spec, run.records(spec.task)) for run in retrained.runs.values())
-        candidates = [ReferenceScores(reference.auc, *groups) for groups in theirs]
-    groups = [[{spec.attack: x} for x in g] for g in _groups(spec, part.samples[spec.task])]
-    found = []
-    for candidate in candidates:
-        metric, seed = likelihood_metric(spec.metric), part.run.settings.seed
-        leak = metric.summarize(*groups, spec.attack, candidate, seed).privleak
-        if leak is None:
-            raise ResultError("the metric gives no PrivLeak")
-        found.append(leak)
+        theirs = (spec.reference_scores(r.records(spec.task)) for r in retrained.runs.values())
+        candidates = [replace(scores, auc=reference.auc) for scores in theirs]
+    records, seed = part.samples[spec.task], part.run.settings.seed
+    found = [spec.against(records, candidate, seed) for candidate in candidates]
     if result.value is None or not alike(result.value, found[0].value):
         stated = f"PrivLeak is {result.value}, its AUC and reference give {found[0].value}"
         verdict.problems.append(where + stated)
@@ -189,11 +183,9 @@ def _check_privleak(
         verdict.notes.append(f"{where}PrivLeak's own interval is as stated; no table shows it")
 
 
-def _reference_problem(
-    spec: LikelihoodTask, reference: AucReference, retrained: Entry
-) -> str | None:
+def _reference_problem(spec: TaskSpec, reference: AucReference, retrained: Entry) -> str | None:
     if reference.kind == "stated":
-        if any(alike(stated.auc, reference.auc) for stated in spec.references):
+        if any(alike(auc, reference.auc) for auc in spec.stated_aucs()):
             return None
         return f"PrivLeak's reference is AUC {reference.auc}, which the task does not state"
     if reference.weights_sha256 != retrained.full.result.checkpoint.weights_sha256:
@@ -204,15 +196,3 @@ def _reference_problem(
     return (
         f"PrivLeak's reference is AUC {reference.auc}, the board's retrained model has {theirs[0]}"
     )
-
-
-def _groups(
-    spec: LikelihoodTask, records: Sequence[SampleRecord]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The headline attack's scores of members and of the others."""
-    found = [r for r in records if isinstance(r, LikelihoodRecord)]
-    members, nonmembers = (
-        tuple(r.scores[spec.attack] for r in found if r.split == split)
-        for split in (spec.member_split, spec.nonmember_split)
-    )
-    return members, nonmembers

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from unlearnbench.boards.entry import BoardEntry, digest
 from unlearnbench.errors import MetricError, one_line
-from unlearnbench.evaluation.answers import summarize_task
-from unlearnbench.metrics import generation_metric, likelihood_metric
-from unlearnbench.results import GenerationRecord, LikelihoodRecord, SampleRecord, TaskResult
-from unlearnbench.tasks.samples import Plan, Sample, limited_count
-from unlearnbench.tasks.spec import GenerationTask, TaskSpec
+from unlearnbench.metrics import generation_metric
+from unlearnbench.results import GenerationRecord, SampleRecord, TaskResult
+from unlearnbench.tasks.samples import TaskSamples, limited_count
+from unlearnbench.tasks.spec import Sample, TaskSpec
 
 _SAME = 1e-9
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-# ROUGE compares all words of one text with all of the other.
-_WORD = re.compile(r"[A-Za-z0-9]+")
-_WORDS, _WORDS_A_TOKEN = 4096, 32
-# Of --ppl-lower, which scores a second text.
-_FURTHER_ATTACKS = {"PPL/lower"}
 
 
 def sample_problems(
@@ -29,56 +22,41 @@ def sample_problems(
     """What keeps ``records`` from being those of a run of ``spec``. Such must not be computed
     with: their number and their fields have no bound.
     """
-    splits = [spec.test_split] if isinstance(spec, GenerationTask) else list(spec.used_splits)
+    splits = spec.asked_splits
     for split in splits:
         if n != limited_count(spec.splits[split].rows, limit):
             yield f"{n} samples of {split}, the run's settings give another number"
             return
     if [record.id for record in records] != [f"{s}/{i}" for s in splits for i in range(n)]:
         yield f"the samples are not the first {n} of {', '.join(splits)} in order"
-    if isinstance(spec, GenerationTask):
-        kind: type[SampleRecord] = GenerationRecord
-        metric = generation_metric(spec.metric)
-        names = metric.score_output("a", "a").keys() - {metric.HEADLINE}
-    else:
-        kind, names = LikelihoodRecord, {*likelihood_metric(spec.metric).ATTACKS}
-    if any(record.task != spec.task or not isinstance(record, kind) for record in records):
+    if any(record.task != spec.task or type(record) is not spec.record_type for record in records):
         yield "a sample is another task's, or of another kind"
+    names = spec.figures()
     # --ppl-lower adds one to all of a run's texts.
-    figures = {frozenset(record.scores) - _FURTHER_ATTACKS for record in records}
-    if figures != {frozenset(names)} or len({frozenset(r.scores) for r in records}) != 1:
+    figures = {frozenset(record.scores) for record in records}
+    if len(figures) != 1 or figures.pop() - spec.optional_figures != names:
         yield f"the samples' figures are not {', '.join(sorted(names))}"
 
 
 def score_problems(spec: TaskSpec, records: Sequence[SampleRecord]) -> Iterator[str]:
     """Answers whose stated scores are not what their texts give."""
-    if not isinstance(spec, GenerationTask):
-        return
-    metric = generation_metric(spec.metric)
     for record in records:
-        if not isinstance(record, GenerationRecord):
-            continue
         where = one_line(record.id, 60)
-        longest = max(len(_WORD.findall(text)) for text in (record.output, record.target))
-        if longest > max(_WORDS, _WORDS_A_TOKEN * spec.generation_kwargs.max_gen_toks):
-            yield f"{where}: {longest} words, which no run of this task has"
-            continue
         try:
-            scores = metric.score_output(record.output, record.target)
+            figures = spec.rescore(record)
         except MetricError as error:
             yield f"{where}: {one_line(error)}"
             continue
-        stated = {metric.HEADLINE: record.score, **record.scores}
-        for name, ours in scores.items():
-            if abs(stated.get(name, math.inf) - ours) > _SAME:
-                yield f"{where}: {name} is {stated.get(name)}, its texts give {ours}"
+        for name, (stated, ours) in figures.items():
+            if abs(stated - ours) > _SAME:
+                yield f"{where}: {name} is {stated}, its texts give {ours}"
 
 
 def digest_problems(entry: BoardEntry, spec: TaskSpec) -> Iterator[str]:
     """What hashes in place of texts still show of a task's scores, at all precisions: an answer
     that is the reference, an empty one, and two answers that are one.
     """
-    if not isinstance(spec, GenerationTask):
+    if spec.record_type is not GenerationRecord:
         return
     metric = generation_metric(spec.metric)
     right = metric.score_output("a", "a")[metric.HEADLINE]
@@ -110,7 +88,7 @@ def summarize_again(
         MetricError: they give no finite value.
     """
     samples = tuple(Sample(r.id, r.id.rsplit("/", 1)[0], "") for r in records)
-    return summarize_task(Plan(spec, {}, samples), records, result.records_sha256, None, seed)
+    return TaskSamples(spec, {}, samples).result(records, result.records_sha256, None, seed)
 
 
 def alike(stated: object, ours: object) -> bool:

@@ -10,13 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
-from unlearnbench.checkpoints.find import (
-    PAIR_FILE,
-    PARTS,
-    CheckpointFiles,
-    check_folder,
-    read_json,
-)
+from unlearnbench.checkpoints.find import PAIR_FILE, PARTS, CheckpointFiles, check_folder, read_json
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import read_origin
 from unlearnbench.checkpoints.packed import StoredScheme

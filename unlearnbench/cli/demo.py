@@ -18,7 +18,7 @@ from unlearnbench.errors import printable
 from unlearnbench.recovery.statistics import RecoveryRow
 from unlearnbench.recovery.tables import recovery_table
 from unlearnbench.results import FULL
-from unlearnbench.tasks.spec import split_names
+from unlearnbench.tasks.registry import split_names
 from unlearnbench.util.text import text_table
 
 _TASK, _KEPT = "demo_knowmem_f", "demo_knowmem_r"

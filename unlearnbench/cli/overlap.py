@@ -15,7 +15,7 @@ from unlearnbench.cli.options import field_options, taken
 from unlearnbench.conditions.load import require_available
 from unlearnbench.conditions.quantize import overlap, resolve
 from unlearnbench.errors import printable
-from unlearnbench.tasks.spec import split_names
+from unlearnbench.tasks.registry import split_names
 
 
 @click.command("inspect")

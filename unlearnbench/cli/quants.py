@@ -15,7 +15,7 @@ from unlearnbench.conditions.base import PrecisionSpec
 from unlearnbench.errors import OptionError, PrecisionError, printable
 from unlearnbench.evaluation.options import KernelOptions
 from unlearnbench.results import FULL, Condition
-from unlearnbench.tasks.spec import split_names
+from unlearnbench.tasks.registry import split_names
 from unlearnbench.util.text import text_table
 
 

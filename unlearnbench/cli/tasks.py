@@ -10,9 +10,9 @@ import click
 
 from unlearnbench.errors import one_line, printable
 from unlearnbench.lm_eval import BRIDGE
-from unlearnbench.tasks.prompts import first_prompt
-from unlearnbench.tasks.rows import DataOptions, load_splits
-from unlearnbench.tasks.spec import load_registry
+from unlearnbench.tasks.registry import load_registry
+from unlearnbench.tasks.rows import DataOptions
+from unlearnbench.tasks.samples import load_samples
 from unlearnbench.util.text import text_table
 
 _HEAD = ["task", "groups", "metric", "want", "version", "description"]
@@ -51,6 +51,6 @@ def show_tasks(
         file = registry.files[spec.task]
         click.echo(one_line(f"# {file}"))
         click.echo(printable(file.read_text(encoding="utf-8").rstrip()))
-        splits = load_splits(spec, options)
+        task = load_samples(spec, options, 1)
         click.echo("\n# first prompt")
-        click.echo(printable(first_prompt(spec, splits)))
+        click.echo(printable(task.samples[0].text))

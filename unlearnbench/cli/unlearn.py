@@ -255,7 +255,7 @@ def _job(options: dict[str, Any], texts: Any) -> Job:
 
 
 def _select(options: dict[str, Any]) -> Any:
-    from unlearnbench.tasks.spec import split_names
+    from unlearnbench.tasks.registry import split_names
     from unlearnbench.training.options import SelectorOptions
 
     if not options.get("eval_tasks"):

@@ -94,7 +94,7 @@ def load_model(
         return first
     from unlearnbench.models.joined import JoinedModel
 
-    network = JoinedModel(*(model.network for model in models), source.alpha)
+    network = JoinedModel(first.network, models[1].network, source.alpha)
     precision, proofs = first.condition, [model.condition.proof for model in models]
     if proofs[0] is not None and proofs[1] is not None:
         precision = precision.model_copy(update={"proof": join_proofs(proofs[0], proofs[1])})

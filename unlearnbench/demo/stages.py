@@ -32,7 +32,7 @@ def stage_key(facts: Mapping[str, object], *before: str) -> str:
 
 @cache
 def _own_files() -> str:
-    from unlearnbench.tasks.spec import builtin_task_dir
+    from unlearnbench.tasks.registry import builtin_task_dir
 
     return files_sha256(Path(__file__).resolve().parent.parent, builtin_task_dir())
 

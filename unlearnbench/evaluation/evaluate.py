@@ -26,9 +26,10 @@ from unlearnbench.tasks.overrides import (
     gen_kwargs_text,
     override_decoding,
 )
+from unlearnbench.tasks.registry import load_registry, split_names
 from unlearnbench.tasks.rows import DataOptions
-from unlearnbench.tasks.samples import make_plan
-from unlearnbench.tasks.spec import LikelihoodTask, TaskSpec, load_registry, split_names
+from unlearnbench.tasks.samples import load_samples
+from unlearnbench.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
     from unlearnbench.evaluation.workers import Team
@@ -79,7 +80,7 @@ def evaluate(
     root = asked.data_dir or os.environ.get("UNLEARNBENCH_DATA") or None
     rows = DataOptions(Path(root) if root is not None else None, asked.allow_data_drift)
     plans = override_decoding(
-        [make_plan(spec, rows, asked.limit) for spec in specs], asked.gen_kwargs
+        [load_samples(spec, rows, asked.limit) for spec in specs], asked.gen_kwargs
     )
     batch_size = None if asked.batch_size == "auto" else asked.batch_size
     job = Job(
@@ -108,7 +109,7 @@ def evaluate(
             asked.progress,
         )
         job = replace(job, suite=open_suite(theirs, asked.include_path, root, ask, bool(specs)))
-    if asked.reference is not None and not any(isinstance(s, LikelihoodTask) for s in specs):
+    if asked.reference is not None and not any(s.needs_reference for s in specs):
         log.warning("--reference moves only PrivLeak, and none of these tasks has it")
     if not isinstance(model, (str, Path)):
         return _evaluate_given(job, model, conditions, asked, team)

@@ -17,9 +17,9 @@ from unlearnbench.evaluation.options import Options
 from unlearnbench.evaluation.run import Job, Run, prepare, run_tasks
 from unlearnbench.models.base import Model
 from unlearnbench.results import RunResult
-from unlearnbench.tasks.overrides import chat_plans, template_sha256
-from unlearnbench.tasks.samples import Plan
-from unlearnbench.tasks.spec import split_names
+from unlearnbench.tasks.overrides import chat_samples, template_sha256
+from unlearnbench.tasks.registry import split_names
+from unlearnbench.tasks.samples import TaskSamples
 from unlearnbench.util.quiet import plain_errors
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def evaluate_path(
     loading.require_loadable(source)
     if asked.apply_chat_template:
         sha256 = template_sha256(source.tokenizer)
-        plans = chat_plans(job.plans, source.tokenizer)
+        plans = chat_samples(job.plans, source.tokenizer)
         job = replace(job, plans=tuple(plans), chat_template_sha256=sha256)
     kernel = asked.quant_kernel
     if asked.backend == "vllm":
@@ -152,7 +152,7 @@ def _run_precision(
     spec: PrecisionSpec,
     how: How,
     run: Run,
-    todo: list[Plan],
+    todo: list[TaskSamples],
     failures: Failures,
 ) -> RunResult | None:
     try:

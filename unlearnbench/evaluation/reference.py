@@ -6,27 +6,17 @@ Never assumed: without either there is an AUC and no PrivLeak.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from unlearnbench.errors import MetricError, OptionError, ResultError
-from unlearnbench.metrics.intervals import auc
-from unlearnbench.metrics.membership import ReferenceScores
-from unlearnbench.results import AucReference, Checkpoint, LikelihoodRecord, RunResult
+from unlearnbench.results import AucReference, Checkpoint, RunResult
 from unlearnbench.runs.fingerprint import Fingerprint, differences
 from unlearnbench.runs.folder import RunFolder, read_run
-from unlearnbench.tasks.spec import LikelihoodTask, StatedReference
+from unlearnbench.tasks.samples import TaskSamples
+from unlearnbench.tasks.spec import TaskReference
 
 log = logging.getLogger("unlearnbench")
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The retrained model's scores and what the result records of them."""
-
-    scores: ReferenceScores
-    recorded: AucReference
 
 
 @dataclass(frozen=True)
@@ -54,55 +44,14 @@ def open_reference(path: Path) -> RetrainedRun:
     return RetrainedRun(RunFolder(path), read_run(path))
 
 
-def stated_reference(spec: LikelihoodTask, config: Mapping[str, object]) -> Reference:
-    """The reference that the task states for the checkpoint's base model.
-
-    Raises:
-        OptionError: the task states none, or only for another base model.
-    """
-    if not spec.references:
-        raise OptionError(
-            f"{spec.task} states no reference; pass --reference RUN_DIR, a run of the retrained "
-            "model, or leave --reference out to get the AUC alone"
-        )
-    for stated in spec.references:
-        if not _differences(stated, config):
-            recorded = AucReference(
-                auc=stated.auc, kind="stated", source=f"{stated.base_model}: {stated.source}"
-            )
-            return Reference(ReferenceScores(stated.auc), recorded)
-    stated = spec.references[0]
-    raise OptionError(
-        f"{spec.task}: the stated reference is for {stated.base_model}, and this checkpoint is "
-        f"another model ({', '.join(_differences(stated, config))}); pass --reference RUN_DIR, a "
-        "run of its own retrained model"
-    )
-
-
-def _differences(stated: StatedReference, config: Mapping[str, object]) -> list[str]:
-    return [
-        f"{key} {config.get(key, 'absent')} instead of {value}"
-        for key, value in stated.config.items()
-        if config.get(key) != value
-    ]
-
-
-def run_reference(
-    spec: LikelihoodTask,
-    run: RetrainedRun,
-    task: Fingerprint,
-    ids: Mapping[str, tuple[str, ...]],
-    checkpoint: Checkpoint,
-) -> Reference:
+def run_reference(task: TaskSamples, run: RetrainedRun, checkpoint: Checkpoint) -> TaskReference:
     """The reference from a run of the retrained model, once it is shown to be comparable.
-
-    task: of the task to be measured. ids: the ids of the texts of each split, in order.
 
     Raises:
         OptionError: the run lacks the task, or differs in version, data, texts or tokenizer.
         ResultError: its records are damaged.
     """
-    where = f"--reference {run.folder.path}"
+    spec, where = task.spec, f"--reference {run.folder.path}"
     found = run.result.tasks.get(spec.task)
     if found is None:
         raise OptionError(f"{where} has no {spec.task}; evaluate the retrained model on it first")
@@ -114,27 +63,29 @@ def run_reference(
         )
     there = Fingerprint.of_task(found.version, found.task_sha256, found.data)
     there |= Fingerprint.of({"tokenizer": run.result.checkpoint.tokenizer_sha256})
-    here = task | Fingerprint.of({"tokenizer": checkpoint.tokenizer_sha256})
+    here = task_fingerprint(task) | Fingerprint.of({"tokenizer": checkpoint.tokenizer_sha256})
     _require_same(where, there, here)
-    groups = _groups(run, spec, found.records_sha256)
-    for split, texts in ids.items():
-        there = Fingerprint.of_samples(f"{split!r} texts", [*groups.get(split, {})])
-        _require_same(where, there, Fingerprint.of_samples(f"{split!r} texts", texts))
-    members = tuple(groups[spec.member_split].values())
-    nonmembers = tuple(groups[spec.nonmember_split].values())
-    value = auc(members, nonmembers)
-    if value <= 0:
+    records = run.folder.read_records(spec.task, found.records_sha256)
+    for split in spec.asked_splits:
+        ids = [r.id for r in records if r.id.rpartition("/")[0] == split]
+        there = Fingerprint.of_samples(f"{split!r} texts", ids)
+        _require_same(where, there, Fingerprint.of_samples(f"{split!r} texts", task.ids(split)))
+    try:
+        scores = spec.reference_scores(records)
+    except MetricError as error:
+        raise ResultError(f"{run.folder.samples_file(spec.task)}: {error}") from None
+    if scores.auc <= 0:
         raise MetricError(
             f"{where}: its AUC is 0, so PrivLeak is not defined; a model that tells all forget "
             "texts apart was trained on them"
         )
     recorded = AucReference(
-        auc=value,
+        auc=scores.auc,
         kind="run",
         source=f"{run.result.checkpoint.path} at {run.result.condition.name}",
         weights_sha256=run.result.checkpoint.weights_sha256,
     )
-    return Reference(ReferenceScores(value, members, nonmembers), recorded)
+    return TaskReference(scores, recorded)
 
 
 def _require_same(where: str, there: Fingerprint, here: Fingerprint) -> None:
@@ -142,13 +93,6 @@ def _require_same(where: str, there: Fingerprint, here: Fingerprint) -> None:
         raise OptionError(f"{where} is another measurement: {differences(there, here)[0]}")
 
 
-def _groups(run: RetrainedRun, spec: LikelihoodTask, sha256: str) -> dict[str, dict[str, float]]:
-    """The task's attack score by split and id."""
-    groups: dict[str, dict[str, float]] = {}
-    for record in run.folder.read_records(spec.task, sha256):
-        if not isinstance(record, LikelihoodRecord) or spec.attack not in record.scores:
-            raise ResultError(
-                f"{run.folder.samples_file(spec.task)}: record {record.id} has no {spec.attack}"
-            )
-        groups.setdefault(record.split, {})[record.id] = record.scores[spec.attack]
-    return groups
+def task_fingerprint(task: TaskSamples) -> Fingerprint:
+    """Of a task that is to be measured."""
+    return Fingerprint.of_task(task.spec.version, task.spec.definition_sha256, task.data)

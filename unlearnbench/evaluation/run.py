@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from unlearnbench.errors import DataError, ResultError
-from unlearnbench.evaluation.answers import make_records, request_ids, summarize_task
+from unlearnbench.evaluation.answers import make_records, request_ids
 from unlearnbench.evaluation.failures import Failures
 from unlearnbench.evaluation.journal import Journal
 from unlearnbench.evaluation.reference import (
-    Reference,
     RetrainedRun,
     run_reference,
-    stated_reference,
+    task_fingerprint,
 )
 from unlearnbench.metrics.membership import privleak
 from unlearnbench.models.base import Model
@@ -36,8 +35,8 @@ from unlearnbench.results import (
 from unlearnbench.runs.fingerprint import Fingerprint, differences
 from unlearnbench.runs.folder import RunFolder, encode_records, model_folder_name
 from unlearnbench.runs.provenance import describe_environment, source_sha256
-from unlearnbench.tasks.samples import Plan
-from unlearnbench.tasks.spec import LikelihoodTask
+from unlearnbench.tasks.samples import TaskSamples
+from unlearnbench.tasks.spec import TaskReference
 from unlearnbench.util.lock import lock_folder
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ log = logging.getLogger("unlearnbench")
 class Job:
     """Everything that is the same for all precisions of one command."""
 
-    plans: tuple[Plan, ...]
+    plans: tuple[TaskSamples, ...]
     output: Path
     protocol: str
     seed: int
@@ -105,7 +104,7 @@ class Run:
     condition: Condition
     settings: Settings
     folder: RunFolder
-    references: Mapping[str, Reference]
+    references: Mapping[str, TaskReference]
     locks: ExitStack
     found: RunResult | None = None
     latest: RunResult | None = None
@@ -126,7 +125,7 @@ class Run:
         self.folder.require_folder()
         self.locks.enter_context(lock_folder(self.folder.path))
 
-    def open(self) -> list[Plan]:
+    def open(self) -> list[TaskSamples]:
         """Take over what stands in the folder and return the plans that are still to run.
 
         Raises:
@@ -161,7 +160,7 @@ class Run:
         if found.environment.source_sha256 != source_sha256():
             log.warning("%s was begun with another version of unlearnbench", self.folder.path)
 
-    def _open_journal(self, plan: Plan) -> None:
+    def _open_journal(self, plan: TaskSamples) -> None:
         name = plan.spec.task
         own = {
             "task": name,
@@ -170,10 +169,10 @@ class Run:
             "attention": self.job.attention,
             "compiled": self.job.compiled,
         }
-        asked, kind = request_ids(plan, self.job.ppl_lower)
+        asked, kind = request_ids(plan, self.settings)
         fingerprint = (
             self._fingerprint
-            | plan_fingerprint(plan)
+            | task_fingerprint(plan)
             | Fingerprint.of(own)
             | Fingerprint.of_machine(self.settings, self.condition, self.job.batch_size)
         )
@@ -197,13 +196,13 @@ class Run:
         if self.latest is not None and self.latest != self.found:
             self.folder.write_run(self.latest)
 
-    def _take_over(self, plan: Plan) -> bool:
+    def _take_over(self, plan: TaskSamples) -> bool:
         name = plan.spec.task
         earlier = self.done.get(name)
         if earlier is None:
             return False
         there = Fingerprint.of_task(earlier.version, earlier.task_sha256, earlier.data)
-        here = plan_fingerprint(plan)
+        here = task_fingerprint(plan)
         if there != here:
             raise ResultError(
                 f"{self.folder.path} holds another {name}: {'; '.join(differences(there, here))}; "
@@ -233,7 +232,7 @@ class Run:
                 f"{expected:g}; remove {self.folder.path} to evaluate again"
             )
 
-    def measure(self, plan: Plan, model: Model) -> None:
+    def measure(self, plan: TaskSamples, model: Model) -> None:
         """Have a task answered, and keep its records and result. The journal is removed last: a
         process that dies before that finds every answer again.
 
@@ -242,7 +241,7 @@ class Run:
         """
         name, journal = plan.spec.task, self.journals[plan.spec.task]
         try:
-            records = _measure(self.job, plan, model, journal)
+            records = self._answer(plan, model, journal)
         finally:
             journal.close()
         sha256 = hashlib.sha256(encode_records(records)).hexdigest()
@@ -252,14 +251,29 @@ class Run:
         self.keep(model)
         journal.remove()
 
+    def _answer(self, plan: TaskSamples, model: Model, journal: Journal) -> list[SampleRecord]:
+        from tqdm import tqdm
+
+        with tqdm(
+            initial=len(journal.found),
+            total=len(request_ids(plan, self.settings)[0]),
+            desc=f"{plan.spec.task} [{model.condition.name}]",
+            unit="sample",
+            disable=not self.job.progress,
+        ) as bar:
+            journal.tick = bar.update
+            return make_records(plan, model, self.settings, journal)
+
     def keep(self, model: Model) -> None:
         """Write the run as it stands, made with ``model``."""
         self.latest = self.result(model)
         self.folder.write_run(self.latest)
 
-    def _summarize(self, plan: Plan, records: Sequence[SampleRecord], sha256: str) -> TaskResult:
+    def _summarize(
+        self, plan: TaskSamples, records: Sequence[SampleRecord], sha256: str
+    ) -> TaskResult:
         reference = self.references.get(plan.spec.task)
-        return summarize_task(plan, records, sha256, reference, self.job.seed)
+        return plan.result(records, sha256, reference, self.job.seed)
 
     def result(self, model: Model) -> RunResult:
         """The run as it stands, made with ``model``."""
@@ -285,11 +299,6 @@ class Run:
         )
 
 
-def plan_fingerprint(plan: Plan) -> Fingerprint:
-    """Of a task that is to be measured."""
-    return Fingerprint.of_task(plan.spec.version, plan.task_sha256, plan.data)
-
-
 def run_path(output: Path, checkpoint: Checkpoint, condition: str) -> Path:
     """``output/<model>/<condition>``."""
     return output / model_folder_name(checkpoint) / condition
@@ -302,7 +311,7 @@ def prepare(
     condition: Condition,
     settings: Settings,
     locks: ExitStack,
-) -> tuple[Run, list[Plan]]:
+) -> tuple[Run, list[TaskSamples]]:
     """Open a run folder; returns the run and the plans that are still to be measured.
     ``condition`` is as asked for; its proof comes with the model. ``locks`` keeps the folder's
     lock.
@@ -323,19 +332,17 @@ def prepare(
 
 def _references(
     job: Job, checkpoint: Checkpoint, config: Mapping[str, object]
-) -> dict[str, Reference]:
+) -> dict[str, TaskReference]:
     """The reference of every likelihood task, checked before any model is loaded."""
-    found: dict[str, Reference] = {}
+    found: dict[str, TaskReference] = {}
     for plan in job.plans:
         spec = plan.spec
-        if not isinstance(spec, LikelihoodTask) or job.reference is None:
+        if not spec.needs_reference or job.reference is None:
             continue
         if job.reference == "stated":
-            found[spec.task] = stated_reference(spec, config)
+            found[spec.task] = spec.stated_reference(config)
         else:
-            ids = {split: plan.ids(split) for split in spec.used_splits}
-            task = plan_fingerprint(plan)
-            found[spec.task] = run_reference(spec, job.reference, task, ids, checkpoint)
+            found[spec.task] = run_reference(plan, job.reference, checkpoint)
         if found[spec.task].scores.auc < 0.05:
             log.warning(
                 "%s: the reference AUC is %.3g; so near 0 PrivLeak explodes, read the AUC instead",
@@ -346,7 +353,7 @@ def _references(
 
 
 def run_tasks(
-    run: Run, todo: list[Plan], load: Callable[[], Model], failures: Failures
+    run: Run, todo: list[TaskSamples], load: Callable[[], Model], failures: Failures
 ) -> RunResult | None:
     """Measure what is to do and write the result after every task. ``load`` gives the model; it is
     not called where nothing is to do. What fails alone goes to ``failures``.
@@ -379,22 +386,7 @@ def run_tasks(
     return run.latest
 
 
-def _measure(job: Job, plan: Plan, model: Model, journal: Journal) -> list[SampleRecord]:
-    from tqdm import tqdm
-
-    passes = 2 if job.ppl_lower and isinstance(plan.spec, LikelihoodTask) else 1
-    with tqdm(
-        initial=len(journal.found),
-        total=passes * len(plan.samples),
-        desc=f"{plan.spec.task} [{model.condition.name}]",
-        unit="sample",
-        disable=not job.progress,
-    ) as bar:
-        journal.tick = bar.update
-        return make_records(plan, model, job.protocol, job.seed, job.ppl_lower, journal)
-
-
-def _say_finished(run: Run, plan: Plan) -> None:
+def _say_finished(run: Run, plan: TaskSamples) -> None:
     name = plan.spec.task
     result = run.done[name]
     _say_without_reference(plan, result)
@@ -403,11 +395,10 @@ def _say_finished(run: Run, plan: Plan) -> None:
     log.info("%s: done, %s", name, run.folder.samples_file(name))
 
 
-def _say_without_reference(plan: Plan, result: TaskResult) -> None:
+def _say_without_reference(plan: TaskSamples, result: TaskResult) -> None:
     name = plan.spec.task
     if result.value is None:
-        has_stated = isinstance(plan.spec, LikelihoodTask) and plan.spec.references
-        stated = " or, for its base model, --reference stated" if has_stated else ""
+        stated = " or, for its base model, --reference stated" if plan.spec.stated_aucs() else ""
         log.warning(
             "%s: no PrivLeak value, only the AUC, because no reference was given; pass --reference "
             "RUN_DIR (a run of the retrained model)%s with the same command",

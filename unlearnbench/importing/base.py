@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Literal, TypeGuard, get_args
 
 from unlearnbench.errors import OptionError, ResultError, one_line
-from unlearnbench.evaluation.answers import summarize_task
-from unlearnbench.metrics import generation_metric
+from unlearnbench.requests import Generated
 from unlearnbench.results import (
     Checkpoint,
     Condition,
@@ -30,8 +29,9 @@ from unlearnbench.results import (
 )
 from unlearnbench.runs.folder import RunFolder
 from unlearnbench.runs.provenance import describe_environment
-from unlearnbench.tasks.samples import Plan, Sample
-from unlearnbench.tasks.spec import GenerationTask, LikelihoodTask, Registry, load_registry
+from unlearnbench.tasks.registry import Registry, load_registry
+from unlearnbench.tasks.samples import TaskSamples
+from unlearnbench.tasks.spec import Sample, TaskSpec
 from unlearnbench.util.files import content_sha256, read_bytes
 from unlearnbench.util.lock import lock_folder
 
@@ -87,33 +87,26 @@ class ModelResults:
         self.files[str(path.relative_to(self.root))] = hashlib.sha256(content).hexdigest()
         return content
 
-    def answer(self, spec: GenerationTask, number: int, row: Mapping[str, object]) -> None:
+    def answer(self, spec: TaskSpec, number: int, row: Mapping[str, object]) -> None:
         """Rescore one answer: ``prompt``, ``output``, ``target`` and the figures that were stated.
 
         Raises:
             ResultError: a text is missing.
             MetricError: the target cannot be scored.
         """
-        name = f"{spec.test_split}/{number}"
+        name = f"{spec.own_split}/{number}"
         prompt, output, target = row.get("prompt", ""), row.get("output"), row.get("target")
         if not (isinstance(prompt, str) and isinstance(output, str) and isinstance(target, str)):
             raise ResultError(f"{self.model}: {spec.task}: {name} lacks its output or its target")
-        metric = generation_metric(spec.metric)
-        scores = metric.score_output(output, target)
-        for figure, ours in scores.items():
-            self._hold(f"{spec.task}/{name}/{figure}", row.get(figure), ours)
-        record = GenerationRecord(
-            task=spec.task,
-            id=name,
-            prompt=prompt,
-            output=output,
-            target=target,
-            score=scores.pop(metric.HEADLINE),
-            scores=scores,
-        )
+        sample = Sample(name, spec.own_split, prompt, target)
+        record = spec.record(sample, [Generated(name, output, 0)])
+        if isinstance(record, GenerationRecord):
+            for figure, ours in {spec.headline: record.score, **record.scores}.items():
+                self._hold(f"{spec.task}/{name}/{figure}", row.get(figure), ours)
+            record = record.model_copy(update={"n_tokens": None})  # which is not stated
         self.records.setdefault(spec.task, []).append(record)
 
-    def text(self, spec: LikelihoodTask, split: str, number: int, scores: object) -> None:
+    def text(self, spec: TaskSpec, split: str, number: int, scores: object) -> None:
         """Take over one text's attack scores.
 
         Raises:
@@ -215,11 +208,9 @@ def _write(
         folder, tasks = RunFolder(path), {}
         for name, records in sorted(found.records.items()):
             samples = tuple(Sample(r.id, r.id.rsplit("/", 1)[0], "") for r in records)
-            plan, sha256 = (
-                Plan(registry.tasks[name], {}, samples),
-                folder.write_records(name, records),
-            )
-            tasks[name] = summarize_task(plan, records, sha256, None, 0)
+            made = TaskSamples(registry.tasks[name], {}, samples)
+            sha256 = folder.write_records(name, records)
+            tasks[name] = made.result(records, sha256, None, 0)
             found.hold(name, tasks[name])
         result = _result(options, found, tasks)
         folder.write_run(result)

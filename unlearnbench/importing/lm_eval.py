@@ -11,7 +11,8 @@ from pathlib import Path
 
 from unlearnbench.errors import ResultError
 from unlearnbench.importing.base import ModelResults
-from unlearnbench.tasks.spec import GenerationTask, Registry
+from unlearnbench.tasks.registry import Registry
+from unlearnbench.tasks.spec import TaskSpec
 
 log = logging.getLogger("unlearnbench")
 _SAMPLES = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+)\.jsonl")
@@ -34,14 +35,14 @@ def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[Mode
         found = ModelResults(folder.resolve().name if name == "." else name, folder)
         for task, path in sorted(files.items()):
             spec = registry.tasks.get(task)
-            if task in wanted and isinstance(spec, GenerationTask):
+            if task in wanted and spec is not None and spec.has_prompts:
                 _take(spec, found, path)
             else:
                 log.info("%s: skipped, no such generation task of ours", path)
         yield found
 
 
-def _take(spec: GenerationTask, found: ModelResults, path: Path) -> None:
+def _take(spec: TaskSpec, found: ModelResults, path: Path) -> None:
     rows = []
     for row in found.read_lines(path):
         if not isinstance(row, dict) or not isinstance(row.get("doc_id"), int):

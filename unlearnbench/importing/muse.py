@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.importing.base import ModelResults
-from unlearnbench.tasks.spec import GenerationTask, LikelihoodTask, Registry
+from unlearnbench.tasks.registry import Registry
+from unlearnbench.tasks.spec import TaskSpec
 
 log = logging.getLogger("unlearnbench")
 
@@ -57,16 +58,16 @@ def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[Mode
     for kind in KINDS:
         spec = registry.tasks[f"{prefix}_{kind.name}"]
         for name, place in _first_layout(folder / kind.top / "out" / CORPORA[prefix], kind):
-            if isinstance(spec, GenerationTask):
+            if spec.has_prompts:
                 _take_answers(spec, model(name), place / "history.json", place / "out.json")
-            elif isinstance(spec, LikelihoodTask):
+            else:
                 _take_splits(spec, model(name), place)
     for kind in KINDS:
         spec = registry.tasks[f"{prefix}_{kind.name}"]
         for name, file in _second_layout(folder, kind.name):
-            if isinstance(spec, GenerationTask):
+            if spec.has_prompts:
                 _take_answers(spec, model(name), file, file.with_name("agg.json"))
-            elif isinstance(spec, LikelihoodTask):
+            else:
                 texts = model(name).read(file)
                 if not isinstance(texts, dict):
                     raise ResultError(f"{file}: expected texts by split")
@@ -99,7 +100,7 @@ def _second_layout(root: Path, kind: str) -> Iterator[tuple[str, Path]]:
             yield str(place) if place.parts else root.resolve().name, file
 
 
-def _take_answers(spec: GenerationTask, model: ModelResults, history: Path, agg: Path) -> None:
+def _take_answers(spec: TaskSpec, model: ModelResults, history: Path, agg: Path) -> None:
     rows = model.read(history)
     if not isinstance(rows, list) or not rows:
         raise ResultError(f"{history}: expected a list of answers")
@@ -114,8 +115,8 @@ def _take_answers(spec: GenerationTask, model: ModelResults, history: Path, agg:
             model.state(spec.task, figure, value)
 
 
-def _take_splits(spec: LikelihoodTask, model: ModelResults, folder: Path) -> None:
-    files = {name: folder / f"{name}.json" for name in spec.used_splits}
+def _take_splits(spec: TaskSpec, model: ModelResults, folder: Path) -> None:
+    files = {name: folder / f"{name}.json" for name in spec.asked_splits}
     missing = [path.name for path in files.values() if not path.is_file()]
     if missing:
         log.warning("%s: no %s, so PrivLeak is left out", folder, ", ".join(missing))
@@ -125,9 +126,9 @@ def _take_splits(spec: LikelihoodTask, model: ModelResults, folder: Path) -> Non
 
 
 def _take_texts(
-    spec: LikelihoodTask, model: ModelResults, texts: dict[str, object], auc_file: Path
+    spec: TaskSpec, model: ModelResults, texts: dict[str, object], auc_file: Path
 ) -> None:
-    for split in spec.used_splits:
+    for split in spec.asked_splits:
         rows = texts.get(split)
         if not isinstance(rows, list) or not rows:
             raise ResultError(f"{auc_file.parent}: {model.model}: no texts of {split}")
@@ -135,7 +136,7 @@ def _take_texts(
             scores = row.get("ppl") if isinstance(row, dict) else None
             model.text(spec, split, number, scores)
     stated = model.read(auc_file) if auc_file.is_file() else {}
-    pair = "_".join(spec.used_splits)
+    pair = "_".join(spec.asked_splits)
     for key, value in stated.items() if isinstance(stated, dict) else ():
         if key == pair and isinstance(value, dict):
             for attack, auc in value.items():

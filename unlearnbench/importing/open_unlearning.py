@@ -8,7 +8,8 @@ from pathlib import Path
 
 from unlearnbench.errors import ResultError, one_line
 from unlearnbench.importing.base import ModelResults
-from unlearnbench.tasks.spec import GenerationTask, LikelihoodTask, Registry
+from unlearnbench.tasks.registry import Registry
+from unlearnbench.tasks.spec import TaskSpec
 
 log = logging.getLogger("unlearnbench")
 METRICS = {
@@ -34,17 +35,17 @@ def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[Mode
             raise ResultError(f"{path}: expected metrics by name")
         for metric, kind in METRICS.items():
             spec = registry.tasks.get(f"{prefix}_{kind}")
-            if metric in content and isinstance(spec, GenerationTask):
+            if metric in content and spec is not None and spec.has_prompts:
                 _take_answers(spec, found, path, content[metric])
         spec = registry.tasks.get(f"{prefix}_privleak")
-        if isinstance(spec, LikelihoodTask):
+        if spec is not None and spec.needs_reference:
             _take_texts(spec, found, path, content.get(LEAK))
         for name in sorted(set(content) - set(METRICS) - {LEAK}):
             log.info("%s: %s is skipped, it has no counterpart here", path, one_line(name, 60))
         yield found
 
 
-def _take_answers(spec: GenerationTask, found: ModelResults, path: Path, block: object) -> None:
+def _take_answers(spec: TaskSpec, found: ModelResults, path: Path, block: object) -> None:
     rows = _by_index(path, block)
     if not rows:
         log.warning("%s: %s states no single answers: left out", path, spec.task)
@@ -61,17 +62,17 @@ def _take_answers(spec: GenerationTask, found: ModelResults, path: Path, block: 
         found.state(spec.task, "mean_rougeL", block.get("agg_value"))
 
 
-def _take_texts(spec: LikelihoodTask, found: ModelResults, path: Path, block: object) -> None:
+def _take_texts(spec: TaskSpec, found: ModelResults, path: Path, block: object) -> None:
     """The Min-K% scores, where both groups have them; their sign is ours."""
     groups = block if isinstance(block, dict) else {}
-    splits = {split: _by_index(path, groups.get(split)) for split in spec.used_splits}
+    splits = {split: _by_index(path, groups.get(split)) for split in spec.asked_splits}
     if not all(splits.values()):
         log.warning("%s: no Min-K%% score of single texts, so PrivLeak is left out", path)
         return
     for split, rows in splits.items():
         for number, row in rows:
-            found.text(spec, split, number, {spec.attack: row.get("score")})
-    found.state(spec.task, f"auc_{spec.attack}", groups.get("auc", groups.get("agg_value")))
+            found.text(spec, split, number, {spec.headline: row.get("score")})
+    found.state(spec.task, f"auc_{spec.headline}", groups.get("auc", groups.get("agg_value")))
 
 
 def _by_index(path: Path, block: object) -> list[tuple[int, dict[str, object]]]:

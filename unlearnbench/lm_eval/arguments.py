@@ -178,7 +178,7 @@ def load_from_arguments(given: Mapping[str, object]) -> HFModel:
     from unlearnbench.conditions import quantize
     from unlearnbench.conditions.base import pick_kernel
     from unlearnbench.conditions.quantize.calibration import pick_calibration
-    from unlearnbench.tasks.spec import split_names
+    from unlearnbench.tasks.registry import split_names
 
     options = translate(given)
     if "model" not in options:

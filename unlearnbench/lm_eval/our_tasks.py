@@ -16,9 +16,9 @@ from lm_eval.api.task import ConfigurableTask
 from unlearnbench.errors import DataError, TaskError, UnlearnbenchError, one_line
 from unlearnbench.metrics import generation_metric
 from unlearnbench.metrics.fluency import ngram_entropy
+from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions, read_rows
-from unlearnbench.tasks.samples import make_plan
-from unlearnbench.tasks.spec import GenerationTask, load_registry
+from unlearnbench.tasks.samples import load_samples
 from unlearnbench.util.quiet import quiet_hub
 
 
@@ -48,29 +48,16 @@ class OurTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no types
         except UnlearnbenchError as error:
             raise BridgeError(str(error)) from None
         spec = self._plan.spec
-        options = spec.decoding("muse")
         theirs = {
-            "task": spec.task,
-            "dataset_path": spec.dataset_path,
-            "dataset_name": spec.dataset_name,
-            "test_split": spec.test_split,
-            "output_type": "generate_until",
+            **(spec.harness_config() or {}),
             "doc_to_text": "prompt",
             "doc_to_target": "target",
-            "target_delimiter": "",
-            "num_fewshot": spec.num_fewshot,
             "process_results": score_document,
-            "generation_kwargs": {
-                "max_gen_toks": options.max_gen_toks,
-                "until": list(options.until),
-                "do_sample": False,
-                "temperature": 0.0,
-            },
             "metric_list": [
                 {"metric": name, "aggregation": points, "higher_is_better": spec.want == "high"}
                 for name in generation_metric(spec.metric).score_output("", "a")
             ],
-            "metadata": {"version": spec.version, "task_sha256": self._plan.task_sha256},
+            "metadata": {"version": spec.version, "task_sha256": spec.definition_sha256},
         }
         super().__init__(config=theirs)
 
@@ -95,9 +82,9 @@ class OurTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no types
     ) -> str:
         """The whole prompt; under a chat template one turn of the user's, as in our own runs."""
         del fewshot_as_multiturn, gen_prefix
-        if num_fewshot != self._plan.spec.num_fewshot:
+        if num_fewshot != self.config.num_fewshot:
             raise BridgeError(
-                f"{self._plan.spec.task} has {self._plan.spec.num_fewshot} shots in its prompt; "
+                f"{self._plan.spec.task} has {self.config.num_fewshot} shots in its prompt; "
                 "leave --num_fewshot out"
             )
         if not apply_chat_template or chat_template is None:
@@ -112,31 +99,26 @@ class OurTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no types
 
 def _prepare(name: str, metadata: Mapping[str, object]) -> tuple[Any, list[dict[str, str]]]:
     spec = load_registry().tasks[name]
-    if not isinstance(spec, GenerationTask):
+    if spec.harness_config() is None:
         raise TaskError(
             f"{name} cannot run under lm-eval, whose tasks get no log-probability of single "
             f"tokens; run `unlearnbench --tasks {name}`"
         )
     root = os.environ.get("UNLEARNBENCH_DATA")
-    plan = make_plan(spec, DataOptions(Path(root) if root else None), None)
-    cut = _cutter(spec, metadata)
-    rows = [
-        {"id": s.id, "prompt": s.text, "target": cut(s.target), "metric": spec.metric}
-        for s in plan.samples
-    ]
-    return plan, rows
+    plan = load_samples(spec, DataOptions(Path(root) if root else None), None)
+    tokenizer: Any = None
 
-
-def _cutter(spec: GenerationTask, metadata: Mapping[str, object]) -> Callable[[str], str]:
-    if spec.max_target_toks is None:
-        return lambda text: text
-    tokenizer, most = _load_tokenizer(spec.task, metadata), spec.max_target_toks
-
-    def cut(text: str) -> str:
+    def cut(text: str, most: int) -> str:
+        nonlocal tokenizer
+        tokenizer = tokenizer or _load_tokenizer(name, metadata)
         ids = list(tokenizer(text, add_special_tokens=True)["input_ids"])
         return text if len(ids) <= most else tokenizer.decode(ids[:most], skip_special_tokens=True)
 
-    return cut
+    rows = [
+        {"id": s.id, "prompt": s.text, "target": s.target, "metric": spec.metric}
+        for s in spec.fit(plan.samples, cut)
+    ]
+    return plan, rows
 
 
 def _load_tokenizer(task: str, metadata: Mapping[str, object]) -> Any:

@@ -17,7 +17,7 @@ def generic_logits(baseline: torch.Tensor, reinforced: torch.Tensor, alpha: floa
     return baseline - alpha * (reinforced - baseline).relu()
 
 
-class JoinedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class JoinedModel(PreTrainedModel, GenerationMixin):
     """A model whose logits are v_b - alpha relu(v_r - v_b) of two models of one shape. The second
     model's cache is kept beside the first's.
     """
@@ -31,7 +31,7 @@ class JoinedModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         super().__init__(baseline.config)
         self.baseline, self.reinforced, self.alpha = baseline, reinforced, alpha
         self._beside: tuple[Any, Any] = (None, None)
-        self.eval()
+        self.train(False)
 
     @property
     def device(self) -> torch.device:

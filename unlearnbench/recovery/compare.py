@@ -19,7 +19,7 @@ from unlearnbench.recovery.statistics import (
     mark_significant,
     measure,
 )
-from unlearnbench.results import FULL, GenerationRecord, LikelihoodRecord
+from unlearnbench.results import FULL, LikelihoodRecord
 from unlearnbench.runs.entries import (
     Entry,
     LoadedRun,
@@ -64,8 +64,9 @@ class Comparison:
     def scores(self, run: LoadedRun, task: str) -> Values:
         """A run's scores of a task, one a sample or one a pair of texts."""
         attack, records = run.task(task).attack, run.records(task)
-        if isinstance(records[0], GenerationRecord):
-            return generation_scores([r.score for r in records if isinstance(r, GenerationRecord)])
+        if attack is None:
+            scored = [r.score for r in records if not isinstance(r, LikelihoodRecord)]
+            return generation_scores(scored)
         groups: dict[str, list[float]] = {}
         for record in records:
             if not isinstance(record, LikelihoodRecord) or attack not in record.scores:

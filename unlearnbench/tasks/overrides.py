@@ -10,12 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from unlearnbench.errors import CheckpointError, OptionError, one_line
-from unlearnbench.tasks.samples import Plan
-from unlearnbench.tasks.spec import GenerationOptions, GenerationTask
-from unlearnbench.util.files import first_fault
+from unlearnbench.tasks.kinds.generate import GenerationOptions
+from unlearnbench.tasks.samples import TaskSamples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,8 +23,10 @@ def gen_kwargs_text(given: Mapping[str, object]) -> str | None:
     return json.dumps(dict(given), sort_keys=True) if given else None
 
 
-def override_decoding(plans: Sequence[Plan], given: Mapping[str, object]) -> list[Plan]:
-    """Put ``given`` in place of the generation tasks' own decoding, under every protocol.
+def override_decoding(
+    tasks: Sequence[TaskSamples], given: Mapping[str, object]
+) -> list[TaskSamples]:
+    """Put ``given`` in place of the tasks' own decoding, under every protocol.
 
     The task's definition, and so its hash, changes with it.
 
@@ -35,14 +34,9 @@ def override_decoding(plans: Sequence[Plan], given: Mapping[str, object]) -> lis
         OptionError: an option that our decoding has not, or a value that makes no sense.
     """
     if not given:
-        return list(plans)
+        return list(tasks)
     _require_known(given)
-    return [
-        replace(plan, spec=_decoding(plan.spec, given))
-        if isinstance(plan.spec, GenerationTask)
-        else plan
-        for plan in plans
-    ]
+    return [replace(task, spec=task.spec.with_decoding(given)) for task in tasks]
 
 
 def _require_known(given: Mapping[str, object]) -> None:
@@ -56,21 +50,6 @@ def _require_known(given: Mapping[str, object]) -> None:
         raise OptionError(
             "--gen-kwargs: temperature needs do_sample=True; without it, it is greedy"
         )
-
-
-def _decoding(spec: GenerationTask, given: Mapping[str, object]) -> GenerationTask:
-    values = {k: v for k, v in given.items() if k != "temperature" or v}  # 0 is greedy, in lm-eval
-    if isinstance(values.get("until"), str):
-        values["until"] = [values["until"]]
-    if isinstance(values.get("temperature"), int):
-        values["temperature"] = float(str(values["temperature"]))
-    try:
-        options = GenerationOptions.model_validate(
-            {**spec.generation_kwargs.model_dump(), **values}
-        )
-    except ValidationError as error:
-        raise OptionError(f"--gen-kwargs: {first_fault(error)}") from None
-    return spec.model_copy(update={"generation_kwargs": options, "protocol_overrides": {}})
 
 
 def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -88,7 +67,9 @@ def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
 
 
-def chat_plans(plans: Sequence[Plan], tokenizer: PreTrainedTokenizerBase) -> list[Plan]:
+def chat_samples(
+    tasks: Sequence[TaskSamples], tokenizer: PreTrainedTokenizerBase
+) -> list[TaskSamples]:
     """Each prompt of a generation task as one turn of the user's, and the model's turn begun.
 
     Where the tokenizer puts its begin token before every text anyway, the template's own is left
@@ -99,12 +80,12 @@ def chat_plans(plans: Sequence[Plan], tokenizer: PreTrainedTokenizerBase) -> lis
     """
     return [
         replace(
-            plan,
-            samples=tuple(replace(s, text=_render(s.text, tokenizer)) for s in plan.samples),
+            task,
+            samples=tuple(replace(s, text=_render(s.text, tokenizer)) for s in task.samples),
         )
-        if isinstance(plan.spec, GenerationTask)
-        else plan
-        for plan in plans
+        if task.spec.has_prompts
+        else task
+        for task in tasks
     ]
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from unlearnbench.errors import DataError, one_line
-from unlearnbench.tasks.spec import TaskSpec
+from unlearnbench.tasks.spec import Row, SplitRows, TaskSpec
 from unlearnbench.util.quiet import quiet_hub
-
-Row = Mapping[str, object]
 
 _SUFFIXES = (".jsonl", ".json", ".parquet")
 PACKAGE_DATA = Path(__file__).resolve().parent.parent / "demo" / "data"
@@ -24,17 +22,6 @@ class DataOptions:
 
     data_dir: Path | None = None
     allow_drift: bool = False
-
-
-@dataclass(frozen=True)
-class SplitRows:
-    """All rows of one split, in file order; ``drift`` says how they differ from the pin."""
-
-    split: str
-    rows: tuple[Row, ...]
-    source: str
-    sha256: str
-    drift: str | None = None
 
 
 def rows_sha256(rows: Iterable[Row]) -> str:

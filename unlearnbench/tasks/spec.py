@@ -1,22 +1,28 @@
-"""Task files: one YAML a task, checked strictly, and the registry that finds them by name.
+"""What a task is: the fields of its YAML file, its rows and samples, and what its kind must do.
 
-Field names are lm-evaluation-harness's where they mean the same.
+A kind of task (``tasks/kinds/``) is one subclass of ``TaskSpec``: it owns its fields, what a model
+is asked, the record of an answer and the task's result. Field names are lm-evaluation-harness's
+where they mean the same.
 """
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
-import re
-from collections.abc import Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from unlearnbench.errors import TaskError, one_line
-from unlearnbench.util.yaml import YamlFile, read_text, read_yaml
+from unlearnbench.errors import MetricError, OptionError
+from unlearnbench.requests import Answer, Request
+from unlearnbench.results import AnswerRecord, AucReference, SampleRecord, Settings
+from unlearnbench.tasks.templates import render_field
+from unlearnbench.util.files import content_sha256
+
+if TYPE_CHECKING:
+    from unlearnbench.metrics.intervals import Estimate
+    from unlearnbench.metrics.membership import ReferenceScores
 
 PROTOCOLS = ("muse", "zhang2025")
 
@@ -26,66 +32,74 @@ DatasetPath = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*$")
 ]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Row = Mapping[str, object]
+R = TypeVar("R", bound=BaseModel)
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A part of a task file: no unknown key, no other type than the one that is written here."""
+
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
     )
 
 
-class SplitPin(_Strict):
-    """What one split must hold. ``sha256`` is ``data.rows_sha256`` of all its rows, the real pin;
-    absent where the text may not be pinned from here (MUSE-Books).
-    """
+class SplitPin(Strict):
+    """What one split must hold."""
 
     rows: int = Field(gt=0)
     sha256: Sha256 | None = None
+    """``rows_sha256`` of all its rows, the real pin; absent where the text may not be pinned from
+    here (MUSE-Books)."""
 
 
-class DatasetOptions(_Strict):
+class DatasetOptions(Strict):
     """Keyword arguments of ``datasets.load_dataset``."""
 
     revision: str = "main"
 
 
-class Metadata(_Strict):
-    """``version`` changes whenever a task's scores may change."""
+class Metadata(Strict):
+    """Facts about the task file."""
 
     version: float = Field(gt=0)
+    """Changes whenever a task's scores may change."""
 
 
-class GenerationOptions(_Strict):
-    """Decoding, in lm-eval's words. ``do_sample`` false is greedy."""
+@dataclass(frozen=True)
+class SplitRows:
+    """All rows of one split, in file order."""
 
-    max_gen_toks: int = Field(gt=0)
-    until: tuple[str, ...] = Field(default=(), strict=False)
-    do_sample: bool = False
-    temperature: float = Field(default=1.0, gt=0)
-    top_k: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _stops_are_text(self) -> GenerationOptions:
-        if "" in self.until:
-            at = self.until.index("")
-            raise ValueError(f"until.{at}: an empty stop string would empty every output")
-        return self
-
-
-class StatedReference(_Strict):
-    """A published AUC of the retrained model, valid for one base model only.
-
-    ``config`` holds the fields of that base model's ``config.json`` by which it is recognised.
-    """
-
-    auc: float = Field(gt=0, le=1)
-    base_model: str
-    config: dict[str, str | int] = Field(min_length=1)
+    split: str
+    rows: tuple[Row, ...]
     source: str
+    sha256: str
+    drift: str | None = None
+    """How they differ from the pin, where the user allowed that."""
 
 
-class TaskBase(_Strict):
-    """What every task has. ``want``: the direction that means "forgot" or "kept"."""
+@dataclass(frozen=True)
+class Sample:
+    """One row as it is put to a model."""
+
+    id: str
+    split: str
+    text: str
+    target: str = ""
+    """What the answer is compared with; empty where there is no such text."""
+
+
+@dataclass(frozen=True)
+class TaskReference:
+    """What the retrained model scores on a task, for a value that is measured against it."""
+
+    scores: ReferenceScores
+    recorded: AucReference
+    """What the result says of it."""
+
+
+class TaskSpec(Strict):
+    """What every task has, and what its kind adds."""
 
     task: Name
     tag: tuple[Name, ...] = Field(default=(), strict=False)
@@ -94,10 +108,21 @@ class TaskBase(_Strict):
     dataset_name: Name
     dataset_kwargs: DatasetOptions = DatasetOptions()
     splits: dict[Name, SplitPin]
+    doc_to_text: str
     metric: Name
     want: Literal["low", "high", "zero"]
+    """The direction that means "forgot" or "kept"."""
     metadata: Metadata
     superseded_by: Name | None = None
+
+    record_type: ClassVar[type[BaseModel]] = AnswerRecord
+    """The type of every sample's record."""
+    optional_figures: ClassVar[frozenset[str]] = frozenset()
+    """Figures that the records of some runs have and those of others have not."""
+    has_prompts: ClassVar[bool] = False
+    """Whether a sample's text is a prompt, which a chat template may be put round."""
+    needs_reference: ClassVar[bool] = False
+    """Whether the value is measured against the retrained model's scores."""
 
     @property
     def version(self) -> float:
@@ -105,245 +130,165 @@ class TaskBase(_Strict):
         return self.metadata.version
 
     @property
+    def headline(self) -> str:
+        """The figure of a sample that the task's value is made of."""
+        return self.metric
+
+    @property
     def about(self) -> Literal["forget", "retain"]:
         """Whether the rows of ``own_split`` are to go or to stay."""
         return "retain" if self.want == "high" else "forget"
 
+    @property
+    def definition_sha256(self) -> str:
+        """Of everything in the task's definition that can move its score."""
+        facts = self.model_dump(mode="json", exclude={"description", "tag", "superseded_by"})
+        return content_sha256(facts)
 
-class GenerationTask(TaskBase):
-    """Prompts to continue; each output is compared with a target text.
+    @property
+    @abstractmethod
+    def asked_splits(self) -> tuple[str, ...]:
+        """The splits whose rows become samples, in that order."""
 
-    ``max_target_toks`` cuts the target to that many token ids of the model's own tokenizer,
-    special tokens counted. ``protocol_overrides`` changes decoding under a named protocol.
+    @property
+    def used_splits(self) -> tuple[str, ...]:
+        """The splits that a run reads."""
+        return self.asked_splits
+
+    @property
+    def own_split(self) -> str:
+        """The split that the task is about, see ``about``."""
+        return self.asked_splits[0]
+
+    @abstractmethod
+    def make_samples(
+        self, splits: Mapping[str, SplitRows], limit: int | float | None
+    ) -> list[Sample]:
+        """The first ``limit`` rows of each asked split, made ready to be put to a model.
+
+        Raises:
+            DataError, TaskError, MetricError: rows, templates and metric do not fit together.
+        """
+
+    @abstractmethod
+    def requests(self, sample: Sample, settings: Settings) -> Sequence[Sequence[Request]]:
+        """What a model is asked about a sample, in rounds: all samples' first rounds are asked
+        together, then their second. Every request's id begins with ``self.request_id(sample)``.
+        """
+
+    @abstractmethod
+    def record(self, sample: Sample, answers: Sequence[Answer]) -> SampleRecord:
+        """A sample's record from its answers, in the order of its requests. It is made after every
+        round; the last one counts.
+
+        Raises:
+            MetricError: the answers cannot be scored.
+        """
+
+    def summarize(
+        self, records: Sequence[SampleRecord], reference: TaskReference | None, seed: int
+    ) -> dict[str, object]:
+        """The fields of ``TaskResult`` that the records give; here n, and the mean score x 100.
+
+        Raises:
+            MetricError: they give no finite value.
+        """
+        own = records_of(self, AnswerRecord, records)
+        return mean_of_scores([r.score for r in own], [r.scores for r in own], seed)
+
+    def request_id(self, sample: Sample) -> str:
+        """The id of a sample's only request, or how the ids of its requests begin."""
+        return f"{self.task}:{sample.id}"
+
+    def fit(
+        self, samples: Sequence[Sample], truncate: Callable[[str, int], str]
+    ) -> Sequence[Sample]:
+        """The samples for one model, whose tokenizer cuts a text to a number of tokens."""
+        return samples
+
+    def plain_text(self, row: Row, where: str) -> str:
+        """A row as a text to read: a question with its answer, without shots."""
+        return render_field(self.doc_to_text, row, where)
+
+    def with_decoding(self, given: Mapping[str, object]) -> TaskSpec:
+        """The task with other decoding options (``--gen-kwargs``), where it decodes."""
+        return self
+
+    def harness_config(self) -> dict[str, object] | None:
+        """The task as lm-evaluation-harness puts it; None where it cannot run there."""
+        return None
+
+    def figures(self) -> set[str]:
+        """The names of every record's further figures."""
+        return set()
+
+    def rescore(self, record: SampleRecord) -> dict[str, tuple[float, float]]:
+        """By figure: what a record states and what its own texts earn. Empty where its texts are
+        not in it.
+
+        Raises:
+            MetricError: they are no texts of this task.
+        """
+        return {}
+
+    def stated_reference(self, config: Mapping[str, object]) -> TaskReference:
+        """The reference that the task states for the base model of this ``config.json``.
+
+        Raises:
+            OptionError: it states none, or only for another base model.
+        """
+        raise OptionError(f"{self.task} states no reference")
+
+    def stated_aucs(self) -> tuple[float, ...]:
+        """The AUC of every reference that the task states."""
+        return ()
+
+    def reference_scores(self, records: Sequence[SampleRecord]) -> ReferenceScores:
+        """What the retrained model's records give as a reference.
+
+        Raises:
+            MetricError: they give none.
+        """
+        raise MetricError(f"{self.task} is measured against no reference")
+
+    def against(
+        self, records: Sequence[SampleRecord], reference: ReferenceScores, seed: int
+    ) -> Estimate:
+        """The task's value against a reference, and no other figure.
+
+        Raises:
+            MetricError: the two give no finite value.
+        """
+        raise MetricError(f"{self.task} is measured against no reference")
+
+
+def records_of(spec: TaskSpec, kind: type[R], records: Sequence[SampleRecord]) -> list[R]:
+    """``records``, shown to be the task's own.
+
+    Raises:
+        MetricError: one is of another kind or task, or there is none.
     """
-
-    output_type: Literal["generate_until"]
-    test_split: Name
-    fewshot_split: Name | None = None
-    num_fewshot: int = Field(default=0, ge=0)
-    doc_to_text: str
-    doc_to_target: str
-    target_delimiter: str = " "
-    fewshot_delimiter: str = "\n\n"
-    max_target_toks: int | None = Field(default=None, gt=0)
-    generation_kwargs: GenerationOptions
-    protocol_overrides: dict[str, GenerationOptions] = {}
-
-    @model_validator(mode="after")
-    def _splits_are_pinned(self) -> GenerationTask:
-        _require_pins(self, "test_split", "fewshot_split")
-        unknown = sorted(set(self.protocol_overrides) - set(PROTOCOLS))
-        if unknown:
-            raise ValueError(
-                f"protocol_overrides.{unknown[0]}: no protocol; known: {', '.join(PROTOCOLS)}"
-            )
-        if (self.fewshot_split is None) != (self.num_fewshot == 0):
-            raise ValueError("num_fewshot: it and fewshot_split go together")
-        if self.fewshot_split and self.splits[self.fewshot_split].rows < self.num_fewshot:
-            raise ValueError(f"num_fewshot: more than the rows of split {self.fewshot_split!r}")
-        return self
-
-    @property
-    def used_splits(self) -> tuple[str, ...]:
-        """The splits that a run reads."""
-        return (self.test_split, self.fewshot_split) if self.fewshot_split else (self.test_split,)
-
-    @property
-    def own_split(self) -> str:
-        """The split that the task asks about, see ``about``."""
-        return self.test_split
-
-    def decoding(self, protocol: str) -> GenerationOptions:
-        """The decoding options in force under ``protocol``."""
-        return self.protocol_overrides.get(protocol, self.generation_kwargs)
+    found: list[R] = [record for record in records if isinstance(record, kind)]
+    if not records or len(found) != len(records) or any(r.task != spec.task for r in records):
+        raise MetricError(f"{spec.task}: no records, or one is of another kind or task")
+    return found
 
 
-class LikelihoodTask(TaskBase):
-    """Texts to score token by token; two groups of texts are told apart by a membership attack."""
+def mean_of_scores(
+    scores: Sequence[float], figures: Sequence[Mapping[str, float]], seed: int
+) -> dict[str, object]:
+    """The fields of ``TaskResult`` for a mean of scores from 0 to 1 and of further figures."""
+    from unlearnbench.metrics.intervals import bootstrap_mean
 
-    output_type: Literal["token_loglikelihood"]
-    member_split: Name
-    nonmember_split: Name
-    doc_to_text: str
-    attack: str
-    references: tuple[StatedReference, ...] = Field(default=(), strict=False)
-
-    @model_validator(mode="after")
-    def _splits_are_pinned(self) -> LikelihoodTask:
-        _require_pins(self, "member_split", "nonmember_split")
-        if self.member_split == self.nonmember_split:
-            raise ValueError("nonmember_split: it and member_split must differ")
-        return self
-
-    @property
-    def used_splits(self) -> tuple[str, ...]:
-        """The splits that a run reads."""
-        return (self.member_split, self.nonmember_split)
-
-    @property
-    def own_split(self) -> str:
-        """The split of the texts that were learned, see ``about``."""
-        return self.member_split
+    mean, n = bootstrap_mean(scores, seed).scaled(100), len(scores)
+    further = {name: 100 * sum(each[name] for each in figures) / n for name in figures[0]}
+    fields = {"value": mean.value, "stderr": mean.stderr, "ci": mean.ci}
+    return {"n": n, **fields, "scores": further}
 
 
-TaskSpec: TypeAlias = GenerationTask | LikelihoodTask
-_KINDS: dict[str, type[GenerationTask] | type[LikelihoodTask]] = {
-    "generate_until": GenerationTask,
-    "token_loglikelihood": LikelihoodTask,
-}
-
-
-def _require_pins(spec: TaskBase, *fields: str) -> None:
+def require_pins(spec: TaskSpec, *fields: str) -> None:
+    """Raise ValueError where a field names a split that ``splits`` does not pin."""
     for field in fields:
         split = getattr(spec, field)
         if split is not None and split not in spec.splits:
             raise ValueError(f"{field}: splits has no entry for {split}")
-
-
-@dataclass(frozen=True)
-class Registry:
-    """Every task that was found, by name, and the file that each came from."""
-
-    tasks: dict[str, TaskSpec]
-    files: dict[str, Path]
-
-    @property
-    def groups(self) -> dict[str, tuple[str, ...]]:
-        """Task names by group (``tag``), in name order."""
-        found: dict[str, list[str]] = {}
-        for spec in self.tasks.values():
-            for tag in spec.tag:
-                found.setdefault(tag, []).append(spec.task)
-        return {tag: tuple(names) for tag, names in sorted(found.items())}
-
-    def resolve(self, wanted: Iterable[str]) -> tuple[TaskSpec, ...]:
-        """Return the tasks that names, groups and globs stand for, each once, in the order given.
-
-        Raises:
-            TaskError: nothing was asked for, or a name stands for no task (near ones are named).
-        """
-        names: dict[str, None] = {}
-        for word in wanted:
-            names.update(dict.fromkeys(self._expand(word)))
-        if not names:
-            raise TaskError("no task was asked for; `unlearnbench tasks` lists them")
-        return tuple(self.tasks[name] for name in names)
-
-    def knows(self, word: str) -> bool:
-        """Whether a name, group or glob stands for a task."""
-        return bool(self._matching(word))
-
-    def _expand(self, word: str) -> Sequence[str]:
-        matches = self._matching(word)
-        if not matches:
-            raise TaskError(self._unknown(word))
-        return matches
-
-    def _matching(self, word: str) -> Sequence[str]:
-        groups = self.groups
-        if word in self.tasks:
-            return (word,)
-        if word in groups:
-            return groups[word]
-        return [name for name in self.tasks if fnmatch.fnmatchcase(name, word)]
-
-    def _unknown(self, word: str) -> str:
-        near = difflib.get_close_matches(word, [*self.tasks, *self.groups], n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "`unlearnbench tasks` lists them"
-        return f"unknown task or group {one_line(word)!r}: {hint}"
-
-
-def split_names(text: str | Sequence[str]) -> list[str]:
-    """Split a comma list as the command line takes it; blanks around names do not count."""
-    parts = text.split(",") if isinstance(text, str) else list(text)
-    return [part.strip() for part in parts if part.strip()]
-
-
-def builtin_task_dir() -> Path:
-    """The folder of the tasks that come with the package: in the wheel, or in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    shipped = package / "_tasks"
-    return shipped if shipped.is_dir() else package.parent / "tasks"
-
-
-def load_registry(include_path: Sequence[str | Path] = ()) -> Registry:
-    """Read the package's tasks and those of the user's own folders.
-
-    Raises:
-        TaskError: a folder has no task file, or a file is wrong; says the file and the line.
-    """
-    tasks: dict[str, TaskSpec] = {}
-    files: dict[str, Path] = {}
-    shipped = builtin_task_dir()
-    for folder in (shipped, *map(Path, include_path)):
-        for path in _task_files(folder):
-            if folder != shipped and is_lm_eval_file(path):
-                continue  # lm-eval reads those itself, see unlearnbench.lm_eval
-            spec = read_task(path)
-            if spec.task in files:
-                where = read_yaml(path).where("task")
-                raise TaskError(f"{where}: task {spec.task!r} is already in {files[spec.task]}")
-            tasks[spec.task], files[spec.task] = spec, path
-    registry = Registry(dict(sorted(tasks.items())), files)
-    clash = sorted(set(registry.groups) & set(tasks))
-    if clash:
-        where = read_yaml(files[clash[0]]).where("task")
-        raise TaskError(f"{where}: {clash[0]!r} is both a task and a group; rename one")
-    return registry
-
-
-def _task_files(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise TaskError(f"no task folder {folder}; --include-path takes a folder of YAML files")
-    try:
-        files = sorted(p for p in folder.iterdir() if p.suffix in (".yaml", ".yml"))
-    except OSError as error:
-        raise TaskError(f"task folder {folder} cannot be read ({error.strerror})") from None
-    if not files and next(folder.rglob("*.yaml"), None) is None:  # lm-eval looks below, too
-        raise TaskError(f"no *.yaml in task folder {folder}; each task is one YAML file")
-    return files
-
-
-def is_lm_eval_file(path: Path) -> bool:
-    """Whether a YAML file is a task or group of lm-eval's: it has what names one there, and none of
-    the keys that every task of ours has and lm-eval does not know.
-    """
-    try:
-        text = read_text(path)
-    except TaskError:
-        return False  # whoever reads it says why
-    keys = set(re.findall(r"^([a-z_]+):", text, re.MULTILINE))
-    return (
-        bool(keys & {"task", "group"})
-        and not keys & {"splits", "metric", "want"}
-        and bool(
-            keys & {"group", "class", "include", "metric_list", "process_results", "doc_to_choice"}
-            or {"dataset_path", "doc_to_target"} <= keys
-        )
-    )
-
-
-def read_task(path: Path) -> TaskSpec:
-    """Read and check one task file.
-
-    Raises:
-        TaskError: it is no YAML, has an unknown key, a bad type or a name other than its file's.
-    """
-    source = read_yaml(path)
-    kind = _kind(source)
-    try:
-        spec = kind.model_validate(source.value)
-    except ValidationError as error:
-        raise TaskError(source.fault(error)) from None
-    if spec.task != path.stem:
-        where = source.where("task")
-        raise TaskError(f"{where}: task is {spec.task!r} but the file's name is {path.stem!r}")
-    return spec
-
-
-def _kind(source: YamlFile) -> type[GenerationTask] | type[LikelihoodTask]:
-    output_type = source.value.get("output_type")
-    if not isinstance(output_type, str) or output_type not in _KINDS:
-        where, known = source.where("output_type"), ", ".join(_KINDS)
-        raise TaskError(f"{where}: output_type must be one of {known}, not {output_type!r}")
-    return _KINDS[output_type]

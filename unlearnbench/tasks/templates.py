@@ -23,6 +23,8 @@ from jinja2.filters import FILTERS
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from unlearnbench.errors import DataError, TaskError, one_line
+
 LONGEST = 2**24
 """Characters that filling one template may read and write; no prompt in use has a tenth of it."""
 _SOURCE, _NODES = 2**15, 2**10
@@ -212,3 +214,24 @@ def fill_template(source: str, fields: Mapping[str, object]) -> str:
         return template.render(fields)
     finally:
         _left.reset(token)
+
+
+def render_field(template: str, row: Mapping[str, object], where: str) -> str:
+    """Fill one template from one row.
+
+    Raises:
+        TaskError: the template is wrong, or names a field that the row does not have.
+        DataError: a field that the template uses is not text, a number or a truth value.
+    """
+    try:
+        _, used = compile_template(template)
+        fields = {key: row[key] for key in used if row.get(key) is not None}
+        for key, value in fields.items():
+            if not isinstance(value, (str, int, float)):
+                raise DataError(f"{where}: field {key!r} holds {type(value).__name__}, not text")
+        return fill_template(template, fields)
+    except DataError:
+        raise
+    except Exception as error:  # a template is a stranger's program and can fail in any way
+        shown = template if len(template) <= 300 else f"{template[:297]}..."
+        raise TaskError(f"{where}: template {shown!r} fails: {one_line(error, 200)}") from None

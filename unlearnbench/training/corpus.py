@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from unlearnbench.errors import DataError, OptionError, one_line
-from unlearnbench.tasks.rows import DataOptions, Row, load_splits, read_rows, rows_sha256
-from unlearnbench.tasks.spec import TaskSpec, load_registry
+from unlearnbench.tasks.registry import load_registry
+from unlearnbench.tasks.rows import DataOptions, load_splits, read_rows, rows_sha256
+from unlearnbench.tasks.spec import Row, TaskSpec
 
 log = logging.getLogger("unlearnbench")
 

@@ -223,7 +223,7 @@ def _target(source: CheckpointSource, options: TrainOptions) -> PreTrainedModel:
 def _make_selector(job: Job, folder: OutputFolder, context: TrainerContext) -> Selector | None:
     if job.select is None:
         return None
-    from unlearnbench.tasks.spec import load_registry
+    from unlearnbench.tasks.registry import load_registry
     from unlearnbench.training.select import make_selector
 
     if job.score is None:

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from unlearnbench.checkpoints.origin import Evaluated, Selection
 from unlearnbench.errors import OptionError, TrainingError, one_line
-from unlearnbench.results import GenerationRecord, RunResult, TaskResult
+from unlearnbench.results import LikelihoodRecord, RunResult, TaskResult
 from unlearnbench.runs.folder import RunFolder, read_run
 from unlearnbench.tasks.samples import limited_count
 from unlearnbench.training.options import SelectorOptions
@@ -211,7 +211,7 @@ def _rows_of(folder: Path, task: str, found: TaskResult) -> _Rows | None:
     if found.auc is not None:
         return None
     records = RunFolder(folder).read_records(task, found.records_sha256)
-    scores = {r.id: r.score for r in records if isinstance(r, GenerationRecord)}
+    scores = {r.id: r.score for r in records if not isinstance(r, LikelihoodRecord)}
     splits = {name.rpartition("/")[0] for name in scores}
     asked = [part for part in found.data if splits == {part.split}]
     return _Rows(asked[0].split, asked[0].rows, scores) if asked else None

@@ -20,17 +20,17 @@ from unlearnbench.conditions.quantize.calibration import (
     pick_calibration,
 )
 from unlearnbench.errors import DataError, OptionError, PrecisionError, ResultError
+from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions
-from unlearnbench.tasks.samples import Plan, make_plan
-from unlearnbench.tasks.spec import load_registry
+from unlearnbench.tasks.samples import TaskSamples, load_samples
 from unlearnbench.util.files import content_sha256
 
 PASSAGES = [json.loads(line)["text"] for line in GENERIC.read_text("utf-8").splitlines()]
 
 
-def plans(toy: Toy, names: str = "toy") -> list[Plan]:
+def plans(toy: Toy, names: str = "toy") -> list[TaskSamples]:
     specs = load_registry([toy.tasks]).resolve(names.split(","))
-    return [make_plan(spec, DataOptions(toy.data), None) for spec in specs]
+    return [load_samples(spec, DataOptions(toy.data), None) for spec in specs]
 
 
 def test_the_generic_set_is_96_distinct_passages() -> None:

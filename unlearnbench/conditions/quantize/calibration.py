@@ -16,9 +16,7 @@ from typing import Any
 from unlearnbench.conditions.base import Calibration
 from unlearnbench.errors import DataError, OptionError, one_line
 from unlearnbench.results import CalibrationData
-from unlearnbench.tasks.prompts import render_field
-from unlearnbench.tasks.samples import Plan
-from unlearnbench.tasks.spec import GenerationTask
+from unlearnbench.tasks.samples import TaskSamples
 from unlearnbench.util.files import content_sha256
 
 log = logging.getLogger("unlearnbench")
@@ -28,7 +26,9 @@ GENERIC = Path(__file__).parent / "data" / "generic.jsonl"
 _MAX_FILE = 256 * 2**20
 
 
-def pick_calibration(name: str, plans: Sequence[Plan], samples: int, seed: int) -> Calibration:
+def pick_calibration(
+    name: str, plans: Sequence[TaskSamples], samples: int, seed: int
+) -> Calibration:
     """Choose ``samples`` texts of a set: ``generic`` (96 passages of ours on many subjects),
     ``forget`` or ``retain`` (rows of the tasks that are run), or a ``.jsonl`` file with a ``text``
     field or a ``.txt`` file of passages parted by blank lines. A smaller set is used whole.
@@ -53,7 +53,7 @@ def pick_calibration(name: str, plans: Sequence[Plan], samples: int, seed: int) 
     return Calibration(tuple(chosen), data)
 
 
-def _texts(name: str, plans: Sequence[Plan]) -> list[str]:
+def _texts(name: str, plans: Sequence[TaskSamples]) -> list[str]:
     if name == "generic":
         return _read(GENERIC)
     if name not in ("forget", "retain"):
@@ -67,17 +67,12 @@ def _texts(name: str, plans: Sequence[Plan]) -> list[str]:
     return found
 
 
-def _rows(plan: Plan, name: str) -> Iterable[str]:
+def _rows(task: TaskSamples, name: str) -> Iterable[str]:
     """A task's rows as plain texts, each question with its answer and without shots."""
-    spec = plan.spec
-    if spec.about != name:
-        return
-    between, templates = "", [spec.doc_to_text]
-    if isinstance(spec, GenerationTask):
-        between, templates = spec.target_delimiter, [spec.doc_to_text, spec.doc_to_target]
-    for i, row in enumerate(plan.splits[spec.own_split].rows):
-        where = f"{spec.task}: {spec.own_split}/{i}"
-        yield between.join(render_field(template, row, where) for template in templates)
+    spec = task.spec
+    if spec.about == name:
+        for i, row in enumerate(task.splits[spec.own_split].rows):
+            yield spec.plain_text(row, f"{spec.task}: {spec.own_split}/{i}")
 
 
 def _read(path: Path) -> list[str]:

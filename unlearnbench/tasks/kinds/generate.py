@@ -1,0 +1,242 @@
+"""Tasks that continue a prompt and compare what the model writes with a target text."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from unlearnbench.errors import DataError, MetricError, OptionError
+from unlearnbench.metrics import generation_metric
+from unlearnbench.requests import Answer, Generate, Generated, Request, Sampling
+from unlearnbench.results import GenerationRecord, SampleRecord, Settings
+from unlearnbench.tasks.samples import limited
+from unlearnbench.tasks.spec import (
+    PROTOCOLS,
+    Name,
+    Row,
+    Sample,
+    SplitRows,
+    Strict,
+    TaskReference,
+    TaskSpec,
+    mean_of_scores,
+    records_of,
+    require_pins,
+)
+from unlearnbench.tasks.templates import render_field
+from unlearnbench.util.files import first_fault
+
+NAME = "generate_until"
+# ROUGE compares all words of one text with all of the other: a stranger's record is bounded.
+_WORD = re.compile(r"[A-Za-z0-9]+")
+_WORDS, _WORDS_A_TOKEN = 4096, 32
+
+
+class GenerationOptions(Strict):
+    """Decoding, in lm-eval's words. ``do_sample`` false is greedy."""
+
+    max_gen_toks: int = Field(gt=0)
+    until: tuple[str, ...] = Field(default=(), strict=False)
+    do_sample: bool = False
+    temperature: float = Field(default=1.0, gt=0)
+    top_k: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _stops_are_text(self) -> GenerationOptions:
+        if "" in self.until:
+            at = self.until.index("")
+            raise ValueError(f"until.{at}: an empty stop string would empty every output")
+        return self
+
+
+class GenerationTask(TaskSpec):
+    """Prompts to continue; each output is compared with a target text."""
+
+    output_type: Literal["generate_until"]
+    test_split: Name
+    fewshot_split: Name | None = None
+    num_fewshot: int = Field(default=0, ge=0)
+    doc_to_target: str
+    target_delimiter: str = " "
+    fewshot_delimiter: str = "\n\n"
+    max_target_toks: int | None = Field(default=None, gt=0)
+    """Cuts the target to that many token ids of the model's own tokenizer, special ones counted."""
+    generation_kwargs: GenerationOptions
+    protocol_overrides: dict[str, GenerationOptions] = Field(default_factory=dict)
+    """Other decoding under a named protocol."""
+
+    record_type: ClassVar[type[BaseModel]] = GenerationRecord
+    has_prompts: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _splits_are_pinned(self) -> GenerationTask:
+        require_pins(self, "test_split", "fewshot_split")
+        unknown = sorted(set(self.protocol_overrides) - set(PROTOCOLS))
+        if unknown:
+            raise ValueError(
+                f"protocol_overrides.{unknown[0]}: no protocol; known: {', '.join(PROTOCOLS)}"
+            )
+        if (self.fewshot_split is None) != (self.num_fewshot == 0):
+            raise ValueError("num_fewshot: it and fewshot_split go together")
+        if self.fewshot_split and self.splits[self.fewshot_split].rows < self.num_fewshot:
+            raise ValueError(f"num_fewshot: more than the rows of split {self.fewshot_split!r}")
+        return self
+
+    @property
+    def asked_splits(self) -> tuple[str, ...]:
+        """The split of the questions."""
+        return (self.test_split,)
+
+    @property
+    def used_splits(self) -> tuple[str, ...]:
+        """The splits of the questions and of the shots."""
+        return (self.test_split, self.fewshot_split) if self.fewshot_split else (self.test_split,)
+
+    def decoding(self, protocol: str) -> GenerationOptions:
+        """The decoding options in force under ``protocol``."""
+        return self.protocol_overrides.get(protocol, self.generation_kwargs)
+
+    def with_decoding(self, given: Mapping[str, object]) -> GenerationTask:
+        """The task with ``given`` in place of its own decoding, under every protocol.
+
+        Raises:
+            OptionError: a value makes no sense.
+        """
+        values = {k: v for k, v in given.items() if k != "temperature" or v}  # 0 is greedy there
+        if isinstance(values.get("until"), str):
+            values["until"] = [values["until"]]
+        if isinstance(values.get("temperature"), int):
+            values["temperature"] = float(str(values["temperature"]))
+        try:
+            options = GenerationOptions.model_validate(
+                {**self.generation_kwargs.model_dump(), **values}
+            )
+        except ValidationError as error:
+            raise OptionError(f"--gen-kwargs: {first_fault(error)}") from None
+        return self.model_copy(update={"generation_kwargs": options, "protocol_overrides": {}})
+
+    def make_samples(
+        self, splits: Mapping[str, SplitRows], limit: int | float | None
+    ) -> list[Sample]:
+        """Prompts with their shots, and targets that can be scored."""
+        metric, split = generation_metric(self.metric), self.test_split
+        prefix = self._shots(splits[self.fewshot_split]) if self.fewshot_split else ""
+        samples = []
+        for i, row in enumerate(limited(splits[split].rows, limit)):
+            where = f"{self.task}: {split}/{i}"
+            prompt = prefix + render_field(self.doc_to_text, row, where)
+            target = render_field(self.doc_to_target, row, where)
+            metric.score_output("", target)  # tried now, not after an hour of generation
+            samples.append(Sample(f"{split}/{i}", split, prompt, target))
+        return samples
+
+    def _shots(self, shots: SplitRows) -> str:
+        """The text before every question: the first rows, answered, in file order."""
+        if len(shots.rows) < self.num_fewshot:
+            raise DataError(
+                f"{self.task}: split {shots.split!r} has {len(shots.rows)} rows, and the prompt "
+                f"needs {self.num_fewshot} shots"
+            )
+        rows = enumerate(shots.rows[: self.num_fewshot])
+        texts = [self.plain_text(row, f"{self.task}: {shots.split}/{i}") for i, row in rows]
+        return "".join(text + self.fewshot_delimiter for text in texts)
+
+    def plain_text(self, row: Row, where: str) -> str:
+        """A question with its answer."""
+        question = render_field(self.doc_to_text, row, where)
+        return question + self.target_delimiter + render_field(self.doc_to_target, row, where)
+
+    def fit(
+        self, samples: Sequence[Sample], truncate: Callable[[str, int], str]
+    ) -> Sequence[Sample]:
+        """Targets cut by the model's tokenizer.
+
+        Raises:
+            MetricError: nothing that can be scored is left of one.
+        """
+        if self.max_target_toks is None:
+            return samples
+        metric, cut = generation_metric(self.metric), []
+        for sample in samples:
+            target = truncate(sample.target, self.max_target_toks)
+            metric.score_output("", target)  # what nothing can match is known before the model runs
+            cut.append(replace(sample, target=target))
+        return cut
+
+    def requests(self, sample: Sample, settings: Settings) -> Sequence[Sequence[Request]]:
+        """The prompt, decoded as the protocol says."""
+        options, sampling = self.decoding(settings.protocol), None
+        if options.do_sample:
+            sampling = Sampling(options.temperature, options.top_k, settings.seed)
+        name, most = self.request_id(sample), options.max_gen_toks
+        return [[Generate(name, sample.text, most, options.until, sampling)]]
+
+    def record(self, sample: Sample, answers: Sequence[Answer]) -> GenerationRecord:
+        """The output and how it compares with the target."""
+        (answer,) = answers
+        if not isinstance(answer, Generated):
+            raise MetricError(f"{answer.id}: the answer is no text")
+        metric = generation_metric(self.metric)
+        scores = metric.score_output(answer.text, sample.target)
+        return GenerationRecord(
+            task=self.task,
+            id=sample.id,
+            prompt=sample.text,
+            output=answer.text,
+            target=sample.target,
+            n_tokens=answer.n_tokens,
+            score=scores.pop(metric.HEADLINE),
+            scores=scores,
+        )
+
+    def summarize(
+        self, records: Sequence[SampleRecord], reference: TaskReference | None, seed: int
+    ) -> dict[str, object]:
+        """Mean of the scores x 100, and how many outputs are empty."""
+        own = records_of(self, GenerationRecord, records)
+        empty = sum(not record.output.strip() for record in own)
+        mean = mean_of_scores([r.score for r in own], [r.scores for r in own], seed)
+        return {**mean, "empty_outputs": empty}
+
+    def figures(self) -> set[str]:
+        """The metric's, but for the one that is the score."""
+        metric = generation_metric(self.metric)
+        return set(metric.score_output("a", "a")) - {metric.HEADLINE}
+
+    def rescore(self, record: SampleRecord) -> dict[str, tuple[float, float]]:
+        """The metric's figures of the record's output and target."""
+        (own,) = records_of(self, GenerationRecord, [record])
+        longest = max(len(_WORD.findall(text)) for text in (own.output, own.target))
+        if longest > max(_WORDS, _WORDS_A_TOKEN * self.generation_kwargs.max_gen_toks):
+            raise MetricError(f"{longest} words, which no run of this task has")
+        metric = generation_metric(self.metric)
+        stated = {metric.HEADLINE: own.score, **own.scores}
+        earned = metric.score_output(own.output, own.target)
+        return {name: (stated.get(name, math.inf), value) for name, value in earned.items()}
+
+    def harness_config(self) -> dict[str, object]:
+        """The task's own YAML fields there; decoding is greedy, as under the protocol of MUSE."""
+        options = self.decoding("muse")
+        return {
+            "task": self.task,
+            "dataset_path": self.dataset_path,
+            "dataset_name": self.dataset_name,
+            "test_split": self.test_split,
+            "output_type": NAME,
+            "target_delimiter": "",
+            "num_fewshot": self.num_fewshot,
+            "generation_kwargs": {
+                "max_gen_toks": options.max_gen_toks,
+                "until": list(options.until),
+                "do_sample": False,
+                "temperature": 0.0,
+            },
+        }
+
+
+TASK = GenerationTask

@@ -1,0 +1,214 @@
+"""Tasks that score texts token by token, and tell two groups of them apart: PrivLeak.
+
+Where PrivLeak has its zero is never assumed: without the retrained model's scores, or an AUC that
+the task states for this base model, there is an AUC and no PrivLeak.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from unlearnbench.errors import MetricError, OptionError, TaskError
+from unlearnbench.metrics import likelihood_metric
+from unlearnbench.requests import Answer, Request, Score, Scored
+from unlearnbench.results import (
+    AttackResult,
+    AucReference,
+    LikelihoodRecord,
+    SampleRecord,
+    Settings,
+)
+from unlearnbench.tasks.samples import limited
+from unlearnbench.tasks.spec import (
+    Name,
+    Sample,
+    SplitRows,
+    Strict,
+    TaskReference,
+    TaskSpec,
+    records_of,
+    require_pins,
+)
+
+if TYPE_CHECKING:
+    from unlearnbench.metrics.intervals import Estimate
+    from unlearnbench.metrics.membership import ReferenceScores
+
+NAME = "token_loglikelihood"
+
+
+class StatedReference(Strict):
+    """A published AUC of the retrained model, valid for one base model only."""
+
+    auc: float = Field(gt=0, le=1)
+    base_model: str
+    config: dict[str, str | int] = Field(min_length=1)
+    """The fields of that base model's ``config.json`` by which it is recognised."""
+    source: str
+
+
+class LikelihoodTask(TaskSpec):
+    """Texts to score token by token; two groups of texts are told apart by a membership attack."""
+
+    output_type: Literal["token_loglikelihood"]
+    member_split: Name
+    nonmember_split: Name
+    attack: str
+    """The one behind the result's AUC and PrivLeak."""
+    references: tuple[StatedReference, ...] = Field(default=(), strict=False)
+
+    record_type: ClassVar[type[BaseModel]] = LikelihoodRecord
+    optional_figures: ClassVar[frozenset[str]] = frozenset({"PPL/lower"})  # of --ppl-lower
+    needs_reference: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _splits_are_pinned(self) -> LikelihoodTask:
+        require_pins(self, "member_split", "nonmember_split")
+        if self.member_split == self.nonmember_split:
+            raise ValueError("nonmember_split: it and member_split must differ")
+        return self
+
+    @property
+    def asked_splits(self) -> tuple[str, ...]:
+        """The texts that were learned, and those that were not."""
+        return (self.member_split, self.nonmember_split)
+
+    @property
+    def headline(self) -> str:
+        """The attack behind AUC and PrivLeak."""
+        return self.attack
+
+    def make_samples(
+        self, splits: Mapping[str, SplitRows], limit: int | float | None
+    ) -> list[Sample]:
+        """The texts of both splits."""
+        attacks = likelihood_metric(self.metric).ATTACKS
+        if self.attack not in attacks:
+            raise TaskError(
+                f"{self.task}: unknown attack {self.attack!r}; known: {', '.join(attacks)}"
+            )
+        return [
+            Sample(f"{s}/{i}", s, self.plain_text(row, f"{self.task}: {s}/{i}"))
+            for s in self.asked_splits
+            for i, row in enumerate(limited(splits[s].rows, limit))
+        ]
+
+    def requests(self, sample: Sample, settings: Settings) -> Sequence[Sequence[Request]]:
+        """The text; with ``--ppl-lower`` its lower-cased form in a second round."""
+        name = self.request_id(sample)
+        rounds = [[Score(name, sample.text)]]
+        if settings.ppl_lower:
+            rounds.append([Score(f"{name}:lower", sample.text.lower())])
+        return rounds
+
+    def record(self, sample: Sample, answers: Sequence[Answer]) -> LikelihoodRecord:
+        """Every attack's score of the text."""
+        text, *lowered = [answer for answer in answers if isinstance(answer, Scored)]
+        return LikelihoodRecord(
+            task=self.task,
+            id=sample.id,
+            split=sample.split,
+            n_tokens=len(text.logprobs),
+            scores=likelihood_metric(self.metric).score_text(text, sample.text, *lowered),
+        )
+
+    def summarize(
+        self, records: Sequence[SampleRecord], reference: TaskReference | None, seed: int
+    ) -> dict[str, object]:
+        """AUC of every attack, and PrivLeak where there is a reference."""
+        own = records_of(self, LikelihoodRecord, records)
+        members = [r.scores for r in own if r.split == self.member_split]
+        nonmembers = [r.scores for r in own if r.split == self.nonmember_split]
+        zero = reference.scores if reference else None
+        metric = likelihood_metric(self.metric)
+        found = metric.summarize(members, nonmembers, self.attack, zero, seed)
+        fields: dict[str, object] = {
+            "n": len(members),
+            "auc": found.auc.value,
+            "auc_stderr": found.auc.stderr,
+            "auc_ci": found.auc.ci,
+            "attack": self.attack,
+            "attacks": {
+                name: AttackResult(auc=e.value, stderr=e.stderr, ci=e.ci)
+                for name, e in found.attacks.items()
+            },
+        }
+        if reference is not None and found.privleak is not None:
+            leak = found.privleak
+            fields |= {"value": leak.value, "stderr": leak.stderr, "ci": leak.ci}
+            fields["auc_reference"] = reference.recorded
+        return fields
+
+    def figures(self) -> set[str]:
+        """Every attack."""
+        return set(likelihood_metric(self.metric).ATTACKS)
+
+    def stated_reference(self, config: Mapping[str, object]) -> TaskReference:
+        """The one whose base model has this config."""
+        from unlearnbench.metrics.membership import ReferenceScores
+
+        if not self.references:
+            raise OptionError(
+                f"{self.task} states no reference; pass --reference RUN_DIR, a run of the "
+                "retrained model, or leave --reference out to get the AUC alone"
+            )
+        for stated in self.references:
+            if not _differences(stated, config):
+                source = f"{stated.base_model}: {stated.source}"
+                recorded = AucReference(auc=stated.auc, kind="stated", source=source)
+                return TaskReference(ReferenceScores(stated.auc), recorded)
+        stated = self.references[0]
+        raise OptionError(
+            f"{self.task}: the stated reference is for {stated.base_model}, and this checkpoint is "
+            f"another model ({', '.join(_differences(stated, config))}); pass --reference RUN_DIR, "
+            "a run of its own retrained model"
+        )
+
+    def stated_aucs(self) -> tuple[float, ...]:
+        """In the file's order."""
+        return tuple(stated.auc for stated in self.references)
+
+    def reference_scores(self, records: Sequence[SampleRecord]) -> ReferenceScores:
+        """The headline attack's AUC, and its score of every text."""
+        from unlearnbench.metrics.intervals import auc
+        from unlearnbench.metrics.membership import ReferenceScores
+
+        own = records_of(self, LikelihoodRecord, records)
+        members, nonmembers = (self._scores(own, split) for split in self.asked_splits)
+        return ReferenceScores(auc(members, nonmembers), members, nonmembers)
+
+    def against(
+        self, records: Sequence[SampleRecord], reference: ReferenceScores, seed: int
+    ) -> Estimate:
+        """PrivLeak of the headline attack."""
+        own = records_of(self, LikelihoodRecord, records)
+        members, nonmembers = (
+            [{self.attack: score} for score in self._scores(own, split)]
+            for split in self.asked_splits
+        )
+        metric = likelihood_metric(self.metric)
+        leak = metric.summarize(members, nonmembers, self.attack, reference, seed).privleak
+        if leak is None:
+            raise MetricError("the metric gives no PrivLeak")
+        return leak
+
+    def _scores(self, records: Sequence[LikelihoodRecord], split: str) -> tuple[float, ...]:
+        own = [record for record in records if record.split == split]
+        for record in own:
+            if self.attack not in record.scores:
+                raise MetricError(f"record {record.id} has no {self.attack}")
+        return tuple(record.scores[self.attack] for record in own)
+
+
+def _differences(stated: StatedReference, config: Mapping[str, object]) -> list[str]:
+    return [
+        f"{key} {config.get(key, 'absent')} instead of {value}"
+        for key, value in stated.config.items()
+        if config.get(key) != value
+    ]
+
+
+TASK = LikelihoodTask
