@@ -16,7 +16,7 @@ import torch
 
 from tests.benchmarks.gauge import forward_flops, matmul_peak, spread
 from tests.benchmarks.samples import TASKS, requests_of, scored
-from unlearnbench.checkpoints.source import DTYPES
+from unlearnbench.checkpoints.checkpoint import DTYPES
 from unlearnbench.requests import Generate
 
 __all__ = ["measure_floor"]

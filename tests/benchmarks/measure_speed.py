@@ -46,7 +46,7 @@ from tests.benchmarks.rounding import measure_rounding
 from tests.benchmarks.samples import Asked, alike, ask, requests_of, scored
 from tests.benchmarks.subjects import make_subject
 from tests.benchmarks.whole import measure_whole, work
-from unlearnbench.checkpoints.source import DTYPES
+from unlearnbench.checkpoints.checkpoint import DTYPES
 
 TIMED = ("news_verbmem", "news_knowmem_f", "news_privleak")
 PRECISIONS = ("none", "bnb-int8", "bnb-fp4")

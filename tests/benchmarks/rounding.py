@@ -14,7 +14,7 @@ import torch
 
 from tests.benchmarks.rivals import Plain, load_plain
 from tests.benchmarks.samples import TASKS, ask, data_folder, requests_of
-from unlearnbench.checkpoints.source import DTYPES
+from unlearnbench.checkpoints.checkpoint import DTYPES
 from unlearnbench.metrics import generation_metric
 from unlearnbench.results import GenerationRecord
 from unlearnbench.runs.folder import RunFolder

@@ -80,7 +80,7 @@ def _save_random(shapes: dict[str, Any], folder: Path, dtype: str) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from tests.conftest import make_tokenizer
-    from unlearnbench.checkpoints.source import DTYPES
+    from unlearnbench.checkpoints.checkpoint import DTYPES
 
     # As many tokens as Llama-2 has, so that texts get about as long; the tiny one is small.
     tokenizer = make_tokenizer(32_000, _news()) if shapes["hidden_size"] > 64 else make_tokenizer()

@@ -31,7 +31,7 @@ from tests.benchmarks.samples import (
     scored,
 )
 from tests.benchmarks.turns import TURN, active, begin, run_in_turns
-from unlearnbench.checkpoints.source import DTYPES
+from unlearnbench.checkpoints.checkpoint import DTYPES
 from unlearnbench.requests import Generate, Score
 
 __all__ = ["measure_whole", "work"]

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import CORPUS, MakeCheckpoint, load_at, make_tokenizer
+from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import open_source
 from unlearnbench.errors import CheckpointError, ModelOutputError, OptionError
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate, Score
@@ -60,7 +60,7 @@ def copy(adapter: Path, tmp_path: Path) -> Path:
 
 
 def load(path: Path, precision: str = "none", dtype: str = "fp32", **options: Any) -> HFModel:
-    source = open_source(str(path), LoadOptions(**options))
+    source = open_checkpoint(str(path), LoadOptions(**options))
     return load_at(source, precision, dtype)
 
 
@@ -161,7 +161,7 @@ def test_an_adapter_without_effect_leaves_the_base(tiny: Path, copy: Path) -> No
 def test_one_source_serves_several_precisions(tiny: Path, adapter: Path) -> None:
     """Merging must not happen twice, and a kept adapter must not stay in the source."""
     for mode in ("merge", "keep"):
-        source = open_source(str(adapter), LoadOptions(base=str(tiny), adapter=mode))
+        source = open_checkpoint(str(adapter), LoadOptions(base=str(tiny), adapter=mode))
         order = ["none", "bnb-nf4", "none", "rtn-int4", "bnb-nf4"]
         models = [load_at(source, n) for n in order]
         found = [[x.tolist() for x in logprobs(model)] for model in models]
@@ -176,7 +176,7 @@ def test_one_source_serves_several_precisions(tiny: Path, adapter: Path) -> None
 
 def test_a_base_must_be_named(adapter: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
-        open_source(str(adapter), LoadOptions())
+        open_checkpoint(str(adapter), LoadOptions())
     assert "--base PATH" in str(caught.value)
     assert "--allow-adapter-base" in str(caught.value)
     assert str(adapter) in str(caught.value)
@@ -205,13 +205,13 @@ def test_the_base_that_is_given_wins_over_the_named_one(
 def test_an_adapter_that_names_no_base(copy: Path, named: object) -> None:
     edit_config(copy, base_model_name_or_path=named)
     with pytest.raises(CheckpointError, match="names no base; pass --base PATH"):
-        open_source(str(copy), LoadOptions(allow_adapter_base=True))
+        open_checkpoint(str(copy), LoadOptions(allow_adapter_base=True))
 
 
 def test_a_named_base_is_shown_as_one_clean_line(copy: Path) -> None:
     edit_config(copy, base_model_name_or_path="\x1b]0;title\x07\nsecond")
     with pytest.raises(CheckpointError) as caught:
-        open_source(str(copy), LoadOptions())
+        open_checkpoint(str(copy), LoadOptions())
     assert str(caught.value).isprintable()
 
 
@@ -234,24 +234,24 @@ def test_a_named_base_is_not_looked_at_without_leave(
 
 def test_a_base_that_is_not_there(adapter: Path) -> None:
     with pytest.raises(CheckpointError, match="no such path: /nope"):
-        open_source(str(adapter), LoadOptions(base="/nope"))
+        open_checkpoint(str(adapter), LoadOptions(base="/nope"))
 
 
 def test_a_base_that_is_an_adapter_itself(adapter: Path, copy: Path) -> None:
     with pytest.raises(CheckpointError, match="is an adapter itself; merge it first") as caught:
-        open_source(str(adapter), LoadOptions(base=str(copy)))
+        open_checkpoint(str(adapter), LoadOptions(base=str(copy)))
     assert str(copy) in str(caught.value)
 
 
 def test_an_adapter_that_names_itself(copy: Path) -> None:
     edit_config(copy, base_model_name_or_path=str(copy))
     with pytest.raises(CheckpointError, match="is an adapter itself"):
-        open_source(str(copy), LoadOptions(allow_adapter_base=True))
+        open_checkpoint(str(copy), LoadOptions(allow_adapter_base=True))
 
 
 def test_a_base_for_a_full_checkpoint(tiny: Path) -> None:
     with pytest.raises(OptionError, match="--base is for adapter folders") as caught:
-        open_source(str(tiny), LoadOptions(base=str(tiny)))
+        open_checkpoint(str(tiny), LoadOptions(base=str(tiny)))
     assert str(tiny) in str(caught.value)
 
 
@@ -358,14 +358,14 @@ def test_a_corrupt_adapter_config(tiny: Path, copy: Path, content: bytes) -> Non
     with pytest.raises(CheckpointError):
         load(copy, base=str(tiny))
     with pytest.raises(CheckpointError, match="adapter_config.json"):
-        open_source(str(copy), LoadOptions(allow_adapter_base=True))
+        open_checkpoint(str(copy), LoadOptions(allow_adapter_base=True))
 
 
 def test_a_truncated_adapter(tiny: Path, copy: Path) -> None:
     path = copy / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(CheckpointError, match="truncated or damaged"):
-        open_source(str(copy), LoadOptions(base=str(tiny)))
+        open_checkpoint(str(copy), LoadOptions(base=str(tiny)))
 
 
 @pytest.mark.parametrize("mode", ["merge", "keep"])
@@ -394,8 +394,8 @@ def test_other_kinds_of_lora(tiny: Path, tmp_path: Path, mode: str, config: dict
 @pytest.mark.parametrize(("mode", "said"), [("merge", "merged"), ("keep", "kept")])
 def test_the_recorded_checkpoint(tiny: Path, adapter: Path, mode: str, said: str) -> None:
     options = LoadOptions(base=str(tiny), adapter=mode)  # type: ignore[arg-type]
-    found = open_source(str(adapter), options).checkpoint
-    own = open_source(str(tiny), LoadOptions()).checkpoint
+    found = open_checkpoint(str(adapter), options).checkpoint
+    own = open_checkpoint(str(tiny), LoadOptions()).checkpoint
     assert (found.path, found.format, found.adapter) == (str(adapter), "adapter", said)
     assert found.base is not None
     assert (found.base.path, found.base.format) == (str(tiny), "safetensors")
@@ -409,7 +409,7 @@ def test_the_weights_hash_is_of_both_adapter_and_base(
     other = make_checkpoint("other", seed=5)
     edit_weights(copy, lambda w: w[sorted(w)[0]].view(-1).__setitem__(0, 0.125))
     pairs = [(adapter, tiny), (copy, tiny), (adapter, other)]
-    sources = [open_source(str(a), LoadOptions(base=str(b))) for a, b in pairs]
+    sources = [open_checkpoint(str(a), LoadOptions(base=str(b))) for a, b in pairs]
     assert len({s.checkpoint.weights_sha256 for s in sources}) == 3
     both = [sources[0].files.weights_sha256, sources[0].full.weights_sha256]
     assert sources[0].checkpoint.weights_sha256 == content_sha256(both)
@@ -441,14 +441,16 @@ def test_config_hash_does_not_see_what_saving_an_adapter_again_changes(
         base_model_name_or_path="/home/somebody/base",
     )
     ours, theirs = (
-        open_source(str(p), LoadOptions(base=str(tiny))).checkpoint for p in (adapter, copy)
+        open_checkpoint(str(p), LoadOptions(base=str(tiny))).checkpoint for p in (adapter, copy)
     )
     assert ours.config_sha256 == theirs.config_sha256
 
 
 def test_own_dtype_is_the_bases(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     base = make_checkpoint("half", "bfloat16")
-    source = open_source(str(make_adapter(base, tmp_path / "lora")), LoadOptions(base=str(base)))
+    source = open_checkpoint(
+        str(make_adapter(base, tmp_path / "lora")), LoadOptions(base=str(base))
+    )
     assert source.own_dtype == "bf16"
     assert source.model().dtype is torch.bfloat16
 
@@ -458,24 +460,24 @@ def test_own_dtype_is_the_bases(make_checkpoint: MakeCheckpoint, tmp_path: Path)
 
 def test_the_bases_tokenizer_serves_an_adapter_without_one(tiny: Path, adapter: Path) -> None:
     assert not (adapter / "tokenizer.json").exists()
-    found = open_source(str(adapter), LoadOptions(base=str(tiny))).checkpoint
-    plain = open_source(str(tiny), LoadOptions()).checkpoint
+    found = open_checkpoint(str(adapter), LoadOptions(base=str(tiny))).checkpoint
+    plain = open_checkpoint(str(tiny), LoadOptions()).checkpoint
     assert found.tokenizer_sha256 == plain.tokenizer_sha256
 
 
 def test_an_adapters_own_tokenizer_is_used(tiny: Path, copy: Path) -> None:
     tokenizer = make_tokenizer(290)
     tokenizer.save_pretrained(copy)
-    source = open_source(str(copy), LoadOptions(base=str(tiny)))
+    source = open_checkpoint(str(copy), LoadOptions(base=str(tiny)))
     assert len(source.tokenizer) == 290
-    plain = open_source(str(tiny), LoadOptions()).checkpoint
+    plain = open_checkpoint(str(tiny), LoadOptions()).checkpoint
     assert source.checkpoint.tokenizer_sha256 != plain.tokenizer_sha256
 
 
 def test_the_recorded_bases_tokenizer_is_the_bases(tiny: Path, copy: Path) -> None:
     make_tokenizer(290).save_pretrained(copy)
-    base = open_source(str(copy), LoadOptions(base=str(tiny))).checkpoint.base
-    plain = open_source(str(tiny), LoadOptions()).checkpoint
+    base = open_checkpoint(str(copy), LoadOptions(base=str(tiny))).checkpoint.base
+    plain = open_checkpoint(str(tiny), LoadOptions()).checkpoint
     assert base is not None
     assert base.tokenizer_sha256 == plain.tokenizer_sha256
 
@@ -483,7 +485,7 @@ def test_the_recorded_bases_tokenizer_is_the_bases(tiny: Path, copy: Path) -> No
 def test_an_adapters_tokenizer_that_does_not_fit_the_base(tiny: Path, copy: Path) -> None:
     make_tokenizer(260).save_pretrained(copy)
     with pytest.raises(CheckpointError, match="does not match the model"):
-        open_source(str(copy), LoadOptions(base=str(tiny)))
+        open_checkpoint(str(copy), LoadOptions(base=str(tiny)))
 
 
 def test_a_pickled_adapter(tiny: Path, copy: Path) -> None:
@@ -492,7 +494,7 @@ def test_a_pickled_adapter(tiny: Path, copy: Path) -> None:
     expected = load(copy, base=str(tiny))
     path.unlink()
     with pytest.raises(CheckpointError, match="--allow-pickle"):
-        open_source(str(copy), LoadOptions(base=str(tiny)))
+        open_checkpoint(str(copy), LoadOptions(base=str(tiny)))
     assert close(load(copy, base=str(tiny), allow_pickle=True), expected, 0)
 
 

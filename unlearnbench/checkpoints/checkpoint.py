@@ -6,15 +6,23 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.adapter import attach_adapter, check_adapter_config, merge_adapter
 from unlearnbench.checkpoints.describe import describe_checkpoint
-from unlearnbench.checkpoints.find import CheckpointFiles, find_checkpoint, is_quantized, read_json
+from unlearnbench.checkpoints.find import (
+    SCHEMES,
+    CheckpointFiles,
+    find_checkpoint,
+    is_quantized,
+    read_json,
+)
 from unlearnbench.checkpoints.limits import check_size, empty_model, require_memory
 from unlearnbench.checkpoints.load import (
     check_loading,
     check_tokenizer,
+    device_map,
     load_config,
     load_tokenizer,
     load_weights,
@@ -43,7 +51,7 @@ class CheckpointSource:
     unquantized model in memory between conditions; otherwise its files are read again for each.
     """
 
-    alpha: float | None = None
+    ensemble: None = None
     """One checkpoint has no logit difference."""
 
     def __init__(
@@ -53,55 +61,32 @@ class CheckpointSource:
         options: LoadOptions,
         keep: bool,
     ) -> None:
-        self.files = files
-        self.options = options
+        self.files, self.options = files, options
+        self.full = full = base or files
+        """The files with the config and the full weights."""
         self.held: PreTrainedModel | None = None
         """The unquantized model, where it was read and not let go."""
-        self.full = base or files
-        """The files with the config and the full weights."""
         quiet_transformers()
-        self._packed = self.full.kind != "gguf" and is_quantized(self.full.folder)
-        if self.full.kind == "gguf":
+        is_gguf = full.kind == "gguf"
+        if is_gguf:
             require_gguf_support()
-        # A GGUF file's weights are unpacked into fp32.
-        size = 4 * self.full.elements if self.full.kind == "gguf" else self.full.size
-        require_memory(size, self.full.path)
+        size = 4 * full.elements if is_gguf else full.size  # GGUF is unpacked into fp32
+        require_memory(size, full.path)
         self._keep = keep and _fits_in_memory(size)
-        self.config = load_config(self.full, options.trust_remote_code)
-        self._check_asked()
-        self.tokenizer = load_tokenizer(files, self.full, options.trust_remote_code)
+        self.config = load_config(full, options.trust_remote_code)
+        raw = {} if is_gguf else read_json(full.folder / "config.json")
+        self.stored = stored_scheme(raw, full.path) if is_quantized(raw) else None
+        _check_asked(files, full, self.config, raw)
+        self.tokenizer = load_tokenizer(files, full, options.trust_remote_code)
         check_tokenizer(self.tokenizer, self.config, files)
-        self.stored = (
-            stored_scheme(read_json(self.full.folder / "config.json"), self.full.path)
-            if self._packed
-            else None
-        )
         if self.stored is not None and base is not None and options.adapter == "merge":
             raise PrecisionError(
                 f"the base {base.path} is quantized already ({self.stored.text}), and nothing can "
                 "be merged into it; use --adapter keep"
             )
         self.checkpoint = describe_checkpoint(
-            files, self.full, self.config, self.tokenizer, options, self.stored
+            files, full, self.config, self.tokenizer, options, self.stored
         )
-
-    def _check_asked(self) -> None:
-        """Hold what the configs ask for against what is stored, before anything is made of it."""
-        full = self.full
-        model = empty_model(self.config)
-        names: list[str] = []
-        if model is not None:
-            # A packed byte holds 8 weights at most.
-            stored = 8 * full.size if self._packed else full.elements
-            exact = not self._packed and full.kind != "pickle"
-            check_size(model, full.path, stored, full.size, exact)
-            names = [name for name, _ in [*model.named_modules(), *model.named_parameters()]]
-        if self._packed:
-            raw = read_json(full.folder / "config.json")
-            schemes = [raw.get(key) for key in ("quantization_config", "compression_config")]
-            check_patterns(schemes, names, f"{full.path}: quantization_config")
-        if self.files.kind == "adapter":
-            check_adapter_config(self.files, names)
 
     @property
     def parts(self) -> tuple[CheckpointSource]:
@@ -209,9 +194,25 @@ class CheckpointSource:
             self.held = None
 
 
-def device_map(device: str) -> Any:
-    """What transformers is told of ``device``: all on it, or spread over all GPUs (``auto``)."""
-    return device if device == "auto" else {"": device}
+def _check_asked(
+    files: CheckpointFiles, full: CheckpointFiles, config: Any, raw: Mapping[str, object]
+) -> None:
+    """Hold what the configs ask for against what is stored, before anything is made of it. raw:
+    what stands in ``config.json``.
+    """
+    packed = is_quantized(raw)
+    model = empty_model(config)
+    names: list[str] = []
+    if model is not None:
+        stored = 8 * full.size if packed else full.elements  # a byte holds 8 weights at most
+        exact = not packed and full.kind != "pickle"
+        check_size(model, full.path, stored, full.size, exact)
+        names = [name for name, _ in [*model.named_modules(), *model.named_parameters()]]
+    if packed:
+        schemes = [raw.get(key) for key in SCHEMES]
+        check_patterns(schemes, names, f"{full.path}: quantization_config")
+    if files.kind == "adapter":
+        check_adapter_config(files, names)
 
 
 def open_checkpoint(model: str, options: LoadOptions, keep: bool = True) -> CheckpointSource:

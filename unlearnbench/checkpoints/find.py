@@ -22,10 +22,12 @@ from unlearnbench.util.quiet import quiet_hub
 
 Kind = Literal["safetensors", "pickle", "gguf", "adapter"]
 
-PAIR_FILE = "whp.json"
-"""What a folder of two checkpoints is known by; see ``pair.py``."""
+PAIR_FILE, ENSEMBLE_FILE = "whp.json", "ensemble.json"
+"""What a folder of several checkpoints is known by; see ``ensemble.py``."""
 PARTS = ("baseline", "reinforced")
-"""The folders of the two."""
+"""The folders of Who's Harry Potter's two."""
+SCHEMES = ("quantization_config", "compression_config")
+"""The keys of ``config.json`` that state how weights are quantized."""
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 # What a model folder needs; everything else in a hub repository stays there.
@@ -43,8 +45,7 @@ _SMALL_FILES = re.compile(
 )
 # Named by the libraries as where further templates are; the only folder below that they read.
 _TEMPLATES = "additional_chat_templates"
-# Tensors of a pickle, whose inside is not looked at.
-_MANY = 2**16
+_MANY = 2**16  # tensors of a pickle, whose inside is not looked at
 
 log = logging.getLogger("unlearnbench")
 
@@ -146,8 +147,7 @@ def _download(model: str, revision: str | None, options: LoadOptions) -> Path:
     from huggingface_hub import snapshot_download
 
     quiet_hub()
-    wanted = [*_HUB_PATTERNS]
-    wanted += ["*.bin"] * options.allow_pickle + ["*.py"] * options.trust_remote_code
+    wanted = _HUB_PATTERNS + ["*.bin"] * options.allow_pickle + ["*.py"] * options.trust_remote_code
     try:
         return Path(
             snapshot_download(
@@ -198,16 +198,18 @@ def check_folder(folder: Path) -> None:
 
 def _listed(folder: Path) -> Iterator[Path]:
     """What a library may open, in name order: no folder but that of templates."""
-    try:
-        paths = sorted(folder.iterdir())
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be read ({error.strerror})") from None
-    for path in paths:
+    for path in _entries(folder):
         if path.name == _TEMPLATES and path.is_dir():
-            yield path
-            yield from _listed(path)
+            yield from (path, *_entries(path))
         elif path.is_symlink() or not path.is_dir():
             yield path
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read ({error.strerror})") from None
 
 
 def _inspect_folder(
@@ -226,30 +228,27 @@ def _inspect_folder(
     safe, pickled = ("adapter_model.safetensors", "adapter_model.bin") if adapter else full
     weights = _weight_files(folder, safe)
     if weights:
-        coded = not adapter and is_quantized(folder)
-        tensors = {}
-        for path in weights:
-            found = read_safetensors_head(path)
-            if not coded:
-                _require_values(path, found)
-            tensors |= found
-        kind: Kind = "adapter" if adapter else "safetensors"
-        return CheckpointFiles(model, folder, kind, weights, commit, tensors)
+        coded = not adapter and is_quantized(read_json(folder / "config.json"))
+        tensors = dict(head for path in weights for head in _tensors(path, coded))
+        return CheckpointFiles(
+            model, folder, "adapter" if adapter else "safetensors", weights, commit, tensors
+        )
     weights = _weight_files(folder, pickled)
     if not weights:
         raise CheckpointError(
             f"{folder} has no weights: neither {safe} nor {safe}.index.json is there"
         )
+    name = one_line(weights[0].name, 80)
     if not allow_pickle:
         raise CheckpointError(
-            f"{folder} has only pickled weights ({weights[0].name}), and a pickle can run code; "
-            "convert it to safetensors, or pass --allow-pickle if you trust its author"
+            f"{folder} has only pickled weights ({name}), and a pickle can run code; convert it "
+            "to safetensors, or pass --allow-pickle if you trust its author"
         )
     log.warning(
         "--allow-pickle: %s is loaded from %s, a pickle; only torch's restricted reader keeps its "
         "author's code from running",
         model,
-        one_line(weights[0].name, 80),
+        name,
     )
     return CheckpointFiles(model, folder, "adapter" if adapter else "pickle", weights, commit)
 
@@ -261,10 +260,11 @@ def _no_config(folder: Path) -> str:
     gguf = sorted(folder.glob("*.gguf"))
     if gguf:
         return f"{folder} has no config.json; for the GGUF file give its path: --model {gguf[0]}"
-    if (folder / PAIR_FILE).is_file():
+    if any((folder / name).is_file() for name in (PAIR_FILE, ENSEMBLE_FILE)):
+        parts = sorted(path.parent for path in folder.glob("*/config.json"))
         return (
-            f"{folder} holds two checkpoints that answer together, and one is needed here; give "
-            f"{folder / PARTS[0]} or {folder / PARTS[1]}"
+            f"{folder} holds several checkpoints that answer together, and one is needed here; "
+            f"give {one_line(' or '.join(map(str, parts)), 300)}"
         )
     return f"{folder} has no config.json; --model takes a folder written by save_pretrained"
 
@@ -290,17 +290,18 @@ def _weight_files(folder: Path, name: str) -> tuple[Path, ...]:
     return tuple(folder / shard for shard in shards)
 
 
-def _require_values(path: Path, tensors: Mapping[str, TensorHead]) -> None:
-    """Codes without their scales would be taken for values."""
-    for name, tensor in tensors.items():
-        if name.endswith(".weight") and tensor.dtype not in ("F64", "F32", "F16", "BF16"):
+def _tensors(path: Path, coded: bool) -> Iterator[tuple[str, TensorHead]]:
+    """The tensors of a file; codes without their scales would be taken for values."""
+    for name, tensor in read_safetensors_head(path).items():
+        values = tensor.dtype in ("F64", "F32", "F16", "BF16") or not name.endswith(".weight")
+        if not values and not coded:
             raise CheckpointError(
                 f"{path}: {one_line(name, 120)} is stored as {tensor.dtype}, as quantized weights "
                 "are, and config.json has no quantization_config; give the unquantized checkpoint"
             )
+        yield name, tensor
 
 
-def is_quantized(folder: Path) -> bool:
-    """Whether a checkpoint's config states that its weights are quantized."""
-    config = read_json(folder / "config.json")
-    return any(config.get(key) is not None for key in ("quantization_config", "compression_config"))
+def is_quantized(config: Mapping[str, object]) -> bool:
+    """Whether a raw ``config.json`` states that the weights are quantized."""
+    return any(config.get(key) is not None for key in SCHEMES)

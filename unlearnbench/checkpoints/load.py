@@ -8,6 +8,7 @@ import copy
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +22,14 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_NUMBER = re.compile(r"\d+")
 
 log = logging.getLogger("unlearnbench")
 
 
 def require_gguf_support() -> None:
-    """Refuse GGUF files where transformers reads them into other weights than they hold.
-
-    Found with transformers 5.20.2: the model loads without a word, and its scores are those of
-    another model. 5.23 reads them bit for bit.
+    """Refuse GGUF files where transformers reads them into other weights than they hold, as 5.20.2
+    does without a word. 5.23 reads them bit for bit.
 
     Raises:
         CheckpointError: transformers is too old.
@@ -46,7 +46,7 @@ def require_gguf_support() -> None:
 
 def _local(files: CheckpointFiles, trust_remote_code: bool) -> dict[str, Any]:
     """What all of transformers' loading functions are told."""
-    told: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    told = {"trust_remote_code": trust_remote_code, "local_files_only": True}
     return told | ({"gguf_file": files.weights[0].name} if files.kind == "gguf" else {})
 
 
@@ -68,12 +68,12 @@ def load_config(files: CheckpointFiles, trust_remote_code: bool) -> PretrainedCo
 
     if files.kind != "gguf":
         raw = read_json(files.folder / "config.json")
+        check_config(raw, files.count, files.path)
         if raw.get("auto_map") and not trust_remote_code:
             raise CheckpointError(
                 f"{files.path} brings its own Python code (auto_map in config.json); pass "
                 "--trust-remote-code only if you trust its author: the code will run"
             )
-        check_config(raw, files.count, files.path)
         if raw.get("auto_map"):
             _say_trusted(files, "config.json")
     try:
@@ -118,8 +118,7 @@ def check_tokenizer(
     """A tokenizer of another model yields babble, which would read as perfect forgetting.
 
     Raises:
-        CheckpointError: its ids do not fit the model's vocabulary, or it splits one text in several
-            ways.
+        CheckpointError: its ids do not fit the model, or it splits one text in several ways.
     """
     # transformers adds a token of its own to the tokenizers of some GGUF files.
     spare = 1 if files.kind == "gguf" else 0
@@ -203,12 +202,16 @@ def stored_dtype(files: CheckpointFiles) -> str:
     """The torch name of the dtype that most weights of a safetensors checkpoint are stored in;
     float32, torch's own, for pickled ones.
     """
-    sizes: dict[str, int] = {}
+    sizes: Counter[str] = Counter()
     for tensor in files.tensors.values():
         if tensor.dtype in _DTYPES:
-            dtype = _DTYPES[tensor.dtype]
-            sizes[dtype] = sizes.get(dtype, 0) + tensor.elements
-    return max(sizes, key=lambda dtype: sizes[dtype], default="float32")
+            sizes[_DTYPES[tensor.dtype]] += tensor.elements
+    return sizes.most_common(1)[0][0] if sizes else "float32"
+
+
+def device_map(device: str) -> Any:
+    """What transformers is told of ``device``: all on it, or spread over all GPUs (``auto``)."""
+    return device if device == "auto" else {"": device}
 
 
 def load_weights(
@@ -222,10 +225,11 @@ def load_weights(
     import torch
     from transformers import GgufConfig
 
-    extra: dict[str, Any] = {"use_safetensors": True if files.kind == "safetensors" else None}
     # Not "auto", which follows the config and would round fp32 weights to its bf16.
-    extra["dtype"] = stored_dtype(files)
-    if files.kind == "gguf":
+    extra: dict[str, Any] = {"dtype": stored_dtype(files)}
+    if files.kind == "safetensors":
+        extra["use_safetensors"] = True
+    elif files.kind == "gguf":
         extra = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
     return from_pretrained(files, copy.deepcopy(config), trust_remote_code, extra)
 
@@ -275,8 +279,8 @@ def check_loading(model: PreTrainedModel, info: dict[str, Any], path: str) -> No
     unexpected = sorted(map(str, info.get("unexpected_keys") or ()))
     # A weight beside like ones, as of a further layer, was dropped by a config that is too small; a
     # part of another kind, as a value head, is no part of a language model.
-    kinds = {_without_numbers(name) for name in model.state_dict()}
-    lost = [name for name in unexpected if _without_numbers(name) in kinds]
+    kinds = {_NUMBER.sub("#", name) for name in model.state_dict()}
+    lost = [name for name in unexpected if _NUMBER.sub("#", name) in kinds]
     if lost:
         raise CheckpointError(
             f"{path}: {len(lost)} weights have no place in the model that config.json describes, "
@@ -289,10 +293,6 @@ def check_loading(model: PreTrainedModel, info: dict[str, Any], path: str) -> No
             len(unexpected),
             one_line(unexpected[0], 80),
         )
-
-
-def _without_numbers(name: str) -> str:
-    return re.sub(r"\d+", "#", name)
 
 
 def require_finite(model: PreTrainedModel, path: str) -> None:

@@ -7,27 +7,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.find import CheckpointFiles
-from unlearnbench.checkpoints.load import from_pretrained
+from unlearnbench.checkpoints.find import SCHEMES, CheckpointFiles
+from unlearnbench.checkpoints.load import device_map, from_pretrained
 from unlearnbench.errors import CheckpointError, PrecisionError, one_line
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class StoredScheme:
-    """How a checkpoint's weights are packed. method: transformers' ``quant_method``. group: columns
-    (or weights of a block) that share constants; None for an output channel or not stated.
-    """
+    """How a checkpoint's weights are packed."""
 
     method: str
+    """As transformers calls it (``quant_method``)."""
     bits: float
+    """Of a weight."""
     text: str
+    """The scheme in words, for results and messages."""
     group: int | None = None
+    """Columns (or weights of a block) that share constants; None for an output channel."""
 
     @property
     def package(self) -> tuple[str, str]:
@@ -39,10 +41,7 @@ _PACKAGES = {
     "gptq": ("gptqmodel", "pip install 'unlearnbench[gptq]'"),
     "awq": ("gptqmodel", "pip install 'unlearnbench[gptq]'"),
     "bitsandbytes": ("bitsandbytes", "pip install bitsandbytes"),
-    "compressed-tensors": (
-        "compressed_tensors",
-        "pip install 'unlearnbench[compressed-tensors]'",
-    ),
+    "compressed-tensors": ("compressed_tensors", "pip install 'unlearnbench[compressed-tensors]'"),
 }
 
 
@@ -53,7 +52,7 @@ def stored_scheme(config: Facts, path: str) -> StoredScheme | None:
         PrecisionError: a scheme that cannot be loaded here.
         CheckpointError: it does not say what it is.
     """
-    facts = config.get("quantization_config", config.get("compression_config"))
+    facts = next((config[key] for key in SCHEMES if config.get(key) is not None), None)
     if facts is None:
         return None
     if not isinstance(facts, dict):
@@ -70,7 +69,7 @@ def stored_scheme(config: Facts, path: str) -> StoredScheme | None:
         )
     try:
         scheme = read(facts)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"{path}: quantization_config in config.json does not state the scheme of "
             f"{method} ({one_line(error, 80)})"
@@ -82,18 +81,26 @@ def stored_scheme(config: Facts, path: str) -> StoredScheme | None:
     return scheme
 
 
+def _integers(
+    method: str, title: str, bits: int, group: int, symmetric: object, more: str = ""
+) -> StoredScheme:
+    """Integers on an even grid; ``group`` is not above 0 for a grid of each output channel."""
+    kind = "symmetric" if symmetric else "with zero point"
+    per = f"per group of {group} columns" if group > 0 else "per output channel"
+    size = group if group > 0 else None
+    return StoredScheme(method, bits, f"{title} {kind} {per}{more}", size)
+
+
 def _gptq(facts: Facts) -> StoredScheme:
-    bits, group = int(facts["bits"]), int(facts.get("group_size", -1))
-    kind = "symmetric" if facts.get("sym", True) else "with zero point"
-    order = ", columns reordered" if facts.get("desc_act") else ""
-    return StoredScheme("gptq", bits, f"GPTQ, {kind} {_per(group)}{order}", _group(group))
+    group, order = int(facts.get("group_size", -1)), facts.get("desc_act")
+    more = ", columns reordered" if order else ""
+    return _integers("gptq", "GPTQ,", int(facts["bits"]), group, facts.get("sym", True), more)
 
 
 def _awq(facts: Facts) -> StoredScheme:
     bits = int(facts.get("bits", facts.get("w_bit", 0)))
     group = int(facts.get("group_size", facts.get("q_group_size", -1)))
-    kind = "with zero point" if facts.get("zero_point", True) else "symmetric"
-    return StoredScheme("awq", bits, f"AWQ, {kind} {_per(group)}", _group(group))
+    return _integers("awq", "AWQ,", bits, group, not facts.get("zero_point", True))
 
 
 def _bitsandbytes(facts: Facts) -> StoredScheme:
@@ -111,25 +118,17 @@ def _bitsandbytes(facts: Facts) -> StoredScheme:
 def _compressed_tensors(facts: Facts) -> StoredScheme:
     parts = [dict(group) for group in facts["config_groups"].values()]
     weights = [dict(part["weights"]) for part in parts]
-    bits = max(int(weight["num_bits"]) for weight in weights)
+    bits = {int(weight["num_bits"]) for weight in weights}
     first = weights[0]
     group = first.get("group_size") if first.get("strategy") == "group" else None
-    size = int(group) if group else None
-    kind = "symmetric" if first.get("symmetric", True) else "with zero point"
-    text = f"compressed-tensors, {one_line(first.get('type', 'int'), 20)} {kind} {_per(size or -1)}"
+    more = ""
     if any(part.get("input_activations") for part in parts):
-        text += ", activations quantized too"
-    if len({int(weight["num_bits"]) for weight in weights}) > 1:
-        text += ", other layers in fewer bits"
-    return StoredScheme("compressed-tensors", bits, text, size)
-
-
-def _per(group: int) -> str:
-    return f"per group of {group} columns" if group > 0 else "per output channel"
-
-
-def _group(group: int) -> int | None:
-    return group if group > 0 else None
+        more += ", activations quantized too"
+    if len(bits) > 1:
+        more += ", other layers in fewer bits"
+    title = f"compressed-tensors, {one_line(first.get('type', 'int'), 20)}"
+    symmetric = first.get("symmetric", True)
+    return _integers("compressed-tensors", title, max(bits), int(group or -1), symmetric, more)
 
 
 _READERS: dict[str, Callable[[Facts], StoredScheme]] = {
@@ -142,7 +141,7 @@ _READERS: dict[str, Callable[[Facts], StoredScheme]] = {
 
 def load_packed(
     files: CheckpointFiles,
-    config: PretrainedConfig,
+    config: Any,
     trust_remote_code: bool,
     dtype: torch.dtype,
     device: str,
@@ -153,22 +152,17 @@ def load_packed(
         CheckpointError: weights are missing, of the wrong shape, damaged or not finite.
     """
     config = copy.deepcopy(config)
-    config.quantization_config = _settings(config, dtype, device)
-    where = device if device == "auto" else {"": device}
-    extra = {"use_safetensors": True, "dtype": dtype, "device_map": where}
-    model = from_pretrained(files, config, trust_remote_code, extra)
-    return model.eval()  # type: ignore[no-any-return]
-
-
-def _settings(config: Any, dtype: torch.dtype, device: str) -> Any:
-    """The checkpoint's own scheme; how it is computed is ours to say."""
-    found = config.quantization_config
-    facts = dict(found if isinstance(found, dict) else found.to_dict())
+    stated = config.quantization_config
+    facts = dict(stated if isinstance(stated, dict) else stated.to_dict())
     method = str(getattr(facts.get("quant_method"), "value", facts.get("quant_method")))
+    # The scheme is the checkpoint's own; how it is computed is ours to say.
     if method == "gptq":
         facts["backend"] = "gptq_torch"
     elif method == "awq":
         facts["backend"] = "auto" if device == "cpu" else "awq_torch"
     elif facts.get("load_in_4bit"):
         facts["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
-    return facts
+    config.quantization_config = facts
+    extra = {"use_safetensors": True, "dtype": dtype, "device_map": device_map(device)}
+    model = from_pretrained(files, config, trust_remote_code, extra)
+    return model.eval()  # type: ignore[no-any-return]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,32 +22,21 @@ M = TypeVar("M", bound=BaseModel)
 # The parser takes seconds for a megabyte; the largest file in use has some KB.
 _LARGEST = 256 * 2**10
 _DEEPEST = 50
-_OPENING = (
-    *(yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken),
-    *(yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken),
-)
-_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 
 
 @dataclass(frozen=True)
 class YamlFile:
-    """A YAML file whose top level is a mapping: its value and its node tree."""
+    """A YAML file whose top level is a mapping."""
 
     path: Path
     value: dict[str, object]
-    root: MappingNode
+    lines: Mapping[tuple[str | int, ...], int]
+    """The line of every key and list item, by the keys and indexes that lead to it."""
 
     def where(self, *loc: str | int) -> str:
         """``file:line`` of the key path ``loc``, or of its deepest part that exists."""
-        node: Node = self.root
-        line = 1
-        for part in loc:
-            found = _child(node, part)
-            if found is None:
-                break
-            key, node = found
-            line = key.start_mark.line + 1
-        return f"{self.path}:{line}"
+        paths = (loc[:depth] for depth in range(len(loc), 0, -1))
+        return f"{self.path}:{next((self.lines[p] for p in paths if p in self.lines), 1)}"
 
     def fault(self, error: ValidationError) -> str:
         """What pydantic found wrong first in this file's value: one line, which begins with the
@@ -64,14 +54,6 @@ class YamlFile:
         if first["type"] == "missing":
             return f"{self.where(*place[:-1])}: key {one_line(field)!r} is missing"
         return f"{self.where(*place)}: {one_line(field or 'file')}: {one_line(message)}"
-
-
-def _child(node: Node, part: str | int) -> tuple[Node, Node] | None:
-    if isinstance(node, MappingNode):
-        return next(((k, v) for k, v in node.value if k.value == str(part)), None)
-    if isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
-        return node.value[part], node.value[part]
-    return None
 
 
 def read_yaml_model(path: Path, kind: type[M]) -> M:
@@ -115,57 +97,49 @@ def read_text(path: Path) -> str:
 
 @lru_cache(maxsize=256)  # every command reads all task files, which take 2 ms each to parse
 def _parse(path: Path, text: str) -> YamlFile:
-    loader: yaml.SafeLoader | None = None
+    loader: _Loader | None = None
     try:
-        _refuse_tags(path, text)
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(path, text)
         root = loader.get_single_node()
         if not isinstance(root, MappingNode):
             raise TaskError(f"{path}:1: expected `key: value` lines")
-        value = _Builder(path, loader).mapping(root)
+        return YamlFile(path, loader.mapping(root), loader.lines)
     except yaml.YAMLError as error:
-        raise TaskError(f"{path}:{_line(error)}: no valid YAML: {one_line(error)}") from None
+        mark = getattr(error, "problem_mark", None)
+        line, what = 1 if mark is None else mark.line + 1, one_line(error)
     except (ValueError, ArithmeticError) as error:  # escapes that name no character
-        line = 1 if loader is None else loader.line + 1
-        raise TaskError(f"{path}:{line}: no valid YAML: {one_line(error)}") from None
-    except RecursionError:
-        raise TaskError(f"{path}:1: nested too deeply") from None
-    return YamlFile(path, value, root)
+        line, what = 1 if loader is None else loader.line + 1, one_line(error)
+    raise TaskError(f"{path}:{line}: no valid YAML: {what}")
 
 
-def _refuse_tags(path: Path, text: str) -> None:
-    depth = 0
-    try:
-        for token in yaml.scan(text, Loader=yaml.SafeLoader):
-            # The parser's time grows with the square of the depth.
-            depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
-            if depth > _DEEPEST:
-                line = token.start_mark.line + 1
-                raise TaskError(f"{path}:{line}: nested too deeply")
-            if isinstance(token, yaml.TagToken):
-                line = token.start_mark.line + 1
-                tag = one_line("".join(part or "" for part in token.value), 80)
-                raise TaskError(f"{path}:{line}: tags are not allowed in task files: {tag}")
-    except (ValueError, ArithmeticError):  # met again, with its line, when the file is read
-        return
-
-
-def _line(error: yaml.YAMLError) -> int:
-    mark = getattr(error, "problem_mark", None)
-    return 1 if mark is None else mark.line + 1
-
-
-class _Builder:
-    """Builds plain data from nodes. YAML libraries let the last duplicate key win; here it is an
-    error. Aliases are refused: a few lines of them can expand to gigabytes, and a task needs none.
+class _Loader(yaml.SafeLoader):
+    """Builds plain data. Other YAML loaders let the last duplicate key win; here it is an error.
+    Aliases are refused: a few lines of them can expand to gigabytes, and a task needs none.
     """
 
-    def __init__(self, path: Path, loader: yaml.SafeLoader) -> None:
-        self._path, self._loader = path, loader
-        self._seen: set[int] = set()
+    def __init__(self, path: Path, text: str) -> None:
+        super().__init__(text)
+        self._path, self._depth = path, 0
+        self.lines: dict[tuple[str | int, ...], int] = {}
 
-    def mapping(self, node: MappingNode) -> dict[str, object]:
-        """A mapping's value."""
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        """Refuse what no file needs as soon as it is met."""
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise self._fault(event, "aliases (&, *) are not allowed in task files")
+        if getattr(event, "tag", None) is not None:
+            tag = one_line(event.tag, 80)
+            raise self._fault(event, f"tags are not allowed in task files: {tag}")
+        inner = isinstance(event, yaml.CollectionStartEvent)
+        self._depth += inner
+        if self._depth > _DEEPEST:  # the parser's time grows with the square of the depth
+            raise self._fault(event, "nested too deeply")
+        node = super().compose_node(parent, index)
+        self._depth -= inner
+        return node
+
+    def mapping(self, node: MappingNode, loc: tuple[str | int, ...] = ()) -> dict[str, object]:
+        """The value of the mapping at ``loc``."""
         found: dict[str, object] = {}
         for key, value in node.value:
             if not isinstance(key, ScalarNode) or key.tag.endswith(":merge"):
@@ -174,22 +148,23 @@ class _Builder:
                 raise self._fault(key, f"a key must be plain text: {one_line(key.value, 80)}")
             if key.value in found:
                 raise self._fault(key, f"duplicate key {one_line(key.value)!r}")
-            found[key.value] = self._value(value)
+            inner = (*loc, key.value)
+            self.lines[inner] = key.start_mark.line + 1
+            found[key.value] = self._value(value, inner)
         return found
 
-    def _value(self, node: Node) -> object:
-        if id(node) in self._seen:
-            raise self._fault(node, "aliases (&, *) are not allowed in task files")
-        self._seen.add(id(node))
+    def _value(self, node: Node, loc: tuple[str | int, ...]) -> object:
         if isinstance(node, MappingNode):
-            return self.mapping(node)
+            return self.mapping(node, loc)
         if isinstance(node, SequenceNode):
-            return [self._value(part) for part in node.value]
+            for n, part in enumerate(node.value):
+                self.lines[(*loc, n)] = part.start_mark.line + 1
+            return [self._value(part, (*loc, n)) for n, part in enumerate(node.value)]
         try:
-            value: object = self._loader.construct_object(node)
+            value: object = self.construct_object(node)
         except (ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise self._fault(node, f"no valid value: {one_line(error, 100)}") from None
         return value
 
-    def _fault(self, node: Node, what: str) -> TaskError:
-        return TaskError(f"{self._path}:{node.start_mark.line + 1}: {what}")
+    def _fault(self, at: Node | yaml.Event, what: str) -> TaskError:
+        return TaskError(f"{self._path}:{at.start_mark.line + 1}: {what}")
