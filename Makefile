@@ -47,10 +47,11 @@ test-long: $(SET_UP) ## the demo on three seeds and its control, about half an h
 fuzz: $(SET_UP) ## feed the loaders broken and hostile files, ten minutes on 2 cores
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -rP tests/hostile/test_fuzz.py -n 2
 
-check: $(SET_UP) ## lint, format and types
+check: $(SET_UP) ## lint, format, types and layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 structure: $(SET_UP) ## print the plan of the package in figures, beside their limits
 	$(BIN)/python -W ignore -m tests.structure
