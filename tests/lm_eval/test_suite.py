@@ -68,7 +68,6 @@ def test_full_precision_scores_are_those_of_stock_hf(
     answers = {r["doc_id"]: r["resps"] for r in expected["samples"]["gen"]}
     stored = samples_path(folder_of(tmp_path, result), "gen").read_text(encoding="ascii")
     import json
-import logging
 
     ours = {r["doc_id"]: r["resps"] for r in map(json.loads, stored.splitlines())}
     assert ours == answers
