@@ -16,11 +16,13 @@ import unlearnbench
 from tests.cli.test_main import call
 from tests.conditions.quantize.helpers import require_library
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, make_model, make_tokenizer, write_jsonl
+from unlearnbench.checkpoints.ensemble import EnsembleFacts, write_ensemble
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import open_source, write_pair
+from unlearnbench.checkpoints.source import open_source
 from unlearnbench.conditions.load import require_precision
 from unlearnbench.conditions.quantize import find_precision
 from unlearnbench.errors import CheckpointError, PrecisionError
+from unlearnbench.methods import combine_rule
 from unlearnbench.models.joined import JoinedModel
 from unlearnbench.training.job import Job, unlearn
 from unlearnbench.training.options import TrainOptions
@@ -40,18 +42,21 @@ def models() -> tuple[Any, Any]:
 def test_logits_are_the_formula(models: tuple[Any, Any]) -> None:
     with torch.no_grad():
         v_b, v_r = (model(IDS).logits.double().numpy() for model in models)
-        found = JoinedModel(*models, 1.5)(input_ids=IDS).logits.numpy()
+        found = JoinedModel(models, combine_rule("whp", {"alpha": 1.5}))(
+            input_ids=IDS
+        ).logits.numpy()
     assert np.abs(found - (v_b - 1.5 * np.maximum(v_r - v_b, 0))).max() < 1e-5
 
 
 def test_alpha_0_is_the_baseline(models: tuple[Any, Any]) -> None:
     with torch.no_grad():
-        assert torch.equal(JoinedModel(*models, 0.0)(input_ids=IDS).logits, models[0](IDS).logits)
+        joined = JoinedModel(models, combine_rule("whp", {"alpha": 0.0}))
+        assert torch.equal(joined(input_ids=IDS).logits, models[0](IDS).logits)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 20.0])
 def test_generation_with_two_caches_is_that_without(models: tuple[Any, Any], alpha: float) -> None:
-    joined: Any = JoinedModel(*models, alpha)
+    joined: Any = JoinedModel(models, combine_rule("whp", {"alpha": alpha}))
     mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 1, "eos_token_id": None}
     cached = joined.generate(input_ids=IDS, attention_mask=mask, **options)
@@ -104,9 +109,9 @@ def test_a_calibrated_precision_calibrates_both(
     require_library("gptq-int4-g64")
     asked = ["--quant", "gptq-int4-g64", "--calibration-samples", "2", "--json"]
     assert call("quants", "--model", str(pair), *asked) == 0
-    condition = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert condition["options"]["calibration"]["samples"] == 2
-    assert sum(condition["proof"]["covered_modules"].values()) == 2 * 14
+    precision = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert precision["options"]["calibration"]["samples"] == 2
+    assert sum(precision["proof"]["covered_modules"].values()) == 2 * 14
 
 
 @pytest.mark.parametrize(
@@ -121,7 +126,7 @@ def test_what_needs_one_checkpoint_names_the_two(
 ) -> None:
     assert call(*command, "--model", str(pair)) == 2
     error = capsys.readouterr().err
-    assert "holds two checkpoints that answer together, and one is needed here" in error
+    assert "holds several checkpoints that answer together, and one is needed here" in error
     assert error.count("\n") == 1
 
 
@@ -169,6 +174,7 @@ def test_two_models_of_different_shape_are_refused(
 ) -> None:
     shutil.copytree(tiny, tmp_path / "pair/baseline")
     shutil.copytree(make_checkpoint("wide", intermediate_size=96), tmp_path / "pair/reinforced")
-    write_pair(tmp_path / "pair", 1.0)
+    facts = EnsembleFacts("whp", ("baseline", "reinforced"), {"alpha": 1.0})
+    write_ensemble(tmp_path / "pair", facts)
     with pytest.raises(CheckpointError, match="differ in config"):
         open_source(str(tmp_path / "pair"), LoadOptions())

@@ -51,7 +51,7 @@ class CheckpointSource:
     unquantized model in memory between conditions; otherwise its files are read again for each.
     """
 
-    alpha: float | None = None
+    ensemble: None = None
     """One checkpoint has no logit difference."""
 
     def __init__(
