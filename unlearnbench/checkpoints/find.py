@@ -79,7 +79,7 @@ class CheckpointFiles:
 
     @property
     def weights_sha256(self) -> str:
-        """See ``files_sha256``."""
+        """Of the weight files, by ``files_sha256``."""
         return files_sha256(self.weights)
 
     @property
@@ -98,11 +98,7 @@ def files_sha256(paths: Sequence[Path]) -> str:
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """Read a JSON object from a checkpoint.
-
-    Raises:
-        CheckpointError: unreadable, absurdly large, no JSON, or no object.
-    """
+    """A JSON object from a checkpoint. Raises CheckpointError where it cannot be read as one."""
     value = files.read_json(path, CheckpointError, _LARGE)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds no JSON object")
