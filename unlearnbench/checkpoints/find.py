@@ -119,10 +119,8 @@ def find_checkpoint(
         path = Path(model).expanduser()
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:  # too long, no such home, a NUL
-        raise CheckpointError(
-            f"no such path: {one_line(model, 120)} ({one_line(error, 80)}); give a checkpoint "
-            "folder"
-        ) from None
+        said = f"no such path: {one_line(model, 120)} ({one_line(error, 80)})"
+        raise CheckpointError(f"{said}; give a checkpoint folder") from None
     if path.is_dir():
         return _inspect_folder(model, path, None, options.allow_pickle)
     if not path.is_file():
@@ -130,7 +128,7 @@ def find_checkpoint(
         return _inspect_folder(model, folder, folder.name, options.allow_pickle)
     if path.suffix != ".gguf":
         raise CheckpointError(
-            f"{model} is a file; --model takes a checkpoint folder, a hub id or a .gguf file"
+            f"{model} is a file; --model takes a folder, a hub id or a .gguf file"
         )
     tensors = read_gguf_head(path)
     return CheckpointFiles(model, path.parent, "gguf", (path,), None, tensors)
