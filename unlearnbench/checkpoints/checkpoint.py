@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.adapter import attach_adapter, check_adapter_config, merge_adapter
-from unlearnbench.checkpoints.describe import describe_checkpoint
 from unlearnbench.checkpoints.find import (
     SCHEMES,
     CheckpointFiles,
@@ -30,6 +29,7 @@ from unlearnbench.checkpoints.load import (
     stored_dtype,
 )
 from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.origin import describe_checkpoint
 from unlearnbench.checkpoints.packed import load_packed, stored_scheme
 from unlearnbench.checkpoints.patterns import check_patterns
 from unlearnbench.errors import CheckpointError, OptionError, PrecisionError, one_line
