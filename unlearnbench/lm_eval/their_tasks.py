@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import re
 import sys
 import warnings
@@ -64,6 +65,21 @@ def is_named(word: str, include_path: Sequence[str | Path]) -> bool:
         for folder in (BRIDGE, *map(Path, include_path), *packaged)
         for path in folder.rglob("*.yaml")
     )
+
+
+@contextmanager
+def data_folder(root: str | Path | None) -> Iterator[None]:
+    """Our own tasks under lm-eval look for their rows where the environment says."""
+    before = os.environ.get("UNLEARNBENCH_DATA")
+    if root is not None:
+        os.environ["UNLEARNBENCH_DATA"] = str(root)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("UNLEARNBENCH_DATA", None)
+        else:
+            os.environ["UNLEARNBENCH_DATA"] = before
 
 
 def load_tasks(names: Sequence[str], include_path: Sequence[str | Path], trust: bool) -> Loaded:
