@@ -1,7 +1,7 @@
 """What results record of a checkpoint: its hashes, its base, and how its weights came about.
 
-The last stands in ``unlearning.json`` where our own training wrote them; a stranger may have written
-that too, so it is checked like any other file.
+The last stands in ``unlearning.json`` where our own training wrote them. A stranger may have
+written that too, so it is checked like any other file.
 """
 
 from __future__ import annotations
