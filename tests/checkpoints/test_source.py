@@ -14,8 +14,9 @@ import unlearnbench
 from tests.cli.test_main import call
 from tests.conditions.quantize.helpers import require_library
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, write_jsonl
+from unlearnbench.checkpoints.ensemble import EnsembleFacts, write_ensemble
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import open_source, write_pair
+from unlearnbench.checkpoints.source import open_source
 from unlearnbench.conditions.load import require_precision
 from unlearnbench.conditions.quantize import find_precision
 from unlearnbench.errors import CheckpointError, PrecisionError
@@ -64,9 +65,9 @@ def test_a_calibrated_precision_calibrates_both(
     require_library("gptq-int4-g64")
     asked = ["--quant", "gptq-int4-g64", "--calibration-samples", "2", "--json"]
     assert call("quants", "--model", str(pair), *asked) == 0
-    condition = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert condition["options"]["calibration"]["samples"] == 2
-    assert sum(condition["proof"]["covered_modules"].values()) == 2 * 14
+    precision = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert precision["options"]["calibration"]["samples"] == 2
+    assert sum(precision["proof"]["covered_modules"].values()) == 2 * 14
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_what_needs_one_checkpoint_names_the_two(
 ) -> None:
     assert call(*command, "--model", str(pair)) == 2
     error = capsys.readouterr().err
-    assert "holds two checkpoints that answer together, and one is needed here" in error
+    assert "holds several checkpoints that answer together, and one is needed here" in error
     assert error.count("\n") == 1
 
 
@@ -129,6 +130,7 @@ def test_two_models_of_different_shape_are_refused(
 ) -> None:
     shutil.copytree(tiny, tmp_path / "pair/baseline")
     shutil.copytree(make_checkpoint("wide", intermediate_size=96), tmp_path / "pair/reinforced")
-    write_pair(tmp_path / "pair", 1.0)
+    facts = EnsembleFacts("whp", ("baseline", "reinforced"), {"alpha": 1.0})
+    write_ensemble(tmp_path / "pair", facts)
     with pytest.raises(CheckpointError, match="differ in config"):
         open_source(str(tmp_path / "pair"), LoadOptions())

@@ -61,12 +61,13 @@ def test_a_config_file_gives_options_and_the_command_line_wins(
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("lrr: 1\n", "run.yaml:1: unknown option 'lrr'"),
-        ("allow_pickle: true\n", "unknown option 'allow_pickle'"),
-        ("lr: many\n", "--lr many"),
+        ("lrr: 1\n", "run.yaml:1: no option is called 'lrr'"),
+        ("allow_pickle: true\n", "no option is called 'allow_pickle'"),
+        ("lr: many\n", "'--lr': 'many' is not a valid float"),
         ("lr: .inf\n", "--lr inf"),
         ("max_length: 1\n", "--max-length 1"),
-        ("beta: x\n", "--beta x: use a number"),
+        ("beta: x\n", "'--beta': 'x' is not a valid float"),
+        ("beta: -1\n", "--beta -1.0: use a number above 0"),
         ("- 1\n", "run.yaml:1: expected `key: value` lines"),
     ],
 )

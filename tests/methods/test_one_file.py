@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.cli.test_main import call
-from tests.conftest import CORPUS, write_jsonl
+from tests.conftest import CORPUS, Toy, write_jsonl
 from unlearnbench import methods
 
 TOY = """
@@ -137,11 +137,33 @@ def test_its_options_are_checked(
 
 
 def test_an_output_of_three_models_is_written_and_answers_as_one(
-    folder: Path, quick: list[str], tmp_path: Path
+    folder: Path, quick: list[str], tiny: Path, tmp_path: Path, toy: Toy
 ) -> None:
     assert call(*quick, "--method", "three") == 0
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        *("part0", "part1", "part2", "three.json", "unlearning.json"),
+        *("ensemble.json", "part0", "part1", "part2", "unlearning.json"),
     ]
     assert not (out / "config.json").exists(), "nothing may take one of them for the whole"
+    for model in (out, tiny):  # the mean of three times the target's logits
+        assert call("--model", str(model), "--tasks", "toy", *toy.arguments) == 0
+    answers = [
+        [json.loads(line)["output"] for line in file.read_bytes().splitlines()]
+        for file in sorted(toy.out.glob("*/none/samples/toy_verbmem.jsonl"))
+    ]
+    assert len(answers) == 2
+    assert answers[0] == answers[1]
+
+
+def test_an_output_of_a_method_that_is_not_known_is_refused(
+    folder: Path,
+    quick: list[str],
+    tmp_path: Path,
+    toy: Toy,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert call(*quick, "--method", "three") == 0
+    monkeypatch.setattr(methods, "FOLDERS", methods.FOLDERS[:1])
+    assert call("--model", str(tmp_path / "out"), "--tasks", "toy", *toy.arguments) == 2
+    assert "as the method 'three' says, which is not known here" in capsys.readouterr().err

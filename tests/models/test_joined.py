@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import make_model, make_tokenizer
+from unlearnbench.methods import combine_rule
 from unlearnbench.models.joined import JoinedModel
 
 IDS = torch.tensor([[0, 5, 9, 30, 7], [0, 8, 8, 2, 40]])
@@ -26,18 +27,20 @@ def models() -> tuple[Any, Any]:
 def test_logits_are_the_formula(models: tuple[Any, Any]) -> None:
     with torch.no_grad():
         v_b, v_r = (model(IDS).logits.double().numpy() for model in models)
-        found = JoinedModel(*models, 1.5)(input_ids=IDS).logits.numpy()
+        rule = combine_rule("whp", {"alpha": 1.5})
+        found = JoinedModel(models, rule)(input_ids=IDS).logits.numpy()
     assert np.abs(found - (v_b - 1.5 * np.maximum(v_r - v_b, 0))).max() < 1e-5
 
 
 def test_alpha_0_is_the_baseline(models: tuple[Any, Any]) -> None:
     with torch.no_grad():
-        assert torch.equal(JoinedModel(*models, 0.0)(input_ids=IDS).logits, models[0](IDS).logits)
+        joined = JoinedModel(models, combine_rule("whp", {"alpha": 0.0}))
+        assert torch.equal(joined(input_ids=IDS).logits, models[0](IDS).logits)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 20.0])
 def test_generation_with_two_caches_is_that_without(models: tuple[Any, Any], alpha: float) -> None:
-    joined: Any = JoinedModel(*models, alpha)
+    joined: Any = JoinedModel(models, combine_rule("whp", {"alpha": alpha}))
     mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 1, "eos_token_id": None}
     cached = joined.generate(input_ids=IDS, attention_mask=mask, **options)

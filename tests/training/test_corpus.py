@@ -10,7 +10,8 @@ import pytest
 from tests.conftest import Toy, write_jsonl
 from unlearnbench.errors import DataError, OptionError
 from unlearnbench.tasks.rows import rows_sha256
-from unlearnbench.training.corpus import CorpusOptions, Document, load_corpus
+from unlearnbench.training.corpus import Document, load_corpus
+from unlearnbench.training.options import CorpusOptions
 
 PLAIN = CorpusOptions()
 
@@ -100,7 +101,7 @@ def test_a_missing_file_and_an_unknown_ending_raise(tmp_path: Path) -> None:
 
 
 def test_a_task_gives_its_own_split(toy: Toy) -> None:
-    options = CorpusOptions(str(toy.data), (str(toy.tasks),))
+    options = CorpusOptions(data_dir=str(toy.data), include_path=(str(toy.tasks),))
     corpus = load_corpus(["task:toy_knowmem_f", "task:toy_privleak"], "forget", options)
     assert corpus.documents[0] == Document(
         "Which gate is 0?", "toy_knowmem_f: forget_qa/0", "gate 0"
@@ -111,7 +112,7 @@ def test_a_task_gives_its_own_split(toy: Toy) -> None:
 
 
 def test_a_forget_task_is_no_retain_set_and_the_other_way_round(toy: Toy) -> None:
-    options = CorpusOptions(str(toy.data), (str(toy.tasks),))
+    options = CorpusOptions(data_dir=str(toy.data), include_path=(str(toy.tasks),))
     with pytest.raises(OptionError, match="use it with --forget"):
         load_corpus(["task:toy_verbmem"], "retain", options)
     with pytest.raises(OptionError, match="use it with --retain"):

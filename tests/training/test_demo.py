@@ -13,7 +13,7 @@ import unlearnbench
 from tests.training.tiny import FORGET, RETAIN, make_target
 from unlearnbench.demo.recipe import DTYPE, METHODS
 from unlearnbench.training.job import Job, unlearn
-from unlearnbench.training.options import SelectorOptions
+from unlearnbench.training.options import SelectOptions
 
 CONSTRAINED = ("ga_gdr", "ga_klr", "npo_gdr", "npo_klr")
 TASKS = "demo_knowmem_f,demo_knowmem_r,demo_verbmem"
@@ -47,7 +47,13 @@ def test_the_forget_set_goes_and_the_rest_stays(
     recipe = METHODS[method]
     # VerbMem follows later than KnowMem.
     goal = str(0.57 * before["demo_verbmem"])
-    select = SelectorOptions(("demo_verbmem",), goal, every=6, task="demo_verbmem", dtype=DTYPE)
+    select = SelectOptions(
+        eval_tasks="demo_verbmem",
+        retrained=goal,
+        eval_steps=6,
+        select_task="demo_verbmem",
+        eval_dtype=DTYPE,
+    )
     job = Job(
         str(folder), tmp_path / "out", FORGET, RETAIN, options=recipe.options(seed), select=select
     )

@@ -248,7 +248,7 @@ def test_bad_input_is_refused(job: Job, tmp_path: Path, tiny: Path) -> None:
         go(job, out, "ga_gdr_sure", lora_rank=2)
     with pytest.raises(OptionError, match="--weight-noise are for finetune"):
         go(job, out, "ga", weight_noise=1.0)
-    with pytest.raises(ValueError, match="weight_noise: it moves the weights, which LoRA"):
+    with pytest.raises(ValueError, match="--weight-noise: it moves the weights, which LoRA"):
         TrainOptions(weight_noise=1.0, lora_rank=2)
     with pytest.raises(OptionError, match="beyond the model's context of 8192"):
         go(job, out, "ga", max_length=9000)

@@ -51,8 +51,8 @@ class CheckpointSource:
     unquantized model in memory between conditions; otherwise its files are read again for each.
     """
 
-    alpha: float | None = None
-    """One checkpoint has no logit difference."""
+    ensemble: None = None
+    """Not several that answer together."""
 
     def __init__(
         self,

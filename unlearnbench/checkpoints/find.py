@@ -22,10 +22,10 @@ from unlearnbench.util.quiet import quiet_hub
 
 Kind = Literal["safetensors", "pickle", "gguf", "adapter"]
 
-PAIR_FILE = "whp.json"
-"""What a folder of two checkpoints is known by."""
+PAIR_FILE, ENSEMBLE_FILE = "whp.json", "ensemble.json"
+"""What a folder of several checkpoints is known by; see ``ensemble.py``."""
 PARTS = ("baseline", "reinforced")
-"""The folders of the two."""
+"""The folders of Who's Harry Potter's two."""
 SCHEMES = ("quantization_config", "compression_config")
 """The keys of ``config.json`` that state how weights are quantized."""
 
@@ -40,7 +40,7 @@ _LARGE_FILES = re.compile(
     r"(tokenizer|vocab|unlearning|.*\.index)\.json|(tokenizer|spiece)\.model|(vocab|merges)\.txt"
 )
 _SMALL_FILES = re.compile(
-    r"((generation_|adapter_|tokenizer_)?config|special_tokens_map|added_tokens|whp)\.json"
+    r"((generation_|adapter_|tokenizer_)?config|special_tokens_map|added_tokens|whp|ensemble)\.json"
     r"|chat_template\.(json|jinja)"
 )
 # Named by the libraries as where further templates are; the only folder below that they read.
@@ -157,14 +157,11 @@ def _download(model: str, revision: str | None, options: LoadOptions) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse what a library would open without a look at what it is.
+    """Raise CheckpointError for what a library would open without a look at what it is.
 
     A pipe or a device would block or never end; a link that leaves the folder would show what the
     reader may see and the checkpoint's author may not. A snapshot of the hub's cache links to the
     blobs beside it, and may.
-
-    Raises:
-        CheckpointError: names the file.
     """
     home = folder.resolve()
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
@@ -254,10 +251,11 @@ def _no_config(folder: Path) -> str:
     gguf = sorted(folder.glob("*.gguf"))
     if gguf:
         return f"{folder} has no config.json; for the GGUF file give its path: --model {gguf[0]}"
-    if (folder / PAIR_FILE).is_file():
+    if any((folder / name).is_file() for name in (PAIR_FILE, ENSEMBLE_FILE)):
+        parts = sorted(path.parent for path in folder.glob("*/config.json"))
         return (
-            f"{folder} holds two checkpoints that answer together, and one is needed here; give "
-            f"{folder / PARTS[0]} or {folder / PARTS[1]}"
+            f"{folder} holds several checkpoints that answer together, and one is needed here; "
+            f"give {one_line(' or '.join(map(str, parts)), 300)}"
         )
     return f"{folder} has no config.json; --model takes a folder written by save_pretrained"
 

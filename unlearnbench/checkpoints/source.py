@@ -1,16 +1,13 @@
-"""What ``--model`` names, opened: one checkpoint, or the two of Who's Harry Potter, whose logits
-are combined.
-"""
+"""What ``--model`` names, opened: one checkpoint, or several whose logits are combined."""
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
-from unlearnbench.checkpoints.find import PAIR_FILE, PARTS, CheckpointFiles, check_folder, read_json
+from unlearnbench.checkpoints.ensemble import EnsembleFacts, find_ensemble, read_ensemble
+from unlearnbench.checkpoints.find import CheckpointFiles, check_folder
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import read_origin
 from unlearnbench.checkpoints.packed import StoredScheme
@@ -43,8 +40,8 @@ class Source(Protocol):
         """The checkpoint itself, or those that answer together."""
 
     @property
-    def alpha(self) -> float | None:
-        """Of two that answer together: the strength of their logit difference."""
+    def ensemble(self) -> EnsembleFacts | None:
+        """Of several that answer together: how."""
 
     @property
     def own_dtype(self) -> str:
@@ -62,42 +59,46 @@ def open_source(model: str, options: LoadOptions, keep: bool = True) -> Source:
     """Check the files of what ``model`` names and open it. ``keep``: hold its unquantized weights
     in memory between conditions.
 
-    Raises: as ``open_checkpoint`` and ``PairSource``.
+    Raises: as ``open_checkpoint`` and ``EnsembleSource``.
     """
-    try:
-        is_pair = (Path(model).expanduser() / PAIR_FILE).is_file()
-    except (OSError, RuntimeError, ValueError):  # no path at all, which opening it will say
-        is_pair = False
-    return (PairSource if is_pair else open_checkpoint)(model, options, keep)
+    path = find_ensemble(model)
+    if path is None:
+        return open_checkpoint(model, options, keep)
+    return EnsembleSource(model, path, options, keep)
 
 
-class PairSource:
-    """A ``Source`` of two checkpoints of one shape and one tokenizer, in the folders ``baseline``
-    and ``reinforced`` beside ``whp.json``.
+class EnsembleSource:
+    """A ``Source`` of several checkpoints of one shape and one tokenizer, each in a folder of its
+    own beside ``path``, the file that says how they answer together.
 
     Raises:
-        CheckpointError: the folder is damaged, or the two do not fit together.
+        CheckpointError: the folder is damaged, or the checkpoints do not fit together.
         OptionError: an option for another kind of checkpoint.
     """
 
-    def __init__(self, model: str, options: LoadOptions, keep: bool = True) -> None:
+    def __init__(self, model: str, path: Path, options: LoadOptions, keep: bool) -> None:
         if options.base is not None or options.revision is not None:
             raise OptionError(
-                f"{model} holds two local checkpoints; leave --base and --revision out"
+                f"{model} holds several local checkpoints; leave --base and --revision out"
             )
-        folder = Path(model).expanduser()
+        folder = path.parent
         check_folder(folder)
         self.options = options
-        self.alpha = _read_alpha(folder / PAIR_FILE)
-        self.parts = tuple(open_checkpoint(str(folder / part), options, keep) for part in PARTS)
+        self.ensemble = read_ensemble(path)
+        self.parts = tuple(
+            open_checkpoint(str(folder / part), options, keep) for part in self.ensemble.models
+        )
         for what in ("tokenizer", "config"):
             if len({getattr(part.checkpoint, f"{what}_sha256") for part in self.parts}) > 1:
                 raise CheckpointError(
-                    f"{model}: its two checkpoints differ in {what}; their logits cannot be "
-                    "combined"
+                    f"{model}: its checkpoints differ in {what}; their logits cannot be combined"
                 )
         first = self.parts[0]
-        facts = [*(part.checkpoint.weights_sha256 for part in self.parts), self.alpha]
+        facts: list[object] = [part.checkpoint.weights_sha256 for part in self.parts]
+        if self.ensemble.method == "whp":  # as results of earlier releases have it
+            facts.append(self.ensemble.numbers["alpha"])
+        else:
+            facts += [self.ensemble.method, dict(self.ensemble.numbers)]
         self.checkpoint = first.checkpoint.model_copy(
             update={
                 "path": model,
@@ -105,34 +106,16 @@ class PairSource:
                 "origin": first.checkpoint.origin | read_origin(folder),
             }
         )
-        # One config for both, so what it says of packed weights holds for both.
+        # One config for all, so what it says of packed weights holds for all.
         self.config, self.tokenizer = first.config, first.tokenizer
         self.files, self.stored = first.files, first.stored
 
     @property
     def own_dtype(self) -> str:
-        """The baseline's."""
+        """The first's."""
         return self.parts[0].own_dtype
 
     def release(self) -> None:
-        """Drop both models' weights unless they are kept."""
+        """Drop all models' weights unless they are kept."""
         for part in self.parts:
             part.release()
-
-
-def _read_alpha(path: Path) -> float:
-    content = read_json(path)
-    alpha = content.get("alpha")
-    if content.get("format_version") != 1 or set(content) != {"format_version", "alpha"}:
-        raise CheckpointError(f"{path} is of an unknown format")
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not math.isfinite(alpha):
-        raise CheckpointError(f"{path}: alpha is no finite number")
-    if alpha < 0:
-        raise CheckpointError(f"{path}: alpha {alpha:g} is negative")
-    return float(alpha)
-
-
-def write_pair(folder: Path, alpha: float) -> None:
-    """Mark a folder that holds both parts as a pair."""
-    content = json.dumps({"format_version": 1, "alpha": alpha})
-    (folder / PAIR_FILE).write_text(content + "\n", encoding="utf-8")

@@ -12,6 +12,7 @@ from unlearnbench.conditions import quantize
 from unlearnbench.conditions.base import Calibration, How, PrecisionSpec, pick_kernel
 from unlearnbench.conditions.proof import join_proofs
 from unlearnbench.errors import OptionError, PrecisionError
+from unlearnbench.methods import combine_rule
 from unlearnbench.models.hf import HFModel
 from unlearnbench.results import Condition, ConditionOptions, Proof, kind_of_precision
 from unlearnbench.util.explain import explain, explain_loaded
@@ -80,8 +81,8 @@ def describe_precision(source: Source, spec: PrecisionSpec, how: How) -> Conditi
 def load_model(
     source: Source, spec: PrecisionSpec, how: How, batch_size: int | None = None
 ) -> HFModel:
-    """Load ``source`` at ``spec`` and prove that it is in force; of two checkpoints, for each, and
-    join them.
+    """Load ``source`` at ``spec`` and prove that it is in force; of several checkpoints, for each,
+    and join them.
 
     Raises:
         CheckpointError: the weights cannot be used.
@@ -90,14 +91,16 @@ def load_model(
     """
     models = [_load_part(part, spec, how, batch_size) for part in source.parts]
     first = models[0]
-    if source.alpha is None:
+    if source.ensemble is None:
         return first
     from unlearnbench.models.joined import JoinedModel
 
-    network = JoinedModel(first.network, models[1].network, source.alpha)
+    combine = combine_rule(source.ensemble.method, source.ensemble.numbers)
+    network = JoinedModel([model.network for model in models], combine)
     precision, proofs = first.condition, [model.condition.proof for model in models]
-    if proofs[0] is not None and proofs[1] is not None:
-        precision = precision.model_copy(update={"proof": join_proofs(proofs[0], proofs[1])})
+    known = {n: p for n, p in zip(source.ensemble.models, proofs, strict=True) if p is not None}
+    if len(known) == len(proofs):
+        precision = precision.model_copy(update={"proof": join_proofs(known)})
     return HFModel(network, source, precision, first.dtype, how.device, batch_size)
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from unlearnbench.checkpoints.find import PARTS
 from unlearnbench.checkpoints.linear import linear_layers, require_most
 from unlearnbench.conditions.base import (
     How,
@@ -310,25 +309,27 @@ def _total_weights(state: Mapping[str, torch.Tensor]) -> int:
     return sum({t.data_ptr(): t.numel() for t in state.values()}.values())
 
 
-def join_proofs(first: Proof, second: Proof) -> Proof:
-    """One proof for two models: counts add up, and the larger error and most codes count."""
+def join_proofs(proofs: Mapping[str, Proof]) -> Proof:
+    """One proof for several models, by name: counts add up, and the largest error and most codes
+    count.
+    """
 
     def added(name: str) -> dict[str, int]:
-        a, b = getattr(first, name), getattr(second, name)
-        return {key: a.get(key, 0) + b.get(key, 0) for key in sorted({*a, *b})}
+        total: Counter[str] = Counter()
+        for proof in proofs.values():
+            total.update(getattr(proof, name))
+        return _sorted(total)
 
     def among(name: str) -> list[Any]:
-        return [v for v in (getattr(first, name), getattr(second, name)) if v is not None]
+        return [v for v in (getattr(proof, name) for proof in proofs.values()) if v is not None]
 
     update: dict[str, object] = {name: added(name) for name in _COUNTED}
     update |= {name: sum(among(name)) for name in _SUMMED}
-    # Both halves have one shape, so as many weights and modules of each were compared.
+    # All have one shape, so as many weights and modules of each were compared.
     update |= {name: fmean(among(name)) for name in _AVERAGED if among(name)}
     update |= {name: max(among(name), default=None) for name in _LARGEST}
-    update["on_grid"] = first.on_grid and second.on_grid
-    worst = max(
-        zip(PARTS, (first, second), strict=True), key=lambda p: p[1].max_relative_error or 0
-    )
-    if worst[1].max_error_module is not None:
-        update["max_error_module"] = f"{worst[0]}: {worst[1].max_error_module}"
-    return first.model_copy(update=update)
+    update["on_grid"] = all(proof.on_grid for proof in proofs.values())
+    name, worst = max(proofs.items(), key=lambda found: found[1].max_relative_error or 0)
+    if worst.max_error_module is not None:
+        update["max_error_module"] = f"{name}: {worst.max_error_module}"
+    return next(iter(proofs.values())).model_copy(update=update)

@@ -15,7 +15,7 @@ from typing import Literal
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import find_method
 from unlearnbench.results import FULL
-from unlearnbench.training.options import SelectorOptions, TrainOptions
+from unlearnbench.training.options import SelectOptions, TrainOptions
 
 ENDS = ("target", "retrained")
 
@@ -64,10 +64,14 @@ class Recipe:
         """Whether the method has a retain term."""
         return "retain" in find_method(self.method).data
 
-    def selector(self, target: float) -> SelectorOptions:
+    def selector(self, target: float) -> SelectOptions:
         """``target``: the target's KnowMem_f."""
-        tasks = ("demo_knowmem_f",)
-        return SelectorOptions(tasks, str(self.goal * target), every=self.every, dtype=DTYPE)
+        return SelectOptions(
+            eval_tasks=TASKS[0],
+            retrained=str(self.goal * target),
+            eval_steps=self.every,
+            eval_dtype=DTYPE,
+        )
 
     def options(self, seed: int) -> TrainOptions:
         """The training's options."""

@@ -22,7 +22,7 @@ from unlearnbench.recovery import UTILITY_FLOOR
 
 if TYPE_CHECKING:
     from unlearnbench.results import RunResult
-    from unlearnbench.training.options import SelectorOptions
+    from unlearnbench.training.options import SelectOptions
 
 EVALUATE = "evaluate-"
 
@@ -123,10 +123,10 @@ def _train(name: str, options: DemoOptions) -> None:
     unlearn(job, recipe.method, dict(recipe.knobs))
 
 
-def _score(folder: Path, select: SelectorOptions, runs: Path) -> RunResult:
+def _score(folder: Path, select: SelectOptions, runs: Path) -> RunResult:
     from unlearnbench.evaluation.evaluate import evaluate
 
-    (result,) = evaluate(folder, select.tasks, output=runs, limit=select.limit, dtype=select.dtype)
+    (result,) = evaluate(folder, select.names, output=runs, dtype=select.eval_dtype)
     return result
 
 

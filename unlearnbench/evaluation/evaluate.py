@@ -18,12 +18,12 @@ from unlearnbench.evaluation.reference import open_reference
 from unlearnbench.evaluation.run import Evaluation, Run
 from unlearnbench.lm_eval import INSTALL, PREFIX
 from unlearnbench.lm_eval.suite import Suite
-from unlearnbench.lm_eval.their_tasks import data_folder, is_named, load_tasks
+from unlearnbench.lm_eval.their_tasks import data_folder, load_tasks, named
 from unlearnbench.models.base import Model
 from unlearnbench.results import RunResult
 from unlearnbench.runs.folder import require_writable
 from unlearnbench.tasks.overrides import override_decoding
-from unlearnbench.tasks.registry import load_registry, split_names
+from unlearnbench.tasks.registry import builtin_task_dir, load_registry, split_names
 from unlearnbench.tasks.rows import DataOptions
 from unlearnbench.tasks.samples import load_samples
 from unlearnbench.tasks.spec import TaskSpec
@@ -69,9 +69,6 @@ def evaluate(
         conditions = fields.pop("quant")
     asked = (options or Options()).updated(fields)
     specs, theirs = find_tasks(tasks, asked.include_path)
-    for spec in specs:
-        if spec.superseded_by:
-            log.warning("%s is superseded by %s", spec.task, spec.superseded_by)
     require_writable(asked.output)
     root = asked.data_dir or os.environ.get("UNLEARNBENCH_DATA") or None
     rows = DataOptions(Path(root) if root is not None else None, asked.allow_data_drift)
@@ -95,8 +92,8 @@ def evaluate(
 def find_tasks(
     tasks: str | Sequence[str], include_path: Sequence[str | Path]
 ) -> tuple[Sequence[TaskSpec], Sequence[str]]:
-    """Our tasks, and the names that are lm-eval's: those of ``lm_eval:NAME``, and those that are
-    none of ours and stand in its task files; its own index has the last word.
+    """Our tasks, and lm-eval's names: ``lm_eval:NAME``, and those that are none of ours and stand
+    in its task files. Its own index has the last word.
 
     Raises:
         TaskError: nothing was asked for, or a name is of neither; near names of ours are told.
@@ -107,9 +104,20 @@ def find_tasks(
     strange = [word for word in words if word not in theirs and not registry.knows(word)]
     if strange and importlib.util.find_spec("lm_eval") is None:
         log.warning("lm-eval is not installed, so its tasks are not known; %s", INSTALL)
-    theirs += [word for word in strange if is_named(word, include_path)]
+    shipped = builtin_task_dir()  # none of its names is lm-eval's, which a test holds
+    added = [w for w in words if w in registry.files and registry.files[w].parent != shipped]
+    defined = named([*strange, *added], include_path, registry.files.values())
+    for word in added:
+        if word in defined and PREFIX + word not in theirs:
+            log.info(
+                "%s is a task of lm-eval's too; ours is run, %s is theirs", word, PREFIX + word
+            )
+    theirs += [word for word in strange if word in defined]
     ours = [word for word in words if word not in theirs]
     specs = registry.resolve(ours) if ours or not theirs else ()
+    for spec in specs:
+        if spec.superseded_by:
+            log.warning("%s is superseded by %s", spec.task, spec.superseded_by)
     return specs, tuple(dict.fromkeys(word.removeprefix(PREFIX) for word in theirs))
 
 

@@ -11,19 +11,22 @@ import difflib
 import importlib.util
 import itertools
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from unlearnbench.errors import OptionError, one_line
+from unlearnbench.errors import CheckpointError, OptionError, one_line
 from unlearnbench.methods.base import About
 from unlearnbench.methods.options import Field, Value, checked, fields_of, flag
 from unlearnbench.methods.rows import Role
 
-__all__ = ["FOLDERS", "Method", "Piece", "find_method", "method_names", "pieces"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["combine_rule", "FOLDERS", "Method", "Piece", "find_method", "method_names", "pieces"]
 
 Kind = Literal["forget", "retain", "steps", "masks", "whole"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -134,6 +137,24 @@ def pieces() -> dict[str, Piece]:
         if not path.name.startswith("_")
     ]
     return {piece.about.name: piece for piece in sorted(found, key=lambda p: p.about.name)}
+
+
+def combine_rule(
+    method: str, numbers: Mapping[str, float]
+) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
+    """How a whole method's output of several models makes one model's logits.
+
+    Raises:
+        CheckpointError: no method of that name is known, or its output is one model.
+    """
+    piece = pieces().get(method)
+    if piece is None or not hasattr(piece.module, "combine"):
+        raise CheckpointError(
+            f"these checkpoints answer together as the method {one_line(method, 60)!r} says, which "
+            "is not known here"
+        )
+    rule = piece.module.combine
+    return lambda logits: rule(logits, numbers)  # type: ignore[no-any-return]
 
 
 def method_names() -> tuple[str, ...]:

@@ -1,10 +1,10 @@
-"""Two models that answer as one: Who's Harry Potter's logit difference, also while they generate.
-
-Source: arXiv 2310.02238.
+"""Several models of one shape that answer as one, also while they generate: a rule makes one
+model's logits of those of all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,46 +12,43 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
-def generic_logits(baseline: torch.Tensor, reinforced: torch.Tensor, alpha: float) -> torch.Tensor:
-    """v_b - alpha relu(v_r - v_b), element by element; both of one shape."""
-    return baseline - alpha * (reinforced - baseline).relu()
-
-
 class JoinedModel(PreTrainedModel, GenerationMixin):
-    """A model whose logits are v_b - alpha relu(v_r - v_b) of two models of one shape. The second
-    model's cache is kept beside the first's.
+    """A model whose logits a rule makes of those of several. The other models' caches are kept
+    beside the first's.
     """
 
     main_input_name = "input_ids"
-    # Attention is the two models' own affair; the config names whatever they use.
+    # Attention is the models' own affair; the config names whatever they use.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
     _supports_attention_backend = True
 
-    def __init__(self, baseline: Any, reinforced: Any, alpha: float) -> None:
-        super().__init__(baseline.config)
-        self.baseline, self.reinforced, self.alpha = baseline, reinforced, alpha
-        self._beside: tuple[Any, Any] = (None, None)
+    def __init__(
+        self, models: Sequence[Any], combine: Callable[[Sequence[torch.Tensor]], torch.Tensor]
+    ) -> None:
+        super().__init__(models[0].config)
+        self.models, self._combine = torch.nn.ModuleList(models), combine
+        self._beside: tuple[Any, list[Any]] = (None, [])
         self.train(False)
 
     @property
     def device(self) -> torch.device:
-        """Where the baseline is."""
-        found: torch.device = self.baseline.device
+        """Where the first is."""
+        found: torch.device = self.models[0].device
         return found
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the baseline computes in."""
-        found: torch.dtype = self.baseline.dtype
+        """What the first computes in."""
+        found: torch.dtype = self.models[0].dtype
         return found
 
     def get_input_embeddings(self) -> Any:
-        """The baseline's."""
-        return self.baseline.get_input_embeddings()
+        """The first's."""
+        return self.models[0].get_input_embeddings()
 
     def get_output_embeddings(self) -> Any:
-        """The baseline's."""
-        return self.baseline.get_output_embeddings()
+        """The first's."""
+        return self.models[0].get_output_embeddings()
 
     def forward(
         self,
@@ -63,28 +60,27 @@ class JoinedModel(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         return_dict: bool = True,
     ) -> CausalLMOutputWithPast:
-        """Run both; the names are transformers' own."""
+        """Run all; the names are transformers' own."""
         cached = bool(use_cache) and past_key_values is not None
-        logits = []
-        for model, past in (
-            (self.baseline, past_key_values if cached else None),
-            (self.reinforced, self._second(past_key_values) if cached else None),
-        ):
-            output = model(
+        caches = self._caches(past_key_values) if cached else [None] * len(self.models)
+        logits = [
+            model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 past_key_values=past,
                 use_cache=cached,
                 logits_to_keep=logits_to_keep,
-            )
-            logits.append(output.logits)
-        joined: Any = generic_logits(logits[0], logits[1], self.alpha)
+            ).logits
+            for model, past in zip(self.models, caches, strict=True)
+        ]
+        joined: Any = self._combine(logits)
         return CausalLMOutputWithPast(
             logits=joined, past_key_values=past_key_values if cached else None
         )
 
-    def _second(self, first: Any) -> Any:
+    def _caches(self, first: Any) -> list[Any]:
         if self._beside[0] is not first:
-            self._beside = (first, DynamicCache(config=self.config))
-        return self._beside[1]
+            others = [DynamicCache(config=self.config) for _ in range(len(self.models) - 1)]
+            self._beside = (first, others)
+        return [first, *self._beside[1]]

@@ -5,29 +5,20 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, Piece
-from unlearnbench.methods.base import BatchLoss, FrozenModel, Masks, inner_linears
-from unlearnbench.methods.rows import Batch, Example, Role, sequence_logprobs
-from unlearnbench.training.batches import (
-    Encoder,
-    Length,
-    Rows,
-    StepSums,
-    as_batch,
-    collate,
-    make_schedule,
-    sums_of,
-)
+from unlearnbench.methods.base import BatchLoss, FrozenModel, Masks
+from unlearnbench.methods.rows import Example, Role
+from unlearnbench.training.batches import Encoder, Length, Rows, make_schedule
 from unlearnbench.training.objective import Combined, Reference, descent
 from unlearnbench.training.options import TrainOptions
+from unlearnbench.training.passes import Passes, device
 from unlearnbench.training.resume import last_checkpoint, run_trainer
 from unlearnbench.util.process import is_main, process_count
 
@@ -40,7 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("unlearnbench")
 
-T = TypeVar("T")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -144,20 +134,7 @@ class TrainerContext:
         self, models: Sequence[PreTrainedModel], label: Callable[..., torch.Tensor]
     ) -> tuple[Example, ...]:
         """The forget set with labels ``label(*logits of each model, labels)``."""
-        import torch
-
-        ready: list[Any] = [m.to(device()).eval() for m in models]  # type: ignore[arg-type]
-        found: list[Example] = []
-        with torch.no_grad():
-            for chunk in chunks(self, self.forget):
-                batch = tensors([{"forget": (example,)} for example in chunk], self.pad)
-                logits = [m(**batch.inputs, use_cache=False).logits for m in ready]
-                rows = label(*logits, batch.labels).tolist()
-                found += [
-                    replace(e, labels=tuple(row[: len(e.ids)]))
-                    for e, row in zip(chunk, rows, strict=True)
-                ]
-        return tuple(found)
+        return self.passes().relabel(models, self.forget, label)
 
     def answer(self, example: Example, other: str | Sequence[int]) -> Example:
         """``example`` with another answer after its first ``prompt`` tokens, as text or tokens."""
@@ -167,7 +144,22 @@ class TrainerContext:
         """The forget loss' gradient at the target over the whole forget set, float32, for the
         weight of every inner linear layer.
         """
-        return forget_gradient(self)
+        piece = self.method.piece("forget")
+        assert piece is not None  # noqa: S101 - a mask goes with a forget loss
+        beside = piece.about.alternatives
+        rows: list[Rows] = [
+            {"forget": (e,), **({"alternatives": e.alternatives[:beside]} if beside else {})}
+            for e in self.prepared
+        ]
+        loss = Combined(self.method, self.references(piece))
+        short_of_memory = self.options.gradient_checkpointing  # then one sequence at a time
+        return self.passes(1 if short_of_memory else None).gradient(self.model, loss, rows)
+
+    def passes(self, size: int | None = None) -> Passes:
+        """Forward passes outside the Trainer; of the size under training, or of ``size`` rows."""
+        o = self.options
+        size = size or o.micro_batch_size or max(1, o.batch_size // process_count())
+        return Passes(size, self.pad)
 
 
 def prepare(context: TrainerContext) -> tuple[Example, ...]:
@@ -188,27 +180,14 @@ def prepare(context: TrainerContext) -> tuple[Example, ...]:
         )
     if not piece.about.sequences:
         return examples
-    known = iter(target_logprobs(context, examples))
+    logprobs = partial(context.passes().logprobs, context.model)
+    known = iter(logprobs(examples))
     examples = tuple(replace(example, reference=next(known)) for example in examples)
-    others = iter(target_logprobs(context, [e for x in examples for e in x.alternatives]))
+    others = iter(logprobs([e for x in examples for e in x.alternatives]))
     return tuple(
         replace(x, alternatives=tuple(replace(e, reference=next(others)) for e in x.alternatives))
         for x in examples
     )
-
-
-def target_logprobs(context: TrainerContext, examples: Sequence[Example]) -> list[float]:
-    """The target's log-probability of each sequence's learned tokens."""
-    import torch
-
-    model: Any = context.model.to(device()).eval()  # type: ignore[arg-type]
-    found: list[float] = []
-    with torch.no_grad():
-        for chunk in chunks(context, examples):
-            batch = tensors([{"forget": (example,)} for example in chunk], context.pad)
-            logits = model(**batch.inputs, use_cache=False).logits
-            found += sequence_logprobs(logits, batch.labels).tolist()
-    return found
 
 
 def choose_masks(context: TrainerContext, chooser: Piece) -> Masks:
@@ -226,54 +205,6 @@ def choose_masks(context: TrainerContext, chooser: Piece) -> Masks:
     if process_count() > 1:
         PartialState(cpu=device() == "cpu").wait_for_everyone()
     return load_file(path, device=device())
-
-
-def forget_gradient(context: TrainerContext) -> dict[str, torch.Tensor]:
-    """The forget loss' gradient at the target over the whole forget set."""
-    import torch
-
-    model: Any = context.model.to(device()).eval()  # type: ignore[arg-type]
-    weights = {f"{n}.weight": m.weight for n, m in inner_linears(model).items()}
-    sums = {n: torch.zeros_like(w, dtype=torch.float32) for n, w in weights.items()}
-    piece = context.method.piece("forget")
-    assert piece is not None  # noqa: S101 - a mask goes with a forget loss
-    loss = Combined(context.method, context.references(piece))
-    beside = piece.about.alternatives
-    rows: list[Rows] = [
-        {"forget": (e,), **({"alternatives": e.alternatives[:beside]} if beside else {})}
-        for e in context.prepared
-    ]
-    whole = sums_of(rows)
-    short_of_memory = context.options.gradient_checkpointing  # then one sequence at a time
-    for chunk in [[row] for row in rows] if short_of_memory else chunks(context, rows):
-        loss(model, tensors(chunk, context.pad, whole))["loss"].backward()
-        for name, weight in weights.items():
-            if weight.grad is not None:
-                sums[name] += weight.grad
-        model.zero_grad(set_to_none=True)
-    return sums
-
-
-def device() -> str:
-    """Where models compute before the Trainer takes them."""
-    import torch
-
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-
-
-def chunks(context: TrainerContext, rows: Sequence[T]) -> list[list[T]]:
-    """Rows in forward passes of the size under training."""
-    o = context.options
-    size = o.micro_batch_size or max(1, o.batch_size // process_count())
-    return [list(rows[at : at + size]) for at in range(0, len(rows), size)]
-
-
-def tensors(rows: Sequence[Rows], pad: int, whole: StepSums | None = None) -> Batch:
-    """One forward pass outside the Trainer, on the device. ``whole``: the sums of its step."""
-    inputs = collate([(row, whole or sums_of(rows)) for row in rows], pad)
-    moved = {n: v.to(device()) if hasattr(v, "to") else v for n, v in inputs.items()}
-    moved["sequences"] = {role: v.to(device()) for role, v in inputs["sequences"].items()}
-    return as_batch(moved)
 
 
 def make_stage(

@@ -13,6 +13,7 @@ from unlearnbench.errors import DataError, OptionError, one_line
 from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions, load_splits, read_rows, rows_sha256
 from unlearnbench.tasks.spec import Row, TaskSpec
+from unlearnbench.training.options import CorpusOptions
 
 log = logging.getLogger("unlearnbench")
 
@@ -36,16 +37,6 @@ class Corpus:
     documents: tuple[Document, ...]
     sources: tuple[tuple[str, int, str], ...]
     """(as given, rows, sha256 of the rows)."""
-
-
-@dataclass(frozen=True)
-class CorpusOptions:
-    """Where ``task:NAME`` finds its rows, and the field of a text."""
-
-    data_dir: str | None = None
-    include_path: tuple[str, ...] = ()
-    allow_data_drift: bool = False
-    text_field: str = "text"
 
 
 def load_corpus(given: Sequence[str], role: TextRole, options: CorpusOptions) -> Corpus:

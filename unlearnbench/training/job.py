@@ -6,7 +6,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,13 +22,15 @@ from unlearnbench.checkpoints.origin import (
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks
+from unlearnbench.methods.rows import Example
 from unlearnbench.runs.fingerprint import Fingerprint
 from unlearnbench.runs.provenance import describe_environment, git_hash, source_sha256
 from unlearnbench.training.batches import Encoder
-from unlearnbench.training.context import DTYPES, TrainerContext, device
-from unlearnbench.training.corpus import Corpus, CorpusOptions, TextRole, load_corpus
-from unlearnbench.training.options import SelectorOptions, TrainOptions
+from unlearnbench.training.context import DTYPES, TrainerContext
+from unlearnbench.training.corpus import Corpus, TextRole, load_corpus
+from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, mask_record
+from unlearnbench.training.passes import device
 from unlearnbench.training.record import write_json
 from unlearnbench.util.process import is_main, process_count
 from unlearnbench.util.version import __version__
@@ -56,7 +58,7 @@ class Job:
     options: TrainOptions = field(default_factory=TrainOptions)
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
     load: LoadOptions = field(default_factory=LoadOptions)
-    select: SelectorOptions | None = None
+    select: SelectOptions | None = None
     """Evaluate during training and keep the first that meets the rule."""
     score: ScoreCheckpoint | None = None
     """How ``select`` evaluates."""
@@ -114,67 +116,58 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         raise OptionError("--keep-adapter: there is an adapter only with --lora-rank")
     started = time.monotonic()
     # Now: by the end of a long training the files may be others than those that ran.
-    code = git_hash(), source_sha256()
+    code = {"git_hash": git_hash(), "source_sha256": source_sha256()}
     corpora = _load_corpora(job, "data" if kind == "finetune" else "forget")
     source = open_checkpoint(job.model, job.load)
-    encoder = _make_encoder(source, job.options)
-    sequences = {
-        "forget" if role == "data" else role: encoder.encode(corpus, role)
-        for role, corpus in corpora.items()
+    folder, encoder = OutputFolder(job.out), _make_encoder(source, job.options)
+    sets: dict[str, tuple[Example, ...]] = {"forget": (), "retain": (), "auxiliary": ()}
+    for role, corpus in corpora.items():
+        sets["forget" if role == "data" else role] = encoder.encode(corpus, role)
+    facts: dict[str, Any] = {
+        "kind": kind,
+        "method": method.name,
+        "knobs": method.numbers,
+        "processes": process_count(),
     }
     data = _data_records(corpora)
-    folder = OutputFolder(job.out)
     request = Fingerprint.of(
         {
-            "kind": kind,
-            "method": method.name,
-            "knobs": method.numbers,
+            **facts,
             "options": job.options.model_dump(mode="json"),
-            "processes": process_count(),
             "target": source.checkpoint.weights_sha256,
             "data": [part.sha256 for part in data],
-            "sequences": hashlib.sha256(repr(sequences).encode()).hexdigest(),
-            "select": None if job.select is None else asdict(job.select),
+            "sequences": hashlib.sha256(repr(sets).encode()).hexdigest(),
+            "select": None if job.select is None else job.select.model_dump(),
         }
     )
     folder.require_free(request, job.resume)
     with warnings.catch_warnings():
         # Libraries' advice about their own internals; ours are errors, not warnings.
         warnings.simplefilter("ignore")
+        target = _target(source, job.options)
         context = TrainerContext(
-            model=_target(source, job.options),
-            encoder=encoder,
-            forget=sequences["forget"],
-            retain=sequences.get("retain", ()),
-            auxiliary=sequences.get("auxiliary", ()),
-            options=job.options,
-            method=method,
-            home=folder.work,
-            resume=job.resume,
-            progress=job.progress,
+            target, encoder, **sets, options=job.options, method=method, home=folder.work
         )
+        context.resume, context.progress = job.resume, job.progress
         source.release()
         context.selector = _make_selector(job, folder, context)
         folder.claim(request)
         result, masks = _run(context)
     training = Training(
-        kind=kind,
-        method=method.name,
-        knobs=method.numbers,
-        options=TrainingOptions(**job.options.model_dump()),
-        processes=process_count(),
+        **facts,
+        options=TrainingOptions(**job.options.model_dump(exclude_none=True)),
         target=source.checkpoint,
         data=data,
-        sequences={"forget": len(context.forget), "retain": len(context.retain)}
-        | ({"auxiliary": len(context.auxiliary)} if context.auxiliary else {}),
+        sequences={
+            role: len(found) for role, found in sets.items() if found or role != "auxiliary"
+        },
         max_length=encoder.max_length,
         losses=tuple(_loss_record(logs) for logs in context.losses),
         mask=None if masks is None else mask_record(masks, result),
         selection=context.selector.selection() if context.selector and is_main() else None,
         packages=describe_environment(device(), "", None).packages,
         unlearnbench=__version__,
-        git_hash=code[0],
-        source_sha256=code[1],
+        **code,
         seconds=round(time.monotonic() - started, 1),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
@@ -228,7 +221,7 @@ def _make_selector(job: Job, folder: OutputFolder, context: TrainerContext) -> S
 
     if job.score is None:
         raise OptionError("--eval-tasks needs a way to score checkpoints: Job.score")
-    specs = load_registry(job.corpus.include_path).resolve(job.select.tasks)
+    specs = load_registry(job.corpus.include_path).resolve(job.select.names)
     names = [spec.task for spec in specs]
     return make_selector(job.select, names, folder.work / "evaluated", context.tokenizer, job.score)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.find import PARTS
+from unlearnbench.checkpoints.ensemble import EnsembleFacts, write_ensemble
 from unlearnbench.checkpoints.origin import FILE, MaskRecord
 from unlearnbench.errors import OptionError, TrainingError, one_line
 from unlearnbench.methods import Method
@@ -149,14 +149,8 @@ def _write_ensemble(
     for name, model in result.models.items():
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-    names = tuple(result.models)
-    content = {
-        "format_version": 1,
-        **({} if names == PARTS else {"models": names}),
-        **result.numbers,
-    }
-    file = folder / f"{method.pieces[0].about.name}.json"
-    file.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    method_name = method.pieces[0].about.name
+    write_ensemble(folder, EnsembleFacts(method_name, tuple(result.models), result.numbers))
 
 
 def _write_masks(folder: Path, method: Method, masks: Masks) -> None:

@@ -19,11 +19,11 @@ from unlearnbench.errors import OptionError, TrainingError, one_line
 from unlearnbench.results import LikelihoodRecord, RunResult, TaskResult
 from unlearnbench.runs.folder import RunFolder, read_run
 from unlearnbench.tasks.samples import limited_count
-from unlearnbench.training.options import SelectorOptions
+from unlearnbench.training.options import SelectOptions
 from unlearnbench.training.record import write_text
 from unlearnbench.util.process import is_main, process_count
 
-ScoreCheckpoint = Callable[[Path, SelectorOptions, Path], RunResult]
+ScoreCheckpoint = Callable[[Path, SelectOptions, Path], RunResult]
 """Evaluates the checkpoint in a folder as the options say; its run goes below the second folder."""
 
 log = logging.getLogger("unlearnbench")
@@ -38,7 +38,7 @@ class Selector(TrainerCallback):
     rule.
     """
 
-    options: SelectorOptions
+    options: SelectOptions
     task: str
     threshold: float
     home: Path
@@ -63,7 +63,7 @@ class Selector(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Evaluate every so many steps, and after the last one."""
         step = int(state.global_step)
-        every = self.options.every or self.epoch
+        every = self.options.eval_steps or self.epoch
         if step % every and step != state.max_steps:
             return
         model = self.whole_model()
@@ -138,7 +138,7 @@ def _scores(result: RunResult) -> dict[str, float]:
 
 
 def make_selector(
-    options: SelectorOptions,
+    options: SelectOptions,
     names: Sequence[str],
     home: Path,
     tokenizer: Any,
@@ -146,20 +146,20 @@ def make_selector(
 ) -> Selector:
     """Find the task that decides, and its threshold.
 
-    names: the tasks that ``options.tasks`` stands for.
+    names: the tasks that ``options.eval_tasks`` stands for.
 
     Raises:
         OptionError: no or several tasks could decide, or the reference does not have it.
         ResultError: the reference run is damaged.
     """
     likely = [name for name in names if name.endswith("knowmem_f")]
-    task = options.task or (likely[0] if len(likely) == 1 else None)
+    task = options.select_task or (likely[0] if len(likely) == 1 else None)
     if task is None or task not in names:
         raise OptionError(
-            f"--eval-tasks {','.join(options.tasks)}: name the task that decides with "
+            f"--eval-tasks {options.eval_tasks}: name the task that decides with "
             f"--select-task, one of {', '.join(names)}"
         )
-    threshold = _threshold(options.reference, task, options.limit)
+    threshold = _threshold(options.retrained or "", task, options.eval_limit)
     return Selector(options, task, threshold, home, tokenizer, score)
 
 

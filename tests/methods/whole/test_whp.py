@@ -6,9 +6,8 @@ import numpy as np
 import torch
 
 from unlearnbench.methods.rows import IGNORED
-from unlearnbench.methods.whole.whp import combine
+from unlearnbench.methods.whole.whp import combine, generic_logits
 from unlearnbench.methods.whole.whp_ft import generic_labels
-from unlearnbench.models.joined import generic_logits
 
 
 def test_whp_holds_back_what_the_reinforced_model_prefers() -> None:

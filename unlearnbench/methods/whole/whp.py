@@ -30,10 +30,13 @@ ABOUT = About(
 )
 
 
+def generic_logits(baseline: torch.Tensor, reinforced: torch.Tensor, alpha: float) -> torch.Tensor:
+    """v_b - alpha relu(v_r - v_b), element by element; both of one shape."""
+    return baseline - alpha * (reinforced - baseline).relu()
+
+
 def combine(logits: Sequence[torch.Tensor], numbers: Mapping[str, float]) -> torch.Tensor:
     """The logits of the output folder's two models, as one model's."""
-    from unlearnbench.models.joined import generic_logits
-
     baseline, reinforced = logits
     return generic_logits(baseline, reinforced, numbers["alpha"])
 

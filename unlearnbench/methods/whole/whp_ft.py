@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from unlearnbench.methods.base import About, TrainingContext
 from unlearnbench.methods.options import option
 from unlearnbench.methods.rows import IGNORED
+from unlearnbench.methods.whole.whp import generic_logits
 
 if TYPE_CHECKING:
     import torch
@@ -41,8 +42,6 @@ def generic_labels(
     baseline, reinforced: logits (rows, width, vocabulary); labels (rows, width), IGNORED where
     nothing is learned. Returns (rows, width).
     """
-    from unlearnbench.models.joined import generic_logits
-
     generic = labels.clone()
     generic[:, 1:] = generic_logits(baseline, reinforced, alpha)[:, :-1].argmax(dim=-1)
     return generic.where(labels != IGNORED, IGNORED)
