@@ -128,7 +128,7 @@ def find_checkpoint(
         return _inspect_folder(model, folder, folder.name, options.allow_pickle)
     if path.suffix != ".gguf":
         raise CheckpointError(
-            f"{model} is a file; --model takes a folder, a hub id or a .gguf file"
+            f"{model} is a file; --model takes a checkpoint folder, a hub id or a .gguf file"
         )
     tensors = read_gguf_head(path)
     return CheckpointFiles(model, path.parent, "gguf", (path,), None, tensors)
