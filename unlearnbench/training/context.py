@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, Piece
-from unlearnbench.methods.base import BatchLoss, FrozenModel, Masks
+from unlearnbench.methods.base import BatchLoss, FrozenModel, Masks, TrainingContext
 from unlearnbench.methods.rows import Example, Role
 from unlearnbench.training.batches import Encoder, Length, Rows, make_schedule
 from unlearnbench.training.objective import Combined, Reference, descent
@@ -35,7 +35,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 @dataclass
-class TrainerContext:
+class TrainerContext(TrainingContext):
     """A ``TrainingContext`` over transformers' Trainer; what its methods do is said there."""
 
     model: PreTrainedModel
@@ -262,7 +262,9 @@ def _run(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreTr
     use_cache = getattr(model.config, "use_cache", True)  # which the Trainer turns off
     every = context.options.save_steps
     every = stage.schedule.epoch if every is None else every
-    hidden, selector = not (context.progress and is_main()), context.selector
+    hidden = not (context.progress and is_main())
+    # What a method trains on the way, as a model to compare with, is not to be chosen from.
+    selector = context.selector if stage.name in ("unlearn", "finetune") else None
 
     def keep(logs: dict[str, Any]) -> None:
         context.losses.append({"stage": stage.name, **logs})

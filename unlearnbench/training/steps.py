@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from unlearnbench.errors import OptionError
-from unlearnbench.methods.base import BatchLoss, Gradient, inner_linears
+from unlearnbench.methods.base import BatchLoss, Gradient, OptimizerStep, inner_linears
 from unlearnbench.methods.rows import Batch, Role
 from unlearnbench.util.process import process_count
 
 
-class WholeStep:
+class WholeStep(OptimizerStep):
     """An ``OptimizerStep``; what its methods do is said there. It leaves ``.grad`` alone, and
     computes on the bare model, so that no wrapper reduces a gradient that is only tried.
     """
