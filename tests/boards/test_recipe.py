@@ -100,7 +100,9 @@ def test_every_command_is_one(
         command: click.Command = cli
         rest = words
         if words[0] in COMMANDS:
-            command, rest = cli.get_command(click.Context(cli), words[0]), words[1:]
+            found = cli.get_command(click.Context(cli), words[0])
+            assert found is not None
+            command, rest = found, words[1:]
         if command is leaderboard:
             command, rest = leaderboard.commands[words[1]], words[2:]
         command.make_context(words[0], list(rest))  # click: no such option, not a choice, missing

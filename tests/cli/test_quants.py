@@ -113,7 +113,7 @@ def test_proof_as_json(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["quants", "--model", str(tiny), "--quant", "nf4,int8", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["name"] for row in rows] == ["bnb-nf4", "rtn-int8"]
-    assert rows[0]["kernel"] == "dequantized"
+    assert rows[0]["options"]["kernel"] == "dequantized"
     assert rows[0]["proof"]["compared_modules"] == 14
 
 

@@ -17,7 +17,6 @@ from tests.evaluation.test_evaluate import Spy, edit_task, rows, run, run_dir, s
 from unlearnbench import ScriptedModel, evaluate
 from unlearnbench.cli import main
 from unlearnbench.errors import EvaluationError, ModelOutputError, ResultError
-from unlearnbench.evaluation.run import Job
 from unlearnbench.runs.entries import load_entries
 from unlearnbench.runs.folder import read_run
 from unlearnbench.runs.provenance import _version
@@ -102,16 +101,6 @@ def test_half_a_task_of_another_configuration_is_refused(
             "unlearnbench.runs.provenance._version",
             lambda name: "99" if name == "torch" else _version(name),
             r"package torch is .* there and 99 here",
-        ),
-        (
-            "unlearnbench.evaluation.evaluate.Job",
-            lambda **facts: Job(**{**facts, "compiled": True}),
-            "compiled is False there and True here",
-        ),
-        (
-            "unlearnbench.evaluation.evaluate.Job",
-            lambda **facts: Job(**{**facts, "attention": "eager"}),
-            "attention is auto there and eager here",
         ),
     ],
 )
@@ -237,24 +226,22 @@ def spoil(monkeypatch: pytest.MonkeyPatch, task: str, precision: str) -> None:
 
     from unlearnbench.models.hf import HFModel
 
-    for name in ("_continue_batch", "_score_batch"):
+    for name in ("generate", "score"):
         original = getattr(HFModel, name)
 
-        def batch(self: HFModel, *given: Any, original: Any = original) -> Any:
-            items = given[-1]
-            bad = items[0][0].id.startswith(task) and self.condition.name == precision
-            weight = self._model.get_output_embeddings().weight
+        def answers(self: HFModel, requests: Any, *given: Any, original: Any = original) -> Any:
+            weight: Any = self.network.get_output_embeddings().weight
             before = weight.detach().clone()
-            if bad:
-                with torch.no_grad():
+            with torch.no_grad():
+                if requests[0].id.startswith(task) and self.condition.name == precision:
                     weight[0, 0] = float("nan")
             try:
-                return original(self, *given)
+                yield from original(self, requests, *given)
             finally:
                 with torch.no_grad():
                     weight.copy_(before)
 
-        monkeypatch.setattr(HFModel, name, batch)
+        monkeypatch.setattr(HFModel, name, answers)
 
 
 @pytest.mark.parametrize("task", ["toy_privleak", "toy_knowmem_f"])

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 from pydantic import Field, model_validator
@@ -157,12 +157,13 @@ class PushOptions(OptionModel):
     """A new repository is public, not private."""
 
     @model_validator(mode="after")
-    def _can_be_pushed(self) -> Self:
+    def _can_be_pushed(self) -> PushOptions:
         if self.push_to_hub is None:
             if self.push_dry_run or self.push_public:
                 raise ValueError("--push-dry-run and --push-public need --push-to-hub REPO")
             return self
-        from huggingface_hub.utils import HFValidationError, validate_repo_id
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
         try:
             validate_repo_id(self.push_to_hub)

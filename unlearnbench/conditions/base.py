@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 _INSTALL = "pip install unlearnbench"
 
 Kernel: TypeAlias = Literal["native", "dequantized"]
-Attention: TypeAlias = Literal["auto", "sdpa", "flash_attention_2", "eager"]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The main job: a checkpoint, precisions and tasks go in; run folders and results come out."""
+"""The main job: a checkpoint, tasks and conditions go in; run folders and results come out."""
 
 from __future__ import annotations
 
@@ -7,29 +7,28 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from unlearnbench.errors import OptionError
-from unlearnbench.evaluation.loop import all_results, evaluate_path
+from unlearnbench.errors import DataError, OptionError
+from unlearnbench.evaluation.loop import evaluate_path
 from unlearnbench.evaluation.options import Options
-from unlearnbench.evaluation.reference import RetrainedRun, open_reference
-from unlearnbench.evaluation.run import Job, prepare, run_tasks
+from unlearnbench.evaluation.reference import open_reference
+from unlearnbench.evaluation.run import Evaluation, Run
 from unlearnbench.lm_eval import INSTALL, PREFIX
-from unlearnbench.lm_eval.opening import Ask, open_suite
-from unlearnbench.lm_eval.their_tasks import is_named
+from unlearnbench.lm_eval.suite import Suite
+from unlearnbench.lm_eval.their_tasks import data_folder, load_tasks, named
 from unlearnbench.models.base import Model
 from unlearnbench.results import RunResult
 from unlearnbench.runs.folder import require_writable
-from unlearnbench.tasks.overrides import (
-    gen_kwargs_text,
-    override_decoding,
-)
-from unlearnbench.tasks.registry import load_registry, split_names
+from unlearnbench.tasks.overrides import override_decoding
+from unlearnbench.tasks.registry import builtin_task_dir, load_registry, split_names
 from unlearnbench.tasks.rows import DataOptions
 from unlearnbench.tasks.samples import load_samples
 from unlearnbench.tasks.spec import TaskSpec
+from unlearnbench.util.explain import show_explanations
+from unlearnbench.util.process import set_threads
 
 if TYPE_CHECKING:
     from unlearnbench.evaluation.workers import Team
@@ -65,64 +64,36 @@ def evaluate(
         UnlearnbenchError: bad input, or a measurement that cannot be trusted. What was finished
             before is in the run folders.
     """
-    from unlearnbench.util.explain import show_explanations
-    from unlearnbench.util.process import set_threads
-
     if "quant" in fields:
         log.warning("evaluate(quant=...) is called conditions now; the old name goes with 0.2")
         conditions = fields.pop("quant")
     asked = (options or Options()).updated(fields)
     specs, theirs = find_tasks(tasks, asked.include_path)
-    for spec in specs:
-        if spec.superseded_by:
-            log.warning("%s is superseded by %s", spec.task, spec.superseded_by)
     require_writable(asked.output)
     root = asked.data_dir or os.environ.get("UNLEARNBENCH_DATA") or None
     rows = DataOptions(Path(root) if root is not None else None, asked.allow_data_drift)
-    plans = override_decoding(
-        [load_samples(spec, rows, asked.limit) for spec in specs], asked.gen_kwargs
-    )
-    batch_size = None if asked.batch_size == "auto" else asked.batch_size
-    job = Job(
-        plans=tuple(plans),
-        output=asked.output,
-        protocol=asked.protocol,
-        seed=asked.seed,
-        limit=asked.limit,
-        ppl_lower=asked.ppl_lower,
-        batch_size=batch_size,
-        reference=_open_reference(asked.reference),
-        progress=asked.progress,
-        fresh=asked.fresh,
-        gen_kwargs=gen_kwargs_text(asked.gen_kwargs),
-        truncate_left=asked.truncate_left,
-        backend=asked.backend,
-        processes=1 if team is None else team.size,
-    )
-    if theirs:
-        ask = Ask(
-            asked.limit,
-            asked.apply_chat_template,
-            asked.gen_kwargs,
-            asked.confirm_run_unsafe_code,
-            batch_size,
-            asked.progress,
-        )
-        job = replace(job, suite=open_suite(theirs, asked.include_path, root, ask, bool(specs)))
-    if asked.reference is not None and not any(s.needs_reference for s in specs):
+    samples = [load_samples(spec, rows, asked.limit) for spec in specs]
+    if asked.reference is not None and not any(spec.needs_reference for spec in specs):
         log.warning("--reference moves only PrivLeak, and none of these tasks has it")
+    evaluation = Evaluation(
+        tuple(override_decoding(samples, asked.gen_kwargs)),
+        asked,
+        open_reference(asked.reference),
+        _open_suite(theirs, root, asked, bool(specs)) if theirs else None,
+        1 if team is None else team.size,
+    )
     if not isinstance(model, (str, Path)):
-        return _evaluate_given(job, model, conditions, asked, team)
+        return _evaluate_given(evaluation, model, conditions)
     set_threads(asked.threads)
     show_explanations(asked.explain)
-    return evaluate_path(job, str(model), conditions, asked, team)
+    return evaluate_path(evaluation, str(model), conditions, team)
 
 
 def find_tasks(
     tasks: str | Sequence[str], include_path: Sequence[str | Path]
 ) -> tuple[Sequence[TaskSpec], Sequence[str]]:
-    """Our tasks, and the names that are lm-eval's: those of ``lm_eval:NAME``, and those that are
-    none of ours and stand in its task files; its own index has the last word.
+    """Our tasks, and lm-eval's names: ``lm_eval:NAME``, and those that are none of ours and stand
+    in its task files. Its own index has the last word.
 
     Raises:
         TaskError: nothing was asked for, or a name is of neither; near names of ours are told.
@@ -133,32 +104,70 @@ def find_tasks(
     strange = [word for word in words if word not in theirs and not registry.knows(word)]
     if strange and importlib.util.find_spec("lm_eval") is None:
         log.warning("lm-eval is not installed, so its tasks are not known; %s", INSTALL)
-    theirs += [word for word in strange if is_named(word, include_path)]
+    shipped = builtin_task_dir()  # none of its names is lm-eval's, which a test holds
+    added = [w for w in words if w in registry.files and registry.files[w].parent != shipped]
+    defined = named([*strange, *added], include_path, registry.files.values())
+    for word in added:
+        if word in defined and PREFIX + word not in theirs:
+            log.info(
+                "%s is a task of lm-eval's too; ours is run, %s is theirs", word, PREFIX + word
+            )
+    theirs += [word for word in strange if word in defined]
     ours = [word for word in words if word not in theirs]
     specs = registry.resolve(ours) if ours or not theirs else ()
+    for spec in specs:
+        if spec.superseded_by:
+            log.warning("%s is superseded by %s", spec.task, spec.superseded_by)
     return specs, tuple(dict.fromkeys(word.removeprefix(PREFIX) for word in theirs))
 
 
-def _open_reference(reference: str | Path | None) -> RetrainedRun | Literal["stated"] | None:
-    if reference is None or reference == "stated":
-        return "stated" if reference == "stated" else None
-    return open_reference(Path(reference))
+def _open_suite(
+    names: Sequence[str], root: str | Path | None, asked: Options, others: bool
+) -> Suite:
+    """lm-eval's tasks with their data; one that cannot be loaded does not keep the ``others``.
+
+    Raises:
+        DataError: nothing could be loaded, and there is nothing else to run.
+    """
+    with data_folder(root):
+        loaded = load_tasks(names, asked.include_path, asked.confirm_run_unsafe_code)
+    failed = list(loaded.failed.values())
+    if failed and not loaded.tasks and not others:
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise DataError(failed[0] + more)
+    for line in failed:
+        log.warning("%s; the other tasks are run first", line)
+    return Suite(
+        loaded,
+        limit=asked.limit,
+        chat_template=asked.apply_chat_template,
+        gen_kwargs=asked.gen_kwargs,
+        trust=asked.confirm_run_unsafe_code,
+        batch_size=None if asked.batch_size == "auto" else asked.batch_size,
+        progress=asked.progress,
+    )
 
 
 def _evaluate_given(
-    job: Job, model: Model, conditions: str | Sequence[str], asked: Options, team: Team | None
+    evaluation: Evaluation, model: Model, conditions: str | Sequence[str]
 ) -> list[RunResult]:
+    asked = evaluation.options
     if asked.apply_chat_template:
         raise OptionError("a Model object has no tokenizer to template its prompts; give a path")
-    if asked.backend != "hf" or team is not None:
+    if asked.backend != "hf" or evaluation.processes > 1:
         raise OptionError("a Model object runs as it is; leave backend and team out")
     if split_names(conditions) != ["none"]:
         raise OptionError("a Model object has its precision already; leave conditions out")
-    if job.truncate_left:
+    if asked.truncate_left:
         raise OptionError("a Model object cuts its prompts itself; leave truncate_left out")
-    settings = job.settings(model.dtype, model.device)
-    failures = job.failures(1)
+    failures = evaluation.failures(1)
+    settings = evaluation.settings(model.dtype, model.device)
+    run = Run(evaluation, model.checkpoint, model.config, model.condition, settings)
     with ExitStack() as locks:
-        run, todo = prepare(job, model.checkpoint, model.config, model.condition, settings, locks)
-        result = run_tasks(run, todo, lambda: model, failures)
-    return all_results([result], failures)
+        run.open(locks)
+        result = run.measure(partial(_itself, model), failures)
+    return failures.raise_if_any([result])
+
+
+def _itself(model: Model) -> Model:
+    return model

@@ -25,8 +25,8 @@ log = logging.getLogger("unlearnbench")
 
 
 class Failures:
-    """Collects what fails. asked: tasks times precisions; where that is one, nothing can go on, and
-    its error is raised as it is.
+    """Collects what fails. ``asked`` is tasks times conditions; where that is one, nothing can go
+    on, and its error is raised as it is.
     """
 
     def __init__(self, asked: int) -> None:
@@ -55,10 +55,12 @@ class Failures:
         """A task that could not be opened at all; the caller has said so."""
         self._found.append(Failure(None, task, None, error, ""))
 
-    def raise_if_any(self, results: Sequence[RunResult]) -> None:
-        """Raise EvaluationError where something failed; ``results`` is what was finished."""
+    def raise_if_any(self, found: Sequence[RunResult | None]) -> list[RunResult]:
+        """The results that there are. Raises: EvaluationError where something failed."""
+        results = [result for result in found if result is not None]
         if self._found:
             raise EvaluationError(self._found, results)
+        return results
 
 
 def _explained(error: Exception) -> Exception:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from unlearnbench.errors import MetricError, OptionError, ResultError
-from unlearnbench.results import AucReference, Checkpoint, RunResult
+from unlearnbench.metrics.membership import privleak
+from unlearnbench.results import AucReference, Checkpoint, RunResult, TaskResult
 from unlearnbench.runs.fingerprint import Fingerprint, differences
 from unlearnbench.runs.folder import RunFolder, read_run
 from unlearnbench.tasks.samples import TaskSamples
@@ -27,13 +29,16 @@ class RetrainedRun:
     result: RunResult
 
 
-def open_reference(path: Path) -> RetrainedRun:
-    """Read the retrained model's run.
+def open_reference(asked: Path | str | None) -> RetrainedRun | Literal["stated"] | None:
+    """What ``--reference`` names: the retrained model's run, read, or the word ``stated``.
 
     Raises:
         OptionError: there is no run in the folder; names the runs below it.
         ResultError: its ``run.json`` is damaged.
     """
+    if asked is None or asked == "stated":
+        return None if asked is None else "stated"
+    path = Path(asked)
     if not (path / "run.json").is_file():
         below = sorted(p.parent.name for p in path.glob("*/run.json")) if path.is_dir() else []
         hint = f"; it holds {', '.join(below)}, take one of those" if below else ""
@@ -96,3 +101,25 @@ def _require_same(where: str, there: Fingerprint, here: Fingerprint) -> None:
 def task_fingerprint(task: TaskSamples) -> Fingerprint:
     """Of a task that is to be measured."""
     return Fingerprint.of_task(task.spec.version, task.spec.definition_sha256, task.data)
+
+
+def keep_reference(
+    folder: RunFolder, name: str, fresh: TaskResult, earlier: TaskResult
+) -> TaskResult:
+    """``fresh`` with the value that ``earlier`` has against a reference which is not at hand now,
+    once it is held against the records and the stored reference.
+
+    Raises:
+        ResultError: they give another value.
+    """
+    reference, stored = earlier.auc_reference, earlier.value
+    if fresh.auc is None or reference is None or stored is None:
+        raise ResultError(f"{folder.run_file}: {name} has a reference and no value")
+    expected = privleak(fresh.auc, reference.auc)
+    if abs(expected - stored) > 1e-6 * max(1.0, abs(expected)):
+        raise ResultError(
+            f"{folder.run_file}: {name} states PrivLeak {stored:g}, and its records give "
+            f"{expected:g}; remove {folder.path} to evaluate again"
+        )
+    kept = ("value", "stderr", "ci", "auc_reference")
+    return fresh.model_copy(update={key: getattr(earlier, key) for key in kept})

@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from unlearnbench.errors import Failure
-from unlearnbench.evaluation.evaluate import find_tasks
 from unlearnbench.evaluation.options import Options
 from unlearnbench.evaluation.run import run_path
 from unlearnbench.lm_eval.tables import harness_table
 from unlearnbench.results import RunResult, TaskResult
+from unlearnbench.tasks.registry import load_registry, split_names
 from unlearnbench.util.text import text_table
 
 _ARROWS = {"low": "(low)", "high": "(high)", "zero": "(near 0)"}
@@ -20,17 +20,19 @@ def evaluation_summary(
     results: Sequence[RunResult], tasks: str, options: Options, failures: Sequence[Failure] = ()
 ) -> str:
     """The tables of the tasks that were asked for, and a line for each failure."""
-    ours, theirs = find_tasks(tasks, options.include_path)
+    registry, words = load_registry(options.include_path), split_names(tasks)
+    known = [word for word in words if registry.knows(word)]
+    wants = {spec.task: spec.want for spec in registry.resolve(known)} if known else {}
     paths = {
         result.condition.name: run_path(options.output, result.checkpoint, result.condition.name)
         for result in results
     }
     paths |= {f.condition: f.folder for f in failures if f.condition and f.folder}
     lines = []
-    if ours:
+    if wants:
         failed = {(f.condition, f.task) for f in failures if f.condition}
-        lines.append(results_table(results, paths, {t.task: t.want for t in ours}, failed))
-    if theirs and any(result.harness for result in results):
+        lines.append(results_table(results, paths, wants, failed))
+    if known != words and any(result.harness for result in results):
         lines.append(harness_table({str(paths[r.condition.name]): r for r in results}))
     return "\n".join([*lines, *(f"failed: {f.where}: {f.message}" for f in failures)])
 

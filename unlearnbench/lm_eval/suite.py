@@ -8,13 +8,13 @@ import logging
 import math
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import (
-    DataError,
     MetricError,
     OptionError,
     ResultError,
@@ -26,8 +26,6 @@ from unlearnbench.results import HarnessMetric, HarnessResult
 from unlearnbench.runs.fingerprint import Fingerprint, differences
 
 if TYPE_CHECKING:
-    from unlearnbench.evaluation.failures import Failures
-    from unlearnbench.evaluation.run import Run
     from unlearnbench.models.base import Model
 
 log = logging.getLogger("unlearnbench")
@@ -53,23 +51,23 @@ class Suite:
                 values = dict(self.gen_kwargs)
                 task.set_config(key="generation_kwargs", value=values, update=True)
 
-    def open(self, run: Run, say: bool = True) -> list[str]:
-        """The tasks that are still to be run; ``say`` names the others.
+    def missing(self, found: Mapping[str, HarnessResult], folder: Path) -> list[str]:
+        """The tasks that are still to be run, beside those ``found`` in a run folder.
 
         Raises:
             ResultError: the folder holds a task of that name that was asked otherwise, or its
                 samples are missing or changed.
         """
-        todo = [name for name in self.loaded.tasks if not self._is_done(run, name)]
-        for name in self.loaded.tasks if say else ():
-            if name not in todo:
-                log.info("%s: already in %s, not computed again", name, run.folder.path)
+        todo = []
+        for name in self.loaded.tasks:
+            if name in found:
+                self._require_same(name, found[name], folder)
+                log.info("%s: already in %s, not computed again", name, folder)
+            else:
+                todo.append(name)
         return todo
 
-    def _is_done(self, run: Run, name: str) -> bool:
-        earlier = run.harness.get(name)
-        if earlier is None:
-            return False
+    def _require_same(self, name: str, earlier: HarnessResult, folder: Path) -> None:
         config = self.loaded.tasks[name].dump_config()
         facts = {
             "lm_eval": version("lm_eval"),
@@ -80,34 +78,21 @@ class Suite:
         there = Fingerprint.of({key: getattr(earlier, key) for key in facts})
         if there != here:
             raise ResultError(
-                f"{run.folder.path} holds another {name}: {'; '.join(differences(there, here))}; "
+                f"{folder} holds another {name}: {'; '.join(differences(there, here))}; "
                 "use another --output"
             )
-        path = samples_path(run.folder.path, name)
+        path = samples_path(folder, name)
         if not path.is_file() or _sha256(path.read_bytes()) != earlier.samples_sha256:
             raise ResultError(
-                f"{path} is not the file that run.json names; remove {run.folder.path} to "
-                "evaluate again"
+                f"{path} is not the file that run.json names; remove {folder} to evaluate again"
             )
-        return True
 
-    def run(self, run: Run, todo: Sequence[str], model: Model, failures: Failures) -> None:
-        """Measure the tasks ``todo``, and write the result after every one. What fails alone goes
-        to ``failures``.
+    def adapt(self, model: Model) -> Any:
+        """A model as lm-eval takes one.
 
         Raises:
-            OptionError: the model is none that lm-eval can be given.
-            UnlearnbenchError: what hits every task alike, or the only one.
+            OptionError: it is none that lm-eval can be given.
         """
-        lm = self._adapt(model)
-        for name in todo:
-            with failures.guard(run.folder.path, run.condition.name, name):
-                self._measure(run, name, lm)
-                self.aggregate(run)
-                run.keep(model)
-                log.info("%s: done, %s", name, samples_path(run.folder.path, name))
-
-    def _adapt(self, model: Model) -> Any:
         from unlearnbench.models.base import Delegate
         from unlearnbench.models.hf import HFModel
         from unlearnbench.models.rounding import mixes_rows
@@ -125,7 +110,12 @@ class Suite:
             auto: int | str = 1 if model.device == "cpu" else "auto"
             return LoadedLM(model, self.batch_size or auto, self.progress)
 
-    def _measure(self, run: Run, name: str, lm: Any) -> None:
+    def measure(self, name: str, lm: Any) -> tuple[HarnessResult, bytes]:
+        """A task's result, and the content of its samples' file.
+
+        Raises:
+            MetricError: the task failed.
+        """
         task = self.loaded.tasks[name]
         with quiet_harness():
             from lm_eval.evaluator import evaluate
@@ -148,8 +138,7 @@ class Suite:
                 raise MetricError(f"lm-eval task {name} failed: {reason}") from error
         samples = sorted(found["samples"][name], key=lambda s: (s["doc_id"], s["filter"]))
         content = _sample_lines(name, samples)
-        run.folder.write_file(samples_path(run.folder.path, name), content)
-        run.harness[name] = HarnessResult(
+        result = HarnessResult(
             kind="task",
             version=str(found["versions"][name]),
             lm_eval=version("lm_eval"),
@@ -160,33 +149,29 @@ class Suite:
             documents_sha256=_documents_sha256(samples),
             samples_sha256=_sha256(content),
         )
+        return result, content
 
-    def aggregate(self, run: Run) -> None:
-        """The metrics of groups whose tasks are all there, by lm-eval's own rule."""
-        have = {name: _as_theirs(name, r) for name, r in run.harness.items() if r.kind == "task"}
+    def aggregate(self, found: Mapping[str, HarnessResult]) -> dict[str, HarnessResult]:
+        """The results of groups whose tasks are all ``found``, by lm-eval's own rule."""
+        have = {name: _as_theirs(name, r) for name, r in found.items() if r.kind == "task"}
+        groups: dict[str, HarnessResult] = {}
         for name, group in self.loaded.groups.items():
             leaves = [task.task_name for task in group.get_all_tasks()]
             if not group.has_aggregation or not all(leaf in have for leaf in leaves):
                 continue
-            found = group.aggregate(have)
-            better = {m.name: m.higher_is_better for x in leaves for m in run.harness[x].metrics}
-            run.harness[name] = HarnessResult(
+            better = {m.name: m.higher_is_better for x in leaves for m in found[x].metrics}
+            groups[name] = HarnessResult(
                 kind="group",
                 version=str(group.version),
                 lm_eval=version("lm_eval"),
-                metrics=_metrics(name, found, better),
-                n=sum(run.harness[leaf].n for leaf in leaves),
+                metrics=_metrics(name, group.aggregate(have), better),
+                n=sum(found[leaf].n for leaf in leaves),
                 subtasks=tuple(leaves),
             )
-
-    def raise_failed(self) -> None:
-        """Raise DataError with the first task that could not be loaded."""
-        lines = list(self.loaded.failed.values())
-        if lines:
-            raise DataError(lines[0] + (f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""))
+        return groups
 
 
-def samples_path(folder: Any, name: str) -> Any:
+def samples_path(folder: Path, name: str) -> Path:
     """Where a task's samples are, in lm-eval's own layout."""
     return folder / "lm_eval" / f"samples_{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}.jsonl"
 

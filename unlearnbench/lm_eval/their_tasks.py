@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,23 +48,49 @@ def quiet_harness() -> Iterator[None]:
         theirs.setLevel(level)
 
 
-def is_named(word: str, include_path: Sequence[str | Path]) -> bool:
-    """Whether a task file of lm-eval's may define a name or glob: it stands alone there behind
+def named(
+    words: Sequence[str], include_path: Sequence[str | Path], ours: Collection[Path]
+) -> set[str]:
+    """Which names and globs task files of lm-eval's may define: those that stand alone there behind
     ``task:``, ``group:`` or ``tag:``, or in a list. So a mistyped name is refused after a second;
     lm-eval's own index, which has the last word, takes ten for its 14,000 files.
+
+    ours: files of the user's folders that are not lm-eval's.
     """
+    if not words:
+        return set()
     found = importlib.util.find_spec("lm_eval")
     packaged = [Path(found.origin).parent / "tasks"] if found and found.origin else []
+    lines = {word: _line_of(word) for word in words}
+    defined: set[str] = set()
+    for folder in (BRIDGE, *map(Path, include_path), *packaged):
+        for path in set(folder.rglob("*.yaml")).difference(ours):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            defined |= {word for word, line in lines.items() if line.search(text)}
+    return defined
+
+
+def _line_of(word: str) -> re.Pattern[str]:
     name = re.escape(word).replace(r"\*", r"[^\s\"']*").replace(r"\?", ".")
-    line = re.compile(
+    return re.compile(
         rf"^[ \t]*(?:-[ \t]*)?(?:(?:task|group|tag):[ \t]*)?[\"']?{name}[\"']?[ \t]*(?:#.*)?$",
         re.MULTILINE,
     )
-    return any(
-        line.search(path.read_text(encoding="utf-8", errors="replace"))
-        for folder in (BRIDGE, *map(Path, include_path), *packaged)
-        for path in folder.rglob("*.yaml")
-    )
+
+
+@contextmanager
+def data_folder(root: str | Path | None) -> Iterator[None]:
+    """Our own tasks under lm-eval look for their rows where the environment says."""
+    before = os.environ.get("UNLEARNBENCH_DATA")
+    if root is not None:
+        os.environ["UNLEARNBENCH_DATA"] = str(root)
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("UNLEARNBENCH_DATA", None)
+        else:
+            os.environ["UNLEARNBENCH_DATA"] = before
 
 
 def load_tasks(names: Sequence[str], include_path: Sequence[str | Path], trust: bool) -> Loaded:

@@ -123,7 +123,7 @@ def load_entries(paths: Sequence[Path]) -> list[Entry]:
     groups: dict[str, dict[str, LoadedRun]] = {}
     for folder in dict.fromkeys(found for path in paths for found in _run_folders(path)):
         run = LoadedRun(folder, read_run(folder))
-        runs = groups.setdefault(identity(run.result), {})
+        runs = groups.setdefault(_checkpoint_key(run.result), {})
         if run.condition in runs:
             raise OptionError(
                 f"{folder} and {runs[run.condition].path} are both runs of one checkpoint at "
@@ -145,7 +145,7 @@ def _run_folders(path: Path) -> list[Path]:
     return found
 
 
-def identity(result: RunResult) -> str:
+def _checkpoint_key(result: RunResult) -> str:
     """What makes two runs runs of one checkpoint."""
     checkpoint = result.checkpoint
     if checkpoint.format == "imported":  # its weights are not known, only whose results they are
@@ -165,7 +165,7 @@ def _named(groups: Sequence[Mapping[str, LoadedRun]]) -> list[Entry]:
 
 def same_run(run: LoadedRun, other: LoadedRun) -> bool:
     """Whether two runs are of one checkpoint at one precision."""
-    same = identity(run.result) == identity(other.result)
+    same = _checkpoint_key(run.result) == _checkpoint_key(other.result)
     return same and run.condition == other.condition
 
 

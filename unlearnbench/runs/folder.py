@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import re
 import tempfile
@@ -157,12 +156,12 @@ class RunFolder:
         """Write ``run.json``, replacing an earlier one in one step."""
         # Not pydantic's own JSON: it cannot write a path that is no valid Unicode.
         text = json.dumps(result.model_dump(exclude_none=True), indent=2, allow_nan=False)
-        self._write(self.run_file, text.encode("ascii") + b"\n")
+        self.write_file(self.run_file, text.encode("ascii") + b"\n")
 
     def write_records(self, task: str, records: Sequence[SampleRecord]) -> str:
         """Write a task's records in the order given and return the file's SHA-256."""
         content = encode_records(records)
-        self._write(self.samples_file(task), content)
+        self.write_file(self.samples_file(task), content)
         return hashlib.sha256(content).hexdigest()
 
     def read_records(self, task: str, sha256: str) -> list[SampleRecord]:
@@ -185,10 +184,7 @@ class RunFolder:
         return [_parse_record(path, i, line) for i, line in enumerate(lines) if line]
 
     def write_file(self, path: Path, content: bytes) -> None:
-        """Write a file of the run folder whole. Raises: ResultError where it cannot be written."""
-        self._write(path, content)
-
-    def _write(self, path: Path, content: bytes) -> None:
+        """Write a file of the run folder whole. Raises OutputError where it cannot be written."""
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, content)
@@ -196,14 +192,9 @@ class RunFolder:
 
 def encode_records(records: Sequence[SampleRecord]) -> bytes:
     """A samples file's content."""
-    import jsonlines
-
-    buffer = io.StringIO()
     # json.dumps escapes all but ASCII: no odd line separator, and lone surrogates survive.
-    with jsonlines.Writer(buffer, dumps=json.dumps) as writer:
-        for record in records:
-            writer.write(record.model_dump(exclude_none=True))
-    return buffer.getvalue().encode("ascii")
+    lines = (json.dumps(record.model_dump(exclude_none=True)) for record in records)
+    return "".join(f"{line}\n" for line in lines).encode("ascii")
 
 
 def _parse_record(path: Path, index: int, line: bytes) -> SampleRecord:

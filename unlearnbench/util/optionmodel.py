@@ -7,11 +7,13 @@ A field's docstring is its help; its title, where it has one, stands there for t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from unlearnbench.errors import OptionError, one_line
+
+M = TypeVar("M", bound="OptionModel")
 
 
 class OptionModel(BaseModel):
@@ -26,7 +28,7 @@ class OptionModel(BaseModel):
     )
 
     @classmethod
-    def of(cls, given: Mapping[str, object]) -> Self:
+    def of(cls: type[M], given: Mapping[str, object]) -> M:
         """The options that are given by name; the others are as their defaults.
 
         Raises:
@@ -37,13 +39,14 @@ class OptionModel(BaseModel):
         except ValidationError as error:
             raise OptionError(_explain(error)) from None
 
-    def updated(self, fields: Mapping[str, object]) -> Self:
+    def updated(self: M, fields: Mapping[str, object]) -> M:
         """These options with some of them replaced.
 
         Raises:
             OptionError: as ``of``.
         """
-        return self.of({name: getattr(self, name) for name in type(self).model_fields} | fields)
+        now = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).of({**now, **fields})
 
 
 def _explain(error: ValidationError) -> str:

@@ -21,11 +21,6 @@ M = TypeVar("M", bound=BaseModel)
 # The parser takes seconds for a megabyte; the largest file in use has some KB.
 _LARGEST = 256 * 2**10
 _DEEPEST = 50
-_OPENING = (
-    *(yaml.FlowSequenceStartToken, yaml.FlowMappingStartToken),
-    *(yaml.BlockSequenceStartToken, yaml.BlockMappingStartToken),
-)
-_CLOSING = (yaml.FlowSequenceEndToken, yaml.FlowMappingEndToken, yaml.BlockEndToken)
 
 
 @dataclass(frozen=True)
@@ -115,54 +110,45 @@ def read_text(path: Path) -> str:
 
 @lru_cache(maxsize=256)  # every command reads all task files, which take 2 ms each to parse
 def _parse(path: Path, text: str) -> YamlFile:
-    loader: yaml.SafeLoader | None = None
+    loader: _Loader | None = None
     try:
-        _refuse_tags(path, text)
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(path, text)
         root = loader.get_single_node()
         if not isinstance(root, MappingNode):
             raise TaskError(f"{path}:1: expected `key: value` lines")
-        value = _Builder(path, loader).mapping(root)
+        return YamlFile(path, loader.mapping(root), root)
     except yaml.YAMLError as error:
-        raise TaskError(f"{path}:{_line(error)}: no valid YAML: {one_line(error)}") from None
+        mark = getattr(error, "problem_mark", None)
+        line, what = 1 if mark is None else mark.line + 1, one_line(error)
     except (ValueError, ArithmeticError) as error:  # escapes that name no character
-        line = 1 if loader is None else loader.line + 1
-        raise TaskError(f"{path}:{line}: no valid YAML: {one_line(error)}") from None
-    except RecursionError:
-        raise TaskError(f"{path}:1: nested too deeply") from None
-    return YamlFile(path, value, root)
+        line, what = 1 if loader is None else loader.line + 1, one_line(error)
+    raise TaskError(f"{path}:{line}: no valid YAML: {what}")
 
 
-def _refuse_tags(path: Path, text: str) -> None:
-    depth = 0
-    try:
-        for token in yaml.scan(text, Loader=yaml.SafeLoader):
-            # The parser's time grows with the square of the depth.
-            depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
-            if depth > _DEEPEST:
-                line = token.start_mark.line + 1
-                raise TaskError(f"{path}:{line}: nested too deeply")
-            if isinstance(token, yaml.TagToken):
-                line = token.start_mark.line + 1
-                tag = one_line("".join(part or "" for part in token.value), 80)
-                raise TaskError(f"{path}:{line}: tags are not allowed in task files: {tag}")
-    except (ValueError, ArithmeticError):  # met again, with its line, when the file is read
-        return
-
-
-def _line(error: yaml.YAMLError) -> int:
-    mark = getattr(error, "problem_mark", None)
-    return 1 if mark is None else mark.line + 1
-
-
-class _Builder:
-    """Builds plain data from nodes. YAML libraries let the last duplicate key win; here it is an
-    error. Aliases are refused: a few lines of them can expand to gigabytes, and a task needs none.
+class _Loader(yaml.SafeLoader):
+    """Builds plain data. Other YAML loaders let the last duplicate key win; here it is an error.
+    Aliases are refused: a few lines of them can expand to gigabytes, and a task needs none.
     """
 
-    def __init__(self, path: Path, loader: yaml.SafeLoader) -> None:
-        self._path, self._loader = path, loader
-        self._seen: set[int] = set()
+    def __init__(self, path: Path, text: str) -> None:
+        super().__init__(text)
+        self._path, self._depth = path, 0
+
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        """Refuse what no file needs as soon as it is met."""
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise self._fault(event, "aliases (&, *) are not allowed in task files")
+        if getattr(event, "tag", None) is not None:
+            tag = one_line(event.tag, 80)
+            raise self._fault(event, f"tags are not allowed in task files: {tag}")
+        inner = isinstance(event, yaml.CollectionStartEvent)
+        self._depth += inner
+        if self._depth > _DEEPEST:  # the parser's time grows with the square of the depth
+            raise self._fault(event, "nested too deeply")
+        node = super().compose_node(parent, index)
+        self._depth -= inner
+        return node
 
     def mapping(self, node: MappingNode) -> dict[str, object]:
         """A mapping's value."""
@@ -178,18 +164,15 @@ class _Builder:
         return found
 
     def _value(self, node: Node) -> object:
-        if id(node) in self._seen:
-            raise self._fault(node, "aliases (&, *) are not allowed in task files")
-        self._seen.add(id(node))
         if isinstance(node, MappingNode):
             return self.mapping(node)
         if isinstance(node, SequenceNode):
             return [self._value(part) for part in node.value]
         try:
-            value: object = self._loader.construct_object(node)
+            value: object = self.construct_object(node)
         except (ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise self._fault(node, f"no valid value: {one_line(error, 100)}") from None
         return value
 
-    def _fault(self, node: Node, what: str) -> TaskError:
-        return TaskError(f"{self._path}:{node.start_mark.line + 1}: {what}")
+    def _fault(self, at: Node | yaml.Event, what: str) -> TaskError:
+        return TaskError(f"{self._path}:{at.start_mark.line + 1}: {what}")
