@@ -43,7 +43,8 @@ def add(
     submission = Submission(name, given["role"], note, not no_texts)
     path = add_entry(read_board(Path(folder)), [Path(run) for run in runs], submission)
     click.echo(printable(str(path)))
-    push_paths([path], options)
+    if options.push_to_hub is not None:
+        push_paths([path], options.push_to_hub, options)
 
 
 @leaderboard.command("build")
