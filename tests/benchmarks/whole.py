@@ -140,6 +140,7 @@ def work(name: str, folder: Path, options: Namespace) -> None:
     if name == "ours":
         import bitsandbytes  # noqa: F401
         import datasets  # noqa: F401
+        import sklearn.metrics  # noqa: F401
         import transformers.models.llama.modeling_llama  # noqa: F401
 
         import unlearnbench.evaluation.evaluate  # noqa: F401

@@ -20,6 +20,7 @@ from pathlib import Path
 WARM = (
     "rouge_score.rouge_scorer",
     "scipy.stats",
+    "sklearn.metrics",
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
     "transformers.models.encoder_decoder",

@@ -180,7 +180,7 @@ def test_an_environment_names_what_can_move_a_number() -> None:
     assert found.device == f"cpu ({platform.machine()})"
     assert (found.dtype, found.batch_size) == ("bf16", "4")
     assert found.threads >= 1
-    for name in ("torch", "transformers", "bitsandbytes", "numpy", "rouge-score"):
+    for name in ("torch", "transformers", "bitsandbytes", "numpy", "rouge-score", "scikit-learn"):
         assert found.packages[name] == version(name)
 
 

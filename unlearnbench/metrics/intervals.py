@@ -120,7 +120,11 @@ def auc(members: Sequence[float] | Array, nonmembers: Sequence[float] | Array) -
         >>> auc([1.0, 2.0], [3.0, 4.0])
         0.0
     """
-    return float(pair_wins(members, nonmembers).mean())
+    from sklearn.metrics import roc_auc_score
+
+    low, high = finite(members), finite(nonmembers)
+    labels = np.concatenate([np.ones(len(low)), np.zeros(len(high))])
+    return float(roc_auc_score(labels, np.concatenate([low, high])))
 
 
 def pair_wins(members: Sequence[float] | Array, nonmembers: Sequence[float] | Array) -> Array:

@@ -25,6 +25,7 @@ _PACKAGES = (
     "peft",
     "rouge-score",
     "safetensors",
+    "scikit-learn",
     "scipy",
     "tokenizers",
     "torch",
