@@ -160,7 +160,7 @@ def trip(arguments: list[str]) -> list[str]:
     """The files, below the package, in which a function runs for one command line."""
     import threading
 
-    from unlearnbench.cli import main
+    from unlearnbench.cli import main as command_line
 
     prefix, seen, importing = f"{PACKAGE}/", set[str](), [0]
 
@@ -176,7 +176,7 @@ def trip(arguments: list[str]) -> list[str]:
     threading.setprofile(watch)
     sys.setprofile(watch)
     try:
-        status = main(arguments)
+        status = command_line(arguments)
     except SystemExit as stop:
         status = stop.code
     finally:
@@ -217,7 +217,7 @@ def trip_figure() -> Figure:
     return Figure("files that the plain request passes through", len(files), 35)
 
 
-def main_script() -> None:
+def main() -> None:
     """Print the trip's files with ``--trip``, else every figure; exit 1 where a limit is passed."""
     if "--trip" in sys.argv:
         with tempfile.TemporaryDirectory() as folder:
@@ -229,4 +229,4 @@ def main_script() -> None:
 
 
 if __name__ == "__main__":
-    main_script()
+    main()
