@@ -55,6 +55,7 @@ class Engine:
     seed: int
     gpu_memory_utilization: float = 0.9
     enforce_eager: bool = False
+    kv_cache_memory_bytes: int | None = None
     calls: list[int] = field(default_factory=list)
     made: ClassVar[list[Engine]] = []
 

@@ -19,8 +19,8 @@ from tests.conftest import CORPUS, MakeCheckpoint, Toy, make_model, make_tokeniz
 from unlearnbench.checkpoints.ensemble import EnsembleFacts, write_ensemble
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.source import open_source
-from unlearnbench.conditions.load import require_precision
-from unlearnbench.conditions.quantize import find_precision
+from unlearnbench.conditions import find_condition
+from unlearnbench.conditions.load import _require_loadable
 from unlearnbench.errors import CheckpointError, PrecisionError
 from unlearnbench.methods import combine_rule
 from unlearnbench.models.joined import JoinedModel
@@ -132,10 +132,10 @@ def test_what_needs_one_checkpoint_names_the_two(
 
 def test_two_packed_checkpoints_are_not_packed_again(pair: Path) -> None:
     source: Any = open_source(str(pair), LoadOptions())
-    source.stored = SimpleNamespace(text="AWQ, 4 bits")
+    source.stored = SimpleNamespace(text="AWQ, 4 bits", package=("torch", ""))
     with pytest.raises(PrecisionError, match="quantized already"):
-        require_precision(source, find_precision("rtn-int4"))
-    require_precision(source, find_precision("none"))
+        _require_loadable(source, find_condition("rtn-int4"))
+    _require_loadable(source, find_condition("none"))
 
 
 def test_half_a_pair_is_no_checkpoint(pair: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from unlearnbench.cli import main
 from unlearnbench.errors import EvaluationError, ModelOutputError, ResultError
 from unlearnbench.runs.entries import load_entries
 from unlearnbench.runs.folder import read_run
-from unlearnbench.runs.provenance import _version
+from unlearnbench.runs.provenance import package_version
 
 
 class Stopping(Spy):
@@ -98,8 +98,8 @@ def test_half_a_task_of_another_configuration_is_refused(
             r"device name is .* there and cpu \(abacus\) here",
         ),
         (
-            "unlearnbench.runs.provenance._version",
-            lambda name: "99" if name == "torch" else _version(name),
+            "unlearnbench.runs.provenance.package_version",
+            lambda name: "99" if name == "torch" else package_version(name),
             r"package torch is .* there and 99 here",
         ),
     ],
@@ -186,7 +186,7 @@ def test_fresh_keeps_the_old_run_in_place_until_a_model_is_loaded(
         raise ModelOutputError("it broke")
 
     with monkeypatch.context() as patch:
-        patch.setattr("unlearnbench.conditions.load.load_model", fail)
+        patch.setattr("unlearnbench.conditions.load.Prepared.load", fail)
         with pytest.raises(ModelOutputError):
             evaluate(tiny, "toy_verbmem", **toy.options, fresh=True)
     assert not list(toy.out.rglob(".old"))

@@ -165,7 +165,7 @@ def test_resuming_computes_only_what_is_missing(
     def fail(*_: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("unlearnbench.conditions.load.load_model", fail)
+    monkeypatch.setattr("unlearnbench.conditions.load.Prepared.load", fail)
     assert evaluate(tiny, "mc,both", theirs, tmp_path) == more
 
 

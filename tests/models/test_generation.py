@@ -83,9 +83,9 @@ def test_one_long_prompt_does_not_take_its_memory_for_every_row(
     )
     whole = Layer.make_room
 
-    def watch(self: Layer, key: Any, value: Any, rows: int, room: int) -> None:
+    def watch(self: Layer, key: Any, value: Any, rows: int, room: int) -> Any:
         taken.append((rows, rows * room))
-        whole(self, key, value, rows, room)
+        return whole(self, key, value, rows, room)
 
     model = wrap(llama)
     model.find_continuer(model.tokens.encode(MIXED[0]), 200)

@@ -15,7 +15,6 @@ from unlearnbench.checkpoints.source import open_source
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models import generation, packable, packed_rows
 from unlearnbench.models.generation import Continuer
-from unlearnbench.models.packed_rows import Layer
 from unlearnbench.requests import Generate
 
 
@@ -70,25 +69,25 @@ def see_another(monkeypatch: pytest.MonkeyPatch, more: int) -> None:
 
 
 def prefix_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    after = packed_rows._after_prefix
+    after = packed_rows.attend_after
 
-    def changed(layer: Any, *rest: Any) -> Any:
-        cut = Layer()
-        cut.prefix = layer.prefix[0][:, :-1], layer.prefix[1][:, :-1]
-        return after(cut, *rest)
+    def changed(prefix: Any, *rest: Any) -> Any:
+        return after(prefix and (prefix[0][:, :-1], prefix[1][:, :-1]), *rest)
 
-    monkeypatch.setattr(packed_rows, "_after_prefix", changed)
+    monkeypatch.setattr(packed_rows, "attend_after", changed)
 
 
 def prompt_not_causal(monkeypatch: pytest.MonkeyPatch) -> None:
-    def changed(layer: Any, query: Any, own: Any, scale: float) -> Any:
-        key, value = (
-            torch.cat([p[None], o], dim=2) for p, o in zip(layer.prefix, own, strict=True)
-        )
+    after = packed_rows.attend_after
+
+    def changed(prefix: Any, query: Any, own: Any, scale: float) -> Any:
+        if prefix is None:
+            return after(None, query, own, scale)
+        key, value = (torch.cat([p[None], o], dim=2) for p, o in zip(prefix, own, strict=True))
         attend = torch.nn.functional.scaled_dot_product_attention
         return attend(query, key, value, scale=scale, enable_gqa=True)
 
-    monkeypatch.setattr(packed_rows, "_after_prefix", changed)
+    monkeypatch.setattr(packed_rows, "attend_after", changed)
 
 
 FAULTS = [

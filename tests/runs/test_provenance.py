@@ -195,5 +195,7 @@ def test_a_package_that_is_not_there_is_absent(monkeypatch: pytest.MonkeyPatch) 
         raise PackageNotFoundError(name)
 
     monkeypatch.setattr("unlearnbench.runs.provenance.version", nowhere)
-    monkeypatch.setattr("unlearnbench.runs.provenance._version", environment._version.__wrapped__)
+    monkeypatch.setattr(
+        "unlearnbench.runs.provenance.package_version", environment.package_version.__wrapped__
+    )
     assert describe_environment("cpu", "fp32", None).packages == {}

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from unlearnbench.boards import Board, add_entry, find_boards, read_board
-from unlearnbench.boards.build import build_board
 from unlearnbench.boards.entry import Submission
+from unlearnbench.boards.tables import build_board
 from unlearnbench.boards.verify import verify_board
 from unlearnbench.cli.options import PushOptions, field_options, taken
 from unlearnbench.cli.push import push_paths

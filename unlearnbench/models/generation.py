@@ -8,13 +8,14 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from itertools import takewhile
+from typing import Any, TypeAlias
 
 import torch
 
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models.batches import Budget, generation_budget, padded
-from unlearnbench.models.packed_rows import Packed, Prefix, RowCache, Step, attending
+from unlearnbench.models.packed_rows import Packed, RowCache, Step, attending
 from unlearnbench.models.tokens import Tokens
 from unlearnbench.requests import Generate, Generated, Sampling, cut_at_stop
 from unlearnbench.util.explain import explain
@@ -24,7 +25,13 @@ _PACKED_TOKENS = {"cpu": 2048, "cuda": 16_384}
 _LEAST_PREFIX = 16
 
 
-def shared_prefix(rows: Sequence[Sequence[int]]) -> int:
+Choose: TypeAlias = Callable[[torch.Tensor, Sequence[int]], list[int]]
+"""(logits of shape (n, vocabulary), which rows of the batch they are of) -> the next token of each.
+It raises ModelOutputError where a logit is NaN or infinite.
+"""
+
+
+def shared_prefix(rows: Sequence[list[int]]) -> int:
     """How many token ids all rows begin with, at least one less than the shortest has: the last
     token of each has to be run for what follows it. 0 where running them apart would not pay.
 
@@ -32,25 +39,10 @@ def shared_prefix(rows: Sequence[Sequence[int]]) -> int:
         >>> shared_prefix([[*range(20), 3, 4], [*range(20), 5]]), shared_prefix([[1, 2], [1, 3]])
         (20, 0)
     """
-    if len(rows) < 2:
-        return 0
-    low, high = min(map(list, rows)), max(map(list, rows))
-    shared = 0
-    while shared < min(len(low), len(high)) and low[shared] == high[shared]:
-        shared += 1
+    ends = zip(min(rows), max(rows), strict=False)  # what these two share, all do
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], ends))
     shared = min(shared, min(map(len, rows)) - 1)
-    return shared if shared >= _LEAST_PREFIX else 0
-
-
-class Choose(Protocol):
-    """Picks the next token of each row."""
-
-    def choose(self, logits: torch.Tensor, rows: Sequence[int]) -> list[int]:
-        """logits: (len(rows), vocabulary), any float dtype. rows: which of the batch they are of.
-
-        Raises:
-            ModelOutputError: a logit is NaN or infinite.
-        """
+    return shared if shared >= _LEAST_PREFIX and len(rows) > 1 else 0
 
 
 class Chooser:
@@ -64,7 +56,7 @@ class Chooser:
         self._generators = [_generator(sampling.seed, n) for n in names] if sampling else []
 
     def choose(self, logits: torch.Tensor, rows: Sequence[int]) -> list[int]:
-        """See ``Choose``."""
+        """As ``Choose``; logits of any float dtype."""
         chosen: list[int] = self.scores(logits.float(), rows).argmax(dim=-1).tolist()
         return chosen
 
@@ -86,10 +78,8 @@ class Chooser:
             floor = kept.topk(self._sampling.top_k, dim=-1).values[:, -1:]
             kept = kept.masked_fill(kept < floor, float("-inf"))
         # Exponential draws are -log(uniform) without a zero to take the logarithm of.
-        draws = [
-            torch.empty(kept.shape[-1]).exponential_(generator=self._generators[row])
-            for row in rows
-        ]
+        width, generators = kept.shape[-1], [self._generators[row] for row in rows]
+        draws = [torch.empty(width).exponential_(generator=g) for g in generators]
         return kept - torch.stack(draws).to(kept.device).log()
 
 
@@ -146,7 +136,6 @@ class Continuer:
         """Keys and values of the tokens that all rows share; none for no tokens."""
         cache = RowCache()
         if ids:
-            cache.phase = Prefix()
             self._forward(cache, ids, range(len(ids)), [0])
         return cache
 
@@ -163,11 +152,11 @@ class Continuer:
         Raises:
             ModelOutputError: see ``Choose``.
         """
-        batch = _Batch(shared.begin(), [*range(len(rows))], [*map(len, rows)], [[] for _ in rows])
-        logits = torch.cat([*self._run_prompts(batch.cache, start, rows, ending.most)])
+        cache = RowCache(shared)
+        batch = _Batch(cache, [*range(len(rows))], [*map(len, rows)], [[] for _ in rows])
+        logits = torch.cat([*self._run_prompts(cache, start, rows, ending.most)])
         while True:
-            chosen = choose.choose(logits, batch.alive)
-            chosen = self._leave(batch, chosen, ending)
+            chosen = self._leave(batch, choose(logits, batch.alive), ending)
             if not batch.alive:
                 return batch.tokens
             logits = self._step(batch, start, chosen)
@@ -289,7 +278,9 @@ class PackedPrompts:
         if self._cache is None:
             self._cache = self._continuer.run_prefix(self._start)
         own = [ids[len(self._start) :] for _, ids in batch]
-        found = self._continuer.continue_rows(self._cache, len(self._start), own, chooser, ending)
+        found = self._continuer.continue_rows(
+            self._cache, len(self._start), own, chooser.choose, ending
+        )
         return [
             Generated(request.id, cut_at_stop(self._tokens.decode(row), request.stop), len(row))
             for (request, _), row in zip(batch, found, strict=True)

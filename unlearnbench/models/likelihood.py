@@ -13,13 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from unlearnbench.errors import ModelOutputError
-from unlearnbench.models.batches import (
-    Budget,
-    is_out_of_memory,
-    scoring_budget,
-    texts_budget,
-    whole_budget,
-)
+from unlearnbench.models.batches import Budget, is_out_of_memory, padded, texts_budget
 from unlearnbench.models.generation import not_finite
 from unlearnbench.models.rounding import mixes_rows
 from unlearnbench.models.tokens import Tokens
@@ -56,7 +50,13 @@ class Head:
         if mixes_rows(model):
             explain("scoring: one text at a time, because others beside it would move its rounding")
             return texts_budget(1)
-        found = whole_budget(self.vocabulary, device) if self.is_whole else scoring_budget(device)
+        if self.is_whole:  # 1 GiB of logits in float32 on CPU, 8 GiB on a GPU
+            most = max(1, (2**30 if device == "cpu" else 2**33) // (4 * self.vocabulary))
+            found = Budget(most, most, padded)
+        elif device == "cpu":  # more tokens are no faster, and padding only costs
+            found = Budget(2048, 2048, padded)
+        else:
+            found = Budget(8192, 131_072, padded)
         explain(f"scoring: up to {found.most:,} tokens a batch, a longer text alone")
         return found
 

@@ -118,7 +118,7 @@ def _try(continuer: Continuer, model: Any, ids: Sequence[int]) -> str | None:
     shared, rows = few[:4], [few[4:6], few[5:11], few[8:11]]
     forced = _Forced([few[:3], few[3:6], few[6:9]], [[], [], []])
     ending = Ending(frozenset(), lambda _: False, 3)
-    continuer.continue_rows(continuer.run_prefix(shared), len(shared), rows, forced, ending)
+    continuer.continue_rows(continuer.run_prefix(shared), len(shared), rows, forced.choose, ending)
     for row, given, logits in zip(rows, forced.tokens, forced.seen, strict=True):
         whole = torch.tensor([[*shared, *row, *given[:2]]], device=continuer.device)
         own = model(input_ids=whole, use_cache=False).logits[0, -3:].float()

@@ -12,12 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
+
+Pair: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 _NAME = "unlearnbench_rows"
 
@@ -27,89 +29,85 @@ class UnsupportedError(Exception):
 
 
 class Layer(DynamicLayer):
-    """What one layer keeps. prefix: keys and values of shape (heads, shared tokens, width), or
-    None. own_keys, own_values: (rows, heads, room, width), a row's own tokens from 0 on.
-    """
+    """The keys and values that one layer keeps."""
 
-    def __init__(self) -> None:
+    prefix: Pair | None
+    """Of the shared tokens, each (heads, tokens, width)."""
+
+    own: Pair
+    """Of the rows' own tokens, each (rows, heads, room, width), from 0 on; empty at first."""
+
+    def __init__(self, prefix: Pair | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.prefix: tuple[torch.Tensor, torch.Tensor] | None = None
-        self.own_keys: torch.Tensor = torch.empty(0)
-        self.own_values: torch.Tensor = torch.empty(0)
+        self.prefix, self.own = prefix, (torch.empty(0), torch.empty(0))
 
-    def make_room(self, key: torch.Tensor, value: torch.Tensor, rows: int, room: int) -> None:
-        """Zeros, because what is masked is still multiplied by zero."""
-        if self.own_keys.numel() == 0:
-            self.own_keys = key.new_zeros(rows, key.shape[1], room, key.shape[-1])
-            self.own_values = value.new_zeros(rows, value.shape[1], room, value.shape[-1])
-
-
-class Phase(Protocol):
-    """One kind of forward pass."""
-
-    def attend(self, layer: Layer, query: torch.Tensor, pair: Pair, scale: float) -> torch.Tensor:
-        """Store keys and values and return the attended values, each (batch, heads, tokens, width)
-        as in ``query``.
-        """
-
-
-Pair = tuple[torch.Tensor, torch.Tensor]
+    def make_room(self, key: torch.Tensor, value: torch.Tensor, rows: int, room: int) -> Pair:
+        """Zeros at first, because what is masked is still multiplied by zero."""
+        if self.own[0].numel() == 0:
+            self.own = (
+                key.new_zeros(rows, key.shape[1], room, key.shape[-1]),
+                value.new_zeros(rows, value.shape[1], room, value.shape[-1]),
+            )
+        return self.own
 
 
 class Prefix:
-    """The tokens that all rows share, run as one row."""
+    """A forward pass over the tokens that all rows share, run as one row."""
 
     def attend(self, layer: Layer, query: torch.Tensor, pair: Pair, scale: float) -> torch.Tensor:
-        """See ``Phase``."""
-        key, value = pair
-        layer.prefix = key[0].contiguous(), value[0].contiguous()
-        return _causal(query, key, value, scale)
+        """Store keys and values, and return the attended values, each (batch, heads, tokens, width)
+        as in ``query``. Other passes have this, too.
+        """
+        layer.prefix = pair[0][0].contiguous(), pair[1][0].contiguous()
+        return attend_after(None, query, pair, scale)
 
 
 @dataclass(frozen=True)
 class Packed:
-    """The rest of the prompts, one behind the other in a single row, so without padding.
-
-    parts: (row, start, end) of each. rows, room: of the whole batch, for which memory is taken.
-    """
+    """A pass over the rest of the prompts, one behind the other in one row, so without padding."""
 
     parts: Sequence[tuple[int, int, int]]
+    """(row, start, end) of each."""
+
     rows: int
+    """Of the whole batch, for which memory is taken."""
+
     room: int
+    """Tokens of a row."""
 
     def attend(self, layer: Layer, query: torch.Tensor, pair: Pair, scale: float) -> torch.Tensor:
-        """See ``Phase``."""
-        key, value = pair
-        layer.make_room(key, value, self.rows, self.room)
+        """See ``Prefix``."""
         out = []
+        kept = layer.make_room(*pair, self.rows, self.room)
         for row, start, end in self.parts:
-            own_key, own_value = key[:, :, start:end], value[:, :, start:end]
-            layer.own_keys[row, :, : end - start] = own_key[0]
-            layer.own_values[row, :, : end - start] = own_value[0]
-            out.append(_after_prefix(layer, query[:, :, start:end], (own_key, own_value), scale))
+            own = pair[0][:, :, start:end], pair[1][:, :, start:end]
+            for place, tensor in zip(kept, own, strict=True):
+                place[row, :, : end - start] = tensor[0]
+            out.append(attend_after(layer.prefix, query[:, :, start:end], own, scale))
         return torch.cat(out, dim=2)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One further token of each row. lengths: tokens that a row has of its own before it, (rows,).
-
-    seen: which of the own places a row attends to, (rows, 1, 1, places), True where it does.
-    """
+    """A pass over one further token of each row."""
 
     lengths: torch.Tensor
+    """Tokens that a row has of its own before it, (rows,)."""
+
     seen: torch.Tensor
+    """Which of the own places a row attends to, (rows, 1, 1, places), True where it does."""
 
     def attend(self, layer: Layer, query: torch.Tensor, pair: Pair, scale: float) -> torch.Tensor:
-        """See ``Phase``."""
-        key, value = pair
-        rows, heads, _, width = key.shape
+        """See ``Prefix``."""
+        rows, heads, _, width = pair[0].shape
         group, places = query.shape[1] // heads, self.seen.shape[-1]
-        each = torch.arange(rows, device=key.device)
-        layer.own_keys[each, :, self.lengths] = key[:, :, 0]
-        layer.own_values[each, :, self.lengths] = value[:, :, 0]
-        keys = layer.own_keys[:rows, :, :places].reshape(rows * heads, places, width)
-        values = layer.own_values[:rows, :, :places].reshape(rows * heads, places, -1)
+        each = torch.arange(rows, device=query.device)
+        for place, tensor in zip(layer.own, pair, strict=True):
+            place[each, :, self.lengths] = tensor[:, :, 0]
+        keys, values = (
+            kept[:rows, :, :places].reshape(rows * heads, places, kept.shape[-1])
+            for kept in layer.own
+        )
         asked = (query * scale).reshape(rows, heads, group, width)
         own = torch.bmm(asked.reshape(rows * heads, group, width), keys.transpose(1, 2))
         own = own.view(rows, heads, group, places).masked_fill_(~self.seen, float("-inf"))
@@ -136,32 +134,30 @@ def _softmax(scores: torch.Tensor) -> torch.Tensor:
     return scores.softmax(dim=-1, dtype=torch.float32).to(scores.dtype)
 
 
-def _causal(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
-) -> torch.Tensor:
+def attend_after(prefix: Pair | None, query: torch.Tensor, own: Pair, scale: float) -> torch.Tensor:
+    """Causal attention of a row's tokens to the shared ones and to those before them."""
+    key, value = own
+    tokens, seen = query.shape[2], None
+    if prefix is not None:
+        key, value = (torch.cat([p[None], o], dim=2) for p, o in zip(prefix, own, strict=True))
+        shared = prefix[0].shape[1]
+        seen = torch.ones(tokens, shared + tokens, dtype=torch.bool, device=query.device)
+        seen = seen.tril(shared)
+    is_causal = prefix is None and tokens > 1
     return scaled_dot_product_attention(
-        query, key, value, is_causal=query.shape[2] > 1, scale=scale, enable_gqa=True
-    )
-
-
-def _after_prefix(layer: Layer, query: torch.Tensor, own: Pair, scale: float) -> torch.Tensor:
-    if layer.prefix is None:
-        return _causal(query, *own, scale)
-    key = torch.cat([layer.prefix[0][None], own[0]], dim=2)
-    value = torch.cat([layer.prefix[1][None], own[1]], dim=2)
-    tokens, shared = query.shape[2], layer.prefix[0].shape[1]
-    seen = torch.ones(tokens, shared + tokens, dtype=torch.bool, device=query.device)
-    return scaled_dot_product_attention(
-        query, key, value, attn_mask=seen.tril(shared), scale=scale, enable_gqa=True
+        query, key, value, attn_mask=seen, is_causal=is_causal, scale=scale, enable_gqa=True
     )
 
 
 class RowCache(Cache):
     """What transformers' models take for their cache. ``phase`` is what the next pass does."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: RowCache | None = None) -> None:
+        """prefix: of whose shared tokens this is a further batch."""
         super().__init__(layers=[])
-        self.phase: Phase = Prefix()
+        self.rows = [Layer(layer.prefix) for layer in prefix.rows] if prefix else []
+        self.layers.extend(self.rows)
+        self.phase: Prefix | Packed | Step = Prefix()
         self.current = Layer()
 
     def update(
@@ -173,35 +169,21 @@ class RowCache(Cache):
         **kwargs: Any,
     ) -> Pair:
         """Called by a layer right before its attention; that stores them."""
-        while len(self.layers) <= layer_idx:
-            self.layers.append(Layer())
-        self.current = self.layers[layer_idx]  # type: ignore[assignment]
+        while len(self.rows) <= layer_idx:
+            self.rows.append(Layer())
+            self.layers.append(self.rows[-1])
+        self.current = self.rows[layer_idx]
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Positions are always given, so nothing follows from this."""
         return 0
 
-    def begin(self) -> RowCache:
-        """A cache for another batch with the same prefix."""
-        fresh = RowCache()
-        for layer in self._rows():
-            further = Layer()
-            further.prefix = layer.prefix
-            fresh.layers.append(further)
-        return fresh
-
     def drop(self, row: int, last: int) -> None:
         """Forget ``row``; row ``last`` takes its place."""
-        if row != last:
-            for layer in self._rows():
-                layer.own_keys[row] = layer.own_keys[last]
-                layer.own_values[row] = layer.own_values[last]
-
-    def _rows(self) -> Iterator[Layer]:
-        for layer in self.layers:
-            if isinstance(layer, Layer):
-                yield layer
+        for layer in self.rows if row != last else ():
+            for kept in layer.own:
+                kept[row] = kept[last]
 
 
 _ACTIVE: ContextVar[RowCache] = ContextVar("active row cache")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from unlearnbench.models.batches import Budget, padded, padded_budget, texts_budget
+from unlearnbench.models.batches import Budget, generation_budget, padded, texts_budget
 from unlearnbench.models.generation import Chooser
 from unlearnbench.models.packable import moves_logits, unlike_tokens
 from unlearnbench.models.rounding import unrounded
@@ -52,9 +52,11 @@ class PaddedPrompts:
         """Of a batch of prompts that ``new`` tokens follow. alone: others would move its answer."""
         if alone:
             return texts_budget(1)
-        found = padded_budget(self._model, device)
-        found.cost = lambda lengths: padded([n + new for n in lengths])
-        return found
+        # Rows are padded, and the cache is copied at each step.
+        found = generation_budget(self._model, device)
+        most = max(1, min(found.most // 2, 16_384 if device == "cpu" else 131_072))
+        cost = lambda lengths: padded([n + new for n in lengths])  # noqa: E731
+        return Budget(min(found.tokens, most), most, cost)
 
     def run(self, batch: Sequence[tuple[Generate, list[int]]]) -> list[Generated]:
         """Answers to some of them.

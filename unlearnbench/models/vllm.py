@@ -59,14 +59,21 @@ def open_vllm(own: HFModel) -> VllmModel:
     Raises:
         PrecisionError: vLLM cannot run this model.
     """
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    for name, value in (("LEVEL", "ERROR"), ("STREAM", "ext://sys.stderr")):
+        os.environ.setdefault(f"VLLM_LOGGING_{name}", value)
     from vllm import LLM
 
-    options: dict[str, Any] = {"enforce_eager": True}  # compiling takes a CPU minutes
-    if own.device != "cpu":  # what is free beside the adapter's weights, as a share of the whole
+    options: dict[str, Any]
+    if own.device == "cpu":
+        import psutil
+
+        # Compiling takes a CPU minutes.
+        room = psutil.virtual_memory().available // 4
+        options = {"enforce_eager": True, "kv_cache_memory_bytes": room}
+    else:
         import torch
 
-        free, total = torch.cuda.mem_get_info()
+        free, total = torch.cuda.mem_get_info()  # beside the adapter's weights
         share = round(max(0.1, (free - _LEFT_FREE) / total), 3)
         options = {"gpu_memory_utilization": share}
     with tempfile.TemporaryDirectory(prefix="unlearnbench-") as folder:

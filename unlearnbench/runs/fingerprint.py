@@ -4,18 +4,16 @@ compared, before an interrupted one goes on, and before a finished one is taken 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from unlearnbench.errors import one_line
 from unlearnbench.results import Checkpoint, Condition, Settings, SplitData
-from unlearnbench.runs.provenance import describe_environment
+from unlearnbench.runs.provenance import describe_environment, package_version
 from unlearnbench.util.files import content_sha256
 
 
@@ -82,9 +80,7 @@ class Fingerprint:
         answers are to be of one piece.
         """
         found = describe_environment(settings.device, settings.dtype, batch_size)
-        packages = dict(found.packages)
-        with contextlib.suppress(PackageNotFoundError):  # our own backends have no package
-            packages[condition.options.backend] = version(condition.options.backend)
+        backend = condition.options.backend  # our own have no package
         torch = sys.modules.get("torch")
         return cls.of(
             {
@@ -93,7 +89,7 @@ class Fingerprint:
                 "device name": found.device,
                 "threads": found.threads,
                 "processor": torch and torch.backends.cpu.get_cpu_capability(),
-                "package": packages,
+                "package": {backend: package_version(backend)} | found.packages,
             }
         )
 

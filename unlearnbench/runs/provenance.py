@@ -44,7 +44,7 @@ def describe_environment(device: str, dtype: str, batch_size: int | None) -> Env
         source_sha256=source_sha256(),
         python=platform.python_version(),
         platform=platform.platform(),
-        packages={name: found for name in _PACKAGES if (found := _version(name))},
+        packages={name: found for name in _PACKAGES if (found := package_version(name))},
         device=_device_name(device),
         dtype=dtype,
         threads=_threads(),
@@ -53,7 +53,8 @@ def describe_environment(device: str, dtype: str, batch_size: int | None) -> Env
 
 
 @cache
-def _version(name: str) -> str | None:
+def package_version(name: str) -> str | None:
+    """The version of an installed package; None where there is none."""
     try:
         return version(name)
     except PackageNotFoundError:

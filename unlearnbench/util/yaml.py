@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -25,23 +26,17 @@ _DEEPEST = 50
 
 @dataclass(frozen=True)
 class YamlFile:
-    """A YAML file whose top level is a mapping: its value and its node tree."""
+    """A YAML file whose top level is a mapping."""
 
     path: Path
     value: dict[str, object]
-    root: MappingNode
+    lines: Mapping[tuple[str | int, ...], int]
+    """The line of every key and list item, by the keys and indexes that lead to it."""
 
     def where(self, *loc: str | int) -> str:
         """``file:line`` of the key path ``loc``, or of its deepest part that exists."""
-        node: Node = self.root
-        line = 1
-        for part in loc:
-            found = _child(node, part)
-            if found is None:
-                break
-            key, node = found
-            line = key.start_mark.line + 1
-        return f"{self.path}:{line}"
+        paths = (loc[:depth] for depth in range(len(loc), 0, -1))
+        return f"{self.path}:{next((self.lines[p] for p in paths if p in self.lines), 1)}"
 
     def fault(self, error: ValidationError) -> str:
         """What pydantic found wrong first in this file's value: one line, which begins with the
@@ -59,14 +54,6 @@ class YamlFile:
         if first["type"] == "missing":
             return f"{self.where(*place[:-1])}: key {one_line(field)!r} is missing"
         return f"{self.where(*place)}: {one_line(field or 'file')}: {one_line(message)}"
-
-
-def _child(node: Node, part: str | int) -> tuple[Node, Node] | None:
-    if isinstance(node, MappingNode):
-        return next(((k, v) for k, v in node.value if k.value == str(part)), None)
-    if isinstance(node, SequenceNode) and isinstance(part, int) and part < len(node.value):
-        return node.value[part], node.value[part]
-    return None
 
 
 def read_yaml_model(path: Path, kind: type[M]) -> M:
@@ -116,7 +103,7 @@ def _parse(path: Path, text: str) -> YamlFile:
         root = loader.get_single_node()
         if not isinstance(root, MappingNode):
             raise TaskError(f"{path}:1: expected `key: value` lines")
-        return YamlFile(path, loader.mapping(root), root)
+        return YamlFile(path, loader.mapping(root), loader.lines)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line, what = 1 if mark is None else mark.line + 1, one_line(error)
@@ -133,10 +120,11 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, path: Path, text: str) -> None:
         super().__init__(text)
         self._path, self._depth = path, 0
+        self.lines: dict[tuple[str | int, ...], int] = {}
 
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         """Refuse what no file needs as soon as it is met."""
-        event = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
             raise self._fault(event, "aliases (&, *) are not allowed in task files")
         if getattr(event, "tag", None) is not None:
@@ -150,8 +138,8 @@ class _Loader(yaml.SafeLoader):
         self._depth -= inner
         return node
 
-    def mapping(self, node: MappingNode) -> dict[str, object]:
-        """A mapping's value."""
+    def mapping(self, node: MappingNode, loc: tuple[str | int, ...] = ()) -> dict[str, object]:
+        """The value of the mapping at ``loc``."""
         found: dict[str, object] = {}
         for key, value in node.value:
             if not isinstance(key, ScalarNode) or key.tag.endswith(":merge"):
@@ -160,19 +148,23 @@ class _Loader(yaml.SafeLoader):
                 raise self._fault(key, f"a key must be plain text: {one_line(key.value, 80)}")
             if key.value in found:
                 raise self._fault(key, f"duplicate key {one_line(key.value)!r}")
-            found[key.value] = self._value(value)
+            inner = (*loc, key.value)
+            self.lines[inner] = key.start_mark.line + 1
+            found[key.value] = self._value(value, inner)
         return found
 
-    def _value(self, node: Node) -> object:
+    def _value(self, node: Node, loc: tuple[str | int, ...]) -> object:
         if isinstance(node, MappingNode):
-            return self.mapping(node)
+            return self.mapping(node, loc)
         if isinstance(node, SequenceNode):
-            return [self._value(part) for part in node.value]
+            items = [((*loc, n), part) for n, part in enumerate(node.value)]
+            self.lines.update({place: part.start_mark.line + 1 for place, part in items})
+            return [self._value(part, place) for place, part in items]
         try:
             value: object = self.construct_object(node)
         except (ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise self._fault(node, f"no valid value: {one_line(error, 100)}") from None
         return value
 
-    def _fault(self, at: Node | yaml.Event, what: str) -> TaskError:
+    def _fault(self, at: Any, what: str) -> TaskError:
         return TaskError(f"{self._path}:{at.start_mark.line + 1}: {what}")
