@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from unlearnbench.checkpoints.find import ENSEMBLE_FILE, PAIR_FILE, PARTS, read_json
 from unlearnbench.errors import CheckpointError
@@ -55,12 +56,16 @@ def read_ensemble(path: Path) -> EnsembleFacts:
         if facts.numbers["alpha"] < 0:
             raise CheckpointError(f"{path}: alpha {facts.numbers['alpha']:g} is negative")
         return facts
-    method, models, numbers = content["method"], content["models"], content["numbers"]
+    method: Any = content["method"]
+    models: Any = content["models"]
+    numbers = content["numbers"]
     names = [method, *models] if isinstance(models, list) else []
-    if not 2 < len(names) <= _MOST or len(set(names)) < len(names):
+    if not 2 < len(names) <= _MOST:
         raise CheckpointError(f"{path}: models is no list of 2 to {_MOST - 1} names")
     if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
         raise CheckpointError(f"{path}: its method and models are no plain names")
+    if len(set(models)) < len(models):
+        raise CheckpointError(f"{path}: a model is named twice")
     if not isinstance(numbers, dict) or len(numbers) > _MOST:
         raise CheckpointError(f"{path}: numbers is no short mapping")
     return EnsembleFacts(
@@ -76,8 +81,9 @@ def _finite(path: Path, name: str, value: object) -> float:
 
 def write_ensemble(folder: Path, facts: EnsembleFacts) -> None:
     """Mark a folder that holds all models as an ensemble."""
+    content: dict[str, object]
     if facts.method == "whp":
-        file, content = PAIR_FILE, dict(facts.numbers)
+        file, content = PAIR_FILE, {**facts.numbers}
     else:
         file = ENSEMBLE_FILE
         content = {"method": facts.method, "models": facts.models, "numbers": facts.numbers}
