@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from unlearnbench.checkpoints.find import ENSEMBLE_FILE, PAIR_FILE, PARTS, read_json
 from unlearnbench.errors import CheckpointError, one_line
@@ -55,7 +56,9 @@ def read_ensemble(path: Path) -> EnsembleFacts:
         if facts.numbers["alpha"] < 0:
             raise CheckpointError(f"{path}: alpha {facts.numbers['alpha']:g} is negative")
         return facts
-    method, models, numbers = content["method"], content["models"], content["numbers"]
+    method: Any = content["method"]
+    models: Any = content["models"]
+    numbers = content["numbers"]
     names = [method, *models] if isinstance(models, list) else []
     if not 2 < len(names) <= _MOST:
         raise CheckpointError(f"{path}: models is no list of 2 to {_MOST - 1} names")
@@ -82,8 +85,9 @@ def _finite(path: Path, name: str, value: object) -> float:
 
 def write_ensemble(folder: Path, facts: EnsembleFacts) -> None:
     """Mark a folder that holds all models as an ensemble."""
+    content: dict[str, object]
     if facts.method == "whp":
-        file, content = PAIR_FILE, dict(facts.numbers)
+        file, content = PAIR_FILE, {**facts.numbers}
     else:
         file = ENSEMBLE_FILE
         content = {"method": facts.method, "models": facts.models, "numbers": facts.numbers}

@@ -31,24 +31,28 @@ class JoinedModel(PreTrainedModel, GenerationMixin):
         self.train(False)
 
     @property
+    def _lead(self) -> Any:
+        return self.models[0]
+
+    @property
     def device(self) -> torch.device:
         """Where the first is."""
-        found: torch.device = self.models[0].device
+        found: torch.device = self._lead.device
         return found
 
     @property
     def dtype(self) -> torch.dtype:
         """What the first computes in."""
-        found: torch.dtype = self.models[0].dtype
+        found: torch.dtype = self._lead.dtype
         return found
 
     def get_input_embeddings(self) -> Any:
         """The first's."""
-        return self.models[0].get_input_embeddings()
+        return self._lead.get_input_embeddings()
 
     def get_output_embeddings(self) -> Any:
         """The first's."""
-        return self.models[0].get_output_embeddings()
+        return self._lead.get_output_embeddings()
 
     def forward(
         self,
