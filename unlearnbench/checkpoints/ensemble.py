@@ -47,7 +47,7 @@ def read_ensemble(path: Path) -> EnsembleFacts:
     Raises:
         CheckpointError: it is damaged.
     """
-    content = read_json(path)
+    content: dict[str, Any] = read_json(path)
     known = {"alpha"} if path.name == PAIR_FILE else {"method", "models", "numbers"}
     if content.get("format_version") != 1 or set(content) != {"format_version", *known}:
         raise CheckpointError(f"{path} is of an unknown format")
@@ -85,10 +85,15 @@ def _finite(path: Path, name: str, value: object) -> float:
 
 def write_ensemble(folder: Path, facts: EnsembleFacts) -> None:
     """Mark a folder that holds all models as an ensemble."""
+<<<<<<< HEAD
     content: dict[str, object]
     if facts.method == "whp":
         file, content = PAIR_FILE, {**facts.numbers}
     else:
+=======
+    file, content = PAIR_FILE, dict[str, Any](facts.numbers)
+    if facts.method != "whp":
+>>>>>>> main
         file = ENSEMBLE_FILE
         content = {"method": facts.method, "models": facts.models, "numbers": facts.numbers}
     text = json.dumps({"format_version": 1, **content})
