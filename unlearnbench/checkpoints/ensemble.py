@@ -56,9 +56,7 @@ def read_ensemble(path: Path) -> EnsembleFacts:
         if facts.numbers["alpha"] < 0:
             raise CheckpointError(f"{path}: alpha {facts.numbers['alpha']:g} is negative")
         return facts
-    method: Any = content["method"]
-    models: Any = content["models"]
-    numbers = content["numbers"]
+    method, models, numbers = content["method"], content["models"], content["numbers"]
     names = [method, *models] if isinstance(models, list) else []
     if not 2 < len(names) <= _MOST:
         raise CheckpointError(f"{path}: models is no list of 2 to {_MOST - 1} names")
@@ -85,15 +83,8 @@ def _finite(path: Path, name: str, value: object) -> float:
 
 def write_ensemble(folder: Path, facts: EnsembleFacts) -> None:
     """Mark a folder that holds all models as an ensemble."""
-<<<<<<< HEAD
-    content: dict[str, object]
-    if facts.method == "whp":
-        file, content = PAIR_FILE, {**facts.numbers}
-    else:
-=======
     file, content = PAIR_FILE, dict[str, Any](facts.numbers)
     if facts.method != "whp":
->>>>>>> main
         file = ENSEMBLE_FILE
         content = {"method": facts.method, "models": facts.models, "numbers": facts.numbers}
     text = json.dumps({"format_version": 1, **content})
