@@ -220,11 +220,12 @@ def load_at(
     calibration: Calibration | None = None,
 ) -> HFModel:
     """``source`` at the precision called ``name``, on CPU."""
-    from unlearnbench.conditions.load import load_model, make_how
-    from unlearnbench.conditions.quantize import find_precision
+    from unlearnbench.conditions import find_condition
+    from unlearnbench.conditions.load import prepare
+    from unlearnbench.conditions.options import KernelOptions
 
-    spec = find_precision(name)
-    return load_model(source, spec, make_how(spec, dtype, "cpu", kernel, calibration), batch)
+    options = KernelOptions.of({"dtype": dtype, "device": "cpu", "quant_kernel": kernel})
+    return prepare(source, find_condition(name), options, calibration).load(batch)
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.conftest import write_jsonl
 from unlearnbench import ScriptedModel, evaluate
 from unlearnbench.evaluation.run import run_path
+from unlearnbench.metrics import intervals
 
 WORDS = 4
 N = 40
@@ -156,6 +159,19 @@ def weak_at_4_bits(root: Path) -> Bench:
 
 
 PRECISIONS = {"none": "none", "int8": "rtn-int8", "int4": "rtn-int4", "gptq": "gptq-int4-g128"}
+
+
+@contextmanager
+def few_draws() -> Iterator[None]:
+    """A tenth of the bootstrap's resamples, where a test is not about intervals."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, times in (
+            ("RESAMPLES", 200),
+            ("STUDENT_RESAMPLES", 999),
+            ("PAIR_RESAMPLES", 199),
+        ):
+            patch.setattr(intervals, name, times)
+        yield
 
 
 def read_json(path: Path) -> object:

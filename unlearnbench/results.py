@@ -203,13 +203,10 @@ class Proof(_File):
     codes: int | None = None
     """Most distinct values in one group (block, or output channel) of a compared module; absent
     where nothing is quantized."""
-    zero_share: float | None = Field(default=None, ge=0, le=1)
-    """Share of zeros among the compared weights of a pruned model."""
-    noise_level: float | None = Field(default=None, ge=0)
-    """Of a noised model: standard deviation of the noise in force over that of the checkpoint's own
-    weights, mean over the compared modules."""
-    noise_mean: float | None = None
-    """Of a noised model: mean of the noise in force, in the same unit."""
+    figures: dict[str, float] | None = None
+    """What shows a condition of its kind, over the weights that were compared: ``zero_share`` of a
+    pruned model; ``noise_level`` and ``noise_mean`` of a noised one, in standard deviations of each
+    matrix of the checkpoint. Absent where nothing more is to be shown."""
 
 
 class ConditionOptions(_File):

@@ -34,22 +34,23 @@ def measure(model: str, name: str, kernel: str, reference: Path) -> dict[str, An
     """One row, in this process; the fp32 row writes ``reference``, the others are held to it."""
     import torch
 
+    from unlearnbench import conditions
     from unlearnbench.checkpoints.checkpoint import open_checkpoint
     from unlearnbench.checkpoints.options import LoadOptions
-    from unlearnbench.conditions import quantize
-    from unlearnbench.conditions.load import load_model, make_how
+    from unlearnbench.conditions.load import prepare
+    from unlearnbench.conditions.options import KernelOptions
     from unlearnbench.conditions.quantize.calibration import pick_calibration
     from unlearnbench.requests import Generate
     from unlearnbench.util.quiet import quiet_imports
 
     quiet_imports()
-    spec = quantize.find_precision(name)
+    spec = conditions.find_condition(name)
     source = open_checkpoint(model, LoadOptions(), keep=False)
     calibration = pick_calibration("generic", (), SAMPLES, 0) if spec.calibrated else None
     start = time.perf_counter()
-    loaded = load_model(source, spec, make_how(spec, "fp32", "cpu", kernel, calibration))
+    options = KernelOptions.of({"dtype": "fp32", "device": "cpu", "quant_kernel": kernel})
+    loaded = prepare(source, spec, options, calibration).load()
     load_s = time.perf_counter() - start
-    source.release()
     rows = [source.tokenizer(text)["input_ids"] for text in _texts()]
     inner: Any = loaded.network
     with torch.no_grad():
@@ -160,9 +161,9 @@ def main() -> None:
         name, kernel, file = options.one
         print(json.dumps(measure(options.model, name, kernel, Path(file))))
         return
-    from unlearnbench.conditions import quantize
+    from unlearnbench import conditions
 
-    known = quantize.precisions()
+    known = conditions.precisions()
     names = (
         options.quant.split(",")
         if options.quant

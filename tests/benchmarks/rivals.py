@@ -60,14 +60,13 @@ def load_plain(folder: Path, precision: str, dtype: torch.dtype, device: str) ->
 
 def load_ours(folder: Path, options: Namespace) -> Ours:
     """Our adapter at ``none``, as the evaluator loads it."""
-    from unlearnbench.checkpoints.checkpoint import open_checkpoint
-    from unlearnbench.checkpoints.options import LoadOptions
-    from unlearnbench.conditions.load import load_model, make_how
-    from unlearnbench.conditions.quantize import find_precision
+    from unlearnbench.conditions import find_condition
+    from unlearnbench.conditions.load import prepare_all
+    from unlearnbench.conditions.options import KernelOptions
 
-    spec = find_precision("none")
-    how = make_how(spec, options.dtype, options.device, "auto", None)
-    return Ours(load_model(open_checkpoint(str(folder), LoadOptions()), spec, how))
+    asked = KernelOptions.of({"dtype": options.dtype, "device": options.device})
+    (prepared,) = prepare_all(str(folder), [find_condition("none")], asked)
+    return Ours(prepared.load())
 
 
 class Plain:

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.cli.test_main import call
-from tests.toy_runs import Bench, Skill
+from tests.toy_runs import Bench, Skill, few_draws
 
 BOARD = """\
 title: A board of made models
@@ -25,7 +25,13 @@ ROWS = 24
 MakeBoard = Callable[..., Path]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package", autouse=True)
+def _few_draws() -> Iterator[None]:
+    with few_draws():
+        yield
+
+
+@pytest.fixture(scope="package")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """Runs of a target, a retrained model and five entries."""
     made = Bench(tmp_path_factory.mktemp("runs"), n=ROWS)
@@ -46,7 +52,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def make_board(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> MakeBoard:
     """``make_board(text, *more)`` makes a board with all entries but ``partial``; ``more`` goes to
     ``leaderboard add``.
@@ -70,7 +76,7 @@ def make_board(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> MakeBo
 NAMES = ("target", "retrained", "ga_gdr", "sure", "npo", "broken")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def made_board(make_board: MakeBoard) -> Path:
     """A board with texts. Not to be changed: copy it first."""
     return make_board()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ HOSTILE = "<script>boom()</script><img src=x onerror=boom()>\"'`javascript:boom(
 def hostile_board(make_board: MakeBoard, bench: Bench) -> Path:
     """A board whose title, notes and model outputs are hostile, and one output of 100 kB."""
     from unlearnbench.boards.entry import BoardEntry, entry_json, read_entry
-    from unlearnbench.boards.samples import records_sha256
     from unlearnbench.metrics.rouge import score_output
     from unlearnbench.results import GenerationRecord
+    from unlearnbench.runs.folder import encode_records
 
     text = BOARD.replace("title: A board of made models", f"title: {_yaml(HOSTILE)}")
     board = make_board(text, "--note", HOSTILE, names=SMALL)
@@ -44,7 +45,7 @@ def hostile_board(make_board: MakeBoard, bench: Bench) -> Path:
         value = 100 * sum(r.score for r in records if isinstance(r, GenerationRecord)) / ROWS
         result = part.run.tasks["made_knowmem_f"]
         result = result.model_copy(
-            update={"value": value, "records_sha256": records_sha256(records)}
+            update={"value": value, "records_sha256": sha256(encode_records(records)).hexdigest()}
         )
         run = part.run.model_copy(update={"tasks": part.run.tasks | {"made_knowmem_f": result}})
         samples = part.samples | {"made_knowmem_f": tuple(records)}
@@ -66,7 +67,7 @@ def _write_page(board: Path) -> None:
     from unlearnbench.boards import read_board
     from unlearnbench.boards.entry import read_entry
     from unlearnbench.boards.page import page
-    from unlearnbench.boards.standings import rank_entries
+    from unlearnbench.boards.ranking import rank_entries
 
     found = read_board(board)
     entries = [read_entry(path) for path in sorted(found.entries.glob("*.json"))]

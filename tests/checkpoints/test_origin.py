@@ -6,8 +6,89 @@ from typing import Any
 
 import pytest
 
+from tests.checkpoints.helpers import edit_json
+from tests.conftest import make_model, make_tokenizer
+from unlearnbench.checkpoints.checkpoint import open_checkpoint
+from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, read_origin
 from unlearnbench.errors import CheckpointError
+from unlearnbench.util.files import content_sha256
+
+
+def test_other_ends_of_texts_are_another_configuration(copy: Path) -> None:
+    """They move answers, so half a task is not to be finished with others."""
+
+    def hashed(**changes: object) -> str | None:
+        edit_json(copy / "generation_config.json", **changes)
+        return open_checkpoint(str(copy), LoadOptions()).checkpoint.config_sha256
+
+    same = hashed()
+    assert hashed(temperature=0.5) == same == hashed(eos_token_id=[1])
+    assert len({same, hashed(eos_token_id=[1, 0]), hashed(eos_token_id=None)}) == 3
+    (copy / "generation_config.json").unlink()
+    assert open_checkpoint(str(copy), LoadOptions()).checkpoint.config_sha256 == same
+
+
+def test_the_recorded_checkpoint(tiny: Path) -> None:
+    source = open_checkpoint(str(tiny), LoadOptions())
+    found = source.checkpoint
+    assert found.path == str(tiny)
+    assert found.format == "safetensors"
+    assert found.weights_sha256 == source.files.weights_sha256
+    assert (found.revision, found.adapter, found.base, found.origin) == (None, None, None, {})
+
+
+def test_hashes_survive_saving_again(tiny: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny)
+    model.save_pretrained(tmp_path / "again")
+    make_tokenizer().save_pretrained(tmp_path / "again")
+    ours, theirs = (
+        open_checkpoint(str(p), LoadOptions()).checkpoint for p in (tiny, tmp_path / "again")
+    )
+    assert theirs == ours.model_copy(update={"path": theirs.path})
+
+
+def test_config_hash_does_not_see_names_versions_or_key_order(tiny: Path, copy: Path) -> None:
+    path = copy / "config.json"
+    edit_json(path, transformers_version="4.1.0", _name_or_path="/home/somebody/model")
+    path.write_text(json.dumps(dict(reversed(json.loads(path.read_text()).items()))))
+    ours, theirs = (open_checkpoint(str(p), LoadOptions()).checkpoint for p in (tiny, copy))
+    assert ours.config_sha256 == theirs.config_sha256
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("rms_norm_eps", 1e-5),
+        ("rope_parameters", {"rope_theta": 5e5, "rope_type": "default"}),
+        ("hidden_act", "gelu"),
+        ("max_position_embeddings", 4096),
+    ],
+)
+def test_config_hash_sees_what_changes_the_model(
+    tiny: Path, copy: Path, key: str, value: object
+) -> None:
+    edit_json(copy / "config.json", **{key: value})
+    ours, theirs = (open_checkpoint(str(p), LoadOptions()).checkpoint for p in (tiny, copy))
+    assert ours.config_sha256 != theirs.config_sha256
+
+
+def test_content_hash_is_that_of_sorted_json() -> None:
+    assert content_sha256({"b": [1, "\u2028"], "a": None}) == content_sha256(
+        {"a": None, "b": [1, "\u2028"]}
+    )
+    assert content_sha256({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    assert content_sha256([1, 2]) != content_sha256([2, 1])
+
+
+def test_weights_of_another_seed_hash_otherwise(tiny: Path, copy: Path) -> None:
+    make_model(300, seed=1).save_pretrained(copy)
+    ours, theirs = (open_checkpoint(str(p), LoadOptions()).checkpoint for p in (tiny, copy))
+    assert ours.weights_sha256 != theirs.weights_sha256
+    assert ours.config_sha256 == theirs.config_sha256
+
 
 SHA = "0" * 64
 

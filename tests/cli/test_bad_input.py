@@ -375,7 +375,7 @@ def no_model_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         pytest.fail("a model was loaded")
 
-    monkeypatch.setattr("unlearnbench.conditions.load.load_model", fail)
+    monkeypatch.setattr("unlearnbench.conditions.load.Prepared.load", fail)
 
 
 @pytest.mark.usefixtures("no_model_loads")
@@ -630,15 +630,15 @@ class Loads:
 
         self.names: list[str] = []
         self.broken: dict[str, Exception] = {}
-        original = loading.load_model
+        original = loading.Prepared.load
 
-        def counted(source: Any, spec: Any, *rest: Any) -> HFModel:
-            self.names.append(spec.name)
-            if spec.name in self.broken:
-                raise self.broken[spec.name]
-            return original(source, spec, *rest)
+        def counted(prepared: loading.Prepared, batch_size: int | None = None) -> HFModel:
+            self.names.append(prepared.spec.name)
+            if prepared.spec.name in self.broken:
+                raise self.broken[prepared.spec.name]
+            return original(prepared, batch_size)
 
-        monkeypatch.setattr("unlearnbench.conditions.load.load_model", counted)
+        monkeypatch.setattr("unlearnbench.conditions.load.Prepared.load", counted)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from unlearnbench import conditions
 from unlearnbench.cli.main import run
-from unlearnbench.conditions import quantize
 
 
 def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, Any]]:
@@ -23,7 +23,10 @@ def listed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str
 
 def test_every_precision_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     rows = listed(capsys)
-    assert [row["name"] for row in rows] == list(quantize.precisions())
+    families = [row for row in rows if row["name"] not in conditions.precisions()]
+    rows = rows[: len(rows) - len(families)]
+    assert [row["name"] for row in rows] == list(conditions.precisions())
+    assert {row["name"] for row in families} == {"prune-magnitude-S", "noise-L"}
     for row in rows:
         assert row["install"].startswith("pip install ")
         assert row["scheme"]
@@ -31,7 +34,7 @@ def test_every_precision_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
         if row["name"] != "none":
             assert row["bits"] <= row["bits_per_weight"] < row["bits"] + 1.3
     named = {alias: row["name"] for row in rows for alias in row["aliases"]}
-    assert named == quantize.ALIASES
+    assert named == conditions.ALIASES
 
 
 def test_the_names_of_the_issue_are_there() -> None:
@@ -49,7 +52,7 @@ def test_the_names_of_the_issue_are_there() -> None:
         *("quanto-int8", "quanto-int4", "torchao-int8"),
         *("gguf-q8_0", "gguf-q5_1", "gguf-q4_1", "gguf-q4_0"),
     }
-    assert set(quantize.precisions()) == rtn | others
+    assert set(conditions.precisions()) == rtn | others
 
 
 @pytest.mark.parametrize(
@@ -94,9 +97,17 @@ def test_the_list_is_whole_when_piped_and_needs_no_torch() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=narrow)
     assert done.returncode == 0, done.stderr
-    for name, spec in quantize.precisions().items():
+    for name, spec in conditions.precisions().items():
         assert f"| {name}" in done.stdout
         assert spec.scheme in done.stdout
+
+
+def test_proof_of_a_pruned_checkpoint(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["quants", "--model", str(tiny), "--quant", "prune-magnitude-30"]) == 0
+    shown = capsys.readouterr().out
+    assert "prune-magnitude-30: the 30% of each matrix" in shown
+    assert "  weights        73,728 of 112,448 pruned" in shown
+    assert "  zero_share     0.3\n" in shown
 
 
 def test_proof_of_a_checkpoint(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,8 +5,8 @@ import logging
 import pytest
 import torch
 
+from unlearnbench.conditions import find_condition
 from unlearnbench.conditions.load import pick_device, pick_dtype, require_available
-from unlearnbench.conditions.quantize import find_precision
 from unlearnbench.errors import OptionError, PrecisionError
 
 
@@ -23,7 +23,7 @@ def test_a_dtype_is_explained(
     caplog: pytest.LogCaptureFixture, asked: str, precision: str, own: str, why: str
 ) -> None:
     caplog.set_level(logging.INFO, "unlearnbench.explain")
-    pick_dtype(asked, find_precision(precision), own, "cpu")
+    pick_dtype(asked, find_condition(precision), own, "cpu")
     assert why in caplog.text
 
 
@@ -40,7 +40,7 @@ def test_a_dtype_is_explained(
     ],
 )
 def test_compute_dtype(asked: str, precision: str, own: str, device: str, expected: str) -> None:
-    assert pick_dtype(asked, find_precision(precision), own, device) == expected
+    assert pick_dtype(asked, find_condition(precision), own, device) == expected
 
 
 def test_unknown_device() -> None:
@@ -60,4 +60,4 @@ def test_auto_spreads_over_several_gpus_only(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pick_device("auto") == "auto"
     with pytest.raises(PrecisionError, match="hqq-int4.* is made on one device"):
-        require_available(find_precision("hqq-int4-g64"), "auto")
+        require_available(find_condition("hqq-int4-g64"), "auto")

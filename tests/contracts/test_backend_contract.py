@@ -27,16 +27,15 @@ from tests.conditions.quantize.helpers import (
     short_calibration,
 )
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, load_at, make_tokenizer, write_jsonl
-from unlearnbench import evaluate
+from unlearnbench import conditions, evaluate
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.source import Source, open_source
-from unlearnbench.conditions import quantize
-from unlearnbench.conditions.base import Kernel, pick_kernel
+from unlearnbench.conditions.load import Kernel, pick_kernel
 from unlearnbench.errors import NotInForceError, PrecisionError
 from unlearnbench.models.hf import HFModel
 from unlearnbench.runs.folder import RunFolder, model_folder_name, read_run
 
-SPECS = quantize.precisions()
+SPECS = conditions.precisions()
 NAMES = sorted(SPECS)
 RTN = [name for name in NAMES if name.startswith("rtn")]
 PLAIN = ["bf16", "fp16", "fp32", "none"]
@@ -255,6 +254,7 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Source:
 @on_every(
     *("bnb-fp4", "bnb-int8", "rtn-int4", "rtn-int8-g64-asym", "gguf-q4_0", "hqq-int4-g64"),
     *("quanto-int8", "quanto-int4", "torchao-int8", "gptq-int4-g64", "awq-int4-g64"),
+    *("prune-magnitude-30", "noise-5"),
 )
 def test_fused_experts_left_as_they_are_are_an_error(experts: Source, name: str) -> None:
     require_library(name)
@@ -278,7 +278,7 @@ def test_fused_experts_run_unquantized(experts: Source) -> None:
     ],
 )
 def test_aliases(alias: str, name: str) -> None:
-    assert quantize.find_precision(alias).name == name
+    assert conditions.find_condition(alias).name == name
 
 
 def test_every_precision_is_there() -> None:
@@ -309,22 +309,22 @@ def test_a_precision_describes_itself(name: str) -> None:
     if spec.bits is not None and name in QUANTIZED:
         assert spec.bits_per_weight is not None
         assert spec.bits <= spec.bits_per_weight < spec.bits + 1.5
-    assert quantize.has_codes(spec) == (name in QUANTIZED and not spec.calibrated)
+    assert conditions.has_codes(spec) == (name in QUANTIZED and not spec.calibrated)
 
 
 def test_names_are_resolved_once_each_in_order() -> None:
-    names = [spec.name for spec in quantize.resolve(["4bit", "none", "bnb-fp4"])]
+    names = [spec.name for spec in conditions.resolve(["4bit", "none", "bnb-fp4"])]
     assert names == ["bnb-fp4", "none"]
 
 
 def test_no_name_is_an_error() -> None:
     with pytest.raises(PrecisionError, match="no precision was asked for"):
-        quantize.resolve([])
+        conditions.resolve([])
 
 
 def test_unknown_precision_suggests_near_ones() -> None:
     with pytest.raises(PrecisionError, match="unknown precision 'bnb-fp5'.*bnb-fp4"):
-        quantize.find_precision("bnb-fp5")
+        conditions.find_condition("bnb-fp5")
 
 
 LIBRARIES = [
@@ -355,7 +355,7 @@ def test_a_missing_library_is_refused_with_the_command_before_anything_is_loaded
 
     monkeypatch.setattr("importlib.util.find_spec", lacking)
     monkeypatch.setattr("unlearnbench.checkpoints.checkpoint.load_weights", never)
-    monkeypatch.setattr("unlearnbench.conditions.load.load_model", never)
+    monkeypatch.setattr("unlearnbench.conditions.load.Prepared.load", never)
     # Nor is anything else put in its place, though it was asked for beside others.
     with pytest.raises(PrecisionError) as raised:
         evaluate(str(tiny), "toy", ["none", name], **toy.options)

@@ -61,9 +61,9 @@ def serve() -> None:
         import_module(name)
     import torch
 
-    from unlearnbench.conditions import quantize
+    from unlearnbench import conditions
 
-    quantize.resolve(["none", "rtn-int8", "rtn-int4"])
+    conditions.resolve(["none", "rtn-int8", "rtn-int4"])
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()  # a child's collections would go through all of the libraries' objects

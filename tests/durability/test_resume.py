@@ -186,7 +186,7 @@ def test_fresh_keeps_the_old_run_in_place_until_a_model_is_loaded(
         raise ModelOutputError("it broke")
 
     with monkeypatch.context() as patch:
-        patch.setattr("unlearnbench.conditions.load.load_model", fail)
+        patch.setattr("unlearnbench.conditions.load.Prepared.load", fail)
         with pytest.raises(ModelOutputError):
             evaluate(tiny, "toy_verbmem", **toy.options, fresh=True)
     assert not list(toy.out.rglob(".old"))

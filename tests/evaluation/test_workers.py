@@ -16,7 +16,7 @@ import pytest
 
 from tests.cli.test_main import call
 from tests.conftest import Toy
-from unlearnbench.conditions.quantize import find_precision
+from unlearnbench.conditions import find_condition
 from unlearnbench.errors import CheckpointError, MetricError, OptionError, UnlearnbenchError
 from unlearnbench.evaluation.workers import (
     Loading,
@@ -121,13 +121,10 @@ def test_a_report_that_cannot_be_read_is_not_waited_on() -> None:
 
 
 def test_processes_that_load_something_else_are_refused(tiny: Path) -> None:
-    from unlearnbench.checkpoints.options import LoadOptions
-    from unlearnbench.conditions.load import make_how
+    from unlearnbench.conditions.options import KernelOptions
 
-    spec = find_precision("none")
-    how = make_how(spec, "fp32", "cpu", "auto", None)
     team, thread = make_team(None)
-    asked = Loading(str(tiny), LoadOptions(), spec, how, None)
+    asked = Loading(str(tiny), KernelOptions(device="cpu"), find_condition("none"), None)
     try:
         with pytest.raises(CheckpointError, match="loaded different weights"):
             team.load(asked, lambda: ScriptedModel())
@@ -137,11 +134,10 @@ def test_processes_that_load_something_else_are_refused(tiny: Path) -> None:
 
 
 def test_calibrated_precisions_need_one_process(tiny: Path) -> None:
-    from unlearnbench.checkpoints.options import LoadOptions
-    from unlearnbench.conditions.load import make_how
+    from unlearnbench.conditions.options import KernelOptions
 
-    how = make_how(find_precision("none"), "fp32", "cpu", "auto", None)
-    asked = Loading(str(tiny), LoadOptions(), find_precision("gptq-int4-g128"), how, None)
+    spec = find_condition("gptq-int4-g128")
+    asked = Loading(str(tiny), KernelOptions(device="cpu"), spec, None)
     with pytest.raises(OptionError, match="use one process"):
         Team([]).load(asked, lambda: ScriptedModel())
 

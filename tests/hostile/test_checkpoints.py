@@ -15,7 +15,6 @@ from tests.conftest import Toy
 from tests.hostile.corpus import CANARY, CASES, Case, adapter, config
 from tests.hostile.watch import snapshot, watched
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import open_source
 from unlearnbench.cli import main
 from unlearnbench.errors import UnlearnbenchError
 from unlearnbench.requests import Generate
@@ -54,12 +53,13 @@ def lay_out(found: Case, tiny: Path, root: Path) -> tuple[str, LoadOptions]:
 
 def use(path: str, options: LoadOptions) -> None:
     """As an evaluation does: open, load, answer."""
-    from unlearnbench.conditions.load import load_model, make_how
-    from unlearnbench.conditions.quantize import find_precision
+    from unlearnbench.conditions import find_condition
+    from unlearnbench.conditions.load import prepare_all
+    from unlearnbench.conditions.options import KernelOptions
 
-    spec = find_precision("none")
-    source = open_source(path, options)
-    model = load_model(source, spec, make_how(spec, "fp32", "cpu", "auto", None), 2)
+    asked = KernelOptions.of({**dict(options), "dtype": "fp32", "device": "cpu"})
+    (prepared,) = prepare_all(path, [find_condition("none")], asked)
+    model = prepared.load(2)
     with plain_errors():
         list(model.generate([Generate("a", "The harbour of Tellmouth " * 4 + "!", 2)]))
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.hostile.strategies import finite, names, shares, texts
-from unlearnbench.boards.build import cell
+from unlearnbench.boards.tables import cell
 from unlearnbench.errors import ResultError, UnlearnbenchError, one_line, printable
 from unlearnbench.results import GenerationRecord, LikelihoodRecord, RunResult, SampleRecord
 from unlearnbench.runs.folder import RunFolder, read_run

@@ -12,8 +12,8 @@ import pytest
 from tests.conftest import Toy
 from tests.hostile.corpus import CASES, Case, adapter, config
 from tests.hostile.test_checkpoints import lay_out, use
-from unlearnbench.boards.build import cell
 from unlearnbench.boards.entry import read_entry
+from unlearnbench.boards.tables import cell
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.cli import main
 from unlearnbench.errors import OptionError, ResultError, TaskError

@@ -14,8 +14,8 @@ import yaml
 from tests.cli.test_main import call
 from tests.toy_runs import Bench, Skill
 from unlearnbench.boards import add_entry, read_board
-from unlearnbench.boards.build import build_board
 from unlearnbench.boards.entry import Submission
+from unlearnbench.boards.tables import build_board
 from unlearnbench.boards.verify import verify_board
 from unlearnbench.results import HarnessResult
 from unlearnbench.runs.folder import read_run

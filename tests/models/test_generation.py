@@ -22,8 +22,8 @@ from tests.models.architectures import (
     texts,
     wrap,
 )
+from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import open_source
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models.batches import Budget
 from unlearnbench.models.generation import Chooser, Continuer, shared_prefix
@@ -161,7 +161,7 @@ def test_the_config_is_given_back(llama: Any) -> None:
 
 def test_prompts_that_were_answered_move_no_other(tiny: Path) -> None:
     requests = [Generate(p, p, 8) for p in PROMPTS]
-    model = load_at(open_source(str(tiny), LoadOptions()), "none", batch=2)
+    model = load_at(open_checkpoint(str(tiny), LoadOptions()), "none", batch=2)
     whole = {a.id: a for a in model.generate(requests)}
     done = set(PROMPTS[2:5])
     assert {a.id: a for a in model.generate(requests, done)} == {

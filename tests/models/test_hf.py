@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,9 @@ import torch
 from tests.conftest import CORPUS, MakeCheckpoint, load_at
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.source import open_source
-from unlearnbench.conditions.load import (
-    load_model,
-    make_how,
-)
-from unlearnbench.conditions.quantize import find_precision
+from unlearnbench.conditions import find_condition
+from unlearnbench.conditions.load import prepare
+from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models.hf import HFModel
 from unlearnbench.models.likelihood import Head
@@ -215,9 +214,10 @@ def test_a_spread_model_answers_as_one_on_one_device(
 
     texts = [Score(p, p) for p in PROMPTS]
     prompts = [Generate(p, p, 8) for p in PROMPTS]
-    spec = find_precision(precision)
     source = open_source(str(tiny), LoadOptions())
-    spread = load_model(source, spec, make_how(spec, "fp32", "auto", "dequantized", None))
+    options = KernelOptions(device="cpu", quant_kernel="dequantized")
+    prepared = prepare(source, find_condition(precision), options)
+    spread = replace(prepared, plan=replace(prepared.plan, device="auto")).load()
     assert spread.device == "cpu"
     network: Any = spread.network
     places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu"}

@@ -15,8 +15,8 @@ import torch
 
 from tests.conftest import CORPUS, load_at, make_tokenizer
 from tests.models.architectures import PROMPTS, alone
+from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import open_source
 from unlearnbench.models.generation import Continuer
 from unlearnbench.models.hf import HFModel
 from unlearnbench.models.rounding import int8_modules, quicken_int8, unrounded
@@ -103,7 +103,7 @@ def test_rows_move_each_other_only_by_the_outliers_of_the_pass() -> None:
 
 @pytest.fixture
 def with_outliers(tiny: Path) -> HFModel:
-    model = load_at(open_source(str(tiny), LoadOptions()), "bnb-int8")
+    model = load_at(open_checkpoint(str(tiny), LoadOptions()), "bnb-int8")
     for name, module in model.network.named_modules():
         if name.endswith("norm"):  # every column of the next layer's inputs has outliers
             module.weight.data *= 30
@@ -147,7 +147,7 @@ def test_the_score_of_a_text_does_not_depend_on_the_texts_beside_it(
 
 
 def test_no_product_rounds_while_ways_are_compared(tiny: Path) -> None:
-    model = load_at(open_source(str(tiny), LoadOptions()), "bnb-int8").network
+    model = load_at(open_checkpoint(str(tiny), LoadOptions()), "bnb-int8").network
     ids = torch.arange(40)[None]
     expected = copy.deepcopy(model)
     for _, module in [*expected.named_modules()]:
@@ -170,8 +170,8 @@ def test_a_whole_model_gives_bitsandbytes_own_logits(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = torch.arange(40)[None]
-    quick = load_at(open_source(str(tiny), LoadOptions()), "bnb-int8").network
+    quick = load_at(open_checkpoint(str(tiny), LoadOptions()), "bnb-int8").network
     monkeypatch.setattr("unlearnbench.models.rounding.quicken_int8", lambda model: None)
-    own = load_at(open_source(str(tiny), LoadOptions()), "bnb-int8").network
+    own = load_at(open_checkpoint(str(tiny), LoadOptions()), "bnb-int8").network
     with torch.no_grad():
         assert torch.equal(quick(input_ids=ids).logits, copy.deepcopy(own)(input_ids=ids).logits)

@@ -18,8 +18,8 @@ from tests.benchmarks.subjects import save_smollm2
 from tests.cli.test_main import call
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, load_at
 from tests.vllm_stub import Completion, Logprob
+from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import open_source
 from unlearnbench.demo.smollm2 import find_gguf
 from unlearnbench.errors import ModelOutputError, OptionError, PrecisionError
 from unlearnbench.models.vllm import VllmModel, open_vllm
@@ -34,7 +34,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> type[vllm_stub.Engine]:
 
 
 def adapter(path: Path, precision: str) -> Any:
-    return load_at(open_source(str(path), LoadOptions()), precision, kernel="dequantized")
+    return load_at(open_checkpoint(str(path), LoadOptions()), precision, kernel="dequantized")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from tests.conftest import CORPUS, load_at
+from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import open_source
 from unlearnbench.models.vllm import open_vllm
 from unlearnbench.requests import Generate
 
@@ -27,7 +27,7 @@ PROMPTS = [Generate(str(n), CORPUS[n][: 8 + 9 * n], 24, ("gate",)) for n in rang
 def compare(folder: str, condition: str) -> dict[str, Any]:
     from vllm import SamplingParams
 
-    own = load_at(open_source(folder, LoadOptions()), condition, kernel="dequantized")
+    own = load_at(open_checkpoint(folder, LoadOptions()), condition, kernel="dequantized")
     model = open_vllm(own)
     theirs = {answer.id: answer.text for answer in model.generate(PROMPTS)}
     ours = {answer.id: answer.text for answer in own.generate(PROMPTS)}

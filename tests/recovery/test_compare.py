@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from tests.cli.test_main import call
 from tests.conftest import write_jsonl
-from tests.toy_runs import Bench, Skill, read_json, weak_at_4_bits
+from tests.toy_runs import Bench, Skill, few_draws, read_json, weak_at_4_bits
 from unlearnbench.recovery.compare import compare, open_comparison
 from unlearnbench.runs.folder import read_run
 
@@ -23,6 +24,12 @@ KEYS = {
 
 
 CALIBRATION = {"name": "forget", "samples": 8, "max_tokens": 64, "seed": 0, "sha256": "0" * 64}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_draws() -> Iterator[None]:
+    with few_draws():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -316,11 +323,11 @@ try:
     main(["compare", "--help"])
 except SystemExit:
     pass
-print([m for m in ("torch", "numpy", "scipy", "pydantic", "matplotlib") if m in sys.modules])
+print([m for m in ("torch", "transformers", "scipy", "matplotlib") if m in sys.modules])
 """
     start = time.monotonic()
     out = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     ).stdout
     assert out.splitlines()[-1] == "[]"
-    assert time.monotonic() - start < 5  # 0.1 s on an idle machine
+    assert time.monotonic() - start < 5  # 0.5 s on an idle machine

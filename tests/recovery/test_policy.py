@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,7 +15,7 @@ import yaml
 
 from tests.cli.test_main import call
 from tests.recovery.test_compare import edit, folder, references
-from tests.toy_runs import Bench, Skill, read_json, weak_at_4_bits
+from tests.toy_runs import Bench, Skill, few_draws, read_json, weak_at_4_bits
 from unlearnbench.recovery.policy import Finding, exit_status
 from unlearnbench.recovery.reports import github_annotations, junit, summary
 
@@ -26,6 +27,12 @@ max_excess: 15
 max_privleak: 60
 min_utility: 0.5
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_draws() -> Iterator[None]:
+    with few_draws():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -73,13 +73,13 @@ def test_lora_is_merged_and_changes_only_linear_weights(
 def test_an_adapter_can_be_kept_and_gives_the_merged_weights(
     job: Job, tiny: Path, tmp_path: Path
 ) -> None:
+    from unlearnbench.checkpoints.checkpoint import open_checkpoint
     from unlearnbench.checkpoints.options import LoadOptions
-    from unlearnbench.checkpoints.source import open_source
 
     go(job, tmp_path / "merged", "ga_gdr", lora_rank=4)
     go(job, tmp_path / "kept", "ga_gdr", lora_rank=4, keep_adapter=True)
     assert (tmp_path / "kept/adapter_model.safetensors").is_file()
-    merged = open_source(str(tmp_path / "kept"), LoadOptions(base=str(tiny))).state_dict()
+    merged = open_checkpoint(str(tmp_path / "kept"), LoadOptions(base=str(tiny))).state_dict()
     for name, tensor in weights(tmp_path / "merged").items():
         assert torch.allclose(tensor, merged[name], atol=1e-6), name
 

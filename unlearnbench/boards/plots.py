@@ -4,12 +4,13 @@ read on light and on dark.
 
 from __future__ import annotations
 
+import html
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from unlearnbench.boards.standings import Place, Standings
+from unlearnbench.boards.ranking import Place, Ranking
 from unlearnbench.errors import one_line
 from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.results import FULL
@@ -42,8 +43,6 @@ def _figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
 
 def _svg(figure: Figure, label: str) -> str:
     """The figure without its file header, in the page's own text colour."""
-    import html
-
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
@@ -60,9 +59,9 @@ def _bars(figure: Estimate) -> list[list[float]] | None:
     return [[max(0.0, low)], [max(0.0, high)]]
 
 
-def dumbbell(standings: Standings, place: Place) -> str:
+def dumbbell(ranking: Ranking, place: Place) -> str:
     """From full precision to each quantized score, with the retrained model's value as a line."""
-    tasks = [t for t in standings.board.rules.tasks if (t, FULL) in place.standings]
+    tasks = [t for t in ranking.board.rules.tasks if (t, FULL) in place.standings]
     precisions = [p for p in place.precisions if p != FULL]
     pairs = [(t, p) for t in tasks for p in precisions if (t, p) in place.standings]
     with _figure(6.5, 0.9 + 0.3 * max(1, len(pairs))) as (figure, axes):
@@ -87,37 +86,33 @@ def _point(axes: Axes, figure: Estimate, y: float, colour: str, marker: str) -> 
     )
 
 
-def pareto(standings: Standings) -> str:
+def pareto(ranking: Ranking) -> str:
     """Worst excess over the retrained model against least utility; the front is drawn through the
     ranked entries that no other ranked one beats in both.
     """
-    shown = [(p, p.worst, p.utility) for p in standings.places if p.worst and p.utility]
+    shown = [(p, p.worst, p.utility) for p in ranking.places if p.worst and p.utility]
     ranked = [(x.value, 100 * y.value) for place, x, y in shown if place.rank is not None]
     with _figure(6.5, 4) as (figure, axes):
         for place, worst, utility in shown:
-            scaled = Estimate(100 * utility.value, _percent(utility))
+            scaled = utility.scaled(100)
+            fit, spot = place.rank is not None, (worst.value, scaled.value)
             axes.errorbar(
                 [worst.value],
                 [scaled.value],
                 xerr=_bars(worst),
                 yerr=_bars(scaled),
-                fmt="o" if place.rank is not None else "x",
-                color=BLUE if place.rank is not None else GREY,
+                fmt="o" if fit else "x",
+                color=BLUE if fit else GREY,
                 capsize=2,
             )
             name = one_line(place.entry.name, 40)
-            spot = (worst.value, scaled.value)
             axes.annotate(name, spot, xytext=(5, 5), textcoords="offset points")
         front = _front(ranked)
         axes.step([x for x, _ in front], [y for _, y in front], where="post", color=ORANGE)
-        axes.axhline(100 * standings.board.rules.utility_floor, color=GREY, linestyle="--")
+        axes.axhline(100 * ranking.board.rules.utility_floor, color=GREY, linestyle="--")
         axes.set_xlabel("worst excess over the retrained model, points (less is better)")
         axes.set_ylabel("least utility, % of the target's")
         return _svg(figure, "Forgetting against utility, with the Pareto front")
-
-
-def _percent(figure: Estimate) -> tuple[float, float] | None:
-    return None if figure.ci is None else (100 * figure.ci[0], 100 * figure.ci[1])
 
 
 def _front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

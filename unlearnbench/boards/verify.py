@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from unlearnbench.boards.definition import Board
 from unlearnbench.boards.entry import BoardEntry, EntryRun, is_as_written, read_entry
-from unlearnbench.boards.samples import (
+from unlearnbench.boards.verify_anchors import Verdict, verify_anchors
+from unlearnbench.boards.verify_records import (
     alike,
     digest_problems,
-    records_sha256,
     sample_problems,
     score_problems,
     summarize_again,
 )
-from unlearnbench.boards.together import Verdict, verify_together
 from unlearnbench.errors import OptionError, ResultError, UnlearnbenchError, one_line
 from unlearnbench.results import FULL, ON_GRID, STORED, Proof, TaskResult
+from unlearnbench.runs.folder import encode_records
 from unlearnbench.tasks.registry import Registry
 from unlearnbench.tasks.spec import TaskSpec
 
@@ -45,7 +45,7 @@ def verify_board(board: Board) -> tuple[list[BoardEntry], list[Verdict]]:
                 "the file is not, digit by digit, as `leaderboard add` writes it"
             )
         verify_entry(board, registry, entry, verdict)
-    verify_together(registry, entries, {verdict.name: verdict for verdict in verdicts})
+    verify_anchors(registry, entries, {verdict.name: verdict for verdict in verdicts})
     return entries, verdicts
 
 
@@ -66,11 +66,13 @@ def verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: V
     for field_name in ("weights_sha256", "tokenizer_sha256", "format"):
         if len({getattr(part.run.checkpoint, field_name) for part in entry.runs}) > 1:
             verdict.problems.append(f"its runs are of several checkpoints: {field_name} differs")
+    texts = entry.texts and board.rules.publish_texts
     for part in entry.runs:
-        verdict.problems += _run_problems(board, part)
+        where = part.run.condition.name
+        verdict.problems += [f"{where}: {what}" for what in _run_problems(board, part)]
         for name, version in board.rules.tasks.items():
-            texts = entry.texts and board.rules.publish_texts
-            _verify_task(_Place(registry, entry, part, name, version, texts), verdict)
+            problems = _task_problems(registry.tasks[name], version, part, texts)
+            verdict.problems += [f"{where}: {name}: {what}" for what in problems]
     if not entry.texts:
         for name in board.rules.tasks:
             verdict.problems += digest_problems(entry, registry.tasks[name])
@@ -102,23 +104,22 @@ def _require_tasks(board: Board) -> Registry:
 
 
 def _run_problems(board: Board, part: EntryRun) -> Iterator[str]:
-    where = part.run.condition.name
-    if part.run.protocol != board.rules.protocol or part.run.settings.protocol != part.run.protocol:
-        yield f"{where}: protocol is {one_line(part.run.protocol)}, not {board.rules.protocol}"
+    run, rules = part.run, board.rules
+    if run.protocol != rules.protocol or run.settings.protocol != run.protocol:
+        yield f"protocol is {one_line(run.protocol)}, not {rules.protocol}"
     for name in ("gen_kwargs", "chat_template_sha256"):
-        if getattr(part.run.settings, name) is not None:
-            yield f"{where}: made with {name}, so its prompts or decoding are not the protocol's"
-    if part.run.imported is not None:
-        yield f"{where}: imported, so its weights are not known"
-    if set(part.run.tasks) != set(board.rules.tasks) or set(part.samples) != set(part.run.tasks):
-        yield f"{where}: its tasks are not the board's"
-    condition = part.run.condition
-    plain = condition.name in STORED
-    if not plain and part.run.checkpoint.format != "scripted" and not _in_force(condition.proof):
-        yield f"{where}: no proof that the quantization was in force"
-    for name, result in part.run.tasks.items():
-        if result.n < board.rules.min_samples:
-            yield f"{where}: {name}: {result.n} samples, at least {board.rules.min_samples} needed"
+        if getattr(run.settings, name) is not None:
+            yield f"made with {name}, so its prompts or decoding are not the protocol's"
+    if run.imported is not None:
+        yield "imported, so its weights are not known"
+    if set(run.tasks) != set(rules.tasks) or set(part.samples) != set(run.tasks):
+        yield "its tasks are not the board's"
+    exempt = run.condition.name in STORED or run.checkpoint.format == "scripted"
+    if not exempt and not _in_force(run.condition.proof):
+        yield "no proof that the quantization was in force"
+    for name, result in run.tasks.items():
+        if result.n < rules.min_samples:
+            yield f"{name}: {result.n} samples, at least {rules.min_samples} needed"
 
 
 def _in_force(proof: Proof | None) -> bool:
@@ -129,49 +130,44 @@ def _in_force(proof: Proof | None) -> bool:
     return bool(proof.changed_share)
 
 
-@dataclass(frozen=True)
-class _Place:
-    registry: Registry
-    entry: BoardEntry
-    part: EntryRun
-    task: str
-    version: float
-    texts: bool
-    """Whether the entry has texts, and may."""
+def _task_problems(spec: TaskSpec, version: float, part: EntryRun, texts: bool) -> Iterator[str]:
+    """What a task's result states and its samples, or the board's task, do not bear out.
 
-    def says(self, what: str) -> str:
-        return f"{self.part.run.condition.name}: {self.task}: {what}"
-
-
-def _verify_task(place: _Place, verdict: Verdict) -> None:
-    result, records = place.part.run.tasks.get(place.task), place.part.samples.get(place.task)
+    texts: whether the entry has texts, and may.
+    """
+    result, records = part.run.tasks.get(spec.task), part.samples.get(spec.task)
     if result is None or not records:
-        verdict.problems.append(place.says("missing, or without samples"))
+        yield "missing, or without samples"
         return
-    if result.version != place.version:
-        what = f"version {result.version:g}, the board has {place.version:g}"
-        verdict.problems.append(place.says(what))
-    spec = place.registry.tasks[place.task]
-    verdict.problems += [place.says(what) for what in _task_problems(spec, result)]
-    limit = place.part.run.settings.limit
-    wrong = [place.says(what) for what in sample_problems(spec, records, result.n, limit)]
+    if result.version != version:
+        yield f"version {result.version:g}, the board has {version:g}"
+    yield from _definition_problems(spec, result)
+    wrong = list(sample_problems(spec, records, result.n, part.run.settings.limit))
+    yield from wrong
     if wrong:
-        verdict.problems += wrong
         return
-    if place.texts:
-        verdict.problems += [place.says(what) for what in score_problems(spec, records)]
-        if records_sha256(records) != result.records_sha256:
-            verdict.problems.append(place.says("the samples are not those of records_sha256"))
+    if texts:
+        yield from score_problems(spec, records)
+        if hashlib.sha256(encode_records(records)).hexdigest() != result.records_sha256:
+            yield "the samples are not those of records_sha256"
     try:
-        fresh = summarize_again(spec, records, result, place.part.run.settings.seed)
+        fresh = summarize_again(spec, records, result, part.run.settings.seed)
     except UnlearnbenchError as error:
-        verdict.problems.append(place.says(one_line(error)))
+        yield one_line(error)
         return
-    skip = set() if place.texts else {"empty_outputs"}
-    verdict.problems += [place.says(what) for what in _differences(result, fresh, skip)]
+    # Figures that are not what the records give. Intervals are too: the bootstrap is seeded.
+    names = ["n", "scores", "auc", "auc_stderr", "auc_ci", "attack", "attacks"]
+    names += ["empty_outputs"] if texts else []
+    if result.auc is None:  # PrivLeak needs the retrained model's entry
+        names += ["value", "stderr", "ci"]
+    stated, ours = result.model_dump(), fresh.model_dump()
+    for name in names:
+        if not alike(stated[name], ours[name]):
+            theirs, found = one_line(stated[name], 60), one_line(ours[name], 60)
+            yield f"{name} is {theirs}, its samples give {found}"
 
 
-def _task_problems(spec: TaskSpec, result: TaskResult) -> Iterator[str]:
+def _definition_problems(spec: TaskSpec, result: TaskResult) -> Iterator[str]:
     if result.task_sha256 != spec.definition_sha256:
         yield "the task's definition is not ours"
     if (result.metric, result.want) != (spec.metric, spec.want):
@@ -184,15 +180,3 @@ def _task_problems(spec: TaskSpec, result: TaskResult) -> Iterator[str]:
             yield f"split {one_line(part.split, 60)} was read with drift"
     if {part.split for part in result.data} != set(spec.used_splits):
         yield "the splits read are not the task's"
-
-
-def _differences(result: TaskResult, fresh: TaskResult, skip: set[str]) -> Iterator[str]:
-    """Figures that are not what the records give. Intervals are too: the bootstrap is seeded."""
-    names = ["n", "empty_outputs", "scores", "auc", "auc_stderr", "auc_ci", "attack", "attacks"]
-    if result.auc is None:  # PrivLeak needs the retrained model's entry
-        names += ["value", "stderr", "ci"]
-    stated, ours = result.model_dump(), fresh.model_dump()
-    for name in names:
-        if name not in skip and not alike(stated[name], ours[name]):
-            theirs, found = one_line(stated[name], 60), one_line(ours[name], 60)
-            yield f"{name} is {theirs}, its samples give {found}"

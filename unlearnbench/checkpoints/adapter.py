@@ -140,10 +140,8 @@ def _tensor_names(files: CheckpointFiles) -> set[str]:
 
 
 def merge_adapter(model: PreTrainedModel, files: CheckpointFiles) -> PreTrainedModel:
-    """Add an adapter's weights into its base.
-
-    Raises:
-        CheckpointError: it does not fit, or the sum is not finite.
+    """Add an adapter's weights into its base. Raises CheckpointError as ``attach_adapter``, and
+    where the sum is not finite.
     """
     merged: PreTrainedModel = attach_adapter(model, files).merge_and_unload()
     require_finite(merged, files.path)

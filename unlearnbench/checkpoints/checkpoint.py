@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.adapter import attach_adapter, check_adapter_config, merge_adapter
-from unlearnbench.checkpoints.describe import describe_checkpoint
 from unlearnbench.checkpoints.find import (
     SCHEMES,
     CheckpointFiles,
@@ -30,6 +29,7 @@ from unlearnbench.checkpoints.load import (
     stored_dtype,
 )
 from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.origin import describe_checkpoint
 from unlearnbench.checkpoints.packed import load_packed, stored_scheme
 from unlearnbench.checkpoints.patterns import check_patterns
 from unlearnbench.errors import CheckpointError, OptionError, PrecisionError, one_line
@@ -52,7 +52,7 @@ class CheckpointSource:
     """
 
     ensemble: None = None
-    """One checkpoint has no logit difference."""
+    """Not several that answer together."""
 
     def __init__(
         self,
@@ -96,10 +96,8 @@ class CheckpointSource:
     @property
     def own_dtype(self) -> str:
         """The short name of the dtype that most of the weights are stored in, whatever the config
-        says; a GGUF file is dequantized into fp32.
-
-        Raises:
-            CheckpointError: none that can be computed in.
+        says; a GGUF file is dequantized into fp32. Raises CheckpointError for one that cannot be
+        computed in.
         """
         if self.full.kind == "gguf":
             return "fp32"
@@ -143,10 +141,7 @@ class CheckpointSource:
         quantization_config: Any = None,
     ) -> PreTrainedModel:
         """Make a new model from the weights (or from ``state``), through transformers' own loading
-        path, so that a precision is what its users get.
-
-        Raises:
-            CheckpointError: transformers cannot build it.
+        path, so that a precision is what its users get. Raises CheckpointError where it fails.
         """
         own = self.model()
         try:
@@ -169,19 +164,13 @@ class CheckpointSource:
         return model.eval()  # type: ignore[no-any-return]
 
     def load_stored(self, dtype: torch.dtype, device: str) -> PreTrainedModel:
-        """Load a checkpoint that is quantized already, as it is.
-
-        Raises:
-            CheckpointError: it does not load.
-        """
+        """A checkpoint that is quantized already, loaded as it is. Raises: as ``load_packed``."""
         trusted = self.options.trust_remote_code
         return load_packed(self.full, self.config, trusted, dtype, device)
 
     def finish(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Attach the adapter to its quantized base where it is kept; else return the model.
-
-        Raises:
-            CheckpointError: the adapter does not fit.
+        """Attach the adapter to its quantized base where it is kept; else return the model. Raises
+        CheckpointError where the adapter does not fit.
         """
         if not self.adapter_kept:
             return model

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unlearnbench.checkpoints.find import ENSEMBLE_FILE, PAIR_FILE, PARTS, read_json
-from unlearnbench.errors import CheckpointError
+from unlearnbench.errors import CheckpointError, one_line
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,79}")
 _MOST = 64
@@ -31,10 +31,10 @@ class EnsembleFacts:
     """What ``combine`` needs to know."""
 
 
-def find_ensemble(folder: Path) -> Path | None:
-    """The file of an ensemble; None where the folder holds none."""
+def find_ensemble(model: str) -> Path | None:
+    """The file of the ensemble that ``model`` names; None where it names none."""
     try:
-        files = [folder / name for name in (PAIR_FILE, ENSEMBLE_FILE)]
+        files = [Path(model).expanduser() / name for name in (PAIR_FILE, ENSEMBLE_FILE)]
         return next((path for path in files if path.is_file()), None)
     except (OSError, RuntimeError, ValueError):  # no path at all, which opening it will say
         return None
@@ -57,10 +57,12 @@ def read_ensemble(path: Path) -> EnsembleFacts:
         return facts
     method, models, numbers = content["method"], content["models"], content["numbers"]
     names = [method, *models] if isinstance(models, list) else []
-    if not 2 < len(names) <= _MOST or len(set(names)) < len(names):
+    if not 2 < len(names) <= _MOST:
         raise CheckpointError(f"{path}: models is no list of 2 to {_MOST - 1} names")
     if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in names):
         raise CheckpointError(f"{path}: its method and models are no plain names")
+    if len(set(models)) < len(models):
+        raise CheckpointError(f"{path}: models names one twice")
     if not isinstance(numbers, dict) or len(numbers) > _MOST:
         raise CheckpointError(f"{path}: numbers is no short mapping")
     return EnsembleFacts(
@@ -69,9 +71,13 @@ def read_ensemble(path: Path) -> EnsembleFacts:
 
 
 def _finite(path: Path, name: str, value: object) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise CheckpointError(f"{path}: {name} is no finite number")
-    return float(value)
+    try:
+        number = float(value) if type(value) in (int, float) else math.nan  # type: ignore[arg-type]
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise CheckpointError(f"{path}: {one_line(name, 80)} is no finite number")
+    return number
 
 
 def write_ensemble(folder: Path, facts: EnsembleFacts) -> None:

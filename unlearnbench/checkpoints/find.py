@@ -40,7 +40,7 @@ _LARGE_FILES = re.compile(
     r"(tokenizer|vocab|unlearning|.*\.index)\.json|(tokenizer|spiece)\.model|(vocab|merges)\.txt"
 )
 _SMALL_FILES = re.compile(
-    r"((generation_|adapter_|tokenizer_)?config|special_tokens_map|added_tokens|whp)\.json"
+    r"((generation_|adapter_|tokenizer_)?config|special_tokens_map|added_tokens|whp|ensemble)\.json"
     r"|chat_template\.(json|jinja)"
 )
 # Named by the libraries as where further templates are; the only folder below that they read.
@@ -79,7 +79,7 @@ class CheckpointFiles:
 
     @property
     def weights_sha256(self) -> str:
-        """See ``files_sha256``."""
+        """Of the weight files, by ``files_sha256``."""
         return files_sha256(self.weights)
 
     @property
@@ -98,11 +98,7 @@ def files_sha256(paths: Sequence[Path]) -> str:
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """Read a JSON object from a checkpoint.
-
-    Raises:
-        CheckpointError: unreadable, absurdly large, no JSON, or no object.
-    """
+    """A JSON object from a checkpoint. Raises CheckpointError where it cannot be read as one."""
     value = files.read_json(path, CheckpointError, _LARGE)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds no JSON object")
@@ -123,10 +119,8 @@ def find_checkpoint(
         path = Path(model).expanduser()
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:  # too long, no such home, a NUL
-        raise CheckpointError(
-            f"no such path: {one_line(model, 120)} ({one_line(error, 80)}); give a checkpoint "
-            "folder"
-        ) from None
+        said = f"no such path: {one_line(model, 120)} ({one_line(error, 80)})"
+        raise CheckpointError(f"{said}; give a checkpoint folder") from None
     if path.is_dir():
         return _inspect_folder(model, path, None, options.allow_pickle)
     if not path.is_file():
@@ -163,14 +157,11 @@ def _download(model: str, revision: str | None, options: LoadOptions) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse what a library would open without a look at what it is.
+    """Raise CheckpointError for what a library would open without a look at what it is.
 
     A pipe or a device would block or never end; a link that leaves the folder would show what the
     reader may see and the checkpoint's author may not. A snapshot of the hub's cache links to the
     blobs beside it, and may.
-
-    Raises:
-        CheckpointError: names the file.
     """
     home = folder.resolve()
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None

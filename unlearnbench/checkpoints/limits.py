@@ -51,10 +51,8 @@ def walk_json(value: object) -> Iterator[tuple[str, object]]:
 
 
 def check_numbers(facts: object, where: str) -> None:
-    """Refuse sizes and counts in a stranger's JSON far above any in use, nested ones too.
-
-    Raises:
-        CheckpointError: names the key.
+    """Refuse sizes and counts in a stranger's JSON far above any in use, nested ones too: raises
+    CheckpointError, which names the key.
     """
     for key, value in walk_json(facts):
         if isinstance(value, bool) or not isinstance(value, int) or abs(value) <= _MOST_COUNTED:
@@ -153,10 +151,8 @@ def check_size(model: PreTrainedModel, path: str, stored: int, size: int, exact:
 
 
 def require_memory(size: int, path: str) -> None:
-    """Refuse weights that cannot fit, before they are hashed and read. size: in bytes.
-
-    Raises:
-        CheckpointError: this machine's memory, swap and GPUs together are smaller.
+    """Raise CheckpointError for weights of ``size`` bytes that this machine's memory, swap and GPUs
+    together cannot hold, before they are hashed and read.
     """
     import psutil
     import torch

@@ -28,11 +28,8 @@ log = logging.getLogger("unlearnbench")
 
 
 def require_gguf_support() -> None:
-    """Refuse GGUF files where transformers reads them into other weights than they hold, as 5.20.2
-    does without a word. 5.23 reads them bit for bit.
-
-    Raises:
-        CheckpointError: transformers is too old.
+    """Raise CheckpointError where transformers reads GGUF files into other weights than they hold,
+    as 5.20.2 does without a word. 5.23 reads them bit for bit.
     """
     import transformers
     from packaging.version import Version
@@ -218,9 +215,7 @@ def load_weights(
     files: CheckpointFiles, config: PretrainedConfig, trust_remote_code: bool
 ) -> PreTrainedModel:
     """Load the unquantized model on CPU in its own dtype; a GGUF file is dequantized into fp32.
-
-    Raises:
-        CheckpointError: weights are missing, of the wrong shape, damaged or not finite.
+    Raises CheckpointError as ``from_pretrained``.
     """
     import torch
     from transformers import GgufConfig

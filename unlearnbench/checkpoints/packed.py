@@ -147,9 +147,7 @@ def load_packed(
     device: str,
 ) -> PreTrainedModel:
     """Load a checkpoint that is quantized already, as it is, with the libraries that unpack it.
-
-    Raises:
-        CheckpointError: weights are missing, of the wrong shape, damaged or not finite.
+    Raises CheckpointError as ``from_pretrained``.
     """
     config = copy.deepcopy(config)
     stated = config.quantization_config

@@ -61,30 +61,29 @@ def open_source(model: str, options: LoadOptions, keep: bool = True) -> Source:
 
     Raises: as ``open_checkpoint`` and ``EnsembleSource``.
     """
-    path = find_ensemble(Path(model).expanduser())
-    return EnsembleSource(model, options, keep) if path else open_checkpoint(model, options, keep)
+    path = find_ensemble(model)
+    if path is None:
+        return open_checkpoint(model, options, keep)
+    return EnsembleSource(model, path, options, keep)
 
 
 class EnsembleSource:
     """A ``Source`` of several checkpoints of one shape and one tokenizer, each in a folder of its
-    own beside the file that says how they answer together.
+    own beside ``path``, the file that says how they answer together.
 
     Raises:
         CheckpointError: the folder is damaged, or the checkpoints do not fit together.
         OptionError: an option for another kind of checkpoint.
     """
 
-    def __init__(self, model: str, options: LoadOptions, keep: bool = True) -> None:
+    def __init__(self, model: str, path: Path, options: LoadOptions, keep: bool) -> None:
         if options.base is not None or options.revision is not None:
             raise OptionError(
                 f"{model} holds several local checkpoints; leave --base and --revision out"
             )
-        folder = Path(model).expanduser()
+        folder = path.parent
         check_folder(folder)
         self.options = options
-        path = find_ensemble(folder)
-        if path is None:
-            raise CheckpointError(f"{model} does not say how its checkpoints answer together")
         self.ensemble = read_ensemble(path)
         self.parts = tuple(
             open_checkpoint(str(folder / part), options, keep) for part in self.ensemble.models
@@ -107,7 +106,7 @@ class EnsembleSource:
                 "origin": first.checkpoint.origin | read_origin(folder),
             }
         )
-        # One config for all, so what it says of packed weights holds for both.
+        # One config for all, so what it says of packed weights holds for all.
         self.config, self.tokenizer = first.config, first.tokenizer
         self.files, self.stored = first.files, first.stored
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import click
 
+from unlearnbench import conditions
 from unlearnbench.cli.options import verbose_option
-from unlearnbench.conditions import quantize
 from unlearnbench.demo.meter import Meter
 from unlearnbench.demo.pipeline import run_demo
 from unlearnbench.demo.recipe import METHODS, PRECISIONS, DemoOptions
@@ -54,7 +54,7 @@ def demo(seed: int, methods: str, quant: str, out: str | None, dense: bool) -> N
         Path(("demo-out-dense" if dense else "demo-out") if out is None else out),
         seed,
         tuple(split_names(methods)),
-        tuple(spec.name for spec in quantize.resolve(split_names(quant))),
+        tuple(spec.name for spec in conditions.resolve(split_names(quant))),
         dense,
         sys.stderr.isatty(),
     )

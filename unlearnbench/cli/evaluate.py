@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import click
@@ -16,7 +17,7 @@ from unlearnbench.evaluation.run import run_path
 from unlearnbench.evaluation.summary import evaluation_summary
 from unlearnbench.evaluation.workers import launched, serve
 from unlearnbench.lm_eval.arguments import translate
-from unlearnbench.util.process import is_main
+from unlearnbench.util.process import is_main, process_count
 
 # lm-eval's names for "a transformers checkpoint", which say nothing here.
 _KINDS = ("hf", "hf-auto", "huggingface", "unlearnbench")
@@ -37,7 +38,7 @@ def run_evaluation(ctx: click.Context, given: dict[str, Any]) -> None:
         return
     push = taken(PushOptions, given)
     try:
-        with launched() as team:
+        with launched() if process_count() > 1 else nullcontext() as team:
             results = evaluate(model, tasks, conditions, options, team=team)
     except EvaluationError as error:
         said = evaluation_summary(error.results, tasks, options, error.failures)
@@ -49,7 +50,9 @@ def run_evaluation(ctx: click.Context, given: dict[str, Any]) -> None:
             "(without --fresh) goes on from there"
         ) from None
     click.echo(printable(evaluation_summary(results, tasks, options)))
-    push_paths([run_path(options.output, r.checkpoint, r.condition.name) for r in results], push)
+    if push.push_to_hub is not None:
+        paths = [run_path(options.output, r.checkpoint, r.condition.name) for r in results]
+        push_paths(paths, push.push_to_hub, push)
 
 
 def _merge_model_args(ctx: click.Context, options: dict[str, Any]) -> None:
@@ -58,7 +61,8 @@ def _merge_model_args(ctx: click.Context, options: dict[str, Any]) -> None:
     Raises:
         OptionError: an argument has no meaning here, or contradicts an option that was given.
     """
-    for name, value in translate(options.pop("model_args") or {}).items():
+    given = options.pop("model_args")
+    for name, value in translate(given).items() if given else ():
         set_already = ctx.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
         earlier = options.get(name)
         if isinstance(earlier, tuple):

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from unlearnbench.boards import Board, add_entry, find_boards, read_board
-from unlearnbench.boards.build import build_board
 from unlearnbench.boards.entry import Submission
+from unlearnbench.boards.tables import build_board
 from unlearnbench.boards.verify import verify_board
 from unlearnbench.cli.options import PushOptions, field_options, taken
 from unlearnbench.cli.push import push_paths
@@ -43,7 +43,8 @@ def add(
     submission = Submission(name, given["role"], note, not no_texts)
     path = add_entry(read_board(Path(folder)), [Path(run) for run in runs], submission)
     click.echo(printable(str(path)))
-    push_paths([path], options)
+    if options.push_to_hub is not None:
+        push_paths([path], options.push_to_hub, options)
 
 
 @leaderboard.command("build")

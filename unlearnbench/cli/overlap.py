@@ -12,8 +12,9 @@ from tqdm import tqdm
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.weights import open_weights
 from unlearnbench.cli.options import field_options, taken
+from unlearnbench.conditions import resolve
 from unlearnbench.conditions.load import require_available
-from unlearnbench.conditions.quantize import overlap, resolve
+from unlearnbench.conditions.quantize import overlap
 from unlearnbench.errors import printable
 from unlearnbench.tasks.registry import split_names
 

@@ -23,17 +23,14 @@ def push_command(paths: Sequence[str], repo: str, dry: bool, public: bool) -> No
     A run folder holds its prompts, targets and the model's raw outputs; --dry-run lists what goes.
     """
     given = {"push_to_hub": repo, "push_dry_run": dry, "push_public": public}
-    push_paths([Path(path) for path in paths], PushOptions.of(given))
+    push_paths([Path(path) for path in paths], repo, PushOptions.of(given))
 
 
-def push_paths(paths: Sequence[Path], options: PushOptions) -> None:
-    """Show what leaves the machine, and push it, if ``options`` says where to."""
-    if options.push_to_hub is None:
-        return
-    private = not options.push_public
+def push_paths(paths: Sequence[Path], repo: str, options: PushOptions) -> None:
+    """Show what leaves the machine, and push it unless that is all that was asked for."""
     uploads = plan_upload(paths)
-    click.echo(printable(describe(uploads, options.push_to_hub, private)))
+    click.echo(printable(describe(uploads, repo, not options.push_public)))
     if options.push_dry_run:
         click.echo("dry run: nothing was sent")
         return
-    click.echo(printable(f"pushed: {push(uploads, options.push_to_hub, private)}"))
+    click.echo(printable(f"pushed: {push(uploads, repo, not options.push_public)}"))

@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
+from unlearnbench import conditions
 from unlearnbench.cli.options import field_options, taken
-from unlearnbench.conditions import quantize
-from unlearnbench.conditions.base import PrecisionSpec
+from unlearnbench.conditions.base import ConditionSpec
+from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.errors import OptionError, PrecisionError, printable
-from unlearnbench.evaluation.options import KernelOptions
 from unlearnbench.results import FULL, Condition
 from unlearnbench.tasks.registry import split_names
 from unlearnbench.util.text import text_table
@@ -35,10 +35,11 @@ def show_quants(model: str | None, quant: Sequence[str], as_json: bool, **given:
     options = taken(KernelOptions, given)
     names = split_names(",".join(quant))
     if model is not None:
-        for precision in _proven(model, quantize.resolve(names or [FULL]), options):
+        for precision in _proven(model, conditions.resolve(names or [FULL]), options):
             click.echo(printable(_json(precision) if as_json else _proof(precision)))
         return
-    specs = quantize.resolve(names) if names else quantize.precisions().values()
+    every = [*conditions.precisions().values(), *conditions.families()]
+    specs = conditions.resolve(names) if names else every
     # Nothing here needs a GPU, and asking torch whether there is one takes seconds.
     rows = [_facts(spec, options.device or "cpu") for spec in specs]
     click.echo(json.dumps(rows, indent=2) if as_json else _list(rows))
@@ -49,17 +50,17 @@ def precision_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", text):
         raise OptionError("--quant takes a precision's name, as none or bnb-nf4")
     try:
-        (found,) = quantize.resolve([text])
+        (found,) = conditions.resolve([text])
     except PrecisionError:
         return text
     return found.name
 
 
-def _facts(spec: PrecisionSpec, device: str) -> dict[str, object]:
-    reason = quantize.backend_of(spec).unavailable(spec, device)
+def _facts(spec: ConditionSpec, device: str) -> dict[str, object]:
+    reason = conditions.why_unavailable(spec, device)
     return {
         "name": spec.name,
-        "aliases": [alias for alias, name in quantize.ALIASES.items() if name == spec.name],
+        "aliases": [alias for alias, name in conditions.ALIASES.items() if name == spec.name],
         "bits": spec.bits,
         "bits_per_weight": spec.bits_per_weight,
         "scheme": spec.scheme,
@@ -88,16 +89,12 @@ def _list(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _proven(
-    model: str, specs: Sequence[PrecisionSpec], options: KernelOptions
+    model: str, specs: Sequence[ConditionSpec], options: KernelOptions
 ) -> Iterator[Condition]:
     """Each precision as its proof describes it; every refusal comes before the first model."""
-    from unlearnbench.checkpoints.source import open_source  # the list needs no torch
-    from unlearnbench.conditions import load as loading
+    from unlearnbench.conditions.load import prepare_all  # the list needs no torch
     from unlearnbench.conditions.quantize.calibration import pick_calibration
 
-    device = loading.pick_device(options.device)
-    for spec in specs:
-        loading.require_available(spec, device)
     calibration = None
     if any(spec.calibrated for spec in specs):
         if options.calibration in ("forget", "retain"):
@@ -105,14 +102,8 @@ def _proven(
                 f"--calibration {options.calibration} needs tasks, and quants has none; give a file"
             )
         calibration = pick_calibration(options.calibration, (), options.calibration_samples, 0)
-    source = open_source(model, options)
-    loading.require_loadable(source)
-    for spec in specs:
-        loading.require_precision(source, spec)
-    for spec in specs:
-        dtype = loading.pick_dtype(options.dtype, spec, source.own_dtype, device)
-        how = loading.make_how(spec, dtype, device, options.quant_kernel, calibration)
-        yield loading.load_model(source, spec, how).condition
+    for prepared in prepare_all(model, specs, options, calibration):
+        yield prepared.load().condition
 
 
 def _json(precision: Condition) -> str:
@@ -123,14 +114,16 @@ def _proof(precision: Condition) -> str:
     """The proof as lines that people read."""
     proof = precision.proof
     assert proof is not None  # noqa: S101 - a loaded model has one
-    head = f"{precision.name}: {precision.options.scheme} ({precision.options.backend})"
+    options = precision.options
+    done = "quantized" if precision.kind == "stored" else precision.kind
+    head = f"{precision.name}: {options.scheme} ({options.backend})"
     lines = [
-        f"  runs           {precision.options.kernel} kernel" if precision.options.kernel else "",
-        f"  weights        {proof.covered_weights:,} of {proof.total_weights:,} quantized, "
+        f"  runs           {options.kernel} kernel" if options.kernel else "",
+        f"  weights        {proof.covered_weights:,} of {proof.total_weights:,} {done}, "
         f"{proof.weight_bytes:,} bytes in all",
         f"  modules        {_counts(proof.module_types)}",
         f"  held as        {_counts(proof.weights_by_dtype)}",
-        f"  quantized      {_counts(proof.covered_modules) or 'none'}",
+        f"  {done:<14} {_counts(proof.covered_modules) or 'none'}",
         f"  left as it is  {_counts(proof.uncovered) or 'nothing'}",
     ]
     if proof.codes is not None:
@@ -142,6 +135,7 @@ def _proof(precision: Condition) -> str:
             f"{proof.compared_modules} modules, largest {proof.max_relative_error:.4g} in "
             f"{proof.max_error_module})"
         )
+    lines += [f"  {name:<14} {value:.4g}" for name, value in (proof.figures or {}).items()]
     if proof.on_grid:
         lines.append("  on grid        the checkpoint's weights already lie on this grid")
     return "\n".join([head, *filter(None, lines)])

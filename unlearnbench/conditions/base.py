@@ -1,5 +1,5 @@
-"""What backends share: the description of a precision, how it is asked for, and the two ways to
-run it.
+"""What the files of conditions share: a condition's description, what it is asked for beside that,
+and what it shows of the model that it makes.
 """
 
 from __future__ import annotations
@@ -7,9 +7,10 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from unlearnbench.errors import PrecisionError
+from unlearnbench.checkpoints.linear import linear_layers
 from unlearnbench.results import CalibrationData, Proof
 
 if TYPE_CHECKING:
@@ -17,35 +18,41 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-_INSTALL = "pip install unlearnbench"
+    from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
 Kernel: TypeAlias = Literal["native", "dequantized"]
 
 
 @dataclass(frozen=True)
-class PrecisionSpec:
-    """One precision: its full name, bits of a quantized weight (None: the checkpoint's own) and
-    how it is made. ``options`` are recorded in results and go to the backend's library.
-
-    bits_per_weight: with the block's or group's constants as the library stores them for a 16-bit
-    model, without those that an output channel has once. kernels: how it can run, empty where
-    nothing is quantized. extra: what ``pip install unlearnbench[...]`` calls its libraries.
-    """
+class ConditionSpec:
+    """One condition that a checkpoint can be met under."""
 
     name: str
-    bits: float | None
+    """In full: the run folder's name too."""
+    kind: str
+    """stored, quantized, pruned, noised."""
     scheme: str
-    backend: str
+    """What is done to the weights, in words."""
+    backend: str = "unlearnbench"
+    """The library that does it."""
     options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    """What results record of it beside these, and what its library is told."""
+    bits: float | None = None
+    """Bits of a weight; None: the checkpoint's own."""
     bits_per_weight: float | None = None
+    """With the block's or group's constants as the library stores them for a 16-bit model, without
+    those that an output channel has once."""
     kernels: tuple[Kernel, ...] = ()
+    """How it can run; empty where nothing is quantized."""
     extra: str | None = None
+    """What ``pip install unlearnbench[...]`` calls its libraries."""
     calibrated: bool = False
+    """Whether it needs texts."""
 
     @property
     def install(self) -> str:
         """The command that installs what it needs."""
-        return f"pip install 'unlearnbench[{self.extra}]'" if self.extra else _INSTALL
+        return "pip install " + (f"'unlearnbench[{self.extra}]'" if self.extra else "unlearnbench")
 
 
 @dataclass(frozen=True)
@@ -57,54 +64,60 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class How:
-    """What a backend is asked for beside the precision. ``kernel`` is None where nothing is
-    quantized; ``calibration`` is there for a calibrated precision. device: as torch names it, or
-    ``auto``: the layers over all GPUs, as accelerate spreads them.
-    """
+class LoadPlan:
+    """What a condition is made with, settled before a weight is read."""
 
     dtype: torch.dtype
+    """Compute dtype."""
     device: str
+    """As torch names it, or ``auto``: the layers over all GPUs, as accelerate spreads them."""
     kernel: Kernel | None = None
+    """None where nothing is quantized."""
     calibration: Calibration | None = None
+    """There for a calibrated condition."""
 
 
-class Loaded(NamedTuple):
-    """A model ready to answer, and what shows its precision."""
+class ModelWithProof(NamedTuple):
+    """A model ready to answer, and what shows its condition."""
 
     model: PreTrainedModel
     proof: Proof
 
 
-class Seen(NamedTuple):
-    """What is in one quantized module.
-
-    weight: in force, of shape (out, in). groups: the same values as rows that share constants, one
-    a group, for counting distinct values. stored_as: the dtype that holds the codes. stored_bytes:
-    of codes and constants as packed. own: the values to hold against the checkpoint's, where a
-    library rescales columns; else ``weight``.
-    """
+class ModuleReading(NamedTuple):
+    """What is in one covered module."""
 
     weight: torch.Tensor
+    """In force, of shape (out, in)."""
     groups: torch.Tensor
+    """The same values as rows that share constants, one a group, for counting distinct values."""
     stored_as: str
+    """The dtype that holds the codes."""
     stored_bytes: int
+    """Of codes and constants as packed."""
     own: torch.Tensor | None = None
+    """The values to hold against the checkpoint's, where a library rescales columns; else
+    ``weight``."""
 
 
-Inspect: TypeAlias = Callable[[str, "nn.Module"], "Seen | None"]
-"""(name, module) -> what is in it, or None for a module that is not quantized. Called before the
-first forward pass, because bitsandbytes repacks its 4-bit weights there on CPU and can no longer
-give them back."""
+Inspect: TypeAlias = Callable[[str, "nn.Module"], "ModuleReading | None"]
+"""(name, module) -> what is in it, or None for a module that the condition does not cover. Called
+before the first forward pass, because bitsandbytes repacks its 4-bit weights there on CPU and can
+no longer give them back."""
 
 
 class Codes(NamedTuple):
-    """A weight as a quantizer codes it. codes: (out, in), integers. width: the mean distance of two
-    neighbouring levels, of a shape that broadcasts to (out, in).
-    """
+    """A weight as a quantizer codes it."""
 
     codes: torch.Tensor
+    """Integers, (out, in)."""
     width: torch.Tensor
+    """The mean distance of two neighbouring levels, of a shape that broadcasts to (out, in)."""
+
+
+def canonical_number(text: str) -> str:
+    """A decimal number in one spelling: ``30.0`` is ``30``."""
+    return format(Decimal(text).normalize(), "f")
 
 
 def held_bytes(*tensors: torch.Tensor | None) -> int:
@@ -117,40 +130,16 @@ def dtype_name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def lacking(spec: PrecisionSpec, *modules: str) -> str | None:
+def lacking(spec: ConditionSpec, *modules: str) -> str | None:
     """Why ``spec``, which imports ``modules``, cannot run here; None where all are installed."""
     for module in modules:
-        if not _installed(module):
+        try:
+            found = importlib.util.find_spec(module)
+        except ModuleNotFoundError:  # its parent package is missing
+            found = None
+        if found is None:
             return f"{module.replace('.', '-')} is not installed: {spec.install}"
     return None
-
-
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # its parent package is missing
-        return False
-
-
-def pick_kernel(asked: str, spec: PrecisionSpec, device: str) -> Kernel | None:
-    """How ``spec`` runs: as asked, or for ``auto`` what is faster. On CPU products with dense
-    weights are; elsewhere the packed weights save memory.
-
-    Raises:
-        PrecisionError: it has no such way.
-    """
-    if not spec.kernels:
-        return None
-    if asked == "auto":
-        best: Kernel = "dequantized" if device == "cpu" else "native"
-        return best if best in spec.kernels else spec.kernels[0]
-    for kernel in spec.kernels:
-        if kernel == asked:
-            return kernel
-    why = "it quantizes activations too" if spec.kernels == ("native",) else "it has no kernel"
-    raise PrecisionError(
-        f"{spec.name} runs only {spec.kernels[0]} ({why}); use --quant-kernel auto, or run it apart"
-    )
 
 
 def groups(weight: torch.Tensor, size: int | None) -> torch.Tensor:
@@ -174,14 +163,49 @@ def blocks(weight: torch.Tensor, size: int) -> torch.Tensor:
     return groups(weight.reshape(1, -1), size)
 
 
-def replace_linears(
-    model: PreTrainedModel, names: list[str], make: Callable[[str, nn.Linear], nn.Module]
-) -> None:
-    """Put ``make(name, module)`` in the place of each named linear module, one after another."""
-    for name in names:
-        parent, _, leaf = name.rpartition(".")
-        module = model.get_submodule(name)
-        setattr(model.get_submodule(parent), leaf, make(name, module))  # type: ignore[arg-type]
+def build_changed(
+    source: CheckpointSource,
+    plan: LoadPlan,
+    change: Callable[[str, torch.Tensor], torch.Tensor],
+) -> PreTrainedModel:
+    """A dense model in whose linear layers but the output head ``change(name, weight)`` is in
+    force. The weight is the checkpoint's own, not one already rounded to the compute dtype.
+    """
+    from torch.nn import Parameter
+
+    before = source.state_dict()
+    model = source.build(plan.dtype, plan.device)
+    for name, module in linear_layers(model).items():
+        weight = change(name, before[f"{name}.weight"])
+        weight = weight.to(device=module.weight.device, dtype=plan.dtype)
+        module.weight = Parameter(weight, requires_grad=False)
+    return model
+
+
+def read_packed(stored: Mapping[str, int], group: int | None) -> Inspect:
+    """What is in the layers of a dense model that hold quantized values. ``stored``: their bytes as
+    packed; ``group``: columns that share constants, None for a whole row.
+    """
+
+    def inspect(name: str, module: nn.Module) -> ModuleReading | None:
+        if name not in stored:
+            return None
+        weight = module.get_parameter("weight")
+        return ModuleReading(weight, groups(weight, group), dtype_name(weight), stored[name])
+
+    return inspect
+
+
+def read_dense(model: PreTrainedModel) -> Inspect:
+    """What is in the linear layers but the output head of a dense model."""
+    layers = linear_layers(model).items()
+    return read_packed({name: held_bytes(layer.weight) for name, layer in layers}, None)
+
+
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put a module in the place of the one called ``name``."""
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, new)
 
 
 def make_dense(model: PreTrainedModel, inspect: Inspect, dtype: torch.dtype) -> None:
@@ -190,15 +214,14 @@ def make_dense(model: PreTrainedModel, inspect: Inspect, dtype: torch.dtype) -> 
     from torch import nn
 
     for name, module in list(model.named_modules()):
-        seen = inspect(name, module)
-        if seen is None:
+        reading = inspect(name, module)
+        if reading is None:
             continue
-        rows, columns = seen.weight.shape
+        rows, columns = reading.weight.shape
         with torch.device("meta"):
             dense = nn.Linear(columns, rows, bias=False)
-        dense.weight = nn.Parameter(seen.weight.to(dtype), requires_grad=False)
+        dense.weight = nn.Parameter(reading.weight.to(dtype), requires_grad=False)
         bias = getattr(module, "bias", None)
         if bias is not None:
             dense.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, dense)
+        replace_module(model, name, dense)

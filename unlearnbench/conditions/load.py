@@ -1,27 +1,177 @@
-"""A checkpoint at one precision: where quantization backends and the adapter meet."""
+"""From what ``--model`` names to a model under a condition, the one way that every command takes:
+``prepare`` settles everything that can be refused, and ``Prepared.load`` reads the weights.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from unlearnbench.checkpoints.checkpoint import DTYPES, CheckpointSource
-from unlearnbench.checkpoints.source import Source
-from unlearnbench.conditions import quantize
-from unlearnbench.conditions.base import Calibration, How, PrecisionSpec, pick_kernel
+from unlearnbench.checkpoints.source import Source, open_source
+from unlearnbench.conditions import file_of, why_unavailable
+from unlearnbench.conditions.base import Calibration, ConditionSpec, Kernel, LoadPlan
+from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.conditions.proof import join_proofs
 from unlearnbench.errors import OptionError, PrecisionError
 from unlearnbench.methods import combine_rule
 from unlearnbench.models.hf import HFModel
-from unlearnbench.results import Condition, ConditionOptions, Proof, kind_of_precision
+from unlearnbench.results import FULL, Condition, ConditionOptions, Proof
 from unlearnbench.util.explain import explain, explain_loaded
 
 # Backends whose layers are made where accelerate puts them.
 _SPREAD = ("torch", "bitsandbytes", "unlearnbench", "gguf")
-DTYPE_BITS = {"fp32": 32.0, "bf16": 16.0, "fp16": 16.0}
+_DTYPE_BITS = {"fp32": 32.0, "bf16": 16.0, "fp16": 16.0}
 
 log = logging.getLogger("unlearnbench")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A condition of an open checkpoint, of which nothing but loading it can still fail."""
+
+    source: Source
+    spec: ConditionSpec
+    plan: LoadPlan
+    condition: Condition
+    """What a run records, all but the proof."""
+
+    @property
+    def dtype(self) -> str:
+        """The short name of the compute dtype."""
+        long = str(self.plan.dtype).removeprefix("torch.")
+        return next(short for short, name in DTYPES.items() if name == long)
+
+    def load(self, batch_size: int | None = None) -> HFModel:
+        """Load the checkpoint under the condition and prove that it is in force; of several
+        checkpoints, for each, and join them.
+
+        Raises:
+            CheckpointError: the weights cannot be used.
+            PrecisionError: the condition does not fit the checkpoint, or its library fails.
+            NotInForceError: the condition did not take effect.
+        """
+        models = [self._load_part(part, batch_size) for part in self.source.parts]
+        self.source.release()
+        ensemble = self.source.ensemble
+        if ensemble is None:
+            return models[0]
+        from unlearnbench.models.joined import JoinedModel
+
+        combine = combine_rule(ensemble.method, ensemble.numbers)
+        network = JoinedModel([model.network for model in models], combine)
+        proofs = [model.condition.proof for model in models]
+        known = {n: p for n, p in zip(ensemble.models, proofs, strict=True) if p is not None}
+        condition = self.condition.model_copy(update={"proof": join_proofs(known)})
+        return HFModel(network, self.source, condition, self.dtype, self.plan.device, batch_size)
+
+    def _load_part(self, source: CheckpointSource, batch_size: int | None) -> HFModel:
+        from unlearnbench.models.rounding import quicken_int8
+
+        plan = self.plan
+        with warnings.catch_warnings():
+            # Libraries' advice about their own internals; ours are errors, not warnings.
+            warnings.simplefilter("ignore")
+            model, proof = file_of(self.spec).load(self.spec, source, plan)
+        condition = self.condition.model_copy(update={"proof": proof})
+        _say_proof(condition, proof, self.dtype, plan.device)
+        model = source.finish(model)
+        if plan.device == "cpu":
+            quicken_int8(model)
+        explain_loaded(plan.device, self.dtype, plan.kernel)
+        return HFModel(model, source, condition, self.dtype, plan.device, batch_size)
+
+
+def prepare_all(
+    model: str,
+    specs: Sequence[ConditionSpec],
+    options: KernelOptions,
+    calibration: Calibration | None = None,
+) -> list[Prepared]:
+    """Open what ``model`` names and prepare it under each of ``specs``. What needs no checkpoint is
+    refused before one is opened, and every refusal comes before the first weight is read.
+
+    Raises: as ``open_source`` and ``prepare``.
+    """
+    device = pick_device(options.device)
+    for spec in specs:
+        require_available(spec, device)
+        pick_kernel(options.quant_kernel, spec, device)
+    source = open_source(model, options, keep=len(specs) > 1)
+    return [prepare(source, spec, options, calibration) for spec in specs]
+
+
+def prepare(
+    source: Source,
+    spec: ConditionSpec,
+    options: KernelOptions,
+    calibration: Calibration | None = None,
+) -> Prepared:
+    """Settle how ``source`` is loaded under ``spec``. ``calibration``: texts for a condition that
+    needs some.
+
+    Raises:
+        OptionError: the device does not exist here.
+        PrecisionError: the condition cannot be made here, or not of this checkpoint, or has no such
+            kernel.
+    """
+    import torch
+
+    device = pick_device(options.device)
+    require_available(spec, device)
+    _require_loadable(source, spec)
+    if spec.calibrated and calibration is None:
+        raise PrecisionError(f"{spec.name} needs calibration texts; give --calibration")
+    dtype = pick_dtype(options.dtype, spec, source.own_dtype, device)
+    kernel = pick_kernel(options.quant_kernel, spec, device)
+    texts = calibration if spec.calibrated else None
+    plan = LoadPlan(getattr(torch, DTYPES[dtype]), device, kernel, texts)
+    return Prepared(source, spec, plan, _describe(source, spec, plan))
+
+
+def _describe(source: Source, spec: ConditionSpec, plan: LoadPlan) -> Condition:
+    stored = source.stored
+    facts: dict[str, object] = {
+        "bits": stored.bits if stored else spec.bits or _DTYPE_BITS[source.own_dtype],
+        "scheme": f"as stored: {stored.text}" if stored else spec.scheme,
+        "backend": stored.package[0] if stored else spec.backend,
+        "kernel": plan.kernel,
+        "calibration": plan.calibration and plan.calibration.data,
+    }
+    options = ConditionOptions.model_validate(facts | dict(spec.options))
+    return Condition(name=spec.name, kind=spec.kind, options=options)
+
+
+def _require_loadable(source: Source, spec: ConditionSpec) -> None:
+    """Refuse to change weights that are quantized already, or that nothing here unpacks."""
+    stored = source.stored
+    if stored is None:
+        return
+    package, command = stored.package
+    if importlib.util.find_spec(package) is None:
+        raise PrecisionError(
+            f"{source.files.path} is quantized already ({stored.text}), and {package}, "
+            f"which unpacks it, is not installed: {command}"
+        )
+    if spec.name != FULL:
+        raise PrecisionError(
+            f"{source.files.path} is quantized already ({stored.text}) and cannot be loaded "
+            f"as {spec.name}; use --quant none for it as it is, or give the unquantized checkpoint"
+        )
+
+
+def require_available(spec: ConditionSpec, device: str) -> None:
+    """Raise PrecisionError with the reason where ``spec`` cannot be made on ``device``."""
+    if device == "auto" and spec.backend not in _SPREAD:
+        raise PrecisionError(
+            f"{spec.name} is made on one device; use --device cuda, or another precision"
+        )
+    reason = why_unavailable(spec, device)
+    if reason:
+        raise PrecisionError(f"{spec.name} cannot run here: {reason}")
 
 
 def pick_device(asked: str | None) -> str:
@@ -46,7 +196,7 @@ def pick_device(asked: str | None) -> str:
     return "cuda:0" if asked == "cuda" else asked
 
 
-def pick_dtype(asked: str, spec: PrecisionSpec, own: str, device: str) -> str:
+def pick_dtype(asked: str, spec: ConditionSpec, own: str, device: str) -> str:
     """The compute dtype: ``asked``, or for ``auto`` the storage precision's own.
 
     A checkpoint stored in fp16 computes in fp32 on CPU under ``auto``, where fp16 products are
@@ -64,129 +214,38 @@ def pick_dtype(asked: str, spec: PrecisionSpec, own: str, device: str) -> str:
     return chosen
 
 
-def describe_precision(source: Source, spec: PrecisionSpec, how: How) -> Condition:
-    """What a run at ``spec`` records, all but the proof."""
-    stored = source.stored
-    options = ConditionOptions(
-        bits=stored.bits if stored else spec.bits or DTYPE_BITS[source.own_dtype],
-        scheme=f"as stored: {stored.text}" if stored else spec.scheme,
-        backend=stored.package[0] if stored else spec.backend,
-        kernel=how.kernel,
-        calibration=how.calibration.data if how.calibration and spec.calibrated else None,
-        **spec.options,
-    )
-    return Condition(name=spec.name, kind=kind_of_precision(spec.name), options=options)
-
-
-def load_model(
-    source: Source, spec: PrecisionSpec, how: How, batch_size: int | None = None
-) -> HFModel:
-    """Load ``source`` at ``spec`` and prove that it is in force; of several checkpoints, for each,
-    and join them.
+def pick_kernel(asked: str, spec: ConditionSpec, device: str) -> Kernel | None:
+    """How ``spec`` runs: as asked, or for ``auto`` what is faster. On CPU products with dense
+    weights are; elsewhere the packed weights save memory.
 
     Raises:
-        CheckpointError: the weights cannot be used.
-        PrecisionError: the precision does not fit the checkpoint, or its library fails.
-        NotInForceError: the precision did not take effect.
+        PrecisionError: it has no such way.
     """
-    models = [_load_part(part, spec, how, batch_size) for part in source.parts]
-    first = models[0]
-    if source.ensemble is None:
-        return first
-    from unlearnbench.models.joined import JoinedModel
-
-    combine = combine_rule(source.ensemble.method, source.ensemble.numbers)
-    network = JoinedModel([model.network for model in models], combine)
-    precision, proofs = first.condition, [model.condition.proof for model in models]
-    known = {n: p for n, p in zip(source.ensemble.models, proofs, strict=True) if p is not None}
-    if len(known) == len(proofs):
-        precision = precision.model_copy(update={"proof": join_proofs(known)})
-    return HFModel(network, source, precision, first.dtype, how.device, batch_size)
-
-
-def _load_part(
-    source: CheckpointSource, spec: PrecisionSpec, how: How, batch_size: int | None
-) -> HFModel:
-    require_precision(source, spec)
-    if spec.calibrated and how.calibration is None:
-        raise PrecisionError(f"{spec.name} needs calibration texts; give --calibration")
-    from unlearnbench.models.rounding import quicken_int8
-
-    with warnings.catch_warnings():
-        # Libraries' advice about their own internals; ours are errors, not warnings.
-        warnings.simplefilter("ignore")
-        loaded = quantize.backend_of(spec).load(spec, source, how)
-    precision = describe_precision(source, spec, how).model_copy(update={"proof": loaded.proof})
-    dtype = {long: short for short, long in DTYPES.items()}[str(how.dtype).removeprefix("torch.")]
-    _say_proof(precision, loaded.proof, dtype, how.device)
-    model = source.finish(loaded.model)
-    if how.device == "cpu":
-        quicken_int8(model)
-    explain_loaded(how.device, dtype, precision.options.kernel)
-    return HFModel(model, source, precision, dtype, how.device, batch_size)
+    if not spec.kernels:
+        return None
+    if asked == "auto":
+        best: Kernel = "dequantized" if device == "cpu" else "native"
+        return best if best in spec.kernels else spec.kernels[0]
+    for kernel in spec.kernels:
+        if kernel == asked:
+            return kernel
+    why = "it quantizes activations too" if spec.kernels == ("native",) else "it has no kernel"
+    raise PrecisionError(
+        f"{spec.name} runs only {spec.kernels[0]} ({why}); use --quant-kernel auto, or run it apart"
+    )
 
 
-def _say_proof(precision: Condition, proof: Proof, dtype: str, device: str) -> None:
-    kernel = f", {precision.options.kernel} kernel" if precision.options.kernel else ""
-    log.info("%s on %s, compute dtype %s%s", precision.name, device, dtype, kernel)
+def _say_proof(condition: Condition, proof: Proof, dtype: str, device: str) -> None:
+    kernel = f", {condition.options.kernel} kernel" if condition.options.kernel else ""
+    log.info("%s on %s, compute dtype %s%s", condition.name, device, dtype, kernel)
     if dtype in ("bf16", "fp16") and device == "cpu":
         log.info(
             "%s products are slow on CPUs without hardware for them; --dtype fp32 may be faster",
             dtype,
         )
-    if proof.on_grid and (precision.options.bits or 16) < 16:
+    if proof.on_grid and condition.kind != "stored":
         log.warning(
             "%s changed no weight by more than a rounding error: the checkpoint already lies on "
             "that grid",
-            precision.name,
-        )
-
-
-def make_how(
-    spec: PrecisionSpec, dtype: str, device: str, kernel: str, calibration: Calibration | None
-) -> How:
-    """How to load ``spec``; ``dtype`` is a short name, ``kernel`` auto, native or dequantized.
-
-    Raises:
-        PrecisionError: it has no such kernel.
-    """
-    import torch
-
-    chosen = pick_kernel(kernel, spec, device)
-    return How(getattr(torch, DTYPES[dtype]), device, chosen, calibration)
-
-
-def require_available(spec: PrecisionSpec, device: str) -> None:
-    """Raise PrecisionError with the reason where ``spec`` cannot run on ``device``."""
-    if device == "auto" and spec.backend not in _SPREAD:
-        raise PrecisionError(
-            f"{spec.name} is made on one device; use --device cuda, or another precision"
-        )
-    reason = quantize.backend_of(spec).unavailable(spec, device)
-    if reason:
-        raise PrecisionError(f"{spec.name} cannot run here: {reason}")
-
-
-def require_precision(source: Source, spec: PrecisionSpec) -> None:
-    """Refuse to quantize a second time.
-
-    Raises:
-        PrecisionError: the checkpoint is quantized already and ``spec`` is not ``none``.
-    """
-    if source.stored is not None and spec.name != "none":
-        raise PrecisionError(
-            f"{source.files.path} is quantized already ({source.stored.text}) and cannot be loaded "
-            f"as {spec.name}; use --quant none for it as it is, or give the unquantized checkpoint"
-        )
-
-
-def require_loadable(source: Source) -> None:
-    """Raise PrecisionError where a checkpoint is packed in a scheme whose library is missing."""
-    if source.stored is None:
-        return
-    package, command = source.stored.package
-    if importlib.util.find_spec(package) is None:
-        raise PrecisionError(
-            f"{source.files.path} is quantized already ({source.stored.text}), and {package}, "
-            f"which unpacks it, is not installed: {command}"
+            condition.name,
         )

@@ -1,27 +1,27 @@
-"""The proof that a precision is in force: what is in the loaded model, before it is used."""
+"""The proof that a condition is in force: what is in the loaded model, before it is used."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from unlearnbench.checkpoints.linear import linear_layers, require_most
 from unlearnbench.conditions.base import (
-    How,
+    ConditionSpec,
     Inspect,
-    Loaded,
-    PrecisionSpec,
-    Seen,
+    LoadPlan,
+    ModelWithProof,
+    ModuleReading,
     dtype_name,
     held_bytes,
     make_dense,
 )
 from unlearnbench.errors import NotInForceError
-from unlearnbench.results import ON_GRID, Proof
+from unlearnbench.results import FULL, ON_GRID, Proof
 
 if TYPE_CHECKING:
     import torch
@@ -39,98 +39,123 @@ _PER_KIND = 2
 _COMPARE_ALL = 300_000_000
 _SORTED_AT_ONCE = 2**22
 
+Judge: TypeAlias = "Callable[[str, torch.Tensor, torch.Tensor], Mapping[str, float]]"
+"""(module, its weight in force, the checkpoint's) -> the figures that show a condition of its kind,
+which the proof has as means over all weights. Raises NotInForceError where it is not."""
 
-class _Compared(NamedTuple):
+
+class _Comparison(NamedTuple):
+    """One module's weights in force beside the checkpoint's."""
+
     signal: float
+    """Sum of squares of the checkpoint's."""
     noise: float
+    """Sum of squares of the differences."""
     changed: int
     weights: int
     codes: int
+    """Most distinct values in a group; 0 where nothing is quantized."""
+    figures: Mapping[str, float]
+    """What the condition's kind shows."""
 
     @property
     def relative_error(self) -> float:
         return float((self.noise / self.signal) ** 0.5) if self.signal else 0.0
 
 
+@dataclass
+class Inspection:
+    """What was seen in the covered modules, by module name."""
+
+    weights: dict[str, int] = field(default_factory=dict)
+    """How many weights."""
+    dtypes: Counter[str] = field(default_factory=Counter)
+    """Weights by the dtype that holds them."""
+    stored_bytes: int = 0
+    compared: dict[str, _Comparison] = field(default_factory=dict)
+    """Those whose values were compared with the checkpoint's."""
+
+    def add(self, name: str, reading: ModuleReading) -> None:
+        """Count one module's weights and bytes."""
+        self.weights[name] = reading.weight.numel()
+        self.dtypes[reading.stored_as] += reading.weight.numel()
+        self.stored_bytes += reading.stored_bytes
+
+
 def finish(
-    spec: PrecisionSpec,
+    spec: ConditionSpec,
     source: CheckpointSource,
     model: PreTrainedModel,
     inspect: Inspect,
-    how: How,
-) -> Loaded:
+    plan: LoadPlan,
+    judge: Judge | None = None,
+) -> ModelWithProof:
     """Prove ``spec``, then write the weights in force back as dense ones where that was asked.
 
     Raises:
         NotInForceError: see ``prove``.
     """
-    proof = prove(spec, source, model, inspect)
-    if how.kernel == "dequantized":
-        make_dense(model, inspect, how.dtype)
-    return Loaded(model, proof)
+    proof = prove(spec, source, model, inspect, judge)
+    if plan.kernel == "dequantized":
+        make_dense(model, inspect, plan.dtype)
+    return ModelWithProof(model, proof)
 
 
 def prove(
-    spec: PrecisionSpec, source: CheckpointSource, model: PreTrainedModel, inspect: Inspect
+    spec: ConditionSpec,
+    source: CheckpointSource,
+    model: PreTrainedModel,
+    inspect: Inspect,
+    judge: Judge | None = None,
 ) -> Proof:
     """Gather proof that ``spec`` is in force in ``model``, which was made from ``source``.
 
     Raises:
-        NotInForceError: a linear module but the output head is not quantized, most weights lie
+        NotInForceError: a linear module but the output head is not covered, most weights lie
             elsewhere (fused experts), a weight in force is not finite or not of the checkpoint's
-            shape, a group has more distinct values than the bits allow, or the values are not the
-            checkpoint's at all.
+            shape, a group has more distinct values than the bits allow, the values are not the
+            checkpoint's at all, or ``judge`` says so.
     """
     before = source.state_dict()
     names = list(linear_layers(source.model()))
     chosen = set(_choose(names, before))
-    found = Found()
+    inspection = Inspection()
     for name, module in model.named_modules():
-        seen = inspect(name, module)
-        if seen is not None:
-            found.add(name, seen)
-            own = _own_weight(name, seen, before)
+        reading = inspect(name, module)
+        if reading is not None:
+            inspection.add(name, reading)
+            own = _own_weight(name, reading, before)
             if name in chosen:
-                found.compared[name] = _compare(spec, name, seen, own)
-    _require_all(spec, names, list(found.weights))
-    if spec.bits is not None and spec.bits < 16:
-        _require_covered(spec, source, found.weights)
-    return _summary(spec, model, before, found)
+                figures = judge(name, reading.weight.detach(), own) if judge is not None else {}
+                inspection.compared[name] = _compare(spec, name, reading, own, figures)
+    if spec.name != FULL:
+        _require_all(spec, names, list(inspection.weights))
+    if spec.kind != "stored":
+        _require_covered(spec, source, inspection.weights)
+    facts = describe(model, inspection)
+    if spec.kind == "stored" and spec.name != FULL:
+        facts["uncovered"] = {}  # a storage dtype spares nothing
+    # Tied weights of the checkpoint count once.
+    total = sum({t.data_ptr(): t.numel() for t in before.values()}.values())
+    return Proof.model_validate(facts | {"total_weights": total} | _summary(inspection.compared))
 
 
-@dataclass
-class Found:
-    """What was seen in the quantized modules, by module name."""
-
-    weights: dict[str, int] = field(default_factory=dict)
-    dtypes: Counter[str] = field(default_factory=Counter)
-    stored_bytes: int = 0
-    compared: dict[str, _Compared] = field(default_factory=dict)
-
-    def add(self, name: str, seen: Seen) -> None:
-        """Count one module's weights and bytes."""
-        self.weights[name] = seen.weight.numel()
-        self.dtypes[seen.stored_as] += seen.weight.numel()
-        self.stored_bytes += seen.stored_bytes
-
-
-def _require_all(spec: PrecisionSpec, names: list[str], quantized: list[str]) -> None:
-    if spec.bits is None:
-        return
-    if not quantized:
+def _require_all(spec: ConditionSpec, names: list[str], covered: list[str]) -> None:
+    done = "quantized" if spec.kind == "stored" else spec.kind
+    if not covered:
         raise NotInForceError(
-            f"{spec.name}: no module of the loaded model is quantized; its scores would be those "
+            f"{spec.name}: no module of the loaded model is {done}; its scores would be those "
             "of full precision"
         )
-    left = sorted(set(names) - set(quantized))
+    left = sorted(set(names) - set(covered))
     if left:
         raise NotInForceError(
-            f"{spec.name}: {len(left)} of {len(names)} linear modules are not quantized, as "
+            f"{spec.name}: {len(left)} of {len(names)} linear modules are not {done}, as "
             f"{left[0]}; its scores would be those of a mixture"
         )
 
 
-def require_coverable(spec: PrecisionSpec, source: CheckpointSource) -> None:
+def require_coverable(spec: ConditionSpec, source: CheckpointSource) -> None:
     """Refuse a model that ``spec`` would leave mostly as it is, before a library takes it apart.
 
     Raises:
@@ -140,7 +165,7 @@ def require_coverable(spec: PrecisionSpec, source: CheckpointSource) -> None:
 
 
 def _require_covered(
-    spec: PrecisionSpec, source: CheckpointSource, covered: Collection[str]
+    spec: ConditionSpec, source: CheckpointSource, covered: Collection[str]
 ) -> None:
     from torch import nn
 
@@ -170,38 +195,46 @@ def _spread(names: list[str]) -> list[str]:
     return [n for kind in kinds.values() for n in kind[:: max(1, len(kind) // _PER_KIND)]]
 
 
-def _own_weight(name: str, seen: Seen, before: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _own_weight(
+    name: str, reading: ModuleReading, before: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
     own = before.get(f"{name}.weight")
     if own is None:
         raise NotInForceError(f"module {name} has no weight in the checkpoint")
-    if seen.weight.shape != own.shape:
+    if reading.weight.shape != own.shape:
         raise NotInForceError(
-            f"module {name} has shape {tuple(seen.weight.shape)}, and the checkpoint's weight "
+            f"module {name} has shape {tuple(reading.weight.shape)}, and the checkpoint's weight "
             f"{tuple(own.shape)}"
         )
-    return own
+    return own.detach().to(reading.weight.device)
 
 
-def _compare(spec: PrecisionSpec, name: str, seen: Seen, before: torch.Tensor) -> _Compared:
+def _compare(
+    spec: ConditionSpec,
+    name: str,
+    reading: ModuleReading,
+    before: torch.Tensor,
+    figures: Mapping[str, float],
+) -> _Comparison:
     import torch
 
-    now = (seen.weight if seen.own is None else seen.own).float()
-    own = before.to(device=now.device, dtype=torch.float32)
+    now = (reading.weight if reading.own is None else reading.own).float()
+    own = before.float()
     if not bool(torch.isfinite(now).all()):
         raise NotInForceError(f"{spec.name}: a weight of module {name} is NaN or infinite")
-    narrow = spec.bits is not None and spec.bits < 16
-    codes = distinct_values(seen.groups) if narrow else 0
-    if spec.bits is not None and narrow and codes > 2**spec.bits:
+    codes = distinct_values(reading.groups) if spec.bits is not None and spec.bits < 16 else 0
+    if spec.bits is not None and codes > 2**spec.bits:
         raise NotInForceError(
             f"{spec.name}: a group of module {name} holds {codes} distinct values, more than "
             f"{spec.bits:g} bits can tell apart"
         )
-    found = _Compared(
+    found = _Comparison(
         signal=float(own.square().sum(dtype=torch.float64)),
         noise=float((now - own).square().sum(dtype=torch.float64)),
         changed=int((now != own).sum()),
         weights=own.numel(),
         codes=codes,
+        figures=figures,
     )
     # Rounding to 4 bits or more never moves weights as far as another matrix is away.
     if spec.bits is not None and spec.bits >= 4 and found.relative_error >= 1:
@@ -222,71 +255,59 @@ def distinct_values(groups: torch.Tensor) -> int:
     return most
 
 
-def _summary(
-    spec: PrecisionSpec, model: PreTrainedModel, before: Mapping[str, torch.Tensor], found: Found
-) -> Proof:
-    facts = describe(model, found)
-    if spec.bits is not None and spec.bits >= 16:
-        facts["uncovered"] = {}  # a storage dtype spares nothing
-    facts |= {"total_weights": _total_weights(before), **_figures(found.compared)}
-    return Proof.model_validate(facts)
-
-
-def describe(model: PreTrainedModel, found: Found) -> dict[str, object]:
+def describe(model: PreTrainedModel, inspection: Inspection) -> dict[str, object]:
     """The fields of ``Proof`` that need no unquantized weights."""
-    inside = set(found.weights)
+    from torch import nn
+
+    inside = inspection.weights
     rest = {
         name: parameter
         for name, parameter in model.named_parameters()  # tied ones once
         if name.rpartition(".")[0] not in inside or name.endswith(".bias")
     }
-    dtypes = Counter(found.dtypes)
-    for parameter in rest.values():
+    dtypes, uncovered = Counter(inspection.dtypes), Counter[str]()
+    for name, parameter in rest.items():
         dtypes[dtype_name(parameter)] += parameter.numel()
-    quantized = sum(found.weights.values())
+        uncovered[_pattern(name)] += parameter.numel()
+    types = Counter(
+        type(module).__name__
+        for name, module in model.named_modules()
+        if name in inside or isinstance(module, nn.Linear)
+    )
+    covered = sum(inside.values())
     return {
-        "module_types": _module_types(model, inside),
-        "covered_modules": _sorted(Counter(map(_pattern, found.weights))),
-        "uncovered": _weights_by_pattern(rest),
+        "module_types": _sorted(types),
+        "covered_modules": _sorted(Counter(map(_pattern, inside))),
+        "uncovered": _sorted(uncovered),
         "weights_by_dtype": _sorted(dtypes),
-        "covered_weights": quantized,
-        "total_weights": quantized + sum(p.numel() for p in rest.values()),
-        "weight_bytes": found.stored_bytes + held_bytes(*rest.values()),
-        "compared_modules": len(found.compared),
+        "covered_weights": covered,
+        "total_weights": covered + sum(p.numel() for p in rest.values()),
+        "weight_bytes": inspection.stored_bytes + held_bytes(*rest.values()),
+        "compared_modules": len(inspection.compared),
         "on_grid": False,
     }
 
 
-def _figures(compared: Mapping[str, _Compared]) -> dict[str, object]:
+def _summary(compared: Mapping[str, _Comparison]) -> dict[str, object]:
     if not compared:
         return {}
-    signal = sum(c.signal for c in compared.values())
+    every = list(compared.values())
+    signal, weights = sum(c.signal for c in every), sum(c.weights for c in every)
     errors = {name: c.relative_error for name, c in compared.items()}
     worst = max(errors, key=lambda name: errors[name])
+    figures = {
+        name: sum(c.weights * c.figures[name] for c in every) / weights for name in every[0].figures
+    }
     return {
-        "changed_share": sum(c.changed for c in compared.values())
-        / sum(c.weights for c in compared.values()),
-        "relative_error": (sum(c.noise for c in compared.values()) / signal) ** 0.5
-        if signal
-        else None,
+        "changed_share": sum(c.changed for c in every) / weights,
+        "relative_error": (sum(c.noise for c in every) / signal) ** 0.5 if signal else None,
         "mean_relative_error": sum(errors.values()) / len(errors),
         "max_relative_error": errors[worst],
         "max_error_module": worst,
         "on_grid": errors[worst] < ON_GRID,
-        "codes": max(c.codes for c in compared.values()) or None,
+        "codes": max(c.codes for c in every) or None,
+        "figures": figures or None,
     }
-
-
-def _module_types(model: PreTrainedModel, quantized: set[str]) -> dict[str, int]:
-    from torch import nn
-
-    return _sorted(
-        Counter(
-            type(module).__name__
-            for name, module in model.named_modules()
-            if name in quantized or isinstance(module, nn.Linear)
-        )
-    )
 
 
 def _pattern(name: str) -> str:
@@ -295,18 +316,6 @@ def _pattern(name: str) -> str:
 
 def _sorted(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items()))
-
-
-def _weights_by_pattern(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for name, tensor in tensors.items():
-        counts[_pattern(name)] += tensor.numel()
-    return _sorted(counts)
-
-
-def _total_weights(state: Mapping[str, torch.Tensor]) -> int:
-    """Weights of the checkpoint; tied ones count once."""
-    return sum({t.data_ptr(): t.numel() for t in state.values()}.values())
 
 
 def join_proofs(proofs: Mapping[str, Proof]) -> Proof:
@@ -329,6 +338,9 @@ def join_proofs(proofs: Mapping[str, Proof]) -> Proof:
     update |= {name: fmean(among(name)) for name in _AVERAGED if among(name)}
     update |= {name: max(among(name), default=None) for name in _LARGEST}
     update["on_grid"] = all(proof.on_grid for proof in proofs.values())
+    figures = among("figures")
+    if figures:
+        update["figures"] = {n: fmean(part[n] for part in figures) for n in figures[0]}
     name, worst = max(proofs.items(), key=lambda found: found[1].max_relative_error or 0)
     if worst.max_error_module is not None:
         update["max_error_module"] = f"{name}: {worst.max_error_module}"

@@ -50,10 +50,10 @@ def run_demo(options: DemoOptions, say: Say) -> Path:
 
 def _require_available(precisions: tuple[str, ...]) -> None:
     """Say that a package is missing now, not when models are trained."""
-    from unlearnbench.conditions import quantize
+    from unlearnbench import conditions
     from unlearnbench.conditions.load import require_available
 
-    for spec in quantize.resolve(precisions):
+    for spec in conditions.resolve(precisions):
         require_available(spec, "cpu")
 
 

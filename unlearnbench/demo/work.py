@@ -186,8 +186,8 @@ def make_board(options: DemoOptions, tick: Callable[[], object] = lambda: None) 
     each entry, and at the end.
     """
     from unlearnbench.boards import add_entry, read_board
-    from unlearnbench.boards.build import build_board
     from unlearnbench.boards.entry import Submission
+    from unlearnbench.boards.tables import build_board
     from unlearnbench.tasks.registry import load_registry
 
     weights = "dense weights (the control)" if options.dense else "sparse weights"

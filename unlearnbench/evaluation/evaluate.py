@@ -106,7 +106,8 @@ def find_tasks(
         log.warning("lm-eval is not installed, so its tasks are not known; %s", INSTALL)
     shipped = builtin_task_dir()  # none of its names is lm-eval's, which a test holds
     added = [w for w in words if w in registry.files and registry.files[w].parent != shipped]
-    defined = named([*strange, *added], include_path, registry.files.values())
+    asked = [*strange, *added]
+    defined = named(asked, include_path, registry.files.values()) if asked else set()
     for word in added:
         if word in defined and PREFIX + word not in theirs:
             log.info(

@@ -12,29 +12,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.errors import one_line
-
-
-class KernelOptions(LoadOptions):
-    """How a checkpoint is found, and how a precision of it is made and run."""
-
-    device: str | None = Field(default=None, title="NAME")
-    """cpu, cuda or auto (over all GPUs); default: cuda where there is one."""
-
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Compute dtype."""
-
-    quant_kernel: Literal["auto", "native", "dequantized"] = "auto"
-    """Products by the library's own kernel, or with the quantized weights written back in the
-    compute dtype.
-    """
-
-    calibration: str = Field(default="generic", title="generic|forget|retain|FILE")
-    """Texts for gptq and awq."""
-
-    calibration_samples: int = Field(default=96, title="N")
-    """Texts to draw from them."""
 
 
 class Options(KernelOptions):

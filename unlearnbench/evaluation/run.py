@@ -192,7 +192,7 @@ class Run:
         if self.result is not None and not self._todo and not self._harness_todo:
             self._begin()
             return self.result
-        model = None
+        model: Model | None = None
         with failures.guard(folder, condition):
             model = load()
         if model is None:

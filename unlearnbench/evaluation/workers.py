@@ -15,7 +15,7 @@ import secrets
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection, Listener
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,8 +25,8 @@ from unlearnbench.requests import Generate, Generated, Score, Scored
 from unlearnbench.util.process import process_count, set_threads
 
 if TYPE_CHECKING:
-    from unlearnbench.checkpoints.options import LoadOptions
-    from unlearnbench.conditions.base import How, PrecisionSpec
+    from unlearnbench.conditions.base import ConditionSpec
+    from unlearnbench.conditions.options import KernelOptions
     from unlearnbench.models.base import Model
 
 log = logging.getLogger("unlearnbench")
@@ -41,21 +41,20 @@ class Loading:
     """What a worker needs to load what the main process loads."""
 
     model: str
-    options: LoadOptions
-    spec: PrecisionSpec
-    how: How
+    options: KernelOptions
+    """The device is the main process's."""
+    spec: ConditionSpec
     batch_size: int | None
 
     def load(self) -> Model:
         """In a worker: on its own GPU, where there are several."""
-        from unlearnbench.checkpoints.source import open_source
-        from unlearnbench.conditions.load import load_model
+        from unlearnbench.conditions.load import prepare_all
 
-        how = self.how
-        if how.device.startswith("cuda"):
-            how = replace(how, device=f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
-        source = open_source(self.model, self.options, keep=False)
-        return load_model(source, self.spec, how, self.batch_size)
+        options = self.options
+        if (options.device or "").startswith("cuda"):
+            options = options.updated({"device": f"cuda:{os.environ.get('LOCAL_RANK', '0')}"})
+        (prepared,) = prepare_all(self.model, [self.spec], options)
+        return prepared.load(self.batch_size)
 
 
 class Team:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from unlearnbench.importing.base import Found, ImportOptions, import_runs
+from unlearnbench.importing.base import FORMATS, ImportOptions, import_runs
 
-__all__ = ["FORMATS", "Found", "ImportOptions", "import_runs"]
-
-FORMATS = ("muse", "lm-eval", "open-unlearning")
+__all__ = ["FORMATS", "ImportOptions", "import_runs"]

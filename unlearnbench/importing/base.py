@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard, get_args
 
-from unlearnbench.errors import MetricError, OptionError, ResultError, one_line
+from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.requests import Generated
 from unlearnbench.results import (
     Checkpoint,
@@ -33,11 +32,11 @@ from unlearnbench.runs.provenance import describe_environment
 from unlearnbench.tasks.registry import Registry, load_registry
 from unlearnbench.tasks.samples import TaskSamples
 from unlearnbench.tasks.spec import Sample, TaskSpec
-from unlearnbench.util.files import content_sha256
+from unlearnbench.util.files import content_sha256, read_bytes
 from unlearnbench.util.lock import lock_folder
 
-log = logging.getLogger("unlearnbench")
 Format = Literal["muse", "lm-eval", "open-unlearning"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 _LARGEST = 2**30
 SAME = 1e-9
 """Two figures that differ by less are the same number, rounded differently."""
@@ -45,22 +44,31 @@ SAME = 1e-9
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """``prefix`` names the tasks' family and picks the corpus; ``precision`` what was measured."""
+    """What to import, and where to."""
 
     format: Format
     folder: Path
     prefix: str
+    """Names the tasks' family, and picks the corpus."""
     out: Path
     precision: str = "unknown"
+    """What was measured."""
     include_path: tuple[Path, ...] = ()
 
 
 @dataclass
-class Source:
-    """Reads files below one folder and remembers their hashes."""
+class ModelResults:
+    """One model's results, as a format's reader finds them in files below ``root``."""
 
+    model: str
     root: Path
     files: dict[str, str] = field(default_factory=dict)
+    """The hash of every file that was read."""
+    records: dict[str, list[SampleRecord]] = field(default_factory=dict)
+    stated: dict[str, float] = field(default_factory=dict)
+    """Figures that the files state, by ``task/figure``."""
+    differences: dict[str, float] = field(default_factory=dict)
+    """How far our figures are from the stated ones."""
 
     def read(self, path: Path) -> object:
         """A JSON file's content.
@@ -68,46 +76,16 @@ class Source:
         Raises:
             ResultError: it cannot be read, or holds NaN or an infinity.
         """
-        return self.parse(path, self._bytes(path))
+        return _parse(path, self._bytes(path))
 
     def read_lines(self, path: Path) -> list[object]:
         """The content of a file with one JSON value a line."""
-        return [self.parse(path, line) for line in self._bytes(path).split(b"\n") if line.strip()]
+        return [_parse(path, line) for line in self._bytes(path).split(b"\n") if line.strip()]
 
     def _bytes(self, path: Path) -> bytes:
-        try:
-            if not path.is_file():
-                raise ResultError(f"{path} is no regular file")  # a pipe would never end
-            if path.stat().st_size > _LARGEST:
-                raise ResultError(f"{path} is larger than {_LARGEST >> 30} GiB; refused")
-            content = path.read_bytes()
-        except OSError as error:
-            raise ResultError(f"{path} cannot be read ({error.strerror})") from None
+        content = read_bytes(path, ResultError, _LARGEST)
         self.files[str(path.relative_to(self.root))] = hashlib.sha256(content).hexdigest()
         return content
-
-    def parse(self, path: Path, text: bytes) -> object:
-        """JSON, without the numbers that Python would add to it."""
-
-        def refuse(name: str) -> object:
-            raise ResultError(f"{path}: {name} is no measurement")
-
-        try:
-            value: object = json.loads(text, parse_constant=refuse)
-        except (ValueError, RecursionError) as error:
-            raise ResultError(f"{path} is no valid JSON: {one_line(error, 100)}") from None
-        return value
-
-
-@dataclass
-class Found:
-    """One model's results as a format's reader finds them."""
-
-    model: str
-    source: Source
-    records: dict[str, list[SampleRecord]] = field(default_factory=dict)
-    stated: dict[str, float] = field(default_factory=dict)
-    differences: dict[str, float] = field(default_factory=dict)
 
     def answer(self, spec: TaskSpec, number: int, row: Mapping[str, object]) -> None:
         """Rescore one answer: ``prompt``, ``output``, ``target`` and the figures that were stated.
@@ -140,22 +118,16 @@ class Found:
         for name, score in scores.items():
             if not _is_number(score):
                 raise ResultError(f"{where}: {one_line(name, 60)} is no finite number")
+        floats = {name: float(score) for name, score in scores.items()}
         record = LikelihoodRecord(
-            task=spec.task,
-            id=f"{split}/{number}",
-            split=split,
-            scores={name: float(score) for name, score in scores.items()},
+            task=spec.task, id=f"{split}/{number}", split=split, scores=floats
         )
         self.records.setdefault(spec.task, []).append(record)
 
     def state(self, task: str, figure: str, value: object) -> None:
         """Note a figure that the files state; what is no number is left out."""
         if _is_number(value):
-            self.stated[f"{task}/{figure}"] = float(value)  # type: ignore[arg-type]
-
-    def _hold(self, name: str, stated: object, ours: float) -> None:
-        if _is_number(stated) and abs(ours - float(stated)) > SAME:  # type: ignore[arg-type]
-            self.differences[name] = ours - float(stated)  # type: ignore[arg-type]
+            self.stated[f"{task}/{figure}"] = float(value)
 
     def hold(self, task: str, result: TaskResult) -> None:
         """Compare what was stated of a task with what its records give."""
@@ -163,13 +135,29 @@ class Found:
         if result.auc is None and result.value is not None:
             ours = {f"mean_{key}": value / 100 for key, value in result.scores.items()}
             ours[f"mean_{result.metric}"] = result.value / 100
-        for name, attack in (result.attacks or {}).items():
-            ours[f"auc_{name}"] = attack.auc
+        ours |= {f"auc_{name}": attack.auc for name, attack in (result.attacks or {}).items()}
         for figure, value in ours.items():
             self._hold(f"{task}/{figure}", self.stated.get(f"{task}/{figure}"), value)
 
+    def _hold(self, name: str, stated: object, ours: float) -> None:
+        if _is_number(stated) and abs(ours - float(stated)) > SAME:
+            self.differences[name] = ours - float(stated)
 
-def _is_number(value: object) -> bool:
+
+def _parse(path: Path, text: bytes) -> object:
+    """JSON, without the numbers that Python would add to it."""
+
+    def refuse(name: str) -> object:
+        raise ResultError(f"{path}: {name} is no measurement")
+
+    try:
+        value: object = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise ResultError(f"{path} is no valid JSON: {one_line(error, 100)}") from None
+    return value
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
     try:
@@ -178,7 +166,7 @@ def _is_number(value: object) -> bool:
         return False
 
 
-Reader = Callable[[Path, Registry, str], Iterator[Found]]
+Reader = Callable[[Path, Registry, str], Iterator[ModelResults]]
 
 
 def import_runs(options: ImportOptions) -> list[tuple[Path, RunResult]]:
@@ -208,46 +196,33 @@ def import_runs(options: ImportOptions) -> list[tuple[Path, RunResult]]:
     return written
 
 
-def _write(options: ImportOptions, registry: Registry, found: Found) -> tuple[Path, RunResult]:
-    path = _place(options.out, found.model) / options.precision
+def _write(
+    options: ImportOptions, registry: Registry, found: ModelResults
+) -> tuple[Path, RunResult]:
+    # A model's name may nest and may not climb.
+    parts = [part for part in found.model.split("/") if part not in ("", ".", "..")]
+    path = options.out.joinpath(*parts, options.precision)
     with lock_folder(path):
         if (path / "run.json").exists():
             raise OptionError(f"{path} holds a run already; use another --out")
-        return path, _write_run(options, registry, found, RunFolder(path))
+        folder, tasks = RunFolder(path), {}
+        for name, records in sorted(found.records.items()):
+            samples = tuple(Sample(r.id, r.id.rsplit("/", 1)[0], "") for r in records)
+            made = TaskSamples(registry.tasks[name], {}, samples)
+            sha256 = folder.write_records(name, records)
+            tasks[name] = made.result(records, sha256, None, 0)
+            found.hold(name, tasks[name])
+        result = _result(options, found, tasks)
+        folder.write_run(result)
+    return path, result
 
 
-def _write_run(
-    options: ImportOptions, registry: Registry, found: Found, folder: RunFolder
-) -> RunResult:
-    tasks = {}
-    for name, records in sorted(found.records.items()):
-        spec = registry.tasks[name]
-        splits = [record.id.rpartition("/")[0] for record in records]
-        if set(splits) != set(spec.asked_splits):
-            raise MetricError(
-                f"{found.model}: {name} needs texts of {', '.join(spec.asked_splits)}"
-            )
-        samples = [Sample(r.id, split, "") for r, split in zip(records, splits, strict=True)]
-        sha256 = folder.write_records(name, records)
-        tasks[name] = TaskSamples(spec, {}, tuple(samples)).result(records, sha256, None, 0)
-        found.hold(name, tasks[name])
-    result = _result(options, found, tasks)
-    folder.write_run(result)
-    return result
-
-
-def _place(out: Path, model: str) -> Path:
-    """``out/<model path>``; a model's name may nest and may not climb."""
-    parts = [part for part in model.split("/") if part not in ("", ".", "..")]
-    return out.joinpath(*parts)
-
-
-def _result(options: ImportOptions, found: Found, tasks: Mapping[str, TaskResult]) -> RunResult:
+def _result(options: ImportOptions, found: ModelResults, tasks: dict[str, TaskResult]) -> RunResult:
     return RunResult(
         checkpoint=Checkpoint(
             path=found.model,
             format="imported",
-            weights_sha256=content_sha256(found.source.files),
+            weights_sha256=content_sha256(found.files),
             tokenizer_sha256=content_sha256({"imported": options.format}),
         ),
         condition=Condition(
@@ -259,11 +234,11 @@ def _result(options: ImportOptions, found: Found, tasks: Mapping[str, TaskResult
         settings=Settings(
             protocol="muse", dtype="unknown", device="unknown", seed=0, ppl_lower=False
         ),
-        tasks=dict(tasks),
+        tasks=tasks,
         environment=describe_environment("unknown", "unknown", None),
         imported=ImportedFrom(
             format=options.format,
-            files=dict(sorted(found.source.files.items())),
+            files=dict(sorted(found.files.items())),
             stated=found.stated,
             differences=found.differences,
         ),

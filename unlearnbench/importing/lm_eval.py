@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unlearnbench.errors import ResultError
-from unlearnbench.importing.base import Found, Source
+from unlearnbench.importing.base import ModelResults
 from unlearnbench.tasks.registry import Registry
 from unlearnbench.tasks.spec import TaskSpec
 
@@ -18,7 +18,7 @@ log = logging.getLogger("unlearnbench")
 _SAMPLES = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+)\.jsonl")
 
 
-def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[Found]:
+def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[ModelResults]:
     """A model for every folder with samples; of several dates the last.
 
     Raises:
@@ -32,7 +32,7 @@ def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[Foun
     wanted = {spec.task for spec in registry.resolve([prefix])}
     for place, files in places.items():
         name = str(place.relative_to(folder))
-        found = Found(folder.resolve().name if name == "." else name, Source(folder))
+        found = ModelResults(folder.resolve().name if name == "." else name, folder)
         for task, path in sorted(files.items()):
             spec = registry.tasks.get(task)
             if task in wanted and spec is not None and spec.has_prompts:
@@ -42,9 +42,9 @@ def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[Foun
         yield found
 
 
-def _take(spec: TaskSpec, found: Found, path: Path) -> None:
+def _take(spec: TaskSpec, found: ModelResults, path: Path) -> None:
     rows = []
-    for row in found.source.read_lines(path):
+    for row in found.read_lines(path):
         if not isinstance(row, dict) or not isinstance(row.get("doc_id"), int):
             raise ResultError(f"{path}: a line is no sample")
         rows.append(row)

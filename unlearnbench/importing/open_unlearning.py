@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unlearnbench.errors import ResultError, one_line
-from unlearnbench.importing.base import Found, Source
+from unlearnbench.importing.base import ModelResults
 from unlearnbench.tasks.registry import Registry
 from unlearnbench.tasks.spec import TaskSpec
 
@@ -21,7 +21,7 @@ LEAK = "mia_min_k"
 FIGURES = {"rougeL_f1": "rougeL", "rougeL_recall": "rougeL_recall"}
 
 
-def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[Found]:
+def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[ModelResults]:
     """A model for every ``MUSE_EVAL.json``.
 
     Raises:
@@ -29,8 +29,8 @@ def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[Foun
     """
     for path in sorted(folder.rglob("MUSE_EVAL.json")):
         place = path.parent.relative_to(folder)
-        found = Found(str(place) if place.parts else folder.resolve().name, Source(folder))
-        content = found.source.read(path)
+        found = ModelResults(str(place) if place.parts else folder.resolve().name, folder)
+        content = found.read(path)
         if not isinstance(content, dict):
             raise ResultError(f"{path}: expected metrics by name")
         for metric, kind in METRICS.items():
@@ -45,7 +45,7 @@ def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[Foun
         yield found
 
 
-def _take_answers(spec: TaskSpec, found: Found, path: Path, block: object) -> None:
+def _take_answers(spec: TaskSpec, found: ModelResults, path: Path, block: object) -> None:
     rows = _by_index(path, block)
     if not rows:
         log.warning("%s: %s states no single answers: left out", path, spec.task)
@@ -62,7 +62,7 @@ def _take_answers(spec: TaskSpec, found: Found, path: Path, block: object) -> No
         found.state(spec.task, "mean_rougeL", block.get("agg_value"))
 
 
-def _take_texts(spec: TaskSpec, found: Found, path: Path, block: object) -> None:
+def _take_texts(spec: TaskSpec, found: ModelResults, path: Path, block: object) -> None:
     """The Min-K% scores, where both groups have them; their sign is ours."""
     groups = block if isinstance(block, dict) else {}
     splits = {split: _by_index(path, groups.get(split)) for split in spec.asked_splits}

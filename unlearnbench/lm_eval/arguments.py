@@ -172,54 +172,24 @@ def load_from_arguments(given: Mapping[str, object]) -> HFModel:
     Raises:
         UnlearnbenchError: as the main job's, for the same options.
     """
-    from unlearnbench.checkpoints.options import LoadOptions
-    from unlearnbench.checkpoints.source import open_source
-    from unlearnbench.conditions import load as loading
-    from unlearnbench.conditions import quantize
-    from unlearnbench.conditions.base import pick_kernel
+    from unlearnbench import conditions
+    from unlearnbench.conditions.load import prepare_all
+    from unlearnbench.conditions.options import KernelOptions
     from unlearnbench.conditions.quantize.calibration import pick_calibration
     from unlearnbench.tasks.registry import split_names
 
-    options = translate(given)
-    if "model" not in options:
+    asked = translate(given)
+    if "model" not in asked:
         raise OptionError("--model_args needs pretrained=PATH|ID")
-    specs = quantize.resolve(split_names(str(options.get("quant", "none"))))
+    specs = conditions.resolve(split_names(str(asked.get("quant", "none"))))
     if len(specs) != 1:
         raise OptionError(
             "--model_args quant takes one precision; lm-eval runs one model at a time"
         )
-    (spec,) = specs
-    device = loading.pick_device(_text(options, "device"))
-    loading.require_available(spec, device)
-    kernel = str(options.get("quant_kernel", "auto"))
-    if kernel not in ("auto", "native", "dequantized"):
-        raise OptionError(f"quant_kernel={one_line(kernel, 60)}: use auto, native or dequantized")
-    pick_kernel(kernel, spec, device)
+    fields = KernelOptions.model_fields
+    options = KernelOptions.of({key: value for key, value in asked.items() if key in fields})
     calibration = None
-    if spec.calibrated:
-        samples = int(str(options.get("calibration_samples", 96)))
-        texts = str(options.get("calibration", "generic"))
-        calibration = pick_calibration(texts, (), samples, 0)
-    adapter = options.get("adapter", "merge")
-    if adapter not in ("merge", "keep"):
-        raise OptionError(f"adapter={one_line(adapter, 60)}: use merge or keep")
-    load = LoadOptions(
-        revision=_text(options, "revision"),
-        base=_text(options, "base"),
-        adapter="merge" if adapter == "merge" else "keep",
-        allow_adapter_base=bool(options.get("allow_adapter_base", False)),
-        trust_remote_code=bool(options.get("trust_remote_code", False)),
-        allow_pickle=bool(options.get("allow_pickle", False)),
-    )
-    source = open_source(str(options["model"]), load, keep=False)
-    loading.require_loadable(source)
-    loading.require_precision(source, spec)
-    dtype = loading.pick_dtype(str(options.get("dtype", "auto")), spec, source.own_dtype, device)
-    how = loading.make_how(spec, dtype, device, kernel, calibration)
-    model = loading.load_model(source, spec, how)
-    source.release()
-    return model
-
-
-def _text(options: Mapping[str, object], key: str) -> str | None:
-    return None if key not in options else str(options[key])
+    if specs[0].calibrated:
+        calibration = pick_calibration(options.calibration, (), options.calibration_samples, 0)
+    (prepared,) = prepare_all(str(asked["model"]), specs, options, calibration)
+    return prepared.load()

@@ -57,8 +57,6 @@ def named(
 
     ours: files of the user's folders that are not lm-eval's.
     """
-    if not words:
-        return set()
     found = importlib.util.find_spec("lm_eval")
     packaged = [Path(found.origin).parent / "tasks"] if found and found.origin else []
     lines = {word: _line_of(word) for word in words}

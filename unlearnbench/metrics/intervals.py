@@ -238,6 +238,10 @@ class Values:
         bounds = self.bounds[0] - max(ends), self.bounds[1] - min(ends)
         return Values(self.values - factor * other.values, bounds)
 
+    def scaled(self, factor: float) -> Values:
+        """Every value ``factor`` times, factor above 0."""
+        return Values(factor * self.values, (factor * self.bounds[0], factor * self.bounds[1]))
+
     def parts(self) -> list[Array]:
         """What the standard error is made of: the deviation that each sample brings; of pairs, its
         mean over the other group (DeLong, DeLong and Clarke-Pearson 1988).

@@ -141,7 +141,7 @@ class Scale:
         """The mean of differences of scores, on the task's scale."""
         if self.zero is None:
             return mean(values, self.draws)
-        return ratio(values, self.zero, self.draws).scaled(100)
+        return ratio(values.scaled(100), self.zero, self.draws)
 
     def excess(self, values: Values, retrained: Values, same: bool) -> Estimate:
         """How far a model's value lies above the retrained model's; ``same``: it is that model."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from unlearnbench.metrics.intervals import Bounds
+from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.recovery.statistics import RecoveryRow
 from unlearnbench.util.text import text_table
 
@@ -25,30 +25,29 @@ def _cells(row: RecoveryRow) -> list[str]:
         needed = row.samples_needed
         more = "no number of samples settles it" if needed is None else f"about {needed} samples"
         verdict = f"not decided ({more})"
+    change = points(row.estimate("change")) + (" *" if row.significant else "")
+    names = ("full", "quantized", "target", "retrained")
     return [
-        row.entry,
-        row.task,
-        row.precision,
-        with_interval(row.full, row.full_ci),
-        with_interval(row.quantized, row.quantized_ci),
-        with_interval(row.target, row.target_ci),
-        with_interval(row.retrained, row.retrained_ci),
-        with_interval(row.change, row.change_ci) + (" *" if row.significant else ""),
-        share(row.recovered, row.recovered_ci),
-        share(row.retained, row.retained_ci),
-        share(row.utility, row.utility_ci),
+        *(row.entry, row.task, row.precision),
+        *(points(row.estimate(name)) for name in names),
+        change,
+        *(share(row.estimate(name)) for name in ("recovered", "retained", "utility")),
         verdict,
     ]
 
 
-def with_interval(value: float, ci: Bounds | None) -> str:
-    """``value [low, high]``, one decimal."""
-    return f"{value:.1f}" if ci is None else f"{value:.1f} [{ci[0]:.1f}, {ci[1]:.1f}]"
-
-
-def share(value: float | None, ci: Bounds | None) -> str:
-    """A share in percent with its interval; ``-`` where there is none."""
-    if value is None:
+def points(figure: Estimate | None) -> str:
+    """``value [low, high]``, one decimal; ``-`` where there is none."""
+    if figure is None:
         return "-"
-    shown = f"{100 * value:.0f}%"
+    shown = f"{figure.value:.1f}"
+    return shown if figure.ci is None else f"{shown} [{figure.ci[0]:.1f}, {figure.ci[1]:.1f}]"
+
+
+def share(figure: Estimate | None) -> str:
+    """A share in percent with its interval; ``-`` where there is none."""
+    if figure is None:
+        return "-"
+    shown = f"{100 * figure.value:.0f}%"
+    ci = figure.ci
     return shown if ci is None else f"{shown} [{100 * ci[0]:.0f}, {100 * ci[1]:.0f}]"

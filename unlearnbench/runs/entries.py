@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from unlearnbench.errors import OptionError, ResultError, one_line
@@ -176,9 +176,9 @@ def require_comparable(run: LoadedRun, base: LoadedRun, tasks: Sequence[str]) ->
         OptionError: they differ in protocol, tokenizer, or a task's version, data or samples.
         ResultError: a task or its records are missing or damaged.
     """
-    _require_same(run, base, *map(_protocol, (base, run)))
+    _require_same(run, base, _protocol)
     for name in tasks:
-        _require_same(run, base, *(_task(side, name) for side in (base, run)), f"{name}: ")
+        _require_same(run, base, partial(_task, name=name), f"{name}: ")
 
 
 def require_same_condition(run: LoadedRun, base: LoadedRun) -> None:
@@ -188,17 +188,21 @@ def require_same_condition(run: LoadedRun, base: LoadedRun) -> None:
     Raises:
         OptionError: they differ in scheme, in an option, or in the calibration texts.
     """
-    there, here = (Fingerprint.of_condition(side.result.condition) for side in (base, run))
-    _require_same(run, base, there, here, f"{run.condition}: ")
+    _require_same(run, base, _condition, f"{run.condition}: ")
 
 
 def _require_same(
-    run: LoadedRun, base: LoadedRun, there: Fingerprint, here: Fingerprint, where: str = ""
+    run: LoadedRun, base: LoadedRun, of: Callable[[LoadedRun], Fingerprint], where: str = ""
 ) -> None:
+    there, here = of(base), of(run)
     if there != here:
         raise OptionError(
             f"{run.path} cannot be compared with {base.path}: {where}{differences(there, here)[0]}"
         )
+
+
+def _condition(run: LoadedRun) -> Fingerprint:
+    return Fingerprint.of_condition(run.result.condition)
 
 
 def _protocol(run: LoadedRun) -> Fingerprint:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -124,7 +124,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         """Refuse what no file needs as soon as it is met."""
-        event = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
             raise self._fault(event, "aliases (&, *) are not allowed in task files")
         if getattr(event, "tag", None) is not None:
@@ -157,14 +157,14 @@ class _Loader(yaml.SafeLoader):
         if isinstance(node, MappingNode):
             return self.mapping(node, loc)
         if isinstance(node, SequenceNode):
-            for n, part in enumerate(node.value):
-                self.lines[(*loc, n)] = part.start_mark.line + 1
-            return [self._value(part, (*loc, n)) for n, part in enumerate(node.value)]
+            items = [((*loc, n), part) for n, part in enumerate(node.value)]
+            self.lines.update({place: part.start_mark.line + 1 for place, part in items})
+            return [self._value(part, place) for place, part in items]
         try:
             value: object = self.construct_object(node)
         except (ValueError, ArithmeticError, LookupError, AttributeError) as error:
             raise self._fault(node, f"no valid value: {one_line(error, 100)}") from None
         return value
 
-    def _fault(self, at: Node | yaml.Event, what: str) -> TaskError:
+    def _fault(self, at: Any, what: str) -> TaskError:
         return TaskError(f"{self._path}:{at.start_mark.line + 1}: {what}")

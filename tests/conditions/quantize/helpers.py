@@ -15,8 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.conftest import CORPUS, load_at
+from unlearnbench.conditions import find_condition
 from unlearnbench.conditions.base import Calibration
-from unlearnbench.conditions.quantize import find_precision
 from unlearnbench.conditions.quantize.calibration import pick_calibration
 from unlearnbench.requests import Generate, Score
 
@@ -56,7 +56,7 @@ def load(source: Source, name: str, kernel: str = "auto", dtype: str = "fp32") -
     """``source`` at a precision, with short calibration texts where it needs some, in batches of
     eight.
     """
-    calibration = short_calibration() if find_precision(name).calibrated else None
+    calibration = short_calibration() if find_condition(name).calibrated else None
     return load_at(source, name, dtype, 8, kernel=kernel, calibration=calibration)
 
 
@@ -105,6 +105,6 @@ EXTRAS = {"gptq": "gptqmodel", "hqq": "hqq", "quanto": "optimum.quanto", "torcha
 
 def require_library(name: str) -> None:
     """Skip a test where a precision's library is missing."""
-    extra = find_precision(name).extra
+    extra = find_condition(name).extra
     if extra is not None:
         pytest.importorskip(EXTRAS[extra], reason=f"pip install 'unlearnbench[{extra}]'")

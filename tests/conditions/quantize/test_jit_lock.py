@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from unlearnbench.conditions import quantize
+from unlearnbench import conditions
 from unlearnbench.conditions.quantize.quanto import _is_open, require_no_stale_lock
 from unlearnbench.errors import PrecisionError
 
@@ -116,11 +116,11 @@ def test_a_build_that_was_killed_does_not_hang_the_next_one(
     monkeypatch.setattr("torch.utils.file_baton.FileBaton.wait", wait)
     monkeypatch.setattr(ext, "build_directory", str(lock.parent))
     monkeypatch.setattr(ext, "_lib", None)
-    spec = quantize.find_precision("quanto-int4")
+    spec = conditions.find_condition("quanto-int4")
     deadline = time.monotonic() + 30
     while _is_open(lock) and time.monotonic() < deadline:
         time.sleep(0.05)  # the compiler, which holds the file too, may die a little later
     with pytest.raises(PrecisionError, match=f"was cut off .* remove {re.escape(str(lock))} and"):
-        quantize.encode(spec, torch.ones(32, 128))
+        conditions.encode(spec, torch.ones(32, 128))
     lock.unlink()
     require_no_stale_lock()

@@ -20,15 +20,13 @@ from tests.conditions.quantize.helpers import (
     scores,
 )
 from tests.conftest import MakeCheckpoint, Toy
-from unlearnbench import evaluate
+from unlearnbench import conditions, evaluate
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.source import Source, open_source
-from unlearnbench.conditions import quantize
-from unlearnbench.conditions.base import pick_kernel
-from unlearnbench.conditions.load import make_how
+from unlearnbench.conditions.load import pick_kernel
 from unlearnbench.errors import OptionError, PrecisionError, ResultError
 
-SPECS = quantize.precisions()
+SPECS = conditions.precisions()
 BOTH = sorted(name for name, spec in SPECS.items() if len(spec.kernels) == 2)
 # All but torchao's differ by nothing at all here; torchao-int8 by 5e-6.
 FP32_BOUND = 5e-5
@@ -168,7 +166,6 @@ def test_what_auto_means(name: str) -> None:
         assert (on_cpu, on_cuda) == ("dequantized", "native")
     else:
         assert (on_cpu, on_cuda) == spec.kernels * 2
-    assert make_how(spec, "fp32", "cpu", "auto", None).kernel == on_cpu
 
 
 def test_awq_leaves_nothing_in_the_current_folder(square_source: Source, tmp_path: Any) -> None:

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from tests.conftest import MakeCheckpoint
+from unlearnbench import conditions
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.weights import Weights, open_weights
 from unlearnbench.cli.main import run
-from unlearnbench.conditions import quantize
 from unlearnbench.conditions.quantize.overlap import (
     LayerOverlap,
     PrecisionOverlap,
@@ -49,7 +49,7 @@ def moved(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def overlaps(model: Path, target: Path, names: str) -> dict[str, PrecisionOverlap]:
-    specs = quantize.resolve(names.split(","))
+    specs = conditions.resolve(names.split(","))
     with ExitStack() as stack:
         options = LoadOptions(allow_pickle=True)
         ours, theirs = (open_weights(str(path), options, stack) for path in (model, target))
@@ -106,7 +106,7 @@ def test_more_bits_keep_fewer_codes(tiny: Path, moved: Path) -> None:
 
 
 def test_every_precision_with_codes_sees_the_same_weights(tiny: Path, moved: Path) -> None:
-    names = [n for n, s in quantize.precisions().items() if quantize.has_codes(s)]
+    names = [n for n, s in conditions.precisions().items() if conditions.has_codes(s)]
     names = [n for n in names if "rtn" not in n and not _missing(n)]
     assert {"bnb-int8", "bnb-nf4", "gguf-q4_0"} <= set(names)
     for name, found in overlaps(moved, tiny, ",".join(names)).items():
@@ -116,8 +116,8 @@ def test_every_precision_with_codes_sees_the_same_weights(tiny: Path, moved: Pat
 
 
 def _missing(name: str) -> bool:
-    spec = quantize.find_precision(name)
-    return quantize.backend_of(spec).unavailable(spec, "cpu") is not None
+    spec = conditions.find_condition(name)
+    return conditions.file_of(spec).unavailable(spec, "cpu") is not None
 
 
 def test_the_same_checkpoint_twice(tiny: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_group_of_zeros_has_no_bins(tiny: Path) -> None:
     facts = {"model_type": "llama"}
     target = Weights("t", facts, ("a",), lambda _: weight)
     other = Weights("u", facts, ("a",), lambda _: weight + 0.001)
-    ((_, (layer,)),) = compare_codes(other, target, quantize.resolve(["rtn-int4"]))
+    ((_, (layer,)),) = compare_codes(other, target, conditions.resolve(["rtn-int4"]))
     assert layer.measured == 3 * 8
     assert np.isfinite(layer.update)
 

@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 from tests.conditions.quantize.helpers import LINEAR, UP, in_force, load, module_of, require_library
+from unlearnbench import conditions as backends
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.source import Source, open_source
-from unlearnbench.conditions import quantize as backends
-from unlearnbench.conditions.base import PrecisionSpec, Seen, blocks, groups
+from unlearnbench.conditions.base import ConditionSpec, ModuleReading, blocks, groups
 from unlearnbench.conditions.proof import _spread, distinct_values, prove
 from unlearnbench.conditions.quantize import bnb
 from unlearnbench.conditions.quantize.rtn import quantize
 from unlearnbench.errors import NotInForceError
 
-INT4 = PrecisionSpec("fake-int4", 4, "none at all", "test")
+INT4 = ConditionSpec("fake-int4", 4, "none at all", "test")
 
 
 def rounded(module: nn.Module) -> torch.Tensor:
@@ -30,19 +30,21 @@ def rounded(module: nn.Module) -> torch.Tensor:
 
 
 def prove_with(
-    source: Source, make: Callable[[str, nn.Module], Seen | None], spec: PrecisionSpec = INT4
+    source: Source,
+    make: Callable[[str, nn.Module], ModuleReading | None],
+    spec: ConditionSpec = INT4,
 ) -> Any:
     """The proof of an unquantized model of which ``make`` says what is in each module."""
     model = source.build(torch.float32, "cpu")
 
-    def inspect(name: str, module: nn.Module) -> Seen | None:
+    def inspect(name: str, module: nn.Module) -> ModuleReading | None:
         return make(name, module) if name.endswith(LINEAR) else None
 
     return prove(spec, source, model, inspect)
 
 
-def seen(weight: torch.Tensor, own: torch.Tensor | None = None) -> Seen:
-    return Seen(weight, weight, "int8", weight.numel() // 2, own)
+def seen(weight: torch.Tensor, own: torch.Tensor | None = None) -> ModuleReading:
+    return ModuleReading(weight, weight, "int8", weight.numel() // 2, own)
 
 
 def test_a_right_one_is_proven(source: Source) -> None:
@@ -60,7 +62,7 @@ def test_a_quantizer_that_did_nothing_is_an_error(source: Source) -> None:
 
 
 def test_one_layer_left_out_is_an_error_that_names_it(source: Source) -> None:
-    def make(name: str, module: nn.Module) -> Seen | None:
+    def make(name: str, module: nn.Module) -> ModuleReading | None:
         return None if name == UP else seen(rounded(module))
 
     with pytest.raises(NotInForceError, match=f"1 of 14 linear modules are not quantized, as {UP}"):
@@ -68,7 +70,7 @@ def test_one_layer_left_out_is_an_error_that_names_it(source: Source) -> None:
 
 
 def test_more_values_than_the_bits_allow_are_an_error(source: Source) -> None:
-    def make(name: str, module: nn.Module) -> Seen:
+    def make(name: str, module: nn.Module) -> ModuleReading:
         weight = rounded(module)
         if name == UP:
             weight[3, :17] = torch.linspace(0.01, 0.02, 17)
@@ -85,7 +87,7 @@ def test_weights_of_another_matrix_are_an_error(
     require_library(name)
     state = source.state_dict()
     other = {k: t.roll(1, 0) if k == f"{UP}.weight" else t for k, t in state.items()}
-    model: Any = backends.backend_of(backends.find_precision(name))
+    model: Any = backends.file_of(backends.find_condition(name))
     build, read = source.build, source.state_dict
 
     def mixed(*arguments: Any, **options: Any) -> Any:
@@ -124,7 +126,7 @@ def test_a_module_that_the_checkpoint_lacks_is_an_error(source: Source) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_not_finite_are_an_error(source: Source, value: float) -> None:
-    def make(name: str, module: nn.Module) -> Seen:
+    def make(name: str, module: nn.Module) -> ModuleReading:
         weight = rounded(module)
         if name == UP:
             weight[0, 0] = value
@@ -138,14 +140,14 @@ def test_weights_that_are_not_finite_are_an_error(source: Source, value: float) 
 def test_another_type_of_bitsandbytes_is_an_error(source: Source, loaded: str, asked: str) -> None:
     module = module_of(load(source, loaded, "native"), UP)
     with pytest.raises(NotInForceError, match=f"{asked}: a module holds .*quant_type"):
-        bnb.inspect(backends.find_precision(asked), module)
+        bnb.inspect(backends.find_condition(asked), module)
 
 
 def test_another_number_of_bits_is_not_taken_for_the_one_asked_for(source: Source) -> None:
     eight = module_of(load(source, "bnb-int8"), UP)
     four = module_of(load(source, "bnb-nf4", "native"), UP)
-    assert bnb.inspect(backends.find_precision("bnb-nf4"), eight) is None
-    assert bnb.inspect(backends.find_precision("bnb-int8"), four) is None
+    assert bnb.inspect(backends.find_condition("bnb-nf4"), eight) is None
+    assert bnb.inspect(backends.find_condition("bnb-int8"), four) is None
 
 
 def test_a_4bit_module_that_was_never_packed_is_an_error() -> None:
@@ -161,7 +163,7 @@ def test_quanto_of_other_bits_is_an_error(source: Source) -> None:
 
     module = module_of(load(source, "quanto-int8", "native"), UP)
     with pytest.raises(NotInForceError, match="quanto-int4: a module holds a weight of"):
-        quanto._inspect(backends.find_precision("quanto-int4"), module)
+        quanto._inspect(backends.find_condition("quanto-int4"), module)
 
 
 def saved(source: Source, name: str, folder: Path) -> Source:

@@ -20,8 +20,8 @@ from tests.conditions.quantize.helpers import (
     require_library,
     short_calibration,
 )
+from unlearnbench import conditions as backends
 from unlearnbench.checkpoints.source import Source
-from unlearnbench.conditions import quantize as backends
 from unlearnbench.conditions.base import Codes
 from unlearnbench.conditions.quantize import _gptqmodel
 from unlearnbench.conditions.quantize.rtn import quantize

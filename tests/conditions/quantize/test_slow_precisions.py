@@ -11,16 +11,16 @@ import pytest
 
 from tests.conditions.quantize.helpers import require_library
 from tests.conftest import load_at
+from unlearnbench import conditions
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.source import Source, open_source
-from unlearnbench.conditions import quantize
 from unlearnbench.conditions.quantize.calibration import pick_calibration
 from unlearnbench.errors import PrecisionError
 from unlearnbench.requests import Generate, Score
 
 pytestmark = pytest.mark.slow
 
-SPECS = quantize.precisions()
+SPECS = conditions.precisions()
 # Every backend, in its odder forms; the tiny model has them all. AWQ's search for clips did not end
 # within ten minutes on two shared cores, so of it only the refusal is here.
 NAMES = [

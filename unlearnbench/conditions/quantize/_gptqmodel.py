@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.conditions.base import Calibration, Seen, dtype_name, groups, held_bytes
+from unlearnbench.conditions.base import Calibration, ModuleReading, dtype_name, groups, held_bytes
 from unlearnbench.errors import NotInForceError, PrecisionError, UnlearnbenchError, one_line
 from unlearnbench.util.quiet import muted, unmoved_caches
 
@@ -23,7 +23,7 @@ def gptqmodel() -> Iterator[None]:
     """GPTQModel imported, set for small machines and silent.
 
     Raises:
-        PrecisionError: the library fails; the message says how.
+        PrecisionError: the library fails; the message says plan.
     """
     # Read when it is imported. With fewer workers than 2 its loader refuses to start; its packing
     # extension compiles for half a minute to save a second.
@@ -63,7 +63,9 @@ def token_batches(
     return batches
 
 
-def in_module(module: Any, bits: float | None = None, size: int | None = None) -> Seen | None:
+def in_module(
+    module: Any, bits: float | None = None, size: int | None = None
+) -> ModuleReading | None:
     """What one of GPTQModel's linear modules holds; None for any other module.
 
     Raises:
@@ -83,7 +85,7 @@ def in_module(module: Any, bits: float | None = None, size: int | None = None) -
     by_group = values
     if per is not None and order is not None and len(order) == values.shape[1]:
         by_group = values[:, order.argsort(stable=True)]  # columns of a group side by side
-    return Seen(values, groups(by_group, per), dtype_name(module.qweight), stored)
+    return ModuleReading(values, groups(by_group, per), dtype_name(module.qweight), stored)
 
 
 def _gptq_weight(module: Any) -> torch.Tensor:

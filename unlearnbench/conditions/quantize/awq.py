@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.linear import linear_layers
 from unlearnbench.checkpoints.load import check_loading
-from unlearnbench.conditions.base import How, Loaded, PrecisionSpec, Seen, lacking
+from unlearnbench.conditions.base import (
+    ConditionSpec,
+    LoadPlan,
+    ModelWithProof,
+    ModuleReading,
+    lacking,
+)
 from unlearnbench.conditions.proof import finish, require_coverable
 from unlearnbench.conditions.quantize import _gptqmodel as library
 from unlearnbench.errors import PrecisionError
@@ -28,13 +34,14 @@ if TYPE_CHECKING:
 _ROWS = 64
 _FIT_STEPS = 8
 
-PRECISIONS = tuple(
-    PrecisionSpec(
+CONDITIONS = tuple(
+    ConditionSpec(
         f"awq-int4-g{group}",
-        4,
+        "quantized",
         f"AWQ, uniform with zero point per group of {group} columns, calibrated",
         "gptqmodel",
         {"group_size": group, "zero_point": True, "format": "gemm"},
+        bits=4,
         bits_per_weight=4 + (16 + 4) / group,
         kernels=("native", "dequantized"),
         extra="gptq",
@@ -44,12 +51,12 @@ PRECISIONS = tuple(
 )
 
 
-def unavailable(spec: PrecisionSpec, device: str) -> str | None:
+def unavailable(spec: ConditionSpec, device: str) -> str | None:
     """GPTQModel must be installed."""
     return lacking(spec, "gptqmodel")
 
 
-def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
+def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
     """Quantize every linear layer but the output head. The weights pass through a temporary folder,
     because the library quantizes only what it loads itself.
 
@@ -57,7 +64,7 @@ def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
         PrecisionError: the library cannot quantize this model, or its layers do not fit.
         NotInForceError: a layer was not quantized.
     """
-    assert how.calibration is not None  # noqa: S101 - loading.load_model sees to it
+    assert plan.calibration is not None  # noqa: S101 - load.prepare sees to it
     require_coverable(spec, source)
     _require_fit(spec, source.model())
     with tempfile.TemporaryDirectory(prefix="unlearnbench-awq-") as folder:
@@ -65,27 +72,27 @@ def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
         source.model().save_pretrained(full)
         source.tokenizer.save_pretrained(full)
         with library.gptqmodel():
-            batches = library.token_batches(source, how.calibration)
+            batches = library.token_batches(source, plan.calibration)
             with _working_in(folder):
-                _quantize(spec, full, packed, batches, how.device)
-            model = _load(packed, how)
+                _quantize(spec, full, packed, batches, plan.device)
+            model = _load(packed, plan)
             model.generation_config = source.model().generation_config
-            if how.device == "cpu":
+            if plan.device == "cpu":
                 library.without_compilation(model)
     before = source.state_dict()
 
-    def inspect(name: str, module: nn.Module) -> Seen | None:
+    def inspect(name: str, module: nn.Module) -> ModuleReading | None:
         size = int(spec.options["group_size"])
-        seen = library.in_module(module, spec.bits, size)
+        reading = library.in_module(module, spec.bits, size)
         own = before.get(f"{name}.weight")
-        if seen is None or own is None or own.shape != seen.weight.shape:
-            return seen
-        return seen._replace(own=_unscaled(seen.weight, own))
+        if reading is None or own is None or own.shape != reading.weight.shape:
+            return reading
+        return reading._replace(own=_unscaled(reading.weight, own))
 
-    return finish(spec, source, model, inspect, how)
+    return finish(spec, source, model, inspect, plan)
 
 
-def _require_fit(spec: PrecisionSpec, model: PreTrainedModel) -> None:
+def _require_fit(spec: ConditionSpec, model: PreTrainedModel) -> None:
     """GPTQModel only asserts what it needs; found out here before the work."""
     size = int(spec.options["group_size"])
     for name in list(linear_layers(model)):
@@ -109,7 +116,7 @@ def _working_in(folder: str) -> Iterator[None]:
 
 
 def _quantize(
-    spec: PrecisionSpec, full: Path, packed: Path, batches: list[dict[str, Any]], device: str
+    spec: ConditionSpec, full: Path, packed: Path, batches: list[dict[str, Any]], device: str
 ) -> None:
     from gptqmodel import GPTQModel, QuantizeConfig
     from gptqmodel.quantization import FORMAT, METHOD
@@ -128,16 +135,16 @@ def _quantize(
     model.save(str(packed))
 
 
-def _load(packed: Path, how: How) -> PreTrainedModel:
+def _load(packed: Path, plan: LoadPlan) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM, AwqConfig
 
     # On CPU the library's choice; on GPUs its kernels repack the weights, and only this one can be
     # looked into.
-    backend: Any = "auto" if how.device == "cpu" else "awq_torch"
+    backend: Any = "auto" if plan.device == "cpu" else "awq_torch"
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         packed,
-        dtype=how.dtype,
-        device_map={"": how.device},
+        dtype=plan.dtype,
+        device_map={"": plan.device},
         quantization_config=AwqConfig(backend=backend),
         local_files_only=True,
         output_loading_info=True,

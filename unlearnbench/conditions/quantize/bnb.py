@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.conditions.base import (
     Codes,
-    How,
-    Loaded,
-    PrecisionSpec,
-    Seen,
+    ConditionSpec,
+    LoadPlan,
+    ModelWithProof,
+    ModuleReading,
     blocks,
     dtype_name,
     held_bytes,
@@ -37,26 +37,28 @@ _BLOCK = 64
 _NESTED_BLOCK = 256
 
 
-def _four_bit(kind: str, double: bool) -> PrecisionSpec:
+def _four_bit(kind: str, double: bool) -> ConditionSpec:
     scale = 8 / _BLOCK + 32 / (_BLOCK * _NESTED_BLOCK) if double else 32 / _BLOCK
-    return PrecisionSpec(
+    return ConditionSpec(
         f"bnb-{kind}" + ("-dq" if double else ""),
-        4,
+        "quantized",
         f"{kind.upper()}, absmax per block" + (", its scales in 8 bits" if double else ""),
         _BACKEND,
         {"quant_type": kind, "block_size": _BLOCK, "double_quant": double},
+        bits=4,
         bits_per_weight=4 + scale,
         kernels=("native", "dequantized"),
     )
 
 
-PRECISIONS = (
-    PrecisionSpec(
+CONDITIONS = (
+    ConditionSpec(
         "bnb-int8",
-        8,
+        "quantized",
         "LLM.int8(): absmax per row, activations quantized too, outlier columns in 16 bits",
         _BACKEND,
         {"threshold": 6.0},
+        bits=8,
         bits_per_weight=8,
         kernels=("native",),
     ),
@@ -64,25 +66,25 @@ PRECISIONS = (
 )
 
 
-def unavailable(spec: PrecisionSpec, device: str) -> str | None:
+def unavailable(spec: ConditionSpec, device: str) -> str | None:
     """Bitsandbytes must be installed; it has kernels for CPU and CUDA."""
     return lacking(spec, "bitsandbytes")
 
 
-def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
+def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
     """Quantize every linear layer but the output head, as transformers does.
 
     Raises:
         NotInForceError: the loaded modules are not what was asked for.
     """
-    model = source.build(how.dtype, how.device, quantization_config=_config(spec, how.dtype))
-    if how.kernel == "native":
-        require_blocks(model, how.device)
-        say_rounding(model, how)
-    return finish(spec, source, model, lambda _, module: inspect(spec, module), how)
+    model = source.build(plan.dtype, plan.device, quantization_config=_config(spec, plan.dtype))
+    if plan.kernel == "native":
+        require_blocks(model, plan.device)
+        say_rounding(model, plan)
+    return finish(spec, source, model, lambda _, module: inspect(spec, module), plan)
 
 
-def _config(spec: PrecisionSpec, dtype: torch.dtype) -> BitsAndBytesConfig:
+def _config(spec: ConditionSpec, dtype: torch.dtype) -> BitsAndBytesConfig:
     from transformers import BitsAndBytesConfig
 
     if spec.bits == 8:
@@ -97,7 +99,7 @@ def _config(spec: PrecisionSpec, dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def inspect(spec: PrecisionSpec, module: nn.Module) -> Seen | None:
+def inspect(spec: ConditionSpec, module: nn.Module) -> ModuleReading | None:
     """What one module holds.
 
     Raises:
@@ -105,8 +107,8 @@ def inspect(spec: PrecisionSpec, module: nn.Module) -> Seen | None:
     """
     from bitsandbytes.nn.modules import Linear4bit
 
-    seen = inspect_any(module)
-    if seen is None or isinstance(module, Linear4bit) != (spec.bits == 4):
+    reading = inspect_any(module)
+    if reading is None or isinstance(module, Linear4bit) != (spec.bits == 4):
         return None
     if isinstance(module, Linear4bit):
         weight: Any = module.weight
@@ -118,10 +120,10 @@ def inspect(spec: PrecisionSpec, module: nn.Module) -> Seen | None:
         }
         if found != dict(spec.options):
             raise NotInForceError(f"{spec.name}: a module holds {found}")
-    return seen
+    return reading
 
 
-def inspect_any(module: nn.Module) -> Seen | None:
+def inspect_any(module: nn.Module) -> ModuleReading | None:
     """What one of bitsandbytes' modules holds, whatever its scheme; None for any other module.
 
     Raises:
@@ -155,15 +157,15 @@ def require_blocks(model: nn.Module, device: str) -> None:
             )
 
 
-def say_rounding(model: nn.Module, how: How) -> None:
+def say_rounding(model: nn.Module, plan: LoadPlan) -> None:
     """Say where the 4-bit kernel does not compute in the dtype that was asked for: on a processor
     with bf16 products bitsandbytes 0.50 rounds activations and constants to bf16.
     """
     from bitsandbytes.functional import has_avx512bf16
     from bitsandbytes.nn.modules import Linear4bit
 
-    dtype = str(how.dtype).removeprefix("torch.")
-    if how.device != "cpu" or dtype == "bfloat16":
+    dtype = str(plan.dtype).removeprefix("torch.")
+    if plan.device != "cpu" or dtype == "bfloat16":
         return
     if not has_avx512bf16():  # type: ignore[no-untyped-call]
         return
@@ -175,17 +177,17 @@ def say_rounding(model: nn.Module, how: How) -> None:
         )
 
 
-def _inspect_int8(module: Any) -> Seen:
+def _inspect_int8(module: Any) -> ModuleReading:
     weight = module.weight
     scale = getattr(weight, "SCB", None)
     scale = module.state.SCB if scale is None else scale
     if dtype_name(weight) != "int8" or scale is None:
         raise NotInForceError(f"an int8 module's weight is stored as {weight.dtype}")
     values = weight.data.float() * (scale.float()[:, None] / 127)
-    return Seen(values, values, "int8", held_bytes(weight.data, scale))
+    return ModuleReading(values, values, "int8", held_bytes(weight.data, scale))
 
 
-def _inspect_4bit(module: Any) -> Seen:
+def _inspect_4bit(module: Any) -> ModuleReading:
     import bitsandbytes as bnb
     import torch
 
@@ -198,10 +200,10 @@ def _inspect_4bit(module: Any) -> Seen:
     values = bnb.functional.dequantize_4bit(weight.data, state).reshape(shape)
     nested = [state.state2.absmax, state.offset] if state.nested else []
     stored = held_bytes(weight.data, state.absmax, *nested)
-    return Seen(values, blocks(values, state.blocksize), "uint8", stored)
+    return ModuleReading(values, blocks(values, state.blocksize), "uint8", stored)
 
 
-def encode(spec: PrecisionSpec, weight: torch.Tensor) -> Codes:
+def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     """The codes of one weight, without a model. Neighbouring levels of NF4 and FP4 lie at unequal
     distances; the width is their mean, 2 absmax / 15.
     """

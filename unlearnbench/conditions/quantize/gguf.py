@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.linear import linear_layers
 from unlearnbench.conditions.base import (
     Codes,
-    How,
-    Loaded,
-    PrecisionSpec,
-    Seen,
-    dtype_name,
-    groups,
+    ConditionSpec,
+    LoadPlan,
+    ModelWithProof,
+    build_changed,
     lacking,
+    read_packed,
 )
 from unlearnbench.conditions.proof import finish
 from unlearnbench.errors import NotInForceError
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
-    from torch import nn
 
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
@@ -36,19 +33,20 @@ _BLOCK = 32
 _HEADER = {"Q8_0": 2, "Q5_1": 4, "Q4_1": 4, "Q4_0": 2}
 
 
-def _spec(kind: str, bits: int, scheme: str) -> PrecisionSpec:
-    return PrecisionSpec(
+def _spec(kind: str, bits: int, scheme: str) -> ConditionSpec:
+    return ConditionSpec(
         f"gguf-{kind.lower()}",
-        bits,
+        "quantized",
         f"llama.cpp {kind}: {scheme} per block of {_BLOCK}",
         "gguf",
         {"type": kind, "block_size": _BLOCK},
+        bits=bits,
         bits_per_weight=bits + 8 * _HEADER[kind] / _BLOCK,
         kernels=("dequantized",),
     )
 
 
-PRECISIONS = (
+CONDITIONS = (
     _spec("Q8_0", 8, "uniform, absmax"),
     _spec("Q5_1", 5, "uniform, scale and minimum"),
     _spec("Q4_1", 4, "uniform, scale and minimum"),
@@ -56,12 +54,12 @@ PRECISIONS = (
 )
 
 
-def unavailable(spec: PrecisionSpec, device: str) -> str | None:
+def unavailable(spec: ConditionSpec, device: str) -> str | None:
     """Gguf must be installed; it works in numpy, whatever the device."""
     return lacking(spec, "gguf")
 
 
-def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
+def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
     """Quantize every linear layer but the output head. (llama.cpp's own recipes treat some layers
     and the head otherwise; here all layers are alike, so that precisions can be compared.)
 
@@ -69,29 +67,21 @@ def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
         NotInForceError: a layer's columns are no multiple of 32.
     """
     import torch
-    from torch.nn import Parameter
 
-    before = source.state_dict()
-    model = source.build(how.dtype, how.device)
     stored: dict[str, int] = {}
-    for name in list(linear_layers(model)):
-        packed, values = _round(spec, name, before[f"{name}.weight"])
-        module: Any = model.get_submodule(name)
-        weight = torch.from_numpy(values).to(device=module.weight.device, dtype=how.dtype)
-        module.weight = Parameter(weight, requires_grad=False)
+
+    def change(name: str, weight: torch.Tensor) -> torch.Tensor:
+        packed, values = _round(spec, name, weight)
         stored[name] = packed.nbytes
+        return torch.from_numpy(values)
 
-    def inspect(name: str, module: nn.Module) -> Seen | None:
-        if name not in stored:
-            return None
-        weight = module.get_parameter("weight")
-        return Seen(weight, groups(weight, _BLOCK), dtype_name(weight), stored[name])
-
-    return finish(spec, source, model, inspect, How(how.dtype, how.device))
+    model = build_changed(source, plan, change)
+    inspect = read_packed(stored, _BLOCK)
+    return finish(spec, source, model, inspect, LoadPlan(plan.dtype, plan.device))
 
 
 def _round(
-    spec: PrecisionSpec, name: str, weight: torch.Tensor
+    spec: ConditionSpec, name: str, weight: torch.Tensor
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """The blocks, (out, bytes), and the weight that they stand for, (out, in)."""
     import gguf
@@ -107,7 +97,7 @@ def _round(
     return packed, np.array(gguf.quants.dequantize(packed, kind), dtype=np.float32)
 
 
-def encode(spec: PrecisionSpec, weight: torch.Tensor) -> Codes:
+def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     """The codes of one weight, without a model, read from the packed blocks."""
     import numpy as np
     import torch

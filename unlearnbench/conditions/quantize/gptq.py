@@ -7,19 +7,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from unlearnbench.conditions.base import How, Loaded, PrecisionSpec, lacking
+from unlearnbench.conditions.base import (
+    ConditionSpec,
+    LoadPlan,
+    ModelWithProof,
+    ModuleReading,
+    lacking,
+)
 from unlearnbench.conditions.proof import finish, require_coverable
 from unlearnbench.conditions.quantize import _gptqmodel as library
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
 _DAMPING = 0.1
 
-PRECISIONS = tuple(
-    PrecisionSpec(
+CONDITIONS = tuple(
+    ConditionSpec(
         f"gptq-int{bits}-g{group}",
-        bits,
+        "quantized",
         f"GPTQ, symmetric per group of {group} columns, calibrated",
         "gptqmodel",
         {
@@ -30,6 +38,7 @@ PRECISIONS = tuple(
             "true_sequential": True,
             "damp_percent": _DAMPING,
         },
+        bits=bits,
         bits_per_weight=bits + (16 + bits) / group,
         kernels=("native", "dequantized"),
         extra="gptq",
@@ -40,19 +49,19 @@ PRECISIONS = tuple(
 )
 
 
-def unavailable(spec: PrecisionSpec, device: str) -> str | None:
+def unavailable(spec: ConditionSpec, device: str) -> str | None:
     """GPTQModel and optimum must be installed."""
     return lacking(spec, "gptqmodel", "optimum")
 
 
-def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
+def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
     """Quantize every linear layer but the output head, one transformer block after another.
 
     Raises:
         PrecisionError: the library cannot quantize this model.
         NotInForceError: a layer was not quantized.
     """
-    assert how.calibration is not None  # noqa: S101 - loading.load_model sees to it
+    assert plan.calibration is not None  # noqa: S101 - load.prepare sees to it
     require_coverable(spec, source)  # and the checkpoint's own faults are told as such
     with library.gptqmodel():
         from transformers import GPTQConfig
@@ -61,7 +70,7 @@ def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
             bits=int(spec.bits or 0),
             group_size=int(spec.options["group_size"]),
             # Token ids are allowed too, whatever its annotation says.
-            dataset=library.token_batches(source, how.calibration),  # type: ignore[arg-type]
+            dataset=library.token_batches(source, plan.calibration),  # type: ignore[arg-type]
             sym=True,
             desc_act=False,
             act_group_aware=False,
@@ -69,10 +78,12 @@ def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
             damp_percent=_DAMPING,
             backend="gptq_torch",
         )
-        model = source.build(how.dtype, how.device, quantization_config=config)
-        if how.device == "cpu":
+        model = source.build(plan.dtype, plan.device, quantization_config=config)
+        if plan.device == "cpu":
             library.without_compilation(model)
     size = int(spec.options["group_size"])
-    return finish(
-        spec, source, model, lambda _, module: library.in_module(module, spec.bits, size), how
-    )
+
+    def inspect(_: str, module: nn.Module) -> ModuleReading | None:
+        return library.in_module(module, spec.bits, size)
+
+    return finish(spec, source, model, inspect, plan)

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 from unlearnbench.checkpoints.linear import linear_layers
 from unlearnbench.conditions.base import (
     Codes,
-    How,
-    Loaded,
-    PrecisionSpec,
-    Seen,
+    ConditionSpec,
+    LoadPlan,
+    ModelWithProof,
+    ModuleReading,
     dtype_name,
     groups,
     held_bytes,
     lacking,
-    replace_linears,
+    replace_module,
 )
 from unlearnbench.conditions.proof import finish
 from unlearnbench.errors import NotInForceError
@@ -32,13 +32,14 @@ if TYPE_CHECKING:
 
 _GROUP = 64
 
-PRECISIONS = (
-    PrecisionSpec(
+CONDITIONS = (
+    ConditionSpec(
         "hqq-int4-g64",
-        4,
+        "quantized",
         "HQQ: uniform with zero point per group of 64 columns, solved for on the weights",
         "hqq",
         {"group_size": _GROUP, "axis": 1},
+        bits=4,
         bits_per_weight=4 + 2 * 16 / _GROUP,
         kernels=("native", "dequantized"),
         extra="hqq",
@@ -46,12 +47,12 @@ PRECISIONS = (
 )
 
 
-def unavailable(spec: PrecisionSpec, device: str) -> str | None:
+def unavailable(spec: ConditionSpec, device: str) -> str | None:
     """Hqq must be installed; its torch code runs on CPU and CUDA."""
     return lacking(spec, "hqq")
 
 
-def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
+def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
     """Quantize every linear layer but the output head.
 
     Raises:
@@ -60,7 +61,7 @@ def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
     from hqq.core.quantize import HQQLinear
 
     before = source.state_dict()
-    model = source.build(how.dtype, how.device)
+    model = source.build(plan.dtype, plan.device)
 
     def make(name: str, module: nn.Linear) -> nn.Module:
         weight = before[f"{name}.weight"]
@@ -71,14 +72,15 @@ def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
         made = HQQLinear(
             _linear(weight, module.bias),
             _config(),
-            compute_dtype=how.dtype,
-            device=how.device,
+            compute_dtype=plan.dtype,
+            device=plan.device,
             initialize=True,
         )
         return _with_bias(made)
 
-    replace_linears(model, list(linear_layers(model)), make)
-    return finish(spec, source, model, lambda _, module: _inspect(spec, module), how)
+    for name, layer in linear_layers(model).items():
+        replace_module(model, name, make(name, layer))
+    return finish(spec, source, model, lambda _, module: _inspect(spec, module), plan)
 
 
 def _with_bias(module: Any) -> nn.Module:
@@ -112,7 +114,7 @@ def _config() -> Any:
     return BaseQuantizeConfig(nbits=4, group_size=_GROUP, axis=1)
 
 
-def _inspect(spec: PrecisionSpec, module: nn.Module) -> Seen | None:
+def _inspect(spec: ConditionSpec, module: nn.Module) -> ModuleReading | None:
     from hqq.core.quantize import HQQLinear
 
     if not isinstance(module, HQQLinear):
@@ -125,10 +127,10 @@ def _inspect(spec: PrecisionSpec, module: nn.Module) -> Seen | None:
         )
     values = module.dequantize()
     stored = held_bytes(module.W_q.data, meta["scale"], meta["zero"])
-    return Seen(values, groups(values, _GROUP), dtype_name(module.W_q), stored)
+    return ModuleReading(values, groups(values, _GROUP), dtype_name(module.W_q), stored)
 
 
-def encode(spec: PrecisionSpec, weight: torch.Tensor) -> Codes:
+def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     """The codes of one weight, without a model."""
     import torch
     from hqq.core.quantize import Quantizer

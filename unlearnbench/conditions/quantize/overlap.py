@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.conditions import quantize
-from unlearnbench.conditions.base import PrecisionSpec
+from unlearnbench import conditions
+from unlearnbench.conditions.base import ConditionSpec
 from unlearnbench.errors import CheckpointError, OptionError, PrecisionError, one_line
 from unlearnbench.util.files import writing
 
@@ -128,14 +128,14 @@ def _percent(share: float) -> str:
     return f"{int(share * 1e5) / 1e3:.3f}%" if share > 0.99 else f"{100 * share:.1f}%"
 
 
-def require_codes(specs: Sequence[PrecisionSpec]) -> None:
+def require_codes(specs: Sequence[ConditionSpec]) -> None:
     """Refuse precisions whose codes do not follow from a weight alone.
 
     Raises:
         PrecisionError: names it, and what can be had.
     """
     for spec in specs:
-        if not quantize.has_codes(spec):
+        if not conditions.has_codes(spec):
             why = "its codes depend on calibration texts" if spec.calibrated else "it has no codes"
             raise PrecisionError(
                 f"inspect cannot tell bins of {spec.name}: {why}; use rtn, bnb, gguf, hqq, quanto "
@@ -144,7 +144,7 @@ def require_codes(specs: Sequence[PrecisionSpec]) -> None:
 
 
 def compare_codes(
-    unlearned: Weights, target: Weights, specs: Sequence[PrecisionSpec]
+    unlearned: Weights, target: Weights, specs: Sequence[ConditionSpec]
 ) -> Iterator[tuple[str, list[LayerOverlap]]]:
     """Compare two checkpoints, one weight matrix after another; yields its name and, for each spec,
     what was found. Memory: one matrix of each checkpoint in fp32 and its codes.
@@ -188,8 +188,8 @@ def require_alike(unlearned: Weights, target: Weights) -> None:
         )
 
 
-def _layer(name: str, spec: PrecisionSpec, ours: Any, theirs: Any, changed: int) -> LayerOverlap:
-    one, two = quantize.encode(spec, ours), quantize.encode(spec, theirs)
+def _layer(name: str, spec: ConditionSpec, ours: Any, theirs: Any, changed: int) -> LayerOverlap:
+    one, two = conditions.encode(spec, ours), conditions.encode(spec, theirs)
     width = two.width.float().expand(theirs.shape)
     steps = (ours - theirs).abs() / width.where(width > 0, 1.0)
     return LayerOverlap(

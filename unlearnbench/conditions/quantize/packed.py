@@ -7,8 +7,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.packed import StoredScheme
-from unlearnbench.conditions.base import How, Loaded, Seen, dtype_name, groups, held_bytes
-from unlearnbench.conditions.proof import Found, describe, distinct_values
+from unlearnbench.conditions.base import (
+    LoadPlan,
+    ModelWithProof,
+    ModuleReading,
+    dtype_name,
+    groups,
+    held_bytes,
+)
+from unlearnbench.conditions.proof import Inspection, describe, distinct_values
 from unlearnbench.conditions.quantize import _gptqmodel, bnb
 from unlearnbench.errors import CheckpointError, NotInForceError, one_line
 from unlearnbench.results import Proof
@@ -21,7 +28,7 @@ if TYPE_CHECKING:
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
 
-def load(source: CheckpointSource, scheme: StoredScheme, how: How) -> Loaded:
+def load(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan) -> ModelWithProof:
     """Load a quantized checkpoint and look into it.
 
     Raises:
@@ -30,17 +37,17 @@ def load(source: CheckpointSource, scheme: StoredScheme, how: How) -> Loaded:
     """
     if scheme.method in ("gptq", "awq"):
         with _gptqmodel.gptqmodel():
-            model = source.load_stored(how.dtype, how.device)
-            if how.device == "cpu":
+            model = source.load_stored(plan.dtype, plan.device)
+            if plan.device == "cpu":
                 _gptqmodel.without_compilation(model)
     else:
-        model = source.load_stored(how.dtype, how.device)
+        model = source.load_stored(plan.dtype, plan.device)
     if scheme.method == "compressed-tensors":
         _unpack(model)
     if scheme.method == "bitsandbytes":
-        bnb.require_blocks(model, how.device)
-        bnb.say_rounding(model, how)
-    return Loaded(model, _prove(scheme, model))
+        bnb.require_blocks(model, plan.device)
+        bnb.say_rounding(model, plan)
+    return ModelWithProof(model, _prove(scheme, model))
 
 
 def _unpack(model: Any) -> None:
@@ -58,16 +65,16 @@ def _unpack(model: Any) -> None:
 
 
 def _prove(scheme: StoredScheme, model: PreTrainedModel) -> Proof:
-    found, codes = Found(), 0
+    inspection, codes = Inspection(), 0
     for name, module in model.named_modules():
-        seen = _inspect(scheme, module)
-        if seen is None:
+        reading = _inspect(scheme, module)
+        if reading is None:
             continue
-        found.add(name, seen)
-        if not bool(seen.weight.isfinite().all()):
+        inspection.add(name, reading)
+        if not bool(reading.weight.isfinite().all()):
             raise NotInForceError(f"a weight of module {name} is NaN or infinite")
-        codes = max(codes, distinct_values(seen.groups))
-    if not found.weights:
+        codes = max(codes, distinct_values(reading.groups))
+    if not inspection.weights:
         raise NotInForceError(
             f"the checkpoint states {scheme.text}, and no module of the loaded model is packed so"
         )
@@ -75,10 +82,10 @@ def _prove(scheme: StoredScheme, model: PreTrainedModel) -> Proof:
         raise NotInForceError(
             f"the checkpoint states {scheme.bits:g} bits, and a group holds {codes} values"
         )
-    return Proof.model_validate({**describe(model, found), "codes": codes})
+    return Proof.model_validate({**describe(model, inspection), "codes": codes})
 
 
-def _inspect(scheme: StoredScheme, module: nn.Module) -> Seen | None:
+def _inspect(scheme: StoredScheme, module: nn.Module) -> ModuleReading | None:
     if scheme.method == "bitsandbytes":
         return bnb.inspect_any(module)
     if scheme.method in ("gptq", "awq"):
@@ -86,7 +93,7 @@ def _inspect(scheme: StoredScheme, module: nn.Module) -> Seen | None:
     return _compressed(scheme, module)
 
 
-def _compressed(scheme: StoredScheme, module: Any) -> Seen | None:
+def _compressed(scheme: StoredScheme, module: Any) -> ModuleReading | None:
     from torch import nn
 
     stated = getattr(module, "quantization_scheme", None)
@@ -95,4 +102,4 @@ def _compressed(scheme: StoredScheme, module: Any) -> Seen | None:
     values = module.weight.detach()
     packed = int(values.numel() * scheme.bits / 8)
     stored = packed + held_bytes(getattr(module, "weight_scale", None))
-    return Seen(values, groups(values, scheme.group), dtype_name(values), stored)
+    return ModuleReading(values, groups(values, scheme.group), dtype_name(values), stored)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.conditions.base import (
     Codes,
-    How,
-    Loaded,
-    PrecisionSpec,
-    Seen,
+    ConditionSpec,
+    LoadPlan,
+    ModelWithProof,
+    ModuleReading,
     dtype_name,
     groups,
     held_bytes,
@@ -35,23 +35,25 @@ if TYPE_CHECKING:
 
 _BACKEND = "optimum-quanto"
 
-PRECISIONS = (
-    PrecisionSpec(
+CONDITIONS = (
+    ConditionSpec(
         "quanto-int8",
-        8,
+        "quantized",
         "uniform, absmax per output channel",
         _BACKEND,
         {"weights": "int8"},
+        bits=8,
         bits_per_weight=8,
         kernels=("native", "dequantized"),
         extra="quanto",
     ),
-    PrecisionSpec(
+    ConditionSpec(
         "quanto-int4",
-        4,
+        "quantized",
         "uniform with shift per group of at most 128 columns",
         _BACKEND,
         {"weights": "int4"},
+        bits=4,
         bits_per_weight=4 + 2 * 16 / 128,
         kernels=("native", "dequantized"),
         extra="quanto",
@@ -59,12 +61,12 @@ PRECISIONS = (
 )
 
 
-def unavailable(spec: PrecisionSpec, device: str) -> str | None:
+def unavailable(spec: ConditionSpec, device: str) -> str | None:
     """optimum-quanto must be installed; 4 bits need a C++ compiler and ninja for its extension."""
     return lacking(spec, "optimum.quanto")
 
 
-def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
+def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
     """Quantize every linear layer but the output head.
 
     Raises:
@@ -75,8 +77,8 @@ def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
 
     require_no_stale_lock()
     config = QuantoConfig(weights=str(spec.options["weights"]))
-    model = source.build(how.dtype, how.device, quantization_config=config)
-    return finish(spec, source, model, lambda _, module: _inspect(spec, module), how)
+    model = source.build(plan.dtype, plan.device, quantization_config=config)
+    return finish(spec, source, model, lambda _, module: _inspect(spec, module), plan)
 
 
 def require_no_stale_lock() -> None:
@@ -99,7 +101,7 @@ def require_no_stale_lock() -> None:
 
 
 def _is_open(path: Path) -> bool:
-    """Whether a process has the file open; True where that cannot be seen, as on another's."""
+    """Whether a process has the file open; True where that cannot be reading, as on another's."""
     import psutil
 
     try:
@@ -121,7 +123,7 @@ def _has_open(pid: int, target: os.stat_result) -> bool:
     return False
 
 
-def _inspect(spec: PrecisionSpec, module: nn.Module) -> Seen | None:
+def _inspect(spec: ConditionSpec, module: nn.Module) -> ModuleReading | None:
     from optimum.quanto import QLinear, QTensor
 
     if not isinstance(module, QLinear):
@@ -133,10 +135,10 @@ def _inspect(spec: PrecisionSpec, module: nn.Module) -> Seen | None:
     size = getattr(weight, "_group_size", None)
     codes = getattr(weight._data, "_data", weight._data)
     stored = held_bytes(codes, weight._scale, getattr(weight, "_shift", None))
-    return Seen(values, groups(values, size), dtype_name(codes), stored)
+    return ModuleReading(values, groups(values, size), dtype_name(codes), stored)
 
 
-def encode(spec: PrecisionSpec, weight: torch.Tensor) -> Codes:
+def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     """The codes of one weight, without a model."""
     from optimum.quanto import QLinear, freeze, qint4, qint8
     from torch import nn

@@ -7,46 +7,45 @@ kernel with exact products, on any device.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from unlearnbench.checkpoints.linear import linear_layers
 from unlearnbench.conditions.base import (
     Codes,
-    How,
-    Loaded,
-    PrecisionSpec,
-    Seen,
-    dtype_name,
+    ConditionSpec,
+    LoadPlan,
+    ModelWithProof,
+    build_changed,
     groups,
+    read_packed,
 )
 from unlearnbench.conditions.proof import finish
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
 _STEP_BITS = 32
 
 
-def _spec(bits: int, group: int | None, asym: bool) -> PrecisionSpec:
+def _spec(bits: int, group: int | None, asym: bool) -> ConditionSpec:
     name = f"rtn-int{bits}" + (f"-g{group}" if group else "") + ("-asym" if asym else "")
     kind = "with zero point" if asym else "symmetric absmax"
     per = f"per group of {group} columns" if group else "per output channel"
     constants = _STEP_BITS + (bits if asym else 0)
-    return PrecisionSpec(
+    return ConditionSpec(
         name,
-        bits,
+        "quantized",
         f"uniform round-to-nearest, {kind} {per}",
         "unlearnbench",
         {"group_size": group or "channel", "symmetric": not asym},
+        bits=bits,
         bits_per_weight=bits + (constants / group if group else 0),
         kernels=("dequantized",),
     )
 
 
-PRECISIONS = tuple(
+CONDITIONS = tuple(
     _spec(bits, group, asym)
     for bits in (8, 6, 5, 4, 3, 2)
     for asym in (False, True)
@@ -75,11 +74,6 @@ class Quantized(NamedTuple):
     def width(self) -> torch.Tensor:
         """The step of every weight, (out, in)."""
         return self._spread(self.step)
-
-
-def unavailable(spec: PrecisionSpec, device: str) -> str | None:
-    """Runs wherever torch does."""
-    return None
 
 
 def quantize(
@@ -111,49 +105,38 @@ def quantize(
     )
 
 
-def _quantize(spec: PrecisionSpec, weight: torch.Tensor) -> Quantized:
+def _quantize(spec: ConditionSpec, weight: torch.Tensor) -> Quantized:
     size = spec.options["group_size"]
     group = None if size == "channel" else int(size)
     return quantize(weight, int(spec.bits or 0), group, not spec.options["symmetric"])
 
 
-def encode(spec: PrecisionSpec, weight: torch.Tensor) -> Codes:
+def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     """The codes of one weight, without a model."""
     found = _quantize(spec, weight)
     return Codes(found.codes.short(), found.width())
 
 
-def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
+def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
     """Quantize every linear layer but the output head.
 
     Raises:
         NotInForceError: a layer was not quantized.
     """
-    from torch.nn import Parameter
-
-    before = source.state_dict()
-    model = source.build(how.dtype, how.device)
     stored: dict[str, int] = {}
-    for name in list(linear_layers(model)):
-        # From the checkpoint's own weight, not from one already rounded to the compute dtype.
-        found = _quantize(spec, before[f"{name}.weight"])
-        module: Any = model.get_submodule(name)
-        weight = found.values().to(device=module.weight.device, dtype=how.dtype)
-        module.weight = Parameter(weight, requires_grad=False)
-        stored[name] = _packed_bytes(spec, found)
 
-    def inspect(name: str, module: nn.Module) -> Seen | None:
-        if name not in stored:
-            return None
-        weight = module.get_parameter("weight")
-        group = spec.options["group_size"]
-        rows = groups(weight, None if group == "channel" else int(group))
-        return Seen(weight, rows, dtype_name(weight), stored[name])
+    def change(name: str, weight: torch.Tensor) -> torch.Tensor:
+        rounded = _quantize(spec, weight)
+        stored[name] = _packed_bytes(spec, rounded)
+        return rounded.values()
 
-    return finish(spec, source, model, inspect, How(how.dtype, how.device))
+    model = build_changed(source, plan, change)
+    group = spec.options["group_size"]
+    inspect = read_packed(stored, None if group == "channel" else int(group))
+    return finish(spec, source, model, inspect, LoadPlan(plan.dtype, plan.device))
 
 
-def _packed_bytes(spec: PrecisionSpec, found: Quantized) -> int:
+def _packed_bytes(spec: ConditionSpec, found: Quantized) -> int:
     zero = 0 if spec.options["symmetric"] else float(spec.bits or 0)
     bits = found.codes.numel() * float(spec.bits or 0) + found.step.numel() * (_STEP_BITS + zero)
     return int(-(-bits // 8))

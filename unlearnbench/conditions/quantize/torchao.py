@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.conditions.base import (
     Codes,
-    How,
-    Loaded,
-    PrecisionSpec,
-    Seen,
+    ConditionSpec,
+    LoadPlan,
+    ModelWithProof,
+    ModuleReading,
     dtype_name,
     held_bytes,
     lacking,
@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
-PRECISIONS = (
-    PrecisionSpec(
+CONDITIONS = (
+    ConditionSpec(
         "torchao-int8",
-        8,
+        "quantized",
         "uniform, absmax per output channel",
         "torchao",
         {"config": "Int8WeightOnlyConfig"},
+        bits=8,
         bits_per_weight=8,
         kernels=("native", "dequantized"),
         extra="torchao",
@@ -40,12 +41,12 @@ PRECISIONS = (
 )
 
 
-def unavailable(spec: PrecisionSpec, device: str) -> str | None:
+def unavailable(spec: ConditionSpec, device: str) -> str | None:
     """Torchao must be installed."""
     return lacking(spec, "torchao")
 
 
-def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
+def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
     """Quantize every linear layer but the output head.
 
     Raises:
@@ -55,11 +56,11 @@ def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
     from transformers import TorchAoConfig
 
     config = TorchAoConfig(Int8WeightOnlyConfig())
-    model = source.build(how.dtype, how.device, quantization_config=config)
-    return finish(spec, source, model, lambda _, module: _inspect(module), how)
+    model = source.build(plan.dtype, plan.device, quantization_config=config)
+    return finish(spec, source, model, lambda _, module: _inspect(module), plan)
 
 
-def _inspect(module: nn.Module) -> Seen | None:
+def _inspect(module: nn.Module) -> ModuleReading | None:
     from torch import nn
     from torchao.quantization import Int8Tensor
 
@@ -70,10 +71,10 @@ def _inspect(module: nn.Module) -> Seen | None:
         raise NotInForceError("torchao-int8: a module quantizes activations too")
     values = weight.dequantize()
     codes = weight.qdata
-    return Seen(values, values, dtype_name(codes), held_bytes(codes, weight.scale))
+    return ModuleReading(values, values, dtype_name(codes), held_bytes(codes, weight.scale))
 
 
-def encode(spec: PrecisionSpec, weight: torch.Tensor) -> Codes:
+def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     """The codes of one weight, without a model."""
     from torch import nn
     from torchao.quantization import Int8WeightOnlyConfig, quantize_

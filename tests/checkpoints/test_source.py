@@ -1,4 +1,4 @@
-"""WHP's two checkpoints: their logits, and that they are measured as one model."""
+"""WHP's two checkpoints in one folder, measured as one model."""
 
 from __future__ import annotations
 
@@ -8,64 +8,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 import unlearnbench
 from tests.cli.test_main import call
 from tests.conditions.quantize.helpers import require_library
-from tests.conftest import CORPUS, MakeCheckpoint, Toy, make_model, make_tokenizer, write_jsonl
+from tests.conftest import CORPUS, MakeCheckpoint, Toy, write_jsonl
 from unlearnbench.checkpoints.ensemble import EnsembleFacts, write_ensemble
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.source import open_source
-from unlearnbench.conditions.load import require_precision
-from unlearnbench.conditions.quantize import find_precision
+from unlearnbench.conditions import find_condition
+from unlearnbench.conditions.load import _require_loadable
 from unlearnbench.errors import CheckpointError, PrecisionError
-from unlearnbench.methods import combine_rule
-from unlearnbench.models.joined import JoinedModel
 from unlearnbench.training.job import Job, unlearn
 from unlearnbench.training.options import TrainOptions
-
-IDS = torch.tensor([[0, 5, 9, 30, 7], [0, 8, 8, 2, 40]])
-
-
-@pytest.fixture(scope="module")
-def models() -> tuple[Any, Any]:
-    size = len(make_tokenizer())
-    first, second = make_model(size, 0), make_model(size, 0)
-    with torch.no_grad():  # the second is surer of the same words, as a reinforced model is
-        second.get_output_embeddings().weight *= 1.5
-    return first.eval(), second.eval()
-
-
-def test_logits_are_the_formula(models: tuple[Any, Any]) -> None:
-    with torch.no_grad():
-        v_b, v_r = (model(IDS).logits.double().numpy() for model in models)
-        found = JoinedModel(models, combine_rule("whp", {"alpha": 1.5}))(
-            input_ids=IDS
-        ).logits.numpy()
-    assert np.abs(found - (v_b - 1.5 * np.maximum(v_r - v_b, 0))).max() < 1e-5
-
-
-def test_alpha_0_is_the_baseline(models: tuple[Any, Any]) -> None:
-    with torch.no_grad():
-        joined = JoinedModel(models, combine_rule("whp", {"alpha": 0.0}))
-        assert torch.equal(joined(input_ids=IDS).logits, models[0](IDS).logits)
-
-
-@pytest.mark.parametrize("alpha", [0.0, 20.0])
-def test_generation_with_two_caches_is_that_without(models: tuple[Any, Any], alpha: float) -> None:
-    joined: Any = JoinedModel(models, combine_rule("whp", {"alpha": alpha}))
-    mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
-    options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 1, "eos_token_id": None}
-    cached = joined.generate(input_ids=IDS, attention_mask=mask, **options)
-    again = joined.generate(input_ids=IDS, attention_mask=mask, **options)
-    plain = joined.generate(input_ids=IDS, attention_mask=mask, use_cache=False, **options)
-    assert torch.equal(cached, plain)
-    assert torch.equal(cached, again), "the second cache starts anew with each call"
-    other = models[0].generate(input_ids=IDS, attention_mask=mask, **options)
-    assert torch.equal(cached, other) == (alpha == 0.0), "alpha counts in every later step"
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +88,10 @@ def test_what_needs_one_checkpoint_names_the_two(
 
 def test_two_packed_checkpoints_are_not_packed_again(pair: Path) -> None:
     source: Any = open_source(str(pair), LoadOptions())
-    source.stored = SimpleNamespace(text="AWQ, 4 bits")
+    source.stored = SimpleNamespace(text="AWQ, 4 bits", package=("torch", ""))
     with pytest.raises(PrecisionError, match="quantized already"):
-        require_precision(source, find_precision("rtn-int4"))
-    require_precision(source, find_precision("none"))
+        _require_loadable(source, find_condition("rtn-int4"))
+    _require_loadable(source, find_condition("none"))
 
 
 def test_half_a_pair_is_no_checkpoint(pair: Path, tmp_path: Path) -> None:

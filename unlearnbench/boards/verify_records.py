@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -36,9 +33,8 @@ def sample_problems(
         yield "a sample is another task's, or of another kind"
     names = spec.figures()
     # --ppl-lower adds one to all of a run's texts.
-    if any(record.scores.keys() != records[0].scores.keys() for record in records) or (
-        records[0].scores.keys() - spec.optional_figures != names
-    ):
+    figures = {frozenset(record.scores) for record in records}
+    if len(figures) != 1 or figures.pop() - spec.optional_figures != names:
         yield f"the samples' figures are not {', '.join(sorted(names))}"
 
 
@@ -54,14 +50,6 @@ def score_problems(spec: TaskSpec, records: Sequence[SampleRecord]) -> Iterator[
         for name, (stated, ours) in figures.items():
             if abs(stated - ours) > _SAME:
                 yield f"{where}: {name} is {stated}, its texts give {ours}"
-
-
-def records_sha256(records: Sequence[SampleRecord]) -> str:
-    """The hash of the samples file as the run folder writes it."""
-    buffer = io.StringIO()
-    for record in records:
-        buffer.write(json.dumps(record.model_dump(exclude_none=True)) + "\n")
-    return hashlib.sha256(buffer.getvalue().encode("ascii")).hexdigest()
 
 
 def digest_problems(entry: BoardEntry, spec: TaskSpec) -> Iterator[str]:

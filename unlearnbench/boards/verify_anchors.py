@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from unlearnbench.boards.entry import BoardEntry, EntryRun
-from unlearnbench.boards.samples import alike
+from unlearnbench.boards.verify_records import alike
 from unlearnbench.errors import ResultError, UnlearnbenchError, one_line
 from unlearnbench.lm_eval.tables import require_same_harness
 from unlearnbench.metrics.membership import ReferenceScores
-from unlearnbench.results import FULL, AucReference, LikelihoodRecord, Proof
+from unlearnbench.results import FULL, AucReference, LikelihoodRecord
 from unlearnbench.runs.entries import (
     FULL_BITS,
     Entry,
@@ -39,7 +39,7 @@ class Verdict:
     notes: list[str] = field(default_factory=list)
 
 
-def verify_together(
+def verify_anchors(
     registry: Registry, entries: Sequence[BoardEntry], verdicts: Mapping[str, Verdict]
 ) -> None:
     """Entries against the retrained model's: the same samples, data and tokenizer, and PrivLeak's
@@ -54,7 +54,9 @@ def verify_together(
             problems.append(f"the board has a {entry.role} already")
             continue
         try:
-            anchors[entry.role] = _in_full_precision(entry)
+            found = entry.loaded()
+            _ = found.full  # raises where it is none
+            anchors[entry.role] = found
         except ResultError as error:
             problems.append(one_line(error))
     for role in ("target", "retrained"):
@@ -71,12 +73,6 @@ def verify_together(
             _verify_privleak(registry, entry, retrained, verdicts[entry.name])
 
 
-def _in_full_precision(entry: BoardEntry) -> Entry:
-    found = entry.loaded()
-    _ = found.full  # raises where it is none
-    return found
-
-
 def _against(entry: BoardEntry, target: Entry, retrained: Entry) -> Iterator[str]:
     try:
         found = entry.loaded()
@@ -86,7 +82,7 @@ def _against(entry: BoardEntry, target: Entry, retrained: Entry) -> Iterator[str
         return
     base = retrained.full
     for precision, run in runs.items():
-        differs = _differs(run, target.runs.get(precision), base)
+        differs = _differs(run, base, target.runs.get(precision))
         yield from [differs] if differs else _copied(entry, run, target, base)
     try:
         require_same_harness([retrained, found])
@@ -94,7 +90,7 @@ def _against(entry: BoardEntry, target: Entry, retrained: Entry) -> Iterator[str
         yield one_line(error)
 
 
-def _differs(run: LoadedRun, target: LoadedRun | None, base: LoadedRun) -> str | None:
+def _differs(run: LoadedRun, base: LoadedRun, target: LoadedRun | None) -> str | None:
     try:
         require_comparable(run, base, sorted(base.result.tasks))
         if target is not None:
@@ -117,7 +113,12 @@ def _copied(entry: BoardEntry, run: LoadedRun, target: Entry, base: LoadedRun) -
     if proof is None or expected is None:
         return
     known = expected.result.condition
-    if known.proof is not None and _coverage(proof) != _coverage(known.proof):
+    # Kinds of modules and share of the weights: of WHP's pair of models there is twice all.
+    coverage = [
+        p and ({*p.covered_modules}, round(p.covered_weights / p.total_weights, 9))
+        for p in (proof, known.proof)
+    ]
+    if known.proof is not None and coverage[0] != coverage[1]:
         yield f"{at}: other modules or another share of the weights than the target's are quantized"
     if proof.on_grid or known.options.bits is None or known.options.bits >= FULL_BITS:
         return
@@ -125,11 +126,6 @@ def _copied(entry: BoardEntry, run: LoadedRun, target: Entry, base: LoadedRun) -
         other = part.run.condition
         if other.name != at and not (other.proof and other.proof.on_grid):
             yield from _same_figures(run, part, at)
-
-
-def _coverage(proof: Proof) -> tuple[set[str], float]:
-    """Kinds of modules and share of the weights: of WHP's pair of models there is twice all."""
-    return set(proof.covered_modules), round(proof.covered_weights / proof.total_weights, 9)
 
 
 def _same_figures(run: LoadedRun, other: EntryRun, at: str) -> Iterator[str]:

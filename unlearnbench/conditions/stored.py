@@ -1,10 +1,18 @@
-"""Unquantized precisions: the checkpoint as it is, and the three floating-point ones."""
+"""The checkpoint as it is stored, and in the three floating-point storage dtypes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from unlearnbench.conditions.base import How, Loaded, PrecisionSpec, Seen, dtype_name, held_bytes
+from unlearnbench.checkpoints.checkpoint import DTYPES
+from unlearnbench.conditions.base import (
+    ConditionSpec,
+    LoadPlan,
+    ModelWithProof,
+    ModuleReading,
+    dtype_name,
+    held_bytes,
+)
 from unlearnbench.conditions.proof import prove
 from unlearnbench.errors import NotInForceError
 
@@ -14,20 +22,21 @@ if TYPE_CHECKING:
 
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
-PRECISIONS = (
-    PrecisionSpec("none", None, "as stored in the checkpoint", "torch"),
-    PrecisionSpec("fp32", 32, "IEEE binary32", "torch", {"storage": "float32"}, 32),
-    PrecisionSpec("bf16", 16, "bfloat16", "torch", {"storage": "bfloat16"}, 16),
-    PrecisionSpec("fp16", 16, "IEEE binary16", "torch", {"storage": "float16"}, 16),
+
+def _spec(name: str, bits: int, scheme: str) -> ConditionSpec:
+    options = {"storage": DTYPES[name]}
+    return ConditionSpec(name, "stored", scheme, "torch", options, bits, bits)
+
+
+CONDITIONS = (
+    ConditionSpec("none", "stored", "as stored in the checkpoint", "torch"),
+    _spec("fp32", 32, "IEEE binary32"),
+    _spec("bf16", 16, "bfloat16"),
+    _spec("fp16", 16, "IEEE binary16"),
 )
 
 
-def unavailable(spec: PrecisionSpec, device: str) -> str | None:
-    """These run wherever torch does."""
-    return None
-
-
-def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
+def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
     """Round the weights to the storage dtype and hold them in the compute dtype. A checkpoint that
     is quantized already stays as it is.
 
@@ -40,23 +49,23 @@ def load(spec: PrecisionSpec, source: CheckpointSource, how: How) -> Loaded:
     from unlearnbench.conditions.quantize import packed
 
     if source.stored is not None:
-        return packed.load(source, source.stored, how)
+        return packed.load(source, source.stored, plan)
     name = spec.options.get("storage")
     storage = getattr(torch, str(name)) if name else None
     before = source.state_dict()
     state = before if storage is None else {k: _round(k, t, storage) for k, t in before.items()}
-    model = source.build(how.dtype, how.device, state=state)
+    model = source.build(plan.dtype, plan.device, state=state)
 
-    def inspect(name: str, module: nn.Module) -> Seen | None:
+    def inspect(name: str, module: nn.Module) -> ModuleReading | None:
         if storage is None or not isinstance(module, Linear):
             return None
-        narrow = storage if storage.itemsize <= how.dtype.itemsize else how.dtype
-        if not torch.equal(module.weight.to(narrow).to(how.dtype), module.weight):
+        narrow = storage if storage.itemsize <= plan.dtype.itemsize else plan.dtype
+        if not torch.equal(module.weight.to(narrow).to(plan.dtype), module.weight):
             raise NotInForceError(f"{spec.name}: a weight is not rounded to {storage}")
         weight = module.weight
-        return Seen(weight, weight, dtype_name(weight), held_bytes(weight))
+        return ModuleReading(weight, weight, dtype_name(weight), held_bytes(weight))
 
-    return Loaded(model, prove(spec, source, model, inspect))
+    return ModelWithProof(model, prove(spec, source, model, inspect))
 
 
 def _round(name: str, tensor: torch.Tensor, storage: torch.dtype) -> torch.Tensor:

@@ -14,9 +14,9 @@ from tests.boards.conftest import BOARD, NAMES, MakeBoard
 from tests.cli.test_main import call
 from tests.toy_runs import Bench, weak_at_4_bits
 from unlearnbench.boards import find_boards, plots, read_board
-from unlearnbench.boards.build import _verdicts, cell
 from unlearnbench.boards.plots import _front
-from unlearnbench.boards.standings import Place, _mark, rank_entries
+from unlearnbench.boards.ranking import Place, _mark, rank_entries
+from unlearnbench.boards.tables import cell, verdicts
 from unlearnbench.boards.verify import verify_board
 from unlearnbench.recovery.statistics import RecoveryRow
 from unlearnbench.runs.folder import read_run
@@ -156,9 +156,7 @@ def test_a_precision_that_the_board_does_not_ask_for_is_shown_and_does_not_count
     assert "| ga&#95;gdr | made&#95;knowmem&#95;f | gptq-int4-g128 |" in text
     assert "<td>(gptq-int4-g128)</td>" in (weak / "index.html").read_text(encoding="utf-8")
     place = places["ga_gdr"]
-    (further,) = [
-        r for r in place.rows if (r.task, r.condition) == ("made_knowmem_f", "gptq-int4-g128")
-    ]
+    further = place.rows["made_knowmem_f", "gptq-int4-g128"]
     assert further.p is not None
     assert not further.significant, "no part of the board's family"
     ranks = text.split("| rank |")[1].split("Mean share")[0]
@@ -171,24 +169,25 @@ def test_what_an_entry_has_beyond_the_board_moves_nobodys_significance() -> None
         return RecoveryRow.model_construct(task="t", precision=precision, want="low", p=p)
 
     own = [row(p, "rtn-int4") for p in (0.004, *[0.9] * 11)]
-    board = SimpleNamespace(rules=SimpleNamespace(precisions=["none", "rtn-int4"]))
+    rules = SimpleNamespace(precisions=["none", "rtn-int4"])
     for further in ([], [row(0.001, "rtn-int3") for _ in range(24)]):
-        place = Place(None, 1, "ranked", None, "", None, {}, (*further, *own))  # type: ignore[arg-type]
-        (marked,) = _mark(board, [place])  # type: ignore[arg-type]
-        assert [r.condition for r in marked.rows] == [r.condition for r in place.rows]
-        assert [r.significant for r in marked.rows if r.condition == "rtn-int4"] == [
-            True,
-            *[False] * 11,
-        ]
-        assert not any(r.significant for r in marked.rows if r.condition == "rtn-int3")
+        rows = {(f"t{i}", r.precision): r for i, r in enumerate([*further, *own])}
+        place = Place(None, "ranked", {}, rows)  # type: ignore[arg-type]
+        (marked,) = _mark(rules, [place])  # type: ignore[arg-type]
+        assert [*marked.rows] == [*place.rows]
+        found = [r.significant for at, r in marked.rows.items() if at[1] == "rtn-int4"]
+        assert found == [True, *[False] * 11]
+        assert not any(r.significant for at, r in marked.rows.items() if at[1] == "rtn-int3")
 
 
 def test_the_verdicts_of_a_line_are_of_all_its_rows() -> None:
     def row(verdict: str, precision: str = "rtn-int4") -> RecoveryRow:
         return RecoveryRow.model_construct(task="t", precision=precision, verdict=verdict)
 
-    def said(*verdicts: str) -> str:
-        return _verdicts([row(v) for v in verdicts])
+    def said(*each: str) -> str:
+        rows = {(f"t{i}", "rtn-int4"): row(verdict) for i, verdict in enumerate(each)}
+        place = Place(None, "ranked", {}, {**rows, ("t", "other"): row("recovers", "other")})  # type: ignore[arg-type]
+        return verdicts(place, ["rtn-int4"])
 
     assert said("forgets", "holds") == "nothing recovers"
     assert said("forgets", "target forgets") == "1 target forgets"

@@ -17,8 +17,8 @@ from tests.conftest import CORPUS, load_at, make_model, make_tokenizer
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.find import files_sha256
 from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.conditions import find_condition
 from unlearnbench.conditions.load import pick_dtype
-from unlearnbench.conditions.quantize import find_precision
 from unlearnbench.demo.smollm2 import find_gguf
 from unlearnbench.errors import CheckpointError
 from unlearnbench.evaluation.evaluate import evaluate
@@ -139,7 +139,7 @@ def files(twin: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 
 
 def load(path: Path, precision: str = "none", dtype: str = "auto") -> HFModel:
-    source, spec = open_checkpoint(str(path), LoadOptions()), find_precision(precision)
+    source, spec = open_checkpoint(str(path), LoadOptions()), find_condition(precision)
     return load_at(source, precision, pick_dtype(dtype, spec, source.own_dtype, "cpu"))
 
 

@@ -1,0 +1,38 @@
+"""Every command line in README and docs is one that the command takes."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from unlearnbench.cli.main import cli
+
+ROOT = Path(__file__).parents[2]
+_LINE = re.compile(r"^ {4}(?:accelerate launch .*?-m )?unlearnbench(?= )(.*)$", re.MULTILINE)
+
+
+def command_lines() -> Iterator[tuple[str, str]]:
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for found in _LINE.findall(path.read_text(encoding="utf-8").replace("\\\n", " ")):
+            if " ... " not in f"{found} " and "|" not in found:
+                yield path.name, found.strip()
+
+
+@pytest.mark.parametrize(("page", "line"), list(command_lines()))
+def test_a_command_line_of_the_docs_is_taken(page: str, line: str) -> None:
+    words = shlex.split(line, comments=True)
+    command: click.Command | None = cli
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        command, words = command.get_command(click.Context(command), words[0]), words[1:]
+    assert command is not None
+    # click refuses an option that there is not, a word that is not among its choices, what is
+    # missing; --help ends the command.
+    normalize = cli.context_settings["token_normalize_func"]
+    with contextlib.suppress(click.exceptions.Exit):
+        command.make_context("unlearnbench", words, token_normalize_func=normalize)

@@ -1,0 +1,30 @@
+"""How a condition is made and run: the options of every command that loads a model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from unlearnbench.checkpoints.options import LoadOptions
+
+
+class KernelOptions(LoadOptions):
+    """How a checkpoint is found, and how a condition of it is made and run."""
+
+    device: str | None = Field(default=None, title="NAME")
+    """cpu, cuda or auto (over all GPUs); default: cuda where there is one."""
+
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Compute dtype."""
+
+    quant_kernel: Literal["auto", "native", "dequantized"] = "auto"
+    """Products by the library's own kernel, or with the quantized weights written back in the
+    compute dtype.
+    """
+
+    calibration: str = Field(default="generic", title="generic|forget|retain|FILE")
+    """Texts for gptq and awq."""
+
+    calibration_samples: int = Field(default=96, title="N")
+    """Texts to draw from them."""
