@@ -29,9 +29,8 @@ from unlearnbench.training.batches import Encoder
 from unlearnbench.training.context import DTYPES, TrainerContext
 from unlearnbench.training.corpus import Corpus, TextRole, load_corpus
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
-from unlearnbench.training.output import OutputFolder, mask_record
+from unlearnbench.training.output import OutputFolder, mask_record, write_json
 from unlearnbench.training.passes import device
-from unlearnbench.training.record import write_json
 from unlearnbench.util.process import is_main, process_count
 from unlearnbench.util.version import __version__
 
