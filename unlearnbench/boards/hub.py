@@ -13,8 +13,8 @@ from unlearnbench.runs.folder import read_run
 from unlearnbench.util.files import read_bytes
 from unlearnbench.util.quiet import quiet_hub
 
-_KNOWN = ("run.json", "samples/*.jsonl", "lm_eval/samples_*.jsonl")
-_KNOWN += ("samples_*.jsonl", "results_*.json")
+_KNOWN = ["run.json", "samples/*.jsonl", "lm_eval/samples_*.jsonl"]
+_KNOWN += ["samples_*.jsonl", "results_*.json"]
 # Keys of records and entries whose values are texts of a data set or of a model.
 _TEXTS = {
     "prompt": "prompts",
