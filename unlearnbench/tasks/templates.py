@@ -96,8 +96,9 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise SecurityError("a call of anything but a text's own method is unsafe")
         if name == "replace":
             return _replace(text, *given, **named)
-        if name == "join":
-            return _join(*given, between=text, **named)
+        if name == "join" and not named:
+            (parts,) = given
+            return _join(parts, text)
         # A list of parts takes more memory than the text did; a capital up to three characters.
         _charge((8 if "split" in name else 3) * len(text))
         return super().call(_context, _method, *given, **named)

@@ -96,7 +96,7 @@ def _forward(
 ) -> torch.Tensor:
     with torch.no_grad():
         value = function(module.weight)
-    weight = _StraightThrough.apply(module.weight, value)
+    weight = _StraightThrough.apply(module.weight, value)  # type: ignore[no-untyped-call]
     return torch.nn.functional.linear(x, weight, module.bias)
 
 
