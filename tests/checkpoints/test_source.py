@@ -14,7 +14,7 @@ import unlearnbench
 from tests.cli.test_main import call
 from tests.conditions.quantize.helpers import require_library
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, write_jsonl
-from unlearnbench.checkpoints.ensemble import EnsembleFacts, write_ensemble
+from unlearnbench.checkpoints.ensemble import EnsembleFacts, read_ensemble, write_ensemble
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.source import open_source
 from unlearnbench.conditions import find_condition
@@ -134,3 +134,28 @@ def test_two_models_of_different_shape_are_refused(
     write_ensemble(tmp_path / "pair", facts)
     with pytest.raises(CheckpointError, match="differ in config"):
         open_source(str(tmp_path / "pair"), LoadOptions())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format_version": 2},
+        {"models": ["a"]},
+        {"models": ["a", "../b"]},
+        {"models": ["a", ["b"]]},
+        {"models": ["a", "a"]},
+        {"models": "ab"},
+        {"method": 3},
+        {"numbers": [1]},
+        {"numbers": {"share": float("inf")}},
+        {"more": 1},
+    ],
+)
+def test_a_damaged_ensemble_json_raises(tmp_path: Path, change: dict[str, object]) -> None:
+    good = {"format_version": 1, "method": "three", "models": ["a", "b"], "numbers": {"share": 0.5}}
+    path = tmp_path / "ensemble.json"
+    path.write_text(json.dumps(good), encoding="utf-8")
+    assert read_ensemble(path) == EnsembleFacts("three", ("a", "b"), {"share": 0.5})
+    path.write_text(json.dumps(good | change), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"ensemble\.json"):
+        read_ensemble(path)

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import TOY_TASKS
 from tests.hostile.strategies import json_values, mutated, mutated_bytes, texts
-from tests.importing.test_import import SCORES, history
-from tests.importing.test_import import texts as scored_texts
+from tests.importing.test_base import SCORES, history
+from tests.importing.test_base import texts as scored_texts
 from unlearnbench.boards.entry import read_entry
 from unlearnbench.checkpoints.adapter import check_adapter_config
 from unlearnbench.checkpoints.find import find_checkpoint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -223,16 +224,20 @@ def test_data_that_cannot_be_loaded_keeps_the_other_results(
         unlearnbench.evaluate("nowhere", "gone", **options)
 
 
-def test_a_name_of_both_sides_is_ours(toy: Toy, tiny: Path, tmp_path: Path) -> None:
+def test_a_name_of_both_sides_is_ours_and_a_line_says_so(
+    toy: Toy, tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     theirs = write_tasks(tmp_path / "more")
     for name in ("both", "mc2", "gen", "ppl"):
         (theirs / f"{name}.yaml").unlink()
     text = (theirs / "mc.yaml").read_text(encoding="utf-8")
     (theirs / "mc.yaml").write_text(text.replace("task: mc", "task: toy_knowmem_f"), "utf-8")
     options: dict[str, Any] = {**toy.options, "include_path": [toy.tasks, theirs]}
-    (result,) = unlearnbench.evaluate(tiny, "toy_knowmem_f", **options)
+    with caplog.at_level(logging.INFO, "unlearnbench"):
+        (result,) = unlearnbench.evaluate(tiny, "toy_knowmem_f", **options)
     assert set(result.tasks) == {"toy_knowmem_f"}
     assert result.harness is None
+    assert "ours is run, lm_eval:toy_knowmem_f is theirs" in caplog.text
     (result,) = unlearnbench.evaluate(tiny, "lm_eval:toy_knowmem_f", **options)
     assert set(result.harness or {}) == {"toy_knowmem_f"}
     assert (result.harness or {})["toy_knowmem_f"].metrics[0].name == "acc"

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.conftest import CORPUS, MakeCheckpoint, load_at
+from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import open_source
 from unlearnbench.conditions import find_condition
 from unlearnbench.conditions.load import prepare
 from unlearnbench.conditions.options import KernelOptions
@@ -24,7 +24,7 @@ PROMPTS = [CORPUS[n][: 5 + 9 * n] for n in range(12)]
 
 
 def load(path: Path, precision: str = "none", batch: int | None = None, **options: Any) -> HFModel:
-    source = open_source(str(path), LoadOptions(**options))
+    source = open_checkpoint(str(path), LoadOptions(**options))
     return load_at(source, precision, batch=batch)
 
 
@@ -214,7 +214,7 @@ def test_a_spread_model_answers_as_one_on_one_device(
 
     texts = [Score(p, p) for p in PROMPTS]
     prompts = [Generate(p, p, 8) for p in PROMPTS]
-    source = open_source(str(tiny), LoadOptions())
+    source = open_checkpoint(str(tiny), LoadOptions())
     options = KernelOptions(device="cpu", quant_kernel="dequantized")
     prepared = prepare(source, find_condition(precision), options)
     spread = replace(prepared, plan=replace(prepared.plan, device="auto")).load()

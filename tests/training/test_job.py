@@ -20,7 +20,7 @@ from unlearnbench.checkpoints.origin import Training, read_origin
 from unlearnbench.errors import CheckpointError, DataError, OptionError
 from unlearnbench.methods import find_method, method_names
 from unlearnbench.methods.base import inner_linears
-from unlearnbench.training import trainer as trainer_module
+from unlearnbench.training import callbacks
 from unlearnbench.training.job import Job, finetune, unlearn
 from unlearnbench.training.options import TrainOptions
 
@@ -205,7 +205,7 @@ def test_the_noise_is_uniform_and_as_wide_as_a_step_of_int4(tiny: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(tiny)
     before = {name: m.weight.detach().clone() for name, m in inner_linears(model).items()}
-    noise = trainer_module.Noise(model, 1.0)
+    noise = callbacks.Noise(model, 1.0)
     noise.on_step_begin(None, None, None)
     for name, module in inner_linears(model).items():
         step = before[name].abs().amax(dim=1, keepdim=True) / 7
@@ -220,7 +220,7 @@ def test_the_noise_is_uniform_and_as_wide_as_a_step_of_int4(tiny: Path) -> None:
 def test_the_soft_threshold_is_the_proximal_step_of_l1() -> None:
     weight = np.random.default_rng(0).normal(size=(6, 5))
     expected = np.sign(weight) * np.maximum(np.abs(weight) - 0.7, 0)
-    found = trainer_module.soft_threshold(torch.tensor(weight), 0.7).numpy()
+    found = callbacks.soft_threshold(torch.tensor(weight), 0.7).numpy()
     assert np.abs(found - expected).max() < 1e-12
 
 

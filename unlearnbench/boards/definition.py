@@ -95,11 +95,10 @@ def find_boards(folders: Sequence[Path]) -> list[Board]:
     Raises:
         OptionError: a definition is wrong, or a folder has no board.
     """
-    found = []
+    found: list[Path] = []
     for folder in folders:
-        single = (folder / "board.yaml").is_file()
-        below = sorted(path.parent for path in folder.glob("*/board.yaml"))
-        if not single and not below:
+        files = [*folder.glob("board.yaml")] or sorted(folder.glob("*/board.yaml"))
+        if not files:
             raise OptionError(f"{folder}: no board.yaml there or below")
-        found += [folder] if single else below
+        found += [file.parent for file in files]
     return [read_board(folder) for folder in found]

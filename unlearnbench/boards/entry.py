@@ -24,21 +24,24 @@ _LARGEST = 256 * 2**20
 Role = Literal["unlearned", "target", "retrained"]
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+_CONFIG = ConfigDict(
+    frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+)
 
 
-class EntryRun(_File):
+class EntryRun(BaseModel):
     """One condition's ``run.json`` and its records by task."""
+
+    model_config = _CONFIG
 
     run: RunResult
     samples: dict[str, tuple[SampleRecord, ...]]
 
 
-class BoardEntry(_File):
+class BoardEntry(BaseModel):
     """What ``leaderboard add`` writes."""
+
+    model_config = _CONFIG
 
     format_version: Literal[1, 2] = 2
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=80)

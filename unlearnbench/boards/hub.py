@@ -7,15 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from unlearnbench.boards.entry import read_entry
 from unlearnbench.errors import OptionError, ResultError, one_line
+from unlearnbench.runs.folder import read_run
+from unlearnbench.util.files import read_bytes
+from unlearnbench.util.quiet import quiet_hub
 
-_KNOWN = (
-    "run.json",
-    "samples/*.jsonl",
-    "lm_eval/samples_*.jsonl",
-    "samples_*.jsonl",
-    "results_*.json",
-)
+_KNOWN = ["run.json", "samples/*.jsonl", "lm_eval/samples_*.jsonl"]
+_KNOWN += ["samples_*.jsonl", "results_*.json"]
 # Keys of records and entries whose values are texts of a data set or of a model.
 _TEXTS = {
     "prompt": "prompts",
@@ -59,47 +58,27 @@ def plan_upload(paths: Sequence[Path]) -> list[Upload]:
 
 def _of(path: Path) -> Iterator[Upload]:
     path = path.resolve()
-    if path.is_dir():
-        yield from _run_files(path)
+    if not path.is_dir():
+        yield _upload(path, f"entries/{one_line(read_entry(path).board)}/{path.name}")
         return
-    from unlearnbench.boards.entry import read_entry
-
-    entry = read_entry(path)
-    yield _upload(path, f"entries/{one_line(entry.board)}/{path.name}")
-
-
-def _run_files(folder: Path) -> Iterator[Upload]:
-    from unlearnbench.runs.folder import read_run
-
-    result = read_run(folder)
-    base = f"results/{folder.parent.name}/{folder.name}"
-    if folder.name != result.condition.name:
-        base = f"results/{folder.name}/{result.condition.name}"
+    name = read_run(path).condition.name
+    base = f"results/{path.parent.name if path.name == name else path.name}/{name}"
     for pattern in _KNOWN:
-        for file in sorted(folder.glob(pattern)):
+        for file in sorted(path.glob(pattern)):
             if file.is_symlink():
                 raise ResultError(f"{file} is a link; what it points to is not sent")
-            yield _upload(file, f"{base}/{file.relative_to(folder).as_posix()}")
+            yield _upload(file, f"{base}/{file.relative_to(path).as_posix()}")
 
 
 def _upload(path: Path, remote: str) -> Upload:
+    """A file with which kinds of text it holds, and the local paths that it names."""
+    content, found = read_bytes(path, ResultError), dict[str, None]()
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ResultError(f"{path} cannot be read ({error.strerror})") from None
-    return Upload(path, remote, len(content), _texts(path, content))
-
-
-def _texts(path: Path, content: bytes) -> tuple[str, ...]:
-    """Which kinds of text a file holds, and the local path that it names."""
-    found: dict[str, None] = {}
-    try:
-        lines = content.splitlines() if path.suffix == ".jsonl" else [content]
-        for line in lines:
+        for line in content.splitlines() if path.suffix == ".jsonl" else [content]:
             _look(json.loads(line), found)
     except (ValueError, RecursionError) as error:
         raise ResultError(f"{path} is no valid JSON: {one_line(error, 100)}") from None
-    return tuple(found)
+    return Upload(path, remote, len(content), tuple(found))
 
 
 def _look(value: object, found: dict[str, None]) -> None:
@@ -140,8 +119,6 @@ def push(uploads: Sequence[Upload], repo: str, private: bool) -> str:
         OptionError: the hub refuses, or cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
-
-    from unlearnbench.util.quiet import quiet_hub
 
     quiet_hub()
     operations = [CommitOperationAdd(u.remote, u.local.read_bytes()) for u in uploads]

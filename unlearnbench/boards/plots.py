@@ -4,6 +4,7 @@ read on light and on dark.
 
 from __future__ import annotations
 
+import html
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,8 +43,6 @@ def _figure(width: float, height: float) -> Iterator[tuple[Figure, Axes]]:
 
 def _svg(figure: Figure, label: str) -> str:
     """The figure without its file header, in the page's own text colour."""
-    import html
-
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from unlearnbench.checkpoints.find import ENSEMBLE_FILE, PAIR_FILE, PARTS, read_json
 from unlearnbench.errors import CheckpointError, one_line
@@ -46,7 +47,7 @@ def read_ensemble(path: Path) -> EnsembleFacts:
     Raises:
         CheckpointError: it is damaged.
     """
-    content = read_json(path)
+    content: dict[str, Any] = read_json(path)
     known = {"alpha"} if path.name == PAIR_FILE else {"method", "models", "numbers"}
     if content.get("format_version") != 1 or set(content) != {"format_version", *known}:
         raise CheckpointError(f"{path} is of an unknown format")
@@ -82,9 +83,8 @@ def _finite(path: Path, name: str, value: object) -> float:
 
 def write_ensemble(folder: Path, facts: EnsembleFacts) -> None:
     """Mark a folder that holds all models as an ensemble."""
-    if facts.method == "whp":
-        file, content = PAIR_FILE, dict(facts.numbers)
-    else:
+    file, content = PAIR_FILE, dict[str, Any](facts.numbers)
+    if facts.method != "whp":
         file = ENSEMBLE_FILE
         content = {"method": facts.method, "models": facts.models, "numbers": facts.numbers}
     text = json.dumps({"format_version": 1, **content})

@@ -192,22 +192,26 @@ class Run:
         if self.result is not None and not self._todo and not self._harness_todo:
             self._begin()
             return self.result
-        model = None
+        model: Model | None = None
         with failures.guard(folder, condition):
             model = load()
-        if model is None:
-            return self.result
-        self._begin()
+        if model is not None:
+            self._begin()
+            self._measure_all(model, failures)
+        return self.result
+
+    def _measure_all(self, model: Model, failures: Failures) -> None:
+        folder, condition = self._folder.path, self._condition.name
         for task in self._evaluation.tasks:
             if task.spec.task in self._todo:
                 with failures.guard(folder, condition, task.spec.task):
                     self._measure(task, model)
-        if self._evaluation.suite is not None and self._harness_todo:
-            asker = self._evaluation.suite.adapt(model)
+        suite = self._evaluation.suite
+        if suite is not None and self._harness_todo:
+            asker = suite.adapt(model)
             for name in self._harness_todo:
                 with failures.guard(folder, condition, name):
-                    self._measure_harness(self._evaluation.suite, name, asker, model)
-        return self.result
+                    self._measure_harness(suite, name, asker, model)
 
     def _measure(self, task: TaskSamples, model: Model) -> None:
         """Samples become answers, answers records, records a result. The journal is removed last:

@@ -121,12 +121,18 @@ class TrainingContext(Protocol):
 
     model: PreTrainedModel
     """The target, which is trained in place."""
-    tokenizer: Any
     forget: tuple[Example, ...]
     retain: tuple[Example, ...]
     auxiliary: tuple[Example, ...]
     """The third set."""
-    seed: int
+
+    @property
+    def tokenizer(self) -> Any:
+        """The target's."""
+
+    @property
+    def seed(self) -> int:
+        """The training's."""
 
     def copy_of_target(self) -> PreTrainedModel:
         """A second model with the target's weights."""

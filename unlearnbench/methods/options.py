@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from unlearnbench.errors import OptionError, one_line
 
@@ -57,7 +57,7 @@ class Field:
             value = float(value)
         if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
             return None
-        return value if not self.words or value in self.words else None  # type: ignore[return-value]
+        return value if not self.words or value in self.words else None
 
     def _is_inside(self, value: Value) -> bool:
         if isinstance(value, (str, bool)):
@@ -100,7 +100,7 @@ def fields_of(options: type[Any]) -> tuple[Field, ...]:
     """The options that a class of options describes, in its order."""
     types = get_type_hints(options)
     return tuple(
-        Field(field.name, types[field.name], field.default, **field.metadata)
+        Field(field.name, types[field.name], cast(Value, field.default), **field.metadata)
         for field in dataclasses.fields(options)
     )
 

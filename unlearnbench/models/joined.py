@@ -31,24 +31,26 @@ class JoinedModel(PreTrainedModel, GenerationMixin):
         self.train(False)
 
     @property
+    def _first(self) -> Any:
+        return self.models[0]
+
+    @property
     def device(self) -> torch.device:
         """Where the first is."""
-        found: torch.device = self.models[0].device
-        return found
+        return self._first.device  # type: ignore[no-any-return]
 
     @property
     def dtype(self) -> torch.dtype:
         """What the first computes in."""
-        found: torch.dtype = self.models[0].dtype
-        return found
+        return self._first.dtype  # type: ignore[no-any-return]
 
     def get_input_embeddings(self) -> Any:
         """The first's."""
-        return self.models[0].get_input_embeddings()
+        return self._first.get_input_embeddings()
 
     def get_output_embeddings(self) -> Any:
         """The first's."""
-        return self.models[0].get_output_embeddings()
+        return self._first.get_output_embeddings()
 
     def forward(
         self,

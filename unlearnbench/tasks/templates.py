@@ -54,43 +54,25 @@ def _join(parts: Any, between: object = "") -> str:
     return str(between).join(texts)
 
 
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Jinja's own filters that give no more than they take.
-_FILTERS = (
-    *(
-        "trim",
-        "lower",
-        "upper",
-        "capitalize",
-        "title",
-        "first",
-        "last",
-        "length",
-        "count",
-        "default",
-        "d",
-    ),
-    *("int", "float", "round", "abs", "string"),
+_FILTERS = _words(
+    "trim lower upper capitalize title first last length count default d int float round abs string"
 )
-_METHODS = frozenset(
-    {
-        *("strip", "lstrip", "rstrip", "lower", "upper", "title", "capitalize", "replace"),
-        *("split", "rsplit", "splitlines", "startswith", "endswith", "removeprefix"),
-        *("removesuffix", "find", "rfind", "count", "isdigit", "isupper", "islower", "join"),
-    }
+_METHODS = _words(
+    "strip lstrip rstrip lower upper title capitalize replace split rsplit splitlines startswith "
+    "endswith removeprefix removesuffix find rfind count isdigit isupper islower join"
 )
-_TESTS = frozenset(
-    {
-        *("defined", "undefined", "none", "string", "number", "integer", "float", "boolean"),
-        *("true", "false", "odd", "even", "eq", "ne", "lt", "le", "gt", "ge", "in", "equalto"),
-        *("upper", "lower", "==", "!=", "<", "<=", ">", ">="),
-    }
+_TESTS = _words(
+    "defined undefined none string number integer float boolean true false odd even eq ne lt le gt "
+    "ge in equalto upper lower == != < <= > >="
 )
-_ALLOWED: tuple[type[nodes.Node], ...] = (
-    *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.If, nodes.CondExpr, nodes.Name),
-    *(nodes.Const, nodes.Getattr, nodes.Getitem, nodes.Slice, nodes.Call, nodes.Filter),
-    *(nodes.Test, nodes.Concat, nodes.Add, nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv),
-    *(nodes.Mod, nodes.Neg, nodes.Pos, nodes.Not, nodes.And, nodes.Or, nodes.Compare),
-    *(nodes.Operand, nodes.Tuple, nodes.List, nodes.Keyword),
+_NODES_ALLOWED = _words(
+    "Template Output TemplateData If CondExpr Name Const Getattr Getitem Slice Call Filter Test "
+    "Concat Add Sub Mul Div FloorDiv Mod Neg Pos Not And Or Compare Operand Tuple List Keyword"
 )
 
 
@@ -112,17 +94,14 @@ class _Environment(ImmutableSandboxedEnvironment):
         name = getattr(_method, "__name__", "")
         if not isinstance(text, str) or name not in _METHODS:
             raise SecurityError("a call of anything but a text's own method is unsafe")
-        if name in _GROWING:
-            return _GROWING[name](text, *given, **named)
+        if name == "replace":
+            return _replace(text, *given, **named)
+        if name == "join" and not named:
+            (parts,) = given
+            return _join(parts, text)
         # A list of parts takes more memory than the text did; a capital up to three characters.
         _charge((8 if "split" in name else 3) * len(text))
         return super().call(_context, _method, *given, **named)
-
-
-_GROWING: dict[str, Callable[..., str]] = {
-    "replace": _replace,
-    "join": lambda between, parts: _join(parts, between),
-}
 
 
 def _counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,17 +113,12 @@ def _counted(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _environment() -> _Environment:
-    # keep_trailing_newline and StrictUndefined as in lm-eval: a template means the same in both.
-    made = _Environment(undefined=StrictUndefined, keep_trailing_newline=True)
-    made.globals.clear()
-    made.filters = {name: _counted(made.filters[name]) for name in _FILTERS}
-    made.filters |= {"replace": _replace, "join": _join}
-    made.tests = {name: made.tests[name] for name in _TESTS}
-    return made
-
-
-_ENVIRONMENT = _environment()
+# keep_trailing_newline and StrictUndefined as in lm-eval: a template means the same in both.
+_ENVIRONMENT = _Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+_ENVIRONMENT.globals.clear()
+_ENVIRONMENT.tests = {name: _ENVIRONMENT.tests[name] for name in _TESTS}
+_ENVIRONMENT.filters = {name: _counted(_ENVIRONMENT.filters[name]) for name in _FILTERS}
+_ENVIRONMENT.filters |= {"replace": _replace, "join": _join}
 
 
 def _parts(tree: nodes.Node) -> Iterator[nodes.Node]:
@@ -169,7 +143,7 @@ def _check(tree: nodes.Template) -> None:
 
 def _unsafe(node: nodes.Node, called: bool) -> str | None:
     """What no task's template may hold; parents come before their children."""
-    if not isinstance(node, _ALLOWED):
+    if type(node).__name__ not in _NODES_ALLOWED:
         return type(node).__name__.lower()
     if isinstance(node, nodes.Filter) and node.name in FILTERS:
         return None if node.name in _ENVIRONMENT.filters else f"filter {node.name!r}"
@@ -200,38 +174,27 @@ def compile_template(source: str) -> tuple[Template, Mapping[str, int]]:
     return _ENVIRONMENT.from_string(source), {name: names[name] for name in used}
 
 
-def fill_template(source: str, fields: Mapping[str, object]) -> str:
-    """Fill a template in.
-
-    Raises:
-        jinja2.TemplateError: it is none, or would take more than a prompt may.
-        Exception: whatever else an operation on these fields raises.
-    """
-    template, used = compile_template(source)
-    token = _left.set(LONGEST)
-    try:
-        _charge(sum(n * len(str(fields.get(name, ""))) for name, n in used.items()))
-        return template.render(fields)
-    finally:
-        _left.reset(token)
-
-
 def render_field(template: str, row: Mapping[str, object], where: str) -> str:
     """Fill one template from one row.
 
     Raises:
-        TaskError: the template is wrong, or names a field that the row does not have.
+        TaskError: the template is wrong, names a field that the row does not have, or would take
+            more than a prompt may.
         DataError: a field that the template uses is not text, a number or a truth value.
     """
+    token = _left.set(LONGEST)
     try:
-        _, used = compile_template(template)
+        compiled, used = compile_template(template)
         fields = {key: row[key] for key in used if row.get(key) is not None}
         for key, value in fields.items():
             if not isinstance(value, (str, int, float)):
                 raise DataError(f"{where}: field {key!r} holds {type(value).__name__}, not text")
-        return fill_template(template, fields)
+        _charge(sum(n * len(str(fields.get(name, ""))) for name, n in used.items()))
+        return compiled.render(fields)
     except DataError:
         raise
     except Exception as error:  # a template is a stranger's program and can fail in any way
         shown = template if len(template) <= 300 else f"{template[:297]}..."
         raise TaskError(f"{where}: template {shown!r} fails: {one_line(error, 200)}") from None
+    finally:
+        _left.reset(token)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, Piece
-from unlearnbench.methods.base import BatchLoss, FrozenModel, Masks
+from unlearnbench.methods.base import BatchLoss, FrozenModel, Masks, TrainingContext
 from unlearnbench.methods.rows import Example, Role
 from unlearnbench.training.batches import Encoder, Length, Rows, make_schedule
 from unlearnbench.training.objective import Combined, Reference, descent
@@ -35,8 +35,8 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 @dataclass
-class TrainerContext:
-    """A ``TrainingContext`` over transformers' Trainer."""
+class TrainerContext(TrainingContext):
+    """A ``TrainingContext`` over transformers' Trainer; what its methods do is said there."""
 
     model: PreTrainedModel
     """The target, in the dtype under training."""
@@ -57,12 +57,10 @@ class TrainerContext:
 
     @property
     def tokenizer(self) -> Any:
-        """The target's."""
         return self.encoder.tokenizer
 
     @property
     def seed(self) -> int:
-        """The training's."""
         return self.options.seed
 
     @property
@@ -72,7 +70,6 @@ class TrainerContext:
         return int(found) if found is not None else 0
 
     def copy_of_target(self) -> PreTrainedModel:
-        """A second model with the target's weights."""
         return copy.deepcopy(self.model)
 
     def freeze(self, model: PreTrainedModel | None = None) -> FrozenModel:
@@ -97,17 +94,14 @@ class TrainerContext:
         return self._frozen
 
     def reinforce(self) -> PreTrainedModel:
-        """A copy of the target, trained further on the forget set."""
         return self.descend(self.copy_of_target(), self.forget, "reinforce")
 
     def descend(
         self, model: PreTrainedModel, examples: Sequence[Example], stage: str
     ) -> PreTrainedModel:
-        """Train ``model`` on ``examples`` by plain cross-entropy."""
         return train(self, model, make_stage(self, stage, {"forget": examples}, descent))
 
     def fit(self, loss: BatchLoss, learns: Callable[[str], bool] | None = None) -> PreTrainedModel:
-        """Train the target on all sets; only parameters whose name ``learns`` accepts change."""
         stage = make_stage(self, "unlearn", self._sets(self.forget), loss)
         return train(self, self.model, replace(stage, learns=learns))
 
@@ -133,17 +127,12 @@ class TrainerContext:
     def relabel(
         self, models: Sequence[PreTrainedModel], label: Callable[..., torch.Tensor]
     ) -> tuple[Example, ...]:
-        """The forget set with labels ``label(*logits of each model, labels)``."""
         return self.passes().relabel(models, self.forget, label)
 
     def answer(self, example: Example, other: str | Sequence[int]) -> Example:
-        """``example`` with another answer after its first ``prompt`` tokens, as text or tokens."""
         return self.encoder.answer(example, other)
 
     def forget_gradient(self) -> dict[str, torch.Tensor]:
-        """The forget loss' gradient at the target over the whole forget set, float32, for the
-        weight of every inner linear layer.
-        """
         piece = self.method.piece("forget")
         assert piece is not None  # noqa: S101 - a mask goes with a forget loss
         beside = piece.about.alternatives
@@ -267,12 +256,15 @@ def _with_adapter(model: PreTrainedModel, options: TrainOptions) -> PreTrainedMo
 def _run(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreTrainedModel:
     from tqdm import tqdm
 
-    from unlearnbench.training.trainer import UnlearnTrainer, Watch, training_arguments
+    from unlearnbench.training.callbacks import Watch
+    from unlearnbench.training.trainer import UnlearnTrainer, training_arguments
 
     use_cache = getattr(model.config, "use_cache", True)  # which the Trainer turns off
     every = context.options.save_steps
     every = stage.schedule.epoch if every is None else every
-    hidden, selector = not (context.progress and is_main()), context.selector
+    hidden = not (context.progress and is_main())
+    # What a method trains on the way, as a model to compare with, is not to be chosen from.
+    selector = context.selector if stage.name in ("unlearn", "finetune") else None
 
     def keep(logs: dict[str, Any]) -> None:
         context.losses.append({"stage": stage.name, **logs})

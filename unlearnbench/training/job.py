@@ -22,16 +22,14 @@ from unlearnbench.checkpoints.origin import (
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks
-from unlearnbench.methods.rows import Example
 from unlearnbench.runs.fingerprint import Fingerprint
 from unlearnbench.runs.provenance import describe_environment, git_hash, source_sha256
 from unlearnbench.training.batches import Encoder
 from unlearnbench.training.context import DTYPES, TrainerContext
 from unlearnbench.training.corpus import Corpus, TextRole, load_corpus
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
-from unlearnbench.training.output import OutputFolder, mask_record
+from unlearnbench.training.output import OutputFolder, mask_record, write_json
 from unlearnbench.training.passes import device
-from unlearnbench.training.record import write_json
 from unlearnbench.util.process import is_main, process_count
 from unlearnbench.util.version import __version__
 
@@ -116,11 +114,11 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         raise OptionError("--keep-adapter: there is an adapter only with --lora-rank")
     started = time.monotonic()
     # Now: by the end of a long training the files may be others than those that ran.
-    code = {"git_hash": git_hash(), "source_sha256": source_sha256()}
+    code: dict[str, Any] = {"git_hash": git_hash(), "source_sha256": source_sha256()}
     corpora = _load_corpora(job, "data" if kind == "finetune" else "forget")
     source = open_checkpoint(job.model, job.load)
     folder, encoder = OutputFolder(job.out), _make_encoder(source, job.options)
-    sets: dict[str, tuple[Example, ...]] = {"forget": (), "retain": (), "auxiliary": ()}
+    sets: dict[str, Any] = {"forget": (), "retain": (), "auxiliary": ()}
     for role, corpus in corpora.items():
         sets["forget" if role == "data" else role] = encoder.encode(corpus, role)
     facts: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -73,7 +73,7 @@ class TrainOptions(OptionModel):
     """Of the order of the texts, and of what methods draw."""
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _fits_together(self) -> TrainOptions:
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError(
                 f"--batch-size: {self.batch_size} is no multiple of --micro-batch-size "
@@ -129,7 +129,7 @@ class SelectOptions(OptionModel):
         return [name.strip() for name in (self.eval_tasks or "").split(",") if name.strip()]
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _fits_together(self) -> SelectOptions:
         if self.eval_tasks and not self.retrained:
             raise ValueError("--retrained is missing")
         fields = type(self).model_fields

@@ -14,11 +14,11 @@ from unlearnbench.errors import OptionError, TrainingError, one_line
 from unlearnbench.methods import Method
 from unlearnbench.methods.base import Ensemble, Masks
 from unlearnbench.runs.fingerprint import Fingerprint, differences
-from unlearnbench.training.record import write_text
-from unlearnbench.util.files import share
+from unlearnbench.util.files import share, write_whole, writing
 from unlearnbench.util.process import is_main
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -172,3 +172,19 @@ def mask_record(masks: Masks, model: Any) -> MaskRecord:
         weights=sum(len(mask) * sizes[name] for name, mask in masks.items()),
         chosen_weights=sum(n * sizes[name] for name, n in chosen.items()),
     )
+
+
+def write_json(path: Path, value: BaseModel) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        TrainingError: it cannot be written.
+    """
+    text = json.dumps(value.model_dump(mode="json", exclude_none=True), indent=1, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """As ``write_json``, for text."""
+    with writing(path, TrainingError, "free some space and try again"):
+        write_whole(path, text.encode("utf-8", errors="backslashreplace"))

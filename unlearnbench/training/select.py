@@ -20,7 +20,7 @@ from unlearnbench.results import LikelihoodRecord, RunResult, TaskResult
 from unlearnbench.runs.folder import RunFolder, read_run
 from unlearnbench.tasks.samples import limited_count
 from unlearnbench.training.options import SelectOptions
-from unlearnbench.training.record import write_text
+from unlearnbench.training.output import write_text
 from unlearnbench.util.process import is_main, process_count
 
 ScoreCheckpoint = Callable[[Path, SelectOptions, Path], RunResult]

@@ -1,7 +1,7 @@
 """One optimizer step as a file in ``methods/steps`` is given it: gradients of the terms of the loss
 at whatever the weights are just then, over all batches that are accumulated.
 
-Imports transformers at once, so only functions import this module.
+Imports torch at once, so only functions import this module.
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
 
 from unlearnbench.errors import OptionError
-from unlearnbench.methods.base import BatchLoss, Gradient, inner_linears
+from unlearnbench.methods.base import BatchLoss, Gradient, OptimizerStep, inner_linears
 from unlearnbench.methods.rows import Batch, Role
 from unlearnbench.util.process import process_count
 
 
-class WholeStep:
-    """An ``OptimizerStep``. It leaves ``.grad`` alone, and computes on the bare model, so that no
-    wrapper reduces a gradient that is only tried.
+class WholeStep(OptimizerStep):
+    """An ``OptimizerStep``; what its methods do is said there. It leaves ``.grad`` alone, and
+    computes on the bare model, so that no wrapper reduces a gradient that is only tried.
     """
 
     def __init__(
@@ -39,11 +37,9 @@ class WholeStep:
         self.weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
 
     def forget(self) -> Gradient:
-        """The forget loss' gradient at the weights as they are now."""
         return self._gradient("forget", "alternatives")
 
     def retain(self) -> Gradient:
-        """The same of the terms on other texts; zeros where there are none."""
         return self._gradient("retain", "auxiliary")
 
     def _gradient(self, *roles: Role) -> Gradient:
@@ -68,7 +64,6 @@ class WholeStep:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """A block after which the weights are, bit for bit, what they were before."""
         kept = [weight.detach().clone() for weight in self.weights.values()]
         try:
             yield
@@ -101,7 +96,7 @@ def _forward(
 ) -> torch.Tensor:
     with torch.no_grad():
         value = function(module.weight)
-    weight = _StraightThrough.apply(module.weight, value)
+    weight = _StraightThrough.apply(module.weight, value)  # type: ignore[no-untyped-call]
     return torch.nn.functional.linear(x, weight, module.bias)
 
 
@@ -115,18 +110,3 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradients[0], None
-
-
-class StepState(TrainerCallback, ExportableState):
-    """Numbers that a method keeps from step to step; each checkpoint of the training has them."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[str, float] = {}
-
-    def state(self) -> dict[str, Any]:
-        """What goes into ``trainer_state.json``."""
-        return {"args": {}, "attributes": {"numbers": dict(self.numbers)}}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Take over what the checkpoint has that the training goes on from."""
-        self.numbers |= state.stateful_callbacks[type(self).__name__]["attributes"]["numbers"]
