@@ -7,7 +7,7 @@ SET_UP := $(VENV)/.set-up
 # Files that each fuzzer of `make fuzz` tries: ten minutes on 2 cores.
 FUZZ_EXAMPLES ?= 4000
 
-.PHONY: help setup demo example test test-slow test-ci test-long fuzz structure audit check format bench precisions training leaderboards schema clean
+.PHONY: help setup demo example test test-slow test-ci test-long fuzz structure audit check format vllm-env bench precisions training leaderboards schema clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /: /'
@@ -62,6 +62,12 @@ audit: $(SET_UP) ## are the installed packages those that were asked for, and do
 format: $(SET_UP) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+vllm-env: ## make .venv-vllm for the slow tests of --backend vllm; some 3 GB, for CPUs
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --requirement tests/models/vllm-environment.txt
+	# Built for another torch than vLLM's, and transformers imports what it finds.
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 bench: $(SET_UP) ## measure speed and memory against other evaluators, some three hours on 2 cores; needs UNLEARNBENCH_DATA
 	$(BIN)/python -m pytest -m bench -s tests/benchmarks

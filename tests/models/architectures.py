@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tests.conftest import CORPUS, make_tokenizer
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.models.hf import HFModel
-from unlearnbench.requests import Generate
+from unlearnbench.requests import Generate, Scored
 from unlearnbench.results import Condition, ConditionOptions
 
 SHOTS = "".join(CORPUS[:3])
@@ -126,3 +128,23 @@ def texts(model: HFModel, prompts: Sequence[str], new: int = 20, *stop: str) -> 
 def decoded(rows: dict[str, list[int]], prompts: Sequence[str]) -> dict[str, str]:
     tokenizer = make_tokenizer()
     return {p: str(tokenizer.decode(rows[p], skip_special_tokens=True)) for p in prompts}
+
+
+def by_loop(model: Any, text: str) -> list[tuple[float, float, float]]:
+    """Own, mean and spread of log p of every token, in float64, a token at a time."""
+    import torch
+
+    ids = make_tokenizer()(text).input_ids
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].double()
+    found = []
+    for t in range(1, len(ids)):
+        logp = logits[t - 1] - logits[t - 1].exp().sum().log()
+        mean = float((logp.exp() * logp).sum())
+        spread = float((logp.exp() * (logp - mean) ** 2).sum().sqrt())
+        found.append((float(logp[ids[t]]), mean, spread))
+    return found
+
+
+def figures(answer: Scored) -> np.ndarray[Any, Any]:
+    return np.stack([answer.logprobs, answer.mean, answer.std], axis=1)

@@ -5,24 +5,37 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.conftest import CORPUS, load_at, make_tokenizer
-from tests.models.architectures import KINDS, MIXED, PROMPTS, alone, decoded, make_kind, texts, wrap
+from tests.models.architectures import (
+    KINDS,
+    MIXED,
+    PROMPTS,
+    alone,
+    by_loop,
+    decoded,
+    figures,
+    make_kind,
+    texts,
+    wrap,
+)
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models.batches import Budget
 from unlearnbench.models.generation import Chooser, Continuer, shared_prefix
 from unlearnbench.models.packed_rows import Layer
-from unlearnbench.requests import Generate, Sampling
+from unlearnbench.requests import Generate, Sampling, Score
 
 CROSSING = (CORPUS[0] + CORPUS[1])[:184]
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_model_writes_what_it_writes_one_prompt_at_a_time(name: str) -> None:
+def test_every_kind_of_model_answers_as_one_prompt_at_a_time(name: str) -> None:
+    """Texts by transformers alone, scores by a loop in float64."""
     model = make_kind(name)
     prompts = PROMPTS[::2]
     ours = wrap(model)
@@ -31,6 +44,8 @@ def test_every_kind_of_model_writes_what_it_writes_one_prompt_at_a_time(name: st
     assert len(set(found.values())) > 1, "outputs that are all alike would prove nothing"
     ids = ours.tokens.encode(PROMPTS[0])
     assert isinstance(ours.find_continuer(ids, 200), Continuer) == KINDS[name][2]
+    for answer in ours.score([Score(t, t) for t in (PROMPTS[1], CORPUS[0][:14])]):
+        np.testing.assert_allclose(figures(answer), by_loop(model, answer.id), atol=1e-4)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4, None])

@@ -6,33 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import CORPUS, make_tokenizer
-from tests.models.architectures import KINDS, PROMPTS, make_kind, wrap
+from tests.conftest import CORPUS
+from tests.models.architectures import KINDS, PROMPTS, by_loop, figures, make_kind, wrap
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models.likelihood import token_statistics
-from unlearnbench.requests import Generate, Score, Scored
+from unlearnbench.requests import Generate, Score
 
 TEXTS = [*PROMPTS[:2], *(CORPUS[n][: 9 + 5 * n] for n in range(6))]
 
 
-def by_loop(model: Any, text: str) -> list[tuple[float, float, float]]:
-    """Own, mean and spread of log p of every token, in float64, a token at a time."""
-    ids = make_tokenizer()(text).input_ids
-    with torch.no_grad():
-        logits = model(torch.tensor([ids])).logits[0].double()
-    found = []
-    for t in range(1, len(ids)):
-        logp = logits[t - 1] - logits[t - 1].exp().sum().log()
-        mean = float((logp.exp() * logp).sum())
-        spread = float((logp.exp() * (logp - mean) ** 2).sum().sqrt())
-        found.append((float(logp[ids[t]]), mean, spread))
-    return found
-
-
-def figures(answer: Scored) -> np.ndarray[Any, Any]:
-    return np.stack([answer.logprobs, answer.mean, answer.std], axis=1)
-
-
+@pytest.mark.slow  # by default two texts of each, in the one pass of test_generation.py
 @pytest.mark.parametrize("name", KINDS)
 def test_scores_of_every_kind_of_model_equal_a_loop_in_float64(name: str) -> None:
     model = make_kind(name)

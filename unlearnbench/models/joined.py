@@ -18,6 +18,8 @@ class JoinedModel(PreTrainedModel, GenerationMixin):
     """
 
     main_input_name = "input_ids"
+    baseline: Any
+    reinforced: Any
     # Attention is the models' own affair; the config names whatever they use.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
     _supports_attention_backend = True

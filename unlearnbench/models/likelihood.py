@@ -146,10 +146,12 @@ def _parts(model: Any) -> Head:
     def logits(states: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = linear(states)
         if cap is not None:
-            return cap * torch.tanh(found / cap)
-        if factor is not None:
-            return found * factor
-        return found if divisor is None else found / divisor
+            found = cap * torch.tanh(found / cap)
+        elif factor is not None:
+            found = found * factor
+        elif divisor is not None:
+            found = found / divisor
+        return found
 
     return Head(states, logits, int(config.vocab_size))
 

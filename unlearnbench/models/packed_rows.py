@@ -155,7 +155,7 @@ class RowCache(Cache):
     def __init__(self, prefix: RowCache | None = None) -> None:
         """prefix: of whose shared tokens this is a further batch."""
         super().__init__(layers=[])
-        self.rows = [Layer(layer.prefix) for layer in prefix.rows] if prefix else []
+        self.rows: list[Layer] = [Layer(layer.prefix) for layer in prefix.rows] if prefix else []
         self.layers.extend(self.rows)
         self.phase: Prefix | Packed | Step = Prefix()
         self.current = Layer()

@@ -55,11 +55,11 @@ def unrounded(model: nn.Module) -> Iterator[None]:
             else:
                 stack.callback(delattr, module, "forward")
             module.forward = partial(_dense, module)
-        for module in model.modules():
-            if _roundings(module):
-                before = getattr(module, "quantization_enabled", True)  # as the library reads it
-                stack.callback(setattr, module, "quantization_enabled", before)
-                module.quantization_enabled = False
+        layers: list[Any] = [module for module in model.modules() if _roundings(module)]
+        for module in layers:
+            before = getattr(module, "quantization_enabled", True)  # as the library reads it
+            stack.callback(setattr, module, "quantization_enabled", before)
+            module.quantization_enabled = False
         yield
 
 
