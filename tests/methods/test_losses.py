@@ -37,11 +37,11 @@ def logprobs(logits: Array, labels: Sequence[Sequence[int]]) -> list[list[float]
 
 def ga(logits: Array, labels: list[list[int]], reference: Array, numbers: Any) -> float:
     found = [x for row in logprobs(logits, labels) for x in row]
-    return sum(found) / len(found)
+    return float(sum(found) / len(found))
 
 
 def gdr(logits: Array, labels: list[list[int]], reference: Array, numbers: Any) -> float:
-    return -numbers.retain_weight * ga(logits, labels, reference, numbers)
+    return -float(numbers.retain_weight) * ga(logits, labels, reference, numbers)
 
 
 def npo(logits: Array, labels: list[list[int]], reference: Array, numbers: Any) -> float:
@@ -49,7 +49,7 @@ def npo(logits: Array, labels: list[list[int]], reference: Array, numbers: Any) 
     for row, target in zip(logprobs(logits, labels), reference, strict=True):
         ratio = sum(row) - float(target)
         total += math.log(1 / (1 + math.exp(numbers.beta * ratio)))
-    return -2 / numbers.beta * total / len(labels)
+    return float(-2 / numbers.beta * total / len(labels))
 
 
 def simnpo(logits: Array, labels: list[list[int]], reference: Array, numbers: Any) -> float:
@@ -57,7 +57,7 @@ def simnpo(logits: Array, labels: list[list[int]], reference: Array, numbers: An
     for row in logprobs(logits, labels):
         reward = numbers.beta * sum(row) / len(row)
         total += math.log(1 / (1 + math.exp(reward + numbers.gamma)))
-    return -2 / numbers.beta * total / len(labels)
+    return float(-2 / numbers.beta * total / len(labels))
 
 
 def klr(logits: Array, labels: list[list[int]], reference: Array, numbers: Any) -> float:
@@ -109,7 +109,7 @@ def part(logits: torch.Tensor, labels: list[list[int]], reference: Array) -> Par
     tokens = sum(label >= 0 for row in labels for label in row[1:])
     given = torch.tensor(reference)
     known = {"references": {"target": given}} if given.dim() == 3 else {"sequences": given}
-    return Part(logits, torch.tensor(labels), len(labels), tokens, **known)  # type: ignore[arg-type]
+    return Part(logits, torch.tensor(labels), len(labels), tokens, **known)
 
 
 @pytest.mark.parametrize("name", LOSSES)

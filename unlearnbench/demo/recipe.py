@@ -21,7 +21,7 @@ ENDS = ("target", "retrained")
 
 TASKS = ("demo_knowmem_f", "demo_verbmem", "demo_knowmem_r", "demo_privleak")
 # Weights in bf16 are exact in fp32, and few CPUs multiply in bf16.
-DTYPE = "fp32"
+DTYPE: Literal["fp32"] = "fp32"
 PRECISIONS = ("none", "rtn-int8", "rtn-int4", "bnb-nf4")
 
 TARGET = TrainOptions(
