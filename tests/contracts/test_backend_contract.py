@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import functools
 import importlib.util
 import json
@@ -28,9 +28,10 @@ from tests.conditions.quantize.helpers import (
 )
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, load_at, make_tokenizer, write_jsonl
 from unlearnbench import conditions, evaluate
+from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import Source, open_source
-from unlearnbench.conditions.load import Kernel, pick_kernel
+from unlearnbench.conditions.base import Kernel
+from unlearnbench.conditions.load import pick_kernel
 from unlearnbench.errors import NotInForceError, PrecisionError
 from unlearnbench.models.hf import HFModel
 from unlearnbench.runs.folder import RunFolder, model_folder_name, read_run
@@ -39,7 +40,8 @@ SPECS = conditions.precisions()
 NAMES = sorted(SPECS)
 RTN = [name for name in NAMES if name.startswith("rtn")]
 PLAIN = ["bf16", "fp16", "fp32", "none"]
-# One of every number of bits and group size, with and without zero point; all 48 where it is cheap.
+# One of every number of bits and group size, with and without zero point: every way through the
+# code. The formula is tested on all 48 (test_references).
 SOME_RTN = [
     *("rtn-int8", "rtn-int6-asym", "rtn-int5-g128", "rtn-int4", "rtn-int4-g64"),
     *("rtn-int3-g32-asym", "rtn-int2-g128-asym", "rtn-int2"),
@@ -64,25 +66,27 @@ def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="module")
-def source(tiny: Path) -> Source:
-    return open_source(str(tiny), LoadOptions())
+def source(tiny: Path) -> CheckpointSource:
+    return open_checkpoint(str(tiny), LoadOptions())
 
 
 @pytest.fixture(scope="module")
-def square_source(make_checkpoint: MakeCheckpoint) -> Source:
+def square_source(make_checkpoint: MakeCheckpoint) -> CheckpointSource:
     """One layer, every matrix 128 x 128: fits every group size and AWQ's 64 rows."""
     shape = {"hidden_size": 128, "num_key_value_heads": 4, "num_hidden_layers": 1}
-    return open_source(str(make_checkpoint("square", **shape)), LoadOptions())
+    return open_checkpoint(str(make_checkpoint("square", **shape)), LoadOptions())
 
 
 Loader = Callable[[str], HFModel]
 
 
 @pytest.fixture(scope="module")
-def fitting(source: Source, square_source: Source) -> Callable[[str], Source]:
+def fitting(
+    source: CheckpointSource, square_source: CheckpointSource
+) -> Callable[[str], CheckpointSource]:
     """A checkpoint that a precision can take: the tiny Llama, but for AWQ and groups of 128."""
 
-    def pick(name: str) -> Source:
+    def pick(name: str) -> CheckpointSource:
         odd = name.startswith("awq") or (name.startswith("gptq") and name.endswith("g128"))
         return square_source if odd else source
 
@@ -90,7 +94,7 @@ def fitting(source: Source, square_source: Source) -> Callable[[str], Source]:
 
 
 @pytest.fixture(scope="module")
-def loaded(fitting: Callable[[str], Source]) -> Loader:
+def loaded(fitting: Callable[[str], CheckpointSource]) -> Loader:
     """A precision, loaded once for all tests of this file."""
 
     @functools.cache
@@ -103,7 +107,7 @@ def loaded(fitting: Callable[[str], Source]) -> Loader:
 
 @on_every(*SOME)
 def test_loads_with_proof_and_answers_the_same_twice(
-    loaded: Loader, fitting: Callable[[str], Source], name: str
+    loaded: Loader, fitting: Callable[[str], CheckpointSource], name: str
 ) -> None:
     first, second = loaded(name), load(fitting(name), name)
     assert first.condition.name == name
@@ -120,16 +124,17 @@ def test_loads_with_proof_and_answers_the_same_twice(
 @on_every(*(n for n in SOME if n not in ("bnb-int8", "bf16", "fp16")))
 def test_batch_of_one_and_of_eight_agree(loaded: Loader, name: str) -> None:
     many = loaded(name)
-    one = dataclasses.replace(many, _batch_size=1)
+    one = copy.copy(many)
+    one._batch_size = 1
     texts, scored = answers(many)
     alone, scored_alone = answers(one)
     assert alone == texts
     assert largest_difference(scored_alone, scored) < 1e-4  # 7e-6 measured
 
 
-@on_every(*QUANTIZED)
+@on_every(*(n for n in SOME if n in QUANTIZED))
 def test_proof_of_a_quantized_precision(
-    loaded: Loader, fitting: Callable[[str], Source], name: str
+    loaded: Loader, fitting: Callable[[str], CheckpointSource], name: str
 ) -> None:
     precision, spec = loaded(name).condition, SPECS[name]
     proof = precision.proof
@@ -177,21 +182,23 @@ def test_proof_of_a_quantized_precision(
     # Recorded as asked for.
     assert (precision.name, precision.options.bits) == (name, spec.bits)
     assert (precision.options.scheme, precision.options.backend) == (spec.scheme, spec.backend)
-    assert precision.options == dict(spec.options)
+    assert precision.options.further == dict(spec.options)
     assert precision.options.kernel == pick_kernel("auto", spec, "cpu")
     assert (precision.options.calibration is not None) == spec.calibrated
 
 
 @on_every(*(n for n in SOME if n in QUANTIZED))
 def test_a_quantized_precision_changes_the_scores(
-    loaded: Loader, fitting: Callable[[str], Source], name: str
+    loaded: Loader, fitting: Callable[[str], CheckpointSource], name: str
 ) -> None:
     full = scores(load(fitting(name), "none"))
     assert largest_difference(scores(loaded(name)), full) > 0.05  # least seen: 0.12, at 8 bits
 
 
 def test_the_unquantized_sources_are_not_changed_by_any_precision(
-    source: Source, square_source: Source, fitting: Callable[[str], Source]
+    source: CheckpointSource,
+    square_source: CheckpointSource,
+    fitting: Callable[[str], CheckpointSource],
 ) -> None:
     sources = (source, square_source)
     before = [{k: t.clone() for k, t in s.state_dict().items()} for s in sources]
@@ -203,10 +210,8 @@ def test_the_unquantized_sources_are_not_changed_by_any_precision(
         assert all(torch.equal(state[k], t) for k, t in s.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    ("name", "bits"), [("none", 32), ("fp32", 32), ("bf16", 16), ("bnb-int8", 8), ("bnb-fp4", 4)]
-)
-def test_bits(loaded: Loader, name: str, bits: float) -> None:
+@pytest.mark.parametrize(("name", "bits"), [("none", 32), ("fp32", 32), ("bf16", 16)])
+def test_bits_of_unquantized_weights(loaded: Loader, name: str, bits: float) -> None:
     assert loaded(name).condition.options.bits == bits
 
 
@@ -222,14 +227,14 @@ def test_storage_is_rounded_though_compute_is_wider(loaded: Loader) -> None:
 
 
 def test_a_weight_beyond_fp16_is_an_error(make_checkpoint: MakeCheckpoint) -> None:
-    large = open_source(str(make_checkpoint("large")), LoadOptions())
+    large = open_checkpoint(str(make_checkpoint("large")), LoadOptions())
     large.state_dict()["lm_head.weight"][3, 4] = 1e5
     with pytest.raises(NotInForceError, match="overflows"):
         load_at(large, "fp16")
 
 
 @pytest.fixture(scope="module")
-def experts(tmp_path_factory: pytest.TempPathFactory) -> Source:
+def experts(tmp_path_factory: pytest.TempPathFactory) -> CheckpointSource:
     """A tiny Mixtral, whose experts are fused into one tensor."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -248,7 +253,7 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Source:
     )
     MixtralForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return open_source(str(folder), LoadOptions())
+    return open_checkpoint(str(folder), LoadOptions())
 
 
 @on_every(
@@ -256,47 +261,14 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Source:
     *("quanto-int8", "quanto-int4", "torchao-int8", "gptq-int4-g64", "awq-int4-g64"),
     *("prune-magnitude-30", "noise-5"),
 )
-def test_fused_experts_left_as_they_are_are_an_error(experts: Source, name: str) -> None:
+def test_fused_experts_left_as_they_are_are_an_error(experts: CheckpointSource, name: str) -> None:
     require_library(name)
     with pytest.raises(NotInForceError, match="leaves .* weights as they are, .*experts"):
         load(experts, name)
 
 
-def test_fused_experts_run_unquantized(experts: Source) -> None:
+def test_fused_experts_run_unquantized(experts: CheckpointSource) -> None:
     assert load(experts, "none").condition.proof is not None
-
-
-@pytest.mark.parametrize(
-    ("alias", "name"),
-    [
-        ("4bit", "bnb-fp4"),
-        ("8bit", "bnb-int8"),
-        ("fp4", "bnb-fp4"),
-        ("nf4", "bnb-nf4"),
-        ("int4", "rtn-int4"),
-        ("int8", "rtn-int8"),
-    ],
-)
-def test_aliases(alias: str, name: str) -> None:
-    assert conditions.find_condition(alias).name == name
-
-
-def test_every_precision_is_there() -> None:
-    kinds = [
-        f"rtn-int{bits}{group}{asym}"
-        for bits in (8, 6, 5, 4, 3, 2)
-        for group in ("", "-g32", "-g64", "-g128")
-        for asym in ("", "-asym")
-    ]
-    assert sorted(kinds) == RTN
-    assert set(NAMES) - set(RTN) == {
-        *PLAIN,
-        *("bnb-int8", "bnb-fp4", "bnb-fp4-dq", "bnb-nf4", "bnb-nf4-dq"),
-        *("gguf-q8_0", "gguf-q5_1", "gguf-q4_1", "gguf-q4_0"),
-        *("hqq-int4-g64", "quanto-int8", "quanto-int4", "torchao-int8"),
-        *("gptq-int4-g64", "gptq-int4-g128", "gptq-int8-g64", "gptq-int8-g128"),
-        *("awq-int4-g64", "awq-int4-g128"),
-    }
 
 
 @on_every(*NAMES)
@@ -318,7 +290,7 @@ def test_names_are_resolved_once_each_in_order() -> None:
 
 
 def test_no_name_is_an_error() -> None:
-    with pytest.raises(PrecisionError, match="no precision was asked for"):
+    with pytest.raises(PrecisionError, match="no condition was asked for"):
         conditions.resolve([])
 
 
@@ -402,7 +374,7 @@ def test_runs_are_written_and_read_back(
 
 @on_every("gptq-int4-g64", "awq-int4-g64")
 def test_calibrated_runs_are_written_and_read_back(
-    square_source: Source, toy: Toy, name: str
+    square_source: CheckpointSource, toy: Toy, name: str
 ) -> None:
     require_library(name)
     file = toy.data / "short.jsonl"

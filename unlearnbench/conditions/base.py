@@ -208,20 +208,24 @@ def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
     setattr(model.get_submodule(parent), leaf, new)
 
 
-def make_dense(model: PreTrainedModel, inspect: Inspect, dtype: torch.dtype) -> None:
-    """Put a plain linear module with the weight in force in the place of every quantized one."""
+def dense_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
+    """A plain linear module that holds ``weight`` and ``bias`` as they are."""
     import torch
     from torch import nn
 
+    with torch.device("meta"):
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return linear
+
+
+def make_dense(model: PreTrainedModel, inspect: Inspect, dtype: torch.dtype) -> None:
+    """Put a plain linear module with the weight in force in the place of every quantized one."""
     for name, module in list(model.named_modules()):
         reading = inspect(name, module)
-        if reading is None:
-            continue
-        rows, columns = reading.weight.shape
-        with torch.device("meta"):
-            dense = nn.Linear(columns, rows, bias=False)
-        dense.weight = nn.Parameter(reading.weight.to(dtype), requires_grad=False)
-        bias = getattr(module, "bias", None)
-        if bias is not None:
-            dense.bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
-        replace_module(model, name, dense)
+        if reading is not None:
+            bias = getattr(module, "bias", None)
+            bias = None if bias is None else bias.to(dtype)
+            replace_module(model, name, dense_linear(reading.weight.to(dtype), bias))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeCheckpoint
+from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import Source, open_source
 
 
 @pytest.fixture(autouse=True)
@@ -18,9 +18,9 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def source(tiny: Path) -> Source:
+def source(tiny: Path) -> CheckpointSource:
     """The tiny Llama, opened."""
-    return open_source(str(tiny), LoadOptions())
+    return open_checkpoint(str(tiny), LoadOptions())
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +31,6 @@ def square(make_checkpoint: MakeCheckpoint) -> Path:
 
 
 @pytest.fixture(scope="session")
-def square_source(square: Path) -> Source:
+def square_source(square: Path) -> CheckpointSource:
     """The square one, opened."""
-    return open_source(str(square), LoadOptions())
+    return open_checkpoint(str(square), LoadOptions())

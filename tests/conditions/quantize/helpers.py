@@ -21,7 +21,7 @@ from unlearnbench.conditions.quantize.calibration import pick_calibration
 from unlearnbench.requests import Generate, Score
 
 if TYPE_CHECKING:
-    from unlearnbench.checkpoints.source import Source
+    from unlearnbench.checkpoints.checkpoint import CheckpointSource
     from unlearnbench.models.hf import HFModel
 
 TEXTS = [CORPUS[n][: 20 + 6 * n] for n in range(8)]
@@ -52,7 +52,7 @@ def in_folder(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def load(source: Source, name: str, kernel: str = "auto", dtype: str = "fp32") -> HFModel:
+def load(source: CheckpointSource, name: str, kernel: str = "auto", dtype: str = "fp32") -> HFModel:
     """``source`` at a precision, with short calibration texts where it needs some, in batches of
     eight.
     """
@@ -81,14 +81,14 @@ def module_of(model: HFModel, name: str) -> Any:
     return model.network.get_submodule(name)
 
 
-def in_force(source: Source, name: str, key: str = UP) -> Floats:
+def in_force(source: CheckpointSource, name: str, key: str = UP) -> Floats:
     """The weight in force in one module, read from the model with dense weights."""
     weight = module_of(load(source, name, "dequantized"), key).weight
     found: Floats = weight.detach().float().numpy()
     return found
 
 
-def own(source: Source, key: str = UP) -> Floats:
+def own(source: CheckpointSource, key: str = UP) -> Floats:
     """The checkpoint's own weight of one module."""
     found: Floats = source.state_dict()[f"{key}.weight"].float().numpy()
     return found

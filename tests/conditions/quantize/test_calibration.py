@@ -12,7 +12,7 @@ import pytest
 from tests.conditions.quantize.helpers import in_force, load, own, require_library
 from tests.conftest import CORPUS, Toy, load_at, write_jsonl
 from unlearnbench import evaluate
-from unlearnbench.checkpoints.source import Source
+from unlearnbench.checkpoints.checkpoint import CheckpointSource
 from unlearnbench.conditions.quantize import _gptqmodel
 from unlearnbench.conditions.quantize.calibration import (
     CALIBRATION_TOKENS,
@@ -183,13 +183,13 @@ def test_a_set_that_moves_nothing_is_said(
     assert result.condition.options.calibration is None
 
 
-def test_a_calibrated_precision_without_texts_is_an_error(source: Source) -> None:
+def test_a_calibrated_precision_without_texts_is_an_error(source: CheckpointSource) -> None:
     require_library("gptq-int4-g64")
     with pytest.raises(PrecisionError, match="needs calibration texts; give --calibration"):
         load_at(source, "gptq-int4-g64")
 
 
-def test_texts_are_cut_to_the_recorded_length(source: Source) -> None:
+def test_texts_are_cut_to_the_recorded_length(source: CheckpointSource) -> None:
     found = pick_calibration("generic", [], 4, 0)
     data = found.data.model_copy(update={"max_tokens": 11})
     short = type(found)(found.texts, data)
@@ -198,13 +198,13 @@ def test_texts_are_cut_to_the_recorded_length(source: Source) -> None:
         assert batch["attention_mask"].tolist() == [[1] * 11]
 
 
-def test_a_text_without_two_tokens_is_an_error(source: Source) -> None:
+def test_a_text_without_two_tokens_is_an_error(source: CheckpointSource) -> None:
     found = pick_calibration("generic", [], 1, 0)
     with pytest.raises(PrecisionError, match="a calibration text has 1 tokens: ''; remove it"):
         _gptqmodel.token_batches(source, type(found)(("",), found.data))
 
 
-def test_the_same_texts_give_the_same_weights_and_others_do_not(source: Source) -> None:
+def test_the_same_texts_give_the_same_weights_and_others_do_not(source: CheckpointSource) -> None:
     require_library("gptq-int4-g64")
     first, again = (in_force(source, "gptq-int4-g64") for _ in range(2))
     np.testing.assert_array_equal(first, again)
@@ -231,7 +231,7 @@ def test_the_same_texts_give_the_same_weights_and_others_do_not(source: Source) 
     ],
 )
 def test_another_calibration_in_a_run_folder_is_refused_by_name(
-    source: Source, toy: Toy, changes: dict[str, Any], said: str
+    source: CheckpointSource, toy: Toy, changes: dict[str, Any], said: str
 ) -> None:
     require_library("gptq-int4-g64")
     write_jsonl(toy.data / "short.jsonl", [{"text": text.strip() * 2} for text in CORPUS[20:24]])

@@ -13,15 +13,15 @@ from torch import nn
 
 from tests.conditions.quantize.helpers import LINEAR, UP, in_force, load, module_of, require_library
 from unlearnbench import conditions as backends
+from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import Source, open_source
 from unlearnbench.conditions.base import ConditionSpec, ModuleReading, blocks, groups
 from unlearnbench.conditions.proof import _spread, distinct_values, prove
 from unlearnbench.conditions.quantize import bnb
 from unlearnbench.conditions.quantize.rtn import quantize
 from unlearnbench.errors import NotInForceError
 
-INT4 = ConditionSpec("fake-int4", 4, "none at all", "test")
+INT4 = ConditionSpec("fake-int4", "quantized", "none at all", "test", bits=4)
 
 
 def rounded(module: nn.Module) -> torch.Tensor:
@@ -30,7 +30,7 @@ def rounded(module: nn.Module) -> torch.Tensor:
 
 
 def prove_with(
-    source: Source,
+    source: CheckpointSource,
     make: Callable[[str, nn.Module], ModuleReading | None],
     spec: ConditionSpec = INT4,
 ) -> Any:
@@ -47,21 +47,21 @@ def seen(weight: torch.Tensor, own: torch.Tensor | None = None) -> ModuleReading
     return ModuleReading(weight, weight, "int8", weight.numel() // 2, own)
 
 
-def test_a_right_one_is_proven(source: Source) -> None:
+def test_a_right_one_is_proven(source: CheckpointSource) -> None:
     proof = prove_with(source, lambda _, module: seen(rounded(module)))
     assert proof.codes == 15
     assert proof.compared_modules == 14
     assert not proof.on_grid
 
 
-def test_a_quantizer_that_did_nothing_is_an_error(source: Source) -> None:
+def test_a_quantizer_that_did_nothing_is_an_error(source: CheckpointSource) -> None:
     with pytest.raises(
         NotInForceError, match="fake-int4: no module of the loaded model is quantized"
     ):
         prove_with(source, lambda *_: None)
 
 
-def test_one_layer_left_out_is_an_error_that_names_it(source: Source) -> None:
+def test_one_layer_left_out_is_an_error_that_names_it(source: CheckpointSource) -> None:
     def make(name: str, module: nn.Module) -> ModuleReading | None:
         return None if name == UP else seen(rounded(module))
 
@@ -69,7 +69,7 @@ def test_one_layer_left_out_is_an_error_that_names_it(source: Source) -> None:
         prove_with(source, make)
 
 
-def test_more_values_than_the_bits_allow_are_an_error(source: Source) -> None:
+def test_more_values_than_the_bits_allow_are_an_error(source: CheckpointSource) -> None:
     def make(name: str, module: nn.Module) -> ModuleReading:
         weight = rounded(module)
         if name == UP:
@@ -82,7 +82,7 @@ def test_more_values_than_the_bits_allow_are_an_error(source: Source) -> None:
 
 @pytest.mark.parametrize("name", ["bnb-nf4", "rtn-int4", "quanto-int8", "hqq-int4-g64"])
 def test_weights_of_another_matrix_are_an_error(
-    source: Source, monkeypatch: pytest.MonkeyPatch, name: str
+    source: CheckpointSource, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     require_library(name)
     state = source.state_dict()
@@ -107,12 +107,12 @@ def test_weights_of_another_matrix_are_an_error(
     assert model is not None
 
 
-def test_a_matrix_of_the_wrong_size_is_an_error(source: Source) -> None:
+def test_a_matrix_of_the_wrong_size_is_an_error(source: CheckpointSource) -> None:
     with pytest.raises(NotInForceError, match=r"has shape \(8, 64\), and the checkpoint's weight"):
         prove_with(source, lambda _, module: seen(rounded(module)[:8]))
 
 
-def test_a_module_that_the_checkpoint_lacks_is_an_error(source: Source) -> None:
+def test_a_module_that_the_checkpoint_lacks_is_an_error(source: CheckpointSource) -> None:
     model = source.build(torch.float32, "cpu")
     model.add_module("extra", nn.Linear(4, 4))
     with pytest.raises(NotInForceError, match="module extra has no weight in the checkpoint"):
@@ -125,7 +125,7 @@ def test_a_module_that_the_checkpoint_lacks_is_an_error(source: Source) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_weights_that_are_not_finite_are_an_error(source: Source, value: float) -> None:
+def test_weights_that_are_not_finite_are_an_error(source: CheckpointSource, value: float) -> None:
     def make(name: str, module: nn.Module) -> ModuleReading:
         weight = rounded(module)
         if name == UP:
@@ -137,13 +137,17 @@ def test_weights_that_are_not_finite_are_an_error(source: Source, value: float) 
 
 
 @pytest.mark.parametrize(("loaded", "asked"), [("bnb-fp4", "bnb-nf4"), ("bnb-nf4", "bnb-nf4-dq")])
-def test_another_type_of_bitsandbytes_is_an_error(source: Source, loaded: str, asked: str) -> None:
+def test_another_type_of_bitsandbytes_is_an_error(
+    source: CheckpointSource, loaded: str, asked: str
+) -> None:
     module = module_of(load(source, loaded, "native"), UP)
     with pytest.raises(NotInForceError, match=f"{asked}: a module holds .*quant_type"):
         bnb.inspect(backends.find_condition(asked), module)
 
 
-def test_another_number_of_bits_is_not_taken_for_the_one_asked_for(source: Source) -> None:
+def test_another_number_of_bits_is_not_taken_for_the_one_asked_for(
+    source: CheckpointSource,
+) -> None:
     eight = module_of(load(source, "bnb-int8"), UP)
     four = module_of(load(source, "bnb-nf4", "native"), UP)
     assert bnb.inspect(backends.find_condition("bnb-nf4"), eight) is None
@@ -157,7 +161,7 @@ def test_a_4bit_module_that_was_never_packed_is_an_error() -> None:
         bnb.inspect_any(Linear4bit(64, 64))  # type: ignore[no-untyped-call]
 
 
-def test_quanto_of_other_bits_is_an_error(source: Source) -> None:
+def test_quanto_of_other_bits_is_an_error(source: CheckpointSource) -> None:
     pytest.importorskip("optimum.quanto", reason="pip install 'unlearnbench[quanto]'")
     from unlearnbench.conditions.quantize import quanto
 
@@ -166,7 +170,7 @@ def test_quanto_of_other_bits_is_an_error(source: Source) -> None:
         quanto._inspect(backends.find_condition("quanto-int4"), module)
 
 
-def saved(source: Source, name: str, folder: Path) -> Source:
+def saved(source: CheckpointSource, name: str, folder: Path) -> CheckpointSource:
     """A checkpoint of the weights that are in force at a precision."""
     state = source.state_dict()
     for key in list(state):
@@ -175,14 +179,14 @@ def saved(source: Source, name: str, folder: Path) -> Source:
     model: Any = source.build(torch.float32, "cpu", state=state)
     model.save_pretrained(folder)
     source.tokenizer.save_pretrained(folder)
-    return open_source(str(folder), LoadOptions())
+    return open_checkpoint(str(folder), LoadOptions())
 
 
 @pytest.mark.parametrize(
     "name", ["rtn-int4", "rtn-int8-g64", "gguf-q4_1", "gguf-q4_0", "bnb-nf4", "quanto-int8"]
 )
 def test_weights_on_the_grid_are_reported(
-    source: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+    source: CheckpointSource, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     require_library(name)
     proof = load(saved(source, name, tmp_path), name).condition.proof
@@ -194,7 +198,7 @@ def test_weights_on_the_grid_are_reported(
 
 
 def test_a_grid_is_not_another_grid(
-    source: Source, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    source: CheckpointSource, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     proof = load(saved(source, "rtn-int4", tmp_path), "bnb-nf4").condition.proof
     assert proof is not None
@@ -211,7 +215,7 @@ def test_the_proof_looks_at_every_kind_of_module() -> None:
 
 
 def test_a_large_model_is_compared_in_some_modules_and_counted_in_all(
-    source: Source, monkeypatch: pytest.MonkeyPatch
+    source: CheckpointSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("unlearnbench.conditions.proof._COMPARE_ALL", 1000)
     monkeypatch.setattr("unlearnbench.conditions.proof._PER_KIND", 1)
@@ -221,7 +225,7 @@ def test_a_large_model_is_compared_in_some_modules_and_counted_in_all(
     assert set(proof.covered_modules.values()) == {2}
 
 
-def test_figures_are_those_of_the_weights(source: Source) -> None:
+def test_figures_are_those_of_the_weights(source: CheckpointSource) -> None:
     model = load(source, "rtn-int4")
     proof = model.condition.proof
     assert proof is not None
@@ -262,7 +266,7 @@ def test_blocks_run_on_from_row_to_row() -> None:
 
 
 def test_columns_that_make_no_block_are_an_error(make_checkpoint: Any) -> None:
-    odd = open_source(
+    odd = open_checkpoint(
         str(make_checkpoint("odd", hidden_size=48, intermediate_size=80)), LoadOptions()
     )
     with pytest.raises(NotInForceError, match="gguf-q4_0: the 48 columns of .* no blocks of 32"):

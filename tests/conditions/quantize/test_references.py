@@ -21,7 +21,7 @@ from tests.conditions.quantize.helpers import (
     short_calibration,
 )
 from unlearnbench import conditions as backends
-from unlearnbench.checkpoints.source import Source
+from unlearnbench.checkpoints.checkpoint import CheckpointSource
 from unlearnbench.conditions.base import Codes
 from unlearnbench.conditions.quantize import _gptqmodel
 from unlearnbench.conditions.quantize.rtn import quantize
@@ -130,7 +130,9 @@ def test_a_zero_point_is_an_integer_code_and_zero_stays_zero(bits: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["rtn-int4", "rtn-int4-g32", "rtn-int8-asym", "rtn-int2-g64-asym"])
-def test_rtn_in_the_model_is_the_formula_on_the_checkpoint(source: Source, name: str) -> None:
+def test_rtn_in_the_model_is_the_formula_on_the_checkpoint(
+    source: CheckpointSource, name: str
+) -> None:
     spec, weight = SPECS[name], own(source)
     size = spec.options["group_size"]
     group, asym = None if size == "channel" else int(size), not spec.options["symmetric"]
@@ -156,7 +158,7 @@ FP4 = np.concatenate([-_FP4_POSITIVE[:0:-1], _FP4_POSITIVE])
 @pytest.mark.parametrize(("name", "book"), [("bnb-nf4", NF4), ("bnb-fp4", FP4)])
 @pytest.mark.parametrize("key", [UP, DOWN])
 def test_4bit_weights_are_the_nearest_code_times_absmax_of_64(
-    source: Source, name: str, book: NDArray[Any], key: str
+    source: CheckpointSource, name: str, book: NDArray[Any], key: str
 ) -> None:
     blocks = own(source, key).reshape(-1, 64)
     scale = np.abs(blocks).max(axis=1, keepdims=True)
@@ -170,12 +172,12 @@ def test_4bit_weights_are_the_nearest_code_times_absmax_of_64(
 def test_4bit_weights_are_right_or_refused_where_columns_make_no_blocks(
     make_checkpoint: Any, shape: tuple[int, int]
 ) -> None:
+    from unlearnbench.checkpoints.checkpoint import open_checkpoint
     from unlearnbench.checkpoints.options import LoadOptions
-    from unlearnbench.checkpoints.source import open_source
 
     rows, columns = shape
     sizes = {"hidden_size": columns, "intermediate_size": rows}
-    odd = open_source(str(make_checkpoint("odd", **sizes)), LoadOptions())
+    odd = open_checkpoint(str(make_checkpoint("odd", **sizes)), LoadOptions())
     blocks = own(odd).reshape(-1, 64)
     scale = np.abs(blocks).max(axis=1, keepdims=True)
     nearest = NF4[np.abs(blocks[..., None] / scale[..., None] - NF4).argmin(-1)] * scale
@@ -188,7 +190,7 @@ def test_4bit_weights_are_right_or_refused_where_columns_make_no_blocks(
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_double_quantization_moves_scales_a_little_and_saves_bytes(
-    source: Source, kind: str
+    source: CheckpointSource, kind: str
 ) -> None:
     single, double = in_force(source, f"bnb-{kind}"), in_force(source, f"bnb-{kind}-dq")
     blocks = single.reshape(-1, 64), double.reshape(-1, 64)
@@ -209,7 +211,7 @@ def test_double_quantization_moves_scales_a_little_and_saves_bytes(
 
 
 @pytest.mark.parametrize("key", [UP, DOWN])
-def test_int8_weights_against_absmax_per_row(source: Source, key: str) -> None:
+def test_int8_weights_against_absmax_per_row(source: CheckpointSource, key: str) -> None:
     module = module_of(load(source, "bnb-int8"), key)
     weight = own(source, key)
     expected = np.round(weight / np.abs(weight).max(axis=1, keepdims=True) * 127)
@@ -221,7 +223,7 @@ def test_int8_weights_against_absmax_per_row(source: Source, key: str) -> None:
 @pytest.mark.parametrize(("name", "lowest"), [("quanto-int8", 127.0), ("torchao-int8", 127.5)])
 @pytest.mark.parametrize("key", [UP, DOWN])
 def test_8bit_weights_against_absmax_per_channel(
-    source: Source, name: str, lowest: float, key: str
+    source: CheckpointSource, name: str, lowest: float, key: str
 ) -> None:
     require_library(name)
     weight = own(source, key)
@@ -271,7 +273,9 @@ def q_1(x: Floats, bits: int) -> Floats:
     ],
 )
 @pytest.mark.parametrize("key", [UP, DOWN])
-def test_gguf_blocks_are_llama_cpps(source: Source, name: str, formula: Any, key: str) -> None:
+def test_gguf_blocks_are_llama_cpps(
+    source: CheckpointSource, name: str, formula: Any, key: str
+) -> None:
     weight = own(source, key)
     expected = formula(weight.reshape(-1, 32)).reshape(weight.shape)
     found = in_force(source, name, key)
@@ -284,7 +288,7 @@ def test_gguf_blocks_are_llama_cpps(source: Source, name: str, formula: Any, key
 # ---- HQQ
 
 
-def hqq_parts(source: Source, key: str) -> tuple[Floats, Floats, Floats]:
+def hqq_parts(source: CheckpointSource, key: str) -> tuple[Floats, Floats, Floats]:
     """Values (groups, 64), scale and zero (groups, 1), as the library stores them."""
     module = module_of(load(source, "hqq-int4-g64", "native"), key)
     scale, zero = (module.meta[part].float().numpy().reshape(-1, 1) for part in ("scale", "zero"))
@@ -292,7 +296,7 @@ def hqq_parts(source: Source, key: str) -> tuple[Floats, Floats, Floats]:
 
 
 @pytest.mark.parametrize("key", [UP, DOWN])
-def test_hqq_values_lie_on_the_grid_of_their_group(source: Source, key: str) -> None:
+def test_hqq_values_lie_on_the_grid_of_their_group(source: CheckpointSource, key: str) -> None:
     require_library("hqq-int4-g64")
     values, scale, zero = hqq_parts(source, key)
     codes = values / scale + zero
@@ -335,7 +339,7 @@ def test_hqq_is_no_worse_than_plain_rounding_on_heavy_tails() -> None:
 
 @pytest.mark.parametrize("name", CODED)
 @pytest.mark.parametrize("key", [UP, DOWN])
-def test_codes_are_those_of_the_loaded_model(source: Source, name: str, key: str) -> None:
+def test_codes_are_those_of_the_loaded_model(source: CheckpointSource, name: str, key: str) -> None:
     require_library(name)
     spec = SPECS[name]
     coded = backends.encode(spec, source.state_dict()[f"{key}.weight"])
@@ -357,7 +361,7 @@ def test_codes_are_those_of_the_loaded_model(source: Source, name: str, key: str
         assert (near.all(axis=1) | flipped.all(axis=1)).all()
 
 
-def in_force_or_int8(source: Source, name: str, key: str) -> Floats:
+def in_force_or_int8(source: CheckpointSource, name: str, key: str) -> Floats:
     if name != "bnb-int8":
         return in_force(source, name, key)
     weight = module_of(load(source, name), key).weight
@@ -376,7 +380,7 @@ def assert_same_partition(coded: Codes, values: Floats, fp4: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["bnb-fp4", "bnb-fp4-dq"])
-def test_fp4_has_one_code_for_zero_whatever_its_sign(source: Source, name: str) -> None:
+def test_fp4_has_one_code_for_zero_whatever_its_sign(source: CheckpointSource, name: str) -> None:
     coded = backends.encode(SPECS[name], source.state_dict()[f"{UP}.weight"])
     zeros = coded.codes.numpy()[in_force(source, name) == 0]
     assert len(zeros) > 30
@@ -384,7 +388,7 @@ def test_fp4_has_one_code_for_zero_whatever_its_sign(source: Source, name: str) 
 
 
 @pytest.mark.parametrize("name", CODED)
-def test_codes_do_not_depend_on_the_weights_dtype(source: Source, name: str) -> None:
+def test_codes_do_not_depend_on_the_weights_dtype(source: CheckpointSource, name: str) -> None:
     require_library(name)
     weight = source.state_dict()[f"{UP}.weight"].bfloat16()
     one, other = (backends.encode(SPECS[name], w) for w in (weight, weight.float()))
@@ -395,7 +399,7 @@ def test_codes_do_not_depend_on_the_weights_dtype(source: Source, name: str) -> 
 # ---- calibrated: what a layer gives on the texts that it was calibrated on
 
 
-def outputs(source: Source, name: str, keys: list[str]) -> dict[str, Any]:
+def outputs(source: CheckpointSource, name: str, keys: list[str]) -> dict[str, Any]:
     """What modules give on the calibration texts."""
     model: Any = load(source, name, "dequantized" if name != "none" else "auto")
     found: dict[str, list[Any]] = {key: [] for key in keys}
@@ -417,7 +421,9 @@ ATTENTION = [f"model.layers.0.self_attn.{kind}_proj" for kind in "qkv"]
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_gptq_gives_nearer_outputs_than_rounding_on_its_texts(source: Source, bits: int) -> None:
+def test_gptq_gives_nearer_outputs_than_rounding_on_its_texts(
+    source: CheckpointSource, bits: int
+) -> None:
     require_library("gptq-int4-g64")
     # Layer 0's projections see the same inputs at every precision: ||X (W' - W)^T||.
     exact = outputs(source, "none", ATTENTION)
@@ -427,7 +433,9 @@ def test_gptq_gives_nearer_outputs_than_rounding_on_its_texts(source: Source, bi
         assert error(found[key], exact[key]) < error(plain[key], exact[key])
 
 
-def test_awq_gives_nearer_outputs_than_rounding_on_its_texts(square_source: Source) -> None:
+def test_awq_gives_nearer_outputs_than_rounding_on_its_texts(
+    square_source: CheckpointSource,
+) -> None:
     # Of the attention and of the MLP: inside, its scales pass from one layer into the next.
     require_library("awq-int4-g64")
     keys = ["model.layers.0.self_attn.o_proj", "model.layers.0.mlp"]

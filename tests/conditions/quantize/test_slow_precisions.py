@@ -12,8 +12,8 @@ import pytest
 from tests.conditions.quantize.helpers import require_library
 from tests.conftest import load_at
 from unlearnbench import conditions
+from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import Source, open_source
 from unlearnbench.conditions.quantize.calibration import pick_calibration
 from unlearnbench.errors import PrecisionError
 from unlearnbench.requests import Generate, Score
@@ -38,12 +38,12 @@ TEXT = (
 
 
 @pytest.fixture(scope="module")
-def source(smollm2: Path) -> Source:
-    return open_source(str(smollm2), LoadOptions())
+def source(smollm2: Path) -> CheckpointSource:
+    return open_checkpoint(str(smollm2), LoadOptions())
 
 
 @pytest.fixture(scope="module")
-def full(source: Source) -> float:
+def full(source: CheckpointSource) -> float:
     """The mean log-probability in full precision."""
     (scored,) = load_at(source, "none").score([Score("text", TEXT)])
     return float(np.mean(scored.logprobs))
@@ -56,7 +56,7 @@ def _free() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_real_model_at_every_precision(source: Source, full: float, name: str) -> None:
+def test_a_real_model_at_every_precision(source: CheckpointSource, full: float, name: str) -> None:
     require_library(name)
     spec = SPECS[name]
     calibration = pick_calibration("generic", [], 4, 0) if spec.calibrated else None

@@ -15,9 +15,9 @@ import torch
 from tests.conditions.quantize.helpers import TEXTS, answers, in_folder, load, scores
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, load_at
 from unlearnbench import evaluate
+from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.packed import stored_scheme
-from unlearnbench.checkpoints.source import Source, open_source
 from unlearnbench.conditions.quantize import _gptqmodel
 from unlearnbench.errors import CheckpointError, PrecisionError, UnlearnbenchError
 from unlearnbench.models.hf import HFModel
@@ -145,8 +145,8 @@ def stored(
     return get
 
 
-def opened(folder: Path, **options: Any) -> Source:
-    return open_source(str(folder), LoadOptions(**options))
+def opened(folder: Path, **options: Any) -> CheckpointSource:
+    return open_checkpoint(str(folder), LoadOptions(**options))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -158,7 +158,7 @@ def test_it_is_loaded_as_it_is_and_said(stored: Callable[[str], Path], kind: str
     assert (precision.name, precision.options.bits) == ("none", bits)
     assert (precision.options.scheme, precision.options.backend) == (f"as stored: {text}", backend)
     assert precision.options.kernel is None
-    assert precision.options == {}
+    assert precision.options.further == {}
     assert source.checkpoint.origin == {"quantized": f"{bits} bits, {text}"}
     proof = precision.proof
     assert proof is not None
@@ -209,7 +209,7 @@ def test_scores_are_those_of_transformers_own_loading(
             np.testing.assert_allclose(ours[text], theirs, atol=2e-5)  # 3e-6 measured
 
 
-def one_at_a_time(source: Source) -> HFModel:
+def one_at_a_time(source: CheckpointSource) -> HFModel:
     return load_at(source, "none", batch=1)
 
 

@@ -15,6 +15,7 @@ from unlearnbench.conditions.base import (
     LoadPlan,
     ModelWithProof,
     ModuleReading,
+    dense_linear,
     dtype_name,
     groups,
     held_bytes,
@@ -70,7 +71,7 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
                 f"{spec.name}: the {weight.numel()} weights of {name} make no groups of {_GROUP}"
             )
         made = HQQLinear(
-            _linear(weight, module.bias),
+            dense_linear(weight.float(), module.bias),
             _config(),
             compute_dtype=plan.dtype,
             device=plan.device,
@@ -94,18 +95,6 @@ def _with_bias(module: Any) -> nn.Module:
         module.bias = None
     made: nn.Module = module
     return made
-
-
-def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
-    import torch
-    from torch import nn
-
-    with torch.device("meta"):
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    linear.weight = nn.Parameter(weight.float(), requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return linear
 
 
 def _config() -> Any:

@@ -23,24 +23,29 @@ if TYPE_CHECKING:
     from unlearnbench.checkpoints.weights import Weights
 
 
+# What an overlap of at least so much lets expect.
+_FORECASTS = (
+    (0.999, "expect recovery"),
+    (0.99, "recovery is likely, measure it"),
+    (0.9, "recovery is possible, measure it"),
+    (0.0, "the update outlives quantization"),
+)
+
+
 @dataclass(frozen=True)
 class LayerOverlap:
-    """One weight matrix at one precision. same: weights whose code is the same in both checkpoints;
-    changed: weights that differ at all; update: the sum of |difference| / bin width over
-    ``measured`` weights, those in groups that are not all zero.
-    """
+    """One weight matrix at one precision."""
 
     name: str
     weights: int
     same: int
+    """Weights whose code is the same in both checkpoints."""
     changed: int
+    """Weights that differ at all."""
     update: float
+    """The sum of |difference| / bin width, over ``measured`` weights."""
     measured: int
-
-    @property
-    def overlap(self) -> float:
-        """Share of weights with the same code."""
-        return self.same / self.weights
+    """Weights in groups that are not all zero."""
 
     @property
     def block(self) -> str:
@@ -51,7 +56,7 @@ class LayerOverlap:
 
 @dataclass(frozen=True)
 class PrecisionOverlap:
-    """All weight matrices at one precision."""
+    """Weight matrices at one precision."""
 
     precision: str
     layers: tuple[LayerOverlap, ...]
@@ -82,30 +87,20 @@ class PrecisionOverlap:
         parts: dict[str, list[LayerOverlap]] = {}
         for layer in self.layers:
             parts.setdefault(layer.block, []).append(layer)
-        return {
-            block: sum(p.same for p in found) / sum(p.weights for p in found)
-            for block, found in parts.items()
-        }
+        return {n: PrecisionOverlap(self.precision, tuple(p)).overlap for n, p in parts.items()}
 
     def as_json(self) -> dict[str, object]:
         """What ``--json`` writes for one precision."""
+        alone = {layer.name: PrecisionOverlap(self.precision, (layer,)) for layer in self.layers}
+        layers = {name: layer._figures() for name, layer in alone.items()}
+        return {**self._figures(), "forecast": forecast(self), "layers": layers}
+
+    def _figures(self) -> dict[str, object]:
         return {
             "overlap": self.overlap,
             "changed_share": self.changed_share,
             "mean_update_over_width": self.mean_update,
             "weights": self.weights,
-            "forecast": forecast(self),
-            "layers": {
-                layer.name: {
-                    "overlap": layer.overlap,
-                    "changed_share": layer.changed / layer.weights,
-                    "mean_update_over_width": layer.update / layer.measured
-                    if layer.measured
-                    else 0.0,
-                    "weights": layer.weights,
-                }
-                for layer in self.layers
-            },
         }
 
 
@@ -113,14 +108,8 @@ def forecast(found: PrecisionOverlap) -> str:
     """One line on what the overlap lets expect; a heuristic, which a run replaces."""
     if found.changed_share == 0:
         return "the two checkpoints hold the same weights: nothing was unlearned in these layers"
-    share = _percent(found.overlap)
-    if found.overlap >= 0.999:
-        return f"{share} of {found.precision} codes unchanged: expect recovery"
-    if found.overlap >= 0.99:
-        return f"{share} of {found.precision} codes unchanged: recovery is likely, measure it"
-    if found.overlap >= 0.9:
-        return f"{share} of {found.precision} codes unchanged: recovery is possible, measure it"
-    return f"{share} of {found.precision} codes unchanged: the update outlives quantization"
+    expected = next(words for least, words in _FORECASTS if found.overlap >= least)
+    return f"{_percent(found.overlap)} of {found.precision} codes unchanged: {expected}"
 
 
 def _percent(share: float) -> str:

@@ -19,6 +19,7 @@ from unlearnbench.conditions.base import (
     LoadPlan,
     ModelWithProof,
     ModuleReading,
+    dense_linear,
     dtype_name,
     groups,
     held_bytes,
@@ -141,12 +142,11 @@ def _inspect(spec: ConditionSpec, module: nn.Module) -> ModuleReading | None:
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     """The codes of one weight, without a model."""
     from optimum.quanto import QLinear, freeze, qint4, qint8
-    from torch import nn
 
     require_no_stale_lock()
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    linear.weight = nn.Parameter(weight.detach().float(), requires_grad=False)
-    module: Any = QLinear.from_module(linear, weights=qint8 if spec.bits == 8 else qint4)
+    module: Any = QLinear.from_module(
+        dense_linear(weight.float()), weights=qint8 if spec.bits == 8 else qint4
+    )
     freeze(module)
     found = module.weight
     scale: torch.Tensor = found._scale

@@ -13,6 +13,7 @@ from unlearnbench.conditions.base import (
     LoadPlan,
     ModelWithProof,
     ModuleReading,
+    dense_linear,
     dtype_name,
     held_bytes,
     lacking,
@@ -76,11 +77,9 @@ def _inspect(module: nn.Module) -> ModuleReading | None:
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     """The codes of one weight, without a model."""
-    from torch import nn
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    linear.weight = nn.Parameter(weight.detach().float(), requires_grad=False)
+    linear = dense_linear(weight.float())
     quantize_(linear, Int8WeightOnlyConfig())
     found: Any = linear.weight
     return Codes(found.qdata, found.scale)
