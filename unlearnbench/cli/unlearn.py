@@ -48,7 +48,8 @@ class _UnlearnCommand(click.Command):
 
     @params.setter
     def params(self, own: list[click.Parameter]) -> None:
-        self._own, self._known = own, []
+        self._own = own
+        self._known: list[str] = []
 
 
 def _method_options() -> list[click.Parameter]:
