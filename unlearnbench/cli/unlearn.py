@@ -37,6 +37,8 @@ _SOURCE = "FILE|task:NAME"
 class _UnlearnCommand(click.Command):
     """The command with an option for every number of every method file."""
 
+    _known: list[str]
+
     @property
     def params(self) -> list[click.Parameter]:
         """Made anew where there are other method files than before. Click changes the list."""
@@ -48,8 +50,7 @@ class _UnlearnCommand(click.Command):
 
     @params.setter
     def params(self, own: list[click.Parameter]) -> None:
-        self._own = own
-        self._known: list[str] = []
+        self._own, self._known = own, []
 
 
 def _method_options() -> list[click.Parameter]:
