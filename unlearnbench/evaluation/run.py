@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from unlearnbench.errors import DataError, ResultError
 from unlearnbench.evaluation.answers import make_records, request_ids
@@ -46,6 +46,7 @@ from unlearnbench.tasks.spec import TaskReference
 from unlearnbench.util.lock import lock_folder
 
 log = logging.getLogger("unlearnbench")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,25 @@ class Evaluation:
             backend=None if options.backend == "hf" else options.backend,
         )
 
+    def result(
+        self,
+        model: Model,
+        settings: Settings,
+        tasks: Mapping[str, TaskResult],
+        harness: Mapping[str, HarnessResult],
+    ) -> RunResult:
+        """A run as it stands now, with the results that it has."""
+        return RunResult(
+            checkpoint=model.checkpoint,
+            condition=model.condition,
+            protocol=settings.protocol,
+            settings=settings,
+            tasks=_sorted(tasks),
+            harness=_sorted(harness) or None,
+            environment=describe_environment(model.device, model.dtype, self.batch_size),
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        )
+
     def references(
         self, checkpoint: Checkpoint, config: Mapping[str, object]
     ) -> dict[str, TaskReference]:
@@ -114,6 +134,10 @@ class Evaluation:
                 )
             found[task.spec.task] = reference
         return found
+
+
+def _sorted(results: Mapping[str, R]) -> dict[str, R]:
+    return dict(sorted(results.items()))
 
 
 class Run:
@@ -149,33 +173,37 @@ class Run:
         Raises:
             ResultError: the folder holds another run, or half a task of one, or is in use.
         """
+        folder, fresh, evaluation = self._folder, self._evaluation.options.fresh, self._evaluation
         self._locks = locks
         self._lock()
-        self._stored = None if self._evaluation.options.fresh else self._folder.read()
+        self._stored = None if fresh else folder.read()
+        made_by = (
+            self._fingerprint
+            | Fingerprint.of({"processes": evaluation.processes})
+            | Fingerprint.of_machine(self._settings, self._condition, evaluation.batch_size)
+        )
         tasks, harness = {}, {}
         if self._stored is not None:
-            self._folder.require_same(self._stored, self._fingerprint)
+            folder.require_same(self._stored, self._fingerprint)
             if self._stored.environment.source_sha256 != source_sha256():
-                log.warning("%s was begun with another version of unlearnbench", self._folder.path)
+                log.warning("%s was begun with another version of unlearnbench", folder.path)
             tasks, harness = dict(self._stored.tasks), dict(self._stored.harness or {})
-        for task in self._evaluation.tasks:
+        for task in evaluation.tasks:
             name = task.spec.task
             if name in tasks:
-                tasks[name] = self._take_over(task, tasks[name])
+                reference = self._references.get(name)
+                seed = self._settings.seed
+                tasks[name] = _take_over(folder, task, tasks[name], reference, seed)
             else:
-                self._todo[name] = self._open_journal(task)
-        suite = self._evaluation.suite
+                self._todo[name] = _open_journal(folder, task, self._settings, made_by, fresh)
+        suite = evaluation.suite
         if suite is not None:
-            self._harness_todo = suite.missing(harness, self._folder.path)
-            if (
-                harness and not self._harness_todo
-            ):  # what they gave before may belong to another group now
-                harness |= suite.aggregate(harness)
+            self._harness_todo = suite.missing(harness, folder.path)
+            if harness and not self._harness_todo:
+                harness |= suite.aggregate(harness)  # old results may belong to another group now
         if self._stored is not None:
-            update: dict[str, object] = {"tasks": dict(sorted(tasks.items()))}
-            if harness:
-                update["harness"] = dict(sorted(harness.items()))
-            self.result = self._stored.model_copy(update=update)
+            known = {"tasks": _sorted(tasks), "harness": _sorted(harness) or None}
+            self.result = self._stored.model_copy(update=known)
 
     def measure(self, load: Callable[[], Model], failures: Failures) -> RunResult | None:
         """Have a model measured on what is to do; ``load`` gives it, and is not called where
@@ -211,7 +239,13 @@ class Run:
             asker = suite.adapt(model)
             for name in self._harness_todo:
                 with failures.guard(folder, condition, name):
-                    self._measure_harness(suite, name, asker, model)
+                    result, samples = suite.measure(name, asker)
+                    path = samples_path(folder, name)
+                    self._folder.write_file(path, samples)
+                    known = (self.result.harness if self.result else None) or {}
+                    groups = suite.aggregate({**known, name: result})
+                    self._keep(model, {}, {name: result, **groups})
+                    log.info("%s: done, %s", name, path)
 
     def _measure(self, task: TaskSamples, model: Model) -> None:
         """Samples become answers, answers records, records a result. The journal is removed last:
@@ -219,7 +253,8 @@ class Run:
         """
         name, journal = task.spec.task, self._todo[task.spec.task]
         try:
-            records = self._answer(task, model, journal)
+            shown = self._evaluation.options.progress
+            records = _answer(task, model, self._settings, journal, shown)
         finally:
             journal.close()
         content = encode_records(records)
@@ -228,31 +263,7 @@ class Run:
         self._folder.write_file(self._folder.samples_file(name), content)
         self._keep(model, {name: result}, {})
         journal.remove()
-        _say_without_reference(task, result)
-        if result.empty_outputs:
-            log.warning("%s: %d of %d outputs are empty", name, result.empty_outputs, result.n)
-        log.info("%s: done, %s", name, self._folder.samples_file(name))
-
-    def _answer(self, task: TaskSamples, model: Model, journal: Journal) -> list[SampleRecord]:
-        from tqdm import tqdm
-
-        with tqdm(
-            initial=len(journal.found),
-            total=len(request_ids(task, self._settings)[0]),
-            desc=f"{task.spec.task} [{model.condition.name}]",
-            unit="sample",
-            disable=not self._evaluation.options.progress,
-        ) as bar:
-            journal.tick = bar.update
-            return make_records(task, model, self._settings, journal)
-
-    def _measure_harness(self, suite: Suite, name: str, asker: object, model: Model) -> None:
-        result, samples = suite.measure(name, asker)
-        path = samples_path(self._folder.path, name)
-        self._folder.write_file(path, samples)
-        known = (self.result.harness if self.result else None) or {}
-        self._keep(model, {}, {name: result, **suite.aggregate({**known, name: result})})
-        log.info("%s: done, %s", name, path)
+        _say_finished(task, result, self._folder.samples_file(name))
 
     def _keep(
         self, model: Model, tasks: Mapping[str, TaskResult], harness: Mapping[str, HarnessResult]
@@ -261,18 +272,7 @@ class Run:
         if self.result is not None:
             tasks = {**self.result.tasks, **tasks}
             harness = {**(self.result.harness or {}), **harness}
-        self.result = RunResult(
-            checkpoint=model.checkpoint,
-            condition=model.condition,
-            protocol=self._settings.protocol,
-            settings=self._settings,
-            tasks=dict(sorted(tasks.items())),
-            harness=dict(sorted(harness.items())) or None,
-            environment=describe_environment(
-                model.device, model.dtype, self._evaluation.batch_size
-            ),
-            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        )
+        self.result = self._evaluation.result(model, self._settings, tasks, harness)
         self._folder.write_run(self.result)
 
     def _lock(self) -> None:
@@ -292,49 +292,76 @@ class Run:
         if self.result is not None and self.result != self._stored:
             self._folder.write_run(self.result)
 
-    def _take_over(self, task: TaskSamples, earlier: TaskResult) -> TaskResult:
-        """A task's result as its records give it: a number in run.json is not taken on trust."""
-        name = task.spec.task
-        there = Fingerprint.of_task(earlier.version, earlier.task_sha256, earlier.data)
-        here = task_fingerprint(task)
-        if there != here:
-            raise ResultError(
-                f"{self._folder.path} holds another {name}: {'; '.join(differences(there, here))}; "
-                "use another --output"
-            )
-        records, reference = (
-            self._folder.read_records(name, earlier.records_sha256),
-            self._references.get(name),
-        )
-        seed = self._settings.seed
-        result = task.result(records, earlier.records_sha256, reference, seed)
-        if reference is None and earlier.auc_reference is not None:
-            result = keep_reference(self._folder, name, result, earlier)
-        log.info("%s: already in %s, not computed again", name, self._folder.path)
-        _say_without_reference(task, result)
-        return result
 
-    def _open_journal(self, task: TaskSamples) -> Journal:
-        name, evaluation = task.spec.task, self._evaluation
-        own = {"task": name, "samples": len(task.samples), "processes": evaluation.processes}
-        fingerprint = (
-            self._fingerprint
-            | task_fingerprint(task)
-            | Fingerprint.of(own)
-            | Fingerprint.of_machine(self._settings, self._condition, evaluation.batch_size)
+def _answer(
+    task: TaskSamples, model: Model, settings: Settings, journal: Journal, progress: bool
+) -> list[SampleRecord]:
+    from tqdm import tqdm
+
+    with tqdm(
+        initial=len(journal.found),
+        total=len(request_ids(task, settings)[0]),
+        desc=f"{task.spec.task} [{model.condition.name}]",
+        unit="sample",
+        disable=not progress,
+    ) as bar:
+        journal.tick = bar.update
+        return make_records(task, model, settings, journal)
+
+
+def _open_journal(
+    folder: RunFolder, task: TaskSamples, settings: Settings, fingerprint: Fingerprint, fresh: bool
+) -> Journal:
+    """The answers that an interrupted run left, if any, of just this measurement."""
+    name = task.spec.task
+    asked, kind = request_ids(task, settings)
+    own = Fingerprint.of({"task": name, "samples": len(task.samples)})
+    fingerprint = fingerprint | task_fingerprint(task) | own
+    journal = Journal(folder.journal_file(name), fingerprint, asked, kind)
+    if not fresh:
+        journal.read()
+    if journal.found:
+        log.info("%s: goes on after %d of %d answers", name, len(journal.found), len(asked))
+    return journal
+
+
+def _take_over(
+    folder: RunFolder,
+    task: TaskSamples,
+    earlier: TaskResult,
+    reference: TaskReference | None,
+    seed: int,
+) -> TaskResult:
+    """A task's result as its records give it: a number in run.json is not taken on trust."""
+    name = task.spec.task
+    there = Fingerprint.of_task(earlier.version, earlier.task_sha256, earlier.data)
+    here = task_fingerprint(task)
+    if there != here:
+        raise ResultError(
+            f"{folder.path} holds another {name}: {'; '.join(differences(there, here))}; "
+            "use another --output"
         )
-        asked, kind = request_ids(task, self._settings)
-        journal = Journal(self._folder.journal_file(name), fingerprint, asked, kind)
-        if not evaluation.options.fresh:
-            journal.read()
-        if journal.found:
-            log.info("%s: goes on after %d of %d answers", name, len(journal.found), len(asked))
-        return journal
+    records = folder.read_records(name, earlier.records_sha256)
+    result = task.result(records, earlier.records_sha256, reference, seed)
+    if reference is None and earlier.auc_reference is not None:
+        result = keep_reference(folder, name, result, earlier)
+    log.info("%s: already in %s, not computed again", name, folder.path)
+    _say_without_reference(task, result)
+    return result
 
 
 def run_path(output: Path, checkpoint: Checkpoint, condition: str) -> Path:
     """``output/<model>/<condition>``."""
     return output / model_folder_name(checkpoint) / condition
+
+
+def _say_finished(task: TaskSamples, result: TaskResult, path: Path) -> None:
+    _say_without_reference(task, result)
+    if result.empty_outputs:
+        log.warning(
+            "%s: %d of %d outputs are empty", task.spec.task, result.empty_outputs, result.n
+        )
+    log.info("%s: done, %s", task.spec.task, path)
 
 
 def _say_without_reference(task: TaskSamples, result: TaskResult) -> None:
