@@ -92,9 +92,12 @@ def families() -> list[ConditionSpec]:
 
 def file_of(spec: ConditionSpec) -> ConditionFile:
     """The file that offers ``spec``."""
-    for file in _files():
-        family = getattr(file, "FAMILY", None)
-        if spec in file.CONDITIONS or (family and spec in (family, file.parse(spec.name))):
+    files = _files()
+    for file in files:
+        if spec in file.CONDITIONS:
+            return file
+    for file in files:
+        if hasattr(file, "FAMILY") and spec in (file.FAMILY, file.parse(spec.name)):
             return file
     raise PrecisionError(f"no file offers the condition {one_line(spec.name, 80)}")
 

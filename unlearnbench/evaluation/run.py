@@ -196,8 +196,7 @@ class Run:
                 tasks[name] = _take_over(folder, task, tasks[name], reference, seed)
             else:
                 self._todo[name] = _open_journal(folder, task, self._settings, made_by, fresh)
-        suite = evaluation.suite
-        if suite is not None:
+        if (suite := evaluation.suite) is not None:
             self._harness_todo = suite.missing(harness, folder.path)
             if harness and not self._harness_todo:
                 harness |= suite.aggregate(harness)  # old results may belong to another group now
