@@ -14,8 +14,8 @@ import pytest
 
 from tests.conftest import write_jsonl
 from unlearnbench import ScriptedModel, evaluate
-from unlearnbench.evaluation.run import run_path
 from unlearnbench.metrics import intervals
+from unlearnbench.runs.folder import run_path
 
 WORDS = 4
 N = 40

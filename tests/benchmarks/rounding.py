@@ -46,7 +46,7 @@ def measure_rounding(folder: Path, options: Namespace) -> dict[str, Any]:
 
 def _our_records(folder: Path, options: Namespace, precision: str) -> dict[str, list[Any]]:
     from unlearnbench import evaluate
-    from unlearnbench.evaluation.run import run_path
+    from unlearnbench.runs.folder import run_path
 
     with tempfile.TemporaryDirectory() as out:
         (result,) = evaluate(

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.rivals import Rival
-from unlearnbench.evaluation.run import run_path
 from unlearnbench.requests import Generate, Request, Score
 from unlearnbench.results import GenerationRecord, RunResult, Settings
-from unlearnbench.runs.folder import RunFolder
+from unlearnbench.runs.folder import RunFolder, run_path
 from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions
 from unlearnbench.tasks.samples import TaskSamples, load_samples

@@ -52,8 +52,7 @@ def evaluate_ours(folder: Path, options: Namespace) -> Told:
     task of a precision includes its loading.
     """
     from unlearnbench import evaluate
-    from unlearnbench.evaluation.run import run_path
-    from unlearnbench.runs.folder import RunFolder
+    from unlearnbench.runs.folder import RunFolder, run_path
 
     told, last = Told(), time.time()
     with tempfile.TemporaryDirectory() as out:

@@ -29,7 +29,7 @@ WARM = (
     "unlearnbench.evaluation.evaluate",
     "unlearnbench.conditions.load",
     "unlearnbench.checkpoints.source",
-    "unlearnbench.evaluation.summary",
+    "unlearnbench.evaluation.outcome",
 )
 
 

@@ -26,10 +26,10 @@ from unlearnbench.errors import (
     TaskError,
 )
 from unlearnbench.evaluation.evaluate import find_tasks
-from unlearnbench.evaluation.run import run_path
 from unlearnbench.lm_eval.suite import samples_path
 from unlearnbench.lm_eval.their_tasks import load_tasks, quiet_harness
 from unlearnbench.results import RunResult
+from unlearnbench.runs.folder import run_path
 from unlearnbench.tasks.registry import load_registry
 
 ALL = ["mc", "gen", "ppl"]

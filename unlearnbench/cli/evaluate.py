@@ -13,10 +13,10 @@ from unlearnbench.cli.push import push_paths
 from unlearnbench.errors import EvaluationError, OptionError, one_line, printable
 from unlearnbench.evaluation.evaluate import evaluate
 from unlearnbench.evaluation.options import Options
-from unlearnbench.evaluation.run import run_path
-from unlearnbench.evaluation.summary import evaluation_summary
+from unlearnbench.evaluation.outcome import evaluation_summary
 from unlearnbench.evaluation.workers import launched, serve
 from unlearnbench.lm_eval.arguments import translate
+from unlearnbench.runs.folder import run_path
 from unlearnbench.util.process import is_main, process_count
 
 # lm-eval's names for "a transformers checkpoint", which say nothing here.

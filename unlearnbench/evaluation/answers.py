@@ -12,6 +12,7 @@ from unlearnbench.evaluation.journal import Answers
 from unlearnbench.models.base import Model
 from unlearnbench.requests import Answer, Generate, Generated, Request, Score, Scored
 from unlearnbench.results import SampleRecord, Settings
+from unlearnbench.runs.fingerprint import Fingerprint
 from unlearnbench.tasks.samples import TaskSamples
 from unlearnbench.tasks.spec import Sample, TaskSpec
 
@@ -121,3 +122,8 @@ def _ask(
     if left:
         first = next(request.id for request in requests if request.id in left)
         raise ModelOutputError(f"the model gave no answer for {first}")
+
+
+def task_fingerprint(task: TaskSamples) -> Fingerprint:
+    """Of a task that is to be measured."""
+    return Fingerprint.of_task(task.spec.version, task.spec.definition_sha256, task.data)

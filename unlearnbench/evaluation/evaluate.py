@@ -81,7 +81,7 @@ def evaluate(
     evaluation = Evaluation(
         tuple(override_decoding(samples, asked.gen_kwargs)),
         asked,
-        open_reference(asked.reference),
+        open_reference(asked.reference) if asked.reference is not None else None,
         _open_suite(theirs, root, asked, bool(specs)) if theirs else None,
         1 if team is None else team.size,
     )

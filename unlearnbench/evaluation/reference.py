@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from unlearnbench.errors import MetricError, OptionError, ResultError
+from unlearnbench.evaluation.answers import task_fingerprint
 from unlearnbench.metrics.membership import privleak
 from unlearnbench.results import AucReference, Checkpoint, RunResult, TaskResult
 from unlearnbench.runs.fingerprint import Fingerprint, differences
@@ -96,11 +97,6 @@ def run_reference(task: TaskSamples, run: RetrainedRun, checkpoint: Checkpoint) 
 def _require_same(where: str, there: Fingerprint, here: Fingerprint) -> None:
     if there != here:
         raise OptionError(f"{where} is another measurement: {differences(there, here)[0]}")
-
-
-def task_fingerprint(task: TaskSamples) -> Fingerprint:
-    """Of a task that is to be measured."""
-    return Fingerprint.of_task(task.spec.version, task.spec.definition_sha256, task.data)
 
 
 def keep_reference(

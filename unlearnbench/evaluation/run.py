@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from unlearnbench.errors import DataError, ResultError
-from unlearnbench.evaluation.answers import make_records, request_ids
-from unlearnbench.evaluation.failures import Failures
+from unlearnbench.evaluation.answers import make_records, request_ids, task_fingerprint
 from unlearnbench.evaluation.journal import Journal
 from unlearnbench.evaluation.options import Options
+from unlearnbench.evaluation.outcome import Failures
 from unlearnbench.evaluation.reference import (
     RetrainedRun,
     keep_reference,
     run_reference,
-    task_fingerprint,
 )
 from unlearnbench.lm_eval.suite import Suite, samples_path
 from unlearnbench.models.base import Model
@@ -38,7 +37,7 @@ from unlearnbench.results import (
     TaskResult,
 )
 from unlearnbench.runs.fingerprint import Fingerprint, differences
-from unlearnbench.runs.folder import RunFolder, encode_records, model_folder_name
+from unlearnbench.runs.folder import RunFolder, encode_records, run_path
 from unlearnbench.runs.provenance import describe_environment, source_sha256
 from unlearnbench.tasks.overrides import gen_kwargs_text
 from unlearnbench.tasks.samples import TaskSamples
@@ -347,11 +346,6 @@ def _take_over(
     log.info("%s: already in %s, not computed again", name, folder.path)
     _say_without_reference(task, result)
     return result
-
-
-def run_path(output: Path, checkpoint: Checkpoint, condition: str) -> Path:
-    """``output/<model>/<condition>``."""
-    return output / model_folder_name(checkpoint) / condition
 
 
 def _say_finished(task: TaskSamples, result: TaskResult, path: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unlearnbench.errors import MetricError
-from unlearnbench.metrics.intervals import Array, Estimate, bootstrap_auc, bootstrap_privleak
+from unlearnbench.metrics.intervals import Array, Estimate, auc, bootstrap_auc, bootstrap_privleak
 from unlearnbench.requests import Scored
 
 NAME = "privleak"
@@ -162,7 +162,7 @@ def summarize(
     attacks = {name: bootstrap_auc(*groups, seed=seed) for name, groups in columns.items()}
     if reference is None:
         return LeakSummary(attacks[attack], attacks, None)
-    value = privleak(attacks[attack].value, reference.auc)
+    value = privleak(auc(*columns[attack]), reference.auc)
     leak = attacks[attack].scaled(100 / reference.auc, -100)
     if reference.members:
         theirs = (np.array(reference.members), np.array(reference.nonmembers))

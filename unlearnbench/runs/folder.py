@@ -47,6 +47,11 @@ def model_folder_name(checkpoint: Checkpoint) -> str:
     return f"{safe}-{checkpoint.weights_sha256[:8]}"
 
 
+def run_path(output: Path, checkpoint: Checkpoint, condition: str) -> Path:
+    """``output/<model>/<condition>``."""
+    return output / model_folder_name(checkpoint) / condition
+
+
 def require_writable(folder: Path) -> None:
     """Make ``folder`` and prove that a file can be written there, before any work is done.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_results import make_result, make_task
-from unlearnbench.evaluation.summary import results_table
+from unlearnbench.evaluation.outcome import results_table
 from unlearnbench.results import RunResult
 
 LEAK = {"metric": "privleak", "want": "zero"}
