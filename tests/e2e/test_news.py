@@ -100,7 +100,7 @@ def cut_at_stop(text: str) -> str:
 
 def check_three_complete_runs(runs: Runs, printed: str) -> None:
     lines = [line for line in printed.splitlines() if line.startswith("| ")]
-    assert [line.split()[1] for line in lines] == ["precision", *PRECISIONS]
+    assert [line.split()[1] for line in lines] == ["condition", *PRECISIONS]
     schema = json.loads((SCHEMAS / "run.schema.json").read_text(encoding="utf-8"))
     for precision in PRECISIONS:
         folder = runs.model_folder / precision

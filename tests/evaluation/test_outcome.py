@@ -38,7 +38,7 @@ def test_a_table_of_two_precisions() -> None:
     )
     assert cells([full, coarse]) == [
         [
-            "precision",
+            "condition",
             "news_verbmem (low)",
             "news_knowmem_r (high)",
             "news_privleak (near 0)",
