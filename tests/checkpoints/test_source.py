@@ -12,7 +12,7 @@ import pytest
 
 import unlearnbench
 from tests.cli.test_main import call
-from tests.conditions.quantize.helpers import require_library
+from tests.conditions.helpers import require_library
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, write_jsonl
 from unlearnbench.checkpoints.ensemble import EnsembleFacts, read_ensemble, write_ensemble
 from unlearnbench.checkpoints.options import LoadOptions

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conditions.quantize.helpers import (
+from tests.conditions.helpers import (
     EXTRAS,
     LINEAR,
     TEXTS,

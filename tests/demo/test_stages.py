@@ -16,14 +16,14 @@ from unlearnbench.demo import stages
 from unlearnbench.demo.meter import Meter
 from unlearnbench.demo.pipeline import plan_stages, run_demo
 from unlearnbench.demo.recipe import METHODS, PRECISIONS, DemoOptions
-from unlearnbench.demo.stages import Stage, files_sha256, stage_key
+from unlearnbench.demo.stages import DemoStage, files_sha256, stage_key
 from unlearnbench.demo.work import is_trained, run_stage
 from unlearnbench.errors import OptionError
 from unlearnbench.recovery.statistics import RecoveryRow
 from unlearnbench.tasks.registry import builtin_task_dir
 
 
-def make(stage: Stage, text: str = "made") -> None:
+def make(stage: DemoStage, text: str = "made") -> None:
     started = time.monotonic()
     stage.begin()
     for name in stage.made:
@@ -34,12 +34,12 @@ def make(stage: Stage, text: str = "made") -> None:
 
 
 def test_a_stage_is_known_again_by_its_key_and_by_what_it_made(tmp_path: Path) -> None:
-    stage = Stage(tmp_path, "target", "key", ("models/target", "models/other"))
+    stage = DemoStage(tmp_path, "target", "key", ("models/target", "models/other"))
     assert not stage.is_done()
     make(stage)
     assert stage.is_done()
-    assert Stage(tmp_path, "target", "key", stage.made).is_done()
-    assert not Stage(tmp_path, "target", "another", stage.made).is_done()
+    assert DemoStage(tmp_path, "target", "key", stage.made).is_done()
+    assert not DemoStage(tmp_path, "target", "another", stage.made).is_done()
     (tmp_path / "models/target/file").write_text("tampered", encoding="utf-8")
     assert not stage.is_done()
     make(stage)
@@ -48,14 +48,14 @@ def test_a_stage_is_known_again_by_its_key_and_by_what_it_made(tmp_path: Path) -
 
 
 def test_only_the_same_stage_goes_on_with_what_is_half_done(tmp_path: Path) -> None:
-    stage = Stage(tmp_path, "target", "key", ("models/target",))
+    stage = DemoStage(tmp_path, "target", "key", ("models/target",))
     stage.begin()
     half = tmp_path / "models/target/half"
     half.parent.mkdir(parents=True)
     half.write_text("half", encoding="utf-8")
     stage.begin()
     assert half.exists()
-    Stage(tmp_path, "target", "another", stage.made).begin()
+    DemoStage(tmp_path, "target", "another", stage.made).begin()
     assert not half.exists()
 
 
@@ -114,7 +114,7 @@ def test_an_output_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_damaged_record_is_as_none(tmp_path: Path) -> None:
-    stage = Stage(tmp_path, "target", "key", ("models/target",))
+    stage = DemoStage(tmp_path, "target", "key", ("models/target",))
     make(stage)
     (tmp_path / "stages/target.json").write_text("[1", encoding="ascii")
     assert not stage.is_done()
@@ -181,12 +181,12 @@ def test_short_stages_have_a_bar(
     monkeypatch.setattr("unlearnbench.demo.work.make_board", make_board)
     monkeypatch.setattr("unlearnbench.demo.work.make_table", make_table)
     made = "models/start" if name == "start" else "made"
-    stage = Stage(tmp_path, name, "key", (made,))
+    stage = DemoStage(tmp_path, name, "key", (made,))
     run_stage(stage, DemoOptions(tmp_path, progress=True))
     assert stage.is_done()
     error = capsys.readouterr().err
     assert f"{name}: 100%" in error
-    run_stage(Stage(tmp_path, name, "another", (made,)), DemoOptions(tmp_path))
+    run_stage(DemoStage(tmp_path, name, "another", (made,)), DemoOptions(tmp_path))
     assert f"{name}:" not in capsys.readouterr().err, "none where nobody looks"
 
 

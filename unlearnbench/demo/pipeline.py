@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from unlearnbench.demo.recipe import ENDS, METHODS, TASKS, DemoOptions, ends_options, recipe_of
-from unlearnbench.demo.stages import Stage, stage_key
+from unlearnbench.demo.stages import DemoStage, stage_key
 from unlearnbench.demo.work import EVALUATE, initialize, run_stage
 from unlearnbench.errors import OptionError, TrainingError
 from unlearnbench.runs.folder import require_writable
@@ -57,13 +57,13 @@ def _require_available(precisions: tuple[str, ...]) -> None:
         require_available(spec, "cpu")
 
 
-def plan_stages(options: DemoOptions) -> dict[str, Stage]:
+def plan_stages(options: DemoOptions) -> dict[str, DemoStage]:
     """Every stage by name, after those that it needs."""
-    stages: dict[str, Stage] = {}
+    stages: dict[str, DemoStage] = {}
 
     def add(name: str, facts: dict[str, object], made: str, *needs: str) -> None:
         key = stage_key({"stage": name, **facts}, *(stages[need].key for need in needs))
-        stages[name] = Stage(options.out, name, key, tuple(made.split()), needs)
+        stages[name] = DemoStage(options.out, name, key, tuple(made.split()), needs)
 
     def add_evaluation(name: str, *needs: str) -> None:
         facts: dict[str, object] = {"precisions": options.precisions, "tasks": TASKS}
@@ -87,14 +87,14 @@ def plan_stages(options: DemoOptions) -> dict[str, Stage]:
     return stages
 
 
-def _run(stages: dict[str, Stage], options: DemoOptions, say: Say) -> None:
+def _run(stages: dict[str, DemoStage], options: DemoOptions, say: Say) -> None:
     """Start every stage that is not done as soon as those that it needs are."""
     waiting = {name: stage for name, stage in stages.items() if not stage.is_done()}
     done = set(stages) - set(waiting)
     say(f"{len(done)} of {len(stages)} stages are done already")
     if not waiting:
         return
-    running: dict[Future[None], Stage] = {}
+    running: dict[Future[None], DemoStage] = {}
     with _pool() as pool:
         while waiting or running:
             for name in [n for n, stage in waiting.items() if done.issuperset(stage.needs)]:
@@ -132,7 +132,7 @@ def _pool() -> Iterator[ProcessPoolExecutor]:
             raise
 
 
-def _account(stage: Stage, options: DemoOptions) -> str:
+def _account(stage: DemoStage, options: DemoOptions) -> str:
     """A finished stage in a line: its time, and where a method stopped."""
     line = f"{stage.name}: {stage.seconds:.0f} s"
     if stage.name not in METHODS:

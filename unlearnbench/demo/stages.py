@@ -55,7 +55,7 @@ def _digest(root: Path, files: Iterable[Path]) -> str:
 
 
 @dataclass(frozen=True)
-class Stage:
+class DemoStage:
     """One piece of work of the demo."""
 
     home: Path

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.demo.recipe import DTYPE, ENDS, TASKS, DemoOptions, ends_options, recipe_of
-from unlearnbench.demo.stages import Stage
+from unlearnbench.demo.stages import DemoStage
 from unlearnbench.recovery import UTILITY_FLOOR
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def run_stage(stage: Stage, options: DemoOptions) -> None:
+def run_stage(stage: DemoStage, options: DemoOptions) -> None:
     """Do a stage: ``NAME`` trains a model, ``evaluate-NAME`` evaluates it; ``compare``, ``board``.
 
     Raises:

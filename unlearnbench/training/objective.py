@@ -51,7 +51,7 @@ def descent(model: Any, batch: Batch) -> dict[str, torch.Tensor]:
     """Plain cross-entropy, token-weighted over the step: fine-tuning and reinforcing."""
     logits = model(**batch.inputs, use_cache=False).logits
     part = Part(logits, batch.labels, batch.all_rows, batch.all_tokens["forget"])
-    return {"loss": gdr.loss(part, gdr.Options())}
+    return {"loss": gdr.loss(part, gdr.GdrOptions())}
 
 
 @dataclass(frozen=True)

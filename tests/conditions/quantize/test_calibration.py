@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conditions.quantize.helpers import in_force, load, own, require_library
+from tests.conditions.helpers import in_force, load, own, require_library
 from tests.conftest import CORPUS, Toy, load_at, write_jsonl
 from unlearnbench import evaluate
 from unlearnbench.checkpoints.checkpoint import CheckpointSource

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class NpoOptions:
     """NPO's numbers."""
 
     beta: float = option(0.1, "Inverse temperature.", above=0)
@@ -25,14 +25,14 @@ ABOUT = About(
     title="Negative preference optimization",
     equation="L = -(2 / beta) E[log sigmoid(-beta (log pi(y) - log pi_target(y)))]",
     source="Zhang et al. 2024, arXiv 2404.05868, equation 3",
-    options=Options,
+    options=NpoOptions,
     sequences=True,
     differs="Released code of arXiv 2410.16454 takes the mean loss of a batch, not the "
     "log-probability of each sequence.",
 )
 
 
-def loss(part: Part, options: Options) -> torch.Tensor:
+def loss(part: Part, options: NpoOptions) -> torch.Tensor:
     """NPO on sequence log-probabilities, mean over sequences.
 
     Returns this part's share of the step's mean, shape (), in nats / beta.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class SimNpoOptions:
     """SimNPO's numbers."""
 
     beta: float = option(2.5, "Inverse temperature.", above=0)
@@ -26,11 +26,11 @@ ABOUT = About(
     title="Simple negative preference optimization",
     equation="L = -(2 / beta) E[log sigmoid(-(beta / |y|) log pi(y) - gamma)]",
     source="Fan et al. 2024, arXiv 2410.07163",
-    options=Options,
+    options=SimNpoOptions,
 )
 
 
-def loss(part: Part, options: Options) -> torch.Tensor:
+def loss(part: Part, options: SimNpoOptions) -> torch.Tensor:
     """SimNPO, mean over sequences; |y| counts the learned tokens of a sequence.
 
     Returns this part's share of the step's mean, shape ().

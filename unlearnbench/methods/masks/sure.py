@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class SureOptions:
     """SURE's numbers."""
 
     sure_level: Literal["row", "module"] = option("row", "What SURE selects.")
@@ -29,18 +29,20 @@ ABOUT = About(
     equation="theta = theta_target + mask x change; mask = 1 for the modules or rows whose forget "
     "gradient at theta_target has the largest norms",
     source="Zhang et al. 2025, arXiv 2410.16454",
-    options=Options,
+    options=SureOptions,
     differs="Released code builds the mask and never applies it to a gradient. The paper selects "
     "modules; rows of weight matrices are the default here.",
 )
 
 
-def choose(context: TrainingContext, options: Options) -> Masks:
+def choose(context: TrainingContext, options: SureOptions) -> Masks:
     """The rows with the largest gradients of the method's own forget loss at the target."""
     return choose_rows(context.forget_gradient(), options)
 
 
-def choose_rows(gradients: Mapping[str, torch.Tensor], options: Options) -> dict[str, torch.Tensor]:
+def choose_rows(
+    gradients: Mapping[str, torch.Tensor], options: SureOptions
+) -> dict[str, torch.Tensor]:
     """Choose the top share of rows, or of whole matrices, by the L2 norm of their gradient.
 
     gradients: of the forget loss, by parameter name, each (out, in). Returns a bool tensor (out,)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class GdrOptions:
     """The term's factor."""
 
     retain_weight: float = option(1.0, "Factor of the retain term.", least=0)
@@ -25,12 +25,12 @@ ABOUT = About(
     title="Gradient descent on the retain set",
     equation="+ w x mean over retain tokens of -log p(token | before)",
     source="Liu et al. 2022, arXiv 2203.12817; MUSE, arXiv 2407.06460",
-    options=Options,
+    options=GdrOptions,
     data=("retain",),
 )
 
 
-def loss(part: Part, options: Options) -> torch.Tensor:
+def loss(part: Part, options: GdrOptions) -> torch.Tensor:
     """Mean token cross-entropy times its weight.
 
     Returns this part's share of the step's mean, shape (), in nats a token.

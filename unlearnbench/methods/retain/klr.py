@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class KlrOptions:
     """The term's factor."""
 
     retain_weight: float = option(1.0, "Factor of the retain term.", least=0)
@@ -25,7 +25,7 @@ ABOUT = About(
     title="KL divergence from the target on the retain set",
     equation="+ w x mean over retain tokens of KL(p_target(. | before) || p(. | before))",
     source="Maini et al. 2024, arXiv 2401.06121; MUSE, arXiv 2407.06460",
-    options=Options,
+    options=KlrOptions,
     data=("retain",),
     references=("target",),
     differs="Released code of MUSE and of arXiv 2410.16454 gives raw logits to kl_div, which "
@@ -33,7 +33,7 @@ ABOUT = About(
 )
 
 
-def loss(part: Part, options: Options) -> torch.Tensor:
+def loss(part: Part, options: KlrOptions) -> torch.Tensor:
     """KL between next-token distributions at every learned position, times its weight.
 
     Returns this part's share of the step's mean, shape (), in nats a token.

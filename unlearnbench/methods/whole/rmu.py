@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class RmuOptions:
     """RMU's numbers."""
 
     rmu_layer: int = option(-1, "Decoder layer whose output moves, from 0; below 0: 7/32 of depth.")
@@ -31,7 +31,7 @@ ABOUT = About(
     equation="L = E_forget ||h(x) - c u||^2 + w E_retain ||h(x) - h_target(x)||^2, h = output of "
     "one layer, u = a fixed random unit vector; only layers l-2, l-1 and l learn",
     source="Li et al. 2024, arXiv 2403.03218, section 4",
-    options=Options,
+    options=RmuOptions,
     data=("retain",),
     differs="Released code divides both squared norms by the hidden size and trains one MLP matrix "
     "of each of the three layers; here all weights of the three learn.",
@@ -92,7 +92,7 @@ def _distance(difference: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def train(context: TrainingContext, options: Options) -> PreTrainedModel:
+def train(context: TrainingContext, options: RmuOptions) -> PreTrainedModel:
     """Train three layers of the target.
 
     Raises:
@@ -106,7 +106,7 @@ def train(context: TrainingContext, options: Options) -> PreTrainedModel:
     return context.fit(objective, lambda name: _layer_of(name) in learn)
 
 
-def _layer(options: Options, layers: int) -> int:
+def _layer(options: RmuOptions, layers: int) -> int:
     layer = default_layer(layers) if options.rmu_layer < 0 else options.rmu_layer
     # The output of the last layer is normalized before it can be seen.
     if layer >= layers - 1 and layers > 1:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class TaskVectorOptions:
     """The task vector's numbers."""
 
     alpha: float = option(1.0, "Strength of the task vector.", least=0)
@@ -27,7 +27,7 @@ ABOUT = About(
     equation="theta = theta_target - alpha (theta_reinforced - theta_target); reinforced = the "
     "target trained further on the forget set",
     source="Ilharco et al. 2023, arXiv 2212.04089; MUSE, arXiv 2407.06460",
-    options=Options,
+    options=TaskVectorOptions,
     differs="Released code of arXiv 2410.16454 scores the same for every alpha: its weights do not "
     "change.",
 )
@@ -55,7 +55,7 @@ def _moved(target: torch.Tensor, reinforced: torch.Tensor, alpha: float) -> torc
     return torch.where(change == 0, target, (target.double() - change).to(target.dtype))
 
 
-def train(context: TrainingContext, options: Options) -> PreTrainedModel:
+def train(context: TrainingContext, options: TaskVectorOptions) -> PreTrainedModel:
     """Reinforce a copy of the target, then move the other way."""
     target = {name: tensor.cpu().clone() for name, tensor in context.model.state_dict().items()}
     reinforced = context.reinforce()

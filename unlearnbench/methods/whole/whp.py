@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class WhpOptions:
     """WHP's numbers."""
 
     alpha: float = option(1.0, "Strength of the logit difference.", least=0)
@@ -26,7 +26,7 @@ ABOUT = About(
     equation="v = v_target - alpha relu(v_reinforced - v_target); reinforced = the target trained "
     "further on the forget set",
     source="Eldan and Russinovich 2023, arXiv 2310.02238; MUSE, arXiv 2407.06460",
-    options=Options,
+    options=WhpOptions,
 )
 
 
@@ -41,7 +41,7 @@ def combine(logits: Sequence[torch.Tensor], numbers: Mapping[str, float]) -> tor
     return generic_logits(baseline, reinforced, numbers["alpha"])
 
 
-def train(context: TrainingContext, options: Options) -> Ensemble:
+def train(context: TrainingContext, options: WhpOptions) -> Ensemble:
     """Reinforce a copy; the output folder holds both models."""
     baseline = context.copy_of_target()
     models = {"baseline": baseline, "reinforced": context.reinforce()}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Options:
+class WhpFtOptions:
     """The labels' number."""
 
     alpha: float = option(5.0, "Strength of the logit difference.", least=0)
@@ -28,7 +28,7 @@ ABOUT = About(
     equation="label(t) = argmax (v_target - alpha relu(v_reinforced - v_target)); then "
     "cross-entropy",
     source="Eldan and Russinovich 2023, arXiv 2310.02238",
-    options=Options,
+    options=WhpFtOptions,
     differs="The paper also replaces the names of a text by generic ones before labelling, with a "
     "list made by another language model; there is no such list here.",
 )
@@ -47,7 +47,7 @@ def generic_labels(
     return generic.where(labels != IGNORED, IGNORED)
 
 
-def train(context: TrainingContext, options: Options) -> PreTrainedModel:
+def train(context: TrainingContext, options: WhpFtOptions) -> PreTrainedModel:
     """Reinforce a copy, label the forget set with both models, and train the target on that."""
     target = context.copy_of_target()
     reinforced = context.reinforce()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from tests.conditions.quantize.helpers import (
+from tests.conditions.helpers import (
     UP,
     Floats,
     error,

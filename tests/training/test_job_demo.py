@@ -1,6 +1,6 @@
 """The constrained methods on the demo corpus: they forget, and they keep the rest.
 
-pytest -m long tests/training/test_demo.py    # several minutes a seed on one core
+pytest -m long tests/training/test_job_demo.py    # several minutes a seed on one core
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conditions.quantize.helpers import LINEAR, UP, in_force, load, module_of, require_library
+from tests.conditions.helpers import LINEAR, UP, in_force, load, module_of, require_library
 from unlearnbench import conditions as backends
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions

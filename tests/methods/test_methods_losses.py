@@ -212,7 +212,9 @@ def test_npo_at_the_target_has_half_the_gradient_of_sequence_ascent() -> None:
     logits, labels, _ = inputs("npo")
     given = torch.tensor(logits, requires_grad=True)
     reference = sequence_logprobs(given, torch.tensor(labels)).detach().numpy()
-    module("npo").loss(part(given, labels, reference), module("npo").Options(beta=0.1)).backward()
+    module("npo").loss(
+        part(given, labels, reference), module("npo").ABOUT.options(beta=0.1)
+    ).backward()
     other = torch.tensor(logits, requires_grad=True)
     (sequence_logprobs(other, torch.tensor(labels)).sum() / ROWS).backward()
     assert given.grad is not None
@@ -226,7 +228,7 @@ def test_a_loss_without_its_reference_raises(name: str) -> None:
     given = part(torch.tensor(logits), labels, reference)
     bare = Part(given.logits, given.labels, given.all_rows, given.all_tokens)
     with pytest.raises(OptionError, match="needs the target"):
-        module(name).loss(bare, module(name).Options())
+        module(name).loss(bare, module(name).ABOUT.options())
 
 
 def test_token_logprobs_are_zero_where_nothing_is_learned() -> None:

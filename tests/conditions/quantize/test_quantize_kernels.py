@@ -11,7 +11,7 @@ import torch
 from bitsandbytes.functional import has_avx512bf16
 from torch import nn
 
-from tests.conditions.quantize.helpers import (
+from tests.conditions.helpers import (
     in_folder,
     largest_difference,
     load,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conditions.quantize.helpers import TEXTS, answers, in_folder, load, scores
+from tests.conditions.helpers import TEXTS, answers, in_folder, load, scores
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, load_at
 from unlearnbench import evaluate
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint

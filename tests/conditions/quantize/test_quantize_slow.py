@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conditions.quantize.helpers import require_library
+from tests.conditions.helpers import require_library
 from tests.conftest import load_at
 from unlearnbench import conditions
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
