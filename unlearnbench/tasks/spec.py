@@ -98,8 +98,8 @@ class TaskReference:
     """What the result says of it."""
 
 
-class TaskSpec(Strict):
-    """What every task has, and what its kind adds."""
+class TaskFile(Strict):
+    """The fields of every task's YAML file."""
 
     task: Name
     tag: tuple[Name, ...] = Field(default=(), strict=False)
@@ -115,6 +115,21 @@ class TaskSpec(Strict):
     metadata: Metadata
     superseded_by: Name | None = None
 
+    @property
+    def version(self) -> float:
+        """The task's version, as recorded in results."""
+        return self.metadata.version
+
+    @property
+    def definition_sha256(self) -> str:
+        """Of everything in the task's definition that can move its score."""
+        facts = self.model_dump(mode="json", exclude={"description", "tag", "superseded_by"})
+        return content_sha256(facts)
+
+
+class TaskSpec(TaskFile):
+    """What every task can do, and what its kind adds."""
+
     record_type: ClassVar[type[BaseModel]] = AnswerRecord
     """The type of every sample's record."""
     optional_figures: ClassVar[frozenset[str]] = frozenset()
@@ -125,11 +140,6 @@ class TaskSpec(Strict):
     """Whether the value is measured against the retrained model's scores."""
 
     @property
-    def version(self) -> float:
-        """The task's version, as recorded in results."""
-        return self.metadata.version
-
-    @property
     def headline(self) -> str:
         """The figure of a sample that the task's value is made of."""
         return self.metric
@@ -138,12 +148,6 @@ class TaskSpec(Strict):
     def about(self) -> Literal["forget", "retain"]:
         """Whether the rows of ``own_split`` are to go or to stay."""
         return "retain" if self.want == "high" else "forget"
-
-    @property
-    def definition_sha256(self) -> str:
-        """Of everything in the task's definition that can move its score."""
-        facts = self.model_dump(mode="json", exclude={"description", "tag", "superseded_by"})
-        return content_sha256(facts)
 
     @property
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -128,16 +128,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         "processes": process_count(),
     }
     data = _data_records(corpora)
-    request = Fingerprint.of(
-        {
-            **facts,
-            "options": job.options.model_dump(mode="json"),
-            "target": source.checkpoint.weights_sha256,
-            "data": [part.sha256 for part in data],
-            "sequences": hashlib.sha256(repr(sets).encode()).hexdigest(),
-            "select": None if job.select is None else job.select.model_dump(),
-        }
-    )
+    request = _request(job, facts, source.checkpoint, data, sets)
     folder.require_free(request, job.resume)
     with warnings.catch_warnings():
         # Libraries' advice about their own internals; ours are errors, not warnings.
@@ -174,6 +165,26 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         write_json(folder.path / FILE, training)
         folder.clean()
     return training
+
+
+def _request(
+    job: Job,
+    facts: Mapping[str, object],
+    target: Checkpoint,
+    data: Sequence[SourceRecord],
+    sets: Mapping[str, object],
+) -> Fingerprint:
+    """What must be the same for an interrupted training to go on."""
+    return Fingerprint.of(
+        {
+            **facts,
+            "options": job.options.model_dump(mode="json"),
+            "target": target.weights_sha256,
+            "data": [part.sha256 for part in data],
+            "sequences": hashlib.sha256(repr(sets).encode()).hexdigest(),
+            "select": None if job.select is None else job.select.model_dump(),
+        }
+    )
 
 
 def _load_corpora(job: Job, first: TextRole) -> dict[TextRole, Corpus]:

@@ -54,8 +54,8 @@ class GenerationOptions(Strict):
         return self
 
 
-class GenerationTask(TaskSpec):
-    """Prompts to continue; each output is compared with a target text."""
+class GenerationFile(TaskSpec):
+    """The fields of a task with prompts to continue."""
 
     output_type: Literal["generate_until"]
     test_split: Name
@@ -74,7 +74,7 @@ class GenerationTask(TaskSpec):
     has_prompts: ClassVar[bool] = True
 
     @model_validator(mode="after")
-    def _splits_are_pinned(self) -> GenerationTask:
+    def _splits_are_pinned(self) -> GenerationFile:
         require_pins(self, "test_split", "fewshot_split")
         unknown = sorted(set(self.protocol_overrides) - set(PROTOCOLS))
         if unknown:
@@ -100,6 +100,10 @@ class GenerationTask(TaskSpec):
     def decoding(self, protocol: str) -> GenerationOptions:
         """The decoding options in force under ``protocol``."""
         return self.protocol_overrides.get(protocol, self.generation_kwargs)
+
+
+class GenerationTask(GenerationFile):
+    """Prompts to continue; each output is compared with a target text."""
 
     def with_decoding(self, given: Mapping[str, object]) -> GenerationTask:
         """The task with ``given`` in place of its own decoding, under every protocol.

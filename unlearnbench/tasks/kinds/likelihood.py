@@ -87,9 +87,8 @@ class LikelihoodTask(TaskSpec):
         """The texts of both splits."""
         attacks = likelihood_metric(self.metric).ATTACKS
         if self.attack not in attacks:
-            raise TaskError(
-                f"{self.task}: unknown attack {self.attack!r}; known: {', '.join(attacks)}"
-            )
+            known = ", ".join(attacks)
+            raise TaskError(f"{self.task}: unknown attack {self.attack!r}; known: {known}")
         return [
             Sample(f"{s}/{i}", s, self.plain_text(row, f"{self.task}: {s}/{i}"))
             for s in self.asked_splits
@@ -157,9 +156,9 @@ class LikelihoodTask(TaskSpec):
             )
         for stated in self.references:
             if not _differences(stated, config):
-                source = f"{stated.base_model}: {stated.source}"
-                recorded = AucReference(auc=stated.auc, kind="stated", source=source)
-                return TaskReference(ReferenceScores(stated.auc), recorded)
+                where = f"{stated.base_model}: {stated.source}"
+                told = AucReference(auc=stated.auc, kind="stated", source=where)
+                return TaskReference(ReferenceScores(stated.auc), told)
         stated = self.references[0]
         raise OptionError(
             f"{self.task}: the stated reference is for {stated.base_model}, and this checkpoint is "
