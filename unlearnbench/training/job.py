@@ -22,6 +22,7 @@ from unlearnbench.checkpoints.origin import (
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks
+from unlearnbench.results import Checkpoint
 from unlearnbench.runs.fingerprint import Fingerprint
 from unlearnbench.runs.provenance import describe_environment, git_hash, source_sha256
 from unlearnbench.training.batches import Encoder
