@@ -17,7 +17,7 @@ from pathlib import Path
 from unlearnbench.demo.recipe import ENDS, METHODS, TASKS, DemoOptions, ends_options, recipe_of
 from unlearnbench.demo.stages import DemoStage, stage_key
 from unlearnbench.demo.work import EVALUATE, initialize, run_stage
-from unlearnbench.errors import OptionError, TrainingError
+from unlearnbench.errors import OptionError, PrecisionError, TrainingError
 from unlearnbench.runs.folder import require_writable
 
 _WORKERS = 2
@@ -50,11 +50,12 @@ def run_demo(options: DemoOptions, say: Say) -> Path:
 
 def _require_available(precisions: tuple[str, ...]) -> None:
     """Say that a package is missing now, not when models are trained."""
-    from unlearnbench import conditions
-    from unlearnbench.conditions.load import require_available
+    from unlearnbench import conditions  # not conditions.load, which brings torch with it
 
     for spec in conditions.resolve(precisions):
-        require_available(spec, "cpu")
+        reason = conditions.why_unavailable(spec, "cpu")
+        if reason:
+            raise PrecisionError(f"{spec.name} cannot run here: {reason}")
 
 
 def plan_stages(options: DemoOptions) -> dict[str, DemoStage]:
