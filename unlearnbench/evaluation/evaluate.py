@@ -29,7 +29,7 @@ from unlearnbench.runs.folder import require_writable
 from unlearnbench.tasks.overrides import chat_samples, override_decoding, template_sha256
 from unlearnbench.tasks.registry import builtin_task_dir, load_registry, split_names
 from unlearnbench.tasks.rows import DataOptions
-from unlearnbench.tasks.samples import load_samples
+from unlearnbench.tasks.rows import load_samples
 from unlearnbench.tasks.spec import TaskSpec
 from unlearnbench.util.explain import show_explanations
 from unlearnbench.util.process import set_threads

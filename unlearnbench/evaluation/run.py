@@ -1,6 +1,6 @@
 """One checkpoint under one condition: its run folder, what is there already, and what is measured.
 
-Rows have become samples (tasks/samples.py); here samples become answers, answers records and
+Rows have become samples (tasks/rows.py); here samples become answers, answers records and
 records a result, task by task, each written as soon as it stands.
 """
 
@@ -40,7 +40,7 @@ from unlearnbench.runs.fingerprint import Fingerprint, differences
 from unlearnbench.runs.folder import RunFolder, encode_records, run_path
 from unlearnbench.runs.provenance import describe_environment, source_sha256
 from unlearnbench.tasks.overrides import gen_kwargs_text
-from unlearnbench.tasks.samples import TaskSamples
+from unlearnbench.tasks.rows import TaskSamples
 from unlearnbench.tasks.spec import TaskReference
 from unlearnbench.util.lock import lock_folder
 

@@ -30,7 +30,7 @@ from unlearnbench.results import (
 from unlearnbench.runs.folder import RunFolder
 from unlearnbench.runs.provenance import describe_environment
 from unlearnbench.tasks.registry import Registry, load_registry
-from unlearnbench.tasks.samples import TaskSamples
+from unlearnbench.tasks.rows import TaskSamples
 from unlearnbench.tasks.spec import Sample, TaskSpec
 from unlearnbench.util.files import content_sha256, read_bytes
 from unlearnbench.util.lock import lock_folder

@@ -18,7 +18,7 @@ from unlearnbench.metrics import generation_metric
 from unlearnbench.metrics.fluency import ngram_entropy
 from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions, read_rows
-from unlearnbench.tasks.samples import load_samples
+from unlearnbench.tasks.rows import load_samples
 from unlearnbench.util.quiet import quiet_hub
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import CheckpointError, OptionError, one_line
 from unlearnbench.tasks.kinds.generate import GenerationOptions
-from unlearnbench.tasks.samples import TaskSamples
+from unlearnbench.tasks.rows import TaskSamples
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

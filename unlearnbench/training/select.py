@@ -18,7 +18,7 @@ from unlearnbench.checkpoints.origin import Evaluated, Selection
 from unlearnbench.errors import OptionError, TrainingError, one_line
 from unlearnbench.results import LikelihoodRecord, RunResult, TaskResult
 from unlearnbench.runs.folder import RunFolder, read_run
-from unlearnbench.tasks.samples import limited_count
+from unlearnbench.tasks.rows import limited_count
 from unlearnbench.training.options import SelectOptions
 from unlearnbench.training.output import write_text
 from unlearnbench.util.process import is_main, process_count

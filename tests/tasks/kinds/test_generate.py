@@ -13,7 +13,7 @@ from unlearnbench.results import Settings
 from unlearnbench.tasks.kinds.generate import GenerationTask
 from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions
-from unlearnbench.tasks.samples import TaskSamples, load_samples
+from unlearnbench.tasks.rows import TaskSamples, load_samples
 from unlearnbench.tasks.spec import SplitRows
 from unlearnbench.tasks.templates import render_field
 

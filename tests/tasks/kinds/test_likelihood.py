@@ -8,7 +8,7 @@ from unlearnbench.requests import Score
 from unlearnbench.results import Settings
 from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions
-from unlearnbench.tasks.samples import load_samples
+from unlearnbench.tasks.rows import load_samples
 
 
 def settings(ppl_lower: bool) -> Settings:
