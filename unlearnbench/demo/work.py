@@ -92,7 +92,7 @@ def is_trained(out: Path) -> bool:
     if (out / FILE).exists():  # the process was killed between that and the stage's end
         folder.clean()
         return True
-    if folder.work.is_dir() and not folder.is_claimed:
+    if folder.work.is_dir() and not folder.claimed.exists():
         shutil.rmtree(out)
     return False
 
