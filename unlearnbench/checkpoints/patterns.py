@@ -37,11 +37,8 @@ for pattern in given["patterns"]:
 
 
 def check_patterns(facts: object, names: Iterable[str], where: str) -> None:
-    """Refuse patterns in ``facts`` that are none, or that take longer than seconds over ``names``.
-    Every text is one, keys of mappings too, that could be a branching pattern.
-
-    Raises:
-        CheckpointError: names the first pattern, and the file.
+    """Raise CheckpointError for patterns in ``facts`` that are none, or take longer than seconds
+    over ``names``. Every text is one, keys of mappings too, that could be a branching pattern.
     """
     texts = [text for pair in walk_json(facts) for text in pair if isinstance(text, str)]
     # "re:" is compressed-tensors' mark of a pattern, "+:" and "-:" are GPTQModel's.
@@ -50,6 +47,7 @@ def check_patterns(facts: object, names: Iterable[str], where: str) -> None:
     if not patterns:
         return
     given = json.dumps({"patterns": patterns, "names": list(names)})
+    said = f"{where}: the pattern {one_line(patterns[0], 80)!r} (of {len(patterns)})"
     try:
         done = subprocess.run(
             [sys.executable, "-I", "-c", _CODE],
@@ -61,11 +59,8 @@ def check_patterns(facts: object, names: Iterable[str], where: str) -> None:
         )
     except subprocess.TimeoutExpired:
         raise CheckpointError(
-            f"{where}: the pattern {one_line(patterns[0], 80)!r} (of {len(patterns)}) takes longer "
-            f"than {_SECONDS:g} s over the model's module names; refused: name the modules"
+            f"{said} takes longer than {_SECONDS:g} s over the model's module names; refused: name "
+            "the modules"
         ) from None
     if done.returncode:
-        raise CheckpointError(
-            f"{where}: {one_line(patterns[0], 80)!r} (of {len(patterns)} patterns) is no usable "
-            "regular expression; name the modules"
-        )
+        raise CheckpointError(f"{said} is no usable regular expression; name the modules")
