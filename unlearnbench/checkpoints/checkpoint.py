@@ -51,8 +51,8 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class CheckpointSource:
-    """A checkpoint whose files were checked; its weights load on first use. ``base``: of an adapter.
-    ``keep``: hold the unquantized model between conditions, or else its files are read for each.
+    """A checkpoint whose files were checked; its weights load on first use. base: an adapter's.
+    keep: hold the unquantized model between conditions, or else its files are read for each.
     """
 
     ensemble: None = None
