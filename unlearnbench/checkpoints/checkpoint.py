@@ -85,7 +85,7 @@ class CheckpointSource:
                 f"the base {base.path} is quantized already ({self.stored.text}), and nothing can "
                 "be merged into it; use --adapter keep"
             )
-        self.checkpoint = self._describe()
+        self.checkpoint = _describe(self)
         """What results record of it."""
 
     def _check_asked(self) -> None:
@@ -102,34 +102,6 @@ class CheckpointSource:
             check_patterns(schemes, names, f"{full.path}: quantization_config")
         if self.files.kind == "adapter":
             check_adapter_config(self.files, names)
-
-    def _describe(self) -> Checkpoint:
-        """Hashes, and how the weights came about; from a 4-bit grid they are not full precision."""
-        files, full, origin = self.files, self.full, dict[str, str]()
-        if self.stored is not None:
-            origin["quantized"] = f"{self.stored.bits:g} bits, {self.stored.text}"
-        elif full.kind == "gguf":
-            types = sorted(Counter(tensor.dtype for tensor in full.tensors.values()).items())
-            origin["gguf_tensor_types"] = ", ".join(f"{count} {name}" for name, count in types)
-        record = files.folder / FILE
-        if record.is_file():
-            origin |= read_origin(record)
-        config = content_sha256(_config_facts(files, full, self.config))
-        facts = _hashed(files, self.tokenizer).model_copy(
-            update={"config_sha256": config, "origin": origin}
-        )
-        if full is files:
-            return facts
-        try:
-            tokenizer = load_tokenizer(full, full)
-        except CheckpointError:  # a base without one, where the adapter brings its own
-            tokenizer = self.tokenizer
-        base = _hashed(full, tokenizer)
-        weights = content_sha256([facts.weights_sha256, base.weights_sha256])
-        adapter = "merged" if self.options.adapter == "merge" else "kept"
-        return facts.model_copy(
-            update={"weights_sha256": weights, "adapter": adapter, "base": base}
-        )
 
     @property
     def parts(self) -> tuple[CheckpointSource]:
@@ -219,6 +191,33 @@ class CheckpointSource:
         """Drop the weights from memory, unless they are kept for the next condition."""
         if not self._keep:
             self._model = None
+
+
+def _describe(source: CheckpointSource) -> Checkpoint:
+    """Hashes, and how the weights came about; from a 4-bit grid they are not full precision."""
+    files, full, origin = source.files, source.full, dict[str, str]()
+    if source.stored is not None:
+        origin["quantized"] = f"{source.stored.bits:g} bits, {source.stored.text}"
+    elif full.kind == "gguf":
+        types = sorted(Counter(tensor.dtype for tensor in full.tensors.values()).items())
+        origin["gguf_tensor_types"] = ", ".join(f"{count} {name}" for name, count in types)
+    record = files.folder / FILE
+    if record.is_file():
+        origin |= read_origin(record)
+    config = content_sha256(_config_facts(files, full, source.config))
+    facts = _hashed(files, source.tokenizer).model_copy(
+        update={"config_sha256": config, "origin": origin}
+    )
+    if full is files:
+        return facts
+    try:
+        tokenizer = load_tokenizer(full, full)
+    except CheckpointError:  # a base without one, where the adapter brings its own
+        tokenizer = source.tokenizer
+    base = _hashed(full, tokenizer)
+    weights = content_sha256([facts.weights_sha256, base.weights_sha256])
+    adapter = "merged" if source.options.adapter == "merge" else "kept"
+    return facts.model_copy(update={"weights_sha256": weights, "adapter": adapter, "base": base})
 
 
 def _hashed(files: CheckpointFiles, tokenizer: PreTrainedTokenizerBase) -> Checkpoint:
