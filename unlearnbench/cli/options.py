@@ -194,7 +194,7 @@ def config_option(closed: Collection[str] = ()) -> Callable[[F], F]:
     )
 
 
-def _read_config(path: Path, known: Mapping[str | None, click.Option]) -> dict[str, Any]:
+def _read_config(path: Path, known: Mapping[str, click.Option]) -> dict[str, Any]:
     file = read_yaml(path)
     found: dict[str, Any] = {}
     for key, given in file.value.items():
