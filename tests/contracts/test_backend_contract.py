@@ -295,7 +295,7 @@ def test_no_name_is_an_error() -> None:
 
 
 def test_unknown_precision_suggests_near_ones() -> None:
-    with pytest.raises(PrecisionError, match="unknown precision 'bnb-fp5'.*bnb-fp4"):
+    with pytest.raises(PrecisionError, match="unknown condition 'bnb-fp5'.*bnb-fp4"):
         conditions.find_condition("bnb-fp5")
 
 
