@@ -10,8 +10,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.find import CheckpointFiles
-from unlearnbench.checkpoints.limits import check_numbers, walk_json
-from unlearnbench.checkpoints.patterns import check_patterns
+from unlearnbench.checkpoints.limits import check_numbers, check_patterns, walk_json
 from unlearnbench.errors import CheckpointError, one_line
 from unlearnbench.util.quiet import muted, unmoved_caches
 
@@ -31,7 +30,21 @@ def check_adapter_config(files: CheckpointFiles, names: Iterable[str]) -> None:
     where = f"{files.path}: adapter_config.json"
     check_numbers(config, where)
     _check_kind(config, files.path)
-    _check_sizes(config, files, where)
+    shapes = [tensor.shape for tensor in files.tensors.values()] or [(files.size,)]
+    longest = max((n for shape in shapes for n in shape), default=0)
+    for key, value in walk_json({"r": config.get("r"), "rank": config.get("rank_pattern")}):
+        if isinstance(value, int) and value > max(longest, 1):
+            raise CheckpointError(
+                f"{where} has {key} {value}, and no stored tensor is longer than {longest}; "
+                "refused before memory is taken"
+            )
+    copies = config.get("layer_replication")
+    ends = [value for _, value in walk_json(copies) if isinstance(value, int)]
+    if copies and sum(map(abs, ends)) > files.count**2:
+        raise CheckpointError(
+            f"{where} has a layer_replication of more layers than its {files.count} tensors "
+            "can be for; refused"
+        )
     check_patterns([config[key] for key in _PATTERNS if config.get(key)], names, where)
 
 
@@ -65,25 +78,6 @@ def _check_kind(config: Mapping[str, Any], path: str) -> None:
         raise CheckpointError(
             f"{path}: the adapter uses {one_line(lost[0], 80)}, which this version of PEFT "
             "does not know; update peft"
-        )
-
-
-def _check_sizes(config: Mapping[str, Any], files: CheckpointFiles, where: str) -> None:
-    """Ranks and repeated layers that the stored tensors bear out."""
-    shapes = [tensor.shape for tensor in files.tensors.values()] or [(files.size,)]
-    longest = max((n for shape in shapes for n in shape), default=0)
-    for key, value in walk_json({"r": config.get("r"), "rank": config.get("rank_pattern")}):
-        if isinstance(value, int) and value > max(longest, 1):
-            raise CheckpointError(
-                f"{where} has {key} {value}, and no stored tensor is longer than {longest}; "
-                "refused before memory is taken"
-            )
-    copies = config.get("layer_replication")
-    ends = [value for _, value in walk_json(copies) if isinstance(value, int)]
-    if copies and sum(map(abs, ends)) > files.count**2:
-        raise CheckpointError(
-            f"{where} has a layer_replication of more layers than its {files.count} tensors "
-            "can be for; refused"
         )
 
 

@@ -16,10 +16,16 @@ from unlearnbench.checkpoints.find import (
     CheckpointFiles,
     files_sha256,
     find_checkpoint,
+    is_quantized,
     read_json,
 )
 from unlearnbench.checkpoints.gguf import require_gguf_support
-from unlearnbench.checkpoints.limits import check_size, empty_model, require_memory
+from unlearnbench.checkpoints.limits import (
+    check_patterns,
+    check_size,
+    empty_model,
+    require_memory,
+)
 from unlearnbench.checkpoints.load import (
     check_loading,
     check_tokenizer,
@@ -34,8 +40,7 @@ from unlearnbench.checkpoints.load import (
 )
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, read_origin
-from unlearnbench.checkpoints.packed import load_packed, stored_scheme
-from unlearnbench.checkpoints.patterns import check_patterns
+from unlearnbench.checkpoints.packed import stored_scheme
 from unlearnbench.errors import CheckpointError, OptionError, PrecisionError, one_line
 from unlearnbench.results import Checkpoint
 from unlearnbench.util.files import content_sha256
@@ -75,7 +80,8 @@ class CheckpointSource:
         require_memory(size, full.path)
         self._keep = keep and psutil.virtual_memory().available > 2.5 * size  # and one copy of it
         self.config = load_config(full)
-        self.stored = stored_scheme(full.config, full.path)
+        packed = is_quantized(full.config)
+        self.stored = stored_scheme(full.config, full.path) if packed else None
         """How its weights are quantized already; None where they are not."""
         self._check_asked()
         self.tokenizer = load_tokenizer(files, full)
@@ -176,10 +182,6 @@ class CheckpointSource:
         check_loading(model, info, self.files.path)
         model.generation_config = own.generation_config  # not from a folder, so not found
         return model.eval()  # type: ignore[no-any-return]
-
-    def load_stored(self, dtype: torch.dtype, device: str) -> PreTrainedModel:
-        """A checkpoint that is quantized already, loaded as it is. Raises: as ``load_packed``."""
-        return load_packed(self.full, self.config, dtype, device)
 
     def finish(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model, with the adapter attached where it is kept. Raises CheckpointError where the

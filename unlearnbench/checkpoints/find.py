@@ -235,9 +235,8 @@ def _inspect_folder(
         )
     config = read_json(folder / ("adapter_config.json" if adapter else "config.json"))
     if kind == "safetensors":
-        coded = not adapter and any(config.get(key) is not None for key in SCHEMES)
         for path in weights:
-            tensors |= _safetensors(path, coded)
+            tensors |= _safetensors(path, coded=not adapter and is_quantized(config))
     stored, trusted = "adapter" if adapter else kind, options.trust_remote_code
     return CheckpointFiles(model, folder, stored, weights, config, commit, tensors, trusted)
 
@@ -306,3 +305,8 @@ def _safetensors(path: Path, coded: bool) -> dict[str, TensorHead]:
                 "are, and config.json has no quantization_config; give the unquantized checkpoint"
             )
     return tensors
+
+
+def is_quantized(config: Mapping[str, object]) -> bool:
+    """Whether a raw ``config.json`` states that the weights are quantized."""
+    return any(config.get(key) is not None for key in SCHEMES)

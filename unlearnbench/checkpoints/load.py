@@ -9,7 +9,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.find import CheckpointFiles, read_json
@@ -163,13 +163,6 @@ def named_ends(named: object) -> list[object]:
     return [token for token in found if token is not None]
 
 
-def pad_token(tokenizer: PreTrainedTokenizerBase, eos: Sequence[int]) -> int:
-    """Padding is masked, so any id serves where the tokenizer has none."""
-    if tokenizer.pad_token_id is not None:
-        return int(tokenizer.pad_token_id)
-    return eos[0] if eos else 0
-
-
 def stored_dtype(files: CheckpointFiles) -> str:
     """The dtype that most weights are stored in, as torch names it; float32 for pickles."""
     sizes: Counter[str] = Counter()
@@ -220,7 +213,7 @@ def from_pretrained(files: CheckpointFiles, config: Any, extra: dict[str, Any]) 
     model, info = loaded
     check_loading(model, info, files.path)
     require_finite(model, files.path)
-    return model  # type: ignore[no-any-return]
+    return model.eval()  # type: ignore[no-any-return]
 
 
 def check_loading(model: PreTrainedModel, info: dict[str, Any], path: str) -> None:

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from unlearnbench.checkpoints.find import SCHEMES, CheckpointFiles
-from unlearnbench.checkpoints.load import device_map, from_pretrained
+from unlearnbench.checkpoints.find import SCHEMES
 from unlearnbench.errors import CheckpointError, PrecisionError, one_line
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
 
 _PACKAGES = {
     "gptq": ("gptqmodel", "pip install 'unlearnbench[gptq]'"),
@@ -111,26 +105,3 @@ def _integers(method: str, facts: Mapping[str, Any]) -> StoredScheme:
     kind = "symmetric" if symmetric else "with zero point"
     per = f"per group of {group} columns" if group > 0 else "per output channel"
     return StoredScheme(method, bits, f"{title} {kind} {per}{more}", group if group > 0 else None)
-
-
-def load_packed(
-    files: CheckpointFiles, config: Any, dtype: torch.dtype, device: str
-) -> PreTrainedModel:
-    """A checkpoint that is quantized already, loaded as it is by the libraries that unpack it.
-    Raises CheckpointError as ``from_pretrained``.
-    """
-    config = copy.deepcopy(config)
-    stated = config.quantization_config
-    facts = dict(stated if isinstance(stated, dict) else stated.to_dict())
-    method = str(getattr(facts.get("quant_method"), "value", facts.get("quant_method")))
-    # The scheme is the checkpoint's own; how it is computed is ours to say.
-    if method == "gptq":
-        facts["backend"] = "gptq_torch"
-    elif method == "awq":
-        facts["backend"] = "auto" if device == "cpu" else "awq_torch"
-    elif facts.get("load_in_4bit"):
-        facts["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
-    config.quantization_config = facts
-    extra = {"use_safetensors": True, "dtype": dtype, "device_map": device_map(device)}
-    model = from_pretrained(files, config, extra)
-    return model.eval()  # type: ignore[no-any-return]
