@@ -551,7 +551,7 @@ def test_a_slow_tokenizer_is_said(
 ) -> None:
     caplog.set_level(logging.INFO, "unlearnbench")
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: Characters())
-    monkeypatch.setattr("unlearnbench.checkpoints.checkpoint.check_tokenizer", lambda *_: None)
+    monkeypatch.setattr("unlearnbench.checkpoints.load.check_tokenizer", lambda *_: None)
     open_checkpoint(str(tiny), LoadOptions())
     assert "no fast implementation" in caplog.text
 

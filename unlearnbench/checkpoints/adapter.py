@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.find import CheckpointFiles
 from unlearnbench.checkpoints.limits import check_numbers, check_patterns, walk_json
+from unlearnbench.checkpoints.load import refusing
 from unlearnbench.errors import CheckpointError, one_line
 from unlearnbench.util.quiet import muted, unmoved_caches
 
@@ -86,16 +87,12 @@ def attach_adapter(model: PreTrainedModel, files: CheckpointFiles) -> Any:
     import torch
     from peft import PeftModel, get_peft_model_state_dict
 
-    try:
-        with warnings.catch_warnings(), muted(), unmoved_caches():
-            # Advice for people who train; what would be lost is checked here.
-            warnings.simplefilter("ignore")
-            adapted = PeftModel.from_pretrained(model, str(files.folder), is_trainable=False)
-    except Exception as error:  # PEFT raises many kinds for an adapter that does not fit its base
-        raise CheckpointError(
-            f"{files.path}: the adapter cannot be attached to its base: {one_line(error, 200)}; "
-            "is --base the model that it was trained on?"
-        ) from error
+    what = f"{files.path}: the adapter cannot be attached to its base"
+    remedy = "; is --base the model that it was trained on?"
+    with refusing(what, remedy), warnings.catch_warnings(), muted(), unmoved_caches():
+        # Advice for people who train; what would be lost is checked here.
+        warnings.simplefilter("ignore")
+        adapted = PeftModel.from_pretrained(model, str(files.folder), is_trainable=False)
     # "auto" would ask the hub about the base that the adapter's config names.
     expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
     found = set(files.tensors)
@@ -106,6 +103,6 @@ def attach_adapter(model: PreTrainedModel, files: CheckpointFiles) -> Any:
         odd = sorted(expected ^ (found - embeddings))
         raise CheckpointError(
             f"{files.path}: {len(odd)} adapter weights do not fit the base, as "
-            f"{one_line(odd[0], 120)}; is --base the model that it was trained on?"
+            f"{one_line(odd[0], 120)}{remedy}"
         )
     return adapted

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from unlearnbench.checkpoints import limits, load
 from unlearnbench.checkpoints.adapter import attach_adapter, check_adapter_config
 from unlearnbench.checkpoints.find import (
     SCHEMES,
@@ -20,24 +21,6 @@ from unlearnbench.checkpoints.find import (
     read_json,
 )
 from unlearnbench.checkpoints.gguf import require_gguf_support
-from unlearnbench.checkpoints.limits import (
-    check_patterns,
-    check_size,
-    empty_model,
-    require_memory,
-)
-from unlearnbench.checkpoints.load import (
-    check_loading,
-    check_tokenizer,
-    device_map,
-    load_config,
-    load_tokenizer,
-    load_weights,
-    named_ends,
-    require_finite,
-    stored_dtype,
-    tokenizer_sha256,
-)
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, read_origin
 from unlearnbench.checkpoints.packed import stored_scheme
@@ -77,15 +60,15 @@ class CheckpointSource:
         if full.kind == "gguf":
             require_gguf_support()
             size = 4 * full.elements  # unpacked into fp32
-        require_memory(size, full.path)
+        limits.require_memory(size, full.path)
         self._keep = keep and psutil.virtual_memory().available > 2.5 * size  # and one copy of it
-        self.config = load_config(full)
+        self.config = load.load_config(full)
         packed = is_quantized(full.config)
         self.stored = stored_scheme(full.config, full.path) if packed else None
         """How its weights are quantized already; None where they are not."""
         self._check_asked()
-        self.tokenizer = load_tokenizer(files, full)
-        check_tokenizer(self.tokenizer, self.config, files)
+        self.tokenizer = load.load_tokenizer(files, full)
+        load.check_tokenizer(self.tokenizer, self.config, files)
         if self.stored is not None and base is not None and options.adapter == "merge":
             raise PrecisionError(
                 f"the base {base.path} is quantized already ({self.stored.text}), and nothing can "
@@ -97,15 +80,15 @@ class CheckpointSource:
     def _check_asked(self) -> None:
         """Hold what the configs ask for against what is stored, before anything is made of it."""
         full, packed = self.full, self.stored is not None
-        model, names = empty_model(self.config), list[str]()
+        model, names = limits.empty_model(self.config), list[str]()
         if model is not None:
             stored = 8 * full.size if packed else full.elements  # a byte holds 8 weights at most
             exact = not packed and full.kind != "pickle"
-            check_size(model, full.path, stored, full.size, exact)
+            limits.check_size(model, full.path, stored, full.size, exact)
             names = [name for name, _ in [*model.named_modules(), *model.named_parameters()]]
         if packed:
             schemes = [full.config.get(key) for key in SCHEMES]
-            check_patterns(schemes, names, f"{full.path}: quantization_config")
+            limits.check_patterns(schemes, names, f"{full.path}: quantization_config")
         if self.files.kind == "adapter":
             check_adapter_config(self.files, names)
 
@@ -121,7 +104,7 @@ class CheckpointSource:
         """
         if self.full.kind == "gguf":
             return "fp32"  # as it is unpacked
-        name = stored_dtype(self.full)
+        name = load.stored_dtype(self.full)
         for short, long in DTYPES.items():
             if long == name:
                 return short
@@ -146,10 +129,10 @@ class CheckpointSource:
         if self.stored is not None:
             raise PrecisionError(f"{self.files.path} is quantized already: {self.stored.text}")
         if self._model is None:
-            model = load_weights(self.full, self.config)
+            model = load.load_weights(self.full, self.config)
             if self.files.kind == "adapter" and not self.adapter_kept:
                 model = attach_adapter(model, self.files).merge_and_unload()
-                require_finite(model, self.files.path)
+                load.require_finite(model, self.files.path)
             self._model = model
         return self._model
 
@@ -165,21 +148,18 @@ class CheckpointSource:
         that a precision is what its users get. Raises CheckpointError where it fails.
         """
         own = self.model()
-        try:
+        with load.refusing(f"{self.files.path} cannot be loaded"):
             loaded: Any = type(own).from_pretrained(
                 None,
                 config=copy.deepcopy(own.config),
                 state_dict=dict(own.state_dict()) if state is None else state,
                 dtype=dtype,
                 quantization_config=quantization_config,
-                device_map=device_map(device),
+                device_map=load.device_map(device),
                 output_loading_info=True,
             )
-        except Exception as error:  # whatever a library raises here, there is no model to score
-            said = f"{self.files.path} cannot be loaded: {one_line(error)}"
-            raise CheckpointError(said) from error
         model, info = loaded
-        check_loading(model, info, self.files.path)
+        load.check_loading(model, info, self.files.path)
         model.generation_config = own.generation_config  # not from a folder, so not found
         return model.eval()  # type: ignore[no-any-return]
 
@@ -213,7 +193,7 @@ def _describe(source: CheckpointSource) -> Checkpoint:
     if full is files:
         return facts
     try:
-        tokenizer = load_tokenizer(full, full)
+        tokenizer = load.load_tokenizer(full, full)
     except CheckpointError:  # a base without one, where the adapter brings its own
         tokenizer = source.tokenizer
     base = _hashed(full, tokenizer)
@@ -228,7 +208,7 @@ def _hashed(files: CheckpointFiles, tokenizer: PreTrainedTokenizerBase) -> Check
         revision=files.revision,
         format=files.kind,
         weights_sha256=files_sha256(files.weights),
-        tokenizer_sha256=tokenizer_sha256(tokenizer),
+        tokenizer_sha256=load.tokenizer_sha256(tokenizer),
     )
 
 
@@ -241,8 +221,8 @@ def _config_facts(files: CheckpointFiles, full: CheckpointFiles, config: Any) ->
         named = read_json(full.folder / "generation_config.json").get("eos_token_id")
     except CheckpointError:  # not there, or damaged: transformers takes config.json's
         named = facts.get("eos_token_id")
-    if named_ends(named) != named_ends(facts.get("eos_token_id")):
-        facts["generation_eos_token_id"] = named_ends(named)
+    if load.named_ends(named) != load.named_ends(facts.get("eos_token_id")):
+        facts["generation_eos_token_id"] = load.named_ends(named)
     if files.kind == "adapter":
         passing = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
         # PEFT keeps lists of modules as sets and writes them in any order.

@@ -9,7 +9,8 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.find import CheckpointFiles, read_json
@@ -32,6 +33,15 @@ def _local(files: CheckpointFiles) -> dict[str, Any]:
     """What all of transformers' loading functions are told."""
     told = {"trust_remote_code": files.trusted, "local_files_only": True}
     return told | ({"gguf_file": files.weights[0].name} if files.kind == "gguf" else {})
+
+
+@contextmanager
+def refusing(what: str, remedy: str = "") -> Iterator[None]:
+    """Turn whatever a library raises over a damaged or hostile file into a CheckpointError."""
+    try:
+        yield
+    except Exception as error:  # their errors have no common base
+        raise CheckpointError(f"{what}: {one_line(error, 300)}{remedy}") from error
 
 
 def _warn_of_code(files: CheckpointFiles, name: str) -> None:
@@ -57,12 +67,8 @@ def load_config(files: CheckpointFiles) -> PretrainedConfig:
                     "--trust-remote-code only if you trust its author: the code will run"
                 )
             _warn_of_code(files, "config.json")
-    try:
+    with refusing(f"{files.path}: its config cannot be read"):
         config: PretrainedConfig = AutoConfig.from_pretrained(files.folder, **_local(files))
-    except Exception as error:  # a damaged config can fail anywhere in the library
-        raise CheckpointError(
-            f"{files.path}: its config cannot be read: {one_line(error, 200)}"
-        ) from error
     return config
 
 
@@ -74,16 +80,10 @@ def load_tokenizer(files: CheckpointFiles, full: CheckpointFiles) -> PreTrainedT
     facts = home.folder / "tokenizer_config.json"
     if home.trusted and facts.is_file() and read_json(facts).get("auto_map"):
         _warn_of_code(home, facts.name)
-    try:
-        with plain_errors():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                home.folder, **_local(home)
-            )
-    except Exception as error:  # a damaged tokenizer can fail anywhere in the library
-        raise CheckpointError(
-            f"{home.path}: its tokenizer cannot be loaded: {one_line(error, 200)}; save the "
-            "model's tokenizer into the same folder"
-        ) from error
+    remedy = "; save the model's tokenizer into the same folder"
+    tokenizer: PreTrainedTokenizerBase
+    with refusing(f"{home.path}: its tokenizer cannot be loaded", remedy), plain_errors():
+        tokenizer = AutoTokenizer.from_pretrained(home.folder, **_local(home))
     if not getattr(tokenizer, "is_fast", True):
         log.info("%s: its tokenizer has no fast implementation; tokenizing will be slow", home.path)
     return tokenizer
@@ -197,7 +197,7 @@ def from_pretrained(files: CheckpointFiles, config: Any, extra: dict[str, Any]) 
     """
     from transformers import AutoModelForCausalLM
 
-    try:
+    with refusing(f"{files.path}: its weights cannot be loaded"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             files.folder,
             config=config,
@@ -206,10 +206,6 @@ def from_pretrained(files: CheckpointFiles, config: Any, extra: dict[str, Any]) 
             **_local(files),
             **extra,
         )
-    except Exception as error:  # whatever a library raises here, there is no model to score
-        raise CheckpointError(
-            f"{files.path}: its weights cannot be loaded: {one_line(error, 300)}"
-        ) from error
     model, info = loaded
     check_loading(model, info, files.path)
     require_finite(model, files.path)
