@@ -94,7 +94,7 @@ def test_a_training_that_was_killed_at_its_end_or_its_start(tmp_path: Path) -> N
         (["--methods", "rmu"], "--methods rmu: the demo has ga, ga_gdr"),
         (["--methods", ""], "--methods none: the demo has"),
         (["--quant", "rtn-int4"], "needs none and a quantized precision"),
-        (["--quant", "none,int5000"], "unknown precision 'int5000'"),
+        (["--quant", "none,int5000"], "unknown condition 'int5000'"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(

@@ -42,15 +42,14 @@ class _Pairs(click.ParamType[Any]):
 PAIRS = _Pairs()
 
 
-def click_option(
+def make_option(
     name: str,
     kind: Any,
     default: object,
     help: str,
-    *,
     metavar: str | None = None,
     also: str | None = None,
-) -> Callable[[F], F]:
+) -> click.Option:
     """The option ``--NAME`` whose values are of ``kind``: text, a number, a flag, one of the words
     of a Literal, several of these (a tuple), pairs (a mapping), or None where it is not given.
 
@@ -62,9 +61,10 @@ def click_option(
     elif not isinstance(default, (bool, int, float)):
         default = str(default)
     shown = default is not None and default is not False and default != []
-    shape |= {"default": default, "show_default": shown, "help": help, "metavar": metavar}
-    spellings = [f"--{name.replace('_', '-')}", *([also] if also else [])]
-    return click.option(*spellings, name, **shape)
+    spellings = [f"--{name.replace('_', '-')}", *([also] if also else []), name]
+    return click.Option(
+        spellings, default=default, show_default=shown, help=help, metavar=metavar, **shape
+    )
 
 
 def _shape(kind: Any) -> dict[str, Any]:
@@ -96,24 +96,23 @@ def field_options(
     without: fields that are left out. also: second spellings, by field. unset: what is not given
     is None, so that a command can tell; else it is the field's default.
     """
-    names = dict.fromkeys([*model.__annotations__, *model.model_fields])
-    fields = {n: model.model_fields[n] for n in names if n in model.model_fields}
+    made = []
+    for name in dict.fromkeys([*model.__annotations__, *model.model_fields]):
+        if name in without or name not in model.model_fields:
+            continue
+        field = model.model_fields[name]
+        kind: Any = field.annotation
+        if unset and kind is bool:
+            kind = bool | None
+        text = " ".join((field.description or "").split())
+        if unset and field.default not in (None, False, 0):
+            text += f"  [default: {field.default}]"
+        default = None if unset else field.get_default(call_default_factory=True)
+        made.append(make_option(name, kind, default, text, field.title, (also or {}).get(name)))
 
     def add(command: F) -> F:
-        for name, field in reversed(fields.items()):
-            if name in without:
-                continue
-            kind: Any = field.annotation
-            if unset and kind is bool:
-                kind = bool | None
-            text = " ".join((field.description or "").split())
-            if unset and field.default not in (None, False, 0):
-                text += f"  [default: {field.default}]"
-            default = None if unset else field.get_default(call_default_factory=True)
-            second = (also or {}).get(name)
-            command = click_option(name, kind, default, text, metavar=field.title, also=second)(
-                command
-            )
+        # Where click.option puts what it makes, the last first.
+        vars(command).setdefault("__click_params__", []).extend(reversed(made))
         return command
 
     return add
@@ -129,14 +128,17 @@ def taken(model: type[M], given: dict[str, Any]) -> M:
     return model.of({name: value for name, value in found.items() if value is not None})
 
 
-def retired(*spellings: str, line: str, is_flag: bool = True) -> Callable[[F], F]:
-    """An option of an earlier release: it does nothing, and ``line`` says so."""
+def retired(
+    option: str, why: str, name: str | None = None, is_flag: bool = True
+) -> Callable[[F], F]:
+    """An option of an earlier release, which ``name`` is in files: it does nothing and says so."""
 
     def tell(ctx: click.Context, param: click.Parameter, value: object) -> None:
         if value:
-            log.warning("%s: %s", param.opts[0], line)
+            log.warning("%s: it has gone: %s", option, why)
 
-    return click.option(*spellings, is_flag=is_flag, hidden=True, expose_value=False, callback=tell)
+    names = [option, *([name] if name else [])]
+    return click.option(*names, is_flag=is_flag, hidden=True, expose_value=False, callback=tell)
 
 
 verbose_option = click.option(
@@ -177,8 +179,10 @@ def config_option(closed: Collection[str] = ()) -> Callable[[F], F]:
 
     def read(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
         if value is not None and not ctx.resilient_parsing:
-            found = _read_config(Path(value), ctx.command, {"config", "help", "version", *closed})
-            ctx.default_map = {**(ctx.default_map or {}), **found}
+            known = {p.name: p for p in ctx.command.get_params(ctx) if isinstance(p, click.Option)}
+            for name in ("config", "help", "version", *closed):
+                known.pop(name, None)
+            ctx.default_map = {**(ctx.default_map or {}), **_read_config(Path(value), known)}
 
     return click.option(
         "--config",
@@ -190,14 +194,13 @@ def config_option(closed: Collection[str] = ()) -> Callable[[F], F]:
     )
 
 
-def _read_config(path: Path, command: click.Command, closed: Collection[str]) -> dict[str, Any]:
+def _read_config(path: Path, known: Mapping[str, click.Option]) -> dict[str, Any]:
     file = read_yaml(path)
-    known = {p.name: p for p in command.params if isinstance(p, click.Option)}
     found: dict[str, Any] = {}
     for key, given in file.value.items():
         name, shown = key.replace("-", "_"), one_line(key, 80)
         option = known.get(name)
-        if option is None or name in closed:
+        if option is None:
             raise OptionError(f"{file.where(key)}: no option is called {shown!r}")
         if given is None:
             raise OptionError(f"{file.where(key)}: {shown} has no value; leave it out")

@@ -1,7 +1,8 @@
-"""The recovery table as text."""
+"""The recovery table as text, and its rows as JSON."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from unlearnbench.metrics.intervals import Estimate
@@ -17,6 +18,12 @@ def recovery_table(rows: Sequence[RecoveryRow]) -> str:
     change that holds after Holm's correction.
     """
     return text_table([_cells(row) for row in rows], _HEAD)
+
+
+def rows_json(rows: Sequence[RecoveryRow]) -> str:
+    """The rows as a JSON file's content; what was not measured is absent."""
+    content = [row.model_dump(mode="json", exclude_none=True) for row in rows]
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def _cells(row: RecoveryRow) -> list[str]:

@@ -107,7 +107,11 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     # Now: by the end of a long training the files may be others than those that ran.
     code: dict[str, Any] = {"git_hash": git_hash(), "source_sha256": source_sha256()}
     first: TextRole = "data" if kind == "finetune" else "forget"
-    given: dict[TextRole, Any] = {first: job.forget, "retain": job.retain, "auxiliary": job.auxiliary}
+    given: dict[TextRole, Any] = {
+        first: job.forget,
+        "retain": job.retain,
+        "auxiliary": job.auxiliary,
+    }
     corpora = {r: load_corpus(t, r, job.corpus) for r, t in given.items() if t or r == first}
     data = [record for corpus in corpora.values() for record in corpus.sources]
     source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)

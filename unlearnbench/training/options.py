@@ -11,6 +11,7 @@ from unlearnbench.util.optionmodel import OptionModel
 
 class TrainOptions(OptionModel):
     """How to train, whatever the loss. ``unlearning.json`` records them."""
+
     lr: float = Field(default=1e-5, gt=0)
     """Learning rate of AdamW."""
     epochs: float = Field(default=1.0, gt=0)
@@ -65,6 +66,7 @@ class TrainOptions(OptionModel):
 
 class CorpusOptions(OptionModel):
     """Where ``task:NAME`` finds its rows, and the field of a text."""
+
     text_field: str = Field(default="text", min_length=1, title="NAME")
     """The field of a row that holds its text."""
     data_dir: str | None = Field(default=None, title="DIR")
@@ -77,6 +79,7 @@ class CorpusOptions(OptionModel):
 
 class SelectOptions(OptionModel):
     """Evaluate during training, and keep the first checkpoint that meets the rule."""
+
     eval_tasks: str | None = Field(default=None, title="NAMES")
     """Evaluate during training, and keep the first checkpoint at or below --retrained."""
     eval_steps: int | None = Field(default=None, ge=1)

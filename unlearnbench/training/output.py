@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.ensemble import EnsembleFacts, write_ensemble
 from unlearnbench.checkpoints.origin import FILE
+from unlearnbench.checkpoints.source import EnsembleFacts, write_ensemble
 from unlearnbench.errors import OptionError, TrainingError, UnlearnbenchError, one_line
 from unlearnbench.methods import Method
 from unlearnbench.methods.base import Ensemble, Masks
@@ -113,8 +113,9 @@ class OutputFolder:
                 model.save_pretrained(final / name)
                 tokenizer.save_pretrained(final / name)
             if isinstance(result, Ensemble):
-                name = method.pieces[0].about.name
-                write_ensemble(final, EnsembleFacts(name, tuple(models), result.numbers))
+                name, numbers = method.pieces[0].about.name, dict(result.numbers)
+                facts = EnsembleFacts(method=name, models=tuple(models), numbers=numbers)
+                write_ensemble(final, facts)
             chooser = method.piece("masks")
             if chooser is not None and masks is not None:
                 tensors = {name: mask.cpu().contiguous() for name, mask in masks.items()}

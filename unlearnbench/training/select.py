@@ -169,9 +169,7 @@ def _threshold(reference: str, task: str, limit: int | None) -> float:
     return _score_on(folder, task, found, found.value, limit)
 
 
-def _score_on(
-    folder: Path, task: str, found: TaskResult, whole: float, limit: int | None
-) -> float:
+def _score_on(folder: Path, task: str, found: TaskResult, whole: float, limit: int | None) -> float:
     """The mean over the first ``limit`` rows, or all; ``whole``: over those that were answered."""
     # An AUC is no mean over rows, and an imported run may not number them.
     file = RunFolder(folder)
