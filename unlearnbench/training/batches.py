@@ -130,8 +130,9 @@ def collate(drawn: Sequence[tuple[Rows, StepSums]], pad: int) -> dict[str, Any]:
     of = {role: [row for rows, _ in drawn for row in rows.get(role, ())] for role in _ORDER}
     rows = [row for found in of.values() for row in found]
 
-    def padded(values: Sequence[Sequence[float]], fill: float) -> torch.Tensor:
-        kind = torch.float32 if isinstance(fill, float) else torch.int64
+    def padded(
+        values: Sequence[Sequence[float]], fill: float, kind: torch.dtype = torch.int64
+    ) -> torch.Tensor:
         return pad_sequence([torch.tensor(v, dtype=kind) for v in values], True, fill)
 
     batch = {
@@ -147,7 +148,8 @@ def collate(drawn: Sequence[tuple[Rows, StepSums]], pad: int) -> dict[str, Any]:
         },
     }
     if any(row.weights is not None for row in rows):
-        batch["weights"] = padded([row.weights or (1.0,) * len(row.ids) for row in rows], 0.0)
+        weights = [row.weights or (1.0,) * len(row.ids) for row in rows]
+        batch["weights"] = padded(weights, 0.0, torch.float32)
     return batch
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -157,11 +158,11 @@ def last_checkpoint(folder: Path) -> Path | None:
     """
     steps = {}
     for path in folder.glob("checkpoint-*"):
-        try:
-            steps[path] = int(json.loads((path / "trainer_state.json").read_bytes())["global_step"])
-        except (OSError, ValueError, KeyError, TypeError):
-            if is_main():
-                shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            state = json.loads((path / "trainer_state.json").read_bytes())
+            steps[path] = int(state["global_step"])
+        if path not in steps and is_main():
+            shutil.rmtree(path, ignore_errors=True)
     return max(steps, key=lambda path: steps[path], default=None)
 
 

@@ -1,4 +1,4 @@
-"""The Trainer of every method: a loss of ours, a mask on the gradients, losses kept for the record."""
+"""The Trainer of every method: a loss of ours, a mask on gradients, losses kept for the record."""
 
 from __future__ import annotations
 
