@@ -218,12 +218,12 @@ def test_the_noise_is_uniform_and_as_wide_as_a_step_of_int4(tiny: Path) -> None:
 
 
 def test_the_soft_threshold_is_the_proximal_step_of_l1() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(5, 6, dtype=torch.float64))
-    weight = model[0].weight.detach().numpy().copy()
+    layer = torch.nn.Linear(5, 6, dtype=torch.float64)
+    weight = layer.weight.detach().numpy().copy()
     expected = np.sign(weight) * np.maximum(np.abs(weight) - 0.2 * 0.7, 0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
-    Shrink(model, 0.7).on_optimizer_step(None, None, None, optimizer=optimizer)
-    found = model[0].weight.detach().numpy()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.2)
+    Shrink(torch.nn.Sequential(layer), 0.7).on_optimizer_step(None, None, None, optimizer=optimizer)
+    found = layer.weight.detach().numpy()
     assert 0 < (found == 0).mean() < 1
     assert np.abs(found - expected).max() < 1e-12
 
