@@ -191,7 +191,7 @@ def test_a_seed_or_the_l1_step_changes_everything_and_a_method_only_the_board(
     assert changed(methods=("ga_gdr",)) == ["board"]
 
 
-@pytest.mark.parametrize("step", [work.start, work.make_table, work.make_board])
+@pytest.mark.parametrize("step", [work.make_table, work.make_board])
 def test_short_steps_have_a_bar(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

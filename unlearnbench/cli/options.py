@@ -85,30 +85,20 @@ def _shape(kind: Any) -> dict[str, Any]:
 
 
 def field_options(
-    model: type[OptionModel],
-    *,
-    without: Collection[str] = (),
-    also: Mapping[str, str] | None = None,
-    unset: bool = False,
+    model: type[OptionModel], without: Collection[str] = (), also: Mapping[str, str] = {}
 ) -> Callable[[F], F]:
     """An option for every field of ``model``, its own ones before those of the classes it extends.
 
-    without: fields that are left out. also: second spellings, by field. unset: what is not given
-    is None, so that a command can tell; else it is the field's default.
+    without: fields that are left out. also: second spellings, by field.
     """
     made = []
     for name in dict.fromkeys([*model.__annotations__, *model.model_fields]):
         if name in without or name not in model.model_fields:
             continue
-        field = model.model_fields[name]
-        kind: Any = field.annotation
-        if unset and kind is bool:
-            kind = bool | None
-        text = " ".join((field.description or "").split())
-        if unset and field.default not in (None, False, 0):
-            text += f"  [default: {field.default}]"
-        default = None if unset else field.get_default(call_default_factory=True)
-        made.append(make_option(name, kind, default, text, field.title, (also or {}).get(name)))
+        kind = model.model_fields[name]
+        text = " ".join((kind.description or "").split())
+        option = make_option(name, kind.annotation, kind.default, text, kind.title, also.get(name))
+        made.append(option)
 
     def add(command: F) -> F:
         # Where click.option puts what it makes, the last first.

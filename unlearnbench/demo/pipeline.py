@@ -34,7 +34,7 @@ from unlearnbench.tasks.registry import builtin_task_dir
 from unlearnbench.util.files import write_whole
 
 Say: TypeAlias = Callable[[str], None]
-Step: TypeAlias = Callable[[str, DemoOptions], str]
+Step: TypeAlias = Callable[[str, DemoOptions], str | None]
 
 _WORKERS = 2
 _RECORD = "demo.json"
@@ -192,7 +192,7 @@ def timed(step: Step, name: str, options: DemoOptions) -> str:
     """Do a step; a line with its time and what it says."""
     started = time.monotonic()
     said = step(name, options)
-    return f"{name}: {time.monotonic() - started:.0f} s{said}"
+    return f"{name}: {time.monotonic() - started:.0f} s{said or ''}"
 
 
 def initialize(bars: Any) -> None:

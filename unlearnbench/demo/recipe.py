@@ -48,7 +48,6 @@ class Recipe:
     rule, is near 0 here, because nobody can guess an invented fact.)
     """
 
-    method: str
     knobs: Mapping[str, float | int | str] = field(default_factory=dict)
     lr: float = 8e-5
     goal: float = 0.25
@@ -72,14 +71,12 @@ class Recipe:
 
 # NPO's loss is that of a sequence, GA's that of a token: hence the weights of their retain terms.
 METHODS = {
-    "ga": Recipe("ga"),
-    "ga_gdr": Recipe("ga_gdr", {"retain_weight": 4.0}),
-    "ga_klr": Recipe("ga_klr", {"retain_weight": 4.0}),
-    "npo_gdr": Recipe("npo_gdr", {"retain_weight": 60.0}),
-    "npo_klr": Recipe("npo_klr", {"retain_weight": 60.0}),
-    "ga_gdr_sure": Recipe(
-        "ga_gdr_sure", {"retain_weight": 8.0, "sure_top": 0.05}, 1e-3, 0.2, weights_dtype="fp32"
-    ),
+    "ga": Recipe(),
+    "ga_gdr": Recipe({"retain_weight": 4.0}),
+    "ga_klr": Recipe({"retain_weight": 4.0}),
+    "npo_gdr": Recipe({"retain_weight": 60.0}),
+    "npo_klr": Recipe({"retain_weight": 60.0}),
+    "ga_gdr_sure": Recipe({"retain_weight": 8.0, "sure_top": 0.05}, 1e-3, 0.2, "fp32"),
 }
 
 

@@ -1,5 +1,5 @@
 """The steps of the demo, each in a worker process, with the functions that the other commands call.
-A step that was interrupted goes on; each returns what there is to say of it.
+A step that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -24,15 +24,12 @@ if TYPE_CHECKING:
     from unlearnbench.results import RunResult
 
 
-def start(name: str, options: DemoOptions) -> str:
+def start(name: str, options: DemoOptions) -> None:
     """Make the model that all others begin with, to the same bits each time."""
-    with _bar(name, 1, options) as bar:
-        make_start(options.model(name), options.seed)
-        bar.update()
-    return ""
+    make_start(options.model(name), options.seed)
 
 
-def make_end(name: str, options: DemoOptions) -> str:
+def make_end(name: str, options: DemoOptions) -> None:
     """Finetune the target, or the retrained model, which is evaluated too."""
     from unlearnbench.training.job import Job, finetune
 
@@ -43,11 +40,12 @@ def make_end(name: str, options: DemoOptions) -> str:
         finetune(
             Job(str(options.model("start")), out, texts, options=training, **_going(out, options))
         )
-    return evaluate_model(name, options) if name == "retrained" else ""
+    if name == "retrained":
+        evaluate_model(name, options)
 
 
 def make_unlearned(name: str, options: DemoOptions) -> str:
-    """Unlearn by a method until its goal is reached, and evaluate."""
+    """Unlearn by a method until its goal is reached, and evaluate; says where it stopped."""
     from unlearnbench.training.job import Job, unlearn
 
     out, recipe = options.model(name), recipe_of(name, options.dense)
@@ -104,7 +102,7 @@ def score_checkpoint(folder: Path, select: SelectOptions, runs: Path) -> RunResu
     return result
 
 
-def evaluate_model(name: str, options: DemoOptions) -> str:
+def evaluate_model(name: str, options: DemoOptions) -> None:
     """Evaluate a model at every precision; all but the retrained one against that."""
     from unlearnbench.evaluation.evaluate import evaluate
 
@@ -117,10 +115,9 @@ def evaluate_model(name: str, options: DemoOptions) -> str:
         reference=None if name == "retrained" else options.full_run("retrained"),
         progress=options.progress,
     )
-    return ""
 
 
-def make_table(name: str, options: DemoOptions) -> str:
+def make_table(name: str, options: DemoOptions) -> None:
     """Write ``recovery.json``, as ``compare --json`` does."""
     from unlearnbench.recovery.compare import compare, open_comparison
     from unlearnbench.recovery.tables import rows_json
@@ -130,10 +127,9 @@ def make_table(name: str, options: DemoOptions) -> str:
         opened = open_comparison(entries, options.runs("target"), options.runs("retrained"))
         write_text(options.table, rows_json(compare(opened)))
         bar.update()
-    return ""
 
 
-def make_board(name: str, options: DemoOptions) -> str:
+def make_board(name: str, options: DemoOptions) -> None:
     """Write ``board.yaml``, the entries, and what is generated from them."""
     from unlearnbench.boards import add_entry, read_board
     from unlearnbench.boards.entry import Submission
@@ -163,7 +159,6 @@ def make_board(name: str, options: DemoOptions) -> str:
             bar.update()
         build_board(board)
         bar.update()
-    return ""
 
 
 def _bar(name: str, parts: int, options: DemoOptions) -> tqdm[Any]:
