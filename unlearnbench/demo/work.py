@@ -102,7 +102,7 @@ def score_checkpoint(folder: Path, select: SelectOptions, runs: Path) -> RunResu
     return result
 
 
-def evaluate_model(name: str, options: DemoOptions) -> None:
+def evaluate_model(name: str, options: DemoOptions) -> str:
     """Evaluate a model at every precision; all but the retrained one against that."""
     from unlearnbench.evaluation.evaluate import evaluate
 
@@ -115,6 +115,7 @@ def evaluate_model(name: str, options: DemoOptions) -> None:
         reference=None if name == "retrained" else options.full_run("retrained"),
         progress=options.progress,
     )
+    return ", evaluated"
 
 
 def make_table(name: str, options: DemoOptions) -> None:
