@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is d
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unlearnbench.checkpoints.patterns._SECONDS", 0.5)
+    monkeypatch.setattr("unlearnbench.checkpoints.limits._SECONDS", 0.5)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tests.conftest import MakeCheckpoint
 from tests.training.helpers import go, same, weights
 from unlearnbench.checkpoints.find import read_json
-from unlearnbench.checkpoints.origin import Training, read_origin
+from unlearnbench.checkpoints.origin import FILE, Training, read_origin
 from unlearnbench.errors import CheckpointError, DataError, OptionError
 from unlearnbench.methods import find_method, method_names
 from unlearnbench.methods.base import inner_linears
@@ -269,8 +269,8 @@ def test_bad_input_is_refused(job: Job, tmp_path: Path, tiny: Path) -> None:
 
 def test_the_record_is_checked_when_it_is_read(job: Job, tmp_path: Path) -> None:
     training = go(job, tmp_path / "out", "npo", knobs={"beta": 0.2})
-    assert read_origin(tmp_path / "out")["method"] == training.method == "npo"
-    assert read_origin(tmp_path / "out")["beta"] == "0.2"
+    assert read_origin(tmp_path / "out" / FILE)["method"] == training.method == "npo"
+    assert read_origin(tmp_path / "out" / FILE)["beta"] == "0.2"
     path = tmp_path / "out/unlearning.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     for change, says in (
@@ -280,11 +280,10 @@ def test_the_record_is_checked_when_it_is_read(job: Job, tmp_path: Path) -> None
     ):
         path.write_text(json.dumps(content | change), encoding="utf-8")
         with pytest.raises(CheckpointError, match=f"unlearning.json: {says}"):
-            read_origin(tmp_path / "out")
+            read_origin(tmp_path / "out" / FILE)
     path.write_text("{", encoding="utf-8")
     with pytest.raises(CheckpointError, match="no valid JSON"):
-        read_origin(tmp_path / "out")
-    assert read_origin(tmp_path) == {}
+        read_origin(tmp_path / "out" / FILE)
 
 
 def test_a_target_in_half_precision_and_a_model_without_room(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from unlearnbench.checkpoints.linear import linear_layers
+from unlearnbench.checkpoints.load import linear_layers
 
 if TYPE_CHECKING:
     import torch

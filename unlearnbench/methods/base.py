@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from unlearnbench.checkpoints.linear import linear_layers
+from unlearnbench.checkpoints.load import linear_layers
 from unlearnbench.errors import CheckpointError
 from unlearnbench.methods.rows import Batch, Example, Role
 

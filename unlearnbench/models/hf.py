@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from unlearnbench.checkpoints.load import end_tokens, pad_token
+from unlearnbench.checkpoints.load import end_tokens
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models.batches import A, Budget, Q, run_in_batches, texts_budget
 from unlearnbench.models.generation import Continuer, PackedPrompts
@@ -50,7 +50,8 @@ class HFModel:
         self._device = device
         ends = end_tokens(network, source.tokenizer)
         config = source.config.get_text_config()
-        pad = pad_token(source.tokenizer, ends)
+        own = source.tokenizer.pad_token_id
+        pad = next(iter(ends), 0) if own is None else int(own)  # masked, so any id serves
         self.tokens = Tokens(source.tokenizer, config, ends, pad, source.options.truncate_left)
         """Between its texts and token ids."""
         self._turns = turning_points(config)

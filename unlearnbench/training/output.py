@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.ensemble import EnsembleFacts, write_ensemble
 from unlearnbench.checkpoints.origin import FILE, MaskRecord
+from unlearnbench.checkpoints.source import EnsembleFacts, write_ensemble
 from unlearnbench.errors import OptionError, TrainingError, one_line
 from unlearnbench.methods import Method
 from unlearnbench.methods.base import Ensemble, Masks
@@ -149,8 +149,12 @@ def _write_ensemble(
     for name, model in result.models.items():
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-    method_name = method.pieces[0].about.name
-    write_ensemble(folder, EnsembleFacts(method_name, tuple(result.models), result.numbers))
+    facts = EnsembleFacts(
+        method=method.pieces[0].about.name,
+        models=tuple(result.models),
+        numbers=dict(result.numbers),
+    )
+    write_ensemble(folder, facts)
 
 
 def _write_masks(folder: Path, method: Method, masks: Masks) -> None:
