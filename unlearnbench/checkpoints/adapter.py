@@ -14,7 +14,7 @@ from unlearnbench.checkpoints.limits import check_numbers, walk_json
 from unlearnbench.checkpoints.load import require_finite
 from unlearnbench.checkpoints.patterns import check_patterns
 from unlearnbench.errors import CheckpointError, one_line
-from unlearnbench.util.quiet import muted, unmoved_caches
+from unlearnbench.util.process import muted, unmoved_caches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

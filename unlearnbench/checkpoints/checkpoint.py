@@ -33,7 +33,7 @@ from unlearnbench.checkpoints.origin import describe_checkpoint
 from unlearnbench.checkpoints.packed import load_packed, stored_scheme
 from unlearnbench.checkpoints.patterns import check_patterns
 from unlearnbench.errors import CheckpointError, OptionError, PrecisionError, one_line
-from unlearnbench.util.quiet import quiet_transformers
+from unlearnbench.util.process import quiet_transformers
 
 if TYPE_CHECKING:
     import torch

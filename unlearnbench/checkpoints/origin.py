@@ -19,7 +19,8 @@ from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.packed import StoredScheme
 from unlearnbench.errors import CheckpointError
 from unlearnbench.results import Checkpoint, Sha256
-from unlearnbench.util.files import as_model, content_sha256
+from unlearnbench.util.files import content_sha256
+from unlearnbench.util.validation import as_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

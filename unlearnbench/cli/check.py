@@ -20,7 +20,7 @@ from unlearnbench.recovery.certificate import (
 from unlearnbench.recovery.compare import open_comparison
 from unlearnbench.recovery.policy import Policy, check, exit_status
 from unlearnbench.util.files import write_text, writing
-from unlearnbench.util.yaml import read_yaml_model
+from unlearnbench.util.validation import read_yaml_model
 
 _VERDICTS = {0: "pass", 1: "FAIL", 2: "not decided: the lines above say why"}
 

@@ -27,8 +27,7 @@ from unlearnbench.cli.options import (
 )
 from unlearnbench.errors import OptionError, UnlearnbenchError, one_line, printable
 from unlearnbench.evaluation.options import Options
-from unlearnbench.util.process import catch_stops
-from unlearnbench.util.quiet import plain_errors, quiet_imports
+from unlearnbench.util.process import catch_stops, plain_errors, quiet_imports
 
 COMMANDS = {
     "check": ("check", "Hold runs against a policy: exit 0 pass, 1 fail, 2 not decided."),
