@@ -42,7 +42,7 @@ def initialize(bars: Any) -> None:
     os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "16"
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # too small for a GPU, and the same table with one
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from unlearnbench.util.quiet import quiet_transformers
+    from unlearnbench.util.process import quiet_transformers
 
     quiet_transformers()
     # Notes on six models at once would drown the demo's own lines; run folders hold what matters.

@@ -42,7 +42,7 @@ from unlearnbench.runs.provenance import describe_environment, source_sha256
 from unlearnbench.tasks.overrides import gen_kwargs_text
 from unlearnbench.tasks.samples import TaskSamples
 from unlearnbench.tasks.spec import TaskReference
-from unlearnbench.util.lock import lock_folder
+from unlearnbench.util.files import lock_folder
 
 log = logging.getLogger("unlearnbench")
 R = TypeVar("R")
