@@ -13,7 +13,7 @@ from unlearnbench.errors import printable
 from unlearnbench.lm_eval.tables import utility_table
 from unlearnbench.recovery import UTILITY_FLOOR
 from unlearnbench.recovery.compare import compare, open_comparison
-from unlearnbench.recovery.tables import recovery_table
+from unlearnbench.recovery.reports import recovery_table
 from unlearnbench.util.files import write_text
 
 _CAPTION = """
