@@ -24,7 +24,7 @@ from unlearnbench.recovery.certificate import (
 )
 from unlearnbench.recovery.compare import compare, open_comparison
 from unlearnbench.recovery.policy import Policy, check, exit_status
-from unlearnbench.recovery.tables import recovery_table, rows_json
+from unlearnbench.recovery.reports import recovery_table, rows_json
 from unlearnbench.util.files import write_text, writing
 from unlearnbench.util.validation import read_yaml_model
 

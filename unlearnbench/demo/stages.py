@@ -18,8 +18,7 @@ def stage_key(facts: Mapping[str, object], *before: str) -> str:
     """The hash of all that decides what a stage makes: its options, this package's files, the
     packages that compute, and the keys of the stages it starts from.
     """
-    from unlearnbench.runs.fingerprint import Fingerprint
-    from unlearnbench.runs.provenance import describe_environment
+    from unlearnbench.runs.fingerprint import Fingerprint, describe_environment
 
     decisive = {
         "stage": facts,

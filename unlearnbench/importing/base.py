@@ -27,8 +27,8 @@ from unlearnbench.results import (
     TaskResult,
     kind_of_precision,
 )
+from unlearnbench.runs.fingerprint import describe_environment
 from unlearnbench.runs.folder import RunFolder
-from unlearnbench.runs.provenance import describe_environment
 from unlearnbench.tasks.registry import Registry, load_registry
 from unlearnbench.tasks.samples import TaskSamples
 from unlearnbench.tasks.spec import Sample, TaskSpec
