@@ -1,4 +1,4 @@
-"""What a comparison or a check found, as JSON and text: tables, JUnit XML, GitHub's summary and annotations.
+"""What a comparison or a check found, as JSON, tables, JUnit XML, GitHub summary and annotations.
 
 Names come from runs and may be anyone's: each form is escaped for where it is read.
 """

@@ -138,8 +138,9 @@ def differences(there: Fingerprint, here: Fingerprint) -> list[str]:
 def describe_environment(device: str, dtype: str, batch_size: int | None) -> Environment:
     """Collect the versions and the machine. ``batch_size`` None is automatic."""
     torch = sys.modules.get("torch")  # a scripted model needs none, and loading it takes seconds
-    on_gpu = torch is not None and device.startswith("cuda")
-    name = torch.cuda.get_device_name(device) if on_gpu else platform.machine()
+    name = platform.machine()
+    if torch and device.startswith("cuda"):
+        name = torch.cuda.get_device_name(device)
     return Environment(
         unlearnbench=__version__,
         git_hash=git_hash(),
