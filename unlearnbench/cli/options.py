@@ -84,30 +84,20 @@ def _shape(kind: Any) -> dict[str, Any]:
 
 
 def field_options(
-    model: type[OptionModel],
-    *,
-    without: Collection[str] = (),
-    also: Mapping[str, str] | None = None,
-    unset: bool = False,
+    model: type[OptionModel], without: Collection[str] = (), also: Mapping[str, str] = {}
 ) -> Callable[[F], F]:
     """An option for every field of ``model``, its own ones before those of the classes it extends.
 
-    without: fields that are left out. also: second spellings, by field. unset: what is not given
-    is None, so that a command can tell; else it is the field's default.
+    without: fields that are left out. also: second spellings, by field.
     """
     made = []
     for name in dict.fromkeys([*model.__annotations__, *model.model_fields]):
         if name in without or name not in model.model_fields:
             continue
-        field = model.model_fields[name]
-        kind: Any = field.annotation
-        if unset and kind is bool:
-            kind = bool | None
-        text = " ".join((field.description or "").split())
-        if unset and field.default not in (None, False, 0):
-            text += f"  [default: {field.default}]"
-        default = None if unset else field.get_default(call_default_factory=True)
-        made.append(make_option(name, kind, default, text, field.title, (also or {}).get(name)))
+        kind = model.model_fields[name]
+        text = " ".join((kind.description or "").split())
+        option = make_option(name, kind.annotation, kind.default, text, kind.title, also.get(name))
+        made.append(option)
 
     def add(command: F) -> F:
         # Where click.option puts what it makes, the last first.
@@ -175,40 +165,31 @@ class PushOptions(OptionModel):
 
 def config_option(closed: Collection[str] = ()) -> Callable[[F], F]:
     """``--config FILE``: a YAML file of the command's options, but those that are ``closed``."""
+    closed = {"config", "help", "version", *closed}
 
     def read(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-        if value is not None and not ctx.resilient_parsing:
-            known = {p.name: p for p in ctx.command.get_params(ctx) if isinstance(p, click.Option)}
-            for name in ("config", "help", "version", *closed):
-                known.pop(name, None)
-            ctx.default_map = {**(ctx.default_map or {}), **_read_config(Path(value), known)}
+        if value is None or ctx.resilient_parsing:
+            return
+        known = {p.name: p for p in ctx.command.get_params(ctx) if isinstance(p, click.Option)}
+        file, found = read_yaml(Path(value)), dict[str, Any]()
+        for key, given in file.value.items():
+            name, shown = key.replace("-", "_"), one_line(key, 80)
+            if name not in known or name in closed:
+                raise OptionError(f"{file.where(key)}: no option is called {shown!r}")
+            option = known[name]
+            if given is None:
+                raise OptionError(f"{file.where(key)}: {shown} has no value; leave it out")
+            if isinstance(given, Mapping) and option.type is not PAIRS:
+                raise OptionError(f"{file.where(key)}: {shown} takes no mapping")
+            if isinstance(given, list) and not option.multiple:
+                raise OptionError(f"{file.where(key)}: {shown} takes one value")
+            found[name] = [given] if option.multiple and not isinstance(given, list) else given
+        ctx.default_map = {**(ctx.default_map or {}), **found}
 
+    said = "Options by their names, in YAML; what stands here or in the environment wins."
     return click.option(
-        "--config",
-        metavar="FILE",
-        is_eager=True,
-        expose_value=False,
-        callback=read,
-        help="Options by their names, in YAML; what stands here or in the environment wins.",
+        "--config", metavar="FILE", is_eager=True, expose_value=False, callback=read, help=said
     )
-
-
-def _read_config(path: Path, known: Mapping[str, click.Option]) -> dict[str, Any]:
-    file = read_yaml(path)
-    found: dict[str, Any] = {}
-    for key, given in file.value.items():
-        name, shown = key.replace("-", "_"), one_line(key, 80)
-        option = known.get(name)
-        if option is None:
-            raise OptionError(f"{file.where(key)}: no option is called {shown!r}")
-        if given is None:
-            raise OptionError(f"{file.where(key)}: {shown} has no value; leave it out")
-        if isinstance(given, Mapping) and option.type is not PAIRS:
-            raise OptionError(f"{file.where(key)}: {shown} takes no mapping")
-        if isinstance(given, list) and not option.multiple:
-            raise OptionError(f"{file.where(key)}: {shown} takes one value")
-        found[name] = [given] if option.multiple and not isinstance(given, list) else given
-    return found
 
 
 def name_variables(command: click.Command) -> None:

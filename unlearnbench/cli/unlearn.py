@@ -70,7 +70,7 @@ def _shared(without: set[str]) -> Callable[[Command], Command]:
         command = field_options(CorpusOptions)(command)
         said = "Go on with an interrupted training in --out."
         command = click.option("--resume", is_flag=True, help=said)(command)
-        return field_options(TrainOptions, without=without, unset=True)(command)
+        return field_options(TrainOptions, without=without)(command)
 
     return add
 
@@ -88,7 +88,7 @@ _out = click.option("--out", metavar="DIR", help="Gets the new checkpoint and un
 @click.option("--retain", multiple=True, metavar=_SOURCE, help="Repeatable.")
 @click.option("--auxiliary", multiple=True, metavar=_SOURCE, help="A third set, if one is read.")
 @_shared({"l1", "weight_noise", "pack"})
-@field_options(SelectOptions, unset=True)
+@field_options(SelectOptions)
 def unlearn(**given: Any) -> None:
     """Make an unlearned checkpoint from a target model.
 
