@@ -44,12 +44,7 @@ def set_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        _EXPLAIN = logging.getLogger("unlearnbench.explain")
-
-
-_EXPLAIN.setLevel(logging.WARNING)
-
-_threads_from = "asked for by --threads"
+        _threads_from = "asked for by --threads"
 
 
 def describe_threads() -> str:
