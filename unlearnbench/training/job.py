@@ -17,8 +17,7 @@ from unlearnbench.checkpoints.origin import FILE, Training, TrainingOptions
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
-from unlearnbench.runs.fingerprint import Fingerprint
-from unlearnbench.runs.provenance import describe_environment, git_hash, source_sha256
+from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, write_file
