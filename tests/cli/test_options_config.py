@@ -151,8 +151,7 @@ def test_gen_kwargs_are_recorded_and_keep_runs_apart(
 )
 def test_gen_kwargs_that_make_no_sense(toy: Toy, given: dict[str, object], message: str) -> None:
     from unlearnbench.tasks.registry import load_registry
-    from unlearnbench.tasks.rows import DataOptions
-    from unlearnbench.tasks.rows import load_samples
+    from unlearnbench.tasks.rows import DataOptions, load_samples
 
     spec = load_registry([toy.tasks]).tasks["toy_verbmem"]
     plans = [load_samples(spec, DataOptions(toy.data), None)]

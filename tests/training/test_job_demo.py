@@ -12,6 +12,7 @@ import pytest
 import unlearnbench
 from tests.training.tiny import FORGET, RETAIN, make_target
 from unlearnbench.demo.recipe import DTYPE, METHODS
+from unlearnbench.demo.work import score_checkpoint
 from unlearnbench.training.job import Job, unlearn
 from unlearnbench.training.options import SelectOptions
 
@@ -55,7 +56,13 @@ def test_the_forget_set_goes_and_the_rest_stays(
         eval_dtype=DTYPE,
     )
     job = Job(
-        str(folder), tmp_path / "out", FORGET, RETAIN, options=recipe.options(seed), select=select
+        str(folder),
+        tmp_path / "out",
+        FORGET,
+        RETAIN,
+        options=recipe.options(seed),
+        select=select,
+        score=score_checkpoint,
     )
     training = unlearn(job, method, dict(recipe.knobs))
     assert training.selection is not None

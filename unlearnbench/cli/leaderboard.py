@@ -13,13 +13,13 @@ from unlearnbench.boards.entry import Submission
 from unlearnbench.boards.tables import build_board
 from unlearnbench.boards.verify import verify_board
 from unlearnbench.cli.options import PushOptions, field_options, taken
-from unlearnbench.cli.push import push_paths
+from unlearnbench.cli.runs import push_paths
 from unlearnbench.errors import printable
 
 
 @click.group("leaderboard")
 def leaderboard() -> None:
-    """Boards of entries: add one, build the tables and the page, verify."""
+    """Boards of entries: add one, build tables and page, verify."""
 
 
 @leaderboard.command("add")
@@ -43,8 +43,7 @@ def add(
     submission = Submission(name, given["role"], note, not no_texts)
     path = add_entry(read_board(Path(folder)), [Path(run) for run in runs], submission)
     click.echo(printable(str(path)))
-    if options.push_to_hub is not None:
-        push_paths([path], options.push_to_hub, options)
+    push_paths([path], options)
 
 
 @leaderboard.command("build")
@@ -60,7 +59,7 @@ def build(folders: Sequence[str]) -> None:
 @click.argument("folders", nargs=-1, metavar="[DIR...]")
 def verify(folders: Sequence[str]) -> int:
     """Recompute every entry: exit 0 all hold, 1 one does not."""
-    bad = 0
+    status = 0
     for board in _boards(folders):
         for verdict in verify_board(board)[1]:
             wrong = [*verdict.missing, *verdict.problems]
@@ -69,8 +68,8 @@ def verify(folders: Sequence[str]) -> int:
             for kind, lines in (("wrong", wrong), ("note", verdict.notes)):
                 for line in dict.fromkeys(lines):
                     click.echo(printable(f"  {kind}: {' '.join(line.split())}"))
-            bad += bool(wrong)
-    return 1 if bad else 0
+            status = 1 if wrong else status
+    return status
 
 
 def _boards(folders: Sequence[str]) -> list[Board]:

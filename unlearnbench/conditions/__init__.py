@@ -134,7 +134,7 @@ def find_condition(name: str) -> ConditionSpec:
             return found
     known = [*fixed, *ALIASES, *(family.name for family in families())]
     near = difflib.get_close_matches(name, known, n=3) or known
-    raise PrecisionError(f"unknown precision {one_line(name)!r}; known: {', '.join(near)}")
+    raise PrecisionError(f"unknown condition {one_line(name)!r}; known: {', '.join(near)}")
 
 
 def resolve(names: Sequence[str]) -> tuple[ConditionSpec, ...]:

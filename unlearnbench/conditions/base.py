@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
-from unlearnbench.checkpoints.linear import linear_layers
-from unlearnbench.results import CalibrationData, Proof
+from unlearnbench.checkpoints.load import linear_layers
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
+    from unlearnbench.results import CalibrationData, Proof
 
 Kernel: TypeAlias = Literal["native", "dequantized"]
 

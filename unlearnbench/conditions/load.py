@@ -20,7 +20,7 @@ from unlearnbench.errors import OptionError, PrecisionError
 from unlearnbench.methods import combine_rule
 from unlearnbench.models.hf import HFModel
 from unlearnbench.results import FULL, Condition, ConditionOptions, Proof
-from unlearnbench.util.explain import explain, explain_loaded
+from unlearnbench.util.process import explain, explain_loaded
 
 # Backends whose layers are made where accelerate puts them.
 _SPREAD = ("torch", "bitsandbytes", "unlearnbench", "gguf")
@@ -69,7 +69,7 @@ class Prepared:
         return HFModel(network, self.source, condition, self.dtype, self.plan.device, batch_size)
 
     def _load_part(self, source: CheckpointSource, batch_size: int | None) -> HFModel:
-        from unlearnbench.models.rounding import quicken_int8
+        from unlearnbench.models.packable import quicken_int8
 
         plan = self.plan
         with warnings.catch_warnings():

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from unlearnbench.errors import TaskError, one_line
 from unlearnbench.tasks import kinds
 from unlearnbench.tasks.spec import TaskSpec
-from unlearnbench.util.yaml import read_text, read_yaml
+from unlearnbench.util.validation import read_text, read_yaml
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ class Registry:
     def _matching(self, word: str) -> Sequence[str]:
         if word in self.files:
             return (word,)
-        return self.groups.get(word) or fnmatch.filter(self.files, word)
+        if word in self.groups:
+            return self.groups[word]
+        return [name for name in self.files if fnmatch.fnmatchcase(name, word)]
 
 
 def split_names(text: str | Sequence[str]) -> list[str]:

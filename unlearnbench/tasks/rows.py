@@ -14,7 +14,7 @@ from pathlib import Path
 from unlearnbench.errors import DataError, MetricError, one_line
 from unlearnbench.results import SampleRecord, SplitData, TaskResult
 from unlearnbench.tasks.spec import Row, Sample, SplitRows, TaskReference, TaskSpec
-from unlearnbench.util.quiet import quiet_hub
+from unlearnbench.util.process import quiet_hub
 
 PACKAGE_DATA = Path(__file__).resolve().parent.parent / "demo" / "data"
 
