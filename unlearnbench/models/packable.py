@@ -136,9 +136,10 @@ def padding_moves(model: Any, tokens: Tokens, ids: Sequence[int]) -> bool:
                 return_dict_in_generate=True,
             )
             first.append(output.logits[0].float()[0])
-    if not bool(first[0].isfinite().all()):
+    alone, beside = first
+    if not bool(alone.isfinite().all()):
         return False  # said with the sample's name when it is asked
-    return _moves_logits(*first, model)
+    return _moves_logits(alone, beside, model)
 
 
 def short_window(model: Any, longest: int) -> str | None:
