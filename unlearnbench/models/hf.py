@@ -17,11 +17,11 @@ from unlearnbench.models.likelihood import Head, find_head
 from unlearnbench.models.packable import find_continuer, short_window, side_of, turning_points
 from unlearnbench.models.tokens import Tokens
 from unlearnbench.requests import Generate, Generated, Score, Scored
-from unlearnbench.results import Checkpoint, Condition
+from unlearnbench.results import Condition
 from unlearnbench.util.explain import explain
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from unlearnbench.checkpoints.source import Source
 
@@ -42,8 +42,11 @@ class HFModel:
     ) -> None:
         self.network = network
         """The loaded transformers model; not to be changed."""
-        self.condition, self.dtype = condition, dtype
-        self._source, self._batch_size = source, batch_size
+        self.checkpoint, self.condition, self.dtype = source.checkpoint, condition, dtype
+        self.config: dict[str, object] = source.config.to_dict()
+        self.tokenizer = source.tokenizer
+        """Not to be changed."""
+        self._batch_size = batch_size
         if device == "auto":  # spread over several: prompts go where the first layer is
             first: Any = network.get_input_embeddings()
             device = str(first.weight.device)
@@ -65,24 +68,9 @@ class HFModel:
         )
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's tokenizer; not to be changed."""
-        return self._source.tokenizer
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """Which weights and tokenizer."""
-        return self._source.checkpoint
-
-    @property
     def device(self) -> str:
         """Kind of device, as ``cpu`` or ``cuda``."""
         return self._device.split(":")[0]
-
-    @property
-    def config(self) -> dict[str, object]:
-        """The content of ``config.json``."""
-        return dict(self._source.config.to_dict())
 
     def truncate(self, text: str, max_tokens: int) -> str:
         """Cut ``text`` to its first ``max_tokens`` token ids, special tokens counted."""
