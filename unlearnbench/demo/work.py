@@ -112,7 +112,7 @@ def evaluate_model(name: str, options: DemoOptions) -> str:
 def make_table(name: str, options: DemoOptions) -> None:
     """Write ``recovery.json``, as ``compare --json`` does."""
     from unlearnbench.recovery.compare import compare, open_comparison
-    from unlearnbench.recovery.tables import rows_json
+    from unlearnbench.recovery.reports import rows_json
 
     with _bar(name, 1, options) as bar:
         entries = [options.runs(method) for method in options.methods]

@@ -32,9 +32,7 @@ from unlearnbench.tasks.rows import DataOptions
 from unlearnbench.tasks.samples import load_samples
 from unlearnbench.tasks.spec import TaskSpec
 from unlearnbench.training.options import CorpusOptions, SelectOptions
-from unlearnbench.util.explain import show_explanations
-from unlearnbench.util.process import set_threads
-from unlearnbench.util.quiet import plain_errors
+from unlearnbench.util.process import plain_errors, set_threads, show_explanations
 
 if TYPE_CHECKING:
     from unlearnbench.conditions.load import Prepared

@@ -23,8 +23,7 @@ from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks
 from unlearnbench.results import Checkpoint
-from unlearnbench.runs.fingerprint import Fingerprint
-from unlearnbench.runs.provenance import describe_environment, git_hash, source_sha256
+from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
 from unlearnbench.training.batches import Encoder
 from unlearnbench.training.context import DTYPES, TrainerContext
 from unlearnbench.training.corpus import Corpus, TextRole, load_corpus
