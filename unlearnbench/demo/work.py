@@ -84,7 +84,7 @@ def is_trained(out: Path) -> bool:
     if (out / FILE).exists():
         folder.clean()  # in case the process was killed just before
         return True
-    if folder.work.is_dir() and not folder.is_claimed:
+    if folder.work.is_dir() and not folder.claimed.exists():
         shutil.rmtree(out)
     return False
 
