@@ -30,6 +30,7 @@ from unlearnbench.tasks.overrides import chat_samples, override_decoding, templa
 from unlearnbench.tasks.registry import builtin_task_dir, load_registry, split_names
 from unlearnbench.tasks.rows import DataOptions, load_samples
 from unlearnbench.tasks.spec import TaskSpec
+from unlearnbench.training.options import CorpusOptions, SelectOptions
 from unlearnbench.util.process import plain_errors, set_threads, show_explanations
 
 if TYPE_CHECKING:
@@ -260,3 +261,15 @@ def _evaluate_given(
 
 def _itself(model: Model) -> Model:
     return model
+
+
+def score_checkpoint(
+    corpus: CorpusOptions, folder: Path, select: SelectOptions, runs: Path
+) -> RunResult:
+    """Evaluate a checkpoint of a training as any checkpoint is: with its ``corpus``, what a ``Job``
+    takes as ``score``.
+    """
+    data = corpus.model_dump(exclude={"text_field"})
+    options = Options(output=runs, limit=select.eval_limit, dtype=select.eval_dtype, **data)
+    (result,) = evaluate(folder, select.names, options=options)
+    return result
