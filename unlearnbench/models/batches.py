@@ -59,6 +59,15 @@ class Budget:
         """Whether texts of these lengths, longest first, may stand in one batch."""
         return len(lengths) <= self.rows and self.cost(lengths) <= self.tokens
 
+    def grow(self) -> None:
+        """A batch was done."""
+        self.tokens = min(self.most, 2 * self.tokens)
+
+    def shrink(self, lengths: Sequence[int]) -> None:
+        """A batch of these lengths ran out of memory."""
+        self.tokens = self.most = max(1, self.cost(lengths) // 2)
+        self.rows = max(1, len(lengths) // 2)
+
 
 def texts_budget(texts: int) -> Budget:
     """So many texts, whatever their length."""
@@ -106,10 +115,9 @@ def run_in_batches(
                         f"{where}: out of memory with {len(batch)} texts in a batch; {few}"
                     ) from None
                 log.warning("out of memory with %d texts in a batch; halving it", len(batch))
-                budget.tokens = budget.most = max(1, budget.cost(lengths) // 2)
-                budget.rows = max(1, len(lengths) // 2)
+                budget.shrink(lengths)
                 continue
-        budget.tokens = min(budget.most, 2 * budget.tokens)  # also after one that is done already
+        budget.grow()  # as it did when a batch that is done was run
         waiting = waiting[len(lengths) :]
         yield from (answer for answer in answers if answer.id not in done)
 

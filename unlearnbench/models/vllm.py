@@ -27,8 +27,9 @@ _LEFT_FREE = 2 * 2**30  # bytes of a GPU, for scores and for what else runs ther
 
 
 def require_vllm(source: Source, kernels: Mapping[str, Collection[str]], kernel: str) -> None:
-    """Raise before any weights are loaded where ``--backend vllm`` cannot run. kernels: by condition,
-    the ways in which it can run. kernel: the one that was asked for.
+    """Raise before any weights are loaded where ``--backend vllm`` cannot run.
+
+    kernels: by condition, the ways in which it can run. kernel: the one that was asked for.
     """
     if importlib.util.find_spec("vllm") is None:
         raise OptionError(
@@ -117,8 +118,8 @@ class VllmModel(Delegate):
     def generate(
         self, requests: Sequence[Generate], skip: Collection[str] = ()
     ) -> Iterator[Generated]:
-        """Continue prompts greedily: vLLM would draw in its own way. It forms its batches as requests
-        come and go, so answers may differ in a token between two runs in bf16 or fp16.
+        """Continue prompts greedily: vLLM would draw in its own way. It forms its batches as
+        requests come and go, so answers may differ in a token between two runs in bf16 or fp16.
         """
         todo = [request for request in requests if request.id not in skip]
         if any(request.sampling is not None for request in todo):

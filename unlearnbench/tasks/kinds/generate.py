@@ -125,15 +125,15 @@ class GenerationTask(GenerationFile):
         """
         metric, split, prefix = generation_metric(self.metric), self.test_split, ""
         if self.fewshot_split:
-            shots = splits[self.fewshot_split].rows[: self.num_fewshot]
-            if len(shots) < self.num_fewshot:
+            shots = splits[self.fewshot_split]
+            if len(shots.rows) < self.num_fewshot:
                 raise DataError(
-                    f"{self.task}: split {self.fewshot_split!r} has {len(shots)} rows, and the "
-                    f"prompt needs {self.num_fewshot} shots"
+                    f"{self.task}: split {shots.split!r} has {len(shots.rows)} rows, and the prompt "
+                    f"needs {self.num_fewshot} shots"
                 )
-            for i, row in enumerate(shots):
-                shot = self.plain_text(row, f"{self.task}: {self.fewshot_split}/{i}")
-                prefix += shot + self.fewshot_delimiter
+            for i, row in enumerate(shots.rows[: self.num_fewshot]):
+                prefix += self.plain_text(row, f"{self.task}: {shots.split}/{i}")
+                prefix += self.fewshot_delimiter
         samples = []
         for i, row in enumerate(limited(splits[split].rows, limit)):
             where = f"{self.task}: {split}/{i}"
