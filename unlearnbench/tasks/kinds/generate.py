@@ -128,8 +128,8 @@ class GenerationTask(GenerationFile):
             shots = splits[self.fewshot_split]
             if len(shots.rows) < self.num_fewshot:
                 raise DataError(
-                    f"{self.task}: split {shots.split!r} has {len(shots.rows)} rows, and the prompt "
-                    f"needs {self.num_fewshot} shots"
+                    f"{self.task}: split {shots.split!r} has {len(shots.rows)} rows, and the "
+                    f"prompt needs {self.num_fewshot} shots"
                 )
             for i, row in enumerate(shots.rows[: self.num_fewshot]):
                 prefix += self.plain_text(row, f"{self.task}: {shots.split}/{i}")
