@@ -146,9 +146,7 @@ def _threshold(reference: str, task: str, limit: int | None) -> float:
         if not math.isfinite(score):
             raise OptionError(f"--retrained {reference}: use a run folder or a score")
         if limit is not None:
-            says = (
-                "--retrained %s with --eval-limit %d: that score has to be one of the same "
-            )
+            says = "--retrained %s with --eval-limit %d: that score has to be one of the same "
             says += "first %d rows; the retrained model's run folder gives it"
             log.warning(says, reference, limit, limit)
         return score
