@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import CORPUS, MakeCheckpoint, load_at, make_tokenizer
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
+from unlearnbench.checkpoints.find import files_sha256
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.errors import CheckpointError, ModelOutputError, OptionError
 from unlearnbench.models.hf import HFModel
@@ -411,7 +412,7 @@ def test_the_weights_hash_is_of_both_adapter_and_base(
     pairs = [(adapter, tiny), (copy, tiny), (adapter, other)]
     sources = [open_checkpoint(str(a), LoadOptions(base=str(b))) for a, b in pairs]
     assert len({s.checkpoint.weights_sha256 for s in sources}) == 3
-    both = [sources[0].files.weights_sha256, sources[0].full.weights_sha256]
+    both = [files_sha256(part.weights) for part in (sources[0].files, sources[0].full)]
     assert sources[0].checkpoint.weights_sha256 == content_sha256(both)
 
 

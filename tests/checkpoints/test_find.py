@@ -63,7 +63,7 @@ def test_a_single_file(tiny: Path) -> None:
     assert found.weights == (tiny / "model.safetensors",)
     assert found.revision is None
     assert found.size == (tiny / "model.safetensors").stat().st_size
-    assert found.weights_sha256 == sha256(tiny / "model.safetensors")
+    assert files_sha256(found.weights) == sha256(tiny / "model.safetensors")
 
 
 def test_shards(sharded: Path) -> None:
@@ -74,14 +74,14 @@ def test_shards(sharded: Path) -> None:
     assert [p.name for p in found.weights] == names
     assert found.size == sum((sharded / name).stat().st_size for name in names)
     lines = "".join(f"{sha256(sharded / name)}  {name}\n" for name in names)
-    assert found.weights_sha256 == hashlib.sha256(lines.encode()).hexdigest()
+    assert files_sha256(found.weights) == hashlib.sha256(lines.encode()).hexdigest()
 
 
 def test_a_shard_that_the_index_does_not_name_is_no_part(sharded: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(sharded, copy)
     (copy / "model-00009-of-00009.safetensors").write_bytes(b"rubbish")
-    assert find(copy).weights_sha256 == find(sharded).weights_sha256
+    assert files_sha256(find(copy).weights) == files_sha256(find(sharded).weights)
 
 
 def test_the_hash_of_shards_takes_names_in_order_and_sees_every_byte(tmp_path: Path) -> None:
@@ -325,7 +325,7 @@ def test_a_gguf_file(tmp_path: Path) -> None:
     found = find(path)
     assert (found.kind, found.folder, found.weights) == ("gguf", tmp_path, (path,))
     assert found.tensors == {"a": ("F32", (4,))}
-    assert found.weights_sha256 == sha256(path)
+    assert files_sha256(found.weights) == sha256(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"PK\x03\x04"])

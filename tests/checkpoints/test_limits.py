@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from unlearnbench.checkpoints.limits import check_config, check_numbers, check_size, walk_json
+from unlearnbench.checkpoints.limits import (
+    check_config,
+    check_numbers,
+    check_patterns,
+    check_size,
+    walk_json,
+)
 from unlearnbench.errors import CheckpointError
 
 
@@ -78,3 +85,39 @@ def test_tables_beside_the_weights_have_a_limit() -> None:
         model.register_buffer("more", torch.empty(2**28, dtype=torch.uint8))
     with pytest.raises(CheckpointError, match=r"tables of 0\.5 GiB"):
         check_size(model, "it", 110, 440, exact=True)
+
+
+NAMES = ["model.layers.0.self_attn.q_proj", "lm_head"]
+
+
+def test_plain_names_need_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(subprocess, "run", never)
+    check_patterns([None, ["q_proj", "model.layers.0"], {"lm_head": 4}, 7], NAMES, "it")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        ["re:.*q_proj"],
+        {"+:.*self_attn.*": {}},
+        {"targets": [{"-:lm_head|q_proj": 1}]},
+        "(q|k)_proj",
+    ],
+)
+def test_patterns_that_end_are_taken(facts: Any) -> None:
+    check_patterns(facts, NAMES, "it")
+
+
+@pytest.mark.parametrize("facts", [["(*"], {"re:[z-a]+": 1}])
+def test_a_pattern_that_is_none_is_refused(facts: Any) -> None:
+    with pytest.raises(CheckpointError, match="it: .* is no usable regular expression"):
+        check_patterns(facts, NAMES, "it")
+
+
+def test_a_pattern_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unlearnbench.checkpoints.limits._SECONDS", 0.3)
+    with pytest.raises(CheckpointError, match=r"takes longer than 0\.3 s over the model's module"):
+        check_patterns({"([a-z._0-9]+)+!": 1}, NAMES, "it")

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import PreTrainedTokenizer
 
 from tests.checkpoints.helpers import PROMPTS, UP, edit_json, edit_weights, load, logprobs, texts
-from tests.conftest import CORPUS, MakeCheckpoint, load_at, make_tokenizer
+from tests.conftest import CORPUS, MakeCheckpoint, load_at, make_model, make_tokenizer
 from tests.models.architectures import Given, make_kind
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
-from unlearnbench.checkpoints.load import require_gguf_support, tokenizer_sha256
+from unlearnbench.checkpoints.load import linear_layers, require_most, tokenizer_sha256
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.errors import CheckpointError, PrecisionError
+from unlearnbench.errors import CheckpointError, NotInForceError, PrecisionError
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate, Sampling, Score
 from unlearnbench.results import Condition, ConditionOptions
@@ -482,14 +483,6 @@ def test_a_corrupt_generation_config_does_not_change_outputs(copy: Path, plain: 
     assert texts(load(copy)) == texts(plain)
 
 
-def test_gguf_files_need_a_transformers_that_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.__version__", "5.23.0")
-    require_gguf_support()
-    monkeypatch.setattr("transformers.__version__", "5.20.2")
-    with pytest.raises(CheckpointError, match="reads GGUF files wrongly"):
-        require_gguf_support()
-
-
 def test_weights_are_loaded_as_they_are_stored(copy: Path) -> None:
     edit_json(copy / "config.json", dtype="bfloat16")
     weight = open_checkpoint(str(copy), LoadOptions()).state_dict()["lm_head.weight"]
@@ -558,6 +551,24 @@ def test_a_slow_tokenizer_is_said(
 ) -> None:
     caplog.set_level(logging.INFO, "unlearnbench")
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: Characters())
-    monkeypatch.setattr("unlearnbench.checkpoints.checkpoint.check_tokenizer", lambda *_: None)
+    monkeypatch.setattr("unlearnbench.checkpoints.load.check_tokenizer", lambda *_: None)
     open_checkpoint(str(tiny), LoadOptions())
     assert "no fast implementation" in caplog.text
+
+
+def test_the_linear_layers_but_the_head() -> None:
+    found = linear_layers(make_model(300))
+    parts = {name.rsplit(".", 1)[1] for name in found}
+    assert parts == {f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")}
+    assert len(found) == 2 * 7
+    assert all(isinstance(module, nn.Linear) for module in found.values())
+
+
+def test_a_model_that_names_no_head() -> None:
+    assert list(linear_layers(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))) == ["0"]
+
+
+def test_a_tenth_of_the_weights_may_lie_outside() -> None:
+    require_most("it", {"a": 90, "b": 10}, ["a"])
+    with pytest.raises(NotInForceError, match="it leaves 11 of 101 .* the most in b"):
+        require_most("it", {"a": 90, "b": 11}, ["a"])

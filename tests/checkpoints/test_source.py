@@ -1,4 +1,4 @@
-"""WHP's two checkpoints in one folder, measured as one model."""
+"""Several checkpoints in one folder, measured as one model: as WHP's two."""
 
 from __future__ import annotations
 
@@ -14,14 +14,22 @@ import unlearnbench
 from tests.cli.test_main import call
 from tests.conditions.helpers import require_library
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, write_jsonl
-from unlearnbench.checkpoints.ensemble import EnsembleFacts, read_ensemble, write_ensemble
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import open_source
+from unlearnbench.checkpoints.source import (
+    EnsembleFacts,
+    find_ensemble,
+    open_source,
+    read_ensemble,
+    write_ensemble,
+)
 from unlearnbench.conditions import find_condition
 from unlearnbench.conditions.load import _require_loadable
 from unlearnbench.errors import CheckpointError, PrecisionError
 from unlearnbench.training.job import Job, unlearn
 from unlearnbench.training.options import TrainOptions
+
+WHP = EnsembleFacts(method="whp", models=("baseline", "reinforced"), numbers={"alpha": 2.0})
+TOY = EnsembleFacts(method="toy", models=("a", "b", "c"), numbers={"share": 0.5})
 
 
 @pytest.fixture(scope="module")
@@ -130,32 +138,56 @@ def test_two_models_of_different_shape_are_refused(
 ) -> None:
     shutil.copytree(tiny, tmp_path / "pair/baseline")
     shutil.copytree(make_checkpoint("wide", intermediate_size=96), tmp_path / "pair/reinforced")
-    facts = EnsembleFacts("whp", ("baseline", "reinforced"), {"alpha": 1.0})
-    write_ensemble(tmp_path / "pair", facts)
+    write_ensemble(tmp_path / "pair", WHP)
     with pytest.raises(CheckpointError, match="differ in config"):
         open_source(str(tmp_path / "pair"), LoadOptions())
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("facts", "name"),
     [
-        {"format_version": 2},
-        {"models": ["a"]},
-        {"models": ["a", "../b"]},
-        {"models": ["a", ["b"]]},
-        {"models": ["a", "a"]},
-        {"models": "ab"},
-        {"method": 3},
-        {"numbers": [1]},
-        {"numbers": {"share": float("inf")}},
-        {"more": 1},
+        (WHP, "whp.json"),
+        (TOY, "ensemble.json"),
     ],
 )
-def test_a_damaged_ensemble_json_raises(tmp_path: Path, change: dict[str, object]) -> None:
-    good = {"format_version": 1, "method": "three", "models": ["a", "b"], "numbers": {"share": 0.5}}
+def test_what_is_written_is_read(tmp_path: Path, facts: EnsembleFacts, name: str) -> None:
+    assert find_ensemble(str(tmp_path)) is None
+    write_ensemble(tmp_path, facts)
+    assert find_ensemble(str(tmp_path)) == tmp_path / name
+    assert read_ensemble(tmp_path / name) == facts
+
+
+@pytest.mark.parametrize("model", ["~nobody-of-this-name/x", "a\0b", "x" * 5000, "org/name"])
+def test_what_is_no_path_is_no_ensemble(model: str) -> None:
+    assert find_ensemble(model) is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format_version": 2}, "format_version: Input should be 1"),
+        ({"more": 1}, "more: Extra inputs are not permitted"),
+        ({"models": "ab"}, "models: Input should be a valid tuple"),
+        ({"models": ["a"]}, "models: .* at least 2"),
+        ({"models": [f"m{n}" for n in range(64)]}, "models: .* at most 63"),
+        ({"models": ["a", "../b"]}, r"models\.1: String should match"),
+        ({"models": ["a", ""]}, r"models\.1: String should match"),
+        ({"models": ["a", "b\n"]}, r"models\.1: String should match"),
+        ({"models": [["a"], {}]}, r"models\.0: Input should be a valid string"),
+        ({"method": "../evil"}, "method: String should match"),
+        ({"method": 3}, "method: Input should be a valid string"),
+        ({"models": ["a", "a"]}, "models: names one model twice"),
+        ({"numbers": []}, "numbers: Input should be a valid dictionary"),
+        ({"numbers": {f"n{n}": 1 for n in range(65)}}, "numbers: .* at most 64"),
+        ({"numbers": {"n\x1b[2J": "1"}}, r"n\\x1b\[2J: Input should be a valid number"),
+        ({"numbers": {"n": True}}, r"numbers\.n: Input should be a valid number"),
+        ({"numbers": {"n": float("nan")}}, r"numbers\.n: Input should be a finite number"),
+        ({"numbers": {"n": 10**400}}, r"numbers\.n: Input should be a valid number"),
+    ],
+)
+def test_a_damaged_file_is_refused(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+    content = {"format_version": 1, "method": "toy", "models": ["a", "b"], "numbers": {"n": 1}}
     path = tmp_path / "ensemble.json"
-    path.write_text(json.dumps(good), encoding="utf-8")
-    assert read_ensemble(path) == EnsembleFacts("three", ("a", "b"), {"share": 0.5})
-    path.write_text(json.dumps(good | change), encoding="utf-8")
-    with pytest.raises(CheckpointError, match=r"ensemble\.json"):
+    path.write_text(json.dumps(content | changes))
+    with pytest.raises(CheckpointError, match=said):
         read_ensemble(path)

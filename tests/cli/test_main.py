@@ -52,7 +52,7 @@ def test_importing_the_package_is_light() -> None:
 
 
 def test_quieting_needs_no_other_import() -> None:
-    python("from unlearnbench.util.quiet import quiet_hub; quiet_hub()")
+    python("from unlearnbench.util.process import quiet_hub; quiet_hub()")
 
 
 def test_public_names() -> None:
@@ -177,7 +177,7 @@ def test_interrupt_exits_130(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unlearnbench.cli.evaluate.evaluate", interrupt)
+    monkeypatch.setattr("unlearnbench.evaluation.evaluate.evaluate", interrupt)
     assert call("--model", "x", "--tasks", "news") == 130
     assert "interrupted" in capsys.readouterr().err
 
@@ -188,7 +188,7 @@ def test_a_bug_of_ours_is_one_line_and_never_exit_1(
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("unlearnbench.cli.evaluate.evaluate", fail)
+    monkeypatch.setattr("unlearnbench.evaluation.evaluate.evaluate", fail)
     assert call("--model", "x", "--tasks", "news") == 2
     assert capsys.readouterr().err == "unlearnbench: error: internal error: ZeroDivisionError: oh\n"
 

@@ -15,7 +15,7 @@ from unlearnbench.cli.main import COMMANDS, cli
 from unlearnbench.cli.options import config_option, field_options, taken
 from unlearnbench.errors import OptionError
 from unlearnbench.evaluation.options import Options
-from unlearnbench.util.optionmodel import OptionModel
+from unlearnbench.util.validation import OptionModel
 
 
 class Below(OptionModel):
@@ -43,12 +43,12 @@ class Toys(Below):
     """Key and value."""
 
 
-def made(*arguments: str, unset: bool = False) -> dict[str, Any]:
+def made(*arguments: str) -> dict[str, Any]:
     """What a command with these options is given."""
     found: dict[str, Any] = {}
 
     @click.command()
-    @field_options(Toys, unset=unset, also={"number": "--count"})
+    @field_options(Toys, also={"number": "--count"})
     @config_option(closed=["word"])
     def command(**given: Any) -> None:
         found.update(given)
@@ -72,14 +72,6 @@ def test_what_is_given_becomes_the_model() -> None:
     )
     assert taken(Toys, made()) == Toys()
     assert made("--count", "4")["number"] == 4
-
-
-def test_what_is_not_given_can_be_told() -> None:
-    assert made("--number", "3", unset=True) == {
-        "number": 3,
-        **dict.fromkeys(("share", "word", "flag", "pairs", "shared")),
-        "several": (),
-    }
 
 
 def test_the_rest_is_left_to_the_command() -> None:

@@ -78,13 +78,13 @@ def test_a_condition_has_one_name(typed: str, name: str) -> None:
         ("prune-magnitude-0", "above 0 and below 100"),
         ("prune-magnitude-100", "above 0 and below 100"),
         ("prune-magnitude-", "known: prune-magnitude-S"),
-        ("prune-magnitude--5", "unknown precision"),
-        ("prune-30", "unknown precision"),
+        ("prune-magnitude--5", "unknown condition"),
+        ("prune-30", "unknown condition"),
         ("noise-0", "above 0"),
         ("noise-1001", "1000 at most"),
-        ("noise-nan", "unknown precision"),
-        ("noise-5-seed", "unknown precision"),
-        ("noise-٣", "unknown precision"),
+        ("noise-nan", "unknown condition"),
+        ("noise-5-seed", "unknown condition"),
+        ("noise-٣", "unknown condition"),
     ],
 )
 def test_a_number_out_of_bounds_is_refused(name: str, said: str) -> None:

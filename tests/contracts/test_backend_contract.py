@@ -295,7 +295,7 @@ def test_no_name_is_an_error() -> None:
 
 
 def test_unknown_precision_suggests_near_ones() -> None:
-    with pytest.raises(PrecisionError, match="unknown precision 'bnb-fp5'.*bnb-fp4"):
+    with pytest.raises(PrecisionError, match="unknown condition 'bnb-fp5'.*bnb-fp4"):
         conditions.find_condition("bnb-fp5")
 
 
@@ -326,7 +326,7 @@ def test_a_missing_library_is_refused_with_the_command_before_anything_is_loaded
         raise AssertionError("something was loaded")
 
     monkeypatch.setattr("importlib.util.find_spec", lacking)
-    monkeypatch.setattr("unlearnbench.checkpoints.checkpoint.load_weights", never)
+    monkeypatch.setattr("unlearnbench.checkpoints.load.load_weights", never)
     monkeypatch.setattr("unlearnbench.conditions.load.Prepared.load", never)
     # Nor is anything else put in its place, though it was asked for beside others.
     with pytest.raises(PrecisionError) as raised:

@@ -18,15 +18,15 @@ from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.cli import main
 from unlearnbench.errors import UnlearnbenchError
 from unlearnbench.requests import Generate
-from unlearnbench.runs.provenance import git_hash
-from unlearnbench.util.quiet import plain_errors
+from unlearnbench.runs.fingerprint import git_hash
+from unlearnbench.util.process import plain_errors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
 
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unlearnbench.checkpoints.patterns._SECONDS", 0.5)
+    monkeypatch.setattr("unlearnbench.checkpoints.limits._SECONDS", 0.5)
 
 
 @pytest.fixture(autouse=True, scope="module")

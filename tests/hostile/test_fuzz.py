@@ -23,7 +23,7 @@ from tests.importing.test_base import texts as scored_texts
 from unlearnbench.boards.entry import read_entry
 from unlearnbench.checkpoints.adapter import check_adapter_config
 from unlearnbench.checkpoints.find import find_checkpoint
-from unlearnbench.checkpoints.heads import read_gguf_head
+from unlearnbench.checkpoints.gguf import read_gguf_head
 from unlearnbench.checkpoints.limits import check_config
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.errors import UnlearnbenchError, one_line
@@ -79,7 +79,7 @@ def counter(request: pytest.FixtureRequest) -> Iterator[Counter]:
 @pytest.fixture
 def _tasks_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The package's own tasks and the environment are read once, not for every file."""
-    from unlearnbench.runs.provenance import describe_environment
+    from unlearnbench.runs.fingerprint import describe_environment
 
     registry, environment = load_registry(), describe_environment("unknown", "unknown", None)
     monkeypatch.setattr("unlearnbench.importing.base.load_registry", lambda _: registry)
@@ -272,8 +272,12 @@ def test_adapter_configs(tmp_path: Path, counter: Counter, content: object) -> N
         tensors = {"a": np.zeros((4, 8), np.float32)}
         save_file(tensors, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps(content))
-    files = find_checkpoint(str(tmp_path), LoadOptions())
-    counter.take(lambda: check_adapter_config(files, ["model.layers.0.q_proj"]))
+
+    def load() -> None:
+        files = find_checkpoint(str(tmp_path), LoadOptions())
+        check_adapter_config(files, ["model.layers.0.q_proj"])
+
+    counter.take(load)
 
 
 def test_one_line_says_something_of_everything() -> None:

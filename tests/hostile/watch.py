@@ -12,7 +12,7 @@ from typing import Any
 _seen: list[str] | None = None
 _root = ""
 _STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "socket.connect", "pty.spawn")
-# The check of patterns runs one process, of Python alone; see checkpoints/patterns.py.
+# The check of patterns runs one process, of Python alone; see checkpoints/limits.py.
 _OURS = [sys.executable, "-I", "-c"]
 
 

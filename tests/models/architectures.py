@@ -101,7 +101,7 @@ class Given:
 
     def __init__(self, model: Any, truncate_left: bool = False) -> None:
         self.tokenizer = make_tokenizer()
-        self.config = model.config
+        self.config, self.checkpoint = model.config, None
         self.options = LoadOptions(truncate_left=truncate_left)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from unlearnbench.boards.entry import BoardEntry, digest
 from unlearnbench.errors import MetricError, one_line
 from unlearnbench.results import GenerationRecord, SampleRecord, TaskResult
-from unlearnbench.tasks.samples import TaskSamples, limited_count
+from unlearnbench.tasks.rows import TaskSamples, limited_count
 from unlearnbench.tasks.spec import Sample, TaskSpec, generation_metric
 
 _SAME = 1e-9

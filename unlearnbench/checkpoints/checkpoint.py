@@ -5,39 +5,33 @@ from them.
 from __future__ import annotations
 
 import copy
+import json
 import logging
-from collections.abc import Mapping
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.adapter import attach_adapter, check_adapter_config, merge_adapter
+from unlearnbench.checkpoints import limits, load
+from unlearnbench.checkpoints.adapter import attach_adapter, check_adapter_config
 from unlearnbench.checkpoints.find import (
     SCHEMES,
     CheckpointFiles,
+    files_sha256,
     find_checkpoint,
     is_quantized,
     read_json,
 )
-from unlearnbench.checkpoints.limits import check_size, empty_model, require_memory
-from unlearnbench.checkpoints.load import (
-    check_loading,
-    check_tokenizer,
-    device_map,
-    load_config,
-    load_tokenizer,
-    load_weights,
-    require_gguf_support,
-    stored_dtype,
-)
+from unlearnbench.checkpoints.gguf import require_gguf_support
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.origin import describe_checkpoint
-from unlearnbench.checkpoints.packed import load_packed, stored_scheme
-from unlearnbench.checkpoints.patterns import check_patterns
+from unlearnbench.checkpoints.origin import FILE, read_origin
+from unlearnbench.checkpoints.packed import stored_scheme
 from unlearnbench.errors import CheckpointError, OptionError, PrecisionError, one_line
-from unlearnbench.util.quiet import quiet_transformers
+from unlearnbench.results import Checkpoint
+from unlearnbench.util.files import content_sha256
+from unlearnbench.util.process import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger("unlearnbench")
 
@@ -45,48 +39,58 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class CheckpointSource:
-    """A checkpoint whose files were checked; its weights load on first use.
-
-    ``base``: the files of the base model, where ``files`` are an adapter's. ``keep`` holds the
-    unquantized model in memory between conditions; otherwise its files are read again for each.
+    """A checkpoint whose files were checked; its weights load on first use. base: an adapter's.
+    keep: hold the unquantized model between conditions, or else its files are read for each.
     """
 
     ensemble: None = None
     """Not several that answer together."""
 
     def __init__(
-        self,
-        files: CheckpointFiles,
-        base: CheckpointFiles | None,
-        options: LoadOptions,
-        keep: bool,
+        self, files: CheckpointFiles, base: CheckpointFiles | None, options: LoadOptions, keep: bool
     ) -> None:
+        import psutil
+
         self.files, self.options = files, options
         self.full = full = base or files
         """The files with the config and the full weights."""
-        self.held: PreTrainedModel | None = None
-        """The unquantized model, where it was read and not let go."""
+        self._model: PreTrainedModel | None = None
         quiet_transformers()
-        is_gguf = full.kind == "gguf"
-        if is_gguf:
+        size = full.size
+        if full.kind == "gguf":
             require_gguf_support()
-        size = 4 * full.elements if is_gguf else full.size  # GGUF is unpacked into fp32
-        require_memory(size, full.path)
-        self._keep = keep and _fits_in_memory(size)
-        self.config = load_config(full, options.trust_remote_code)
-        raw = {} if is_gguf else read_json(full.folder / "config.json")
-        self.stored = stored_scheme(raw, full.path) if is_quantized(raw) else None
-        _check_asked(files, full, self.config, raw)
-        self.tokenizer = load_tokenizer(files, full, options.trust_remote_code)
-        check_tokenizer(self.tokenizer, self.config, files)
+            size = 4 * full.elements  # unpacked into fp32
+        limits.require_memory(size, full.path)
+        self._keep = keep and psutil.virtual_memory().available > 2.5 * size  # and one copy of it
+        self.config = load.load_config(full)
+        packed = is_quantized(full.config)
+        self.stored = stored_scheme(full.config, full.path) if packed else None
+        """How its weights are quantized already; None where they are not."""
+        self._check_asked()
+        self.tokenizer = load.load_tokenizer(files, full)
+        load.check_tokenizer(self.tokenizer, self.config, files)
         if self.stored is not None and base is not None and options.adapter == "merge":
             raise PrecisionError(
                 f"the base {base.path} is quantized already ({self.stored.text}), and nothing can "
                 "be merged into it; use --adapter keep"
             )
-        self.checkpoint = describe_checkpoint(
-            files, full, self.config, self.tokenizer, options, self.stored
-        )
+        self.checkpoint = _describe(self)
+        """What results record of it."""
+
+    def _check_asked(self) -> None:
+        """Hold what the configs ask for against what is stored, before anything is made of it."""
+        full, packed = self.full, self.stored is not None
+        model, names = limits.empty_model(self.config), list[str]()
+        if model is not None:
+            stored = 8 * full.size if packed else full.elements  # a byte holds 8 weights at most
+            exact = not packed and full.kind != "pickle"
+            limits.check_size(model, full.path, stored, full.size, exact)
+            names = [name for name, _ in [*model.named_modules(), *model.named_parameters()]]
+        if packed:
+            schemes = [full.config.get(key) for key in SCHEMES]
+            limits.check_patterns(schemes, names, f"{full.path}: quantization_config")
+        if self.files.kind == "adapter":
+            check_adapter_config(self.files, names)
 
     @property
     def parts(self) -> tuple[CheckpointSource]:
@@ -95,17 +99,16 @@ class CheckpointSource:
 
     @property
     def own_dtype(self) -> str:
-        """The short name of the dtype that most of the weights are stored in, whatever the config
-        says; a GGUF file is dequantized into fp32. Raises CheckpointError for one that cannot be
-        computed in.
+        """The short name of the dtype that most of the weights are stored in. Raises
+        CheckpointError for one that cannot be computed in.
         """
         if self.full.kind == "gguf":
-            return "fp32"
-        name = stored_dtype(self.full)
-        short = {long: short for short, long in DTYPES.items()}.get(name)
-        if short is None:
-            raise CheckpointError(f"{self.files.path} is stored as {name}; save it as bfloat16")
-        return short
+            return "fp32"  # as it is unpacked
+        name = load.stored_dtype(self.full)
+        for short, long in DTYPES.items():
+            if long == name:
+                return short
+        raise CheckpointError(f"{self.files.path} is stored as {name}; save it as bfloat16")
 
     @property
     def adapter_kept(self) -> bool:
@@ -125,12 +128,13 @@ class CheckpointSource:
         """
         if self.stored is not None:
             raise PrecisionError(f"{self.files.path} is quantized already: {self.stored.text}")
-        if self.held is None:
-            model = load_weights(self.full, self.config, self.options.trust_remote_code)
+        if self._model is None:
+            model = load.load_weights(self.full, self.config)
             if self.files.kind == "adapter" and not self.adapter_kept:
-                model = merge_adapter(model, self.files)
-            self.held = model
-        return self.held
+                model = attach_adapter(model, self.files).merge_and_unload()
+                load.require_finite(model, self.files.path)
+            self._model = model
+        return self._model
 
     def build(
         self,
@@ -140,68 +144,96 @@ class CheckpointSource:
         state: dict[str, torch.Tensor] | None = None,
         quantization_config: Any = None,
     ) -> PreTrainedModel:
-        """Make a new model from the weights (or from ``state``), through transformers' own loading
-        path, so that a precision is what its users get. Raises CheckpointError where it fails.
+        """A new model of the weights (or of ``state``), through transformers' own loading path, so
+        that a precision is what its users get. Raises CheckpointError where it fails.
         """
         own = self.model()
-        try:
+        with load.refusing(f"{self.files.path} cannot be loaded"):
             loaded: Any = type(own).from_pretrained(
                 None,
                 config=copy.deepcopy(own.config),
                 state_dict=dict(own.state_dict()) if state is None else state,
                 dtype=dtype,
                 quantization_config=quantization_config,
-                device_map=device_map(device),
+                device_map=load.device_map(device),
                 output_loading_info=True,
             )
-        except Exception as error:  # whatever a library raises here, there is no model to score
-            raise CheckpointError(
-                f"{self.files.path} cannot be loaded: {one_line(error)}"
-            ) from error
         model, info = loaded
-        check_loading(model, info, self.files.path)
+        load.check_loading(model, info, self.files.path)
         model.generation_config = own.generation_config  # not from a folder, so not found
         return model.eval()  # type: ignore[no-any-return]
 
-    def load_stored(self, dtype: torch.dtype, device: str) -> PreTrainedModel:
-        """A checkpoint that is quantized already, loaded as it is. Raises: as ``load_packed``."""
-        trusted = self.options.trust_remote_code
-        return load_packed(self.full, self.config, trusted, dtype, device)
-
     def finish(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Attach the adapter to its quantized base where it is kept; else return the model. Raises
-        CheckpointError where the adapter does not fit.
+        """The model, with the adapter attached where it is kept. Raises CheckpointError where the
+        adapter does not fit.
         """
-        if not self.adapter_kept:
-            return model
-        adapted: PreTrainedModel = attach_adapter(model, self.files).eval()
-        return adapted
+        return attach_adapter(model, self.files).eval() if self.adapter_kept else model
 
     def release(self) -> None:
         """Drop the weights from memory, unless they are kept for the next condition."""
         if not self._keep:
-            self.held = None
+            self._model = None
 
 
-def _check_asked(
-    files: CheckpointFiles, full: CheckpointFiles, config: Any, raw: Mapping[str, object]
-) -> None:
-    """Hold what the configs ask for against what is stored, before anything is made of it. raw:
-    what stands in ``config.json``.
+def _describe(source: CheckpointSource) -> Checkpoint:
+    """Hashes, and how the weights came about; from a 4-bit grid they are not full precision."""
+    files, full, origin = source.files, source.full, dict[str, str]()
+    if source.stored is not None:
+        origin["quantized"] = f"{source.stored.bits:g} bits, {source.stored.text}"
+    elif full.kind == "gguf":
+        types = sorted(Counter(tensor.dtype for tensor in full.tensors.values()).items())
+        origin["gguf_tensor_types"] = ", ".join(f"{count} {name}" for name, count in types)
+    record = files.folder / FILE
+    if record.is_file():
+        origin |= read_origin(record)
+    config = content_sha256(_config_facts(files, full, source.config))
+    facts = _hashed(files, source.tokenizer).model_copy(
+        update={"config_sha256": config, "origin": origin}
+    )
+    if full is files:
+        return facts
+    try:
+        tokenizer = load.load_tokenizer(full, full)
+    except CheckpointError:  # a base without one, where the adapter brings its own
+        tokenizer = source.tokenizer
+    base = _hashed(full, tokenizer)
+    weights = content_sha256([facts.weights_sha256, base.weights_sha256])
+    adapter = "merged" if source.options.adapter == "merge" else "kept"
+    return facts.model_copy(update={"weights_sha256": weights, "adapter": adapter, "base": base})
+
+
+def _hashed(files: CheckpointFiles, tokenizer: PreTrainedTokenizerBase) -> Checkpoint:
+    return Checkpoint(
+        path=files.path,
+        revision=files.revision,
+        format=files.kind,
+        weights_sha256=files_sha256(files.weights),
+        tokenizer_sha256=load.tokenizer_sha256(tokenizer),
+    )
+
+
+def _config_facts(files: CheckpointFiles, full: CheckpointFiles, config: Any) -> dict[str, object]:
+    """The configs without what changes from one saving to the next and does not change the model;
+    and the ends of texts where ``generation_config.json`` has others.
     """
-    packed = is_quantized(raw)
-    model = empty_model(config)
-    names: list[str] = []
-    if model is not None:
-        stored = 8 * full.size if packed else full.elements  # a byte holds 8 weights at most
-        exact = not packed and full.kind != "pickle"
-        check_size(model, full.path, stored, full.size, exact)
-        names = [name for name, _ in [*model.named_modules(), *model.named_parameters()]]
-    if packed:
-        schemes = [raw.get(key) for key in SCHEMES]
-        check_patterns(schemes, names, f"{full.path}: quantization_config")
+    facts: dict[str, object] = json.loads(config.to_json_string(use_diff=False))
+    try:
+        named = read_json(full.folder / "generation_config.json").get("eos_token_id")
+    except CheckpointError:  # not there, or damaged: transformers takes config.json's
+        named = facts.get("eos_token_id")
+    if load.named_ends(named) != load.named_ends(facts.get("eos_token_id")):
+        facts["generation_eos_token_id"] = load.named_ends(named)
     if files.kind == "adapter":
-        check_adapter_config(files, names)
+        passing = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
+        # PEFT keeps lists of modules as sets and writes them in any order.
+        facts["adapter"] = {
+            key: sorted(map(str, value)) if isinstance(value, list) else value
+            for key, value in files.config.items()
+            if value is not None and key not in passing
+        }
+    for key in ("_name_or_path", "_model_name_or_path", "transformers_version"):
+        facts.pop(key, None)
+    return facts
 
 
 def open_checkpoint(model: str, options: LoadOptions, keep: bool = True) -> CheckpointSource:
@@ -219,33 +251,25 @@ def open_checkpoint(model: str, options: LoadOptions, keep: bool = True) -> Chec
         if options.base is not None:
             raise OptionError(f"--base is for adapter folders, and {model} is a full checkpoint")
         return CheckpointSource(files, None, options, keep)
-    base = find_checkpoint(_adapter_base(files, options), options)
+    named = options.base
+    if named is None:
+        said = files.config.get("base_model_name_or_path")
+        if not options.allow_adapter_base:
+            raise CheckpointError(
+                f"{files.path} is an adapter; give its base model with --base PATH, or pass "
+                f"--allow-adapter-base to load the one that its config names ({one_line(said, 80)})"
+            )
+        if not isinstance(said, str) or not said:
+            raise CheckpointError(
+                f"{files.path}: adapter_config.json names no base; pass --base PATH"
+            )
+        log.warning(
+            "--allow-adapter-base: the base %s is loaded because %s names it",
+            one_line(said, 120),
+            files.path,
+        )
+        named = said
+    base = find_checkpoint(named, options)
     if base.kind == "adapter":
         raise CheckpointError(f"the base {base.path} is an adapter itself; merge it first")
     return CheckpointSource(files, base, options, keep)
-
-
-def _adapter_base(files: CheckpointFiles, options: LoadOptions) -> str:
-    if options.base is not None:
-        return options.base
-    named = read_json(files.folder / "adapter_config.json").get("base_model_name_or_path")
-    if not options.allow_adapter_base:
-        raise CheckpointError(
-            f"{files.path} is an adapter; give its base model with --base PATH, or pass "
-            f"--allow-adapter-base to load the one that its config names ({one_line(named, 80)})"
-        )
-    if not isinstance(named, str) or not named:
-        raise CheckpointError(f"{files.path}: adapter_config.json names no base; pass --base PATH")
-    log.warning(
-        "--allow-adapter-base: the base %s is loaded because %s names it",
-        one_line(named, 120),
-        files.path,
-    )
-    return named
-
-
-def _fits_in_memory(size: int) -> bool:
-    """Whether the unquantized weights and one copy made from them fit beside each other."""
-    import psutil
-
-    return bool(psutil.virtual_memory().available > 2.5 * size)

@@ -7,25 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from unlearnbench.checkpoints.heads import TensorHead, read_gguf_head, read_safetensors_head
+from unlearnbench.checkpoints.gguf import damaged, read_gguf_head
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.errors import CheckpointError, one_line
 from unlearnbench.util import files
-from unlearnbench.util.quiet import quiet_hub
+from unlearnbench.util.process import quiet_hub
 
 Kind = Literal["safetensors", "pickle", "gguf", "adapter"]
 
 PAIR_FILE, ENSEMBLE_FILE = "whp.json", "ensemble.json"
-"""What a folder of several checkpoints is known by; see ``ensemble.py``."""
-PARTS = ("baseline", "reinforced")
-"""The folders of Who's Harry Potter's two."""
+"""What a folder of several checkpoints is known by; see ``source.py``."""
 SCHEMES = ("quantization_config", "compression_config")
 """The keys of ``config.json`` that state how weights are quantized."""
 
@@ -46,8 +45,23 @@ _SMALL_FILES = re.compile(
 # Named by the libraries as where further templates are; the only folder below that they read.
 _TEMPLATES = "additional_chat_templates"
 _MANY = 2**16  # tensors of a pickle, whose inside is not looked at
+# safetensors itself takes 100 MB; a head of 100,000 tensors has some 12 MB.
+_MAX_HEAD = 32 * 2**20
 
 log = logging.getLogger("unlearnbench")
+
+
+class TensorHead(NamedTuple):
+    """One stored tensor."""
+
+    dtype: str
+    """As the file calls it: ``BF16``, ``Q4_0``."""
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """How many weights it has."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -62,10 +76,14 @@ class CheckpointFiles:
     """What the weights are stored as."""
     weights: tuple[Path, ...]
     """The weight files."""
-    revision: str | None = None
+    config: Mapping[str, object]
+    """What ``config.json`` holds, an adapter's ``adapter_config.json``; empty for GGUF."""
+    revision: str | None
     """The hub's commit; None for local files."""
-    tensors: Mapping[str, TensorHead] = field(default_factory=dict)
+    tensors: Mapping[str, TensorHead]
     """The tensors by name; empty for pickles, whose inside is not looked at."""
+    trusted: bool
+    """Whether Python code of its own may run."""
 
     @property
     def elements(self) -> int:
@@ -76,11 +94,6 @@ class CheckpointFiles:
     def count(self) -> int:
         """How many tensors there are; of pickles the most that there can be."""
         return len(self.tensors) or _MANY
-
-    @property
-    def weights_sha256(self) -> str:
-        """Of the weight files, by ``files_sha256``."""
-        return files_sha256(self.weights)
 
     @property
     def size(self) -> int:
@@ -100,20 +113,18 @@ def files_sha256(paths: Sequence[Path]) -> str:
 def read_json(path: Path) -> dict[str, object]:
     """A JSON object from a checkpoint. Raises CheckpointError where it cannot be read as one."""
     value = files.read_json(path, CheckpointError, _LARGE)
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return value
+    if isinstance(value, dict):
+        return value
+    raise CheckpointError(f"{path} holds no JSON object")
 
 
 def find_checkpoint(
     model: str, options: LoadOptions, revision: str | None = None
 ) -> CheckpointFiles:
-    """Find the files that ``model`` names: a folder, a ``.gguf`` file or a hub id, there at
-    ``revision``.
+    """The files of a folder, a ``.gguf`` file or a hub id, there at ``revision``.
 
     Raises:
-        CheckpointError: nothing is there, files are missing or damaged, or only pickled weights
-            are there and they are not allowed.
+        CheckpointError: files are missing, damaged, or pickles that are not allowed.
     """
     try:
         path = Path(model).expanduser()
@@ -122,20 +133,20 @@ def find_checkpoint(
         said = f"no such path: {one_line(model, 120)} ({one_line(error, 80)})"
         raise CheckpointError(f"{said}; give a checkpoint folder") from None
     if path.is_dir():
-        return _inspect_folder(model, path, None, options.allow_pickle)
+        return _inspect_folder(model, path, None, options)
     if not path.is_file():
         folder = _download(model, revision, options)
-        return _inspect_folder(model, folder, folder.name, options.allow_pickle)
+        return _inspect_folder(model, folder, folder.name, options)
     if path.suffix != ".gguf":
         raise CheckpointError(
             f"{model} is a file; --model takes a checkpoint folder, a hub id or a .gguf file"
         )
-    tensors = read_gguf_head(path)
-    return CheckpointFiles(model, path.parent, "gguf", (path,), None, tensors)
+    tensors = {name: TensorHead(*head) for name, head in read_gguf_head(path).items()}
+    trusted = options.trust_remote_code
+    return CheckpointFiles(model, path.parent, "gguf", (path,), {}, None, tensors, trusted)
 
 
 def _download(model: str, revision: str | None, options: LoadOptions) -> Path:
-    """A snapshot from the hub; Python files are fetched only where its code is trusted."""
     if not _HUB_ID.match(model) or model.endswith(".gguf"):
         raise CheckpointError(f"no such path: {one_line(model)}; give a checkpoint folder")
     from huggingface_hub import snapshot_download
@@ -157,54 +168,39 @@ def _download(model: str, revision: str | None, options: LoadOptions) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise CheckpointError for what a library would open without a look at what it is.
-
-    A pipe or a device would block or never end; a link that leaves the folder would show what the
-    reader may see and the checkpoint's author may not. A snapshot of the hub's cache links to the
-    blobs beside it, and may.
+    """Raise CheckpointError for what a library would open without a look at what it is: a pipe or a
+    device would never end; a link that leaves the folder would show what the reader may see and the
+    checkpoint's author may not. A snapshot of the hub's cache may link to the blobs beside it.
     """
     home = folder.resolve()
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
-    for path in _listed(folder):
-        if not path.exists():  # a link to nothing is as a missing file, to the libraries too
-            continue
-        target = path.resolve()
-        if not target.is_relative_to(home) and (blobs is None or target.parent != blobs):
-            raise CheckpointError(
-                f"{path} is a link that leaves the checkpoint's folder, to "
-                f"{one_line(target, 200)}; refused: put the file itself there"
-            )
-        try:
-            facts = path.stat()
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
-        if stat.S_ISREG(facts.st_mode):
-            small = _SMALL_FILES.fullmatch(path.name)
-            most = _SMALL if small else _LARGE
-            if facts.st_size > most and (small or _LARGE_FILES.fullmatch(path.name)):
-                raise CheckpointError(f"{path} is larger than {most >> 20} MiB; refused")
-        elif not stat.S_ISDIR(facts.st_mode):
-            raise CheckpointError(f"{path} is no regular file but a pipe or a device; remove it")
-
-
-def _listed(folder: Path) -> Iterator[Path]:
-    """What a library may open, in name order: no folder but that of templates."""
-    for path in _entries(folder):
-        if path.name == _TEMPLATES and path.is_dir():
-            yield from (path, *_entries(path))
-        elif path.is_symlink() or not path.is_dir():
-            yield path
-
-
-def _entries(folder: Path) -> list[Path]:
+    path = folder
     try:
-        return sorted(folder.iterdir())
+        for path in [*sorted(folder.iterdir()), *sorted(folder.glob(f"{_TEMPLATES}/*"))]:
+            if not path.exists():  # a link to nothing is as a missing file, to the libraries too
+                continue
+            target = path.resolve()
+            if not target.is_relative_to(home) and (blobs is None or target.parent != blobs):
+                raise CheckpointError(
+                    f"{path} is a link that leaves the checkpoint's folder, to "
+                    f"{one_line(target, 200)}; refused: put the file itself there"
+                )
+            facts = path.stat()
+            if stat.S_ISREG(facts.st_mode):
+                small = _SMALL_FILES.fullmatch(path.name)
+                most = _SMALL if small else _LARGE
+                if facts.st_size > most and (small or _LARGE_FILES.fullmatch(path.name)):
+                    raise CheckpointError(f"{path} is larger than {most >> 20} MiB; refused")
+            elif not stat.S_ISDIR(facts.st_mode):
+                raise CheckpointError(
+                    f"{path} is no regular file but a pipe or a device; remove it"
+                )
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot be read ({error.strerror})") from None
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
 
 
 def _inspect_folder(
-    model: str, folder: Path, commit: str | None, allow_pickle: bool
+    model: str, folder: Path, commit: str | None, options: LoadOptions
 ) -> CheckpointFiles:
     check_folder(folder)
     adapter = (folder / "adapter_config.json").is_file()
@@ -217,35 +213,35 @@ def _inspect_folder(
     if not adapter and not (folder / "config.json").is_file():
         raise CheckpointError(_no_config(folder))
     safe, pickled = ("adapter_model.safetensors", "adapter_model.bin") if adapter else full
-    weights = _weight_files(folder, safe)
-    if weights:
-        coded = not adapter and is_quantized(read_json(folder / "config.json"))
-        tensors = dict(head for path in weights for head in _tensors(path, coded))
-        return CheckpointFiles(
-            model, folder, "adapter" if adapter else "safetensors", weights, commit, tensors
-        )
-    weights = _weight_files(folder, pickled)
+    kind: Kind = "safetensors"
+    weights, tensors = _weight_files(folder, safe), dict[str, TensorHead]()
     if not weights:
-        raise CheckpointError(
-            f"{folder} has no weights: neither {safe} nor {safe}.index.json is there"
+        kind, weights = "pickle", _weight_files(folder, pickled)
+        if not weights:
+            raise CheckpointError(
+                f"{folder} has no weights: neither {safe} nor {safe}.index.json is there"
+            )
+        name = one_line(weights[0].name, 80)
+        if not options.allow_pickle:
+            raise CheckpointError(
+                f"{folder} has only pickled weights ({name}), and a pickle can run code; convert "
+                "it to safetensors, or pass --allow-pickle if you trust its author"
+            )
+        log.warning(
+            "--allow-pickle: %s is loaded from %s, a pickle; only torch's restricted reader keeps "
+            "its author's code from running",
+            model,
+            name,
         )
-    name = one_line(weights[0].name, 80)
-    if not allow_pickle:
-        raise CheckpointError(
-            f"{folder} has only pickled weights ({name}), and a pickle can run code; convert it "
-            "to safetensors, or pass --allow-pickle if you trust its author"
-        )
-    log.warning(
-        "--allow-pickle: %s is loaded from %s, a pickle; only torch's restricted reader keeps its "
-        "author's code from running",
-        model,
-        name,
-    )
-    return CheckpointFiles(model, folder, "adapter" if adapter else "pickle", weights, commit)
+    config = read_json(folder / ("adapter_config.json" if adapter else "config.json"))
+    if kind == "safetensors":
+        for path in weights:
+            tensors |= _safetensors(path, coded=not adapter and is_quantized(config))
+    stored, trusted = "adapter" if adapter else kind, options.trust_remote_code
+    return CheckpointFiles(model, folder, stored, weights, config, commit, tensors, trusted)
 
 
 def _no_config(folder: Path) -> str:
-    """Why a folder without a config is no checkpoint, and what to give in its place."""
     if not any(folder.iterdir()):
         return f"{folder} is empty; --model takes a checkpoint folder"
     gguf = sorted(folder.glob("*.gguf"))
@@ -261,7 +257,7 @@ def _no_config(folder: Path) -> str:
 
 
 def _weight_files(folder: Path, name: str) -> tuple[Path, ...]:
-    """The single weight file, or every shard that the index names; empty where there is neither."""
+    """The single weight file, or every shard that the index names."""
     single, index = folder / name, folder / f"{name}.index.json"
     if single.is_file():
         return (single,)
@@ -275,22 +271,40 @@ def _weight_files(folder: Path, name: str) -> tuple[Path, ...]:
         if Path(shard).name != shard or shard in ("", ".", ".."):
             raise CheckpointError(f"{index} names {one_line(shard)!r}, outside the folder; refused")
         if not (folder / shard).is_file():
-            raise CheckpointError(
-                f"{folder} lacks the shard {one_line(shard)} that its index names"
-            )
+            raise CheckpointError(f"{folder} lacks the shard {one_line(shard)} of its index")
     return tuple(folder / shard for shard in shards)
 
 
-def _tensors(path: Path, coded: bool) -> Iterator[tuple[str, TensorHead]]:
-    """The tensors of a file; codes without their scales would be taken for values."""
-    for name, tensor in read_safetensors_head(path).items():
+def _safetensors(path: Path, coded: bool) -> dict[str, TensorHead]:
+    """The tensors of a safetensors file: finds damage before anything is allocated, and codes
+    without their scales, which would be taken for values.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    tensors = {}
+    try:
+        with path.open("rb") as start:
+            length = int.from_bytes(start.read(8), "little")
+        if _MAX_HEAD < length < path.stat().st_size:
+            raise CheckpointError(f"{path} has a head of {length:,} bytes; refused")
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():  # noqa: SIM118
+                part = file.get_slice(name)
+                tensors[name] = TensorHead(part.get_dtype(), tuple(part.get_shape()))
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, error) from None
+    except MemoryError:  # as it is mapped
+        raise CheckpointError(f"{path} is larger than the memory this process may use") from None
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors")
+    for name, tensor in tensors.items():
         values = tensor.dtype in ("F64", "F32", "F16", "BF16") or not name.endswith(".weight")
         if not values and not coded:
             raise CheckpointError(
                 f"{path}: {one_line(name, 120)} is stored as {tensor.dtype}, as quantized weights "
                 "are, and config.json has no quantization_config; give the unquantized checkpoint"
             )
-        yield name, tensor
+    return tensors
 
 
 def is_quantized(config: Mapping[str, object]) -> bool:

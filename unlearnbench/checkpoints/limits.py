@@ -1,14 +1,15 @@
-"""What a config may ask for: numbers that the stored weights and this machine bear out.
-
-Libraries believe a config: a layer count of 10^9 makes lists of that length, a width of 10^6 makes
-matrices. Everything here is checked before anything of that size is made.
+"""What a config may ask for: numbers that the stored weights and this machine bear out, and regular
+expressions that end. Libraries believe a config: a layer count of 10^9 makes lists of that length.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import re
-from collections.abc import Iterator, Mapping
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import CheckpointError, one_line
@@ -33,12 +34,33 @@ _BUFFERS = 256 * 2**20
 # A tied head is stored once and counted twice.
 _TIED, _SLACK = 2, 2**20
 _GIB = 2**30
+# PEFT and the quantizers' libraries match patterns against the names of modules. Some take longer
+# than the universe has existed, and Python cannot stop a match.
+_SECONDS = 10.0
+# What makes a match branch; a plain name, dots and all, is matched in one go.
+_BRANCHING = frozenset("*+?{|")
+# In the ways that PEFT 0.21 and transformers 5.23 put a pattern into one of their own.
+_CODE = r"""
+import json, re, sys
+given = json.load(sys.stdin)
+for pattern in given["patterns"]:
+    forms = [pattern, rf"(.*\.)?({pattern})$", rf"(^|.*\.){pattern}($|\..*)", rf"(?:{pattern})\."]
+    forms.append(rf"(?:^|.*?\.){pattern}\.(?P<idx_>\d+)\.")
+    for form in forms:
+        try:
+            compiled = re.compile(form)
+        except re.error:
+            if form is pattern:
+                sys.exit(3)
+            continue
+        for name in given["names"]:
+            compiled.fullmatch(name), compiled.match(name), compiled.search(name)
+"""
 
 
 def walk_json(value: object) -> Iterator[tuple[str, object]]:
-    """Everything in ``value`` with the key that it stands under; items of a list have its key.
-
-    Without recursion, which a file could nest too deeply for.
+    """Everything in ``value`` with the key that it stands under; items of a list have its key. No
+    recursion, which a file could nest too deeply for.
     """
     todo: list[tuple[str, object]] = [("", value)]
     while todo:
@@ -51,9 +73,7 @@ def walk_json(value: object) -> Iterator[tuple[str, object]]:
 
 
 def check_numbers(facts: object, where: str) -> None:
-    """Refuse sizes and counts in a stranger's JSON far above any in use, nested ones too: raises
-    CheckpointError, which names the key.
-    """
+    """Raise CheckpointError for sizes and counts in a stranger's JSON far above any in use."""
     for key, value in walk_json(facts):
         if isinstance(value, bool) or not isinstance(value, int) or abs(value) <= _MOST_COUNTED:
             continue
@@ -68,45 +88,70 @@ def check_numbers(facts: object, where: str) -> None:
 
 
 def check_config(raw: Mapping[str, object], tensors: int, path: str) -> None:
-    """Check a raw ``config.json`` before a library reads it. ``tensors``: how many are stored.
-
-    Raises:
-        CheckpointError: a number is absurd, or a key would make a library load other weights than
-            the ones that were checked and hashed, or code from a hub.
+    """Raise CheckpointError for a raw ``config.json`` with absurd numbers, or a key that would make
+    a library load other weights than the checked ones, or code from a hub. ``tensors``: how many
+    are stored.
     """
+    where = f"{path}: config.json has"
     check_numbers(raw, f"{path}: config.json")
     for key, value in walk_json(raw):
         if key == "transformers_weights" and value is not None:
             raise CheckpointError(
-                f"{path}: config.json has transformers_weights, which would load "
-                f"{one_line(value, 80)} in place of the weights that were checked; remove it"
+                f"{where} transformers_weights, which would load {one_line(value, 80)} in place of "
+                "the weights that were checked; remove it"
             )
-        if _LAYERS.search(key) and isinstance(value, int) and value > max(tensors, 1):
-            raise _other_layers(path, key, value, tensors)
         if key.endswith("_implementation"):  # chooses the code of a part
             for _, code in walk_json(value):
                 if isinstance(code, str) and re.search(r"[/:|@\\]", code):
                     raise CheckpointError(
-                        f"{path}: config.json has {one_line(key, 60)} {one_line(code, 80)}, code "
-                        "from a hub; refused: remove it"
+                        f"{where} {one_line(key, 60)} {one_line(code, 80)}, code from a hub; "
+                        "refused: remove it"
                     )
-    for part in (raw, raw.get("text_config")):
-        for key, value in part.items() if isinstance(part, Mapping) else ():
-            if _LAYERS.search(key) and isinstance(value, int) and value < 1:
-                raise _other_layers(path, key, value, tensors)
+    numbers = [(key, value) for key, value in walk_json(raw) if isinstance(value, int)]
+    wrong = [(key, value) for key, value in numbers if value > max(tensors, 1)]
+    for part in (raw, raw.get("text_config")):  # a part of another kind may have none
+        own = part.items() if isinstance(part, Mapping) else ()
+        wrong += [(key, value) for key, value in own if isinstance(value, int) and value < 1]
+    for key, value in wrong:
+        if _LAYERS.search(key):
+            raise CheckpointError(
+                f"{where} {key} {value}, and {tensors} tensors are stored; a model of so many "
+                "layers is not what was saved"
+            )
 
 
-def _other_layers(path: str, key: str, value: int, tensors: int) -> CheckpointError:
-    return CheckpointError(
-        f"{path}: config.json has {key} {value}, and {tensors} tensors are stored; a model of so "
-        "many layers is not what was saved"
-    )
+def check_patterns(facts: object, names: Iterable[str], where: str) -> None:
+    """Raise CheckpointError for patterns in ``facts`` that are none, or take longer than seconds
+    over ``names``. Every text is one, keys of mappings too, that could be a branching pattern.
+    """
+    texts = [text for pair in walk_json(facts) for text in pair if isinstance(text, str)]
+    # "re:" is compressed-tensors' mark of a pattern, "+:" and "-:" are GPTQModel's.
+    marked = (text.removeprefix("re:").removeprefix("+:").removeprefix("-:") for text in texts)
+    patterns = sorted({text for text in marked if _BRANCHING & set(text)})
+    if not patterns:
+        return
+    given = json.dumps({"patterns": patterns, "names": list(names)})
+    said = f"{where}: the pattern {one_line(patterns[0], 80)!r} (of {len(patterns)})"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", _CODE],
+            input=given.encode("ascii"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise CheckpointError(
+            f"{said} takes longer than {_SECONDS:g} s over the model's module names; refused: name "
+            "the modules"
+        ) from None
+    if done.returncode:
+        raise CheckpointError(f"{said} is no usable regular expression; name the modules")
 
 
 def empty_model(config: Any, trust_remote_code: bool = False) -> PreTrainedModel | None:
-    """The model that ``config`` describes, without memory for its weights; None where it describes
-    none, which loading will explain.
-    """
+    """The model that ``config`` describes, without memory; None where loading will say why not."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -124,43 +169,33 @@ def empty_model(config: Any, trust_remote_code: bool = False) -> PreTrainedModel
 
 
 def check_size(model: PreTrainedModel, path: str, stored: int, size: int, exact: bool) -> None:
-    """Hold a model without memory against what is stored, before one with memory is made. stored:
-    weights, at most as many or (``exact``) just as many. size: bytes of the weight files.
-
-    Raises:
-        CheckpointError: it would be larger by far than its weights, or smaller.
+    """Raise CheckpointError where ``model``, without memory yet, is larger by far than what is
+    stored, or smaller. stored: weights, at most as many or (``exact``) just as many; size: bytes.
     """
     asked = sum(parameter.numel() for parameter in model.parameters())
     says = f"{path}: its config describes a model of {asked:,} weights, and {stored:,} are stored"
+    remedy = "correct config.json or save the checkpoint again"
     if asked > _TIED * stored + _SLACK:
-        raise CheckpointError(
-            f"{says}; refused before memory is taken: correct config.json or save the checkpoint "
-            "again"
-        )
+        raise CheckpointError(f"{says}; refused before memory is taken: {remedy}")
     if exact and _TIED * asked < stored:
-        raise CheckpointError(
-            f"{says}: most would be left out; correct config.json or save the checkpoint again"
-        )
+        raise CheckpointError(f"{says}: most would be left out; {remedy}")
     tables = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     if tables > _TIED * size + _BUFFERS:
         raise CheckpointError(
-            f"{path}: its config asks for tables of {tables / _GIB:,.1f} GiB beside the "
-            "weights, as for masks and positions; refused: correct max_position_embeddings or "
-            "n_positions in config.json"
+            f"{path}: its config asks for tables of {tables / _GIB:,.1f} GiB beside the weights, "
+            "as for masks and positions; refused: correct max_position_embeddings or n_positions "
+            "in config.json"
         )
 
 
 def require_memory(size: int, path: str) -> None:
-    """Raise CheckpointError for weights of ``size`` bytes that this machine's memory, swap and GPUs
-    together cannot hold, before they are hashed and read.
-    """
+    """Raise CheckpointError for ``size`` bytes that memory, swap and GPUs together cannot hold."""
     import psutil
     import torch
 
     have = psutil.virtual_memory().total + psutil.swap_memory().total
-    if torch.cuda.is_available():
-        count = torch.cuda.device_count()
-        have += sum(torch.cuda.get_device_properties(i).total_memory for i in range(count))
+    gpus = range(torch.cuda.device_count())  # none where there is no CUDA
+    have += sum(torch.cuda.get_device_properties(i).total_memory for i in gpus)
     if size > have:
         raise CheckpointError(
             f"{path}: its weights need {size / _GIB:,.1f} GiB, and this machine has "

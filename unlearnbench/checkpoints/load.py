@@ -1,5 +1,5 @@
 """A checkpoint's config, tokenizer and weights, loaded through transformers. What that library only
-warns about is an error here.
+warns about is an error.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.find import CheckpointFiles, read_json
 from unlearnbench.checkpoints.limits import check_config
-from unlearnbench.errors import CheckpointError, one_line
+from unlearnbench.errors import CheckpointError, NotInForceError, one_line
 from unlearnbench.util.files import content_sha256
-from unlearnbench.util.quiet import plain_errors
+from unlearnbench.util.process import plain_errors
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -27,27 +29,22 @@ _NUMBER = re.compile(r"\d+")
 log = logging.getLogger("unlearnbench")
 
 
-def require_gguf_support() -> None:
-    """Raise CheckpointError where transformers reads GGUF files into other weights than they hold,
-    as 5.20.2 does without a word. 5.23 reads them bit for bit.
-    """
-    import transformers
-    from packaging.version import Version
-
-    if Version(transformers.__version__) < Version("5.23"):
-        raise CheckpointError(
-            f"transformers {transformers.__version__} reads GGUF files wrongly; update it to 5.23 "
-            "or later (Python 3.11), or convert the file to a checkpoint folder"
-        )
-
-
-def _local(files: CheckpointFiles, trust_remote_code: bool) -> dict[str, Any]:
+def _local(files: CheckpointFiles) -> dict[str, Any]:
     """What all of transformers' loading functions are told."""
-    told = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    told = {"trust_remote_code": files.trusted, "local_files_only": True}
     return told | ({"gguf_file": files.weights[0].name} if files.kind == "gguf" else {})
 
 
-def _say_trusted(files: CheckpointFiles, name: str) -> None:
+@contextmanager
+def refusing(what: str, remedy: str = "") -> Iterator[None]:
+    """Turn whatever a library raises over a damaged or hostile file into a CheckpointError."""
+    try:
+        yield
+    except Exception as error:  # their errors have no common base
+        raise CheckpointError(f"{what}: {one_line(error, 300)}{remedy}") from error
+
+
+def _warn_of_code(files: CheckpointFiles, name: str) -> None:
     log.warning(
         "--trust-remote-code: %s runs its own Python code (auto_map in %s), with all your rights",
         files.path,
@@ -55,55 +52,38 @@ def _say_trusted(files: CheckpointFiles, name: str) -> None:
     )
 
 
-def load_config(files: CheckpointFiles, trust_remote_code: bool) -> PretrainedConfig:
-    """Read a checkpoint's config.
-
-    Raises:
-        CheckpointError: it is damaged, of an unknown kind, or brings code that is not trusted.
+def load_config(files: CheckpointFiles) -> PretrainedConfig:
+    """Raises CheckpointError for a config that is damaged, of an unknown kind, or brings code that
+    is not trusted.
     """
     from transformers import AutoConfig
 
     if files.kind != "gguf":
-        raw = read_json(files.folder / "config.json")
-        check_config(raw, files.count, files.path)
-        if raw.get("auto_map") and not trust_remote_code:
-            raise CheckpointError(
-                f"{files.path} brings its own Python code (auto_map in config.json); pass "
-                "--trust-remote-code only if you trust its author: the code will run"
-            )
-        if raw.get("auto_map"):
-            _say_trusted(files, "config.json")
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(
-            files.folder, **_local(files, trust_remote_code)
-        )
-    except Exception as error:  # a damaged config can fail anywhere in the library
-        raise CheckpointError(
-            f"{files.path}: its config cannot be read: {one_line(error, 200)}"
-        ) from error
+        check_config(files.config, files.count, files.path)
+        if files.config.get("auto_map"):
+            if not files.trusted:
+                raise CheckpointError(
+                    f"{files.path} brings its own Python code (auto_map in config.json); pass "
+                    "--trust-remote-code only if you trust its author: the code will run"
+                )
+            _warn_of_code(files, "config.json")
+    with refusing(f"{files.path}: its config cannot be read"):
+        config: PretrainedConfig = AutoConfig.from_pretrained(files.folder, **_local(files))
     return config
 
 
-def load_tokenizer(
-    files: CheckpointFiles, full: CheckpointFiles, trust_remote_code: bool
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(files: CheckpointFiles, full: CheckpointFiles) -> PreTrainedTokenizerBase:
     """The tokenizer of ``files``; for an adapter without one, that of its base ``full``."""
     from transformers import AutoTokenizer
 
     home = files if (files.folder / "tokenizer_config.json").is_file() else full
     facts = home.folder / "tokenizer_config.json"
-    if trust_remote_code and facts.is_file() and read_json(facts).get("auto_map"):
-        _say_trusted(home, facts.name)
-    try:
-        with plain_errors():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                home.folder, **_local(home, trust_remote_code)
-            )
-    except Exception as error:  # a damaged tokenizer can fail anywhere in the library
-        raise CheckpointError(
-            f"{home.path}: its tokenizer cannot be loaded: {one_line(error, 200)}; save the "
-            "model's tokenizer into the same folder"
-        ) from error
+    if home.trusted and facts.is_file() and read_json(facts).get("auto_map"):
+        _warn_of_code(home, facts.name)
+    remedy = "; save the model's tokenizer into the same folder"
+    tokenizer: PreTrainedTokenizerBase
+    with refusing(f"{home.path}: its tokenizer cannot be loaded", remedy), plain_errors():
+        tokenizer = AutoTokenizer.from_pretrained(home.folder, **_local(home))
     if not getattr(tokenizer, "is_fast", True):
         log.info("%s: its tokenizer has no fast implementation; tokenizing will be slow", home.path)
     return tokenizer
@@ -112,10 +92,8 @@ def load_tokenizer(
 def check_tokenizer(
     tokenizer: PreTrainedTokenizerBase, config: Any, files: CheckpointFiles
 ) -> None:
-    """A tokenizer of another model yields babble, which would read as perfect forgetting.
-
-    Raises:
-        CheckpointError: its ids do not fit the model, or it splits one text in several ways.
+    """Raise CheckpointError for a tokenizer of another model, which would yield babble, and babble
+    read as perfect forgetting; or for one that splits one text in several ways.
     """
     # transformers adds a token of its own to the tokenizers of some GGUF files.
     spare = 1 if files.kind == "gguf" else 0
@@ -156,11 +134,8 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The ids at which texts end: the tokenizer's and the generation config's, if they mark an end.
-
-    Raises:
-        CheckpointError: the generation config ends texts at an ordinary word, which would empty
-            outputs and pass for forgetting.
+    """The ids at which texts end, the generation config's and the tokenizer's. Raises
+    CheckpointError for an ordinary word, which would empty outputs and pass for forgetting.
     """
     for token in dict.fromkeys(map(str, tokenizer.all_special_tokens)):
         if re.fullmatch(r"[Ġ▁ ]?\w+", token):
@@ -178,8 +153,8 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tu
             f"generation_config.json ends texts at token {one_line(odd[0], 40)}, an ordinary word "
             "of the tokenizer; correct its eos_token_id"
         )
-    ids: list[Any] = [*listed, tokenizer.eos_token_id]
-    return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
+    ids: list[Any] = [*listed, *named_ends(tokenizer.eos_token_id)]
+    return tuple(dict.fromkeys(map(int, ids)))
 
 
 def named_ends(named: object) -> list[object]:
@@ -188,17 +163,8 @@ def named_ends(named: object) -> list[object]:
     return [token for token in found if token is not None]
 
 
-def pad_token(tokenizer: PreTrainedTokenizerBase, eos: Sequence[int]) -> int:
-    """Padding is masked, so any id serves where the tokenizer has none."""
-    if tokenizer.pad_token_id is not None:
-        return int(tokenizer.pad_token_id)
-    return eos[0] if eos else 0
-
-
 def stored_dtype(files: CheckpointFiles) -> str:
-    """The torch name of the dtype that most weights of a safetensors checkpoint are stored in;
-    float32, torch's own, for pickled ones.
-    """
+    """The dtype that most weights are stored in, as torch names it; float32 for pickles."""
     sizes: Counter[str] = Counter()
     for tensor in files.tensors.values():
         if tensor.dtype in _DTYPES:
@@ -211,12 +177,8 @@ def device_map(device: str) -> Any:
     return device if device == "auto" else {"": device}
 
 
-def load_weights(
-    files: CheckpointFiles, config: PretrainedConfig, trust_remote_code: bool
-) -> PreTrainedModel:
-    """Load the unquantized model on CPU in its own dtype; a GGUF file is dequantized into fp32.
-    Raises CheckpointError as ``from_pretrained``.
-    """
+def load_weights(files: CheckpointFiles, config: PretrainedConfig) -> PreTrainedModel:
+    """The unquantized model on CPU in its own dtype, of a GGUF file in fp32."""
     import torch
     from transformers import GgufConfig
 
@@ -226,40 +188,32 @@ def load_weights(
         extra["use_safetensors"] = True
     elif files.kind == "gguf":
         extra = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
-    return from_pretrained(files, copy.deepcopy(config), trust_remote_code, extra)
+    return from_pretrained(files, copy.deepcopy(config), extra)
 
 
-def from_pretrained(
-    files: CheckpointFiles, config: Any, trust_remote_code: bool, extra: dict[str, Any]
-) -> PreTrainedModel:
-    """Transformers' own loading of a folder, where what it only warns about is an error.
-
-    Raises:
-        CheckpointError: weights are missing, of the wrong shape, damaged or not finite.
+def from_pretrained(files: CheckpointFiles, config: Any, extra: dict[str, Any]) -> PreTrainedModel:
+    """Transformers' own loading, told ``extra`` too. Raises CheckpointError where weights are
+    missing, of the wrong shape, damaged or not finite.
     """
     from transformers import AutoModelForCausalLM
 
-    try:
+    with refusing(f"{files.path}: its weights cannot be loaded"):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             files.folder,
             config=config,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that check_loading can name the weight
-            **_local(files, trust_remote_code),
+            **_local(files),
             **extra,
         )
-    except Exception as error:  # whatever a library raises here, there is no model to score
-        raise CheckpointError(
-            f"{files.path}: its weights cannot be loaded: {one_line(error, 300)}"
-        ) from error
     model, info = loaded
     check_loading(model, info, files.path)
     require_finite(model, files.path)
-    return model  # type: ignore[no-any-return]
+    return model.eval()  # type: ignore[no-any-return]
 
 
 def check_loading(model: PreTrainedModel, info: dict[str, Any], path: str) -> None:
-    """Transformers initialises missing weights at random and only warns: here it is an error."""
+    """Raise CheckpointError for missing weights, which transformers makes up at random."""
     for kind, remedy in (
         ("missing_keys", "the checkpoint lacks weights that its config asks for"),
         ("mismatched_keys", "the weights do not have the shapes that the config asks for"),
@@ -295,3 +249,28 @@ def require_finite(model: PreTrainedModel, path: str) -> None:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{path}: tensor {name} has NaN or infinite values; it is broken")
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """The linear layers of an unquantized model but its output head, by name: what quantization,
+    pruning and masks act on.
+    """
+    from torch import nn
+
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    linear = {n: part for n, part in model.named_modules() if isinstance(part, nn.Linear)}
+    return {name: module for name, module in linear.items() if module is not head}
+
+
+def require_most(what: str, sizes: Mapping[str, int], covered: Collection[str]) -> None:
+    """Raise NotInForceError for a model whose knowledge lies outside the modules ``covered``, as
+    fused experts do. ``sizes``: weights of every matrix but embeddings and output head, by module.
+    """
+    left = {name: size for name, size in sizes.items() if name not in covered}
+    if sum(left.values()) > 0.1 * sum(sizes.values()):
+        largest = max(left, key=lambda name: left[name])
+        raise NotInForceError(
+            f"{what} leaves {sum(left.values()):,} of {sum(sizes.values()):,} weights as they "
+            f"are, the most in {one_line(largest, 120)}; this kind of model cannot be measured "
+            "at a quantized precision"
+        )

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from unlearnbench.util.optionmodel import OptionModel
+from unlearnbench.util.validation import OptionModel
 
 
 class LoadOptions(OptionModel):
@@ -14,21 +14,15 @@ class LoadOptions(OptionModel):
 
     revision: str | None = Field(default=None, title="REV")
     """Hub revision of --model."""
-
     base: str | None = Field(default=None, title="PATH|ID")
     """Base model of an adapter folder."""
-
     adapter: Literal["merge", "keep"] = "merge"
     """Merge an adapter before quantizing, or keep it beside the quantized base."""
-
     allow_adapter_base: bool = False
     """Follow the base that an adapter names."""
-
     trust_remote_code: bool = False
     """Let the checkpoint run its own Python."""
-
     allow_pickle: bool = False
     """Load pickled weights (.bin)."""
-
     truncate_left: bool = False
     """Cut prompts beyond the model's context on the left; recorded."""

@@ -1,31 +1,20 @@
-"""What results record of a checkpoint: its hashes, its base, and how its weights came about.
-
-The last stands in ``unlearning.json`` where our own training wrote them. A stranger may have
-written that too, so it is checked like any other file.
+"""``unlearning.json``: how the weights beside it came about, where our own training wrote them. A
+stranger may have written it too, so it is checked like any other file.
 """
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from unlearnbench.checkpoints.find import CheckpointFiles, read_json
-from unlearnbench.checkpoints.load import load_tokenizer, named_ends, tokenizer_sha256
-from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.packed import StoredScheme
+from unlearnbench.checkpoints.find import read_json
 from unlearnbench.errors import CheckpointError
 from unlearnbench.results import Checkpoint, Sha256
-from unlearnbench.util.files import as_model, content_sha256
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from unlearnbench.util.validation import as_model
 
 FILE = "unlearning.json"
-FORMAT_VERSION: Literal[1] = 1
 
 Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=100)]
 
@@ -101,7 +90,7 @@ class TrainingOptions(_Part):
 class Training(_Part):
     """Everything that a training was given, and its losses."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     kind: Literal["unlearn", "finetune"]
     method: Word
     knobs: dict[str, float | int | str | bool] = {}
@@ -125,15 +114,10 @@ class Training(_Part):
     created: str
 
 
-def read_origin(folder: Path) -> dict[str, str]:
-    """What results say of how the weights in ``folder`` came about; empty where nothing is known.
-
-    Raises:
-        CheckpointError: the record is there, and damaged.
+def read_origin(path: Path) -> dict[str, str]:
+    """What results say of how the weights came about whose record is ``path``. Raises
+    CheckpointError where it is damaged.
     """
-    path = folder / FILE
-    if not path.is_file():
-        return {}
     training = as_model(path, read_json(path), Training, CheckpointError)
     facts: dict[str, object] = {
         "method": training.method,
@@ -144,86 +128,3 @@ def read_origin(folder: Path) -> dict[str, str]:
         "steps": training.losses[-1].step if training.losses else 0,
     }
     return {name: str(value) for name, value in (facts | training.knobs).items()}
-
-
-def describe_checkpoint(
-    files: CheckpointFiles,
-    full: CheckpointFiles,
-    config: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    options: LoadOptions,
-    stored: StoredScheme | None,
-) -> Checkpoint:
-    """Hashes and origin of a checkpoint. ``full``: an adapter's base, else ``files`` themselves.
-
-    Raises:
-        CheckpointError: a file cannot be read, or ``unlearning.json`` is damaged.
-    """
-    weights = files.weights_sha256
-    facts = Checkpoint(
-        path=files.path,
-        revision=files.revision,
-        format=files.kind,
-        weights_sha256=weights,
-        tokenizer_sha256=tokenizer_sha256(tokenizer),
-        config_sha256=content_sha256(_config_facts(files, full, config)),
-        origin=_weights_origin(full, stored) | read_origin(files.folder),
-    )
-    if full is files:
-        return facts
-    try:
-        base_tokenizer = load_tokenizer(full, full, options.trust_remote_code)
-    except CheckpointError:  # a base without a tokenizer, where the adapter brings its own
-        base_tokenizer = tokenizer
-    base = Checkpoint(
-        path=full.path,
-        revision=full.revision,
-        format=full.kind,
-        weights_sha256=full.weights_sha256,
-        tokenizer_sha256=tokenizer_sha256(base_tokenizer),
-    )
-    return facts.model_copy(
-        update={
-            "weights_sha256": content_sha256([weights, base.weights_sha256]),
-            "adapter": {"merge": "merged", "keep": "kept"}[options.adapter],
-            "base": base,
-        }
-    )
-
-
-def _config_facts(files: CheckpointFiles, full: CheckpointFiles, config: Any) -> dict[str, object]:
-    """The config, and an adapter's, without what changes from one saving to the next and does not
-    change the model; and the ends of texts where ``generation_config.json`` has others.
-    """
-    facts: dict[str, object] = json.loads(config.to_json_string(use_diff=False))
-    try:
-        named = read_json(full.folder / "generation_config.json").get("eos_token_id")
-    except CheckpointError:  # not there, or damaged: transformers takes config.json's
-        named = facts.get("eos_token_id")
-    if named_ends(named) != named_ends(facts.get("eos_token_id")):
-        facts["generation_eos_token_id"] = named_ends(named)
-    if files.kind == "adapter":
-        adapter = read_json(files.folder / "adapter_config.json")
-        for key in ("base_model_name_or_path", "revision", "peft_version", "inference_mode"):
-            adapter.pop(key, None)
-        # PEFT keeps lists of modules as sets and writes them in any order.
-        facts["adapter"] = {
-            key: sorted(map(str, value)) if isinstance(value, list) else value
-            for key, value in adapter.items()
-            if value is not None
-        }
-    for key in ("_name_or_path", "_model_name_or_path", "transformers_version"):
-        facts.pop(key, None)
-    return facts
-
-
-def _weights_origin(full: CheckpointFiles, stored: StoredScheme | None) -> dict[str, str]:
-    """Weights that come from a 4-bit grid are not full precision: a GGUF file's tensor types, or
-    the scheme that a checkpoint is quantized in.
-    """
-    if stored is not None:
-        return {"quantized": f"{stored.bits:g} bits, {stored.text}"}
-    if full.kind != "gguf":
-        return {}
-    types = Counter(tensor.dtype for tensor in full.tensors.values())
-    return {"gguf_tensor_types": ", ".join(f"{n} {name}" for name, n in sorted(types.items()))}

@@ -1,79 +1,87 @@
-"""What ``--model`` names, opened: one checkpoint, or several whose logits are combined."""
+"""What ``--model`` names, opened: one checkpoint, or several in a folder that answer as one.
+
+The file that says which and how is ``whp.json`` for the two of Who's Harry Potter, and
+``ensemble.json`` for those of any other method.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, Field, field_validator
 
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
-from unlearnbench.checkpoints.ensemble import EnsembleFacts, find_ensemble, read_ensemble
-from unlearnbench.checkpoints.find import CheckpointFiles, check_folder
+from unlearnbench.checkpoints.find import ENSEMBLE_FILE, PAIR_FILE, check_folder, read_json
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.origin import read_origin
-from unlearnbench.checkpoints.packed import StoredScheme
+from unlearnbench.checkpoints.origin import FILE, read_origin
 from unlearnbench.errors import CheckpointError, OptionError
 from unlearnbench.results import Checkpoint
 from unlearnbench.util.files import content_sha256
+from unlearnbench.util.validation import as_model
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-class Source(Protocol):
-    """An open checkpoint, or several that answer as one model."""
-
-    options: LoadOptions
-    """How it was found, and what was trusted."""
-    files: CheckpointFiles
-    """Its files; of several checkpoints, those of the first."""
-    checkpoint: Checkpoint
-    """What results record of it."""
-    config: Any
-    """The config, as transformers holds it."""
-    tokenizer: PreTrainedTokenizerBase
-    """The tokenizer; not to be changed."""
-    stored: StoredScheme | None
-    """How its weights are quantized already; None where they are not."""
-
-    @property
-    def parts(self) -> tuple[CheckpointSource, ...]:
-        """The checkpoint itself, or those that answer together."""
-
-    @property
-    def ensemble(self) -> EnsembleFacts | None:
-        """Of several that answer together: how."""
-
-    @property
-    def own_dtype(self) -> str:
-        """The short name of the dtype that most of the weights are stored in.
-
-        Raises:
-            CheckpointError: none that can be computed in.
-        """
-
-    def release(self) -> None:
-        """Drop the weights from memory, unless they are kept for the next condition."""
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
 
 
-def open_source(model: str, options: LoadOptions, keep: bool = True) -> Source:
-    """Check the files of what ``model`` names and open it. ``keep``: hold its unquantized weights
-    in memory between conditions.
+class _PairFile(BaseModel):
+    model_config = Checkpoint.model_config
 
-    Raises: as ``open_checkpoint`` and ``EnsembleSource``.
-    """
-    path = find_ensemble(model)
-    if path is None:
-        return open_checkpoint(model, options, keep)
-    return EnsembleSource(model, path, options, keep)
+    format_version: Literal[1]
+    alpha: float = Field(ge=0)
+
+
+class EnsembleFacts(BaseModel):
+    """Which models answer together, and how their logits become one model's."""
+
+    model_config = Checkpoint.model_config
+
+    format_version: Literal[1] = 1
+    method: _Name
+    """The whole method whose ``combine`` joins the logits."""
+    models: tuple[_Name, ...] = Field(min_length=2, max_length=63, strict=False)
+    """Their folders."""
+    numbers: dict[str, float] = Field(max_length=64)
+    """What ``combine`` needs to know."""
+
+    @field_validator("models")
+    @classmethod
+    def _differ(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(models)) < len(models):
+            raise ValueError("names one model twice")
+        return models
+
+
+def find_ensemble(model: str) -> Path | None:
+    """The file of the ensemble that ``model`` names; None where it names none."""
+    try:
+        files = [Path(model).expanduser() / name for name in (PAIR_FILE, ENSEMBLE_FILE)]
+        return next((path for path in files if path.is_file()), None)
+    except (OSError, RuntimeError, ValueError):  # no path at all, which opening it will say
+        return None
+
+
+def read_ensemble(path: Path) -> EnsembleFacts:
+    """What the file says. Raises CheckpointError where it is damaged."""
+    content = read_json(path)
+    if path.name == ENSEMBLE_FILE:
+        return as_model(path, content, EnsembleFacts, CheckpointError)
+    pair = as_model(path, content, _PairFile, CheckpointError)
+    models = ("baseline", "reinforced")
+    return EnsembleFacts(method="whp", models=models, numbers={"alpha": pair.alpha})
+
+
+def write_ensemble(folder: Path, facts: EnsembleFacts) -> None:
+    """Mark a folder that holds all models as an ensemble."""
+    name, content = ENSEMBLE_FILE, facts.model_dump()
+    if facts.method == "whp":
+        name, content = PAIR_FILE, {"format_version": 1, **facts.numbers}
+    (folder / name).write_text(json.dumps(content) + "\n", encoding="utf-8")
 
 
 class EnsembleSource:
-    """A ``Source`` of several checkpoints of one shape and one tokenizer, each in a folder of its
-    own beside ``path``, the file that says how they answer together.
-
-    Raises:
-        CheckpointError: the folder is damaged, or the checkpoints do not fit together.
-        OptionError: an option for another kind of checkpoint.
+    """Several open checkpoints of one shape and one tokenizer, each in a folder of its own beside
+    ``path``, the file that says how they answer together. Raises CheckpointError where they do not.
     """
 
     def __init__(self, model: str, path: Path, options: LoadOptions, keep: bool) -> None:
@@ -81,41 +89,52 @@ class EnsembleSource:
             raise OptionError(
                 f"{model} holds several local checkpoints; leave --base and --revision out"
             )
-        folder = path.parent
+        folder, record = path.parent, path.parent / FILE
         check_folder(folder)
         self.options = options
-        self.ensemble = read_ensemble(path)
+        self.ensemble = facts = read_ensemble(path)
         self.parts = tuple(
-            open_checkpoint(str(folder / part), options, keep) for part in self.ensemble.models
+            open_checkpoint(str(folder / part), options, keep) for part in facts.models
         )
         for what in ("tokenizer", "config"):
             if len({getattr(part.checkpoint, f"{what}_sha256") for part in self.parts}) > 1:
                 raise CheckpointError(
                     f"{model}: its checkpoints differ in {what}; their logits cannot be combined"
                 )
+        # One config for all, so what it says of packed weights holds for all.
         first = self.parts[0]
-        facts: list[object] = [part.checkpoint.weights_sha256 for part in self.parts]
-        if self.ensemble.method == "whp":  # as results of earlier releases have it
-            facts.append(self.ensemble.numbers["alpha"])
-        else:
-            facts += [self.ensemble.method, dict(self.ensemble.numbers)]
+        self.config, self.tokenizer = first.config, first.tokenizer
+        self.files, self.stored = first.files, first.stored
+        # Who's Harry Potter's hash is as results of earlier releases have it.
+        how = [facts.numbers["alpha"]] if facts.method == "whp" else [facts.method, facts.numbers]
+        weights = [part.checkpoint.weights_sha256 for part in self.parts]
+        origin = first.checkpoint.origin | (read_origin(record) if record.is_file() else {})
         self.checkpoint = first.checkpoint.model_copy(
             update={
                 "path": model,
-                "weights_sha256": content_sha256(facts),
-                "origin": first.checkpoint.origin | read_origin(folder),
+                "weights_sha256": content_sha256([*weights, *how]),
+                "origin": origin,
             }
         )
-        # One config for all, so what it says of packed weights holds for all.
-        self.config, self.tokenizer = first.config, first.tokenizer
-        self.files, self.stored = first.files, first.stored
 
     @property
     def own_dtype(self) -> str:
-        """The first's."""
         return self.parts[0].own_dtype
 
     def release(self) -> None:
-        """Drop all models' weights unless they are kept."""
         for part in self.parts:
             part.release()
+
+
+Source: TypeAlias = CheckpointSource | EnsembleSource
+"""An open checkpoint, or several that answer as one model."""
+
+
+def open_source(model: str, options: LoadOptions, keep: bool = True) -> Source:
+    """Check the files of what ``model`` names and open it. ``keep``: hold its unquantized weights
+    in memory between conditions. Raises: as ``open_checkpoint`` and ``EnsembleSource``.
+    """
+    path = find_ensemble(model)
+    if path is None:
+        return open_checkpoint(model, options, keep)
+    return EnsembleSource(model, path, options, keep)

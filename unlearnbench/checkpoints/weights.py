@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
-from unlearnbench.checkpoints.find import CheckpointFiles, find_checkpoint
+from unlearnbench.checkpoints.find import find_checkpoint
 from unlearnbench.checkpoints.limits import check_size, empty_model, require_memory
-from unlearnbench.checkpoints.linear import linear_layers, require_most
-from unlearnbench.checkpoints.load import load_config
+from unlearnbench.checkpoints.load import linear_layers, load_config, require_most
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.packed import stored_scheme
 from unlearnbench.errors import CheckpointError, PrecisionError
@@ -44,9 +43,11 @@ def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
         CheckpointError: something is missing, damaged or unsafe.
         PrecisionError: the checkpoint is quantized already.
     """
+    from safetensors import safe_open
+
     files = find_checkpoint(model, options, options.revision)
     if files.kind != "safetensors":
-        source = open_checkpoint(model, options, keep=True)
+        source = open_checkpoint(model, options)
         state = source.state_dict()
         return Weights(
             files.path,
@@ -56,26 +57,18 @@ def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
         )
     largest = max(tensor.elements for tensor in files.tensors.values())
     require_memory(4 * largest, files.path)  # one matrix in fp32
-    config: Any = load_config(files, options.trust_remote_code)
+    config: Any = load_config(files)
     scheme = stored_scheme(config.to_dict(), files.path)
     if scheme is not None:
         raise PrecisionError(
             f"{files.path} is quantized already ({scheme.text}); inspect compares unquantized "
             "checkpoints"
         )
-    empty = empty_model(config, options.trust_remote_code)
+    empty = empty_model(config, files.trusted)
     if empty is None:
         raise CheckpointError(f"{files.path}: its config describes no causal language model")
     check_size(empty, files.path, files.elements, files.size, exact=True)
-    names = list(linear_layers(empty))
-    return _streamed(files, config.get_text_config().to_dict(), names, stack)
-
-
-def _streamed(
-    files: CheckpointFiles, config: Mapping[str, Any], names: list[str], stack: ExitStack
-) -> Weights:
-    from safetensors import safe_open
-
+    names = tuple(linear_layers(empty))
     places: dict[str, Any] = {}
     for path in files.weights:
         handle = stack.enter_context(safe_open(path, framework="pt"))
@@ -98,4 +91,4 @@ def _streamed(
         tensor: torch.Tensor = places[f"{name}.weight"].get_tensor(f"{name}.weight")
         return tensor.float()
 
-    return Weights(files.path, config, tuple(names), read)
+    return Weights(files.path, config.get_text_config().to_dict(), names, read)

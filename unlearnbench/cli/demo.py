@@ -11,17 +11,17 @@ import click
 
 from unlearnbench import conditions
 from unlearnbench.cli.options import verbose_option
-from unlearnbench.demo.meter import Meter
+from unlearnbench.demo.meter import measured
 from unlearnbench.demo.pipeline import run_demo
-from unlearnbench.demo.recipe import METHODS, PRECISIONS, DemoOptions
+from unlearnbench.demo.recipe import METHODS, PRECISIONS, TASKS, DemoOptions
 from unlearnbench.errors import printable
+from unlearnbench.recovery.reports import recovery_table
 from unlearnbench.recovery.statistics import RecoveryRow
-from unlearnbench.recovery.tables import recovery_table
 from unlearnbench.results import FULL
 from unlearnbench.tasks.registry import split_names
 from unlearnbench.util.text import text_table
 
-_TASK, _KEPT = "demo_knowmem_f", "demo_knowmem_r"
+_TASK, _, _KEPT, _ = TASKS
 _INTRO = """\
 A tiny Llama (2 layers, 128 wide) learns an invented corpus by heart, then unlearns a part of it by
 each method, until its answers on that part score at most a quarter of what they did. Every model is
@@ -59,44 +59,42 @@ def demo(seed: int, methods: str, quant: str, out: str | None, dense: bool) -> N
         sys.stderr.isatty(),
     )
     click.echo(_INTRO.format(kind=_DENSE if dense else _SPARSE))
-    with Meter() as meter:
+    with measured() as meter:
         path = run_demo(options, lambda line: click.echo(printable(line)))
-    _show(path, options.precisions)
-    click.echo(f"this call {meter}, all its processes together")
-
-
-def _show(path: Path, precisions: Sequence[str]) -> None:
     rows = [RecoveryRow.model_validate(row) for row in json.loads(path.read_bytes())]
     shown = [row for row in rows if row.task == _TASK]
-    click.echo(printable(recovery_table(shown)))
-    click.echo(printable(f"\n{scores_table(rows, precisions)}\n"))
-    for line in _said(shown):
-        click.echo(printable(line))
-    click.echo(printable(f"all tasks: {path}; the page: {path.parent / 'index.html'}"))
+    page = path.parent / "index.html"
+    for text in (
+        recovery_table(shown),
+        f"\n{scores_table(rows, options.precisions)}\n",
+        *_summary(shown),
+        f"all tasks: {path}; the page: {page}",
+        f"this call {meter}, all its processes together",
+    ):
+        click.echo(printable(text))
 
 
 def scores_table(rows: Sequence[RecoveryRow], precisions: Sequence[str]) -> str:
     """KnowMem_f and KnowMem_r of the target and each method, one figure for each precision."""
     quantized = [name for name in precisions if name != FULL]
     names = " / ".join([FULL, *quantized])
-    head = ["model", f"KnowMem_f, {names}", f"KnowMem_r, {names}"]
     found = {(row.entry, row.task, row.precision): row for row in rows}
     entries = list(dict.fromkeys(row.entry for row in rows))
-    lines = []
-    for name in ("target", *entries):
-        of = entries[0] if name == "target" else name
-        parts = [[found[of, task, p] for p in quantized] for task in (_TASK, _KEPT)]
-        lines.append([name, *(_scores(part, name == "target") for part in parts)])
-    return text_table(lines, head)
+    lines = [["target"], *([name] for name in entries)]
+    for task in (_TASK, _KEPT):
+        first = [found[entries[0], task, name] for name in quantized]
+        lines[0].append(_scores([first[0].target_full, *(row.target for row in first)]))
+        for line, entry in zip(lines[1:], entries, strict=True):
+            own = [found[entry, task, name] for name in quantized]
+            line.append(_scores([own[0].full, *(row.quantized for row in own)]))
+    return text_table(lines, ["model", f"KnowMem_f, {names}", f"KnowMem_r, {names}"])
 
 
-def _scores(rows: Sequence[RecoveryRow], of_target: bool) -> str:
-    full = rows[0].target_full if of_target else rows[0].full
-    rest = [row.target if of_target else row.quantized for row in rows]
-    return " / ".join(f"{score:.1f}" for score in (full, *rest))
+def _scores(scores: Sequence[float]) -> str:
+    return " / ".join(f"{score:.1f}" for score in scores)
 
 
-def _said(rows: Sequence[RecoveryRow]) -> list[str]:
+def _summary(rows: Sequence[RecoveryRow]) -> list[str]:
     """A line for each method: how much of the forgotten answers it gives."""
     lines = []
     for entry in dict.fromkeys(row.entry for row in rows):

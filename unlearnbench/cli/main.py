@@ -1,7 +1,7 @@
 """The command line: parse, call, print. Exit 0 done, 2 bad input, 130 and 143 when stopped.
 
-``unlearnbench --model ... --tasks ...`` evaluates; everything else is a command with a file of its
-own, which is imported when the command is called.
+``unlearnbench --model ... --tasks ...`` evaluates. Everything else is a command, whose file is
+imported when it is called.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from unlearnbench import __version__
 from unlearnbench.cli.options import (
@@ -23,31 +25,39 @@ from unlearnbench.cli.options import (
     field_options,
     name_variables,
     retired,
+    taken,
     verbose_option,
+    warn_of_variables,
 )
-from unlearnbench.errors import OptionError, UnlearnbenchError, one_line, printable
+from unlearnbench.errors import EvaluationError, OptionError, UnlearnbenchError, one_line, printable
 from unlearnbench.evaluation.options import Options
-from unlearnbench.util.process import catch_stops
-from unlearnbench.util.quiet import plain_errors, quiet_imports
+from unlearnbench.lm_eval.arguments import translate
+from unlearnbench.util.process import (
+    catch_stops,
+    is_main,
+    plain_errors,
+    process_count,
+    quiet_imports,
+)
 
 COMMANDS = {
-    "check": ("check", "Hold runs against a policy: exit 0 pass, 1 fail, 2 not decided."),
-    "compare": ("compare", "Show what quantizing brings back."),
+    "check": ("runs", "Hold runs against a policy: exit 0 pass, 1 fail, 2 not decided."),
+    "compare": ("runs", "Show what quantizing brings back."),
     "demo": ("demo", "Train, unlearn, quantize and compare tiny models on the spot."),
     "finetune": ("unlearn", "Train a model on texts: to make a target, or a retrained model."),
-    "import": ("imports", "Turn another tool's result folders into runs."),
-    "inspect": ("overlap", "Will it come back? Compare quantized codes with the target's."),
-    "leaderboard": (
-        "leaderboard",
-        "Boards of entries: add one, build the tables and the page, verify.",
-    ),
+    "import": ("runs", "Turn another tool's result folders into runs."),
+    "inspect": ("quants", "Will it come back? Compare quantized codes with the target's."),
+    "leaderboard": ("runs", "Boards of entries: add one, build tables and page, verify."),
     "methods": ("unlearn", "List the unlearning methods, or show one."),
-    "push": ("push", "Push run folders and board entries to the Hugging Face hub."),
+    "push": ("runs", "Push run folders and board entries to the Hugging Face hub."),
     "quants": ("quants", "List every precision, and whether it can run here."),
     "tasks": ("tasks", "List the tasks, or show one with its first prompt."),
     "unlearn": ("unlearn", "Make an unlearned checkpoint from a target model."),
 }
 """The file of each command, and its line in the list of commands."""
+
+# lm-eval's names for "a transformers checkpoint", which say nothing here.
+_KINDS = ("hf", "hf-auto", "huggingface", "unlearnbench")
 
 
 class _Commands(click.Group):
@@ -60,11 +70,8 @@ class _Commands(click.Group):
         if name not in COMMANDS:
             return None
         module = import_module(f"unlearnbench.cli.{COMMANDS[name][0]}")
-        return next(
-            found
-            for found in vars(module).values()
-            if isinstance(found, click.Command) and found.name == name
-        )
+        commands = (found for found in vars(module).values() if isinstance(found, click.Command))
+        return next(command for command in commands if command.name == name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -111,17 +118,9 @@ class _Commands(click.Group):
     help="As lm-eval's: pretrained=PATH,dtype=float32,load_in_4bit=True and our own.",
 )
 @field_options(PushOptions)
-@retired(
-    "--attention",
-    is_flag=False,
-    line="it has gone; attention is transformers' own choice",
-)
-@retired(
-    "--compile", "compiled", line="it has gone: compiled layers were no faster (docs/speed.md)"
-)
-@retired(
-    "--log-samples", line="it has gone: every record is in the run folder already, in samples/"
-)
+@retired("--attention", "attention is transformers' own choice", is_flag=False)
+@retired("--compile", "compiled layers were no faster (docs/speed.md)", name="compiled")
+@retired("--log-samples", "every record is in the run folder already, in samples/")
 @verbose_option
 @click.version_option(__version__, prog_name="unlearnbench")
 @click.pass_context
@@ -133,16 +132,77 @@ def cli(ctx: click.Context, /, **given: Any) -> None:
     precisions.
     """
     if ctx.invoked_subcommand is None:
-        import_module("unlearnbench.cli.evaluate").run_evaluation(ctx, given)
+        warn_of_variables(ctx.command)
+        _merge_model_args(ctx, given)
+        _evaluate(given)
         return
     # `unlearnbench --include-path DIR tasks` would leave the option out without a word.
     for name in ctx.params:
-        if ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+        if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             option = "--" + name.replace("_", "-")
             raise OptionError(f"{option} stands before {ctx.invoked_subcommand}; put it behind")
 
 
 name_variables(cli)
+
+
+def _merge_model_args(ctx: click.Context, options: dict[str, Any]) -> None:
+    """Put ``--model-args`` in the places of the options that they stand for.
+
+    Raises:
+        OptionError: an argument has no meaning here, or contradicts an option that was given.
+    """
+    given = options.pop("model_args")
+    for name, value in translate(given).items() if given else ():
+        earlier = options[name]
+        several = isinstance(earlier, tuple)
+        if several:
+            earlier = ",".join(earlier)
+        is_default = ctx.get_parameter_source(name) in (ParameterSource.DEFAULT, None)
+        says_nothing = is_default or (name == "model" and earlier in _KINDS)
+        if not says_nothing and earlier != value:
+            raise OptionError(
+                f"--model-args and --{name.replace('_', '-')} contradict: "
+                f"{one_line(value, 80)} and {one_line(earlier, 80)}"
+            )
+        options[name] = (value,) if several else value
+
+
+def _evaluate(given: dict[str, Any]) -> None:
+    """Evaluate and show the table; where a part failed, the table of the rest."""
+    from unlearnbench.evaluation.evaluate import evaluate
+    from unlearnbench.evaluation.outcome import evaluation_summary
+    from unlearnbench.evaluation.workers import launched, serve
+    from unlearnbench.runs.folder import run_path
+
+    options = taken(Options, given).updated({"progress": True})
+    push = taken(PushOptions, given)
+    model, tasks = given["model"], ",".join(given["tasks"])
+    for name, value in (("model", model), ("tasks", tasks)):
+        if not value:
+            raise OptionError(f"--{name} is missing; see unlearnbench --help")
+    conditions = ",".join([*given["quant"], *given["conditions"]] or ["none"])
+    if not is_main():
+        serve(options.threads)
+        return
+    try:
+        with launched() if process_count() > 1 else nullcontext() as team:
+            results = evaluate(model, tasks, conditions, options, team=team)
+    except EvaluationError as error:
+        said = evaluation_summary(error.results, tasks, options, error.failures)
+        click.echo(printable(said))
+        raise
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted; every answer so far is kept in {options.output}, and the same command "
+            "(without --fresh) goes on from there"
+        ) from None
+    click.echo(printable(evaluation_summary(results, tasks, options)))
+    if push.push_to_hub is not None:
+        from unlearnbench.cli.runs import push_paths
+
+        paths = [run_path(options.output, r.checkpoint, r.condition.name) for r in results]
+        push_paths(paths, push)
 
 
 class _Lines(logging.Handler):

@@ -16,8 +16,7 @@ from pydantic import Field, model_validator
 
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.lm_eval.arguments import read_pairs
-from unlearnbench.util.optionmodel import OptionModel
-from unlearnbench.util.yaml import read_yaml
+from unlearnbench.util.validation import OptionModel, read_yaml
 
 F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M", bound=OptionModel)
@@ -42,15 +41,14 @@ class _Pairs(click.ParamType[Any]):
 PAIRS = _Pairs()
 
 
-def click_option(
+def make_option(
     name: str,
     kind: Any,
     default: object,
     help: str,
-    *,
     metavar: str | None = None,
     also: str | None = None,
-) -> Callable[[F], F]:
+) -> click.Option:
     """The option ``--NAME`` whose values are of ``kind``: text, a number, a flag, one of the words
     of a Literal, several of these (a tuple), pairs (a mapping), or None where it is not given.
 
@@ -62,9 +60,10 @@ def click_option(
     elif not isinstance(default, (bool, int, float)):
         default = str(default)
     shown = default is not None and default is not False and default != []
-    shape |= {"default": default, "show_default": shown, "help": help, "metavar": metavar}
-    spellings = [f"--{name.replace('_', '-')}", *([also] if also else [])]
-    return click.option(*spellings, name, **shape)
+    spellings = [f"--{name.replace('_', '-')}", *([also] if also else []), name]
+    return click.Option(
+        spellings, default=default, show_default=shown, help=help, metavar=metavar, **shape
+    )
 
 
 def _shape(kind: Any) -> dict[str, Any]:
@@ -85,35 +84,24 @@ def _shape(kind: Any) -> dict[str, Any]:
 
 
 def field_options(
-    model: type[OptionModel],
-    *,
-    without: Collection[str] = (),
-    also: Mapping[str, str] | None = None,
-    unset: bool = False,
+    model: type[OptionModel], without: Collection[str] = (), also: Mapping[str, str] = {}
 ) -> Callable[[F], F]:
     """An option for every field of ``model``, its own ones before those of the classes it extends.
 
-    without: fields that are left out. also: second spellings, by field. unset: what is not given
-    is None, so that a command can tell; else it is the field's default.
+    without: fields that are left out. also: second spellings, by field.
     """
-    names = dict.fromkeys([*model.__annotations__, *model.model_fields])
-    fields = {n: model.model_fields[n] for n in names if n in model.model_fields}
+    made = []
+    for name in dict.fromkeys([*model.__annotations__, *model.model_fields]):
+        if name in without or name not in model.model_fields:
+            continue
+        kind = model.model_fields[name]
+        text = " ".join((kind.description or "").split())
+        option = make_option(name, kind.annotation, kind.default, text, kind.title, also.get(name))
+        made.append(option)
 
     def add(command: F) -> F:
-        for name, field in reversed(fields.items()):
-            if name in without:
-                continue
-            kind: Any = field.annotation
-            if unset and kind is bool:
-                kind = bool | None
-            text = " ".join((field.description or "").split())
-            if unset and field.default not in (None, False, 0):
-                text += f"  [default: {field.default}]"
-            default = None if unset else field.get_default(call_default_factory=True)
-            second = (also or {}).get(name)
-            command = click_option(name, kind, default, text, metavar=field.title, also=second)(
-                command
-            )
+        # Where click.option puts what it makes, the last first.
+        vars(command).setdefault("__click_params__", []).extend(reversed(made))
         return command
 
     return add
@@ -129,14 +117,17 @@ def taken(model: type[M], given: dict[str, Any]) -> M:
     return model.of({name: value for name, value in found.items() if value is not None})
 
 
-def retired(*spellings: str, line: str, is_flag: bool = True) -> Callable[[F], F]:
-    """An option of an earlier release: it does nothing, and ``line`` says so."""
+def retired(
+    option: str, why: str, name: str | None = None, is_flag: bool = True
+) -> Callable[[F], F]:
+    """An option of an earlier release, which ``name`` is in files: it does nothing and says so."""
 
     def tell(ctx: click.Context, param: click.Parameter, value: object) -> None:
         if value:
-            log.warning("%s: %s", param.opts[0], line)
+            log.warning("%s: it has gone: %s", option, why)
 
-    return click.option(*spellings, is_flag=is_flag, hidden=True, expose_value=False, callback=tell)
+    names = [option, *([name] if name else [])]
+    return click.option(*names, is_flag=is_flag, hidden=True, expose_value=False, callback=tell)
 
 
 verbose_option = click.option(
@@ -174,39 +165,31 @@ class PushOptions(OptionModel):
 
 def config_option(closed: Collection[str] = ()) -> Callable[[F], F]:
     """``--config FILE``: a YAML file of the command's options, but those that are ``closed``."""
+    closed = {"config", "help", "version", *closed}
 
     def read(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
-        if value is not None and not ctx.resilient_parsing:
-            found = _read_config(Path(value), ctx.command, {"config", "help", "version", *closed})
-            ctx.default_map = {**(ctx.default_map or {}), **found}
+        if value is None or ctx.resilient_parsing:
+            return
+        known = {p.name: p for p in ctx.command.get_params(ctx) if isinstance(p, click.Option)}
+        file, found = read_yaml(Path(value)), dict[str, Any]()
+        for key, given in file.value.items():
+            name, shown = key.replace("-", "_"), one_line(key, 80)
+            if name not in known or name in closed:
+                raise OptionError(f"{file.where(key)}: no option is called {shown!r}")
+            option = known[name]
+            if given is None:
+                raise OptionError(f"{file.where(key)}: {shown} has no value; leave it out")
+            if isinstance(given, Mapping) and option.type is not PAIRS:
+                raise OptionError(f"{file.where(key)}: {shown} takes no mapping")
+            if isinstance(given, list) and not option.multiple:
+                raise OptionError(f"{file.where(key)}: {shown} takes one value")
+            found[name] = [given] if option.multiple and not isinstance(given, list) else given
+        ctx.default_map = {**(ctx.default_map or {}), **found}
 
+    said = "Options by their names, in YAML; what stands here or in the environment wins."
     return click.option(
-        "--config",
-        metavar="FILE",
-        is_eager=True,
-        expose_value=False,
-        callback=read,
-        help="Options by their names, in YAML; what stands here or in the environment wins.",
+        "--config", metavar="FILE", is_eager=True, expose_value=False, callback=read, help=said
     )
-
-
-def _read_config(path: Path, command: click.Command, closed: Collection[str]) -> dict[str, Any]:
-    file = read_yaml(path)
-    known = {p.name: p for p in command.params if isinstance(p, click.Option)}
-    found: dict[str, Any] = {}
-    for key, given in file.value.items():
-        name, shown = key.replace("-", "_"), one_line(key, 80)
-        option = known.get(name)
-        if option is None or name in closed:
-            raise OptionError(f"{file.where(key)}: no option is called {shown!r}")
-        if given is None:
-            raise OptionError(f"{file.where(key)}: {shown} has no value; leave it out")
-        if isinstance(given, Mapping) and option.type is not PAIRS:
-            raise OptionError(f"{file.where(key)}: {shown} takes no mapping")
-        if isinstance(given, list) and not option.multiple:
-            raise OptionError(f"{file.where(key)}: {shown} takes one value")
-        found[name] = [given] if option.multiple and not isinstance(given, list) else given
-    return found
 
 
 def name_variables(command: click.Command) -> None:

@@ -1,19 +1,21 @@
-"""The command ``quants``: every precision, whether it runs here, its proof on a checkpoint."""
+"""The commands on precisions: ``quants`` lists or proves them, ``inspect`` compares codes."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import click
 
 from unlearnbench import conditions
+from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.cli.options import field_options, taken
 from unlearnbench.conditions.base import ConditionSpec
 from unlearnbench.conditions.options import KernelOptions
-from unlearnbench.errors import OptionError, PrecisionError, printable
+from unlearnbench.errors import OptionError, printable
 from unlearnbench.results import FULL, Condition
 from unlearnbench.tasks.registry import split_names
 from unlearnbench.util.text import text_table
@@ -35,8 +37,7 @@ def show_quants(model: str | None, quant: Sequence[str], as_json: bool, **given:
     options = taken(KernelOptions, given)
     names = split_names(",".join(quant))
     if model is not None:
-        for precision in _proven(model, conditions.resolve(names or [FULL]), options):
-            click.echo(printable(_json(precision) if as_json else _proof(precision)))
+        _prove(model, conditions.resolve(names or [FULL]), options, as_json)
         return
     every = [*conditions.precisions().values(), *conditions.families()]
     specs = conditions.resolve(names) if names else every
@@ -45,18 +46,7 @@ def show_quants(model: str | None, quant: Sequence[str], as_json: bool, **given:
     click.echo(json.dumps(rows, indent=2) if as_json else _list(rows))
 
 
-def precision_name(text: str) -> str:
-    """A precision's full name; ``unknown`` and names that this version lacks stay as they are."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", text):
-        raise OptionError("--quant takes a precision's name, as none or bnb-nf4")
-    try:
-        (found,) = conditions.resolve([text])
-    except PrecisionError:
-        return text
-    return found.name
-
-
-def _facts(spec: ConditionSpec, device: str) -> dict[str, object]:
+def _facts(spec: ConditionSpec, device: str) -> dict[str, Any]:
     reason = conditions.why_unavailable(spec, device)
     return {
         "name": spec.name,
@@ -88,10 +78,10 @@ def _list(rows: Sequence[dict[str, Any]]) -> str:
     return text_table(lines, head)
 
 
-def _proven(
-    model: str, specs: Sequence[ConditionSpec], options: KernelOptions
-) -> Iterator[Condition]:
-    """Each precision as its proof describes it; every refusal comes before the first model."""
+def _prove(
+    model: str, specs: Sequence[ConditionSpec], options: KernelOptions, as_json: bool
+) -> None:
+    """Show each condition with its proof; every refusal comes before the first model."""
     from unlearnbench.conditions.load import prepare_all  # the list needs no torch
     from unlearnbench.conditions.quantize.calibration import pick_calibration
 
@@ -103,43 +93,86 @@ def _proven(
             )
         calibration = pick_calibration(options.calibration, (), options.calibration_samples, 0)
     for prepared in prepare_all(model, specs, options, calibration):
-        yield prepared.load().condition
+        found = prepared.load().condition
+        as_text = json.dumps(found.model_dump(exclude_none=True)) if as_json else _proof(found)
+        click.echo(printable(as_text))
 
 
-def _json(precision: Condition) -> str:
-    return json.dumps(precision.model_dump(exclude_none=True))
-
-
-def _proof(precision: Condition) -> str:
+def _proof(condition: Condition) -> str:
     """The proof as lines that people read."""
-    proof = precision.proof
+    proof, options = condition.proof, condition.options
     assert proof is not None  # noqa: S101 - a loaded model has one
-    options = precision.options
-    done = "quantized" if precision.kind == "stored" else precision.kind
-    head = f"{precision.name}: {options.scheme} ({options.backend})"
-    lines = [
-        f"  runs           {options.kernel} kernel" if options.kernel else "",
-        f"  weights        {proof.covered_weights:,} of {proof.total_weights:,} {done}, "
-        f"{proof.weight_bytes:,} bytes in all",
-        f"  modules        {_counts(proof.module_types)}",
-        f"  held as        {_counts(proof.weights_by_dtype)}",
-        f"  {done:<14} {_counts(proof.covered_modules) or 'none'}",
-        f"  left as it is  {_counts(proof.uncovered) or 'nothing'}",
-    ]
-    if proof.codes is not None:
-        lines.append(f"  codes          at most {proof.codes} distinct values in a group")
+    done = "quantized" if condition.kind == "stored" else condition.kind
+    changed = ""
     if proof.relative_error is not None and proof.changed_share is not None:
-        lines.append(
-            f"  changed        {100 * proof.changed_share:.4g}% of the weights, relative error "
+        changed = (
+            f"{100 * proof.changed_share:.4g}% of the weights, relative error "
             f"{proof.relative_error:.4g} (mean {proof.mean_relative_error:.4g} of "
             f"{proof.compared_modules} modules, largest {proof.max_relative_error:.4g} in "
             f"{proof.max_error_module})"
         )
-    lines += [f"  {name:<14} {value:.4g}" for name, value in (proof.figures or {}).items()]
-    if proof.on_grid:
-        lines.append("  on grid        the checkpoint's weights already lie on this grid")
-    return "\n".join([head, *filter(None, lines)])
+    covered, total = proof.covered_weights, proof.total_weights
+    shown = {
+        "runs": f"{options.kernel} kernel" if options.kernel else "",
+        "weights": f"{covered:,} of {total:,} {done}, {proof.weight_bytes:,} bytes in all",
+        "modules": _counts(proof.module_types),
+        "held as": _counts(proof.weights_by_dtype),
+        done: _counts(proof.covered_modules) or "none",
+        "left as it is": _counts(proof.uncovered) or "nothing",
+        "codes": f"at most {proof.codes} distinct values in a group" if proof.codes else "",
+        "changed": changed,
+        **{name: f"{value:.4g}" for name, value in (proof.figures or {}).items()},
+        "on grid": "the checkpoint's weights already lie on this grid" if proof.on_grid else "",
+    }
+    lines = [f"  {name:<14} {text}" for name, text in shown.items() if text]
+    return "\n".join([f"{condition.name}: {options.scheme} ({options.backend})", *lines])
 
 
 def _counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+@click.command("inspect")
+@click.option("--model", required=True, metavar="PATH|ID", help="The unlearned checkpoint.")
+@click.option("--target", required=True, metavar="PATH|ID", help="The checkpoint it came from.")
+@click.option(
+    "--quant",
+    default="rtn-int8,rtn-int4,bnb-int8,bnb-fp4,bnb-nf4",
+    show_default=True,
+    metavar="NAMES",
+)
+@click.option("--json", "json_file", metavar="FILE", help="Write every figure.")
+@click.option("--plot", metavar="FILE", help="Draw the overlap by layer (.png, .svg, .pdf).")
+@field_options(LoadOptions, without={"truncate_left"})
+def inspect_bins(
+    model: str, target: str, quant: str, json_file: str | None, plot: str | None, **given: Any
+) -> None:
+    """Will it come back? Compare quantized codes with the target's, without running a model.
+
+    Where nearly all codes are the same, the quantized model is nearly the quantized target.
+    """
+    from tqdm import tqdm
+
+    from unlearnbench.checkpoints.weights import open_weights
+    from unlearnbench.conditions.load import require_available
+    from unlearnbench.conditions.quantize import overlap
+
+    options = taken(LoadOptions, given)
+    specs = conditions.resolve(split_names(quant))
+    overlap.require_codes(specs)
+    for spec in specs:
+        require_available(spec, "cpu")
+    with ExitStack() as stack:
+        ours, theirs = (open_weights(path, options, stack) for path in (model, target))
+        pairs = overlap.compare_codes(ours, theirs, specs)
+        bar = tqdm(pairs, total=len(ours.linear), unit="layer", disable=None)
+        layers = [found for _, found in bar]
+    results = [
+        overlap.PrecisionOverlap(spec.name, tuple(layer[i] for layer in layers))
+        for i, spec in enumerate(specs)
+    ]
+    click.echo(printable(overlap.overlap_table(results)))
+    if json_file is not None:
+        overlap.write_json(Path(json_file), results, {"model": model, "target": target})
+    if plot is not None:
+        overlap.plot_overlap(Path(plot), results)

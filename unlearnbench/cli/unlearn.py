@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,22 +11,22 @@ import click
 
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.cli.options import (
-    click_option,
     config_option,
     field_options,
+    make_option,
     taken,
     verbose_option,
 )
 from unlearnbench.errors import OptionError, one_line, printable
 from unlearnbench.methods import Piece, find_method, method_names, pieces
+from unlearnbench.methods.options import Field
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
+from unlearnbench.util.process import is_main
 
 if TYPE_CHECKING:
     from unlearnbench.checkpoints.origin import Training
-    from unlearnbench.results import RunResult
     from unlearnbench.training.job import Job
 
-Command = Callable[..., Any]
 _KINDS = {"masks": "mask", "steps": "step"}
 # What a configuration file may not set: whether to trust files, and what to do with earlier ones.
 _CLOSED = {"verbose", "resume", "trust_remote_code", "allow_pickle"}
@@ -37,61 +36,33 @@ _SOURCE = "FILE|task:NAME"
 class _UnlearnCommand(click.Command):
     """The command with an option for every number of every method file."""
 
-    _known: list[str]
-
-    @property
-    def params(self) -> list[click.Parameter]:
-        """Made anew where there are other method files than before. Click changes the list."""
-        if self._known != list(pieces()):
-            at = next(i for i, found in enumerate(self._own) if found.name == "lr")
-            self._all = [*self._own[:at], *_method_options(), *self._own[at:]]
-            self._known = list(pieces())
-        return self._all
-
-    @params.setter
-    def params(self, own: list[click.Parameter]) -> None:
-        self._own, self._known = own, []
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        own = super().get_params(ctx)
+        at = next(i for i, found in enumerate(own) if found.name == "lr")
+        return [*own[:at], *_method_options(), *own[at:]]
 
 
-def _method_options() -> list[click.Parameter]:
+def _method_options() -> list[click.Option]:
     """One option for each name that method files use, with the help and default of each."""
-    users: dict[str, list[tuple[str, Any]]] = {}
+    users: dict[str, list[tuple[str, Field]]] = {}
     for name, piece in pieces().items():
         for field in piece.fields:
             users.setdefault(field.name, []).append((name, field))
-
-    def holder() -> None:
-        """Takes the options as a command would."""
-
-    for name, found in reversed(users.items()):
+    made = []
+    for name, found in users.items():
         texts = " ".join(dict.fromkeys(field.help for _, field in found))
         defaults = ", ".join(f"{piece} {field.default}" for piece, field in found)
-        kind: Any = found[0][1].type  # one name has one type
-        click_option(name, kind, None, f"{texts}  [{defaults}]")(holder)
-    return list(reversed(holder.__click_params__))  # type: ignore[attr-defined]
-
-
-def _shared(without: set[str]) -> Callable[[Command], Command]:
-    """The options of both commands that train, but for some of the training's."""
-    kept = {"revision", "trust_remote_code", "allow_pickle"}
-    options = (
-        field_options(TrainOptions, without=without, unset=True),
-        click.option("--resume", is_flag=True, help="Go on with an interrupted training in --out."),
-        field_options(CorpusOptions),
-        field_options(LoadOptions, without=set(LoadOptions.model_fields) - kept),
-        verbose_option,
-    )
-
-    def add(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
+        kind = found[0][1].type  # one name has one type
+        made.append(make_option(name, kind, None, f"{texts}  [{defaults}]"))
+    return made
 
 
 _model = click.option("--model", metavar="PATH|ID", help="Checkpoint folder, .gguf file or hub id.")
 _out = click.option("--out", metavar="DIR", help="Gets the new checkpoint and unlearning.json.")
+_resume = click.option(
+    "--resume", is_flag=True, help="Go on with an interrupted training in --out."
+)
+_load = field_options(LoadOptions, {"base", "adapter", "allow_adapter_base", "truncate_left"})
 
 
 @click.command("unlearn", cls=_UnlearnCommand)
@@ -102,8 +73,12 @@ _out = click.option("--out", metavar="DIR", help="Gets the new checkpoint and un
 @click.option("--forget", multiple=True, metavar=_SOURCE, help="Repeatable.")
 @click.option("--retain", multiple=True, metavar=_SOURCE, help="Repeatable.")
 @click.option("--auxiliary", multiple=True, metavar=_SOURCE, help="A third set, if one is read.")
-@_shared({"l1", "weight_noise", "pack"})
-@field_options(SelectOptions, unset=True)
+@field_options(TrainOptions, {"l1", "weight_noise", "pack"})
+@_resume
+@field_options(CorpusOptions)
+@_load
+@verbose_option
+@field_options(SelectOptions)
 def unlearn(**given: Any) -> None:
     """Make an unlearned checkpoint from a target model.
 
@@ -112,10 +87,10 @@ def unlearn(**given: Any) -> None:
     from unlearnbench.training.job import unlearn as run
 
     names = {field.name for piece in pieces().values() for field in piece.fields}
-    numbers = {name: given.pop(name) for name in names}
+    asked = {name: given.pop(name) for name in names}
     method = _required(given, "method")
     job = _job(given, given.pop("forget"))
-    _say(run(job, method, {n: v for n, v in numbers.items() if v is not None}), job.out)
+    _say(run(job, method, {n: v for n, v in asked.items() if v is not None}), job.out)
 
 
 @click.command("finetune")
@@ -123,7 +98,11 @@ def unlearn(**given: Any) -> None:
 @_out
 @config_option(_CLOSED)
 @click.option("--data", multiple=True, metavar=_SOURCE, help="Repeatable.")
-@_shared({"reference_dtype"})
+@field_options(TrainOptions, {"reference_dtype"})
+@_resume
+@field_options(CorpusOptions)
+@_load
+@verbose_option
 def finetune(**given: Any) -> None:
     """Train a model on texts: to make a target, or a retrained model.
 
@@ -136,51 +115,33 @@ def finetune(**given: Any) -> None:
 
 
 def _job(given: dict[str, Any], texts: tuple[str, ...]) -> Job:
+    from unlearnbench.evaluation.evaluate import score_checkpoint
     from unlearnbench.training.job import Job
 
     corpus, select = taken(CorpusOptions, given), taken(SelectOptions, given)
     return Job(
         model=_required(given, "model"),
         out=Path(_required(given, "out")),
-        forget=tuple(texts),
-        retain=tuple(given.get("retain", ())),
-        auxiliary=tuple(given.get("auxiliary", ())),
+        forget=texts,
+        retain=given.get("retain", ()),
+        auxiliary=given.get("auxiliary", ()),
         options=taken(TrainOptions, given),
         corpus=corpus,
         load=taken(LoadOptions, given),
         select=select if select.eval_tasks else None,
-        score=partial(_score, corpus),
+        score=partial(score_checkpoint, corpus),
         resume=given["resume"],
         progress=True,
     )
 
 
 def _required(given: dict[str, Any], name: str) -> str:
-    if not given.get(name):
-        raise OptionError(f"--{name.replace('_', '-')} is missing")
+    if not given[name]:
+        raise OptionError(f"--{name} is missing")
     return str(given[name])
 
 
-def _score(corpus: CorpusOptions, folder: Path, select: SelectOptions, runs: Path) -> RunResult:
-    """Evaluate a checkpoint of the training, as any checkpoint is."""
-    from unlearnbench.evaluation.evaluate import evaluate
-
-    (result,) = evaluate(
-        folder,
-        select.names,
-        output=runs,
-        limit=select.eval_limit,
-        dtype=select.eval_dtype,
-        data_dir=corpus.data_dir,
-        include_path=corpus.include_path,
-        allow_data_drift=corpus.allow_data_drift,
-    )
-    return result
-
-
 def _say(training: Training, out: Path) -> None:
-    from unlearnbench.util.process import is_main
-
     if is_main():
         click.echo(one_line(f"{out}: {training.method}, {len(training.losses)} steps"))
 

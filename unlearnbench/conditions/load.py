@@ -12,15 +12,21 @@ from dataclasses import dataclass
 
 from unlearnbench.checkpoints.checkpoint import DTYPES, CheckpointSource
 from unlearnbench.checkpoints.source import Source, open_source
-from unlearnbench.conditions import file_of, why_unavailable
-from unlearnbench.conditions.base import Calibration, ConditionSpec, Kernel, LoadPlan
+from unlearnbench.conditions.base import (
+    Calibration,
+    ConditionSpec,
+    Kernel,
+    LoadPlan,
+    file_of,
+    why_unavailable,
+)
 from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.conditions.proof import join_proofs
 from unlearnbench.errors import OptionError, PrecisionError
 from unlearnbench.methods import combine_rule
 from unlearnbench.models.hf import HFModel
 from unlearnbench.results import FULL, Condition, ConditionOptions, Proof
-from unlearnbench.util.explain import explain, explain_loaded
+from unlearnbench.util.process import explain, explain_loaded
 
 # Backends whose layers are made where accelerate puts them.
 _SPREAD = ("torch", "bitsandbytes", "unlearnbench", "gguf")
@@ -69,7 +75,7 @@ class Prepared:
         return HFModel(network, self.source, condition, self.dtype, self.plan.device, batch_size)
 
     def _load_part(self, source: CheckpointSource, batch_size: int | None) -> HFModel:
-        from unlearnbench.models.rounding import quicken_int8
+        from unlearnbench.models.packable import quicken_int8
 
         plan = self.plan
         with warnings.catch_warnings():

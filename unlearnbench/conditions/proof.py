@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from unlearnbench.checkpoints.linear import linear_layers, require_most
+from unlearnbench.checkpoints.load import linear_layers, require_most
 from unlearnbench.conditions.base import (
     ConditionSpec,
     Inspect,

@@ -5,55 +5,48 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from types import TracebackType
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import psutil
 
 _EVERY = 0.2
 
 
+@dataclass
 class Meter:
-    """A context that measures itself."""
+    """What a block took, once it has ended."""
 
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        """From its beginning to its end."""
-        self.peak = 0
-        """Bytes; the most that this process and those below it held together, looked at five times
-        a second (resident memory; pages that several share count for each)."""
-        self._started = 0.0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> Meter:
-        self._started = time.monotonic()
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-        self.seconds = time.monotonic() - self._started
-
-    def _watch(self) -> None:
-        while True:
-            self.peak = max(self.peak, _held())
-            if self._ended.wait(_EVERY):
-                return
+    seconds: float = 0.0
+    peak: int = 0
+    """Bytes; the most that this process and those below it held together, looked at five times a
+    second (resident memory; pages that several share count for each)."""
 
     def __str__(self) -> str:
         return f"took {self.seconds:.0f} s and at most {self.peak / 1e9:.1f} GB"
 
 
-def _held() -> int:
-    """Resident bytes of this process and all below it."""
-    import psutil
+@contextlib.contextmanager
+def measured() -> Iterator[Meter]:
+    """Measure what is inside."""
+    meter, ended, started = Meter(peak=_held()), threading.Event(), time.monotonic()
 
-    own = psutil.Process()
-    total = 0
+    def watch() -> None:
+        while not ended.wait(_EVERY):
+            meter.peak = max(meter.peak, _held())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield meter
+    finally:
+        ended.set()
+        thread.join()
+        meter.seconds = time.monotonic() - started
+
+
+def _held() -> int:
+    own, total = psutil.Process(), 0
     for process in [own, *own.children(recursive=True)]:
         with contextlib.suppress(psutil.Error):  # it has just ended
             total += process.memory_info().rss

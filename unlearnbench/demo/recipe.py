@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Literal
 
 from unlearnbench.errors import OptionError
-from unlearnbench.methods import find_method
 from unlearnbench.results import FULL
-from unlearnbench.training.options import SelectOptions, TrainOptions
+from unlearnbench.training.options import TrainOptions
 
 ENDS = ("target", "retrained")
-
 TASKS = ("demo_knowmem_f", "demo_verbmem", "demo_knowmem_r", "demo_privleak")
 # Weights in bf16 are exact in fp32, and few CPUs multiply in bf16.
 DTYPE: Literal["fp32"] = "fp32"
@@ -50,28 +48,14 @@ class Recipe:
     rule, is near 0 here, because nobody can guess an invented fact.)
     """
 
-    method: str
     knobs: Mapping[str, float | int | str] = field(default_factory=dict)
     lr: float = 8e-5
-    max_steps: int = 108
-    weights_dtype: Literal["fp32", "bf16"] = "bf16"
     goal: float = 0.25
     """It stops at the first evaluation where KnowMem_f is at most this share of the target's."""
+    weights_dtype: Literal["fp32", "bf16"] = "bf16"
+    max_steps: int = 108
     every: int = 12
-
-    @property
-    def learns_from_retain(self) -> bool:
-        """Whether the method has a retain term."""
-        return "retain" in find_method(self.method).data
-
-    def selector(self, target: float) -> SelectOptions:
-        """``target``: the target's KnowMem_f."""
-        return SelectOptions(
-            eval_tasks=TASKS[0],
-            retrained=str(self.goal * target),
-            eval_steps=self.every,
-            eval_dtype=DTYPE,
-        )
+    """Steps between evaluations."""
 
     def options(self, seed: int) -> TrainOptions:
         """The training's options."""
@@ -85,32 +69,23 @@ class Recipe:
         )
 
 
+# NPO's loss is that of a sequence, GA's that of a token: hence the weights of their retain terms.
+METHODS = {
+    "ga": Recipe(),
+    "ga_gdr": Recipe({"retain_weight": 4.0}),
+    "ga_klr": Recipe({"retain_weight": 4.0}),
+    "npo_gdr": Recipe({"retain_weight": 60.0}),
+    "npo_klr": Recipe({"retain_weight": 60.0}),
+    "ga_gdr_sure": Recipe({"retain_weight": 8.0, "sure_top": 0.05}, 1e-3, 0.2, "fp32"),
+}
+
+
 def recipe_of(name: str, dense: bool) -> Recipe:
     """``METHODS``' recipe; for the control in fp32, because updates of dense weights round away in
     bf16, and nothing is forgotten.
     """
     recipe = METHODS[name]
     return replace(recipe, weights_dtype="fp32", max_steps=156) if dense else recipe
-
-
-# NPO's loss is that of a sequence, GA's that of a token: hence the weights of their retain terms.
-METHODS = {
-    recipe.method: recipe
-    for recipe in (
-        Recipe("ga"),
-        Recipe("ga_gdr", {"retain_weight": 4.0}),
-        Recipe("ga_klr", {"retain_weight": 4.0}),
-        Recipe("npo_gdr", {"retain_weight": 60.0}),
-        Recipe("npo_klr", {"retain_weight": 60.0}),
-        Recipe(
-            "ga_gdr_sure",
-            {"retain_weight": 8.0, "sure_top": 0.05},
-            lr=1e-3,
-            weights_dtype="fp32",
-            goal=0.2,
-        ),
-    )
-}
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from unlearnbench.checkpoints.load import end_tokens, pad_token
+from unlearnbench.checkpoints.load import end_tokens
 from unlearnbench.errors import ModelOutputError
-from unlearnbench.models.batches import A, Budget, Q, run_in_batches, texts_budget
-from unlearnbench.models.generation import Continuer, PackedPrompts
+from unlearnbench.models.batches import A, Budget, Q, Tokens, run_in_batches, texts_budget
+from unlearnbench.models.generation import Continuer, PackedPrompts, PaddedPrompts
 from unlearnbench.models.likelihood import Head, find_head
-from unlearnbench.models.packable import find_continuer, short_window, side_of, turning_points
-from unlearnbench.models.tokens import Tokens
+from unlearnbench.models.packable import (
+    find_continuer,
+    padding_moves,
+    short_window,
+    side_of,
+    turning_points,
+)
 from unlearnbench.requests import Generate, Generated, Score, Scored
-from unlearnbench.results import Checkpoint, Condition
-from unlearnbench.util.explain import explain
+from unlearnbench.results import Condition
+from unlearnbench.util.process import explain
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from unlearnbench.checkpoints.source import Source
 
@@ -42,15 +47,19 @@ class HFModel:
     ) -> None:
         self.network = network
         """The loaded transformers model; not to be changed."""
-        self.condition, self.dtype = condition, dtype
-        self._source, self._batch_size = source, batch_size
+        self.checkpoint, self.condition, self.dtype = source.checkpoint, condition, dtype
+        self.config: dict[str, object] = source.config.to_dict()
+        self.tokenizer = source.tokenizer
+        """Not to be changed."""
+        self._batch_size = batch_size
         if device == "auto":  # spread over several: prompts go where the first layer is
             first: Any = network.get_input_embeddings()
             device = str(first.weight.device)
         self._device = device
         ends = end_tokens(network, source.tokenizer)
         config = source.config.get_text_config()
-        pad = pad_token(source.tokenizer, ends)
+        own = source.tokenizer.pad_token_id
+        pad = next(iter(ends), 0) if own is None else int(own)  # masked, so any id serves
         self.tokens = Tokens(source.tokenizer, config, ends, pad, source.options.truncate_left)
         """Between its texts and token ids."""
         self._turns = turning_points(config)
@@ -64,24 +73,9 @@ class HFModel:
         )
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's tokenizer; not to be changed."""
-        return self._source.tokenizer
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        """Which weights and tokenizer."""
-        return self._source.checkpoint
-
-    @property
     def device(self) -> str:
         """Kind of device, as ``cpu`` or ``cuda``."""
         return self._device.split(":")[0]
-
-    @property
-    def config(self) -> dict[str, object]:
-        """The content of ``config.json``."""
-        return dict(self._source.config.to_dict())
 
     def truncate(self, text: str, max_tokens: int) -> str:
         """Cut ``text`` to its first ``max_tokens`` token ids, special tokens counted."""
@@ -124,8 +118,6 @@ class HFModel:
     def _generate_padded(
         self, prompts: Prompts, reason: str, skip: Collection[str]
     ) -> Iterator[Generated]:
-        from unlearnbench.models.padded import PaddedPrompts, padding_moves
-
         request, ids = prompts[0]
         new = request.max_new_tokens
         if self._padding_moves is None:

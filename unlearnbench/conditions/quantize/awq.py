@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.linear import linear_layers
-from unlearnbench.checkpoints.load import check_loading
+from unlearnbench.checkpoints.load import check_loading, linear_layers
 from unlearnbench.conditions.base import (
     ConditionSpec,
     LoadPlan,

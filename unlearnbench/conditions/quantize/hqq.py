@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.linear import linear_layers
+from unlearnbench.checkpoints.load import linear_layers
 from unlearnbench.conditions.base import (
     Codes,
     ConditionSpec,

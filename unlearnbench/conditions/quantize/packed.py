@@ -4,8 +4,10 @@ its own; the scheme is the checkpoint's.
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
+from unlearnbench.checkpoints.load import device_map, from_pretrained
 from unlearnbench.checkpoints.packed import StoredScheme
 from unlearnbench.conditions.base import (
     LoadPlan,
@@ -19,7 +21,7 @@ from unlearnbench.conditions.proof import Inspection, describe, distinct_values
 from unlearnbench.conditions.quantize import _gptqmodel, bnb
 from unlearnbench.errors import CheckpointError, NotInForceError, one_line
 from unlearnbench.results import Proof
-from unlearnbench.util.quiet import muted
+from unlearnbench.util.process import muted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,17 +39,33 @@ def load(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan) -> Mode
     """
     if scheme.method in ("gptq", "awq"):
         with _gptqmodel.gptqmodel():
-            model = source.load_stored(plan.dtype, plan.device)
+            model = _load(source, scheme, plan)
             if plan.device == "cpu":
                 _gptqmodel.without_compilation(model)
     else:
-        model = source.load_stored(plan.dtype, plan.device)
+        model = _load(source, scheme, plan)
     if scheme.method == "compressed-tensors":
         _unpack(model)
     if scheme.method == "bitsandbytes":
         bnb.require_blocks(model, plan.device)
         bnb.say_rounding(model, plan)
     return ModelWithProof(model, _prove(scheme, model))
+
+
+def _load(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan) -> PreTrainedModel:
+    """As the checkpoint states, by the libraries that unpack it; how is ours to say."""
+    config: Any = copy.deepcopy(source.config)
+    stated = config.quantization_config
+    facts = dict(stated if isinstance(stated, dict) else stated.to_dict())
+    if scheme.method == "gptq":
+        facts["backend"] = "gptq_torch"
+    elif scheme.method == "awq":
+        facts["backend"] = "auto" if plan.device == "cpu" else "awq_torch"
+    elif facts.get("load_in_4bit"):
+        facts["bnb_4bit_compute_dtype"] = str(plan.dtype).removeprefix("torch.")
+    config.quantization_config = facts
+    extra = {"use_safetensors": True, "dtype": plan.dtype, "device_map": device_map(plan.device)}
+    return from_pretrained(source.full, config, extra)
 
 
 def _unpack(model: Any) -> None:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from unlearnbench.errors import DataError, MetricError, OptionError
 from unlearnbench.requests import Answer, Generate, Generated, Request, Sampling
 from unlearnbench.results import GenerationRecord, SampleRecord, Settings
-from unlearnbench.tasks.samples import limited
+from unlearnbench.tasks.rows import limited
 from unlearnbench.tasks.spec import (
     PROTOCOLS,
     Name,
@@ -29,7 +29,7 @@ from unlearnbench.tasks.spec import (
     require_pins,
 )
 from unlearnbench.tasks.templates import render_field
-from unlearnbench.util.files import first_fault
+from unlearnbench.util.validation import first_fault
 
 NAME = "generate_until"
 # ROUGE compares all words of one text with all of the other: a stranger's record is bounded.

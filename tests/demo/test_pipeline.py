@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,51 +12,88 @@ import pytest
 import unlearnbench
 from tests.cli.test_main import call
 from unlearnbench.cli.demo import scores_table
-from unlearnbench.demo import stages
-from unlearnbench.demo.meter import Meter
-from unlearnbench.demo.pipeline import plan_stages, run_demo
+from unlearnbench.demo import pipeline, work
+from unlearnbench.demo.meter import measured
+from unlearnbench.demo.pipeline import MADE, clear, files_sha256, part_keys, run_demo
 from unlearnbench.demo.recipe import METHODS, PRECISIONS, DemoOptions
-from unlearnbench.demo.stages import DemoStage, files_sha256, stage_key
-from unlearnbench.demo.work import is_trained, run_stage
+from unlearnbench.demo.work import is_trained
 from unlearnbench.errors import OptionError
 from unlearnbench.recovery.statistics import RecoveryRow
 from unlearnbench.tasks.registry import builtin_task_dir
 
+KEYS = {"models": "one", "runs": "two", "board": "three"}
+TREE = ("models/target/file", "runs/target/file", "recovery.json", "entries/ga.json")
 
-def make(stage: DemoStage, text: str = "made") -> None:
-    started = time.monotonic()
-    stage.begin()
-    for name in stage.made:
-        path = stage.home / name / "file"
+
+def worked(options: DemoOptions, say: object) -> None:
+    for name in TREE:
+        path = options.out / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    stage.finish(started)
+        path.write_text("made", encoding="utf-8")
 
 
-def test_a_stage_is_known_again_by_its_key_and_by_what_it_made(tmp_path: Path) -> None:
-    stage = DemoStage(tmp_path, "target", "key", ("models/target", "models/other"))
-    assert not stage.is_done()
-    make(stage)
-    assert stage.is_done()
-    assert DemoStage(tmp_path, "target", "key", stage.made).is_done()
-    assert not DemoStage(tmp_path, "target", "another", stage.made).is_done()
-    (tmp_path / "models/target/file").write_text("tampered", encoding="utf-8")
-    assert not stage.is_done()
-    make(stage)
-    (tmp_path / "models/other/file").unlink()
-    assert not stage.is_done()
+@pytest.fixture
+def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A demo whose steps only write a file for each part."""
+    monkeypatch.setattr(pipeline, "_work", worked)
+    monkeypatch.setattr(pipeline, "part_keys", lambda options: KEYS)
+    run_demo(DemoOptions(tmp_path), print)
+    return tmp_path
 
 
-def test_only_the_same_stage_goes_on_with_what_is_half_done(tmp_path: Path) -> None:
-    stage = DemoStage(tmp_path, "target", "key", ("models/target",))
-    stage.begin()
-    half = tmp_path / "models/target/half"
-    half.parent.mkdir(parents=True)
-    half.write_text("half", encoding="utf-8")
-    stage.begin()
-    assert half.exists()
-    DemoStage(tmp_path, "target", "another", stage.made).begin()
-    assert not half.exists()
+def there(out: Path) -> list[str]:
+    return [name for name in TREE if (out / name).exists()]
+
+
+def test_what_is_finished_is_known_again(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("it is done already")
+
+    monkeypatch.setattr(pipeline, "_work", fail)
+    capsys.readouterr()
+    assert run_demo(DemoOptions(finished), print) == finished / "recovery.json"
+    assert capsys.readouterr().out == "everything is done already\n"
+    assert there(finished) == list(TREE)
+
+
+@pytest.mark.parametrize("at", range(len(TREE)))
+@pytest.mark.parametrize("how", ["changed", "gone"])
+def test_what_is_no_longer_as_it_was_made_is_made_anew_with_all_that_follows(
+    finished: Path, at: int, how: str
+) -> None:
+    path = finished / TREE[at]
+    path.write_text("tampered", encoding="utf-8")
+    if how == "gone":
+        path.unlink()
+    assert not clear(finished, KEYS)
+    assert there(finished) == list(TREE[: min(at, 2)])
+
+
+@pytest.mark.parametrize(("part", "kept"), [("models", 0), ("runs", 1), ("board", 2)])
+def test_under_another_key_a_part_and_all_that_follow_are_made_anew(
+    finished: Path, part: str, kept: int
+) -> None:
+    assert not clear(finished, {**KEYS, part: "another"})
+    assert there(finished) == list(TREE[:kept])
+
+
+def test_only_the_same_demo_goes_on_with_what_is_half_done(tmp_path: Path) -> None:
+    assert not clear(tmp_path, KEYS)
+    worked(DemoOptions(tmp_path), print)
+    assert not clear(tmp_path, KEYS)
+    assert there(tmp_path) == list(TREE)
+    assert not clear(tmp_path, {**KEYS, "models": "another"})
+    assert there(tmp_path) == []
+
+
+def test_a_damaged_record_is_as_none(finished: Path) -> None:
+    for content in ("[1", "[1]", "3", '{"models": 3}'):
+        worked(DemoOptions(finished), print)
+        (finished / "demo.json").write_text(content, encoding="ascii")
+        assert not clear(finished, KEYS)
+        assert there(finished) == []
 
 
 def test_files_that_are_not_the_demos_stay(tmp_path: Path) -> None:
@@ -64,9 +101,9 @@ def test_files_that_are_not_the_demos_stay(tmp_path: Path) -> None:
     assert call("demo", "--out", str(tmp_path)) == 2
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == "mine"
     (tmp_path / "README.md").unlink()
-    results = tmp_path / "runs/target"
-    results.mkdir(parents=True)
-    with pytest.raises(OptionError, match="runs/target is in the way and not the demo's"):
+    results = tmp_path / "runs"
+    results.mkdir()
+    with pytest.raises(OptionError, match="runs is in the way and not the demo's"):
         run_demo(DemoOptions(tmp_path), print)
     assert results.is_dir()
 
@@ -94,7 +131,7 @@ def test_a_training_that_was_killed_at_its_end_or_its_start(tmp_path: Path) -> N
         (["--methods", "rmu"], "--methods rmu: the demo has ga, ga_gdr"),
         (["--methods", ""], "--methods none: the demo has"),
         (["--quant", "rtn-int4"], "needs none and a quantized precision"),
-        (["--quant", "none,int5000"], "unknown precision 'int5000'"),
+        (["--quant", "none,int5000"], "unknown condition 'int5000'"),
     ],
 )
 def test_what_cannot_be_asked_is_one_line(
@@ -111,20 +148,6 @@ def test_an_output_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     assert call("demo", "--out", str(tmp_path / "file")) == 2
     assert "use another --out" in capsys.readouterr().err
-
-
-def test_a_damaged_record_is_as_none(tmp_path: Path) -> None:
-    stage = DemoStage(tmp_path, "target", "key", ("models/target",))
-    make(stage)
-    (tmp_path / "stages/target.json").write_text("[1", encoding="ascii")
-    assert not stage.is_done()
-
-
-def test_the_key_holds_the_facts_and_the_stages_before() -> None:
-    key = stage_key({"seed": 0}, "before")
-    assert key == stage_key({"seed": 0}, "before")
-    assert key != stage_key({"seed": 1}, "before")
-    assert key != stage_key({"seed": 0}, "other")
 
 
 def test_every_file_of_the_package_and_the_demos_tasks_are_in_the_key(
@@ -146,56 +169,55 @@ def test_every_file_of_the_package_and_the_demos_tasks_are_in_the_key(
     (package / "__pycache__/x.pyc").write_bytes(b"x")
     (tasks / "news_knowmem_f.yaml").write_text("another", encoding="utf-8")
     assert files_sha256(package, tasks) == plain
-    key = stage_key({})
-    monkeypatch.setattr(stages, "_own_files", lambda: "other files")
-    assert stage_key({}) != key
+    plain_keys = part_keys(DemoOptions(tmp_path))
+    monkeypatch.setattr(pipeline, "files_sha256", lambda *_: "other files")
+    assert not set(part_keys(DemoOptions(tmp_path)).values()) & set(plain_keys.values())
 
 
-def test_a_seed_or_the_l1_step_changes_every_stage_that_follows_from_it(tmp_path: Path) -> None:
-    plain = plan_stages(DemoOptions(tmp_path))
-    dense = plan_stages(DemoOptions(tmp_path, dense=True))
-    other = plan_stages(DemoOptions(tmp_path, seed=1))
-    assert {name for name in plain if plain[name].key == dense[name].key} == {"start"}
-    assert not [name for name in plain if plain[name].key == other[name].key]
-    fewer = plan_stages(DemoOptions(tmp_path, methods=("ga_gdr",)))
-    changed = {name for name in fewer if fewer[name].key != plain[name].key}
-    assert changed == {"compare", "board"}
-    assert all(set(stage.needs) <= set(plain) for stage in plain.values())
+def test_a_seed_or_the_l1_step_changes_everything_and_a_method_only_the_board(
+    tmp_path: Path,
+) -> None:
+    options = DemoOptions(tmp_path)
+    plain = part_keys(options)
+    assert plain == part_keys(DemoOptions(tmp_path, progress=True))
+    assert list(plain) == list(MADE)
+
+    def changed(**given: object) -> list[str]:
+        other = part_keys(replace(options, **given))  # type: ignore[arg-type]
+        return [part for part in plain if plain[part] != other[part]]
+
+    assert changed(dense=True) == changed(seed=1) == ["models", "runs", "board"]
+    assert changed(precisions=("none", "rtn-int4")) == ["runs", "board"]
+    assert changed(methods=("ga_gdr",)) == ["board"]
 
 
-@pytest.mark.parametrize("name", ["start", "compare", "board"])
-def test_short_stages_have_a_bar(
+@pytest.mark.parametrize("step", [work.make_table, work.make_board])
+def test_short_steps_have_a_bar(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    name: str,
+    step: pipeline.Step,
 ) -> None:
-    def make_board(options: DemoOptions, tick: Callable[[], object]) -> None:
-        for _ in range(len(options.methods) + 3):
-            tick()
-        (options.out / "made").mkdir()
+    def nothing(*_: object) -> list[object]:
+        return []
 
-    def make_table(options: DemoOptions) -> None:
-        (options.out / "made").mkdir()
-
-    monkeypatch.setattr("unlearnbench.demo.work.make_board", make_board)
-    monkeypatch.setattr("unlearnbench.demo.work.make_table", make_table)
-    made = "models/start" if name == "start" else "made"
-    stage = DemoStage(tmp_path, name, "key", (made,))
-    run_stage(stage, DemoOptions(tmp_path, progress=True))
-    assert stage.is_done()
-    error = capsys.readouterr().err
-    assert f"{name}: 100%" in error
-    run_stage(DemoStage(tmp_path, name, "another", (made,)), DemoOptions(tmp_path))
-    assert f"{name}:" not in capsys.readouterr().err, "none where nobody looks"
+    for name in (
+        *("recovery.compare.open_comparison", "recovery.compare.compare"),
+        *("boards.add_entry", "boards.tables.build_board"),
+    ):
+        monkeypatch.setattr(f"unlearnbench.{name}", nothing)
+    pipeline.timed(step, "step", DemoOptions(tmp_path, progress=True))
+    assert "step: 100%" in capsys.readouterr().err
+    pipeline.timed(step, "step", DemoOptions(tmp_path))
+    assert "step:" not in capsys.readouterr().err, "none where nobody looks"
 
 
 def test_the_meter_holds_the_processes_below_too() -> None:
     code = "x = bytearray(300_000_000); print(1, flush=True); input()"
-    with Meter() as alone:
+    with measured() as alone:
         pass
     with (
-        Meter() as meter,
+        measured() as meter,
         subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         ) as child,

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from tests.conftest import CORPUS, load_at, make_model, make_tokenizer
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.find import files_sha256
+from unlearnbench.checkpoints.gguf import require_gguf_support
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.conditions import find_condition
 from unlearnbench.conditions.load import pick_dtype
@@ -286,6 +287,14 @@ def test_a_weight_that_is_not_finite(twin: Path, tmp_path: Path, value: float) -
     path.write_bytes(content[:-64] + np.full(16, value, dtype="<f4").tobytes())
     with pytest.raises(CheckpointError, match="NaN or infinite"):
         load(path)
+
+
+def test_gguf_files_need_a_transformers_that_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.__version__", "5.23.0")
+    require_gguf_support()
+    monkeypatch.setattr("transformers.__version__", "5.20.2")
+    with pytest.raises(CheckpointError, match="reads GGUF files wrongly"):
+        require_gguf_support()
 
 
 @pytest.mark.slow

@@ -1,0 +1,267 @@
+"""The commands on run folders: ``compare``, ``check``, ``import``, ``push``, ``leaderboard``."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from unlearnbench import conditions
+from unlearnbench.boards import Board, add_entry, find_boards, read_board
+from unlearnbench.boards.entry import Submission
+from unlearnbench.boards.hub import describe, plan_upload, push
+from unlearnbench.boards.tables import build_board
+from unlearnbench.boards.verify import verify_board
+from unlearnbench.cli.options import PushOptions, field_options, taken, verbose_option
+from unlearnbench.errors import OptionError, PrecisionError, ResultError, printable
+from unlearnbench.importing import ImportOptions, import_runs
+from unlearnbench.lm_eval.tables import utility_table
+from unlearnbench.recovery import UTILITY_FLOOR, certificate, reports
+from unlearnbench.recovery.compare import compare, open_comparison
+from unlearnbench.recovery.policy import Policy, check, exit_status
+from unlearnbench.recovery.reports import recovery_table, rows_json
+from unlearnbench.util.files import write_text, writing
+from unlearnbench.util.validation import read_yaml_model
+
+_CAPTION = """
+95% paired bootstrap intervals. *: the change holds after Holm's correction. recovered: share of
+what the target, under that condition, knows more. collapsed: utility below {floor:g}. target
+forgets: under that condition the target keeps less than half of its own score, or is not 5 points
+above the unlearned model: no share."""
+_VERDICTS = {0: "pass", 1: "FAIL", 2: "not decided: the lines above say why"}
+
+
+@click.command("compare")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--target", required=True, metavar="RUN|FOLDER", help="Runs of the target model.")
+@click.option("--retrained", required=True, metavar="RUN|FOLDER", help="Of the retrained model.")
+@click.option("--json", "json_file", metavar="FILE", help="Write the rows as JSON.")
+@click.option(
+    "--utility-floor",
+    type=click.FloatRange(0, 1),
+    default=UTILITY_FLOOR,
+    show_default=True,
+    metavar="SHARE",
+    help="Below this share of the target's retained knowledge a model counts as collapsed.",
+)
+@verbose_option
+def compare_runs(
+    runs: Sequence[str], target: str, retrained: str, json_file: str | None, utility_floor: float
+) -> None:
+    """Show what quantizing brings back, against the target and the retrained model.
+
+    RUN is a run folder, or a folder with runs below it; each checkpoint needs its run at `none`,
+    and the target one under every condition of the others.
+    """
+    opened = open_comparison([Path(r) for r in runs], Path(target), Path(retrained), utility_floor)
+    utilities = utility_table([*opened.entries, opened.target, opened.retrained])
+    rows = compare(opened)
+    if json_file is not None:
+        write_text(Path(json_file), rows_json(rows))
+    click.echo(printable(recovery_table(rows)))
+    click.echo(_CAPTION.format(floor=opened.floor))
+    if utilities:
+        click.echo(printable(f"\nGeneral ability, by lm-eval:\n{utilities}"))
+
+
+@click.command("check")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--policy", "policy_file", metavar="FILE", help="What must hold: policy.yaml.")
+@click.option("--target", required=True, metavar="RUN|FOLDER", help="Runs of the target model.")
+@click.option("--retrained", required=True, metavar="RUN|FOLDER", help="Of the retrained model.")
+@click.option("--junit", metavar="FILE", help="Write JUnit XML.")
+@click.option("--summary", metavar="FILE", help="Append a Markdown table, as for GitHub's summary.")
+@click.option("--certify", "certify_file", metavar="FILE", help="Write a certificate on a pass.")
+@click.option("--verify-certificate", "verify_file", metavar="FILE", help="Check one again.")
+def check_runs(
+    runs: Sequence[str],
+    policy_file: str | None,
+    target: str,
+    retrained: str,
+    junit: str | None,
+    summary: str | None,
+    certify_file: str | None,
+    verify_file: str | None,
+) -> int:
+    """Hold runs against a policy: exit 0 pass, 1 fail, 2 not decided or bad input.
+
+    An interval's bound decides, not its point. Where GITHUB_ACTIONS is set, what did not pass is
+    annotated too.
+    """
+    paths = [Path(run) for run in runs], Path(target), Path(retrained)
+    if (policy_file is None) == (verify_file is None):
+        raise OptionError("give --policy FILE, or --verify-certificate FILE, which holds its own")
+    if policy_file is not None:
+        policy = _read_policy(Path(policy_file))
+        comparison = open_comparison(*paths, confidence=policy.confidence)
+        findings = check(comparison, policy)
+        if certify_file is not None and exit_status(findings) == 0:
+            passed = certificate.certify(comparison, policy, findings)
+            write_text(Path(certify_file), certificate.certificate_json(passed))
+    elif certify_file is not None:
+        raise OptionError("--certify needs --policy, not --verify-certificate")
+    else:
+        given = certificate.read_certificate(Path(str(verify_file)))
+        findings = certificate.verify_certificate(given, *paths)
+    if junit is not None:
+        write_text(Path(junit), reports.junit(findings))
+    if summary is not None:
+        with writing(Path(summary), ResultError, "give another path"):
+            Path(summary).parent.mkdir(parents=True, exist_ok=True)
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(reports.summary(findings))
+    click.echo(printable(reports.findings_table(findings)))
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        for line in reports.github_annotations(findings):
+            click.echo(line)
+    click.echo(f"\n{_VERDICTS[exit_status(findings)]}")
+    return exit_status(findings)
+
+
+def _read_policy(path: Path) -> Policy:
+    policy = read_yaml_model(path, Policy)
+    names = dict.fromkeys(_full_name(name) for name in policy.precisions)
+    return policy.model_copy(update={"precisions": tuple(names)})
+
+
+def _full_name(text: str) -> str:
+    """A condition's full name; ``unknown`` and names that this version lacks stay as they are."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", text):
+        raise OptionError("--quant takes a condition's name, as none or bnb-nf4")
+    try:
+        return conditions.find_condition(text).name
+    except PrecisionError:
+        return text
+
+
+@click.command("import")
+@click.argument("folder", metavar="DIR")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["muse", "lm-eval", "open-unlearning"]),
+    required=True,
+    help="Whose results they are.",
+)
+@click.option("--task-prefix", required=True, metavar="NAME", help="news, books or another group.")
+@click.option("--out", required=True, metavar="RUN_DIR", help="Where the run folders go.")
+@click.option(
+    "--quant", default="unknown", show_default=True, metavar="NAME", help="What was measured."
+)
+@click.option("--include-path", multiple=True, metavar="DIR", help="More task files; repeatable.")
+def import_command(
+    folder: str, kind: str, task_prefix: str, out: str, quant: str, include_path: Sequence[str]
+) -> None:
+    """Turn another tool's result folders into runs, rescored from their outputs.
+
+    Writes RUN_DIR/<model>/<condition>/run.json for each model, and shows where our score differs
+    from the stated one.
+    """
+    options = ImportOptions(
+        kind,  # type: ignore[arg-type]  # click has checked it
+        Path(folder),
+        task_prefix,
+        Path(out),
+        _full_name(quant),
+        tuple(map(Path, include_path)),
+    )
+    for path, result in import_runs(options):
+        click.echo(printable(f"{path}: {', '.join(result.tasks)}"))
+        differences = result.imported.differences if result.imported else {}
+        for name, difference in differences.items():
+            click.echo(printable(f"  {name}: ours is {difference:+.6g} of the stated figure"))
+
+
+@click.command("push")
+@click.argument("paths", nargs=-1, required=True, metavar="RUN|ENTRY...")
+@click.option("--to", "repo", required=True, metavar="REPO", help="A data set repository.")
+@click.option("--dry-run", "dry", is_flag=True, help="Only show what would leave the machine.")
+@click.option("--public", is_flag=True, help="A new repository is public, not private.")
+def push_command(paths: Sequence[str], repo: str, dry: bool, public: bool) -> None:
+    """Push run folders and board entries to the Hugging Face hub.
+
+    A run folder holds its prompts, targets and the model's raw outputs; --dry-run lists what goes.
+    """
+    given = {"push_to_hub": repo, "push_dry_run": dry, "push_public": public}
+    push_paths([Path(path) for path in paths], PushOptions.of(given))
+
+
+def push_paths(paths: Sequence[Path], options: PushOptions) -> None:
+    """Show what leaves the machine, and push it unless that is all that was asked for. Nothing,
+    where there is no repository to push to.
+    """
+    repo = options.push_to_hub
+    if repo is None:
+        return
+    uploads = plan_upload(paths)
+    click.echo(printable(describe(uploads, repo, not options.push_public)))
+    if options.push_dry_run:
+        click.echo("dry run: nothing was sent")
+        return
+    click.echo(printable(f"pushed: {push(uploads, repo, not options.push_public)}"))
+
+
+@click.group("leaderboard")
+def leaderboard() -> None:
+    """Boards of entries: add one, build tables and page, verify."""
+
+
+@leaderboard.command("add")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--board", "folder", required=True, metavar="DIR", help="Folder with board.yaml.")
+@click.option("--name", required=True, metavar="NAME", help="Of the entry and of its file.")
+@click.option(
+    "--role",
+    type=click.Choice(["unlearned", "target", "retrained"]),
+    default="unlearned",
+    show_default=True,
+)
+@click.option("--note", default="", metavar="TEXT", help="Method, hyperparameters, provenance.")
+@click.option("--no-texts", is_flag=True, help="Scores and salted hashes in place of texts.")
+@field_options(PushOptions)
+def add(
+    runs: Sequence[str], folder: str, name: str, note: str, no_texts: bool, **given: Any
+) -> None:
+    """Make an entry from a checkpoint's run folders."""
+    options = taken(PushOptions, given)
+    submission = Submission(name, given["role"], note, not no_texts)
+    path = add_entry(read_board(Path(folder)), [Path(run) for run in runs], submission)
+    click.echo(printable(str(path)))
+    push_paths([path], options)
+
+
+@leaderboard.command("build")
+@click.argument("folders", nargs=-1, metavar="[DIR...]")
+def build(folders: Sequence[str]) -> None:
+    """Write each board's README.md, board.csv and index.html; DIR is a board or holds boards."""
+    for board in _boards(folders):
+        click.echo(printable("\n".join(map(str, build_board(board)))))
+
+
+@leaderboard.command("verify")
+@click.argument("folders", nargs=-1, metavar="[DIR...]")
+def verify(folders: Sequence[str]) -> int:
+    """Recompute every entry: exit 0 all hold, 1 one does not."""
+    status = 0
+    for board in _boards(folders):
+        for verdict in verify_board(board)[1]:
+            wrong = [*verdict.missing, *verdict.problems]
+            said = "does not verify" if wrong else "verified"
+            click.echo(printable(f"{board.name}/{verdict.name}: {said}"))
+            for kind, lines in (("wrong", wrong), ("note", verdict.notes)):
+                for line in dict.fromkeys(lines):
+                    click.echo(printable(f"  {kind}: {' '.join(line.split())}"))
+            status = 1 if wrong else status
+    return status
+
+
+def _boards(folders: Sequence[str]) -> list[Board]:
+    own = Path("leaderboards")
+    if not folders and next(own.glob("*/board.yaml"), None) is None:
+        click.echo("no board is defined in leaderboards/ yet")
+        return []
+    return find_boards([Path(folder) for folder in folders] or [own])
