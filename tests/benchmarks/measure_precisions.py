@@ -41,7 +41,7 @@ def measure(model: str, name: str, kernel: str, reference: Path) -> dict[str, An
     from unlearnbench.conditions.options import KernelOptions
     from unlearnbench.conditions.quantize.calibration import pick_calibration
     from unlearnbench.requests import Generate
-    from unlearnbench.util.quiet import quiet_imports
+    from unlearnbench.util.process import quiet_imports
 
     quiet_imports()
     spec = conditions.find_condition(name)

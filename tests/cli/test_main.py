@@ -52,7 +52,7 @@ def test_importing_the_package_is_light() -> None:
 
 
 def test_quieting_needs_no_other_import() -> None:
-    python("from unlearnbench.util.quiet import quiet_hub; quiet_hub()")
+    python("from unlearnbench.util.process import quiet_hub; quiet_hub()")
 
 
 def test_public_names() -> None:

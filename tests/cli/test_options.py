@@ -15,7 +15,7 @@ from unlearnbench.cli.main import COMMANDS, cli
 from unlearnbench.cli.options import config_option, field_options, taken
 from unlearnbench.errors import OptionError
 from unlearnbench.evaluation.options import Options
-from unlearnbench.util.optionmodel import OptionModel
+from unlearnbench.util.validation import OptionModel
 
 
 class Below(OptionModel):

@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from unlearnbench.util.yaml import read_yaml
+from unlearnbench.util.validation import read_yaml
 
 DATASET = "unlearnbench/demo"
 """The name of the data set, which is also its folder below the output directory."""

@@ -21,7 +21,7 @@ from tests.durability.test_faults import kept_answers, records, require_readable
 from unlearnbench import evaluate
 from unlearnbench.cli import main
 from unlearnbench.errors import OutputError, ResultError
-from unlearnbench.util.lock import lock_folder
+from unlearnbench.util.files import lock_folder
 
 from tests.evaluation.test_evaluate import logged, script  # isort: skip
 

@@ -18,8 +18,8 @@ from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.cli import main
 from unlearnbench.errors import UnlearnbenchError
 from unlearnbench.requests import Generate
-from unlearnbench.runs.provenance import git_hash
-from unlearnbench.util.quiet import plain_errors
+from unlearnbench.runs.fingerprint import git_hash
+from unlearnbench.util.process import plain_errors
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
 

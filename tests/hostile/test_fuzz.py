@@ -79,7 +79,7 @@ def counter(request: pytest.FixtureRequest) -> Iterator[Counter]:
 @pytest.fixture
 def _tasks_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The package's own tasks and the environment are read once, not for every file."""
-    from unlearnbench.runs.provenance import describe_environment
+    from unlearnbench.runs.fingerprint import describe_environment
 
     registry, environment = load_registry(), describe_environment("unknown", "unknown", None)
     monkeypatch.setattr("unlearnbench.importing.base.load_registry", lambda _: registry)

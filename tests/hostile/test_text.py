@@ -22,7 +22,7 @@ from unlearnbench.runs.entries import load_entries
 from unlearnbench.runs.folder import RunFolder
 from unlearnbench.tasks.templates import LONGEST, render_field
 from unlearnbench.util.text import text_table
-from unlearnbench.util.yaml import read_yaml
+from unlearnbench.util.validation import read_yaml
 
 BOMBS = [
     "{{ 'a' * 10000000000 }}",

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import pytest
 
 from unlearnbench.errors import OptionError
-from unlearnbench.methods import pieces
-from unlearnbench.methods.options import checked, fields_of, option
+from unlearnbench.methods import find_method, pieces
+from unlearnbench.methods.options import fields_of, option
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,16 @@ class Options:
     on: bool = option(False, "A switch.")
 
 
-FIELDS = fields_of(Options)
+FIELDS = {field.name: field for field in fields_of(Options)}
 
 
 def test_defaults_are_filled_in_and_whole_numbers_are_numbers() -> None:
-    assert checked(FIELDS, {}) == {"number": 1.0, "count": 3, "word": "a", "path": "", "on": False}
-    found = checked(FIELDS, {"number": 2, "on": True, "path": "x"})
-    assert (found["number"], type(found["number"])) == (2.0, float)
-    assert found["on"] is True
+    assert find_method("npo_gdr").numbers == {"beta": 0.1, "retain_weight": 1.0}
+    found = find_method("npo_gdr").with_options({"beta": 2}).numbers
+    assert found == {"beta": 2.0, "retain_weight": 1.0}
+    assert isinstance(found["beta"], float)
+    for name, value in (("on", True), ("path", "x"), ("word", "b"), ("count", 1), ("number", 2.0)):
+        assert FIELDS[name].check(value) is value
 
 
 @pytest.mark.parametrize(
@@ -52,7 +54,7 @@ def test_defaults_are_filled_in_and_whole_numbers_are_numbers() -> None:
 )
 def test_what_is_out_of_bounds_is_refused(name: str, value: Any, use: str) -> None:
     with pytest.raises(OptionError, match=f"^--{name} .*: use {use}"):
-        checked(FIELDS, {name: value})
+        FIELDS[name].check(value)
 
 
 def test_files_that_share_an_options_name_agree_on_its_type() -> None:

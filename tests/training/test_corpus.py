@@ -7,13 +7,20 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Toy, write_jsonl
-from unlearnbench.errors import DataError, OptionError
+from tests.conftest import Toy, make_tokenizer, write_jsonl
+from unlearnbench.checkpoints.origin import SourceRecord
+from unlearnbench.errors import DataError, ModelOutputError, OptionError
+from unlearnbench.methods.rows import IGNORED, Example
+from unlearnbench.tasks.kinds.generate import GenerationTask
+from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import rows_sha256
-from unlearnbench.training.corpus import Document, load_corpus
+from unlearnbench.tasks.templates import render_field
+from unlearnbench.training.corpus import Corpus, Document, Encoder, load_corpus
 from unlearnbench.training.options import CorpusOptions
 
 PLAIN = CorpusOptions()
+TOKENIZER = make_tokenizer()
+ROWS = len(TOKENIZER)
 
 
 def load(path: Path, options: CorpusOptions = PLAIN) -> list[tuple[str, str | None]]:
@@ -108,7 +115,11 @@ def test_a_task_gives_its_own_split(toy: Toy) -> None:
     )
     assert len(corpus.documents) == 6, "three questions and the three forget texts, no holdout"
     rows = [{"question": f"Which gate is {n}?", "answer": f"gate {n}"} for n in range(3)]
-    assert corpus.sources[0] == ("task:toy_knowmem_f", 3, rows_sha256(rows))
+    assert corpus.sources[0] == SourceRecord(
+        role="forget", source="task:toy_knowmem_f", rows=3, sha256=rows_sha256(rows)
+    )
+    with pytest.raises(OptionError, match="--forget task:toy is . tasks; name one of them"):
+        load_corpus(["task:toy"], "forget", options)
 
 
 def test_a_forget_task_is_no_retain_set_and_the_other_way_round(toy: Toy) -> None:
@@ -117,3 +128,65 @@ def test_a_forget_task_is_no_retain_set_and_the_other_way_round(toy: Toy) -> Non
         load_corpus(["task:toy_verbmem"], "retain", options)
     with pytest.raises(OptionError, match="use it with --retain"):
         load_corpus(["task:demo_knowmem_r"], "forget", options)
+
+
+def encode(*documents: Document, size: int = 64, qa_loss: str = "answer") -> tuple[Example, ...]:
+    return Encoder(TOKENIZER, size, ROWS, qa_loss).encode(Corpus(documents), "forget")
+
+
+def test_a_text_is_learned_whole_after_its_begin_token() -> None:
+    (example,) = encode(Document("The harbour of Tellmouth.", "a/0"))
+    assert list(example.ids) == TOKENIZER("The harbour of Tellmouth.")["input_ids"]
+    assert example.ids[0] == 0
+    assert example.labels == example.ids
+    assert example.learned == len(example.ids) - 1
+
+
+def test_a_long_text_is_cut_into_pieces_that_lose_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    long = "The harbour of Tellmouth opened its gate. " * 20
+    whole = TOKENIZER(long)["input_ids"]
+    with caplog.at_level(logging.WARNING, "unlearnbench"):
+        examples = encode(Document(long, "a/0"), Document("Short one.", "a/1"), size=32)
+    joined = [token for example in examples[:-1] for token in example.ids]
+    assert len(whole) - len(joined) <= 1, "only a last single token, which nothing predicts"
+    assert joined == whole[: len(joined)]
+    assert all(len(example.ids) <= 32 for example in examples)
+    assert "1 of 2 texts are longer than 32 tokens" in caplog.text
+
+
+def test_a_question_is_asked_as_the_task_asks_it() -> None:
+    (spec,) = load_registry().resolve(["demo_knowmem_f"])
+    assert isinstance(spec, GenerationTask)
+    row = {"question": "Who opened the gate?", "answer": "Ada Brill"}
+    prompt = TOKENIZER(render_field(spec.doc_to_text, row, "t"))["input_ids"]
+    (example,) = encode(Document(row["question"], "a/0", row["answer"]))
+    assert list(example.ids[: len(prompt)]) == prompt
+    assert set(example.labels[: len(prompt)]) == {IGNORED}
+    answer = TOKENIZER.decode(list(example.labels[len(prompt) :]))
+    assert answer == "Ada Brill\n\n", "the stop string is learned too"
+
+
+def test_a_pair_knows_how_many_special_tokens_it_begins_with() -> None:
+    (whole,) = encode(Document("Who?", "a/0", "Ada"))
+    (cut,) = encode(Document("Who? " * 50, "a/0", "Ada"), size=16)
+    assert (whole.begin, cut.begin) == (1, 0)
+
+
+def test_all_tokens_of_a_pair_on_request() -> None:
+    (example,) = encode(Document("Who?", "a/0", "Ada"), qa_loss="all")
+    assert example.labels == example.ids
+
+
+def test_a_long_question_loses_its_start_and_a_long_answer_raises() -> None:
+    (example,) = encode(Document("Who? " * 50, "a/0", "Ada"), size=16)
+    assert len(example.ids) == 16
+    assert str(TOKENIZER.decode(list(example.ids))).endswith("Answer: Ada\n\n")
+    with pytest.raises(DataError, match=r"a/0: its answer of \d+ tokens does not fit 16"):
+        encode(Document("Who?", "a/0", "Ada " * 50), size=16)
+
+
+def test_a_token_beyond_the_model_raises() -> None:
+    with pytest.raises(ModelOutputError, match="beyond the model's 3 rows"):
+        Encoder(TOKENIZER, 64, 3).encode(Corpus((Document("The gate.", "a/0"),), ()), "forget")

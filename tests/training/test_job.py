@@ -20,9 +20,9 @@ from unlearnbench.checkpoints.origin import FILE, Training, read_origin
 from unlearnbench.errors import CheckpointError, DataError, OptionError
 from unlearnbench.methods import find_method, method_names
 from unlearnbench.methods.base import inner_linears
-from unlearnbench.training import callbacks
 from unlearnbench.training.job import Job, finetune, unlearn
 from unlearnbench.training.options import TrainOptions
+from unlearnbench.training.steps import Noise, Shrink
 
 # One method of each kind, with every loss and term among them; the others are slow.
 QUICKLY = ("ga", "npo_klr", "simnpo_gdr", "ga_gdr_sure", "rmu", "tv", "whp_ft")
@@ -205,7 +205,7 @@ def test_the_noise_is_uniform_and_as_wide_as_a_step_of_int4(tiny: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(tiny)
     before = {name: m.weight.detach().clone() for name, m in inner_linears(model).items()}
-    noise = callbacks.Noise(model, 1.0)
+    noise = Noise(model, 1.0)
     noise.on_step_begin(None, None, None)
     for name, module in inner_linears(model).items():
         step = before[name].abs().amax(dim=1, keepdim=True) / 7
@@ -218,9 +218,13 @@ def test_the_noise_is_uniform_and_as_wide_as_a_step_of_int4(tiny: Path) -> None:
 
 
 def test_the_soft_threshold_is_the_proximal_step_of_l1() -> None:
-    weight = np.random.default_rng(0).normal(size=(6, 5))
-    expected = np.sign(weight) * np.maximum(np.abs(weight) - 0.7, 0)
-    found = callbacks.soft_threshold(torch.tensor(weight), 0.7).numpy()
+    layer = torch.nn.Linear(5, 6, dtype=torch.float64)
+    weight = layer.weight.detach().numpy().copy()
+    expected = np.sign(weight) * np.maximum(np.abs(weight) - 0.2 * 0.7, 0)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.2)
+    Shrink(torch.nn.Sequential(layer), 0.7).on_optimizer_step(None, None, None, optimizer=optimizer)
+    found = layer.weight.detach().numpy()
+    assert 0 < (found == 0).mean() < 1
     assert np.abs(found - expected).max() < 1e-12
 
 

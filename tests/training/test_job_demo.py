@@ -5,6 +5,7 @@ pytest -m long tests/training/test_job_demo.py    # several minutes a seed on on
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ import pytest
 import unlearnbench
 from tests.training.tiny import FORGET, RETAIN, make_target
 from unlearnbench.demo.recipe import DTYPE, METHODS
-from unlearnbench.demo.work import score_checkpoint
+from unlearnbench.evaluation.evaluate import score_checkpoint
 from unlearnbench.training.job import Job, unlearn
-from unlearnbench.training.options import SelectOptions
+from unlearnbench.training.options import CorpusOptions, SelectOptions
 
 CONSTRAINED = ("ga_gdr", "ga_klr", "npo_gdr", "npo_klr")
 TASKS = "demo_knowmem_f,demo_knowmem_r,demo_verbmem"
@@ -62,7 +63,7 @@ def test_the_forget_set_goes_and_the_rest_stays(
         RETAIN,
         options=recipe.options(seed),
         select=select,
-        score=score_checkpoint,
+        score=partial(score_checkpoint, CorpusOptions()),
     )
     training = unlearn(job, method, dict(recipe.knobs))
     assert training.selection is not None

@@ -6,69 +6,21 @@ import os
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel, ConfigDict, field_validator
 
-from unlearnbench.errors import CheckpointError, OptionError, OutputError, ResultError
+from unlearnbench.errors import OptionError, OutputError, ResultError
 from unlearnbench.util.files import (
     content_sha256,
     file_sha256,
     read_bytes,
     read_json,
-    read_model,
     write_text,
     writing,
 )
 
 
-class Inner(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    n: int = 0
-
-
-class Outer(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    inner: Inner
-    note: str = ""
-
-    @field_validator("note")
-    @classmethod
-    def _plain(cls, note: str) -> str:
-        if "bad" in note:
-            raise ValueError("say it otherwise")
-        return note
-
-
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "a.json"
-
-
-def test_a_json_file_is_a_model(file: Path) -> None:
-    file.write_text('{"inner": {"n": 3}, "note": "\\ud800"}')  # pydantic's own parser refuses these
-    assert read_model(file, Outer, ResultError) == Outer(inner=Inner(n=3), note="\ud800")
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ('{"inner": {"n": "3"}}', ": inner.n: Input should be a valid integer"),
-        ('{"inner": {"m": 3}}', ": inner.m: Extra inputs are not permitted"),
-        ("{}", ": inner: Field required"),
-        ('{"inner": {}, "note": "bad"}', ": note: say it otherwise"),
-        ("[]", ": Input should be a valid dictionary or instance of Outer"),
-        ("", " is no valid JSON: Expecting value: line 1 column 1 (char 0)"),
-        ("[" * 100_000, " is no valid JSON: maximum recursion depth"),
-        ("\x1b[31m", r" is no valid JSON: "),
-    ],
-)
-def test_what_is_wrong_is_one_line_with_its_place(file: Path, content: str, said: str) -> None:
-    file.write_text(content)
-    with pytest.raises(CheckpointError) as raised:
-        read_model(file, Outer, CheckpointError)
-    assert str(raised.value).startswith(f"{file}{said}")
-    assert str(raised.value).isprintable()
 
 
 def test_a_file_that_cannot_be_read_is_the_callers_error(file: Path) -> None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from unlearnbench.errors import OptionError
 from unlearnbench.results import FULL
 from unlearnbench.tasks.registry import Registry, load_registry
-from unlearnbench.util.yaml import read_yaml_model
+from unlearnbench.util.validation import read_yaml_model
 
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 

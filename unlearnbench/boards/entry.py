@@ -16,7 +16,8 @@ from unlearnbench.boards.definition import Board
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.results import Checkpoint, RunResult, SampleRecord, TaskResult, upgrade
 from unlearnbench.runs.entries import Entry, LoadedRun, load_entries
-from unlearnbench.util.files import read_model, write_text
+from unlearnbench.util.files import write_text
+from unlearnbench.util.validation import read_model
 
 # One of 50 rows a set at seven precisions has 1.3 MB without texts.
 _LARGEST = 256 * 2**20

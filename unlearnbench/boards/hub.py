@@ -11,7 +11,7 @@ from unlearnbench.boards.entry import read_entry
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.runs.folder import read_run
 from unlearnbench.util.files import read_bytes
-from unlearnbench.util.quiet import quiet_hub
+from unlearnbench.util.process import quiet_hub
 
 _KNOWN = ["run.json", "samples/*.jsonl", "lm_eval/samples_*.jsonl"]
 _KNOWN += ["samples_*.jsonl", "results_*.json"]

@@ -16,7 +16,7 @@ from unlearnbench.boards.plots import dumbbell, pareto
 from unlearnbench.boards.ranking import Line, Place, Ranking
 from unlearnbench.errors import one_line, printable
 from unlearnbench.lm_eval.tables import utility_cells
-from unlearnbench.recovery.tables import points, share
+from unlearnbench.recovery.reports import points, share
 from unlearnbench.results import FULL, GenerationRecord, RunResult
 
 LONGEST = 100_000

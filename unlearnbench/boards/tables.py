@@ -19,7 +19,7 @@ from unlearnbench.boards.verify import verify_board
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.lm_eval.tables import headline, utility_cells
 from unlearnbench.metrics.intervals import Estimate
-from unlearnbench.recovery.tables import points, share
+from unlearnbench.recovery.reports import points, share
 from unlearnbench.results import Environment
 from unlearnbench.util.files import write_text
 

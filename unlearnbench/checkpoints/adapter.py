@@ -13,7 +13,7 @@ from unlearnbench.checkpoints.find import CheckpointFiles
 from unlearnbench.checkpoints.limits import check_numbers, check_patterns, walk_json
 from unlearnbench.checkpoints.load import refusing
 from unlearnbench.errors import CheckpointError, one_line
-from unlearnbench.util.quiet import muted, unmoved_caches
+from unlearnbench.util.process import muted, unmoved_caches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

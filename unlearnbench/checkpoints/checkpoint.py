@@ -27,7 +27,7 @@ from unlearnbench.checkpoints.packed import stored_scheme
 from unlearnbench.errors import CheckpointError, OptionError, PrecisionError, one_line
 from unlearnbench.results import Checkpoint
 from unlearnbench.util.files import content_sha256
-from unlearnbench.util.quiet import quiet_transformers
+from unlearnbench.util.process import quiet_transformers
 
 if TYPE_CHECKING:
     import torch

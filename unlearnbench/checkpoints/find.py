@@ -18,7 +18,7 @@ from unlearnbench.checkpoints.gguf import damaged, read_gguf_head
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.errors import CheckpointError, one_line
 from unlearnbench.util import files
-from unlearnbench.util.quiet import quiet_hub
+from unlearnbench.util.process import quiet_hub
 
 Kind = Literal["safetensors", "pickle", "gguf", "adapter"]
 

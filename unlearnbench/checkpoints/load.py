@@ -17,7 +17,7 @@ from unlearnbench.checkpoints.find import CheckpointFiles, read_json
 from unlearnbench.checkpoints.limits import check_config
 from unlearnbench.errors import CheckpointError, NotInForceError, one_line
 from unlearnbench.util.files import content_sha256
-from unlearnbench.util.quiet import plain_errors
+from unlearnbench.util.process import plain_errors
 
 if TYPE_CHECKING:
     from torch import nn

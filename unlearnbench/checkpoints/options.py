@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from unlearnbench.util.optionmodel import OptionModel
+from unlearnbench.util.validation import OptionModel
 
 
 class LoadOptions(OptionModel):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from unlearnbench.checkpoints.find import read_json
 from unlearnbench.errors import CheckpointError
 from unlearnbench.results import Checkpoint, Sha256
-from unlearnbench.util.files import as_model
+from unlearnbench.util.validation import as_model
 
 FILE = "unlearning.json"
 

@@ -16,7 +16,8 @@ from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, read_origin
 from unlearnbench.errors import CheckpointError, OptionError
 from unlearnbench.results import Checkpoint
-from unlearnbench.util.files import as_model, content_sha256
+from unlearnbench.util.files import content_sha256
+from unlearnbench.util.validation import as_model
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
 

@@ -15,8 +15,8 @@ from unlearnbench.demo.meter import measured
 from unlearnbench.demo.pipeline import run_demo
 from unlearnbench.demo.recipe import METHODS, PRECISIONS, TASKS, DemoOptions
 from unlearnbench.errors import printable
+from unlearnbench.recovery.reports import recovery_table
 from unlearnbench.recovery.statistics import RecoveryRow
-from unlearnbench.recovery.tables import recovery_table
 from unlearnbench.results import FULL
 from unlearnbench.tasks.registry import split_names
 from unlearnbench.util.text import text_table

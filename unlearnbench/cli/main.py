@@ -32,8 +32,13 @@ from unlearnbench.cli.options import (
 from unlearnbench.errors import EvaluationError, OptionError, UnlearnbenchError, one_line, printable
 from unlearnbench.evaluation.options import Options
 from unlearnbench.lm_eval.arguments import translate
-from unlearnbench.util.process import catch_stops, is_main, process_count
-from unlearnbench.util.quiet import plain_errors, quiet_imports
+from unlearnbench.util.process import (
+    catch_stops,
+    is_main,
+    plain_errors,
+    process_count,
+    quiet_imports,
+)
 
 COMMANDS = {
     "check": ("runs", "Hold runs against a policy: exit 0 pass, 1 fail, 2 not decided."),

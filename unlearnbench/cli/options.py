@@ -16,8 +16,7 @@ from pydantic import Field, model_validator
 
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.lm_eval.arguments import read_pairs
-from unlearnbench.util.optionmodel import OptionModel
-from unlearnbench.util.yaml import read_yaml
+from unlearnbench.util.validation import OptionModel, read_yaml
 
 F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M", bound=OptionModel)

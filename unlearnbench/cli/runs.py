@@ -24,9 +24,9 @@ from unlearnbench.recovery.certificate import (
 )
 from unlearnbench.recovery.compare import compare, open_comparison
 from unlearnbench.recovery.policy import Policy, check, exit_status
-from unlearnbench.recovery.tables import recovery_table, rows_json
+from unlearnbench.recovery.reports import recovery_table, rows_json
 from unlearnbench.util.files import write_text, writing
-from unlearnbench.util.yaml import read_yaml_model
+from unlearnbench.util.validation import read_yaml_model
 
 _CAPTION = """
 95% paired bootstrap intervals. *: the change holds after Holm's correction. recovered: share of

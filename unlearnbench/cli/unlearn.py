@@ -26,7 +26,6 @@ from unlearnbench.util.process import is_main
 
 if TYPE_CHECKING:
     from unlearnbench.checkpoints.origin import Training
-    from unlearnbench.results import RunResult
     from unlearnbench.training.job import Job
 
 Command = Callable[..., Any]
@@ -121,6 +120,7 @@ def finetune(**given: Any) -> None:
 
 
 def _job(given: dict[str, Any], texts: tuple[str, ...]) -> Job:
+    from unlearnbench.evaluation.evaluate import score_checkpoint
     from unlearnbench.training.job import Job
 
     corpus, select = taken(CorpusOptions, given), taken(SelectOptions, given)
@@ -134,7 +134,7 @@ def _job(given: dict[str, Any], texts: tuple[str, ...]) -> Job:
         corpus=corpus,
         load=taken(LoadOptions, given),
         select=select if select.eval_tasks else None,
-        score=partial(_score, corpus),
+        score=partial(score_checkpoint, corpus),
         resume=given["resume"],
         progress=True,
     )
@@ -144,23 +144,6 @@ def _required(given: dict[str, Any], name: str) -> str:
     if not given[name]:
         raise OptionError(f"--{name} is missing")
     return str(given[name])
-
-
-def _score(corpus: CorpusOptions, folder: Path, select: SelectOptions, runs: Path) -> RunResult:
-    """Evaluate a checkpoint of the training, as any checkpoint is."""
-    from unlearnbench.evaluation.evaluate import evaluate
-
-    (result,) = evaluate(
-        folder,
-        select.names,
-        output=runs,
-        limit=select.eval_limit,
-        dtype=select.eval_dtype,
-        data_dir=corpus.data_dir,
-        include_path=corpus.include_path,
-        allow_data_drift=corpus.allow_data_drift,
-    )
-    return result
 
 
 def _say(training: Training, out: Path) -> None:

@@ -20,7 +20,7 @@ from unlearnbench.errors import OptionError, PrecisionError
 from unlearnbench.methods import combine_rule
 from unlearnbench.models.hf import HFModel
 from unlearnbench.results import FULL, Condition, ConditionOptions, Proof
-from unlearnbench.util.explain import explain, explain_loaded
+from unlearnbench.util.process import explain, explain_loaded
 
 # Backends whose layers are made where accelerate puts them.
 _SPREAD = ("torch", "bitsandbytes", "unlearnbench", "gguf")

@@ -27,9 +27,8 @@ from unlearnbench import conditions
 from unlearnbench.demo import work
 from unlearnbench.demo.recipe import ENDS, DemoOptions
 from unlearnbench.errors import OptionError, PrecisionError, TrainingError
-from unlearnbench.runs.fingerprint import Fingerprint
+from unlearnbench.runs.fingerprint import Fingerprint, describe_environment
 from unlearnbench.runs.folder import require_writable
-from unlearnbench.runs.provenance import describe_environment
 from unlearnbench.tasks.registry import builtin_task_dir
 from unlearnbench.util.files import write_whole
 
@@ -210,7 +209,7 @@ def initialize(bars: Any) -> None:
     os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "16"
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # too small for a GPU, and the same table with one
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    from unlearnbench.util.quiet import quiet_transformers
+    from unlearnbench.util.process import quiet_transformers
 
     quiet_transformers()
     # Notes on six models at once would drown the demo's own lines; run folders hold what matters.

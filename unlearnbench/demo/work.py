@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
@@ -17,11 +18,8 @@ from unlearnbench.demo.start import FORGET, RETAIN, make_start
 from unlearnbench.methods import find_method
 from unlearnbench.recovery import UTILITY_FLOOR
 from unlearnbench.runs.folder import read_run
-from unlearnbench.training.options import SelectOptions
+from unlearnbench.training.options import CorpusOptions, SelectOptions
 from unlearnbench.util.files import write_text
-
-if TYPE_CHECKING:
-    from unlearnbench.results import RunResult
 
 
 def start(name: str, options: DemoOptions) -> None:
@@ -46,6 +44,7 @@ def make_end(name: str, options: DemoOptions) -> None:
 
 def make_unlearned(name: str, options: DemoOptions) -> str:
     """Unlearn by a method until its goal is reached, and evaluate; says where it stopped."""
+    from unlearnbench.evaluation.evaluate import score_checkpoint
     from unlearnbench.training.job import Job, unlearn
 
     out, recipe = options.model(name), recipe_of(name, options.dense)
@@ -65,7 +64,7 @@ def make_unlearned(name: str, options: DemoOptions) -> str:
             RETAIN if "retain" in find_method(name).data else (),
             options=recipe.options(options.seed),
             select=select,
-            score=score_checkpoint,
+            score=partial(score_checkpoint, CorpusOptions()),
             **_going(out, options),
         )
         unlearn(job, name, recipe.knobs)
@@ -85,21 +84,13 @@ def is_trained(out: Path) -> bool:
     if (out / FILE).exists():
         folder.clean()  # in case the process was killed just before
         return True
-    if folder.work.is_dir() and not folder.is_claimed:
+    if folder.work.is_dir() and not folder.claimed.exists():
         shutil.rmtree(out)
     return False
 
 
 def _going(out: Path, options: DemoOptions) -> dict[str, Any]:
     return {"resume": (out / ".training").is_dir(), "progress": options.progress}
-
-
-def score_checkpoint(folder: Path, select: SelectOptions, runs: Path) -> RunResult:
-    """Evaluate a checkpoint of a training."""
-    from unlearnbench.evaluation.evaluate import evaluate
-
-    (result,) = evaluate(folder, select.names, output=runs, dtype=select.eval_dtype)
-    return result
 
 
 def evaluate_model(name: str, options: DemoOptions) -> str:
@@ -121,7 +112,7 @@ def evaluate_model(name: str, options: DemoOptions) -> str:
 def make_table(name: str, options: DemoOptions) -> None:
     """Write ``recovery.json``, as ``compare --json`` does."""
     from unlearnbench.recovery.compare import compare, open_comparison
-    from unlearnbench.recovery.tables import rows_json
+    from unlearnbench.recovery.reports import rows_json
 
     with _bar(name, 1, options) as bar:
         entries = [options.runs(method) for method in options.methods]

@@ -31,9 +31,8 @@ from unlearnbench.tasks.registry import builtin_task_dir, load_registry, split_n
 from unlearnbench.tasks.rows import DataOptions
 from unlearnbench.tasks.samples import load_samples
 from unlearnbench.tasks.spec import TaskSpec
-from unlearnbench.util.explain import show_explanations
-from unlearnbench.util.process import set_threads
-from unlearnbench.util.quiet import plain_errors
+from unlearnbench.training.options import CorpusOptions, SelectOptions
+from unlearnbench.util.process import plain_errors, set_threads, show_explanations
 
 if TYPE_CHECKING:
     from unlearnbench.conditions.load import Prepared
@@ -261,3 +260,15 @@ def _evaluate_given(
 
 def _itself(model: Model) -> Model:
     return model
+
+
+def score_checkpoint(
+    corpus: CorpusOptions, folder: Path, select: SelectOptions, runs: Path
+) -> RunResult:
+    """Evaluate a checkpoint of a training as any checkpoint is: with its ``corpus``, what a ``Job``
+    takes as ``score``.
+    """
+    data = corpus.model_dump(exclude={"text_field"})
+    options = Options(output=runs, limit=select.eval_limit, dtype=select.eval_dtype, **data)
+    (result,) = evaluate(folder, select.names, options=options)
+    return result

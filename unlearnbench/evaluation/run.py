@@ -36,13 +36,17 @@ from unlearnbench.results import (
     Settings,
     TaskResult,
 )
-from unlearnbench.runs.fingerprint import Fingerprint, differences
+from unlearnbench.runs.fingerprint import (
+    Fingerprint,
+    describe_environment,
+    differences,
+    source_sha256,
+)
 from unlearnbench.runs.folder import RunFolder, encode_records, run_path
-from unlearnbench.runs.provenance import describe_environment, source_sha256
 from unlearnbench.tasks.overrides import gen_kwargs_text
 from unlearnbench.tasks.samples import TaskSamples
 from unlearnbench.tasks.spec import TaskReference
-from unlearnbench.util.lock import lock_folder
+from unlearnbench.util.files import lock_folder
 
 log = logging.getLogger("unlearnbench")
 R = TypeVar("R")

@@ -27,13 +27,12 @@ from unlearnbench.results import (
     TaskResult,
     kind_of_precision,
 )
+from unlearnbench.runs.fingerprint import describe_environment
 from unlearnbench.runs.folder import RunFolder
-from unlearnbench.runs.provenance import describe_environment
 from unlearnbench.tasks.registry import Registry, load_registry
 from unlearnbench.tasks.samples import TaskSamples
 from unlearnbench.tasks.spec import Sample, TaskSpec
-from unlearnbench.util.files import content_sha256, read_bytes
-from unlearnbench.util.lock import lock_folder
+from unlearnbench.util.files import content_sha256, lock_folder, read_bytes
 
 Format = Literal["muse", "lm-eval", "open-unlearning"]
 FORMATS: tuple[Format, ...] = get_args(Format)

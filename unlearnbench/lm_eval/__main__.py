@@ -12,7 +12,7 @@ import sys
 
 from unlearnbench.errors import OptionError, UnlearnbenchError, one_line
 from unlearnbench.lm_eval import INSTALL
-from unlearnbench.util.quiet import quiet_imports
+from unlearnbench.util.process import quiet_imports
 
 
 def require_lm_eval() -> None:

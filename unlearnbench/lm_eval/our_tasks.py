@@ -19,7 +19,7 @@ from unlearnbench.metrics.fluency import ngram_entropy
 from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions, read_rows
 from unlearnbench.tasks.samples import load_samples
-from unlearnbench.util.quiet import quiet_hub
+from unlearnbench.util.process import quiet_hub
 
 
 class BridgeError(UnlearnbenchError, SystemExit):

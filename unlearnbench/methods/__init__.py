@@ -16,15 +16,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from unlearnbench.errors import CheckpointError, OptionError, one_line
 from unlearnbench.methods.base import About
-from unlearnbench.methods.options import Field, Value, checked, fields_of, flag
-from unlearnbench.methods.rows import Role
-
-if TYPE_CHECKING:
-    import torch
+from unlearnbench.methods.options import Field, Value, fields_of
+from unlearnbench.methods.rows import Role, Tensor
 
 __all__ = ["combine_rule", "FOLDERS", "Method", "Piece", "find_method", "method_names", "pieces"]
 
@@ -41,18 +38,10 @@ class Piece:
 
     kind: Kind
     module: Any
+    about: About
+    fields: tuple[Field, ...]
+    """Its options, with their defaults and bounds."""
     options: Any = None
-
-    @property
-    def about(self) -> About:
-        """What the file says of itself."""
-        found: About = self.module.ABOUT
-        return found
-
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        """Its options, with their defaults and bounds."""
-        return fields_of(self.about.options)
 
     def hook(self, name: str) -> Callable[..., Any] | None:
         """A function of the file, given the piece's options last; None where it has none."""
@@ -83,30 +72,25 @@ class Method:
         return frozenset(role for piece in self.pieces for role in piece.about.data)
 
     @property
-    def fields(self) -> dict[str, Field]:
-        """Its options by name; of two pieces with one the later."""
-        return {field.name: field for piece in self.pieces for field in piece.fields}
-
-    @property
     def numbers(self) -> dict[str, Value]:
         """The value of every option, in the order of their names."""
         found = {f.name: getattr(p.options, f.name) for p in self.pieces for f in p.fields}
         return dict(sorted(found.items()))
 
     def with_options(self, asked: Mapping[str, object]) -> Method:
-        """The method with its defaults, changed by what was asked for.
+        """The method with its defaults, changed by what was asked for. Of two pieces with one
+        option, the later says its default and bounds.
 
         Raises:
             OptionError: an option that the method does not read, or a value that it cannot have.
         """
-        fields = self.fields
+        fields = {field.name: field for piece in self.pieces for field in piece.fields}
         for name in asked:
             if name not in fields:
-                own = ", ".join(flag(f)[2:] for f in fields) or "none"
-                raise OptionError(
-                    f"{flag(name)} means nothing to {self.name}; its own options: {own}"
-                )
-        values = checked(fields.values(), asked)
+                own = ", ".join(field.flag[2:] for field in fields.values()) or "none"
+                flag = f"--{name.replace('_', '-')}"
+                raise OptionError(f"{flag} means nothing to {self.name}; its own options: {own}")
+        values = {n: f.check(asked[n]) if n in asked else f.default for n, f in fields.items()}
         chosen = [
             replace(p, options=p.about.options(**{f.name: values[f.name] for f in p.fields}))
             for p in self.pieces
@@ -129,19 +113,16 @@ def _load(path: Path, kind: str) -> ModuleType:
 
 def pieces() -> dict[str, Piece]:
     """Every method file of ``FOLDERS`` by name, in the order of their names."""
-    found = [
-        Piece(kind, _load(path, kind))
-        for folder in FOLDERS
-        for kind in KINDS
-        for path in (folder / kind).glob("*.py")
-        if not path.name.startswith("_")
-    ]
-    return {piece.about.name: piece for piece in sorted(found, key=lambda p: p.about.name)}
+    found = {}
+    for folder, kind in itertools.product(FOLDERS, KINDS):
+        for path in (folder / kind).glob("[!_]*.py"):
+            module: Any = _load(path, kind)
+            about: About = module.ABOUT
+            found[about.name] = Piece(kind, module, about, fields_of(about.options))
+    return dict(sorted(found.items()))
 
 
-def combine_rule(
-    method: str, numbers: Mapping[str, float]
-) -> Callable[[Sequence[torch.Tensor]], torch.Tensor]:
+def combine_rule(method: str, numbers: Mapping[str, float]) -> Callable[[Sequence[Tensor]], Tensor]:
     """How a whole method's output of several models makes one model's logits.
 
     Raises:
@@ -183,17 +164,15 @@ def find_method(name: str) -> Method:
     Raises:
         OptionError: unknown (near names are suggested), or a mask together with LoRA.
     """
-    base = name.removesuffix("_lora")
-    if base not in method_names():
-        near = difflib.get_close_matches(name, method_names(), n=3) or method_names()
+    base, names, known = name.removesuffix("_lora"), method_names(), pieces()
+    if base not in names:
+        near = difflib.get_close_matches(name, names, n=3) or names
         raise OptionError(f"unknown method {one_line(name, 60)!r}; known: {', '.join(near)}")
-    known, lora = pieces(), base != name
-    whole = known.get(base)
-    if whole is not None and whole.kind == "whole":
-        return Method(name, (whole,), lora).with_options({})
+    if base in known and known[base].kind == "whole":
+        return Method(name, (known[base],), base != name).with_options({})
     # A piece's own name may hold a "_".
     found = [p for n, p in known.items() if p.kind != "whole" and f"_{n}_" in f"_{base}_"]
     found.sort(key=lambda piece: KINDS.index(piece.kind))
-    if lora and any(piece.kind == "masks" for piece in found):
+    if base != name and any(piece.kind == "masks" for piece in found):
         raise OptionError(f"{name}: a mask chooses weights to train, and LoRA trains none of them")
-    return Method(name, tuple(found), lora).with_options({})
+    return Method(name, tuple(found), base != name).with_options({})

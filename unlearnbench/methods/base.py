@@ -7,19 +7,21 @@ Method files import this and never ``training``, which implements ``TrainingCont
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from unlearnbench.checkpoints.load import linear_layers
 from unlearnbench.errors import CheckpointError
-from unlearnbench.methods.rows import Batch, Example, Role
+from unlearnbench.methods.rows import Batch, Example, Role, Tensor
 
 if TYPE_CHECKING:
-    import torch
+    import transformers
     from torch import nn
-    from transformers import PreTrainedModel
+
+PreTrainedModel: TypeAlias = "transformers.PreTrainedModel"
 
 
 @dataclass(frozen=True)
@@ -52,21 +54,17 @@ class About:
     """Where released code computes something else, in a sentence."""
 
 
-Masks = Mapping[str, "torch.Tensor"]
+Masks = Mapping[str, Tensor]
 """Rows that may change, bool (rows,), by parameter; every other parameter stays. A whole module may
 change where its mask is all true."""
 
-BatchLoss = Callable[[Any, Batch], "dict[str, torch.Tensor]"]
+BatchLoss = Callable[[Any, Batch], dict[str, Tensor]]
 """What a training asks of (model, batch): the terms of the loss, ``loss`` among them, as shares of
 the whole step's, each a tensor of shape ()."""
 
-
-class FrozenModel(Protocol):
-    """A model to compare with: its output for ``inputs``, without gradients and dropout."""
-
-    def __call__(
-        self, model: Any, inputs: dict[str, torch.Tensor], hidden: bool = False
-    ) -> Any: ...
+FrozenModel = Callable[..., Any]
+"""A model to compare with: its output, of (model, inputs, hidden=False), without gradients and
+dropout; ``hidden``: with the hidden states."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ class Gradient:
 
     terms: dict[str, float]
     """The value of each term, as it stands in the record."""
-    of: dict[str, torch.Tensor]
+    of: dict[str, Tensor]
     """By the name of the parameter."""
 
     def __add__(self, other: Gradient) -> Gradient:
@@ -94,7 +92,7 @@ class OptimizerStep(Protocol):
 
     number: int
     """From 1."""
-    weights: Mapping[str, torch.Tensor]
+    weights: Mapping[str, Tensor]
     """The parameters under training. To be changed in place only inside ``restored``."""
     state: dict[str, float]
     """Kept from step to step, and over an interruption."""
@@ -108,9 +106,7 @@ class OptimizerStep(Protocol):
     def restored(self) -> AbstractContextManager[None]:
         """A block after which the weights are, bit for bit, what they were before."""
 
-    def through(
-        self, function: Callable[[torch.Tensor], torch.Tensor]
-    ) -> AbstractContextManager[None]:
+    def through(self, function: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
         """A block in which inner linear layers compute with ``function(weight)``, as rounded; the
         gradient goes to the weight as if ``function`` were not there.
         """
@@ -121,21 +117,20 @@ class TrainingContext(Protocol):
 
     model: PreTrainedModel
     """The target, which is trained in place."""
+    tokenizer: Any
+    seed: int
     forget: tuple[Example, ...]
     retain: tuple[Example, ...]
     auxiliary: tuple[Example, ...]
     """The third set."""
 
-    @property
-    def tokenizer(self) -> Any:
-        """The target's."""
-
-    @property
-    def seed(self) -> int:
-        """The training's."""
-
     def copy_of_target(self) -> PreTrainedModel:
         """A second model with the target's weights."""
+        return copy.deepcopy(self.model)
+
+    def reinforce(self) -> PreTrainedModel:
+        """A copy of the target, trained further on the forget set."""
+        return self.descend(self.copy_of_target(), self.forget, "reinforce")
 
     def freeze(self, model: PreTrainedModel | None = None) -> FrozenModel:
         """A model to compare with; None: the target as it is now."""
@@ -145,21 +140,16 @@ class TrainingContext(Protocol):
     ) -> PreTrainedModel:
         """Train ``model`` on ``examples`` by plain cross-entropy."""
 
-    def reinforce(self) -> PreTrainedModel:
-        """A copy of the target, trained further on the forget set."""
-
     def fit(self, loss: BatchLoss, learns: Callable[[str], bool] | None = None) -> PreTrainedModel:
         """Train the target on all sets; only parameters whose name ``learns`` accepts change."""
 
-    def forget_gradient(self) -> dict[str, torch.Tensor]:
+    def forget_gradient(self) -> dict[str, Tensor]:
         """The forget loss' gradient at the target over the whole forget set, float32, for the
         weight of every inner linear layer.
         """
 
     def relabel(
-        self,
-        models: Sequence[PreTrainedModel],
-        label: Callable[..., torch.Tensor],
+        self, models: Sequence[PreTrainedModel], label: Callable[..., Tensor]
     ) -> tuple[Example, ...]:
         """The forget set with labels ``label(*logits of each model, labels)``."""
 
@@ -180,15 +170,12 @@ class Ensemble:
 
 
 def inner_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers of a model but its output head, by name: what quantization touches.
-
-    Raises:
-        CheckpointError: there is none.
+    """The linear layers of a model but its output head, by name: what quantization touches. Raises
+    CheckpointError where there is none.
     """
-    found = linear_layers(model)
-    if not found:
-        raise CheckpointError(
-            f"{type(model).__name__} has no linear layers, which this method works on; use another "
-            "method"
-        )
-    return found
+    if found := linear_layers(model):
+        return found
+    name = type(model).__name__
+    raise CheckpointError(
+        f"{name} has no linear layers, which this method works on; use another method"
+    )

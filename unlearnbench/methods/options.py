@@ -6,17 +6,17 @@ The command line, its help, the checks and the record of a training are made fro
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, cast, get_args, get_type_hints
+
+import pydantic
 
 from unlearnbench.errors import OptionError, one_line
 
+Bound = float | None
 Value = float | int | str | bool
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Field:
     """One option of one method file."""
 
@@ -25,75 +25,40 @@ class Field:
     """float, int, str, bool or a Literal of words."""
     default: Value
     help: str
-    above: float | None = None
+    above: Bound
     """Values have to be larger."""
-    least: float | None = None
-    most: float | None = None
+    least: Bound
+    most: Bound
 
     @property
     def flag(self) -> str:
         """Its spelling on the command line."""
-        return flag(self.name)
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The words that it may be; none where any value of its type will do."""
-        return get_args(self.type) if get_origin(self.type) is Literal else ()
+        return f"--{self.name.replace('_', '-')}"
 
     def check(self, value: object) -> Value:
-        """``value`` as the option's type.
-
-        Raises:
-            OptionError: it is of another type or out of bounds; says what to use.
+        """``value`` as the option's type. Raises OptionError where it is of another type or out of
+        bounds; says what to use.
         """
-        checked = self._typed(value)
-        if checked is None or not self._is_inside(checked):
-            raise OptionError(f"{self.flag} {one_line(value, 40)}: use {self._wanted()}")
-        return checked
-
-    def _typed(self, value: object) -> Value | None:
-        kind = str if self.words else self.type
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-            return None
-        return value if not self.words or value in self.words else None
-
-    def _is_inside(self, value: Value) -> bool:
-        if isinstance(value, (str, bool)):
-            return True
-        return (
-            math.isfinite(value)
-            and (self.above is None or value > self.above)
-            and (self.least is None or value >= self.least)
-            and (self.most is None or value <= self.most)
-        )
-
-    def _wanted(self) -> str:
-        if self.words:
-            return " or ".join(self.words)
-        noun = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}
-        bounds = (("above", self.above), ("of at least", self.least), ("at most", self.most))
-        said = [f"{word} {bound:g}" for word, bound in bounds if bound is not None]
-        return " ".join([noun[self.type], ", ".join(said)]).strip()
+        limits = pydantic.Field(gt=self.above, ge=self.least, le=self.most)
+        strictly = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
+        kind: Any = Annotated[self.type, limits]
+        try:
+            return pydantic.TypeAdapter[Value](kind, config=strictly).validate_python(value)
+        except pydantic.ValidationError:
+            nouns = {float: "a number", int: "a whole number", str: "text", bool: "true or false"}
+            noun = nouns.get(self.type) or " or ".join(get_args(self.type))
+            bounds = (("above", self.above), ("of at least", self.least), ("at most", self.most))
+            said = ", ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+            use = f"{noun} {said}".strip()
+            raise OptionError(f"{self.flag} {one_line(value, 40)}: use {use}") from None
 
 
 def option(
-    default: Value,
-    help: str,
-    *,
-    above: float | None = None,
-    least: float | None = None,
-    most: float | None = None,
+    default: Value, help: str, *, above: Bound = None, least: Bound = None, most: Bound = None
 ) -> Any:
     """A field of a method's options: its default, what it does, and its bounds."""
     bounds = {"above": above, "least": least, "most": most}
     return dataclasses.field(default=default, metadata={"help": help, **bounds})
-
-
-def flag(name: str) -> str:
-    """``sure_top`` as the command line spells it."""
-    return f"--{name.replace('_', '-')}"
 
 
 def fields_of(options: type[Any]) -> tuple[Field, ...]:
@@ -103,12 +68,3 @@ def fields_of(options: type[Any]) -> tuple[Field, ...]:
         Field(field.name, types[field.name], cast(Value, field.default), **field.metadata)
         for field in dataclasses.fields(options)
     )
-
-
-def checked(fields: Iterable[Field], given: Mapping[str, object]) -> dict[str, Value]:
-    """The value of every field: the one given, checked, or its default.
-
-    Raises:
-        OptionError: a value is of another type or out of bounds.
-    """
-    return {f.name: f.check(given[f.name]) if f.name in given else f.default for f in fields}

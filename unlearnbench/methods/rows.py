@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from unlearnbench.errors import OptionError
 
 if TYPE_CHECKING:
     import torch
+
+Tensor: TypeAlias = "torch.Tensor"
+"""For annotations, in files that import torch only inside functions."""
 
 IGNORED = -100
 """The label of a position that is not learned: padding, the question before an answer."""
@@ -54,39 +57,37 @@ class Example:
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one role in one forward pass."""
+    """The rows of one role in one forward pass. Sums over parts divided by ``all_rows``,
+    ``all_tokens`` or ``all_weight`` are means over the whole optimizer step.
+    """
 
-    logits: torch.Tensor
+    logits: Tensor
     """(rows, width, vocabulary)."""
-    labels: torch.Tensor
+    labels: Tensor
     """(rows, width), IGNORED where nothing is learned."""
     all_rows: int
-    """Rows of the whole optimizer step, over accumulated batches and processes. Sums over parts
-    divided by it, or by ``all_tokens``, are means over the step."""
+    """Rows of the whole step, over accumulated batches and processes."""
     all_tokens: int
-    """Learned tokens of the whole optimizer step."""
-    sequences: torch.Tensor | None = None
+    """Learned tokens of the whole step."""
+    sequences: Tensor | None = None
     """(rows,): the target's log-probability of each sequence."""
-    references: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    references: Mapping[str, Tensor] = field(default_factory=dict)
     """Logits of frozen models, by name, each shaped as ``logits``."""
-    weights: torch.Tensor | None = None
+    weights: Tensor | None = None
     """(rows, width): what each position counts."""
     all_weight: float = 0.0
-    """The weights of all learned tokens of the step."""
     alternatives: Part | None = None
     """The other answers, those of a row one after another."""
 
-    def reference(self, name: str = "target") -> torch.Tensor:
-        """The logits of a frozen model.
-
-        Raises:
-            OptionError: they were not asked for in ``ABOUT.references``.
+    def reference(self, name: str = "target") -> Tensor:
+        """The logits of a frozen model. Raises OptionError where ``ABOUT.references`` does not ask
+        for them.
         """
         if name not in self.references:
             raise OptionError(f"this loss needs the {name}'s logits")
         return self.references[name]
 
-    def target_sequences(self) -> torch.Tensor:
+    def target_sequences(self) -> Tensor:
         """The target's log-probability of each row. Raises OptionError where it is not known."""
         if self.sequences is None:
             raise OptionError("this loss needs the target's log-probabilities")
@@ -97,9 +98,9 @@ class Part:
 class Batch:
     """One forward pass: forget rows first, then those of the other roles."""
 
-    inputs: dict[str, torch.Tensor]
+    inputs: dict[str, Tensor]
     """input_ids and attention_mask, each (rows, width), padded on the right."""
-    labels: torch.Tensor
+    labels: Tensor
     rows: Mapping[Role, int]
     """How many rows each role has, in the order in which they stand."""
     all_rows: int
@@ -107,8 +108,8 @@ class Batch:
     all_tokens: Mapping[Role, int]
     """Learned tokens of the whole step, by role."""
     all_weight: float = 0.0
-    weights: torch.Tensor | None = None
-    sequences: Mapping[Role, torch.Tensor] = field(default_factory=dict)
+    weights: Tensor | None = None
+    sequences: Mapping[Role, Tensor] = field(default_factory=dict)
     """The target's log-probabilities of forget rows and alternatives."""
 
     def slice(self, role: Role) -> slice:
@@ -120,7 +121,7 @@ class Batch:
             start += count
         return slice(start, start)
 
-    def inputs_of(self, role: Role) -> dict[str, torch.Tensor]:
+    def inputs_of(self, role: Role) -> dict[str, Tensor]:
         """The rows of ``role`` of ``inputs``."""
         return {name: tensor[self.slice(role)] for name, tensor in self.inputs.items()}
 
@@ -128,22 +129,19 @@ class Batch:
         """The rows of some roles, as a batch of the same step."""
         import torch
 
-        def cut(tensor: torch.Tensor) -> torch.Tensor:
+        def cut(tensor: Tensor) -> Tensor:
             return torch.cat([tensor[self.slice(role)] for role in roles])
 
-        return Batch(
-            {name: cut(tensor) for name, tensor in self.inputs.items()},
-            cut(self.labels),
-            {role: self.rows[role] for role in roles if role in self.rows},
-            self.all_rows,
-            self.all_tokens,
-            self.all_weight,
-            None if self.weights is None else cut(self.weights),
-            self.sequences,
+        return replace(
+            self,
+            inputs={name: cut(tensor) for name, tensor in self.inputs.items()},
+            labels=cut(self.labels),
+            rows={role: self.rows[role] for role in roles if role in self.rows},
+            weights=None if self.weights is None else cut(self.weights),
         )
 
 
-def token_logprobs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def token_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-probability of each learned token given those before it, in at least float32.
 
     logits: (rows, width, vocabulary); labels: (rows, width), where the label at position t is
@@ -151,15 +149,13 @@ def token_logprobs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     the label is IGNORED.
     """
     import torch
-    from torch.nn.functional import cross_entropy
 
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    losses = cross_entropy(
-        wide[:, :-1].transpose(1, 2), labels[:, 1:], ignore_index=IGNORED, reduction="none"
-    )
-    return -losses
+    found, expected = wide[:, :-1].transpose(1, 2), labels[:, 1:]
+    cross_entropy = torch.nn.functional.cross_entropy
+    return -cross_entropy(found, expected, ignore_index=IGNORED, reduction="none")
 
 
-def sequence_logprobs(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def sequence_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
     """Sum of ``token_logprobs`` of each row: shape (rows,)."""
     return token_logprobs(logits, labels).sum(dim=1)

@@ -18,7 +18,7 @@ from unlearnbench.models.batches import Budget, generation_budget, padded
 from unlearnbench.models.packed_rows import Packed, RowCache, Step, attending
 from unlearnbench.models.tokens import Tokens
 from unlearnbench.requests import Generate, Generated, Sampling, cut_at_stop
-from unlearnbench.util.explain import explain
+from unlearnbench.util.process import explain
 
 _PACKED_TOKENS = {"cpu": 2048, "cuda": 16_384}
 # Running a shorter prefix apart saves less than it costs.

@@ -18,7 +18,7 @@ from unlearnbench.models.packable import find_continuer, short_window, side_of, 
 from unlearnbench.models.tokens import Tokens
 from unlearnbench.requests import Generate, Generated, Score, Scored
 from unlearnbench.results import Condition
-from unlearnbench.util.explain import explain
+from unlearnbench.util.process import explain
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

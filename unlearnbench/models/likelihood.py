@@ -18,7 +18,7 @@ from unlearnbench.models.generation import not_finite
 from unlearnbench.models.rounding import mixes_rows
 from unlearnbench.models.tokens import Tokens
 from unlearnbench.requests import Score, Scored
-from unlearnbench.util.explain import explain
+from unlearnbench.util.process import explain
 
 Figures: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 

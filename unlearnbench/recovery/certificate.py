@@ -15,7 +15,8 @@ from unlearnbench.recovery.compare import Comparison, open_comparison
 from unlearnbench.recovery.policy import Finding, Policy, check, exit_status
 from unlearnbench.results import FORMAT_VERSION, FULL, upgrade
 from unlearnbench.runs.entries import Entry, LoadedRun
-from unlearnbench.util.files import as_model, read_json
+from unlearnbench.util.files import read_json
+from unlearnbench.util.validation import as_model
 from unlearnbench.util.version import __version__
 
 Role = Literal["unlearned", "target", "retrained"]

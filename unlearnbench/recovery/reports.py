@@ -1,4 +1,4 @@
-"""What a check found, for machines and for GitHub: JUnit XML, a step summary, annotations.
+"""What a comparison or a check found, as JSON, tables, JUnit XML, GitHub summary and annotations.
 
 Names come from runs and may be anyone's: each form is escaped for where it is read.
 """
@@ -6,41 +6,62 @@ Names come from runs and may be anyone's: each form is escaped for where it is r
 from __future__ import annotations
 
 import html
+import json
 from collections import Counter
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from unlearnbench.errors import one_line
+from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.recovery.policy import Finding
+from unlearnbench.recovery.statistics import RecoveryRow
 from unlearnbench.util.text import text_table
 
-_TAGS = {"fail": "failure", "not decided": "error"}
-_KINDS = {"fail": "error", "not decided": "warning"}
-_ORDER = {"fail": 0, "not decided": 1, "pass": 2}
+_HEAD = ["entry", "task", "precision", "full", "quantized", "target", "retrained", "change"]
+_HEAD += ["recovered", "retained", "utility", "verdict"]
+# By outcome: JUnit's tag, and the kind of GitHub's annotation.
+_NOT_PASSED = {"fail": ("failure", "error"), "not decided": ("error", "warning")}
 
 
-def junit(findings: Sequence[Finding]) -> str:
-    """JUnit XML: a rule that fails is a failure, one that is not decided an error."""
-    counts = Counter(finding.outcome for finding in findings)
-    suite = ElementTree.Element(
-        "testsuite",
-        name="unlearnbench",
-        tests=str(len(findings)),
-        failures=str(counts["fail"]),
-        errors=str(counts["not decided"]),
-    )
-    for finding in findings:
-        case = ElementTree.SubElement(
-            suite,
-            "testcase",
-            classname=one_line(f"{finding.entry}.{finding.task}"),
-            name=one_line(f"{finding.precision}: {finding.rule}"),
-        )
-        if finding.outcome in _TAGS:
-            message = one_line(finding.message)
-            ElementTree.SubElement(case, _TAGS[finding.outcome], message=message)
-    text: str = ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
-    return text + "\n"
+def recovery_table(rows: Sequence[RecoveryRow]) -> str:
+    """Points, and shares in percent, with their 95% intervals. ``*`` marks a change that holds
+    after Holm's correction.
+    """
+    return text_table([_cells(row) for row in rows], _HEAD)
+
+
+def rows_json(rows: Sequence[RecoveryRow]) -> str:
+    """The rows as a JSON file's content; what was not measured is absent."""
+    content = [row.model_dump(mode="json", exclude_none=True) for row in rows]
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def _cells(row: RecoveryRow) -> list[str]:
+    scores = [points(row.estimate(n)) for n in ("full", "quantized", "target", "retrained")]
+    change = points(row.estimate("change")) + (" *" if row.significant else "")
+    shares = [share(row.estimate(name)) for name in ("recovered", "retained", "utility")]
+    verdict: str = row.verdict
+    if verdict == "not decided":
+        needed = row.samples_needed
+        more = "no number of samples settles it" if needed is None else f"about {needed} samples"
+        verdict = f"not decided ({more})"
+    return [row.entry, row.task, row.precision, *scores, change, *shares, verdict]
+
+
+def points(figure: Estimate | None) -> str:
+    """``value [low, high]``, one decimal; ``-`` where there is none."""
+    if figure is None:
+        return "-"
+    shown = f"{figure.value:.1f}"
+    return shown if figure.ci is None else f"{shown} [{figure.ci[0]:.1f}, {figure.ci[1]:.1f}]"
+
+
+def share(figure: Estimate | None) -> str:
+    """A share in percent with its interval; ``-`` where there is none."""
+    if figure is None:
+        return "-"
+    shown, ci = f"{100 * figure.value:.0f}%", figure.ci
+    return shown if ci is None else f"{shown} [{100 * ci[0]:.0f}, {100 * ci[1]:.0f}]"
 
 
 def findings_table(findings: Sequence[Finding]) -> str:
@@ -50,33 +71,46 @@ def findings_table(findings: Sequence[Finding]) -> str:
     return text_table(rows, head, "simple")
 
 
+def junit(findings: Sequence[Finding]) -> str:
+    """JUnit XML: a rule that fails is a failure, one that is not decided an error."""
+    counts = Counter(finding.outcome for finding in findings)
+    failed, undecided = str(counts["fail"]), str(counts["not decided"])
+    facts = {"tests": str(len(findings)), "failures": failed, "errors": undecided}
+    suite = ElementTree.Element("testsuite", {"name": "unlearnbench", **facts})
+    for finding in findings:
+        place = one_line(f"{finding.entry}.{finding.task}")
+        name = one_line(f"{finding.precision}: {finding.rule}")
+        case = ElementTree.SubElement(suite, "testcase", classname=place, name=name)
+        if finding.outcome in _NOT_PASSED:
+            tag, _ = _NOT_PASSED[finding.outcome]
+            ElementTree.SubElement(case, tag, message=one_line(finding.message))
+    text: str = ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+    return text + "\n"
+
+
 def summary(findings: Sequence[Finding]) -> str:
-    """GitHub Markdown for a step summary: one table."""
+    """GitHub Markdown for a step summary: one table, what failed first."""
+
+    def literal(text: str) -> str:  # Markdown in a table's cell takes it as it is
+        safe = html.escape(one_line(text, 300))
+        return "".join(f"&#{ord(c)};" if c in "|\\`*_[]()!~:@#" else c for c in safe)
+
     lines = ["### unlearnbench check", "", "| outcome | checked | measured |", "|---|---|---|"]
-    for finding in sorted(findings, key=lambda f: _ORDER[f.outcome]):
-        cells = (finding.outcome, finding.name, finding.message)
-        lines.append("| " + " | ".join(_markdown(cell) for cell in cells) + " |")
+    for finding in sorted(findings, key=lambda f: ("fail", "not decided", "pass").index(f.outcome)):
+        cells = map(literal, (finding.outcome, finding.name, finding.message))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def _markdown(text: str) -> str:
-    """Text that Markdown takes literally, inside a table cell."""
-    safe = html.escape(one_line(text, 300))
-    return "".join(f"&#{ord(c)};" if c in "|\\`*_[]()!~:@#" else c for c in safe)
 
 
 def github_annotations(findings: Sequence[Finding]) -> list[str]:
     """GitHub workflow commands for what did not pass."""
-    return [
-        f"::{_KINDS[finding.outcome]} title={_property(finding.name)}::{_data(finding.message)}"
-        for finding in findings
-        if finding.outcome in _KINDS
-    ]
-
-
-def _data(text: str) -> str:
-    return one_line(text).replace("%", "%25")
-
-
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
+    lines = []
+    for finding in findings:
+        if finding.outcome in _NOT_PASSED:
+            _, kind = _NOT_PASSED[finding.outcome]
+            name, message = (
+                one_line(text).replace("%", "%25") for text in (finding.name, finding.message)
+            )
+            name = name.replace(":", "%3A").replace(",", "%2C")
+            lines.append(f"::{kind} title={name}::{message}")
+    return lines

@@ -1,20 +1,36 @@
-"""Is it the same measurement? A fingerprint holds the facts that must agree before two runs are
-compared, before an interrupted one goes on, and before a finished one is taken over.
+"""What makes two measurements comparable. A fingerprint holds the facts that must agree before two
+runs are compared, an interrupted one goes on, or a finished one is taken over; an environment says
+where and with what a run was made.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import platform
 import re
+import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from unlearnbench.errors import one_line
-from unlearnbench.results import Checkpoint, Condition, Settings, SplitData
-from unlearnbench.runs.provenance import describe_environment, package_version
+from unlearnbench.results import Checkpoint, Condition, Environment, Settings, SplitData
 from unlearnbench.util.files import content_sha256
+from unlearnbench.util.version import __version__
+
+# Whatever can move a number.
+_PACKAGES = ["accelerate", "bitsandbytes", "datasets", "flash-attn", "gguf", "numpy", "peft"]
+_PACKAGES += ["rouge-score", "safetensors", "scikit-learn", "scipy", "tokenizers", "torch"]
+_PACKAGES += ["transformers", "vllm"]
+_PACKAGE_DIR = Path(__file__).resolve().parent.parent
+# Whatever decides a result in a checkout; an entry added to a board or a page of docs does not.
+_DECISIVE = ("unlearnbench", "tasks", "pyproject.toml")
 
 
 @dataclass(frozen=True)
@@ -51,14 +67,9 @@ class Fingerprint:
     def of_condition(cls, condition: Condition) -> Fingerprint:
         """What was done to the weights. The kernel that multiplies by them is no part of it."""
         options = condition.options
-        calibration = options.calibration.model_dump() if options.calibration else {}
-        return cls.of(
-            {
-                "scheme": options.scheme,
-                "option": options.further,
-                "calibration": calibration,
-            }
-        )
+        calibration = options.calibration and options.calibration.model_dump()
+        facts = {"scheme": options.scheme, "option": options.further, "calibration": calibration}
+        return cls.of(facts)
 
     @classmethod
     def of_task(cls, version: float, definition: str, data: Iterable[SplitData]) -> Fingerprint:
@@ -102,15 +113,6 @@ class Fingerprint:
         return content_sha256(self.facts)
 
 
-def differences(there: Fingerprint, here: Fingerprint) -> list[str]:
-    """Every fact that differs: ``seed is 0 there and 7 here``; hashes by their first 12 digits."""
-    return [
-        f"{one_line(name, 120)} is {_shown(there, name)} there and {_shown(here, name)} here"
-        for name in {**here.facts, **there.facts}
-        if there.facts.get(name) != here.facts.get(name)
-    ]
-
-
 def _flat(facts: Mapping[str, object], outer: str = "") -> Iterator[tuple[str, object]]:
     for name, fact in facts.items():
         if isinstance(fact, Mapping):
@@ -119,6 +121,79 @@ def _flat(facts: Mapping[str, object], outer: str = "") -> Iterator[tuple[str, o
             yield f"{outer}{name}", fact
 
 
-def _shown(side: Fingerprint, name: str) -> str:
-    text = one_line(side.facts.get(name, "absent"), 80)
-    return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text
+def differences(there: Fingerprint, here: Fingerprint) -> list[str]:
+    """Every fact that differs: ``seed is 0 there and 7 here``; hashes by their first 12 digits."""
+
+    def shown(side: Fingerprint, name: str) -> str:
+        text = one_line(side.facts.get(name, "absent"), 80)
+        return text[:12] if re.fullmatch("[0-9a-f]{64}", text) else text
+
+    return [
+        f"{one_line(name, 120)} is {shown(there, name)} there and {shown(here, name)} here"
+        for name in {**here.facts, **there.facts}
+        if there.facts.get(name) != here.facts.get(name)
+    ]
+
+
+def describe_environment(device: str, dtype: str, batch_size: int | None) -> Environment:
+    """Collect the versions and the machine. ``batch_size`` None is automatic."""
+    torch = sys.modules.get("torch")  # a scripted model needs none, and loading it takes seconds
+    name = platform.machine()
+    if torch and device.startswith("cuda"):
+        name = torch.cuda.get_device_name(device)
+    return Environment(
+        unlearnbench=__version__,
+        git_hash=git_hash(),
+        source_sha256=source_sha256(),
+        python=platform.python_version(),
+        platform=platform.platform(),
+        packages={p: found for p in _PACKAGES if (found := package_version(p))},
+        device=f"{device} ({name})",
+        dtype=dtype,
+        threads=torch.get_num_threads() if torch else 1,
+        batch_size=str(batch_size or "auto"),
+    )
+
+
+@cache
+def package_version(name: str) -> str | None:
+    """The version of an installed package; None where there is none."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+@cache
+def source_sha256() -> str:
+    """SHA-256 over this package's own Python files, so that a changed copy can be told apart."""
+    digest = hashlib.sha256()
+    for path in sorted(_PACKAGE_DIR.rglob("*.py")):
+        digest.update(path.relative_to(_PACKAGE_DIR).as_posix().encode() + b"\0")
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def git_hash() -> str | None:
+    """Unlearnbench's own commit, "-dirty" appended where code or tasks differ; None where it does
+    not run from a checkout. Asked in this file's folder, never in the caller's.
+    """
+    root = _PACKAGE_DIR.parent
+    if not (root / ".git").exists() or not (root / "pyproject.toml").exists():
+        return None
+    # A hook's GIT_DIR would answer for another repository.
+    outside = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.check_output(
+            command, text=True, env=outside, stderr=subprocess.DEVNULL
+        ).strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--", *_DECISIVE)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}-dirty" if changed else commit

@@ -26,15 +26,14 @@ from unlearnbench.results import (
 )
 from unlearnbench.runs.fingerprint import Fingerprint, differences
 from unlearnbench.util.files import (
-    as_model,
-    first_fault,
+    LOCK_FILES,
     read_bytes,
     read_json,
     remove_leftovers,
     write_whole,
     writing,
 )
-from unlearnbench.util.lock import LOCK_FILES
+from unlearnbench.util.validation import as_model, first_fault
 
 # Beside the run folders: what --fresh set aside. Nothing looks for runs in there.
 ASIDE = ".old"

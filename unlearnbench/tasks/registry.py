@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from unlearnbench.errors import TaskError, one_line
 from unlearnbench.tasks.kinds import task_kinds
 from unlearnbench.tasks.spec import TaskSpec
-from unlearnbench.util.yaml import YamlFile, read_text, read_yaml
+from unlearnbench.util.validation import YamlFile, read_text, read_yaml
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from unlearnbench.errors import DataError, one_line
 from unlearnbench.tasks.spec import Row, SplitRows, TaskSpec
-from unlearnbench.util.quiet import quiet_hub
+from unlearnbench.util.process import quiet_hub
 
 _SUFFIXES = (".jsonl", ".json", ".parquet")
 PACKAGE_DATA = Path(__file__).resolve().parent.parent / "demo" / "data"

@@ -1,4 +1,5 @@
 """Training for unlearning and for fine-tuning, on transformers' Trainer and accelerate.
 
-Modules with a heavy import at their top are imported inside functions elsewhere.
+``options``, ``corpus``, ``job`` and ``output`` are light; the others import torch at their top, and
+are imported inside functions.
 """

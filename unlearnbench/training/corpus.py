@@ -1,4 +1,6 @@
-"""Texts to train on: files of rows, plain text, or a registered task's own split."""
+"""Texts to train on, and the token sequences that they become: files of rows, plain text, or a
+registered task's own split.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,18 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from unlearnbench.errors import DataError, OptionError, one_line
+from unlearnbench.checkpoints.origin import SourceRecord
+from unlearnbench.errors import DataError, ModelOutputError, OptionError, one_line
+from unlearnbench.methods.rows import IGNORED, Example
 from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions, load_splits, read_rows, rows_sha256
-from unlearnbench.tasks.spec import Row, TaskSpec
+from unlearnbench.tasks.spec import Row
 from unlearnbench.training.options import CorpusOptions
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger("unlearnbench")
 
@@ -32,11 +39,10 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The documents of one or more sources, and what identifies each."""
+    """The documents of one or more sources, and what identifies each source."""
 
     documents: tuple[Document, ...]
-    sources: tuple[tuple[str, int, str], ...]
-    """(as given, rows, sha256 of the rows)."""
+    sources: tuple[SourceRecord, ...] = ()
 
 
 def load_corpus(given: Sequence[str], role: TextRole, options: CorpusOptions) -> Corpus:
@@ -55,14 +61,30 @@ def load_corpus(given: Sequence[str], role: TextRole, options: CorpusOptions) ->
         if not rows:
             raise DataError(f"{label} has no rows; there is nothing to learn from")
         documents += _documents(rows, label, options)
-        sources.append((one_line(name), len(rows), rows_sha256(rows)))
+        sha256 = rows_sha256(rows)
+        sources.append(
+            SourceRecord(role=role, source=one_line(name), rows=len(rows), sha256=sha256)
+        )
     return Corpus(tuple(documents), tuple(sources))
 
 
-def _read(name: str, role: TextRole, options: CorpusOptions) -> tuple[Sequence[Row], str]:
-    if name.startswith("task:"):
-        return _task_rows(name.removeprefix("task:"), role, options)
-    path = Path(name)
+def _read(given: str, role: TextRole, options: CorpusOptions) -> tuple[Sequence[Row], str]:
+    """The rows of a source, and what messages call it."""
+    path, name = Path(given), given.removeprefix("task:")
+    if name != given:
+        specs = load_registry(options.include_path).resolve([name])
+        if len(specs) > 1:
+            raise OptionError(f"--{role} {given} is {len(specs)} tasks; name one of them")
+        # A task is about forgotten or about retained text, and unlearning takes it only as that.
+        if role not in (specs[0].about, "auxiliary", "data"):
+            raise OptionError(
+                f"--{role} {given}: this task measures what is to "
+                f"{'stay' if specs[0].about == 'retain' else 'go'}; use it with --{specs[0].about}"
+            )
+        root = options.data_dir or os.environ.get("UNLEARNBENCH_DATA")
+        where = DataOptions(Path(root) if root else None, options.allow_data_drift)
+        split = specs[0].own_split
+        return load_splits(specs[0], where)[split].rows, f"{name}: {split}"
     if path.suffix != ".txt":
         return read_rows(path), name
     try:
@@ -72,36 +94,15 @@ def _read(name: str, role: TextRole, options: CorpusOptions) -> tuple[Sequence[R
     return ([{options.text_field: text}] if text.strip() else []), name
 
 
-def _task_rows(name: str, role: TextRole, options: CorpusOptions) -> tuple[Sequence[Row], str]:
-    (spec,) = load_registry(options.include_path).resolve([name])
-    _require_about(spec, role)
-    root = options.data_dir or os.environ.get("UNLEARNBENCH_DATA")
-    where = DataOptions(Path(root) if root else None, options.allow_data_drift)
-    return load_splits(spec, where)[spec.own_split].rows, f"{name}: {spec.own_split}"
-
-
-def _require_about(spec: TaskSpec, role: TextRole) -> None:
-    """A task is about forgotten or about retained text, and unlearning takes it only as that."""
-    if role not in (spec.about, "auxiliary", "data"):
-        raise OptionError(
-            f"--{role} task:{spec.task}: this task measures what is to "
-            f"{'stay' if spec.about == 'retain' else 'go'}; use it with --{spec.about}"
-        )
-
-
 def _documents(rows: Sequence[Row], label: str, options: CorpusOptions) -> list[Document]:
     """A row whose text is blank teaches nothing; published sets (MUSE-News) have some."""
-    blank = {i for i, row in enumerate(rows) if _is_blank(row.get(options.text_field))}
-    kept = [(i, row) for i, row in enumerate(rows) if i not in blank]
+    texts = [row.get(options.text_field) for row in rows]
+    kept = [i for i, text in enumerate(texts) if not isinstance(text, str) or text.strip()]
     if not kept:
         raise DataError(f"{label}: every text is blank; there is nothing to learn from")
-    if blank:
-        log.warning("%s: %d of %d texts are blank and left out", label, len(blank), len(rows))
-    return [_document(row, f"{label}/{i}", options) for i, row in kept]
-
-
-def _is_blank(value: object) -> bool:
-    return isinstance(value, str) and not value.strip()
+    if blank := len(rows) - len(kept):
+        log.warning("%s: %d of %d texts are blank and left out", label, blank, len(rows))
+    return [_document(rows[i], f"{label}/{i}", options) for i in kept]
 
 
 def _document(row: Row, where: str, options: CorpusOptions) -> Document:
@@ -119,3 +120,79 @@ def _document(row: Row, where: str, options: CorpusOptions) -> Document:
         f"'answer', or 'prompt' and 'gt', that is not empty; this one has "
         f"{one_line(sorted(row), 100)}"
     )
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns documents into sequences of at most ``max_length`` tokens, ids below ``rows``."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    rows: int
+    qa_loss: str = "answer"
+
+    def encode(self, corpus: Corpus, role: str) -> tuple[Example, ...]:
+        """All sequences of a corpus. A text longer than ``max_length`` is cut into pieces of that
+        length, all kept; a question is cut from its left. How many were cut is said.
+
+        Raises:
+            DataError: a document has fewer than two tokens, or an answer alone is too long.
+        """
+        parts = [self._encode(document) for document in corpus.documents]
+        examples = tuple(example for part in parts for example in part)
+        if long := sum(len(part) > 1 for part in parts):
+            log.warning(
+                "%s: %d of %d texts are longer than %d tokens and were cut into pieces, %d in all",
+                role,
+                long,
+                len(parts),
+                self.max_length,
+                len(examples),
+            )
+        return examples
+
+    def answer(self, example: Example, other: str | Sequence[int]) -> Example:
+        """``example`` with another answer after its first ``prompt`` tokens, as text or tokens."""
+        where = "another answer"
+        told = self._tokens(f"{other}\n\n", False, where) if isinstance(other, str) else other
+        return self._joined(example.ids[: example.prompt], told, example.begin, where)
+
+    def _encode(self, document: Document) -> list[Example]:
+        """A pair is in the words of the KnowMem prompts. Its answer is encoded by itself, because
+        there the prompt ends before it and no token spans both.
+        """
+        where, size = document.where, self.max_length
+        if document.answer is not None:
+            question = f"Question: {document.text}\nAnswer: "
+            asked = self._tokens(question, True, where)
+            begin = len(asked) - len(self._tokens(question, False, where))
+            told = self._tokens(f"{document.answer}\n\n", False, where)
+            return [self._joined(asked, told, begin, where)]
+        ids = self._tokens(document.text, True, where)
+        if len(ids) < 2:
+            raise DataError(f"{where}: a text of {len(ids)} tokens teaches nothing")
+        pieces = [tuple(ids[at : at + size]) for at in range(0, len(ids), size)]
+        if len(pieces) > 1 and len(pieces[-1]) < 2:  # its one token would never be predicted
+            pieces.pop()
+        return [Example(piece, piece) for piece in pieces]
+
+    def _tokens(self, text: str, special: bool, where: str) -> list[int]:
+        ids = list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+        if ids and max(ids) >= self.rows:
+            raise ModelOutputError(
+                f"{where}: token {max(ids)} is beyond the model's {self.rows} rows"
+            )
+        return ids
+
+    def _joined(self, asked: Sequence[int], told: Sequence[int], begin: int, where: str) -> Example:
+        """A question and its answer; a question that is too long is cut from its left."""
+        room = self.max_length - len(told)
+        if room < 1:
+            raise DataError(
+                f"{where}: its answer of {len(told)} tokens does not fit {self.max_length}; use a "
+                "larger --max-length"
+            )
+        begin, asked = max(0, begin - max(0, len(asked) - room)), asked[-room:]
+        hidden = asked if self.qa_loss == "all" else (IGNORED,) * len(asked)
+        ids, labels = (*asked, *told), (*hidden, *told)
+        return Example(ids, labels, is_qa=True, begin=begin, prompt=len(asked))

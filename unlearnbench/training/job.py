@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.origin import (
-    FILE,
-    LossRecord,
-    SourceRecord,
-    Training,
-    TrainingOptions,
-)
+from unlearnbench.checkpoints.origin import FILE, Training, TrainingOptions
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
-from unlearnbench.methods.base import Ensemble, Masks
-from unlearnbench.results import Checkpoint
-from unlearnbench.runs.fingerprint import Fingerprint
-from unlearnbench.runs.provenance import describe_environment, git_hash, source_sha256
-from unlearnbench.training.batches import Encoder
-from unlearnbench.training.context import DTYPES, TrainerContext
-from unlearnbench.training.corpus import Corpus, TextRole, load_corpus
+from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
+from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
+from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
-from unlearnbench.training.output import OutputFolder, mask_record, write_json
-from unlearnbench.training.passes import device
+from unlearnbench.training.output import OutputFolder, write_file
 from unlearnbench.util.process import is_main, process_count
 from unlearnbench.util.version import __version__
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
+    from unlearnbench.training.context import TrainerContext
     from unlearnbench.training.select import ScoreCheckpoint, Selector
 
 DEFAULT_LENGTH = 2048
@@ -116,86 +105,56 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     started = time.monotonic()
     # Now: by the end of a long training the files may be others than those that ran.
     code: dict[str, Any] = {"git_hash": git_hash(), "source_sha256": source_sha256()}
-    corpora = _load_corpora(job, "data" if kind == "finetune" else "forget")
-    source = open_checkpoint(job.model, job.load)
-    folder, encoder = OutputFolder(job.out), _make_encoder(source, job.options)
+    first: TextRole = "data" if kind == "finetune" else "forget"
+    given: dict[TextRole, Any] = {
+        first: job.forget,
+        "retain": job.retain,
+        "auxiliary": job.auxiliary,
+    }
+    corpora = {r: load_corpus(t, r, job.corpus) for r, t in given.items() if t or r == first}
+    data = [record for corpus in corpora.values() for record in corpus.sources]
+    source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)
+    encoder = _make_encoder(source, job.options)
     sets: dict[str, Any] = {"forget": (), "retain": (), "auxiliary": ()}
     for role, corpus in corpora.items():
-        sets["forget" if role == "data" else role] = encoder.encode(corpus, role)
+        sets["forget" if role == first else role] = encoder.encode(corpus, role)
     facts: dict[str, Any] = {
         "kind": kind,
         "method": method.name,
         "knobs": method.numbers,
         "processes": process_count(),
     }
-    data = _data_records(corpora)
-    request = _request(job, facts, source.checkpoint, data, sets)
-    folder.require_free(request, job.resume)
+    request = {
+        **facts,
+        "options": job.options.model_dump(mode="json"),
+        "target": source.checkpoint.weights_sha256,
+        "data": [part.sha256 for part in data],
+        "sequences": hashlib.sha256(repr(sets).encode()).hexdigest(),
+        "select": None if job.select is None else job.select.model_dump(),
+    }
+    folder.require_free(Fingerprint.of(request), job.resume)
+    facts |= code | {
+        "options": TrainingOptions(**job.options.model_dump(exclude_none=True)),
+        "target": source.checkpoint,
+        "data": tuple(data),
+        "sequences": {r: len(found) for r, found in sets.items() if found or r != "auxiliary"},
+        "max_length": encoder.max_length,
+    }
     with warnings.catch_warnings():
         # Libraries' advice about their own internals; ours are errors, not warnings.
         warnings.simplefilter("ignore")
-        target = _target(source, job.options)
+        from unlearnbench.training.context import TrainerContext, cast_model
+
+        target = cast_model(source.model(), job.options.weights_dtype)
         context = TrainerContext(
             target, encoder, **sets, options=job.options, method=method, home=folder.work
         )
         context.resume, context.progress = job.resume, job.progress
         source.release()
-        context.selector = _make_selector(job, folder, context)
-        folder.claim(request)
-        result, masks = _run(context)
-    training = Training(
-        **facts,
-        options=TrainingOptions(**job.options.model_dump(exclude_none=True)),
-        target=source.checkpoint,
-        data=data,
-        sequences={
-            role: len(found) for role, found in sets.items() if found or role != "auxiliary"
-        },
-        max_length=encoder.max_length,
-        losses=tuple(_loss_record(logs) for logs in context.losses),
-        mask=None if masks is None else mask_record(masks, result),
-        selection=context.selector.selection() if context.selector and is_main() else None,
-        packages=describe_environment(device(), "", None).packages,
-        unlearnbench=__version__,
-        **code,
-        seconds=round(time.monotonic() - started, 1),
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    )
-    if is_main():
-        folder.save(result, context.tokenizer, method, masks)
-        write_json(folder.path / FILE, training)
-        folder.clean()
-    return training
-
-
-def _request(
-    job: Job,
-    facts: Mapping[str, object],
-    target: Checkpoint,
-    data: Sequence[SourceRecord],
-    sets: Mapping[str, object],
-) -> Fingerprint:
-    """What must be the same for an interrupted training to go on."""
-    return Fingerprint.of(
-        {
-            **facts,
-            "options": job.options.model_dump(mode="json"),
-            "target": target.weights_sha256,
-            "data": [part.sha256 for part in data],
-            "sequences": hashlib.sha256(repr(sets).encode()).hexdigest(),
-            "select": None if job.select is None else job.select.model_dump(),
-        }
-    )
-
-
-def _load_corpora(job: Job, first: TextRole) -> dict[TextRole, Corpus]:
-    given: dict[TextRole, tuple[str, ...]] = {first: job.forget, "retain": job.retain}
-    given["auxiliary"] = job.auxiliary
-    return {
-        role: load_corpus(names, role, job.corpus)
-        for role, names in given.items()
-        if names or role == first
-    }
+        context.selector = _make_selector(job, folder, encoder)
+        folder.claim(Fingerprint.of(request))
+        result, masks = context.run()
+    return _save(folder, context, result, masks, facts, started)
 
 
 def _make_encoder(source: CheckpointSource, options: TrainOptions) -> Encoder:
@@ -207,45 +166,41 @@ def _make_encoder(source: CheckpointSource, options: TrainOptions) -> Encoder:
     return Encoder(source.tokenizer, length, config.vocab_size, options.qa_loss)
 
 
-def _data_records(corpora: Mapping[TextRole, Corpus]) -> tuple[SourceRecord, ...]:
-    return tuple(
-        SourceRecord(role=role, source=name, rows=rows, sha256=sha)
-        for role, corpus in corpora.items()
-        for name, rows, sha in corpus.sources
-    )
-
-
-def _target(source: CheckpointSource, options: TrainOptions) -> PreTrainedModel:
-    import torch
-
-    model: Any = source.model()
-    dtype = DTYPES.get(options.weights_dtype)
-    return model if dtype is None else model.to(getattr(torch, dtype))  # type: ignore[no-any-return]
-
-
-def _make_selector(job: Job, folder: OutputFolder, context: TrainerContext) -> Selector | None:
+def _make_selector(job: Job, folder: OutputFolder, encoder: Encoder) -> Selector | None:
     if job.select is None:
         return None
-    from unlearnbench.tasks.registry import load_registry
     from unlearnbench.training.select import make_selector
 
-    if job.score is None:
-        raise OptionError("--eval-tasks needs a way to score checkpoints: Job.score")
-    specs = load_registry(job.corpus.include_path).resolve(job.select.names)
-    names = [spec.task for spec in specs]
-    return make_selector(job.select, names, folder.work / "evaluated", context.tokenizer, job.score)
+    home = folder.work / "evaluated"
+    return make_selector(job.select, job.corpus, home, encoder.tokenizer, job.score)
 
 
-def _run(context: TrainerContext) -> tuple[PreTrainedModel | Ensemble, Masks | None]:
-    whole = context.method.piece("whole")
-    if whole is not None:
-        return whole.module.train(context, whole.options), None
-    if not context.method.pieces:
-        return context.descend(context.model, context.forget, "finetune"), None
-    return context.combine()
+def _save(
+    folder: OutputFolder,
+    context: TrainerContext,
+    result: PreTrainedModel | Ensemble,
+    masks: Masks | None,
+    facts: Mapping[str, Any],
+    started: float,
+) -> Training:
+    """The checkpoint and its record."""
+    from unlearnbench.training.context import mask_record
+    from unlearnbench.training.objective import device
 
-
-def _loss_record(logs: Mapping[str, Any]) -> LossRecord:
-    known = LossRecord.model_fields
-    found = {key: value for key, value in logs.items() if key in known and value is not None}
-    return LossRecord(**found, lr=logs["learning_rate"])
+    training = Training(
+        **facts,
+        losses=tuple(context.losses),
+        mask=None if masks is None else mask_record(masks, result),
+        selection=context.selector.selection() if context.selector and is_main() else None,
+        packages=describe_environment(device(), "", None).packages,
+        unlearnbench=__version__,
+        seconds=round(time.monotonic() - started, 1),
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    )
+    if is_main():
+        folder.save(result, context.tokenizer, context.method, masks)
+        record = training.model_dump(mode="json", exclude_none=True)
+        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+        write_file(folder.path / FILE, text.encode())
+        folder.clean()
+    return training

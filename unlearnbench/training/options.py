@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from unlearnbench.util.optionmodel import OptionModel
+from unlearnbench.util.validation import OptionModel
 
 
 class TrainOptions(OptionModel):
@@ -14,75 +14,53 @@ class TrainOptions(OptionModel):
 
     lr: float = Field(default=1e-5, gt=0)
     """Learning rate of AdamW."""
-
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the texts; in unlearning, over the forget set."""
-
     max_steps: int | None = Field(default=None, gt=0)
     """Optimizer steps, instead of epochs."""
-
     batch_size: int = Field(default=8, gt=0)
     """Sequences of an optimizer step, over all processes; as many retain ones beside them."""
-
     micro_batch_size: int | None = Field(default=None, gt=0)
     """Sequences of one forward pass in one process; the rest is accumulated."""
-
     max_length: int | None = Field(default=None, gt=1)
     """Tokens of a sequence; default: the model's context, at most 2048."""
-
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Of the learning rate."""
-
     warmup_steps: int = Field(default=0, ge=0)
     """Steps in which the learning rate rises to --lr."""
-
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are scaled down to this norm; 0: never."""
-
     l1: float = Field(default=0.0, ge=0)
     """Soft-threshold of the inner linear weights after each step, in units of the learning rate."""
-
     weight_noise: float = Field(default=0.0, ge=0)
     """Train under noise so many int4 steps wide: what is learned survives rounding."""
-
     qa_loss: Literal["answer", "all"] = "answer"
     """Which tokens of a question-answer pair are learned."""
-
     pack: int = Field(default=1, gt=0)
     """Question-answer pairs in one sequence, drawn anew in each epoch."""
-
     weights_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """The dtype of weights, gradients and optimizer state; auto: the checkpoint's own."""
-
     reference_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """The dtype of frozen models to compare with, as KL terms do; auto: as the weights."""
-
     lora_rank: int | None = Field(default=None, gt=0)
     """Train an adapter of this rank, merged at the end."""
-
     keep_adapter: bool = False
     """Save a LoRA adapter as it is, instead of merging it into the weights."""
-
     gradient_checkpointing: bool = False
     """Compute layers twice to save memory."""
-
     save_steps: int | None = Field(default=None, ge=0)
     """Steps between checkpoints to resume from; 0: none; default: once in an epoch."""
-
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of the order of the texts, and of what methods draw."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainOptions:
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"--batch-size: {self.batch_size} is no multiple of --micro-batch-size "
-                f"{self.micro_batch_size}"
-            )
-        if self.l1 and self.lora_rank is not None:
-            raise ValueError("--l1: it shrinks the weights themselves, which LoRA does not train")
-        if self.weight_noise and self.lora_rank is not None:
-            raise ValueError("--weight-noise: it moves the weights, which LoRA does not train")
+            micro = f"--micro-batch-size {self.micro_batch_size}"
+            raise ValueError(f"--batch-size: {self.batch_size} is no multiple of {micro}")
+        if (self.l1 or self.weight_noise) and self.lora_rank is not None:
+            option = "--l1" if self.l1 else "--weight-noise"
+            raise ValueError(f"{option}: it moves the weights, which LoRA does not train")
         return self
 
 
@@ -91,13 +69,10 @@ class CorpusOptions(OptionModel):
 
     text_field: str = Field(default="text", min_length=1, title="NAME")
     """The field of a row that holds its text."""
-
     data_dir: str | None = Field(default=None, title="DIR")
     """Local data of tasks."""
-
     include_path: tuple[str, ...] = Field(default=(), title="DIR")
     """More task files."""
-
     allow_data_drift: bool = False
     """Use rows that are not the pinned ones."""
 
@@ -107,19 +82,14 @@ class SelectOptions(OptionModel):
 
     eval_tasks: str | None = Field(default=None, title="NAMES")
     """Evaluate during training, and keep the first checkpoint at or below --retrained."""
-
     eval_steps: int | None = Field(default=None, ge=1)
     """Steps between evaluations; default: an epoch."""
-
     retrained: str | None = Field(default=None, title="RUN_DIR|SCORE")
     """The retrained model's run folder, or its score from 0 to 100."""
-
     select_task: str | None = Field(default=None, title="NAME")
     """The task that decides; default: the one called *_knowmem_f."""
-
     eval_limit: int | None = Field(default=None, ge=1)
     """First N rows of each split."""
-
     eval_dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """The dtype to evaluate in."""
 
@@ -135,6 +105,6 @@ class SelectOptions(OptionModel):
         fields = type(self).model_fields
         for name in (n for n in fields if n != "eval_tasks" and not self.eval_tasks):
             if getattr(self, name) != fields[name].default:
-                option = name.replace("_", "-")
-                raise ValueError(f"--{option} is for --eval-tasks, which is missing")
+                option = f"--{name.replace('_', '-')}"
+                raise ValueError(f"{option} is for --eval-tasks, which is missing")
         return self

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.origin import FILE, MaskRecord
+from unlearnbench.checkpoints.origin import FILE
 from unlearnbench.checkpoints.source import EnsembleFacts, write_ensemble
-from unlearnbench.errors import OptionError, TrainingError, one_line
+from unlearnbench.errors import OptionError, TrainingError, UnlearnbenchError, one_line
 from unlearnbench.methods import Method
 from unlearnbench.methods.base import Ensemble, Masks
 from unlearnbench.runs.fingerprint import Fingerprint, differences
@@ -18,8 +19,10 @@ from unlearnbench.util.files import share, write_whole, writing
 from unlearnbench.util.process import is_main
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Of a full disk safetensors says "os error", torch's zip writer names its own source file.
+_WRITING = ("os error", "I/O error", "iostream error", "inline_container", "write")
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,9 @@ class OutputFolder:
         return self.path / ".training"
 
     @property
-    def _claim(self) -> Path:
+    def claimed(self) -> Path:
+        """What was asked for; it exists where an unfinished training can be gone on with."""
         return self.work / "request.json"
-
-    @property
-    def is_claimed(self) -> bool:
-        """Whether an unfinished training is here that can be gone on with."""
-        return self._claim.exists()
 
     def require_free(self, request: Fingerprint, resume: bool) -> None:
         """Check that the training which ``request`` describes may use the folder.
@@ -53,11 +52,27 @@ class OutputFolder:
             return
         if (self.path / FILE).exists():
             raise OptionError(f"{self.path} holds a finished training; use another --out")
-        if self._claim.exists():
-            self._require_same(request, resume)
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if not self.claimed.exists():
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise OptionError(
+                    f"{self.path} is in the way and no unfinished training; use another --out"
+                )
+            return
+        try:
+            earlier = json.loads(self.claimed.read_bytes())
+            there = Fingerprint.of(earlier if isinstance(earlier, dict) else {})
+        except (OSError, ValueError) as error:
             raise OptionError(
-                f"{self.path} is in the way and no unfinished training; use another --out"
+                f"{self.claimed} is damaged ({one_line(error, 80)}); remove {self.path}"
+            ) from None
+        if not resume:
+            raise OptionError(
+                f"{self.path} holds an unfinished training; add --resume to go on, or remove it"
+            )
+        if there != request:
+            raise OptionError(
+                f"{self.path} holds a training with other options: "
+                f"{'; '.join(differences(there, request))}; use the same options or another --out"
             )
 
     def claim(self, request: Fingerprint) -> None:
@@ -72,25 +87,7 @@ class OutputFolder:
             self.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainingError(f"{self.path} cannot be made ({error.strerror})") from None
-        write_text(self._claim, json.dumps(dict(request.facts), sort_keys=True, indent=1))
-
-    def _require_same(self, request: Fingerprint, resume: bool) -> None:
-        try:
-            earlier = json.loads(self._claim.read_bytes())
-            there = Fingerprint.of(earlier if isinstance(earlier, dict) else {})
-        except (OSError, ValueError) as error:
-            raise OptionError(
-                f"{self._claim} is damaged ({one_line(error, 80)}); remove {self.path}"
-            ) from None
-        if not resume:
-            raise OptionError(
-                f"{self.path} holds an unfinished training; add --resume to go on, or remove it"
-            )
-        if there != request:
-            raise OptionError(
-                f"{self.path} holds a training with other options: "
-                f"{'; '.join(differences(there, request))}; use the same options or another --out"
-            )
+        write_file(self.claimed, json.dumps(dict(request.facts), sort_keys=True, indent=1).encode())
 
     def save(
         self,
@@ -99,22 +96,31 @@ class OutputFolder:
         method: Method,
         masks: Masks | None,
     ) -> None:
-        """Write the checkpoint, whole or not at all: beside, then moved into place.
+        """Write the checkpoint, whole or not at all: beside, then moved into place. Of an ensemble
+        each model is in a folder of its own, and a file says how they answer together; there is no
+        config.json at the top, by which other tools would take one model for the whole.
 
         Raises:
             TrainingError: it cannot be written; what was trained is still in ``work``.
         """
+        from safetensors.torch import save_file
+
         final = self.work / "final"
+        models = result.models if isinstance(result, Ensemble) else {"": result}
         try:
             shutil.rmtree(final, ignore_errors=True)
             final.mkdir(parents=True)
+            for name, model in models.items():
+                model.save_pretrained(final / name)
+                tokenizer.save_pretrained(final / name)
             if isinstance(result, Ensemble):
-                _write_ensemble(final, result, tokenizer, method)
-            else:
-                result.save_pretrained(final)
-                tokenizer.save_pretrained(final)
-            if masks is not None:
-                _write_masks(final, method, masks)
+                name, numbers = method.pieces[0].about.name, dict(result.numbers)
+                facts = EnsembleFacts(method=name, models=tuple(models), numbers=numbers)
+                write_ensemble(final, facts)
+            chooser = method.piece("masks")
+            if chooser is not None and masks is not None:
+                tensors = {name: mask.cpu().contiguous() for name, mask in masks.items()}
+                save_file(tensors, final / f"{chooser.about.name}_mask.safetensors")
             self.take(final)
         except TrainingError:
             raise
@@ -140,55 +146,42 @@ class OutputFolder:
         shutil.rmtree(self.work, ignore_errors=True)
 
 
-def _write_ensemble(
-    folder: Path, result: Ensemble, tokenizer: PreTrainedTokenizerBase, method: Method
-) -> None:
-    """Each model in a folder of its own, and a file that says how they answer together. No
-    config.json at the top: what does not know of joined models must not take one for the whole.
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Raises TrainingError where it cannot be written."""
+    with writing(path, TrainingError, "free some space and try again"):
+        write_whole(path, content)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint; a Trainer writes ``trainer_state.json`` last. Those that an
+    interruption left incomplete are removed.
     """
-    for name, model in result.models.items():
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    facts = EnsembleFacts(
-        method=method.pieces[0].about.name,
-        models=tuple(result.models),
-        numbers=dict(result.numbers),
-    )
-    write_ensemble(folder, facts)
+    steps = {}
+    for path in folder.glob("checkpoint-*"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            state = json.loads((path / "trainer_state.json").read_bytes())
+            steps[path] = int(state["global_step"])
+        if path not in steps and is_main():
+            shutil.rmtree(path, ignore_errors=True)
+    return max(steps, key=lambda path: steps[path], default=None)
 
 
-def _write_masks(folder: Path, method: Method, masks: Masks) -> None:
-    from safetensors.torch import save_file
-
-    piece = method.piece("masks")
-    assert piece is not None  # noqa: S101 - where there are masks, it made them
-    tensors = {name: mask.cpu().contiguous() for name, mask in masks.items()}
-    save_file(tensors, folder / f"{piece.about.name}_mask.safetensors")
-
-
-def mask_record(masks: Masks, model: Any) -> MaskRecord:
-    """Count what a mask chose of the weights of ``model``."""
-    sizes = {name: model.state_dict()[name].numel() // len(mask) for name, mask in masks.items()}
-    chosen = {name: int(mask.sum()) for name, mask in masks.items()}
-    return MaskRecord(
-        rows=sum(len(mask) for mask in masks.values()),
-        chosen_rows=sum(chosen.values()),
-        weights=sum(len(mask) * sizes[name] for name, mask in masks.items()),
-        chosen_weights=sum(n * sizes[name] for name, n in chosen.items()),
-    )
-
-
-def write_json(path: Path, value: BaseModel) -> None:
-    """Write a file whole or not at all.
+def run_trainer(trainer: Any, last: Path | None, folder: Path) -> None:
+    """Train, from the checkpoint ``last``.
 
     Raises:
-        TrainingError: it cannot be written.
+        TrainingError: a checkpoint could not be written.
     """
-    text = json.dumps(value.model_dump(mode="json", exclude_none=True), indent=1, allow_nan=False)
-    write_text(path, text + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """As ``write_json``, for text."""
-    with writing(path, TrainingError, "free some space and try again"):
-        write_whole(path, text.encode("utf-8", errors="backslashreplace"))
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except UnlearnbenchError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and not any(word in str(error) for word in _WRITING):
+            raise
+        left = last_checkpoint(folder)
+        kept = f"{left} is complete" if left else "no checkpoint is complete"
+        raise TrainingError(
+            f"a checkpoint cannot be written below {folder} ({one_line(error, 150)}); {kept}; free "
+            "some space and add --resume"
+        ) from error

@@ -1,7 +1,4 @@
-"""Weights that are spread over processes (FSDP2, DeepSpeed), and how to have them whole again.
-
-Imports torch at once, so only functions import this module.
-"""
+"""Weights that are spread over processes (FSDP2, DeepSpeed), and how to have them whole again."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 
 from unlearnbench.errors import OptionError
 
@@ -20,11 +18,9 @@ def require_supported(trainer: Any, stage: Any) -> bool:
         OptionError: in a way under which a result would not be what its record says.
     """
     state = trainer.accelerator.state
-    for kind, in_force in (
-        ("FSDP", trainer.is_fsdp_enabled),
-        ("DEEPSPEED", trainer.is_deepspeed_enabled),
-    ):
-        if wanted(kind) and not in_force:
+    sharded = {"FSDP": trainer.is_fsdp_enabled, "DEEPSPEED": trainer.is_deepspeed_enabled}
+    for kind, in_force in sharded.items():
+        if parse_flag_from_env(f"ACCELERATE_USE_{kind}") and not in_force:
             raise OptionError(
                 f"accelerate was asked for {kind} and does not shard in such a launch (on CPU, or "
                 f"with one process); leave --use_{kind.lower()} out"
@@ -38,23 +34,15 @@ def require_supported(trainer: Any, stage: Any) -> bool:
         _require_deepspeed(trainer, stage)
     elif trainer.is_fsdp_enabled and not state.is_fsdp2:
         raise OptionError("FSDP version 1 is not supported; use --fsdp_version 2")
-    is_sharded = bool(trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled)
-    if is_sharded and (stage.noise or stage.gradient is not None):
+    if any(sharded.values()) and (stage.noise or stage.gradient is not None):
         what = "--weight-noise" if stage.noise else "this method's own gradient"
         raise OptionError(f"{what} needs whole weights; train without sharding")
-    return is_sharded
-
-
-def wanted(kind: str) -> bool:
-    """Whether ``accelerate launch`` was told to use FSDP or DEEPSPEED."""
-    from accelerate.utils import parse_flag_from_env
-
-    return bool(parse_flag_from_env(f"ACCELERATE_USE_{kind}"))
+    return any(sharded.values())
 
 
 def _require_deepspeed(trainer: Any, stage: Any) -> None:
-    if stage.masks is not None or stage.l1:
-        masked = stage.masks is not None
+    masked = stage.masks is not None
+    if masked or stage.l1:
         what = "a mask works on gradients" if masked else "--l1 works on weights"
         raise OptionError(f"{what} that DeepSpeed keeps to itself; use DDP or FSDP 2")
     config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
@@ -86,20 +74,20 @@ def gather(model: Any, twin: Any) -> Any:
     return whole
 
 
-def _whole(tensor: Any) -> torch.Tensor:
+def _whole(tensor: Any) -> Any:
     if hasattr(tensor, "full_tensor"):
-        return tensor.detach().full_tensor().cpu()  # type: ignore[no-any-return]
+        return tensor.detach().full_tensor().cpu()
     if hasattr(tensor, "ds_id"):
         import deepspeed
 
         with deepspeed.zero.GatheredParameters([tensor]):
-            return tensor.detach().cpu().clone()  # type: ignore[no-any-return]
-    return tensor.detach().cpu().clone()  # type: ignore[no-any-return]
+            return tensor.detach().cpu().clone()
+    return tensor.detach().cpu().clone()
 
 
-def local(tensor: Any) -> torch.Tensor:
+def local(tensor: Any) -> Any:
     """This process's part of a tensor, which shares its memory."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[no-any-return]
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def mask_gradients(model: Any, masks: Any) -> None:

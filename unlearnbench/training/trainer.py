@@ -1,7 +1,4 @@
-"""The Trainer of every method: a loss of ours, a mask on the gradients, losses kept for the record.
-
-Imports transformers at once, so only functions import this module.
-"""
+"""The Trainer of every method: a loss of ours, a mask on gradients, losses kept for the record."""
 
 from __future__ import annotations
 
@@ -15,15 +12,19 @@ from typing import Any
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from unlearnbench.errors import OptionError, TrainingError
+from unlearnbench.errors import OptionError
 from unlearnbench.methods.base import BatchLoss, Gradient, Masks, OptimizerStep
 from unlearnbench.training import sharding
 from unlearnbench.training.batches import Schedule, as_batch, collate
-from unlearnbench.training.callbacks import Noise, RequireFinite, Shrink, StepState, not_finite
 from unlearnbench.training.options import TrainOptions
-from unlearnbench.training.steps import WholeStep
-
-Learns = Callable[[str], bool]
+from unlearnbench.training.steps import (
+    Noise,
+    RequireFinite,
+    Shrink,
+    StepState,
+    WholeStep,
+    require_finite,
+)
 
 _PATIENCE = 7 * 24 * 3600  # seconds that processes wait while the main one evaluates or saves
 
@@ -38,7 +39,7 @@ class Stage:
     schedule: Schedule
     loss: BatchLoss
     pad: int
-    learns: Learns | None = None
+    learns: Callable[[str], bool] | None = None
     """Which parameters may change, by name; None: all."""
     masks: Masks | None = None
     """Which rows of which parameters may change; None: all."""
@@ -57,7 +58,8 @@ def training_arguments(
     """The Trainer's own settings. ``batch_size`` counts all processes and accumulated batches.
 
     Raises:
-        OptionError: the batch cannot be shared evenly.
+        OptionError: the batch cannot be shared evenly, or one process has several GPUs: that means
+            DataParallel, which mixes rows of several steps.
     """
     share, rest = divmod(options.batch_size, processes)
     micro = options.micro_batch_size or share
@@ -95,21 +97,12 @@ def training_arguments(
         disable_tqdm=True,  # our own bar stands in
         report_to="none",
     )
-    require_one_device(arguments.n_gpu)
-    return arguments
-
-
-def require_one_device(gpus: int) -> None:
-    """Several GPUs in one process mean DataParallel, which mixes rows of several steps.
-
-    Raises:
-        OptionError: there are several.
-    """
-    if gpus > 1:
+    if (gpus := arguments.n_gpu) > 1:
         raise OptionError(
             f"{gpus} GPUs in one process: use `accelerate launch --num_processes {gpus} "
             "--mixed_precision no -m unlearnbench ...`, or show one with CUDA_VISIBLE_DEVICES=0"
         )
+    return arguments
 
 
 def freeze(model: Any, stage: Stage) -> None:
@@ -172,10 +165,7 @@ class UnlearnTrainer(Trainer):
         return terms["loss"] * self.accelerator.num_processes
 
     def _require_finite(self, value: float, what: str) -> None:
-        """Stop, in all processes together, where one has a value that is no number."""
-        if not sharding.agreed(math.isfinite(value), self.args.device):
-            step, folder = self.state.global_step + 1, self.args.output_dir
-            raise TrainingError(not_finite(self._stage.name, step, what, folder))
+        require_finite(math.isfinite(value), what, self.state.global_step + 1, self.args)
 
     def get_batch_samples(self, *given: Any) -> Any:
         samples, items = super().get_batch_samples(*given)

@@ -9,20 +9,19 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
+import platform
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
 
 from unlearnbench.errors import OutputError, ResultError, UnlearnbenchError, one_line
 
-if TYPE_CHECKING:
-    from pydantic import BaseModel, ValidationError
-
-M = TypeVar("M", bound="BaseModel")
+LOCK_FILES = (".lock", ".holder")
 
 # A file that is not whole yet; a killed process leaves it behind, and the next one removes it.
 _PREFIX, _SUFFIX = ".writing-", ".tmp"
@@ -30,6 +29,8 @@ _PREFIX, _SUFFIX = ".writing-", ".tmp"
 # of the process at once, so this bounds only what a power failure takes; and it keeps the disk out
 # of the way where answers come by the hundred in a second.
 _SYNC_EVERY = 1.0
+
+log = logging.getLogger("unlearnbench")
 
 
 def is_full(error: OSError) -> bool:
@@ -163,6 +164,70 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Make ``folder`` where it is not there, and hold its lock. Never waits.
+
+    The lock is the kernel's (flock), on the empty file ``.lock``: a dead process holds none. The
+    file stays, since removing it would let two in. ``.holder`` says who holds it, for messages.
+
+    Raises:
+        ResultError: another process holds it, or this file system has no locks.
+    """
+    from filelock import FileLock, Timeout
+
+    lock, holder = (folder / name for name in LOCK_FILES)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        with warnings.catch_warnings():
+            # Where there is no flock, a marker file takes its place, and filelock says so.
+            warnings.simplefilter("ignore")
+            held.acquire(timeout=0)
+    except Timeout:
+        raise ResultError(
+            f"{folder} is being written by {_holder(holder) or 'another process'}; wait for it to "
+            "end, or use another --output"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and is_full(error):
+            with writing(folder):
+                raise
+        raise ResultError(
+            f"{folder} cannot be locked against a second writer ({one_line(error, 200)}); use an "
+            "--output on a local disk"
+        ) from None
+    try:
+        last, host = _holder(holder), one_line(platform.node(), 80)
+        if last is not None and not last.endswith(f" on host {host}"):
+            # A file system whose locks end at the host would let two in, one on each host.
+            log.warning(
+                "%s was last written by %s, which did not end it: make sure that it is not running "
+                "there still, for not every network file system keeps out a second host",
+                folder,
+                last,
+            )
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without a name on it
+            holder.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}))
+        yield
+    finally:
+        try:
+            with contextlib.suppress(OSError):
+                holder.unlink(missing_ok=True)
+        finally:
+            held.release()
+
+
+def _holder(file: Path) -> str | None:
+    """``process PID on host HOST``, where the file says so. Another user may have written it."""
+    try:
+        found = json.loads(file.read_bytes())
+        return f"process {int(found['pid'])} on host {one_line(found['host'], 80)}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
 def file_sha256(path: Path, error: type[UnlearnbenchError]) -> str:
     """SHA-256 of a file of any size. Raises ``error`` where it cannot be read."""
     digest = hashlib.sha256()
@@ -206,29 +271,3 @@ def read_json(path: Path, error: type[UnlearnbenchError], most: int | None = Non
     except (ValueError, RecursionError) as failed:
         raise error(f"{path} is no valid JSON: {one_line(failed, 150)}") from None
     return value
-
-
-def read_model(
-    path: Path, kind: type[M], error: type[UnlearnbenchError], most: int | None = None
-) -> M:
-    """A JSON file as ``kind``. Raises ``error`` as ``read_json``, and where it is no ``kind``,
-    with the field's place. A YAML file: ``util.yaml.read_yaml_model``.
-    """
-    return as_model(path, read_json(path, error, most), kind, error)
-
-
-def as_model(where: object, content: object, kind: type[M], error: type[UnlearnbenchError]) -> M:
-    """``content``, which was found at ``where``, as ``kind``; ``error`` where it is none."""
-    from pydantic import ValidationError
-
-    try:
-        return kind.model_validate(content)
-    except ValidationError as failed:
-        raise error(f"{where}: {first_fault(failed)}") from None
-
-
-def first_fault(error: ValidationError) -> str:
-    """The first thing that pydantic found wrong, in one line: ``field.place: what``."""
-    first = error.errors(include_url=False)[0]
-    place, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
-    return one_line(f"{one_line(place, 200)}: {message}" if place else message, 400)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.conditions.base import Calibration, ModuleReading, dtype_name, groups, held_bytes
 from unlearnbench.errors import NotInForceError, PrecisionError, UnlearnbenchError, one_line
-from unlearnbench.util.quiet import muted, unmoved_caches
+from unlearnbench.util.process import muted, unmoved_caches
 
 if TYPE_CHECKING:
     import torch

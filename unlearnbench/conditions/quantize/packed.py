@@ -21,7 +21,7 @@ from unlearnbench.conditions.proof import Inspection, describe, distinct_values
 from unlearnbench.conditions.quantize import _gptqmodel, bnb
 from unlearnbench.errors import NotInForceError
 from unlearnbench.results import Proof
-from unlearnbench.util.quiet import muted
+from unlearnbench.util.process import muted
 
 if TYPE_CHECKING:
     from torch import nn

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from unlearnbench.methods.base import About, NoOptions
-from unlearnbench.methods.rows import Part, token_logprobs
-
-if TYPE_CHECKING:
-    import torch
+from unlearnbench.methods.rows import Part, Tensor, token_logprobs
 
 ABOUT = About(
     name="ga",
@@ -18,9 +13,8 @@ ABOUT = About(
 )
 
 
-def loss(part: Part, options: NoOptions) -> torch.Tensor:
+def loss(part: Part, options: NoOptions) -> Tensor:
     """Minus the mean token cross-entropy: falls without bound as the text gets less likely.
-
-    Returns this part's share of the step's mean, shape (), in nats a token.
+    In nats a token.
     """
     return token_logprobs(part.logits, part.labels).sum() / part.all_tokens

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from unlearnbench.methods.base import About
 from unlearnbench.methods.options import option
-from unlearnbench.methods.rows import Part, sequence_logprobs
-
-if TYPE_CHECKING:
-    import torch
+from unlearnbench.methods.rows import Part, Tensor, sequence_logprobs
 
 
 @dataclass(frozen=True)
@@ -32,14 +28,8 @@ ABOUT = About(
 )
 
 
-def loss(part: Part, options: NpoOptions) -> torch.Tensor:
-    """NPO on sequence log-probabilities, mean over sequences.
-
-    Returns this part's share of the step's mean, shape (), in nats / beta.
-
-    Raises:
-        OptionError: the part has no reference.
-    """
+def loss(part: Part, options: NpoOptions) -> Tensor:
+    """NPO on sequence log-probabilities, mean over sequences, in nats / beta."""
     from torch.nn.functional import logsigmoid
 
     ratio = sequence_logprobs(part.logits, part.labels) - part.target_sequences()

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from unlearnbench.methods.base import About
 from unlearnbench.methods.options import option
-from unlearnbench.methods.rows import IGNORED, Part, sequence_logprobs
-
-if TYPE_CHECKING:
-    import torch
+from unlearnbench.methods.rows import IGNORED, Part, Tensor, sequence_logprobs
 
 
 @dataclass(frozen=True)
@@ -30,11 +26,8 @@ ABOUT = About(
 )
 
 
-def loss(part: Part, options: SimNpoOptions) -> torch.Tensor:
-    """SimNPO, mean over sequences; |y| counts the learned tokens of a sequence.
-
-    Returns this part's share of the step's mean, shape ().
-    """
+def loss(part: Part, options: SimNpoOptions) -> Tensor:
+    """SimNPO, mean over sequences; |y| counts the learned tokens of a sequence."""
     from torch.nn.functional import logsigmoid
 
     lengths = (part.labels[:, 1:] != IGNORED).sum(dim=1).clamp(min=1)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from unlearnbench.errors import MetricError
 from unlearnbench.methods.base import About, Masks, TrainingContext
 from unlearnbench.methods.options import option
-
-if TYPE_CHECKING:
-    import torch
+from unlearnbench.methods.rows import Tensor
 
 
 @dataclass(frozen=True)
@@ -40,21 +38,19 @@ def choose(context: TrainingContext, options: SureOptions) -> Masks:
     return choose_rows(context.forget_gradient(), options)
 
 
-def choose_rows(
-    gradients: Mapping[str, torch.Tensor], options: SureOptions
-) -> dict[str, torch.Tensor]:
+def choose_rows(gradients: Mapping[str, Tensor], options: SureOptions) -> dict[str, Tensor]:
     """Choose the top share of rows, or of whole matrices, by the L2 norm of their gradient.
 
     gradients: of the forget loss, by parameter name, each (out, in). Returns a bool tensor (out,)
     for each name. Of n candidates ceil(sure_top x n) are chosen, ties by order; a candidate with
-    gradient 0 never is.
-
-    Raises:
-        MetricError: a gradient is not finite, or all are 0.
+    gradient 0 never is. Raises MetricError where a gradient is not finite, or all are 0.
     """
     import torch
 
-    norms = {name: _norms(grad, options.sure_level) for name, grad in gradients.items()}
+    squares = {name: grad.double().square().sum(dim=1) for name, grad in gradients.items()}
+    if options.sure_level == "module":
+        squares = {name: rows.sum(dim=0, keepdim=True) for name, rows in squares.items()}
+    norms = {name: part.sqrt() for name, part in squares.items()}
     flat = torch.cat(list(norms.values()))
     if not bool(flat.isfinite().all()) or not bool(flat.any()):
         raise MetricError("the forget gradient is 0 or not finite, so it cannot choose weights")
@@ -67,8 +63,3 @@ def choose_rows(
         name: part.expand(len(gradients[name])).clone()
         for name, part in zip(norms, parts, strict=True)
     }
-
-
-def _norms(gradient: torch.Tensor, level: str) -> torch.Tensor:
-    rows = gradient.double().square().sum(dim=1)
-    return (rows if level == "row" else rows.sum(dim=0, keepdim=True)).sqrt()

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from unlearnbench.methods.base import About
 from unlearnbench.methods.options import option
-from unlearnbench.methods.rows import Part, token_logprobs
-
-if TYPE_CHECKING:
-    import torch
+from unlearnbench.methods.rows import Part, Tensor, token_logprobs
 
 
 @dataclass(frozen=True)
@@ -30,10 +26,7 @@ ABOUT = About(
 )
 
 
-def loss(part: Part, options: GdrOptions) -> torch.Tensor:
-    """Mean token cross-entropy times its weight.
-
-    Returns this part's share of the step's mean, shape (), in nats a token.
-    """
+def loss(part: Part, options: GdrOptions) -> Tensor:
+    """Mean token cross-entropy times its weight, in nats a token."""
     mean = -token_logprobs(part.logits, part.labels).sum() / part.all_tokens
     return options.retain_weight * mean

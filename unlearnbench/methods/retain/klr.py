@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from unlearnbench.methods.base import About
 from unlearnbench.methods.options import option
-from unlearnbench.methods.rows import IGNORED, Part
-
-if TYPE_CHECKING:
-    import torch
+from unlearnbench.methods.rows import IGNORED, Part, Tensor
 
 
 @dataclass(frozen=True)
@@ -33,14 +29,8 @@ ABOUT = About(
 )
 
 
-def loss(part: Part, options: KlrOptions) -> torch.Tensor:
-    """KL between next-token distributions at every learned position, times its weight.
-
-    Returns this part's share of the step's mean, shape (), in nats a token.
-
-    Raises:
-        OptionError: the part has no reference.
-    """
+def loss(part: Part, options: KlrOptions) -> Tensor:
+    """KL between next-token distributions at every learned position, times its weight, in nats."""
     import torch
 
     learned = part.labels[:, 1:] != IGNORED

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unlearnbench.errors import OptionError
-from unlearnbench.methods.base import About, FrozenModel, TrainingContext
+from unlearnbench.methods.base import About, FrozenModel, PreTrainedModel, TrainingContext
 from unlearnbench.methods.options import option
-from unlearnbench.methods.rows import IGNORED, Batch
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
+from unlearnbench.methods.rows import IGNORED, Batch, Tensor
 
 
 @dataclass(frozen=True)
@@ -38,14 +34,13 @@ ABOUT = About(
 )
 
 
-def direction(size: int, seed: int) -> torch.Tensor:
+def direction(size: int, seed: int) -> Tensor:
     """A unit vector (size,), uniform draws in [0, 1) normalized, the same for the same seed."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.rand(size, generator=generator, dtype=torch.float64)
-    unit: torch.Tensor = drawn / drawn.norm()
-    return unit.float()
+    drawn: Tensor = torch.rand(size, generator=generator, dtype=torch.float64)
+    return drawn.div(drawn.norm()).float()
 
 
 def default_layer(layers: int) -> int:
@@ -55,17 +50,15 @@ def default_layer(layers: int) -> int:
 
 @dataclass(frozen=True)
 class Steering:
-    """RMU's loss. Means are over the learned tokens of a text, then over texts, as the paper has
-    them.
-    """
+    """RMU's loss. Means are over the learned tokens of a text, then over texts, as in the paper."""
 
     layer: int
-    goal: torch.Tensor
+    goal: Tensor
     """c u, shape (hidden,)."""
     retain_weight: float
     reference: FrozenModel
 
-    def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+    def __call__(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """The terms of the loss: forget and retain, weighted, and their sum."""
         ours = self._hidden(model(**batch.inputs, use_cache=False, output_hidden_states=True))
         theirs = self._hidden(self.reference(model, batch.inputs_of("retain"), hidden=True))
@@ -76,46 +69,35 @@ class Steering:
         retain = self.retain_weight * retain
         return {"loss": forget + retain, "forget": forget, "retain": retain}
 
-    def _hidden(self, output: Any) -> torch.Tensor:
+    def _hidden(self, output: Any) -> Tensor:
         import torch
 
-        hidden: torch.Tensor = output.hidden_states[self.layer + 1]  # 0 is the embedding
-        wide: torch.Tensor = hidden if hidden.dtype == torch.float64 else hidden.float()
-        return wide
+        hidden: Tensor = output.hidden_states[self.layer + 1]  # 0 is the embedding
+        return hidden if hidden.dtype == torch.float64 else hidden.float()
 
 
-def _distance(difference: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _distance(difference: Tensor, labels: Tensor) -> Tensor:
     """The sum over texts of the mean squared norm over each text's learned tokens."""
     learned = labels[:, 1:] != IGNORED  # the first is never predicted
     squares = difference.square().sum(dim=-1)[:, 1:] * learned
-    total: torch.Tensor = (squares.sum(dim=1) / learned.sum(dim=1).clamp(min=1)).sum()
-    return total
+    return (squares.sum(dim=1) / learned.sum(dim=1).clamp(min=1)).sum()
 
 
 def train(context: TrainingContext, options: RmuOptions) -> PreTrainedModel:
-    """Train three layers of the target.
-
-    Raises:
-        OptionError: the chosen layer does not exist.
-    """
+    """Train three layers of the target. Raises OptionError where there is no such layer."""
     config: Any = context.model.config.get_text_config()
-    layer = _layer(options, int(config.num_hidden_layers))
-    goal = options.rmu_scale * direction(int(config.hidden_size), context.seed)
-    learn = tuple(range(max(0, layer - 2), layer + 1))
-    objective = Steering(layer, goal, options.retain_weight, context.freeze())
-    return context.fit(objective, lambda name: _layer_of(name) in learn)
-
-
-def _layer(options: RmuOptions, layers: int) -> int:
+    layers = int(config.num_hidden_layers)
     layer = default_layer(layers) if options.rmu_layer < 0 else options.rmu_layer
     # The output of the last layer is normalized before it can be seen.
     if layer >= layers - 1 and layers > 1:
         raise OptionError(
             f"--rmu-layer {layer}: use 0 to {layers - 2} in a model of {layers} layers"
         )
-    return layer
+    goal = options.rmu_scale * direction(int(config.hidden_size), context.seed)
+    objective = Steering(layer, goal, options.retain_weight, context.freeze())
 
+    def learns(parameter: str) -> bool:
+        found = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", f".{parameter}")
+        return found is not None and max(0, layer - 2) <= int(found[1]) <= layer
 
-def _layer_of(parameter: str) -> int | None:
-    found = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", f".{parameter}")
-    return int(found[1]) if found else None
+    return context.fit(objective, learns)

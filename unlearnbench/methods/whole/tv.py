@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from unlearnbench.methods.base import About, TrainingContext
+from unlearnbench.methods.base import About, PreTrainedModel, TrainingContext
 from unlearnbench.methods.options import option
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
+from unlearnbench.methods.rows import Tensor
 
 
 @dataclass(frozen=True)
@@ -34,25 +30,23 @@ ABOUT = About(
 
 
 def negate(
-    target: Mapping[str, torch.Tensor], reinforced: Mapping[str, torch.Tensor], alpha: float
-) -> dict[str, torch.Tensor]:
+    target: Mapping[str, Tensor], reinforced: Mapping[str, Tensor], alpha: float
+) -> dict[str, Tensor]:
     """Target - alpha (reinforced - target), tensor by tensor, in float64, in the target's dtype.
 
     Tensors that are no floating-point numbers are the target's. Alpha 0 gives the target bit for
     bit, and so does a reinforced model that equals it.
     """
-    return {
-        name: _moved(tensor, reinforced[name], alpha) if tensor.is_floating_point() else tensor
-        for name, tensor in target.items()
-    }
-
-
-def _moved(target: torch.Tensor, reinforced: torch.Tensor, alpha: float) -> torch.Tensor:
     import torch
 
-    change = alpha * (reinforced.double() - target.double())
-    # -0.0 - 0.0 is -0.0, but -0.0 - (-0.0) is 0.0: where nothing changes, the bits stay too.
-    return torch.where(change == 0, target, (target.double() - change).to(target.dtype))
+    moved = dict(target)
+    for name, tensor in target.items():
+        if tensor.is_floating_point():
+            change = alpha * (reinforced[name].double() - tensor.double())
+            # -0.0 - 0.0 is -0.0, but -0.0 - (-0.0) is 0.0: where nothing changes, the bits stay.
+            there = (tensor.double() - change).to(tensor.dtype)
+            moved[name] = torch.where(change == 0, tensor, there)
+    return moved
 
 
 def train(context: TrainingContext, options: TaskVectorOptions) -> PreTrainedModel:

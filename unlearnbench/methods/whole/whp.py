@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from unlearnbench.methods.base import About, Ensemble, TrainingContext
 from unlearnbench.methods.options import option
-
-if TYPE_CHECKING:
-    import torch
+from unlearnbench.methods.rows import Tensor
 
 
 @dataclass(frozen=True)
@@ -30,12 +27,12 @@ ABOUT = About(
 )
 
 
-def generic_logits(baseline: torch.Tensor, reinforced: torch.Tensor, alpha: float) -> torch.Tensor:
+def generic_logits(baseline: Tensor, reinforced: Tensor, alpha: float) -> Tensor:
     """v_b - alpha relu(v_r - v_b), element by element; both of one shape."""
     return baseline - alpha * (reinforced - baseline).relu()
 
 
-def combine(logits: Sequence[torch.Tensor], numbers: Mapping[str, float]) -> torch.Tensor:
+def combine(logits: Sequence[Tensor], numbers: Mapping[str, float]) -> Tensor:
     """The logits of the output folder's two models, as one model's."""
     baseline, reinforced = logits
     return generic_logits(baseline, reinforced, numbers["alpha"])

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from unlearnbench.methods.base import About, TrainingContext
+from unlearnbench.methods.base import About, PreTrainedModel, TrainingContext
 from unlearnbench.methods.options import option
-from unlearnbench.methods.rows import IGNORED
+from unlearnbench.methods.rows import IGNORED, Tensor
 from unlearnbench.methods.whole.whp import generic_logits
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -34,9 +29,7 @@ ABOUT = About(
 )
 
 
-def generic_labels(
-    baseline: torch.Tensor, reinforced: torch.Tensor, labels: torch.Tensor, alpha: float
-) -> torch.Tensor:
+def generic_labels(baseline: Tensor, reinforced: Tensor, labels: Tensor, alpha: float) -> Tensor:
     """Replace every learned label by the generic prediction for its position.
 
     baseline, reinforced: logits (rows, width, vocabulary); labels (rows, width), IGNORED where

@@ -29,7 +29,7 @@ from unlearnbench.tasks.spec import (
     require_pins,
 )
 from unlearnbench.tasks.templates import render_field
-from unlearnbench.util.files import first_fault
+from unlearnbench.util.validation import first_fault
 
 NAME = "generate_until"
 # ROUGE compares all words of one text with all of the other: a stranger's record is bounded.

@@ -1,4 +1,6 @@
-"""YAML as plain data, with the line of every key, so that an error can point at it."""
+"""What users and strangers write, checked: YAML as plain data with the line of every key, files and
+options as pydantic models, and in one line what is wrong with them.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from unlearnbench.errors import OptionError, TaskError, one_line
-from unlearnbench.util.files import read_bytes
+from unlearnbench.errors import OptionError, TaskError, UnlearnbenchError, one_line
+from unlearnbench.util.files import read_bytes, read_json
 
 M = TypeVar("M", bound=BaseModel)
+OM = TypeVar("OM", bound="OptionModel")
 
 # The parser takes seconds for a megabyte; the largest file in use has some KB.
 _LARGEST = 256 * 2**10
@@ -168,3 +171,95 @@ class _Loader(yaml.SafeLoader):
 
     def _fault(self, at: Any, what: str) -> TaskError:
         return TaskError(f"{self._path}:{at.start_mark.line + 1}: {what}")
+
+
+def read_model(
+    path: Path, kind: type[M], error: type[UnlearnbenchError], most: int | None = None
+) -> M:
+    """A JSON file as ``kind``. Raises ``error`` as ``read_json``, and where it is no ``kind``,
+    with the field's place. A YAML file: ``read_yaml_model``.
+    """
+    return as_model(path, read_json(path, error, most), kind, error)
+
+
+def as_model(where: object, content: object, kind: type[M], error: type[UnlearnbenchError]) -> M:
+    """``content``, which was found at ``where``, as ``kind``; ``error`` where it is none."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as failed:
+        raise error(f"{where}: {first_fault(failed)}") from None
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong, in one line: ``field.place: what``."""
+    first = error.errors(include_url=False)[0]
+    place, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+    return one_line(f"{one_line(place, 200)}: {message}" if place else message, 400)
+
+
+_BOUNDS = {
+    "ge": "{:g} or more",
+    "gt": "a number above {:g}",
+    "le": "at most {:g}",
+    "lt": "less than {:g}",
+}
+
+
+class OptionModel(BaseModel):
+    """Options, each declared once, and refused in the command line's words. A field's docstring is
+    its help; its title, where it has one, stands there for the value.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
+
+    @classmethod
+    def of(cls: type[OM], given: Mapping[str, object]) -> OM:
+        """The options that are given by name; the others are as their defaults.
+
+        Raises:
+            OptionError: no option has that name, or its value makes no sense.
+        """
+        try:
+            return cls.model_validate(dict(given))
+        except ValidationError as error:
+            raise OptionError(_explain(error)) from None
+
+    def updated(self: OM, fields: Mapping[str, object]) -> OM:
+        """These options with some of them replaced.
+
+        Raises:
+            OptionError: as ``of``.
+        """
+        now = {name: getattr(self, name) for name in type(self).model_fields}
+        return type(self).of({**now, **fields})
+
+
+def _explain(error: ValidationError) -> str:
+    """The first fault, after the option as the command line spells it. A message of our own that
+    begins with an option says everything.
+    """
+    first = error.errors(include_url=False)[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return f"no option is called {one_line(first['loc'][0], 80)!r}"
+    if message.startswith("--") or not first["loc"]:
+        return one_line(message, 400)
+    option = f"--{str(first['loc'][0]).replace('_', '-')} {one_line(first['input'], 60)}"
+    return f"{option}: {_wanted(message, first.get('ctx', {}))}"
+
+
+def _wanted(message: str, bounds: Mapping[str, Any]) -> str:
+    """What to use instead of a refused value."""
+    for key, words in _BOUNDS.items():
+        if key in bounds:
+            return f"use {words.format(bounds[key])}"
+    if message.startswith("Input should be "):
+        wanted = message.removeprefix("Input should be ").partition(", unable")[0]
+        return f"use {wanted}".replace("'", "")
+    return one_line(message, 400)

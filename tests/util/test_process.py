@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from unlearnbench.util import explain, process
+from unlearnbench.util import process
 
 
 def test_threads_are_explained(
@@ -16,5 +16,5 @@ def test_threads_are_explained(
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     for asked, why in [(None, "torch's own choice"), (3, "asked for by --threads")]:
         process.set_threads(asked)
-        explain.explain_loaded("cpu", "fp32", None)
+        process.explain_loaded("cpu", "fp32", None)
         assert caplog.records[-1].getMessage().endswith(f"threads: {why}")

@@ -3,9 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel, ConfigDict, field_validator
 
-from unlearnbench.errors import TaskError
-from unlearnbench.util.yaml import read_yaml
+from unlearnbench.errors import CheckpointError, ResultError, TaskError
+from unlearnbench.util.validation import read_model, read_yaml
 
 TEXT = """\
 # a comment
@@ -163,3 +164,51 @@ def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
         with pytest.raises(TaskError, match="cannot be read") as caught:
             read_yaml(path)
         assert str(caught.value).startswith(f"{path} ")
+
+
+class Inner(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    n: int = 0
+
+
+class Outer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    inner: Inner
+    note: str = ""
+
+    @field_validator("note")
+    @classmethod
+    def _plain(cls, note: str) -> str:
+        if "bad" in note:
+            raise ValueError("say it otherwise")
+        return note
+
+
+def test_a_json_file_is_a_model(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text('{"inner": {"n": 3}, "note": "\\ud800"}')  # pydantic's own parser refuses these
+    assert read_model(file, Outer, ResultError) == Outer(inner=Inner(n=3), note="\ud800")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"inner": {"n": "3"}}', ": inner.n: Input should be a valid integer"),
+        ('{"inner": {"m": 3}}', ": inner.m: Extra inputs are not permitted"),
+        ("{}", ": inner: Field required"),
+        ('{"inner": {}, "note": "bad"}', ": note: say it otherwise"),
+        ("[]", ": Input should be a valid dictionary or instance of Outer"),
+        ("", " is no valid JSON: Expecting value: line 1 column 1 (char 0)"),
+        ("[" * 100_000, " is no valid JSON: maximum recursion depth"),
+        ("\x1b[31m", r" is no valid JSON: "),
+    ],
+)
+def test_what_is_wrong_is_one_line_with_its_place(tmp_path: Path, content: str, said: str) -> None:
+    file = tmp_path / "a.json"
+    file.write_text(content)
+    with pytest.raises(CheckpointError) as raised:
+        read_model(file, Outer, CheckpointError)
+    assert str(raised.value).startswith(f"{file}{said}")
+    assert str(raised.value).isprintable()
