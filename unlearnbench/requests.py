@@ -37,17 +37,6 @@ class Generate:
     sampling: Sampling | None = None
 
 
-def cut_at_stop(text: str, stop: tuple[str, ...]) -> str:
-    """``text`` up to the first occurrence of any stop string.
-
-    Example:
-        >>> cut_at_stop("1472. Question: who?", ("Question:", "."))
-        '1472'
-    """
-    cuts = [at for mark in stop if (at := text.find(mark)) >= 0]
-    return text[: min(cuts, default=len(text))]
-
-
 @dataclass(frozen=True)
 class Generated:
     """The continuation of the request ``id``; ``text`` may be empty, ``n_tokens`` counts ids."""

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import torch
 
 from unlearnbench.models.hf import HFModel
-from unlearnbench.requests import Generate, Score, cut_at_stop
+from unlearnbench.requests import Generate, Score
+from unlearnbench.util.text import cut_at_stop
 
 __all__ = ["NAMES", "Harness", "Ours", "Plain", "Rival", "load_ours", "load_plain"]
 

@@ -13,8 +13,7 @@ from unlearnbench.requests import Generate, Request, Score
 from unlearnbench.results import GenerationRecord, RunResult, Settings
 from unlearnbench.runs.folder import RunFolder, run_path
 from unlearnbench.tasks.registry import load_registry
-from unlearnbench.tasks.rows import DataOptions
-from unlearnbench.tasks.samples import TaskSamples, load_samples
+from unlearnbench.tasks.rows import DataOptions, TaskSamples, load_samples
 
 __all__ = [
     "TASKS",

@@ -15,7 +15,7 @@ from tests.conftest import MakeCheckpoint, Toy
 from tests.toy_runs import Bench, Skill
 from unlearnbench.errors import CheckpointError, OptionError, ResultError
 from unlearnbench.tasks.overrides import override_decoding
-from unlearnbench.tasks.samples import limited_count
+from unlearnbench.tasks.rows import limited_count
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %} [model]"
@@ -151,8 +151,7 @@ def test_gen_kwargs_are_recorded_and_keep_runs_apart(
 )
 def test_gen_kwargs_that_make_no_sense(toy: Toy, given: dict[str, object], message: str) -> None:
     from unlearnbench.tasks.registry import load_registry
-    from unlearnbench.tasks.rows import DataOptions
-    from unlearnbench.tasks.samples import load_samples
+    from unlearnbench.tasks.rows import DataOptions, load_samples
 
     spec = load_registry([toy.tasks]).tasks["toy_verbmem"]
     plans = [load_samples(spec, DataOptions(toy.data), None)]

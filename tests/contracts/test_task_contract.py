@@ -13,8 +13,7 @@ from unlearnbench.requests import Scored
 from unlearnbench.tasks.kinds.generate import GenerationTask
 from unlearnbench.tasks.kinds.likelihood import LikelihoodTask
 from unlearnbench.tasks.registry import builtin_task_dir, load_registry, read_task
-from unlearnbench.tasks.rows import PACKAGE_DATA, DataOptions, load_splits
-from unlearnbench.tasks.samples import load_samples
+from unlearnbench.tasks.rows import PACKAGE_DATA, DataOptions, load_samples, load_splits
 from unlearnbench.tasks.spec import TaskSpec
 
 FILES = sorted(builtin_task_dir().iterdir())

@@ -36,8 +36,7 @@ from unlearnbench.results import (
     Settings,
 )
 from unlearnbench.tasks.registry import load_registry
-from unlearnbench.tasks.rows import DataOptions
-from unlearnbench.tasks.samples import TaskSamples, load_samples
+from unlearnbench.tasks.rows import DataOptions, TaskSamples, load_samples
 from unlearnbench.tasks.spec import TaskReference
 
 TASKS = ["toy_verbmem", "toy_knowmem_f", "toy_privleak"]

@@ -392,11 +392,11 @@ def test_tasks_of_ones_own_come_on_top(toy: Toy) -> None:
 def test_what_looks_like_lm_evals_is_read_with_the_same_care(tmp_path: Path) -> None:
     (tmp_path / "large.yaml").write_text("task: x\ngroup: y\n" + "# \n" * 10**5)
     with pytest.raises(TaskError, match="larger than 256 KiB; refused"):
-        load_registry([tmp_path])
+        load_registry([tmp_path]).resolve(["large"])
     (tmp_path / "large.yaml").unlink()
     (tmp_path / "endless.yaml").symlink_to("/dev/zero")
     with pytest.raises(TaskError, match="no regular file"):
-        load_registry([tmp_path])
+        load_registry([tmp_path]).resolve(["endless"])
 
 
 def test_yml_counts_and_other_files_do_not(tmp_path: Path) -> None:
@@ -458,9 +458,37 @@ def test_one_wrong_file_fails_the_registry(tmp_path: Path) -> None:
     write(tmp_path, named("a"), "a.yaml")
     bad = write(tmp_path, edit(named("b"), "want: zero", "wants: zero"), "b.yaml")
     with pytest.raises(TaskError, match="b.yaml:"):
-        load_registry([tmp_path])
+        _ = load_registry([tmp_path]).tasks
     bad.unlink()
     assert "a" in load_registry([tmp_path]).tasks
+
+
+WRONG = [
+    edit(LIKELIHOOD, "want: zero", "wants: zero"),
+    "not YAML: [",
+    LIKELIHOOD.replace("task: toy", "task: b\ntag: toys"),
+]
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_wrong_file_stops_only_those_who_ask_for_it(tmp_path: Path, text: str) -> None:
+    write(tmp_path, named("a"), "a.yaml")
+    write(tmp_path, text, "b.yaml")
+    registry = load_registry([tmp_path])
+    assert len(registry.resolve(["a", "news_*"])) == 5
+    for word in ("b", "b*", "toys"):  # toys: it may be the group of what cannot be read
+        with pytest.raises(TaskError, match="b.yaml:"):
+            registry.resolve(["a", word])
+
+
+@pytest.mark.parametrize("text", [named("b", "toys").replace("zero", "zeros"), *WRONG[1:]])
+def test_a_wrong_file_that_is_or_may_be_of_a_group_stops_the_group(
+    tmp_path: Path, text: str
+) -> None:
+    write(tmp_path, named("a", "toys"), "a.yaml")
+    write(tmp_path, text, "b.yaml")
+    with pytest.raises(TaskError, match="b.yaml:"):
+        load_registry([tmp_path]).resolve(["toys"])
 
 
 # Whatever a file holds, it is a task or a TaskError with one printable line.

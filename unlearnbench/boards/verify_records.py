@@ -9,7 +9,7 @@ from unlearnbench.boards.entry import BoardEntry, digest
 from unlearnbench.errors import MetricError, one_line
 from unlearnbench.metrics import generation_metric
 from unlearnbench.results import GenerationRecord, SampleRecord, TaskResult
-from unlearnbench.tasks.samples import TaskSamples, limited_count
+from unlearnbench.tasks.rows import TaskSamples, limited_count
 from unlearnbench.tasks.spec import Sample, TaskSpec
 
 _SAME = 1e-9

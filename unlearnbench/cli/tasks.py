@@ -11,8 +11,7 @@ import click
 from unlearnbench.errors import one_line, printable
 from unlearnbench.lm_eval import BRIDGE
 from unlearnbench.tasks.registry import load_registry
-from unlearnbench.tasks.rows import DataOptions
-from unlearnbench.tasks.samples import load_samples
+from unlearnbench.tasks.rows import DataOptions, load_samples
 from unlearnbench.util.text import text_table
 
 _HEAD = ["task", "groups", "metric", "want", "version", "description"]

@@ -69,7 +69,7 @@ class Prepared:
         return HFModel(network, self.source, condition, self.dtype, self.plan.device, batch_size)
 
     def _load_part(self, source: CheckpointSource, batch_size: int | None) -> HFModel:
-        from unlearnbench.models.rounding import quicken_int8
+        from unlearnbench.models.packable import quicken_int8
 
         plan = self.plan
         with warnings.catch_warnings():

@@ -13,7 +13,7 @@ from unlearnbench.models.base import Model
 from unlearnbench.requests import Answer, Generate, Generated, Request, Score, Scored
 from unlearnbench.results import SampleRecord, Settings
 from unlearnbench.runs.fingerprint import Fingerprint
-from unlearnbench.tasks.samples import TaskSamples
+from unlearnbench.tasks.rows import TaskSamples
 from unlearnbench.tasks.spec import Sample, TaskSpec
 
 Rounds = Sequence[Sequence[Request]]

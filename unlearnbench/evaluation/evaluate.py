@@ -28,8 +28,7 @@ from unlearnbench.results import RunResult
 from unlearnbench.runs.folder import require_writable
 from unlearnbench.tasks.overrides import chat_samples, override_decoding, template_sha256
 from unlearnbench.tasks.registry import builtin_task_dir, load_registry, split_names
-from unlearnbench.tasks.rows import DataOptions
-from unlearnbench.tasks.samples import load_samples
+from unlearnbench.tasks.rows import DataOptions, load_samples
 from unlearnbench.tasks.spec import TaskSpec
 from unlearnbench.training.options import CorpusOptions, SelectOptions
 from unlearnbench.util.process import plain_errors, set_threads, show_explanations
@@ -77,8 +76,10 @@ def evaluate(
     root = asked.data_dir or os.environ.get("UNLEARNBENCH_DATA") or None
     rows = DataOptions(Path(root) if root is not None else None, asked.allow_data_drift)
     samples = [load_samples(spec, rows, asked.limit) for spec in specs]
+    if asked.gen_kwargs:
+        samples = override_decoding(samples, asked.gen_kwargs)
     evaluation = Evaluation(
-        tuple(override_decoding(samples, asked.gen_kwargs)),
+        tuple(samples),
         asked,
         open_reference(asked.reference) if asked.reference is not None else None,
         _open_suite(theirs, root, asked, bool(specs)) if theirs else None,

@@ -16,7 +16,7 @@ from unlearnbench.metrics.membership import privleak
 from unlearnbench.results import AucReference, Checkpoint, RunResult, TaskResult
 from unlearnbench.runs.fingerprint import Fingerprint, differences
 from unlearnbench.runs.folder import RunFolder, read_run
-from unlearnbench.tasks.samples import TaskSamples
+from unlearnbench.tasks.rows import TaskSamples
 from unlearnbench.tasks.spec import TaskReference
 
 log = logging.getLogger("unlearnbench")

@@ -1,12 +1,13 @@
 """One checkpoint under one condition: its run folder, what is there already, and what is measured.
 
-Rows have become samples (tasks/samples.py); here samples become answers, answers records and
+Rows have become samples (tasks/rows.py); here samples become answers, answers records and
 records a result, task by task, each written as soon as it stands.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -43,8 +44,7 @@ from unlearnbench.runs.fingerprint import (
     source_sha256,
 )
 from unlearnbench.runs.folder import RunFolder, encode_records, run_path
-from unlearnbench.tasks.overrides import gen_kwargs_text
-from unlearnbench.tasks.samples import TaskSamples
+from unlearnbench.tasks.rows import TaskSamples
 from unlearnbench.tasks.spec import TaskReference
 from unlearnbench.util.files import lock_folder
 
@@ -80,6 +80,7 @@ class Evaluation:
     def settings(self, dtype: str, device: str) -> Settings:
         """What makes two runs comparable, as they record it."""
         options = self.options
+        given = options.gen_kwargs
         return Settings(
             protocol=options.protocol,
             dtype=dtype,
@@ -87,7 +88,7 @@ class Evaluation:
             seed=options.seed,
             limit=options.limit,
             ppl_lower=options.ppl_lower,
-            gen_kwargs=gen_kwargs_text(options.gen_kwargs),
+            gen_kwargs=json.dumps(dict(given), sort_keys=True) if given else None,
             chat_template_sha256=self.chat_template_sha256,
             truncate_left=options.truncate_left or None,
             backend=None if options.backend == "hf" else options.backend,

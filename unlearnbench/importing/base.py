@@ -30,7 +30,7 @@ from unlearnbench.results import (
 from unlearnbench.runs.fingerprint import describe_environment
 from unlearnbench.runs.folder import RunFolder
 from unlearnbench.tasks.registry import Registry, load_registry
-from unlearnbench.tasks.samples import TaskSamples
+from unlearnbench.tasks.rows import TaskSamples
 from unlearnbench.tasks.spec import Sample, TaskSpec
 from unlearnbench.util.files import content_sha256, lock_folder, read_bytes
 

@@ -17,8 +17,7 @@ from unlearnbench.errors import DataError, TaskError, UnlearnbenchError, one_lin
 from unlearnbench.metrics import generation_metric
 from unlearnbench.metrics.fluency import ngram_entropy
 from unlearnbench.tasks.registry import load_registry
-from unlearnbench.tasks.rows import DataOptions, read_rows
-from unlearnbench.tasks.samples import load_samples
+from unlearnbench.tasks.rows import DataOptions, load_samples, read_rows
 from unlearnbench.util.process import quiet_hub
 
 

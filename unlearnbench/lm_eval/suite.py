@@ -95,7 +95,7 @@ class Suite:
         """
         from unlearnbench.models.base import Delegate
         from unlearnbench.models.hf import HFModel
-        from unlearnbench.models.rounding import mixes_rows
+        from unlearnbench.models.packable import mixes_rows
 
         if isinstance(model, Delegate):  # several processes, or vLLM beside it
             model = model.own

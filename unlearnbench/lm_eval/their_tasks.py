@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
+import functools
 import importlib.util
 import logging
 import os
 import re
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,29 +53,33 @@ def quiet_harness() -> Iterator[None]:
 def named(
     words: Sequence[str], include_path: Sequence[str | Path], ours: Collection[Path]
 ) -> set[str]:
-    """Which names and globs task files of lm-eval's may define: those that stand alone there behind
-    ``task:``, ``group:`` or ``tag:``, or in a list. So a mistyped name is refused after a second;
-    lm-eval's own index, which has the last word, takes ten for its 14,000 files.
+    """Which names and globs task files of lm-eval's may define. So a mistyped name is refused after
+    a second; lm-eval's own index, which has the last word, takes ten for its 14,000 files.
 
     ours: files of the user's folders that are not lm-eval's.
     """
     found = importlib.util.find_spec("lm_eval")
-    packaged = [Path(found.origin).parent / "tasks"] if found and found.origin else []
-    lines = {word: _line_of(word) for word in words}
-    defined: set[str] = set()
-    for folder in (BRIDGE, *map(Path, include_path), *packaged):
-        for path in set(folder.rglob("*.yaml")).difference(ours):
-            text = path.read_text(encoding="utf-8", errors="replace")
-            defined |= {word for word, line in lines.items() if line.search(text)}
-    return defined
+    defined = set(_packaged(Path(found.origin).parent)) if found and found.origin else set()
+    for folder in (BRIDGE, *map(Path, include_path)):
+        defined |= _names(set(folder.rglob("*.yaml")).difference(ours))
+    return {word for word in words if fnmatch.filter(defined, word)}
 
 
-def _line_of(word: str) -> re.Pattern[str]:
-    name = re.escape(word).replace(r"\*", r"[^\s\"']*").replace(r"\?", ".")
-    return re.compile(
-        rf"^[ \t]*(?:-[ \t]*)?(?:(?:task|group|tag):[ \t]*)?[\"']?{name}[\"']?[ \t]*(?:#.*)?$",
-        re.MULTILINE,
-    )
+@functools.cache
+def _packaged(package: Path) -> frozenset[str]:
+    return frozenset(_names((package / "tasks").rglob("*.yaml")))
+
+
+_NAME = re.compile(
+    r"""^[ \t]*(?:-[ \t]*)?(?:(?:task|group|tag):[ \t]*)?["']?([^\s"']+)["']?[ \t]*(?:\#.*)?$""",
+    re.MULTILINE,
+)
+
+
+def _names(files: Iterable[Path]) -> set[str]:
+    """Words that stand alone behind ``task:``, ``group:`` or ``tag:``, or in a list."""
+    texts = (path.read_text(encoding="utf-8", errors="replace") for path in files)
+    return {name for text in texts for name in _NAME.findall(text)}
 
 
 @contextmanager

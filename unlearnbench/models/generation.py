@@ -12,13 +12,14 @@ from itertools import takewhile
 from typing import Any, TypeAlias
 
 import torch
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from unlearnbench.errors import ModelOutputError
-from unlearnbench.models.batches import Budget, generation_budget, padded
+from unlearnbench.models.batches import Budget, Tokens, generation_budget, padded, texts_budget
 from unlearnbench.models.packed_rows import Packed, RowCache, Step, attending
-from unlearnbench.models.tokens import Tokens
-from unlearnbench.requests import Generate, Generated, Sampling, cut_at_stop
+from unlearnbench.requests import Generate, Generated, Sampling
 from unlearnbench.util.process import explain
+from unlearnbench.util.text import cut_at_stop
 
 _PACKED_TOKENS = {"cpu": 2048, "cuda": 16_384}
 # Running a shorter prefix apart saves less than it costs.
@@ -285,3 +286,48 @@ class PackedPrompts:
             Generated(request.id, cut_at_stop(self._tokens.decode(row), request.stop), len(row))
             for (request, _), row in zip(batch, found, strict=True)
         ]
+
+
+class PaddedPrompts:
+    """Prompts of one kind, padded on the left."""
+
+    def __init__(self, model: Any, tokens: Tokens, where: str) -> None:
+        self._model, self._tokens, self._where = model, tokens, where
+
+    def budget(self, device: str, new: int, alone: bool) -> Budget:
+        """Of a batch of prompts that ``new`` tokens follow. alone: others would move its answer."""
+        if alone:
+            return texts_budget(1)
+        # Rows are padded, and the cache is copied at each step.
+        found = generation_budget(self._model, device)
+        most = max(1, min(found.most // 2, 16_384 if device == "cpu" else 131_072))
+        cost = lambda lengths: padded([n + new for n in lengths])  # noqa: E731
+        return Budget(min(found.tokens, most), most, cost)
+
+    def run(self, batch: Sequence[tuple[Generate, list[int]]]) -> list[Generated]:
+        """Answers to some of them.
+
+        Raises:
+            ModelOutputError: non-finite logits; names the sample.
+        """
+        first, names = batch[0][0], [request.id for request, _ in batch]
+        rows = [row for _, row in batch]
+        ids, mask = self._tokens.tensors(rows, str(self._model.device), left=True)
+        width, chooser = ids.shape[1], Chooser(names, self._where, first.sampling)
+
+        def processed(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            return chooser.scores(scores, range(len(names)))
+
+        def stopped(ids: torch.Tensor, _: object, **__: object) -> torch.Tensor:
+            done = [self._tokens.stopped(first, row) for row in ids[:, width:].tolist()]
+            return torch.tensor(done, device=ids.device, dtype=torch.bool)
+
+        output = self._model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=first.max_new_tokens,
+            logits_processor=LogitsProcessorList([processed]),
+            stopping_criteria=StoppingCriteriaList([stopped] if first.stop else []),
+        )
+        found = output[:, width:].tolist()
+        return [self._tokens.answer(r, row) for (r, _), row in zip(batch, found, strict=True)]

@@ -11,11 +11,16 @@ from transformers import GenerationConfig
 
 from unlearnbench.checkpoints.load import end_tokens
 from unlearnbench.errors import ModelOutputError
-from unlearnbench.models.batches import A, Budget, Q, run_in_batches, texts_budget
-from unlearnbench.models.generation import Continuer, PackedPrompts
+from unlearnbench.models.batches import A, Budget, Q, Tokens, run_in_batches, texts_budget
+from unlearnbench.models.generation import Continuer, PackedPrompts, PaddedPrompts
 from unlearnbench.models.likelihood import Head, find_head
-from unlearnbench.models.packable import find_continuer, short_window, side_of, turning_points
-from unlearnbench.models.tokens import Tokens
+from unlearnbench.models.packable import (
+    find_continuer,
+    padding_moves,
+    short_window,
+    side_of,
+    turning_points,
+)
 from unlearnbench.requests import Generate, Generated, Score, Scored
 from unlearnbench.results import Condition
 from unlearnbench.util.process import explain
@@ -113,8 +118,6 @@ class HFModel:
     def _generate_padded(
         self, prompts: Prompts, reason: str, skip: Collection[str]
     ) -> Iterator[Generated]:
-        from unlearnbench.models.padded import PaddedPrompts, padding_moves
-
         request, ids = prompts[0]
         new = request.max_new_tokens
         if self._padding_moves is None:

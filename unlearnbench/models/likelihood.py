@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from unlearnbench.errors import ModelOutputError
-from unlearnbench.models.batches import Budget, is_out_of_memory, padded, texts_budget
+from unlearnbench.models.batches import Budget, Tokens, is_out_of_memory, padded, texts_budget
 from unlearnbench.models.generation import not_finite
-from unlearnbench.models.rounding import mixes_rows
-from unlearnbench.models.tokens import Tokens
+from unlearnbench.models.packable import mixes_rows
 from unlearnbench.requests import Score, Scored
 from unlearnbench.util.process import explain
 

@@ -1,43 +1,43 @@
 """Which models and prompts may be run in rows without padding: those whose logits stay what they
-are. And where positions change with the length of a text (LongRoPE).
+are. Which positions change with the length of a text (LongRoPE). And products that round
+activations: which models have them, how to look past them, and LLM.int8()'s on CPU.
+
+Rounding turns a difference in the last bit into a whole step, and LLM.int8() chooses columns from
+all rows of a pass; so where two ways of attending are compared, such products hide what is looked
+for. Measured on SmolLM2-135M, packed rows against its own forward in bf16, as a share of the
+logits' spread: 0.98 with LLM.int8()'s products where all is right, and 0.99 with a wrong mask.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.functional import linear
 
-from unlearnbench.models.batches import is_out_of_memory, layer_configs
+from unlearnbench.models.batches import Tokens, is_out_of_memory, layer_configs
 from unlearnbench.models.generation import Continuer, Ending
-from unlearnbench.models.rounding import rounds_to_bf16, unrounded
 
 _LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 # Share of the logits' spread. In bf16 the right way moves SmolLM2-135M's by 0.14, wrong positions
 # and masks by 0.39 and more.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 _ROUNDED = 0.15
-
-
-def moves_logits(own: torch.Tensor, found: torch.Tensor, model: Any) -> bool:
-    """Whether ``found`` are other logits than ``own``, beyond what computing in ``model``'s dtype
-    moves them. NaN in ``found`` is a move. Both are made inside ``unrounded``.
-    """
-    tolerance = _ROUNDED if rounds_to_bf16(model) else _TOLERANCE.get(model.dtype, _ROUNDED)
-    return not float((found - own).abs().max()) <= tolerance * float(own.std())
+_PRODUCTS = 6.200124e-05  # bitsandbytes' 1 / 127^2
+_WEIGHTS = 7.874015718698502e-3  # and 1 / 127
 
 
 def find_continuer(model: Any, device: str, ids: Sequence[int]) -> Continuer | str:
     """A continuer for ``model``, if its logits are those of the model's own forward, with products
-    that round no activations.
+    that round no activations; or why the model has to go through transformers' ``generate``.
 
     ids: a real prompt, of which a few tokens are run both ways.
-
-    Returns:
-        The continuer, or why the model has to go through transformers' ``generate``.
     """
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
     reason = _unfit(whole)
@@ -69,6 +69,79 @@ def _unfit(model: Any) -> str | None:
     return f"its forward has no {min(missing)}" if missing else None
 
 
+def _try(continuer: Continuer, model: Any, ids: Sequence[int]) -> str | None:
+    """Rows of different lengths behind a prefix, two steps each, against the forward of ``model``
+    as it was given (an adapter around it included), of each row from its start. Returns what is
+    wrong.
+    """
+    few = _unlike_tokens(ids, int(model.config.get_text_config().vocab_size))
+    shared, rows = few[:4], [few[4:6], few[5:11], few[8:11]]
+    forced, seen = [few[:3], few[3:6], few[6:9]], [list[torch.Tensor]() for _ in rows]
+
+    def choose(logits: torch.Tensor, alive: Sequence[int]) -> list[int]:
+        for row, own in zip(alive, logits, strict=True):
+            seen[row].append(own.float())
+        return [forced[row][len(seen[row]) - 1] for row in alive]
+
+    ending = Ending(frozenset(), lambda _: False, 3)
+    continuer.continue_rows(continuer.run_prefix(shared), len(shared), rows, choose, ending)
+    for row, given, logits in zip(rows, forced, seen, strict=True):
+        whole = torch.tensor([[*shared, *row, *given[:2]]], device=continuer.device)
+        own = model(input_ids=whole, use_cache=False).logits[0, -3:].float()
+        found = torch.stack(logits).to(own.device)  # a model on several GPUs may differ here
+        if not bool(own.isfinite().all()):  # then generate says so, with the sample's name
+            return "its logits are NaN or infinite"
+        if _moves_logits(own, found, model):
+            return "its attention gives other logits when prompts are run together"
+    return None
+
+
+def _unlike_tokens(ids: Sequence[int], vocabulary: int) -> list[int]:
+    """Twelve tokens of which most differ: of those that are all alike every one attends to the
+    same, and no wrong place or mask would show.
+    """
+    few = list(ids)[:12]
+    if len(few) == 12 and len(set(few)) > 6:
+        return few
+    return [n * vocabulary // 13 for n in range(1, 13)]
+
+
+def _moves_logits(own: torch.Tensor, found: torch.Tensor, model: Any) -> bool:
+    """Whether ``found`` are other logits than ``own``, beyond what computing in ``model``'s dtype
+    moves them. NaN in ``found`` is a move. Both are made inside ``unrounded``.
+    """
+    # bitsandbytes' 4-bit kernel for CPUs with bf16 products computes in bf16 whatever it is given.
+    in_bf16 = any(
+        getattr(part, "support_avx512bf16_for_cpu", False) and part.weight.device.type == "cpu"
+        for part in model.modules()
+    )
+    tolerance = _ROUNDED if in_bf16 else _TOLERANCE.get(model.dtype, _ROUNDED)
+    return not float((found - own).abs().max()) <= tolerance * float(own.std())
+
+
+def padding_moves(model: Any, tokens: Tokens, ids: Sequence[int]) -> bool:
+    """Whether a prompt's first logits are others beside a longer prompt: a model without a mask
+    (RWKV) reads the padding as text.
+    """
+    few = _unlike_tokens(ids, int(tokens.config.vocab_size))
+    first = []
+    with torch.no_grad(), unrounded(model):
+        for rows in ([few[:7]], [few[:7], few]):
+            inputs, mask = tokens.tensors(rows, str(model.device), left=True)
+            output = model.generate(
+                input_ids=inputs,
+                attention_mask=mask,
+                max_new_tokens=1,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+            first.append(output.logits[0].float()[0])
+    alone, beside = first
+    if not bool(alone.isfinite().all()):
+        return False  # said with the sample's name when it is asked
+    return _moves_logits(alone, beside, model)
+
+
 def short_window(model: Any, longest: int) -> str | None:
     """Why prompts of ``longest`` tokens with their answers do not fit a window of the model's
     attention, inside which all layers attend alike, or the length at which its positions turn.
@@ -85,51 +158,6 @@ def short_window(model: Any, longest: int) -> str | None:
     return None
 
 
-@dataclass
-class _Forced:
-    """Chooses given tokens and keeps the logits."""
-
-    tokens: Sequence[Sequence[int]]
-    seen: list[list[torch.Tensor]]
-
-    def choose(self, logits: torch.Tensor, rows: Sequence[int]) -> list[int]:
-        """The next given token of each row."""
-        for row, own in zip(rows, logits, strict=True):
-            self.seen[row].append(own.float())
-        return [self.tokens[row][len(self.seen[row]) - 1] for row in rows]
-
-
-def unlike_tokens(ids: Sequence[int], vocabulary: int) -> list[int]:
-    """Twelve tokens of which most differ: of those that are all alike every one attends to the
-    same, and no wrong place or mask would show.
-    """
-    few = list(ids)[:12]
-    if len(few) == 12 and len(set(few)) > 6:
-        return few
-    return [n * vocabulary // 13 for n in range(1, 13)]
-
-
-def _try(continuer: Continuer, model: Any, ids: Sequence[int]) -> str | None:
-    """Rows of different lengths behind a prefix, two steps each, against the forward of ``model``
-    as it was given (an adapter around it included), of each row from its start. Returns what is
-    wrong.
-    """
-    few = unlike_tokens(ids, int(model.config.get_text_config().vocab_size))
-    shared, rows = few[:4], [few[4:6], few[5:11], few[8:11]]
-    forced = _Forced([few[:3], few[3:6], few[6:9]], [[], [], []])
-    ending = Ending(frozenset(), lambda _: False, 3)
-    continuer.continue_rows(continuer.run_prefix(shared), len(shared), rows, forced.choose, ending)
-    for row, given, logits in zip(rows, forced.tokens, forced.seen, strict=True):
-        whole = torch.tensor([[*shared, *row, *given[:2]]], device=continuer.device)
-        own = model(input_ids=whole, use_cache=False).logits[0, -3:].float()
-        found = torch.stack(logits).to(own.device)  # a model on several GPUs may differ here
-        if not bool(own.isfinite().all()):  # then generate says so, with the sample's name
-            return "its logits are NaN or infinite"
-        if moves_logits(own, found, model):
-            return "its attention gives other logits when prompts are run together"
-    return None
-
-
 def turning_points(config: Any) -> tuple[int, ...]:
     """Lengths in tokens up to which LongRoPE's short factors hold, as in Phi-3 with a context of
     128k; none for other models. One pass beyond such a length turns every position of every row in
@@ -139,12 +167,9 @@ def turning_points(config: Any) -> tuple[int, ...]:
     """
     stated = getattr(config, "rope_parameters", None) or {}
     parts = [stated, *(part for part in stated.values() if isinstance(part, Mapping))]
-    found = [
-        part.get("original_max_position_embeddings")
-        for part in parts
-        if part.get("rope_type") == "longrope"
-    ]
-    return tuple(sorted({length for length in found if isinstance(length, int)}))
+    turning = [part for part in parts if part.get("rope_type") == "longrope"]
+    lengths = {part.get("original_max_position_embeddings") for part in turning}
+    return tuple(sorted(length for length in lengths if isinstance(length, int)))
 
 
 def side_of(points: tuple[int, ...], length: int, new: int) -> tuple[int, ...]:
@@ -157,3 +182,102 @@ def side_of(points: tuple[int, ...], length: int, new: int) -> tuple[int, ...]:
         ((0,), (1,), ())
     """
     return tuple((length > point) + (length + new > point) for point in points)
+
+
+def mixes_rows(model: nn.Module) -> bool:
+    """Whether a row of a pass moves the others: LLM.int8() computes a column in 16 bits in which
+    any row has an outlier, some schemes of compressed-tensors scale a whole pass by its largest.
+    """
+    roundings = [found for module in model.modules() for found in _roundings(module)]
+    return bool(int8_modules(model)) or any(
+        bool(found.dynamic) and found.strategy == "tensor" for found in roundings
+    )
+
+
+@contextmanager
+def unrounded(model: nn.Module) -> Iterator[None]:
+    """Meanwhile no layer of ``model`` rounds its inputs: the same weights, multiplied as they are,
+    so that a row does not depend on the others of its pass.
+    """
+    with ExitStack() as stack:
+        for module in int8_modules(model):
+            if "forward" in vars(module):
+                stack.callback(setattr, module, "forward", module.forward)
+            else:
+                stack.callback(delattr, module, "forward")
+            module.forward = partial(_multiply_dense, module)
+        layers: list[Any] = [module for module in model.modules() if _roundings(module)]
+        for module in layers:
+            before = getattr(module, "quantization_enabled", True)  # as the library reads it
+            stack.callback(setattr, module, "quantization_enabled", before)
+            module.quantization_enabled = False
+        yield
+
+
+def _roundings(module: Any) -> list[Any]:
+    """How a layer of compressed-tensors rounds what goes in and what comes out, as its scheme says;
+    nothing for other layers.
+    """
+    scheme = getattr(module, "quantization_scheme", None)
+    parts = (getattr(scheme, f"{side}_activations", None) for side in ("input", "output"))
+    return [part for part in parts if part is not None]
+
+
+def int8_modules(model: nn.Module) -> list[Any]:
+    """LLM.int8()'s layers in ``model``."""
+    library = sys.modules.get("bitsandbytes.nn.modules")
+    if library is None:  # then none of the modules is its own
+        return []
+    return [part for part in model.modules() if isinstance(part, library.Linear8bitLt)]
+
+
+def quicken_int8(model: nn.Module) -> None:
+    """Let LLM.int8()'s layers of a ``model`` on CPU take the steps before their rounding in fp32,
+    in place.
+
+    bitsandbytes 0.50 casts activations to fp16 and there takes their magnitudes, compares these
+    with the threshold and finds each row's largest (the rounding itself is in fp32). CPUs have no
+    vector instructions for that, and it takes longer than the products. Every fp16 number is an
+    fp32 number, so the same steps in fp32 give the same bits.
+    """
+    for module in int8_modules(model):
+        module.forward = partial(_multiply_int8, module)
+
+
+def _multiply_dense(module: Any, inputs: torch.Tensor) -> torch.Tensor:
+    """By the dequantized weights, without rounding."""
+    weight = module.weight.data.float() * (_scale(module)[:, None] * _WEIGHTS)
+    bias = None if module.bias is None else module.bias.to(inputs.dtype)
+    return linear(inputs, weight.to(inputs.dtype), bias)
+
+
+def _scale(module: Any) -> Any:
+    """Of each row of the weight: bitsandbytes moves it at the first forward pass."""
+    own = getattr(module.weight, "SCB", None)
+    return own if own is not None else module.state.SCB
+
+
+def _multiply_int8(module: Any, inputs: torch.Tensor) -> torch.Tensor:
+    """The steps of bitsandbytes' ``int8_vectorwise_quant`` and ``int8_mixed_scaled_mm``."""
+    codes, scale = module.weight.data, _scale(module)
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    known = rows.to(torch.float16).float()
+    sizes, columns = known.abs(), None
+    if module.state.threshold > 0.0:
+        outliers = sizes >= module.state.threshold
+        columns = outliers.any(dim=0).nonzero().view(-1)
+        sizes.masked_fill_(outliers, 0.0)
+    largest = sizes.amax(dim=1)
+    rounded = torch.round(known * (127.0 / largest[:, None])).to(torch.int8)
+    if columns is not None:  # the outliers' own codes, which mean nothing, are among them
+        rounded[:, columns] = 0
+    sums = torch.ops.bitsandbytes.int8_linear_matmul.default(rounded, codes)
+    output = sums.float().mul_(largest[:, None] * scale[None]).mul_(_PRODUCTS)
+    if module.bias is not None:
+        output += module.bias.to(inputs.dtype)
+    output = output.to(inputs.dtype)
+    if columns is not None and columns.numel():
+        taken = codes[:, columns] * scale[:, None] * _WEIGHTS
+        output = output.addmm(rows[:, columns], taken.to(inputs.dtype).t())
+    shaped: torch.Tensor = output.reshape(*inputs.shape[:-1], codes.shape[0])
+    return shaped

@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from unlearnbench.errors import ModelOutputError
-from unlearnbench.requests import Generate, Generated, Score, Scored, cut_at_stop
+from unlearnbench.requests import Generate, Generated, Score, Scored
 from unlearnbench.results import Checkpoint, Condition, ConditionOptions, kind_of_precision
+from unlearnbench.util.text import cut_at_stop
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,57 +8,43 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unlearnbench.errors import CheckpointError, OptionError, one_line
 from unlearnbench.tasks.kinds.generate import GenerationOptions
-from unlearnbench.tasks.samples import TaskSamples
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-def gen_kwargs_text(given: Mapping[str, object]) -> str | None:
-    """What a run records of ``--gen-kwargs``; None where there are none."""
-    return json.dumps(dict(given), sort_keys=True) if given else None
+from unlearnbench.tasks.rows import TaskSamples
 
 
 def override_decoding(
     tasks: Sequence[TaskSamples], given: Mapping[str, object]
 ) -> list[TaskSamples]:
-    """Put ``given`` in place of the tasks' own decoding, under every protocol.
-
-    The task's definition, and so its hash, changes with it.
+    """Put ``given`` in place of the tasks' own decoding, under every protocol. A task's definition,
+    and so its hash, changes with it.
 
     Raises:
         OptionError: an option that our decoding has not, or a value that makes no sense.
     """
-    if not given:
-        return list(tasks)
-    _require_known(given)
-    return [replace(task, spec=task.spec.with_decoding(given)) for task in tasks]
-
-
-def _require_known(given: Mapping[str, object]) -> None:
+    known = GenerationOptions.model_fields
     for key in given:
-        if key not in GenerationOptions.model_fields:
+        if key not in known:
             raise OptionError(
                 f"--gen-kwargs: our tasks' decoding has no {one_line(key, 60)}; it has "
-                f"{', '.join(GenerationOptions.model_fields)}"
+                f"{', '.join(known)}"
             )
     if given.get("temperature") and given.get("do_sample") is not True:
         raise OptionError(
             "--gen-kwargs: temperature needs do_sample=True; without it, it is greedy"
         )
+    return [replace(task, spec=task.spec.with_decoding(given)) for task in tasks]
 
 
-def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+def template_sha256(tokenizer: Any) -> str:
     """SHA-256 of the tokenizer's chat template.
 
     Raises:
         CheckpointError: it has none.
     """
-    template: Any = tokenizer.chat_template
+    template = tokenizer.chat_template
     if not template:
         raise CheckpointError(
             "--apply-chat-template: the checkpoint's tokenizer has no chat template"
@@ -67,9 +53,7 @@ def template_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
 
 
-def chat_samples(
-    tasks: Sequence[TaskSamples], tokenizer: PreTrainedTokenizerBase
-) -> list[TaskSamples]:
+def chat_samples(tasks: Sequence[TaskSamples], tokenizer: Any) -> list[TaskSamples]:
     """Each prompt of a generation task as one turn of the user's, and the model's turn begun.
 
     Where the tokenizer puts its begin token before every text anyway, the template's own is left
@@ -80,8 +64,7 @@ def chat_samples(
     """
     return [
         replace(
-            task,
-            samples=tuple(replace(s, text=_render(s.text, tokenizer)) for s in task.samples),
+            task, samples=tuple(replace(s, text=_render(s.text, tokenizer)) for s in task.samples)
         )
         if task.spec.has_prompts
         else task

@@ -4,70 +4,77 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import pkgutil
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from unlearnbench.errors import TaskError, one_line
-from unlearnbench.tasks.kinds import task_kinds
+from unlearnbench.tasks import kinds
 from unlearnbench.tasks.spec import TaskSpec
-from unlearnbench.util.validation import YamlFile, read_text, read_yaml
+from unlearnbench.util.validation import read_text, read_yaml
 
 
 @dataclass(frozen=True)
 class Registry:
-    """Every task that was found, by name, and the file that each came from."""
+    """The task files that were found. Each is checked when its task is asked for, so a wrong file
+    stops only those who ask for it.
+    """
 
-    tasks: dict[str, TaskSpec]
-    files: dict[str, Path]
+    files: Mapping[str, Path]
+    """By task name, in name order."""
+    groups: Mapping[str, tuple[str, ...]]
+    """Task names by group (``tag``), in name order."""
+    groupless: tuple[Path, ...]
+    """Files whose groups cannot be read, so that no group is known to be whole."""
 
-    @property
-    def groups(self) -> dict[str, tuple[str, ...]]:
-        """Task names by group (``tag``), in name order."""
-        found: dict[str, list[str]] = {}
-        for spec in self.tasks.values():
-            for tag in spec.tag:
-                found.setdefault(tag, []).append(spec.task)
-        return {tag: tuple(names) for tag, names in sorted(found.items())}
+    @cached_property
+    def tasks(self) -> dict[str, TaskSpec]:
+        """Every task by name.
+
+        Raises:
+            TaskError: any of the files is wrong.
+        """
+        return {name: read_task(path) for name, path in self.files.items()}
 
     def resolve(self, wanted: Iterable[str]) -> tuple[TaskSpec, ...]:
         """Return the tasks that names, groups and globs stand for, each once, in the order given.
 
         Raises:
-            TaskError: nothing was asked for, or a name stands for no task (near ones are named).
+            TaskError: nothing was asked for, a name stands for no task (near ones are named), or
+                the file of one that was asked for is wrong.
         """
         names: dict[str, None] = {}
         for word in wanted:
-            names.update(dict.fromkeys(self._expand(word)))
+            found = self._matching(word)
+            if not found:
+                _ = self.tasks  # it may stand in a file that is wrong, which is then said
+                near = difflib.get_close_matches(word, [*self.files, *self.groups], n=3)
+                known = f"did you mean {', '.join(near)}?" if near else ""
+                hint = known or "`unlearnbench tasks` lists them"
+                raise TaskError(f"unknown task or group {one_line(word)!r}: {hint}")
+            for path in self.groupless if word in self.groups else ():
+                read_task(path)
+            names.update(dict.fromkeys(found))
         if not names:
             raise TaskError("no task was asked for; `unlearnbench tasks` lists them")
-        return tuple(self.tasks[name] for name in names)
+        return tuple(read_task(self.files[name]) for name in names)
 
     def knows(self, word: str) -> bool:
         """Whether a name, group or glob stands for a task."""
         return bool(self._matching(word))
 
-    def _expand(self, word: str) -> Sequence[str]:
-        matches = self._matching(word)
-        if not matches:
-            raise TaskError(self._unknown(word))
-        return matches
-
     def _matching(self, word: str) -> Sequence[str]:
-        groups = self.groups
-        if word in self.tasks:
+        if word in self.files:
             return (word,)
-        if word in groups:
-            return groups[word]
-        return [name for name in self.tasks if fnmatch.fnmatchcase(name, word)]
-
-    def _unknown(self, word: str) -> str:
-        near = difflib.get_close_matches(word, [*self.tasks, *self.groups], n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "`unlearnbench tasks` lists them"
-        return f"unknown task or group {one_line(word)!r}: {hint}"
+        if word in self.groups:
+            return self.groups[word]
+        return [name for name in self.files if fnmatch.fnmatchcase(name, word)]
 
 
 def split_names(text: str | Sequence[str]) -> list[str]:
@@ -84,29 +91,51 @@ def builtin_task_dir() -> Path:
 
 
 def load_registry(include_path: Sequence[str | Path] = ()) -> Registry:
-    """Read the package's tasks and those of the user's own folders.
+    """Find the package's tasks and those of the user's own folders.
 
     Raises:
-        TaskError: a folder has no task file, or a file is wrong; says the file and the line.
+        TaskError: a folder has no task file, or two files make one name mean two things; says the
+            file and the line.
     """
-    tasks: dict[str, TaskSpec] = {}
     files: dict[str, Path] = {}
     shipped = builtin_task_dir()
     for folder in (shipped, *map(Path, include_path)):
         for path in _task_files(folder):
             if folder != shipped and is_lm_eval_file(path):
                 continue  # lm-eval reads those itself, see unlearnbench.lm_eval
-            spec = read_task(path)
-            if spec.task in files:
-                where = read_yaml(path).where("task")
-                raise TaskError(f"{where}: task {spec.task!r} is already in {files[spec.task]}")
-            tasks[spec.task], files[spec.task] = spec, path
-    registry = Registry(dict(sorted(tasks.items())), files)
-    clash = sorted(set(registry.groups) & set(tasks))
-    if clash:
-        where = read_yaml(files[clash[0]]).where("task")
-        raise TaskError(f"{where}: {clash[0]!r} is both a task and a group; rename one")
-    return registry
+            if path.stem in files:
+                where = f"{_where(path)}: task {path.stem!r}"
+                raise TaskError(f"{where} is already in {files[path.stem]}")
+            files[path.stem] = path
+    groups: dict[str, list[str]] = {}
+    groupless = []
+    for name, path in sorted(files.items()):
+        tags = _tags(path)
+        if tags is None:
+            groupless.append(path)
+        for tag in dict.fromkeys(tags or ()):
+            groups.setdefault(tag, []).append(name)
+    for name in sorted(groups.keys() & files):
+        where = _where(files[name])
+        raise TaskError(f"{where}: {name!r} is both a task and a group; rename one")
+    found = {tag: tuple(names) for tag, names in sorted(groups.items())}
+    return Registry(dict(sorted(files.items())), found, tuple(groupless))
+
+
+def _where(path: Path) -> str:
+    try:
+        return read_yaml(path).where("task")
+    except TaskError:
+        return str(path)
+
+
+def _tags(path: Path) -> list[str] | None:
+    """The groups of a task file; None where it is too wrong to tell."""
+    try:
+        tags = read_yaml(path).value.get("tag", [])
+    except TaskError:
+        return None
+    return tags if isinstance(tags, list) and all(isinstance(tag, str) for tag in tags) else None
 
 
 def _task_files(folder: Path) -> list[Path]:
@@ -130,13 +159,11 @@ def is_lm_eval_file(path: Path) -> bool:
     except TaskError:
         return False  # whoever reads it says why
     keys = set(re.findall(r"^([a-z_]+):", text, re.MULTILINE))
+    theirs = {"group", "class", "include", "metric_list", "process_results", "doc_to_choice"}
     return (
         bool(keys & {"task", "group"})
         and not keys & {"splits", "metric", "want"}
-        and bool(
-            keys & {"group", "class", "include", "metric_list", "process_results", "doc_to_choice"}
-            or {"dataset_path", "doc_to_target"} <= keys
-        )
+        and bool(keys & theirs or {"dataset_path", "doc_to_target"} <= keys)
     )
 
 
@@ -147,20 +174,18 @@ def read_task(path: Path) -> TaskSpec:
         TaskError: it is no YAML, has an unknown key, a bad type or a name other than its file's.
     """
     source = read_yaml(path)
-    kind = _kind(source)
+    names = sorted(found.name for found in pkgutil.iter_modules(kinds.__path__))
+    modules = [import_module(f"{kinds.__name__}.{name}") for name in names]
+    known: dict[object, type[TaskSpec]] = {module.NAME: module.TASK for module in modules}
+    output_type = source.value.get("output_type")
+    if not isinstance(output_type, str) or output_type not in known:
+        where, listed = source.where("output_type"), ", ".join(map(str, known))
+        raise TaskError(f"{where}: output_type must be one of {listed}, not {output_type!r}")
     try:
-        spec = kind.model_validate(source.value)
+        spec = known[output_type].model_validate(source.value)
     except ValidationError as error:
         raise TaskError(source.fault(error)) from None
     if spec.task != path.stem:
         where = source.where("task")
         raise TaskError(f"{where}: task is {spec.task!r} but the file's name is {path.stem!r}")
     return spec
-
-
-def _kind(source: YamlFile) -> type[TaskSpec]:
-    output_type, kinds = source.value.get("output_type"), task_kinds()
-    if not isinstance(output_type, str) or output_type not in kinds:
-        where, known = source.where("output_type"), ", ".join(kinds)
-        raise TaskError(f"{where}: output_type must be one of {known}, not {output_type!r}")
-    return kinds[output_type]

@@ -1,18 +1,21 @@
-"""The rows of a task: from a local folder, from the package, or from the Hugging Face hub."""
+"""A task's rows, from a local folder, the package or the Hugging Face hub, and the samples made of
+them: read, checked and limited before any model is loaded.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unlearnbench.errors import DataError, one_line
-from unlearnbench.tasks.spec import Row, SplitRows, TaskSpec
+from unlearnbench.errors import DataError, MetricError, one_line
+from unlearnbench.results import SampleRecord, SplitData, TaskResult
+from unlearnbench.tasks.spec import Row, Sample, SplitRows, TaskReference, TaskSpec
 from unlearnbench.util.process import quiet_hub
 
-_SUFFIXES = (".jsonl", ".json", ".parquet")
 PACKAGE_DATA = Path(__file__).resolve().parent.parent / "demo" / "data"
 
 
@@ -22,6 +25,88 @@ class DataOptions:
 
     data_dir: Path | None = None
     allow_drift: bool = False
+
+
+@dataclass(frozen=True)
+class TaskSamples:
+    """A task, the rows behind it and its samples in row order."""
+
+    spec: TaskSpec
+    splits: Mapping[str, SplitRows]
+    samples: tuple[Sample, ...]
+
+    @property
+    def data(self) -> tuple[SplitData, ...]:
+        """What was read, as results record it."""
+        splits = self.splits.values()
+        return tuple(SplitData.model_validate(vars(s) | {"rows": len(s.rows)}) for s in splits)
+
+    def ids(self, split: str) -> tuple[str, ...]:
+        """The samples of one split, in row order."""
+        return tuple(sample.id for sample in self.samples if sample.split == split)
+
+    def result(
+        self,
+        records: Sequence[SampleRecord],
+        records_sha256: str,
+        reference: TaskReference | None,
+        seed: int,
+    ) -> TaskResult:
+        """The task's result from its records.
+
+        Raises:
+            MetricError: they are not those of the samples, or give no finite value.
+        """
+        if [record.id for record in records] != [sample.id for sample in self.samples]:
+            raise MetricError(f"{self.spec.task}: the records are not those of the task's samples")
+        return TaskResult.model_validate(
+            {
+                "version": self.spec.version,
+                "metric": self.spec.metric,
+                "want": self.spec.want,
+                "data": self.data,
+                "task_sha256": self.spec.definition_sha256,
+                "records_sha256": records_sha256,
+                **self.spec.summarize(records, reference, seed),
+            }
+        )
+
+
+def load_samples(
+    spec: TaskSpec, options: DataOptions, limit: int | float | None = None
+) -> TaskSamples:
+    """Load a task's rows and make its samples, see ``limited_count``.
+
+    Raises:
+        DataError: the rows are not what the task needs.
+        TaskError: a template does not fit the rows.
+        MetricError: the metric is unknown, or a target cannot be scored.
+    """
+    splits = load_splits(spec, options)
+    samples = spec.make_samples(splits, limit)
+    for sample in samples:
+        if not sample.text:
+            raise DataError(f"{spec.task}: {sample.id} is empty; remove the row")
+        try:
+            (sample.text + sample.target).encode("utf-8")
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{spec.task}: {sample.id} holds half of a surrogate pair, which no tokenizer "
+                "reads; correct the row"
+            ) from None
+    return TaskSamples(spec, splits, tuple(samples))
+
+
+def limited_count(rows: int, limit: int | float | None) -> int:
+    """How many of ``rows`` a limit leaves; below 1 it is a share, rounded up as lm-eval does."""
+    if limit is None:
+        return rows
+    return min(rows, math.ceil(rows * limit) if limit < 1 else int(limit))
+
+
+def limited(rows: Sequence[Row], limit: int | float | None) -> Sequence[Row]:
+    """The first rows that a limit leaves."""
+    return rows[: limited_count(len(rows), limit)]
 
 
 def rows_sha256(rows: Iterable[Row]) -> str:
@@ -68,7 +153,11 @@ def _load_split(spec: TaskSpec, split: str, options: DataOptions) -> SplitRows:
         digest = rows_sha256(rows)
     except DataError as error:
         raise DataError(f"{what}: {error}") from None
-    drift = _drift(spec, split, len(rows), digest)
+    pin, drift = spec.splits[split], None
+    if len(rows) != pin.rows:
+        drift = f"{len(rows)} rows instead of {pin.rows}"
+    elif pin.sha256 and digest != pin.sha256:
+        drift = f"content hash {digest[:12]} instead of {pin.sha256[:12]}"
     if drift and not options.allow_drift:
         raise DataError(
             f"{what} is not the pinned data: {drift}; get the pinned rows, or pass "
@@ -77,44 +166,33 @@ def _load_split(spec: TaskSpec, split: str, options: DataOptions) -> SplitRows:
     return SplitRows(split, tuple(rows), source, digest, drift)
 
 
-def _drift(spec: TaskSpec, split: str, count: int, digest: str) -> str | None:
-    pin = spec.splits[split]
-    if count != pin.rows:
-        return f"{count} rows instead of {pin.rows}"
-    if pin.sha256 and digest != pin.sha256:
-        return f"content hash {digest[:12]} instead of {pin.sha256[:12]}"
-    return None
-
-
 def _find_rows(spec: TaskSpec, split: str, options: DataOptions) -> tuple[list[Row], str]:
     """Local folder first, then the package, then the hub. A data folder that holds the data set
     is the last word: a split missing there is an error, never filled in from elsewhere.
     """
-    if options.data_dir is not None:
-        if not options.data_dir.is_dir():
-            raise DataError(
-                f"no data folder {options.data_dir}; --data-dir (or UNLEARNBENCH_DATA) is a folder "
-                "laid out as <dataset_path>/<subset>/<split>.jsonl"
-            )
-        if (options.data_dir / spec.dataset_path).is_dir():
-            return _read_local(options.data_dir, spec, split), "local"
-    if (PACKAGE_DATA / spec.dataset_path).is_dir():
-        return _read_local(PACKAGE_DATA, spec, split), "package"
+    folder = options.data_dir
+    if folder is not None and not folder.is_dir():
+        raise DataError(
+            f"no data folder {folder}; --data-dir (or UNLEARNBENCH_DATA) is a folder laid out as "
+            "<dataset_path>/<subset>/<split>.jsonl"
+        )
+    for root, source in ((folder, "local"), (PACKAGE_DATA, "package")):
+        if root is not None and (root / spec.dataset_path).is_dir():
+            return _read_local(root / spec.dataset_path / spec.dataset_name, spec, split), source
     return _read_hub(spec, split, options), "hub"
 
 
-def _read_local(root: Path, spec: TaskSpec, split: str) -> list[Row]:
-    base = root / spec.dataset_path / spec.dataset_name / split
-    found = [p for s in _SUFFIXES if (p := base.with_name(split + s)).is_file()]
+def _read_local(folder: Path, spec: TaskSpec, split: str) -> list[Row]:
+    names = [split + suffix for suffix in _READERS]
+    found = [name for name in names if (folder / name).is_file()]
     if not found:
         raise DataError(
-            f"{spec.task}: split {split!r} is missing: no {base}{'|'.join(_SUFFIXES)}; "
+            f"{spec.task}: split {split!r} is missing: no {folder / split}{'|'.join(_READERS)}; "
             "put the file there or use another --data-dir"
         )
     if len(found) > 1:
-        names = ", ".join(p.name for p in found)
-        raise DataError(f"{spec.task}: {base.parent} has {names}; keep one of them")
-    return read_rows(found[0])
+        raise DataError(f"{spec.task}: {folder} has {', '.join(found)}; keep one of them")
+    return read_rows(folder / found[0])
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -123,11 +201,10 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         DataError: the file cannot be read or a row is no object; says the line where there is one.
     """
-    readers = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
-    if path.suffix not in readers:
-        raise DataError(f"{path}: a file of rows ends in {', '.join(readers)}")
+    if path.suffix not in _READERS:
+        raise DataError(f"{path}: a file of rows ends in {', '.join(_READERS)}")
     try:
-        rows = readers[path.suffix](path)
+        rows = _READERS[path.suffix](path)
     except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read: {one_line(error)}") from None
     bad = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
@@ -150,12 +227,11 @@ def _read_jsonl(path: Path) -> Sequence[object]:
 
 
 def _read_json(path: Path) -> Sequence[object]:
+    text = path.read_text(encoding="utf-8")
     try:
-        value: object = json.loads(path.read_text(encoding="utf-8"))
+        value: object = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: no valid JSON: {error.msg}") from None
-    except UnicodeDecodeError:
-        raise
     except ValueError as error:  # a number of thousands of digits
         raise DataError(f"{path}: no valid JSON: {one_line(error, 100)}") from None
     if not isinstance(value, list):
@@ -172,6 +248,9 @@ def _read_parquet(path: Path) -> Sequence[object]:
     except pyarrow.ArrowException as error:
         raise DataError(f"{path}: no valid parquet: {one_line(error, 200)}") from None
     return rows
+
+
+_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
 
 
 def _read_hub(spec: TaskSpec, split: str, options: DataOptions) -> list[Row]:
@@ -191,10 +270,11 @@ def _read_hub(spec: TaskSpec, split: str, options: DataOptions) -> list[Row]:
         loaded = datasets.load_dataset(folder, spec.dataset_name, split=split)
         return [dict(row) for row in loaded]
     except Exception as error:  # the hub client's errors have no common base; none becomes a score
-        tried = f"{options.data_dir} has no {spec.dataset_path}" if options.data_dir else "no data"
+        tried = "no data folder was given"
+        if options.data_dir:
+            tried = f"{options.data_dir} has no {spec.dataset_path}"
         raise DataError(
             f"{spec.task}: split {split!r} could not be loaded from the hub "
-            f"({spec.dataset_path}@{revision}: {one_line(error, 200)}) and {tried}"
-            f"{'' if options.data_dir else ' folder was given'}; pass --data-dir FOLDER with "
-            f"{spec.dataset_path}/{spec.dataset_name}/{split}.jsonl"
+            f"({spec.dataset_path}@{revision}: {one_line(error, 200)}) and {tried}; pass "
+            f"--data-dir FOLDER with {spec.dataset_path}/{spec.dataset_name}/{split}.jsonl"
         ) from error

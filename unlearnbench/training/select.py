@@ -21,7 +21,7 @@ from unlearnbench.errors import OptionError, TrainingError, one_line
 from unlearnbench.results import LikelihoodRecord, RunResult, TaskResult
 from unlearnbench.runs.folder import RunFolder, read_run
 from unlearnbench.tasks.registry import load_registry
-from unlearnbench.tasks.samples import limited_count
+from unlearnbench.tasks.rows import limited_count
 from unlearnbench.training.options import CorpusOptions, SelectOptions
 from unlearnbench.training.output import write_file
 from unlearnbench.util.process import is_main, process_count

@@ -1,4 +1,6 @@
-"""Tables of text. Cells may come from a stranger: none breaks its row or moves the cursor."""
+"""Text: answers cut where they stop, and tables, whose cells may come from a stranger: none breaks
+its row or moves the cursor.
+"""
 
 from __future__ import annotations
 
@@ -23,3 +25,14 @@ def text_table(rows: Sequence[Sequence[object]], head: Sequence[str], style: str
         tablefmt=style,
         disable_numparse=True,
     )
+
+
+def cut_at_stop(text: str, stop: tuple[str, ...]) -> str:
+    """``text`` up to the first occurrence of any stop string.
+
+    Example:
+        >>> cut_at_stop("1472. Question: who?", ("Question:", "."))
+        '1472'
+    """
+    cuts = [at for mark in stop if (at := text.find(mark)) >= 0]
+    return text[: min(cuts, default=len(text))]

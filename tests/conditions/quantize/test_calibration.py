@@ -21,8 +21,7 @@ from unlearnbench.conditions.quantize.calibration import (
 )
 from unlearnbench.errors import DataError, OptionError, PrecisionError, ResultError
 from unlearnbench.tasks.registry import load_registry
-from unlearnbench.tasks.rows import DataOptions
-from unlearnbench.tasks.samples import TaskSamples, load_samples
+from unlearnbench.tasks.rows import DataOptions, TaskSamples, load_samples
 from unlearnbench.util.files import content_sha256
 
 PASSAGES = [json.loads(line)["text"] for line in GENERIC.read_text("utf-8").splitlines()]

@@ -21,7 +21,7 @@ from unlearnbench.checkpoints.packed import stored_scheme
 from unlearnbench.conditions.quantize import _gptqmodel
 from unlearnbench.errors import CheckpointError, PrecisionError, UnlearnbenchError
 from unlearnbench.models.hf import HFModel
-from unlearnbench.models.rounding import mixes_rows, unrounded
+from unlearnbench.models.packable import mixes_rows, unrounded
 
 # PEFT 0.21 and GPTQModel 7.7 read an attribute that transformers 5.20 and later renamed.
 renamed = pytest.mark.filterwarnings(

@@ -12,8 +12,7 @@ from unlearnbench.requests import Generate, Sampling
 from unlearnbench.results import Settings
 from unlearnbench.tasks.kinds.generate import GenerationTask
 from unlearnbench.tasks.registry import load_registry
-from unlearnbench.tasks.rows import DataOptions
-from unlearnbench.tasks.samples import TaskSamples, load_samples
+from unlearnbench.tasks.rows import DataOptions, TaskSamples, load_samples
 from unlearnbench.tasks.spec import SplitRows
 from unlearnbench.tasks.templates import render_field
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 from unlearnbench.requests import Score
 from unlearnbench.results import AnswerRecord
-from unlearnbench.tasks.samples import limited
+from unlearnbench.tasks.rows import limited
 from unlearnbench.tasks.spec import Name, Sample, TaskSpec
 
 NAME = "multiple_choice"

@@ -7,8 +7,7 @@ from tests.tasks.kinds.test_generate import plan_of, read_lines
 from unlearnbench.requests import Score
 from unlearnbench.results import Settings
 from unlearnbench.tasks.registry import load_registry
-from unlearnbench.tasks.rows import DataOptions
-from unlearnbench.tasks.samples import load_samples
+from unlearnbench.tasks.rows import DataOptions, load_samples
 
 
 def settings(ppl_lower: bool) -> Settings:

@@ -16,7 +16,7 @@ from typing import Any
 from unlearnbench.conditions.base import Calibration
 from unlearnbench.errors import DataError, OptionError, one_line
 from unlearnbench.results import CalibrationData
-from unlearnbench.tasks.samples import TaskSamples
+from unlearnbench.tasks.rows import TaskSamples
 from unlearnbench.util.files import content_sha256
 
 log = logging.getLogger("unlearnbench")

@@ -14,7 +14,7 @@ from unlearnbench.errors import DataError, MetricError, OptionError
 from unlearnbench.metrics import generation_metric
 from unlearnbench.requests import Answer, Generate, Generated, Request, Sampling
 from unlearnbench.results import GenerationRecord, SampleRecord, Settings
-from unlearnbench.tasks.samples import limited
+from unlearnbench.tasks.rows import limited
 from unlearnbench.tasks.spec import (
     PROTOCOLS,
     Name,

@@ -21,7 +21,7 @@ from unlearnbench.results import (
     SampleRecord,
     Settings,
 )
-from unlearnbench.tasks.samples import limited
+from unlearnbench.tasks.rows import limited
 from unlearnbench.tasks.spec import (
     Name,
     Sample,

@@ -19,7 +19,7 @@ from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.models.generation import Continuer
 from unlearnbench.models.hf import HFModel
-from unlearnbench.models.rounding import int8_modules, quicken_int8, unrounded
+from unlearnbench.models.packable import int8_modules, quicken_int8, unrounded
 from unlearnbench.requests import Generate, Score
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -171,7 +171,7 @@ def test_a_whole_model_gives_bitsandbytes_own_logits(
 ) -> None:
     ids = torch.arange(40)[None]
     quick = load_at(open_checkpoint(str(tiny), LoadOptions()), "bnb-int8").network
-    monkeypatch.setattr("unlearnbench.models.rounding.quicken_int8", lambda model: None)
+    monkeypatch.setattr("unlearnbench.models.packable.quicken_int8", lambda model: None)
     own = load_at(open_checkpoint(str(tiny), LoadOptions()), "bnb-int8").network
     with torch.no_grad():
         assert torch.equal(quick(input_ids=ids).logits, copy.deepcopy(own)(input_ids=ids).logits)

@@ -10,8 +10,7 @@ from tests.conftest import Toy, write_jsonl
 from unlearnbench.errors import DataError, MetricError, TaskError
 from unlearnbench.results import SplitData
 from unlearnbench.tasks.registry import load_registry
-from unlearnbench.tasks.rows import DataOptions, rows_sha256
-from unlearnbench.tasks.samples import TaskSamples, load_samples
+from unlearnbench.tasks.rows import DataOptions, TaskSamples, load_samples, rows_sha256
 from unlearnbench.tasks.spec import TaskSpec
 
 
