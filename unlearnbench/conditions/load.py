@@ -12,8 +12,14 @@ from dataclasses import dataclass
 
 from unlearnbench.checkpoints.checkpoint import DTYPES, CheckpointSource
 from unlearnbench.checkpoints.source import Source, open_source
-from unlearnbench.conditions import file_of, why_unavailable
-from unlearnbench.conditions.base import Calibration, ConditionSpec, Kernel, LoadPlan
+from unlearnbench.conditions.base import (
+    Calibration,
+    ConditionSpec,
+    Kernel,
+    LoadPlan,
+    file_of,
+    why_unavailable,
+)
 from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.conditions.proof import join_proofs
 from unlearnbench.errors import OptionError, PrecisionError
