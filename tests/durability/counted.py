@@ -38,7 +38,8 @@ def run(log: str, arguments: list[str]) -> None:
     ``LOG.hold`` holds a number, it waits once the log has so many lines, for a signal.
     """
     from unlearnbench.cli import main
-    from unlearnbench.evaluation.journal import Answer, Journal
+    from unlearnbench.evaluation.answers import Journal
+    from unlearnbench.requests import Answer
 
     # A shell starts what it leaves in the background with this signal ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -23,8 +23,7 @@ from tests.evaluation.test_evaluate import (
 )
 from unlearnbench import ScriptedModel
 from unlearnbench.errors import MetricError, ModelOutputError, UnlearnbenchError
-from unlearnbench.evaluation.answers import make_records
-from unlearnbench.evaluation.journal import Answers
+from unlearnbench.evaluation.answers import Answers, make_records
 from unlearnbench.metrics import rouge
 from unlearnbench.metrics.membership import ReferenceScores
 from unlearnbench.requests import Generate, Generated, Score, Scored

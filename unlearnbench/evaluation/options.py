@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field
 
 from unlearnbench.conditions.options import KernelOptions
-from unlearnbench.errors import one_line
+from unlearnbench.util.validation import auto_or_count, count_or_share
 
 
 class Options(KernelOptions):
@@ -31,10 +31,14 @@ class Options(KernelOptions):
     allow_data_drift: bool = False
     """Run on rows that are not the pinned ones."""
 
-    limit: int | float | None = Field(default=None, title="N|SHARE")
+    limit: Annotated[int | float | None, BeforeValidator(count_or_share)] = Field(
+        default=None, title="N|SHARE"
+    )
     """First N rows of each split, or below 1 a share."""
 
-    batch_size: int | Literal["auto"] = Field(default="auto", title="auto|N")
+    batch_size: Annotated[int | Literal["auto"], BeforeValidator(auto_or_count)] = Field(
+        default="auto", title="auto|N"
+    )
     """Prompts or texts of a batch."""
 
     seed: int = Field(default=0, ge=0)
@@ -72,35 +76,3 @@ class Options(KernelOptions):
 
     progress: bool = False
     """Show progress bars, as the command line always does."""
-
-    @field_validator("limit", mode="before")
-    @classmethod
-    def _limit(cls, given: Any) -> int | float | None:
-        if given is None:
-            return None
-        try:
-            number = float(given)
-            whole = int(number)
-        except (TypeError, ValueError, OverflowError):
-            raise ValueError(
-                f"--limit {one_line(given, 60)!r} is not a number or a share"
-            ) from None
-        if number <= 0:
-            raise ValueError(
-                f"--limit {given} leaves no sample; use 1 or more, a share below 1, or leave it out"
-            )
-        if number > 1 and number != whole:
-            raise ValueError(f"--limit {given}: use a whole number, or a share below 1")
-        return whole if number == whole else number
-
-    @field_validator("batch_size", mode="before")
-    @classmethod
-    def _batch_size(cls, given: Any) -> int | str:
-        text = str(given)
-        if text == "auto":
-            return "auto"
-        if not text.isascii() or not text.isdigit() or int(text) == 0:
-            raise ValueError(
-                f"--batch-size {one_line(text, 60)}: use 'auto' or a whole number above 0"
-            )
-        return int(text)

@@ -73,20 +73,17 @@ def _explained(error: Exception) -> Exception:
     if isinstance(error, OSError) and is_full(error):
         what = error.filename or "a file of a library's"
         return OutputError(f"{what} cannot be written ({error.strerror}); free some space")
-    if _is_out_of_memory(error):
+    lacking = isinstance(error, MemoryError)
+    if isinstance(error, RuntimeError) and "torch" in sys.modules:
+        from unlearnbench.models.batches import is_out_of_memory
+
+        lacking = is_out_of_memory(error)
+    if lacking:
         return ModelOutputError(
             f"out of memory ({one_line(error, 120) or 'no more to allocate'}); use a smaller "
             "model, a smaller --batch-size, a condition of fewer bits, or another machine"
         )
     return error
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, RuntimeError) and "torch" in sys.modules:
-        from unlearnbench.models.batches import is_out_of_memory
-
-        return is_out_of_memory(error)
-    return isinstance(error, MemoryError)
 
 
 _ARROWS = {"low": "(low)", "high": "(high)", "zero": "(near 0)"}
@@ -126,38 +123,27 @@ def results_table(
     """
     if wants is None:
         wants = {name: task.want for result in results for name, task in result.tasks.items()}
-    found = {result.condition.name: result.tasks for result in results}
+    found = {r.condition.name: r.tasks for r in results}
     head = ["condition", *(f"{name} {_ARROWS[want]}" for name, want in wants.items()), "run folder"]
-    rows = [
-        [
-            condition,
-            *(_cell(found.get(condition, {}), name, (condition, name), failed) for name in wants),
-            str(path),
-        ]
-        for condition, path in paths.items()
-    ]
+    rows = []
+    for condition, path in paths.items():
+        cells = []
+        for name in wants:
+            result = found.get(condition, {}).get(name)
+            lost = (condition, name) in failed or (condition, None) in failed
+            cells.append(_cell(result) if result else "FAILED" if lost else "not run")
+        rows.append([condition, *cells, str(path)])
     return text_table(rows, head)
 
 
-def _cell(
-    tasks: Mapping[str, TaskResult],
-    name: str,
-    place: tuple[str, str],
-    failed: Collection[tuple[str, str | None]],
-) -> str:
-    if name not in tasks:
-        return "FAILED" if place in failed or (place[0], None) in failed else "not run"
-    result, parts = tasks[name], []
+def _cell(result: TaskResult) -> str:
+    parts = []
     if result.value is not None:
-        parts.append(_plus_minus(result.value, result.stderr, 1))
+        more = "" if result.stderr is None else f" +- {result.stderr:.1f}"
+        parts.append(f"{result.value:.1f}{more}")
     if result.auc is not None:
         shown = f"AUC {result.auc:.3f}"
         if result.auc_ci is not None:
             shown += f" [{result.auc_ci[0]:.3f}, {result.auc_ci[1]:.3f}]"
         parts.append(shown)
     return ", ".join(parts)
-
-
-def _plus_minus(value: float, stderr: float | None, digits: int) -> str:
-    shown = f"{value:.{digits}f}"
-    return shown if stderr is None else f"{shown} +- {stderr:.{digits}f}"

@@ -6,6 +6,7 @@ Never assumed: without either there is an AUC and no PrivLeak.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,7 +51,35 @@ def open_reference(asked: Path | str | None) -> RetrainedRun | Literal["stated"]
     return RetrainedRun(RunFolder(path), read_run(path))
 
 
-def run_reference(task: TaskSamples, run: RetrainedRun, checkpoint: Checkpoint) -> TaskReference:
+def find_references(
+    tasks: Sequence[TaskSamples],
+    asked: RetrainedRun | Literal["stated"] | None,
+    checkpoint: Checkpoint,
+    config: Mapping[str, object],
+) -> dict[str, TaskReference]:
+    """The retrained model's scores on every task that is measured against them.
+
+    Raises: as ``_run_reference``.
+    """
+    found: dict[str, TaskReference] = {}
+    for task in tasks:
+        if asked is None or not task.spec.needs_reference:
+            continue
+        if asked == "stated":
+            reference = task.spec.stated_reference(config)
+        else:
+            reference = _run_reference(task, asked, checkpoint)
+        if reference.scores.auc < 0.05:
+            log.warning(
+                "%s: the reference AUC is %.3g; so near 0 PrivLeak explodes, read the AUC instead",
+                task.spec.task,
+                reference.scores.auc,
+            )
+        found[task.spec.task] = reference
+    return found
+
+
+def _run_reference(task: TaskSamples, run: RetrainedRun, checkpoint: Checkpoint) -> TaskReference:
     """The reference from a run of the retrained model, once it is shown to be comparable.
 
     Raises:

@@ -17,15 +17,10 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from unlearnbench.errors import DataError, ResultError
-from unlearnbench.evaluation.answers import make_records, request_ids, task_fingerprint
-from unlearnbench.evaluation.journal import Journal
+from unlearnbench.evaluation.answers import Journal, make_records, request_ids, task_fingerprint
 from unlearnbench.evaluation.options import Options
 from unlearnbench.evaluation.outcome import Failures
-from unlearnbench.evaluation.reference import (
-    RetrainedRun,
-    keep_reference,
-    run_reference,
-)
+from unlearnbench.evaluation.reference import RetrainedRun, find_references, keep_reference
 from unlearnbench.lm_eval.suite import Suite, samples_path
 from unlearnbench.models.base import Model
 from unlearnbench.results import (
@@ -113,32 +108,6 @@ class Evaluation:
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
 
-    def references(
-        self, checkpoint: Checkpoint, config: Mapping[str, object]
-    ) -> dict[str, TaskReference]:
-        """The retrained model's scores on every task that is measured against them.
-
-        Raises:
-            OptionError: the reference is none for these tasks.
-        """
-        found: dict[str, TaskReference] = {}
-        for task in self.tasks:
-            if self.reference is None or not task.spec.needs_reference:
-                continue
-            if self.reference == "stated":
-                reference = task.spec.stated_reference(config)
-            else:
-                reference = run_reference(task, self.reference, checkpoint)
-            if reference.scores.auc < 0.05:
-                log.warning(
-                    "%s: the reference AUC is %.3g; so near 0 PrivLeak explodes, read the AUC "
-                    "instead",
-                    task.spec.task,
-                    reference.scores.auc,
-                )
-            found[task.spec.task] = reference
-        return found
-
 
 def _sorted(results: Mapping[str, R]) -> dict[str, R]:
     return dict(sorted(results.items()))
@@ -164,7 +133,9 @@ class Run:
         """
         self._evaluation, self._settings, self._condition = evaluation, settings, condition
         self._fingerprint = Fingerprint.of_run(checkpoint, settings, condition)
-        self._references = evaluation.references(checkpoint, config)
+        self._references = find_references(
+            evaluation.tasks, evaluation.reference, checkpoint, config
+        )
         self._folder = RunFolder(run_path(evaluation.options.output, checkpoint, condition.name))
         self._todo: dict[str, Journal] = {}
         self._harness_todo: list[str] = []

@@ -240,6 +240,34 @@ class OptionModel(BaseModel):
         return type(self).of({**now, **fields})
 
 
+def count_or_share(given: Any) -> int | float | None:
+    """Checks ``--limit``: a whole number, or a share below 1."""
+    if given is None:
+        return None
+    try:
+        number = float(given)
+        whole = int(number)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"--limit {one_line(given, 60)!r} is not a number or a share") from None
+    if number <= 0:
+        raise ValueError(
+            f"--limit {given} leaves no sample; use 1 or more, a share below 1, or leave it out"
+        )
+    if number > 1 and number != whole:
+        raise ValueError(f"--limit {given}: use a whole number, or a share below 1")
+    return whole if number == whole else number
+
+
+def auto_or_count(given: Any) -> int | str:
+    """Checks ``--batch-size``: ``auto`` or a whole number above 0."""
+    text = str(given)
+    if text == "auto":
+        return text
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise ValueError(f"--batch-size {one_line(text, 60)}: use 'auto' or a whole number above 0")
+    return int(text)
+
+
 def _explain(error: ValidationError) -> str:
     """The first fault, after the option as the command line spells it. A message of our own that
     begins with an option says everything.

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unlearnbench.errors import ModelOutputError, ResultError
-from unlearnbench.evaluation.journal import Answer, Journal, _checksum, _dump
-from unlearnbench.requests import Generated, Scored
+from unlearnbench.evaluation.answers import Journal, _checksum, _dump
+from unlearnbench.requests import Answer, Generated, Scored
 from unlearnbench.runs.fingerprint import Fingerprint
 
 FACTS = {"seed": 0, "task": "t"}
