@@ -53,7 +53,7 @@ def open_reference(asked: Path | str | None) -> RetrainedRun | Literal["stated"]
 
 def find_references(
     tasks: Sequence[TaskSamples],
-    asked: RetrainedRun | Literal["stated"] | None,
+    asked: RetrainedRun | Literal["stated"],
     checkpoint: Checkpoint,
     config: Mapping[str, object],
 ) -> dict[str, TaskReference]:
@@ -63,7 +63,7 @@ def find_references(
     """
     found: dict[str, TaskReference] = {}
     for task in tasks:
-        if asked is None or not task.spec.needs_reference:
+        if not task.spec.needs_reference:
             continue
         if asked == "stated":
             reference = task.spec.stated_reference(config)

@@ -133,9 +133,9 @@ class Run:
         """
         self._evaluation, self._settings, self._condition = evaluation, settings, condition
         self._fingerprint = Fingerprint.of_run(checkpoint, settings, condition)
-        self._references = find_references(
-            evaluation.tasks, evaluation.reference, checkpoint, config
-        )
+        self._references = {}
+        if (reference := evaluation.reference) is not None:
+            self._references = find_references(evaluation.tasks, reference, checkpoint, config)
         self._folder = RunFolder(run_path(evaluation.options.output, checkpoint, condition.name))
         self._todo: dict[str, Journal] = {}
         self._harness_todo: list[str] = []
