@@ -96,6 +96,14 @@ def test_a_damaged_record_is_as_none(finished: Path) -> None:
         assert there(finished) == []
 
 
+def test_what_an_earlier_release_made_is_made_anew(tmp_path: Path) -> None:
+    worked(DemoOptions(tmp_path), print)
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages/start.json").write_text("{}", encoding="ascii")
+    assert not clear(tmp_path, KEYS)
+    assert there(tmp_path) == []
+
+
 def test_files_that_are_not_the_demos_stay(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine", encoding="utf-8")
     assert call("demo", "--out", str(tmp_path)) == 2
