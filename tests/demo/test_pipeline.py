@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from unlearnbench.demo.meter import measured
 from unlearnbench.demo.pipeline import MADE, clear, files_sha256, part_keys, run_demo
 from unlearnbench.demo.recipe import METHODS, PRECISIONS, DemoOptions
 from unlearnbench.demo.work import is_trained
-from unlearnbench.errors import OptionError
+from unlearnbench.errors import EvaluationError, Failure, MetricError, OptionError
 from unlearnbench.recovery.statistics import RecoveryRow
 from unlearnbench.tasks.registry import builtin_task_dir
 
@@ -131,6 +132,13 @@ def test_a_training_that_was_killed_at_its_end_or_its_start(tmp_path: Path) -> N
     (half / ".training/request.json").write_text("{}", encoding="utf-8")
     assert not is_trained(half)
     assert half.exists()
+
+
+def test_a_failed_evaluation_is_told_as_it_is_by_the_worker_process() -> None:
+    failure = Failure("rtn-int4", "demo_verbmem", None, MetricError("no score"), "")
+    error = pickle.loads(pickle.dumps(EvaluationError([failure], [])))
+    assert error.failures[0].where == "demo_verbmem at rtn-int4"
+    assert "demo_verbmem at rtn-int4: no score" in str(error)
 
 
 @pytest.mark.parametrize(
