@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from unlearnbench.checkpoints.load import end_tokens
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models.batches import A, Budget, Q, Tokens, run_in_batches, texts_budget
-from unlearnbench.models.generation import Continuer, PackedPrompts, PaddedPrompts
+from unlearnbench.models.generation import Continuer, PackedPrompts, PaddedPrompts, Prompts
 from unlearnbench.models.likelihood import Head, find_head
 from unlearnbench.models.packable import (
     find_continuer,
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from unlearnbench.checkpoints.source import Source
-
-Prompts = Sequence[tuple[Generate, list[int]]]
 
 
 class HFModel:
@@ -74,22 +72,16 @@ class HFModel:
 
     @property
     def device(self) -> str:
-        """Kind of device, as ``cpu`` or ``cuda``."""
         return self._device.split(":")[0]
 
     def truncate(self, text: str, max_tokens: int) -> str:
-        """Cut ``text`` to its first ``max_tokens`` token ids, special tokens counted."""
         ids = self.tokens.encode(text)
         return text if len(ids) <= max_tokens else self.tokens.decode(ids[:max_tokens])
 
     def generate(
         self, requests: Sequence[Generate], skip: Collection[str] = ()
     ) -> Iterator[Generated]:
-        """Continue prompts. Batches hold requests of one kind and of similar length.
-
-        Raises:
-            ModelOutputError: see ``Model``.
-        """
+        """Continue prompts. Batches hold requests of one kind and of similar length."""
         kinds: dict[tuple[object, ...], list[tuple[Generate, list[int]]]] = {}
         for request in requests:
             ids, new = self.tokens.prompt(request), request.max_new_tokens
@@ -130,11 +122,6 @@ class HFModel:
         yield from self._in_batches(prompts, padded.run, budget, skip)
 
     def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
-        """Give per-token log-probabilities of whole texts.
-
-        Raises:
-            ModelOutputError: see ``Model``.
-        """
         sides: dict[tuple[int, ...], list[tuple[Score, list[int]]]] = {}
         for request in requests:
             ids = self.tokens.fit(request.id, self.tokens.encode(request.text), 0)
