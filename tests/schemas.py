@@ -1,5 +1,5 @@
-"""JSON Schemas of a run folder's files, made from ``unlearnbench/results.py``, which describes every
-field: ``python -m tests.schemas docs/schema`` (``make schema``).
+"""JSON Schemas of a run folder's files, made from ``unlearnbench/results.py``, which describes
+every field: ``python -m tests.schemas docs/schema`` (``make schema``).
 """
 
 from __future__ import annotations
