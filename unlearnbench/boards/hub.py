@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from unlearnbench.boards.entry import read_entry
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.runs.folder import read_run
-from unlearnbench.util.files import read_bytes
+from unlearnbench.util.files import parse_json, read_bytes
 from unlearnbench.util.process import quiet_hub
 
 _KNOWN = ["run.json", "samples/*.jsonl", "lm_eval/samples_*.jsonl"]
@@ -73,11 +72,8 @@ def _of(path: Path) -> Iterator[Upload]:
 def _upload(path: Path, remote: str) -> Upload:
     """A file with which kinds of text it holds, and the local paths that it names."""
     content, found = read_bytes(path, ResultError), dict[str, None]()
-    try:
-        for line in content.splitlines() if path.suffix == ".jsonl" else [content]:
-            _look(json.loads(line), found)
-    except (ValueError, RecursionError) as error:
-        raise ResultError(f"{path} is no valid JSON: {one_line(error, 100)}") from None
+    for line in content.splitlines() if path.suffix == ".jsonl" else [content]:
+        _look(parse_json(path, line, ResultError), found)
     return Upload(path, remote, len(content), tuple(found))
 
 
@@ -122,15 +118,11 @@ def push(uploads: Sequence[Upload], repo: str, private: bool) -> str:
 
     quiet_hub()
     operations = [CommitOperationAdd(u.remote, u.local.read_bytes()) for u in uploads]
+    message = f"Add {len(uploads)} files of unlearnbench"
     try:
         api = HfApi()
         api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
-        done = api.create_commit(
-            repo,
-            operations,
-            commit_message=f"Add {len(uploads)} files of unlearnbench",
-            repo_type="dataset",
-        )
+        done = api.create_commit(repo, operations, commit_message=message, repo_type="dataset")
     except Exception as error:  # the hub client's errors have no common base
         raise OptionError(
             f"nothing was pushed to {one_line(repo, 200)}: {one_line(error, 300)}; see that it may "
