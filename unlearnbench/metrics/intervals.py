@@ -227,12 +227,11 @@ class Values:
         return Values(factor * self.values, (factor * self.bounds[0], factor * self.bounds[1]))
 
     def parts(self) -> list[Array]:
-        """What the standard error is made of: each sample's value; of pairs, its mean over the other
-        group (DeLong, DeLong and Clarke-Pearson 1988).
+        """What the standard error is made of: each sample's value; of pairs, its mean over the
+        other group (DeLong, DeLong and Clarke-Pearson 1988).
         """
-        return (
-            [self.values] if self.values.ndim == 1 else [self.values.mean(1), self.values.mean(0)]
-        )
+        values = self.values
+        return [values] if values.ndim == 1 else [values.mean(axis=1), values.mean(axis=0)]
 
     def resampled(self, draws: Draws) -> tuple[Array, Array]:
         """Mean and variance of the mean, of each resample; the groups of pairs are drawn apart."""
