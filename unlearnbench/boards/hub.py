@@ -38,21 +38,15 @@ class Upload:
 
 def plan_upload(paths: Sequence[Path]) -> list[Upload]:
     """The files of run folders (``results/<model>/<precision>/`` in the repository) and of board
-    entries (``entries/<board>/<name>.json``). Anything else in a run folder stays here.
-
-    Raises:
-        ResultError: a path is neither, or cannot be read.
-        OptionError: two of them would go to one place.
+    entries (``entries/<board>/<name>.json``). Anything else in a run folder stays here. Raises
+    ResultError where a path is neither, OptionError where two files would go to one place.
     """
-    found = [upload for path in paths for upload in _of(path)]
-    places: dict[str, Path] = {}
-    for upload in found:
-        if upload.remote in places:
-            raise OptionError(
-                f"{places[upload.remote]} and {upload.local} would both be {upload.remote}"
-            )
-        places[upload.remote] = upload.local
-    return found
+    places: dict[str, Upload] = {}
+    for upload in (upload for path in paths for upload in _of(path)):
+        first = places.setdefault(upload.remote, upload)
+        if first is not upload:
+            raise OptionError(f"{first.local} and {upload.local} would both be {upload.remote}")
+    return list(places.values())
 
 
 def _of(path: Path) -> Iterator[Upload]:
@@ -96,10 +90,9 @@ def describe(uploads: Sequence[Upload], repo: str, private: bool) -> str:
     """What would leave the machine, a line a file."""
     kind = "private" if private else "PUBLIC"
     total = sum(upload.size for upload in uploads)
-    lines = [
-        f"to the data set {one_line(repo, 200)}, {kind} if it is new (an existing one stays as "
-        f"visible as it is): {len(uploads)} files, {total:,} bytes"
-    ]
+    where = f"to the data set {one_line(repo, 200)}, {kind} if it is new"
+    stays = "(an existing one stays as visible as it is)"
+    lines = [f"{where} {stays}: {len(uploads)} files, {total:,} bytes"]
     for upload in uploads:
         holds = f"; holds {', '.join(upload.texts)}" if upload.texts else ""
         lines.append(f"  {upload.size:>12,}  {one_line(upload.remote)}{holds}")
@@ -108,11 +101,7 @@ def describe(uploads: Sequence[Upload], repo: str, private: bool) -> str:
 
 def push(uploads: Sequence[Upload], repo: str, private: bool) -> str:
     """Make the repository where it is not there, add the files in one commit, return its address.
-
-    ``private`` matters where the repository is new; an existing one stays as it is.
-
-    Raises:
-        OptionError: the hub refuses, or cannot be reached.
+    ``private`` matters where the repository is new. OptionError where the hub refuses.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 

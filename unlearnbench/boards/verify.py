@@ -39,7 +39,17 @@ def verify_board(board: Board) -> tuple[list[BoardEntry], list[Verdict]]:
         OptionError: the board's tasks are not known, or it ranks by one where high is good.
         TaskError: one of the board's own task files is wrong.
     """
-    registry = _require_tasks(board)
+    registry = board.registry()
+    for name in board.rules.tasks:
+        if name not in registry.tasks:
+            where = "in the package or in the board's tasks/"
+            raise OptionError(f"{board.name}: no task {one_line(name)} {where}")
+    for name in board.rules.ranking:
+        if registry.tasks[name].want == "high":  # the less is retained, the better the place
+            raise OptionError(
+                f"{board.name}: ranking: {name} is a retain task; entries are ranked by forget "
+                "tasks, and utility_floor is about retained knowledge"
+            )
     entries, verdicts = [], dict[str, Verdict]()
     for path in sorted(board.entries.glob("*.json")):
         verdict = verdicts[path.stem] = Verdict(path.stem)
@@ -91,22 +101,6 @@ def _verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: 
             "no texts: the scores of single answers, the records' hashes and the number of empty "
             "outputs could not be recomputed"
         )
-
-
-def _require_tasks(board: Board) -> Registry:
-    registry = board.registry()
-    for name in board.rules.tasks:
-        if name not in registry.tasks:
-            raise OptionError(
-                f"{board.name}: no task {one_line(name)} in the package or in the board's tasks/"
-            )
-    for name in board.rules.ranking:
-        if registry.tasks[name].want == "high":  # the less is retained, the better the place
-            raise OptionError(
-                f"{board.name}: ranking: {name} is a retain task; entries are ranked by forget "
-                "tasks, and utility_floor is about retained knowledge"
-            )
-    return registry
 
 
 def _run_problems(board: Board, part: EntryRun) -> Iterator[str]:
