@@ -16,7 +16,7 @@ from unlearnbench import conditions as backends
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.conditions.base import ConditionSpec, ModuleReading, blocks, groups
-from unlearnbench.conditions.proof import _spread, distinct_values, prove
+from unlearnbench.conditions.proof import _choose, distinct_values, prove
 from unlearnbench.conditions.quantize import bnb
 from unlearnbench.conditions.quantize.rtn import quantize
 from unlearnbench.errors import NotInForceError
@@ -209,7 +209,9 @@ def test_a_grid_is_not_another_grid(
 def test_the_proof_looks_at_every_kind_of_module() -> None:
     kinds = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     names = [f"model.layers.{i}.x.{kind}" for i in range(32) for kind in kinds]
-    chosen = _spread(names)
+    large = {f"{name}.weight": torch.empty(2**22, device="meta") for name in names}
+    chosen = _choose(names, large)
+    assert len(chosen) < len(names)
     assert {name.rsplit(".", 1)[-1] for name in chosen} == set(kinds)
     assert {"0", "16"} <= {name.split(".")[2] for name in chosen}
 

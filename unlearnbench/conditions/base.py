@@ -66,6 +66,8 @@ class ConditionSpec:
     """How it can run; empty where nothing is quantized."""
     extra: str | None = None
     """What ``pip install unlearnbench[...]`` calls its libraries."""
+    libraries: tuple[str, ...] = ()
+    """The modules that it imports, all of which must be there."""
     calibrated: bool = False
     """Whether it needs texts."""
 
@@ -73,6 +75,17 @@ class ConditionSpec:
     def install(self) -> str:
         """The command that installs what it needs."""
         return "pip install " + (f"'unlearnbench[{self.extra}]'" if self.extra else "unlearnbench")
+
+    def missing(self) -> str | None:
+        """Why it cannot run here, with the command that helps; None where nothing is lacking."""
+        for module in self.libraries:
+            try:
+                found = importlib.util.find_spec(module)
+            except ModuleNotFoundError:  # its parent package is missing
+                found = None
+            if found is None:
+                return f"{module.replace('.', '-')} is not installed: {self.install}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -138,8 +151,8 @@ class Codes(NamedTuple):
 class ConditionFile(Protocol):
     """A file that offers conditions. It imports its heavy library inside its functions.
 
-    Optional are ``FAMILY`` and ``parse``, for conditions whose names hold a number;
-    ``unavailable``; and ``encode``, where a quantizer's codes follow from a weight alone.
+    Optional are ``FAMILY`` and ``parse``, for conditions whose names hold a number, and ``encode``,
+    where a quantizer's codes follow from a weight alone.
     """
 
     CONDITIONS: tuple[ConditionSpec, ...]
@@ -149,8 +162,6 @@ class ConditionFile(Protocol):
     parse: Callable[[str], ConditionSpec | None]
     """The condition that a name stands for; None for a name of another kind. Raises PrecisionError
     for a number out of bounds."""
-    unavailable: Callable[[ConditionSpec, str], str | None]
-    """(spec, device) -> why it cannot be made here, or None."""
     encode: Callable[[ConditionSpec, torch.Tensor], Codes]
     """(spec, weight of shape (out, in)) -> its codes, without a model."""
     load: Callable[[ConditionSpec, CheckpointSource, LoadPlan], ModelWithProof]
@@ -187,12 +198,6 @@ def file_of(spec: ConditionSpec) -> ConditionFile:
         if hasattr(file, "FAMILY") and spec in (file.FAMILY, file.parse(spec.name)):
             return file
     raise PrecisionError(f"no file offers the condition {one_line(spec.name, 80)}")
-
-
-def why_unavailable(spec: ConditionSpec, device: str) -> str | None:
-    """Why ``spec`` cannot be made on ``device``, with what to install; None where it can."""
-    file = file_of(spec)
-    return file.unavailable(spec, device) if hasattr(file, "unavailable") else None
 
 
 def has_codes(spec: ConditionSpec) -> bool:
@@ -248,18 +253,6 @@ def held_bytes(*tensors: torch.Tensor | None) -> int:
 def dtype_name(tensor: torch.Tensor) -> str:
     """The dtype's name without ``torch.``."""
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def lacking(spec: ConditionSpec, *modules: str) -> str | None:
-    """Why ``spec``, which imports ``modules``, cannot run here; None where all are installed."""
-    for module in modules:
-        try:
-            found = importlib.util.find_spec(module)
-        except ModuleNotFoundError:  # its parent package is missing
-            found = None
-        if found is None:
-            return f"{module.replace('.', '-')} is not installed: {spec.install}"
-    return None
 
 
 def groups(weight: torch.Tensor, size: int | None) -> torch.Tensor:

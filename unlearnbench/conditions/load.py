@@ -18,7 +18,6 @@ from unlearnbench.conditions.base import (
     Kernel,
     LoadPlan,
     file_of,
-    why_unavailable,
 )
 from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.conditions.proof import join_proofs
@@ -175,7 +174,7 @@ def require_available(spec: ConditionSpec, device: str) -> None:
         raise PrecisionError(
             f"{spec.name} is made on one device; use --device cuda, or another precision"
         )
-    reason = why_unavailable(spec, device)
+    reason = spec.missing()
     if reason:
         raise PrecisionError(f"{spec.name} cannot run here: {reason}")
 

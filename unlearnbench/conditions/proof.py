@@ -16,9 +16,11 @@ from unlearnbench.conditions.base import (
     LoadPlan,
     ModelWithProof,
     ModuleReading,
+    build_changed,
     dtype_name,
     held_bytes,
     make_dense,
+    read_packed,
 )
 from unlearnbench.errors import NotInForceError
 from unlearnbench.results import FULL, ON_GRID, Proof
@@ -99,6 +101,26 @@ def finish(
     if plan.kernel == "dequantized":
         make_dense(model, inspect, plan.dtype)
     return ModelWithProof(model, proof)
+
+
+def load_rounded(
+    spec: ConditionSpec,
+    source: CheckpointSource,
+    plan: LoadPlan,
+    group: int | None,
+    rounded: Callable[[str, torch.Tensor], tuple[torch.Tensor, int]],
+) -> ModelWithProof:
+    """A dense model with rounded values: ``rounded(name, weight)`` gives those of a layer and its
+    bytes as packed. ``group``: columns that share constants, None for a whole row.
+    """
+    stored: dict[str, int] = {}
+
+    def change(name: str, weight: torch.Tensor) -> torch.Tensor:
+        values, stored[name] = rounded(name, weight)
+        return values
+
+    model = build_changed(source, plan, change)
+    return ModelWithProof(model, prove(spec, source, model, read_packed(stored, group)))
 
 
 def prove(
@@ -185,10 +207,8 @@ def _require_covered(
 def _choose(names: list[str], before: Mapping[str, torch.Tensor]) -> list[str]:
     """All modules, or in a large model some of every kind (q_proj, ...) from all depths."""
     total = sum(before[f"{name}.weight"].numel() for name in names if f"{name}.weight" in before)
-    return names if total <= _COMPARE_ALL else _spread(names)
-
-
-def _spread(names: list[str]) -> list[str]:
+    if total <= _COMPARE_ALL:
+        return names
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(name.rsplit(".", 1)[-1], []).append(name)

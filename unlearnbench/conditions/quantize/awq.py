@@ -17,7 +17,6 @@ from unlearnbench.conditions.base import (
     LoadPlan,
     ModelWithProof,
     ModuleReading,
-    lacking,
 )
 from unlearnbench.conditions.proof import finish, require_coverable
 from unlearnbench.conditions.quantize import _gptqmodel as library
@@ -44,15 +43,11 @@ CONDITIONS = tuple(
         bits_per_weight=4 + (16 + 4) / group,
         kernels=("native", "dequantized"),
         extra="gptq",
+        libraries=("gptqmodel",),
         calibrated=True,
     )
     for group in (64, 128)
 )
-
-
-def unavailable(spec: ConditionSpec, device: str) -> str | None:
-    """GPTQModel must be installed."""
-    return lacking(spec, "gptqmodel")
 
 
 def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:

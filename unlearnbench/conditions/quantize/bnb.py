@@ -18,7 +18,6 @@ from unlearnbench.conditions.base import (
     blocks,
     dtype_name,
     held_bytes,
-    lacking,
 )
 from unlearnbench.conditions.proof import finish
 from unlearnbench.errors import NotInForceError
@@ -48,6 +47,7 @@ def _four_bit(kind: str, double: bool) -> ConditionSpec:
         bits=4,
         bits_per_weight=4 + scale,
         kernels=("native", "dequantized"),
+        libraries=("bitsandbytes",),
     )
 
 
@@ -61,14 +61,10 @@ CONDITIONS = (
         bits=8,
         bits_per_weight=8,
         kernels=("native",),
+        libraries=("bitsandbytes",),
     ),
     *(_four_bit(kind, double) for kind in ("fp4", "nf4") for double in (False, True)),
 )
-
-
-def unavailable(spec: ConditionSpec, device: str) -> str | None:
-    """Bitsandbytes must be installed; it has kernels for CPU and CUDA."""
-    return lacking(spec, "bitsandbytes")
 
 
 def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:

@@ -14,11 +14,8 @@ from unlearnbench.conditions.base import (
     ConditionSpec,
     LoadPlan,
     ModelWithProof,
-    build_changed,
-    lacking,
-    read_packed,
 )
-from unlearnbench.conditions.proof import finish
+from unlearnbench.conditions.proof import load_rounded
 from unlearnbench.errors import NotInForceError
 
 if TYPE_CHECKING:
@@ -43,6 +40,7 @@ def _spec(kind: str, bits: int, scheme: str) -> ConditionSpec:
         bits=bits,
         bits_per_weight=bits + 8 * _HEADER[kind] / _BLOCK,
         kernels=("dequantized",),
+        libraries=("gguf",),
     )
 
 
@@ -54,11 +52,6 @@ CONDITIONS = (
 )
 
 
-def unavailable(spec: ConditionSpec, device: str) -> str | None:
-    """Gguf must be installed; it works in numpy, whatever the device."""
-    return lacking(spec, "gguf")
-
-
 def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
     """Quantize every linear layer but the output head. (llama.cpp's own recipes treat some layers
     and the head otherwise; here all layers are alike, so that precisions can be compared.)
@@ -68,16 +61,11 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     """
     import torch
 
-    stored: dict[str, int] = {}
-
-    def change(name: str, weight: torch.Tensor) -> torch.Tensor:
+    def rounded(name: str, weight: torch.Tensor) -> tuple[torch.Tensor, int]:
         packed, values = _round(spec, name, weight)
-        stored[name] = packed.nbytes
-        return torch.from_numpy(values)
+        return torch.from_numpy(values), packed.nbytes
 
-    model = build_changed(source, plan, change)
-    inspect = read_packed(stored, _BLOCK)
-    return finish(spec, source, model, inspect, LoadPlan(plan.dtype, plan.device))
+    return load_rounded(spec, source, plan, _BLOCK, rounded)
 
 
 def _round(

@@ -12,7 +12,6 @@ from unlearnbench.conditions.base import (
     LoadPlan,
     ModelWithProof,
     ModuleReading,
-    lacking,
 )
 from unlearnbench.conditions.proof import finish, require_coverable
 from unlearnbench.conditions.quantize import _gptqmodel as library
@@ -42,16 +41,12 @@ CONDITIONS = tuple(
         bits_per_weight=bits + (16 + bits) / group,
         kernels=("native", "dequantized"),
         extra="gptq",
+        libraries=("gptqmodel", "optimum"),
         calibrated=True,
     )
     for bits in (4, 8)
     for group in (64, 128)
 )
-
-
-def unavailable(spec: ConditionSpec, device: str) -> str | None:
-    """GPTQModel and optimum must be installed."""
-    return lacking(spec, "gptqmodel", "optimum")
 
 
 def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:

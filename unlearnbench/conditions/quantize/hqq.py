@@ -19,7 +19,6 @@ from unlearnbench.conditions.base import (
     dtype_name,
     groups,
     held_bytes,
-    lacking,
     replace_module,
 )
 from unlearnbench.conditions.proof import finish
@@ -44,13 +43,9 @@ CONDITIONS = (
         bits_per_weight=4 + 2 * 16 / _GROUP,
         kernels=("native", "dequantized"),
         extra="hqq",
+        libraries=("hqq",),
     ),
 )
-
-
-def unavailable(spec: ConditionSpec, device: str) -> str | None:
-    """Hqq must be installed; its torch code runs on CPU and CUDA."""
-    return lacking(spec, "hqq")
 
 
 def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
@@ -60,6 +55,7 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
         NotInForceError: a layer's columns are no multiple of 64, or a layer was not quantized.
     """
     from hqq.core.quantize import HQQLinear
+    from torch import nn
 
     before = source.state_dict()
     model = source.build(plan.dtype, plan.device)
@@ -77,24 +73,13 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
             device=plan.device,
             initialize=True,
         )
-        return _with_bias(made)
+        bias = made.__dict__.pop("bias", None)  # a bare tensor, which nobody would count
+        made.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        return made  # type: ignore[no-any-return]
 
     for name, layer in linear_layers(model).items():
         replace_module(model, name, make(name, layer))
     return finish(spec, source, model, lambda _, module: _inspect(spec, module), plan)
-
-
-def _with_bias(module: Any) -> nn.Module:
-    """The library keeps the bias as a bare tensor, which nobody counts."""
-    from torch import nn
-
-    bias = module.__dict__.pop("bias", None)
-    if bias is not None:
-        module.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
-    else:
-        module.bias = None
-    made: nn.Module = module
-    return made
 
 
 def _config() -> Any:

@@ -89,13 +89,8 @@ class PrecisionOverlap:
             parts.setdefault(layer.block, []).append(layer)
         return {n: PrecisionOverlap(self.precision, tuple(p)).overlap for n, p in parts.items()}
 
-    def as_json(self) -> dict[str, object]:
-        """What ``--json`` writes for one precision."""
-        alone = {layer.name: PrecisionOverlap(self.precision, (layer,)) for layer in self.layers}
-        layers = {name: layer._figures() for name, layer in alone.items()}
-        return {**self._figures(), "forecast": forecast(self), "layers": layers}
-
-    def _figures(self) -> dict[str, object]:
+    def figures(self) -> dict[str, object]:
+        """What ``--json`` writes of these matrices together."""
         return {
             "overlap": self.overlap,
             "changed_share": self.changed_share,
@@ -195,31 +190,25 @@ def overlap_table(found: Sequence[PrecisionOverlap]) -> str:
     """Two tables: a summary line a precision, and the overlap of every transformer block."""
     from unlearnbench.util.text import text_table
 
-    rows = [
-        [
-            p.precision,
-            f"{p.weights:,}",
-            _percent(p.changed_share),
-            f"{p.mean_update:.4g}",
-            _percent(p.overlap),
-        ]
-        for p in found
-    ]
+    rows = []
+    for p in found:
+        changed, same = _percent(p.changed_share), _percent(p.overlap)
+        rows.append([p.precision, f"{p.weights:,}", changed, f"{p.mean_update:.4g}", same])
     head = ["precision", "weights", "changed", "mean update / bin", "same code"]
     summary = text_table(rows, head)
-    blocks = {p.precision: p.by_block() for p in found}
-    lines = [
-        [block, *(_percent(blocks[p.precision][block]) for p in found)]
-        for block in next(iter(blocks.values()))
-    ]
-    head = ["same code in", *(p.precision for p in found)]
-    layers = text_table(lines, head)
+    shares = [p.by_block() for p in found]
+    lines = [[block, *(_percent(share[block]) for share in shares)] for block in shares[0]]
+    layers = text_table(lines, ["same code in", *(p.precision for p in found)])
     return f"{layers}\n\n{summary}\n\n" + "\n".join(forecast(p) for p in found)
 
 
 def write_json(path: Path, found: Sequence[PrecisionOverlap], facts: Mapping[str, str]) -> None:
     """Write every figure: ``{"model", "target", "precisions": {name: {"overlap", ...}}}``."""
-    content = {**facts, "precisions": {p.precision: p.as_json() for p in found}}
+    precisions = {}
+    for p in found:
+        layers = {x.name: PrecisionOverlap(p.precision, (x,)).figures() for x in p.layers}
+        precisions[p.precision] = {**p.figures(), "forecast": forecast(p), "layers": layers}
+    content = {**facts, "precisions": precisions}
     _write(path, json.dumps(content, indent=2, allow_nan=False).encode("ascii") + b"\n")
 
 
@@ -247,10 +236,8 @@ def plot_overlap(path: Path, found: Sequence[PrecisionOverlap]) -> None:
         raise OptionError(f"--plot {path}: use a file ending in .png, .svg or .pdf")
     axes = figure.add_subplot()
     for p in found:
-        blocks = p.by_block()
-        axes.plot(
-            range(len(blocks)), [100 * v for v in blocks.values()], marker=".", label=p.precision
-        )
+        percents = [100 * share for share in p.by_block().values()]
+        axes.plot(range(len(percents)), percents, marker=".", label=p.precision)
     axes.set_xlabel("transformer block")
     axes.set_ylabel("weights with the same code in model and target, %")
     axes.set_ylim(top=100.5)

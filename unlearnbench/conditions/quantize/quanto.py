@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,6 @@ from unlearnbench.conditions.base import (
     dtype_name,
     groups,
     held_bytes,
-    lacking,
 )
 from unlearnbench.conditions.proof import finish
 from unlearnbench.errors import NotInForceError, PrecisionError
@@ -47,6 +45,7 @@ CONDITIONS = (
         bits_per_weight=8,
         kernels=("native", "dequantized"),
         extra="quanto",
+        libraries=("optimum.quanto",),
     ),
     ConditionSpec(
         "quanto-int4",
@@ -58,13 +57,9 @@ CONDITIONS = (
         bits_per_weight=4 + 2 * 16 / 128,
         kernels=("native", "dequantized"),
         extra="quanto",
+        libraries=("optimum.quanto",),
     ),
 )
-
-
-def unavailable(spec: ConditionSpec, device: str) -> str | None:
-    """optimum-quanto must be installed; 4 bits need a C++ compiler and ninja for its extension."""
-    return lacking(spec, "optimum.quanto")
 
 
 def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
@@ -102,25 +97,17 @@ def require_no_stale_lock() -> None:
 
 
 def _is_open(path: Path) -> bool:
-    """Whether a process has the file open; True where that cannot be reading, as on another's."""
+    """Whether a process has the file open; True where that cannot be read, as on another's."""
     import psutil
 
-    try:
-        target = path.stat()
-    except OSError:
+    if not path.exists() or not Path("/proc/self/fd").is_dir():
         return True  # gone already
     for process in psutil.process_iter():
-        if _has_open(process.pid, target):
-            return True
-    return not Path("/proc/self/fd").is_dir()
-
-
-def _has_open(pid: int, target: os.stat_result) -> bool:
-    with contextlib.suppress(OSError):  # the process ended, or is somebody else's
-        for found in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                if os.path.samestat(found.stat(), target):
-                    return True
+        with contextlib.suppress(psutil.Error, OSError):  # it ended, or is somebody else's
+            for file in process.open_files():
+                with contextlib.suppress(OSError):
+                    if path.samefile(file.path):
+                        return True
     return False
 
 

@@ -14,11 +14,9 @@ from unlearnbench.conditions.base import (
     ConditionSpec,
     LoadPlan,
     ModelWithProof,
-    build_changed,
     groups,
-    read_packed,
 )
-from unlearnbench.conditions.proof import finish
+from unlearnbench.conditions.proof import load_rounded
 
 if TYPE_CHECKING:
     import torch
@@ -106,9 +104,12 @@ def quantize(
 
 
 def _quantize(spec: ConditionSpec, weight: torch.Tensor) -> Quantized:
+    return quantize(weight, int(spec.bits or 0), _group(spec), not spec.options["symmetric"])
+
+
+def _group(spec: ConditionSpec) -> int | None:
     size = spec.options["group_size"]
-    group = None if size == "channel" else int(size)
-    return quantize(weight, int(spec.bits or 0), group, not spec.options["symmetric"])
+    return None if size == "channel" else int(size)
 
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
@@ -123,20 +124,14 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     Raises:
         NotInForceError: a layer was not quantized.
     """
-    stored: dict[str, int] = {}
 
-    def change(name: str, weight: torch.Tensor) -> torch.Tensor:
-        rounded = _quantize(spec, weight)
-        stored[name] = _packed_bytes(spec, rounded)
-        return rounded.values()
+    def rounded(_: str, weight: torch.Tensor) -> tuple[torch.Tensor, int]:
+        found = _quantize(spec, weight)
+        bits, zero = (
+            float(spec.bits or 0),
+            0 if spec.options["symmetric"] else float(spec.bits or 0),
+        )
+        packed = found.codes.numel() * bits + found.step.numel() * (_STEP_BITS + zero)
+        return found.values(), int(-(-packed // 8))
 
-    model = build_changed(source, plan, change)
-    group = spec.options["group_size"]
-    inspect = read_packed(stored, None if group == "channel" else int(group))
-    return finish(spec, source, model, inspect, LoadPlan(plan.dtype, plan.device))
-
-
-def _packed_bytes(spec: ConditionSpec, found: Quantized) -> int:
-    zero = 0 if spec.options["symmetric"] else float(spec.bits or 0)
-    bits = found.codes.numel() * float(spec.bits or 0) + found.step.numel() * (_STEP_BITS + zero)
-    return int(-(-bits // 8))
+    return load_rounded(spec, source, plan, _group(spec), rounded)

@@ -16,7 +16,6 @@ from unlearnbench.conditions.base import (
     dense_linear,
     dtype_name,
     held_bytes,
-    lacking,
 )
 from unlearnbench.conditions.proof import finish
 from unlearnbench.errors import NotInForceError
@@ -38,13 +37,9 @@ CONDITIONS = (
         bits_per_weight=8,
         kernels=("native", "dequantized"),
         extra="torchao",
+        libraries=("torchao",),
     ),
 )
-
-
-def unavailable(spec: ConditionSpec, device: str) -> str | None:
-    """Torchao must be installed."""
-    return lacking(spec, "torchao")
 
 
 def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
