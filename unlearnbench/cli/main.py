@@ -47,7 +47,7 @@ COMMANDS = {
     "finetune": ("unlearn", "Train a model on texts: to make a target, or a retrained model."),
     "import": ("runs", "Turn another tool's result folders into runs."),
     "inspect": ("quants", "Will it come back? Compare quantized codes with the target's."),
-    "leaderboard": ("leaderboard", "Boards of entries: add one, build tables and page, verify."),
+    "leaderboard": ("runs", "Boards of entries: add one, build tables and page, verify."),
     "methods": ("unlearn", "List the unlearning methods, or show one."),
     "push": ("runs", "Push run folders and board entries to the Hugging Face hub."),
     "quants": ("quants", "List every precision, and whether it can run here."),

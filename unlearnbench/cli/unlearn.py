@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from unlearnbench.checkpoints.origin import Training
     from unlearnbench.training.job import Job
 
-Command = Callable[..., Any]
 _KINDS = {"masks": "mask", "steps": "step"}
 # What a configuration file may not set: whether to trust files, and what to do with earlier ones.
 _CLOSED = {"verbose", "resume", "trust_remote_code", "allow_pickle"}
@@ -59,23 +57,12 @@ def _method_options() -> list[click.Option]:
     return made
 
 
-def _shared(without: set[str]) -> Callable[[Command], Command]:
-    """The options of both commands that train, but for some of the training's."""
-    kept = {"revision", "trust_remote_code", "allow_pickle"}
-
-    def add(command: Command) -> Command:
-        command = verbose_option(command)
-        command = field_options(LoadOptions, without=set(LoadOptions.model_fields) - kept)(command)
-        command = field_options(CorpusOptions)(command)
-        said = "Go on with an interrupted training in --out."
-        command = click.option("--resume", is_flag=True, help=said)(command)
-        return field_options(TrainOptions, without=without)(command)
-
-    return add
-
-
 _model = click.option("--model", metavar="PATH|ID", help="Checkpoint folder, .gguf file or hub id.")
 _out = click.option("--out", metavar="DIR", help="Gets the new checkpoint and unlearning.json.")
+_resume = click.option(
+    "--resume", is_flag=True, help="Go on with an interrupted training in --out."
+)
+_load = field_options(LoadOptions, {"base", "adapter", "allow_adapter_base", "truncate_left"})
 
 
 @click.command("unlearn", cls=_UnlearnCommand)
@@ -86,7 +73,11 @@ _out = click.option("--out", metavar="DIR", help="Gets the new checkpoint and un
 @click.option("--forget", multiple=True, metavar=_SOURCE, help="Repeatable.")
 @click.option("--retain", multiple=True, metavar=_SOURCE, help="Repeatable.")
 @click.option("--auxiliary", multiple=True, metavar=_SOURCE, help="A third set, if one is read.")
-@_shared({"l1", "weight_noise", "pack"})
+@field_options(TrainOptions, {"l1", "weight_noise", "pack"})
+@_resume
+@field_options(CorpusOptions)
+@_load
+@verbose_option
 @field_options(SelectOptions)
 def unlearn(**given: Any) -> None:
     """Make an unlearned checkpoint from a target model.
@@ -107,7 +98,11 @@ def unlearn(**given: Any) -> None:
 @_out
 @config_option(_CLOSED)
 @click.option("--data", multiple=True, metavar=_SOURCE, help="Repeatable.")
-@_shared({"reference_dtype"})
+@field_options(TrainOptions, {"reference_dtype"})
+@_resume
+@field_options(CorpusOptions)
+@_load
+@verbose_option
 def finetune(**given: Any) -> None:
     """Train a model on texts: to make a target, or a retrained model.
 
