@@ -15,9 +15,9 @@ import torch
 from tests.benchmarks.rivals import Plain, load_plain
 from tests.benchmarks.samples import TASKS, ask, data_folder, requests_of
 from unlearnbench.checkpoints.checkpoint import DTYPES
-from unlearnbench.metrics import generation_metric
 from unlearnbench.results import GenerationRecord
 from unlearnbench.runs.folder import RunFolder
+from unlearnbench.tasks.spec import generation_metric
 
 __all__ = ["measure_rounding"]
 

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unlearnbench.metrics import generation_metric, likelihood_metric
 from unlearnbench.requests import Scored
 from unlearnbench.tasks.kinds.generate import GenerationTask
 from unlearnbench.tasks.kinds.likelihood import LikelihoodTask
 from unlearnbench.tasks.registry import builtin_task_dir, load_registry, read_task
 from unlearnbench.tasks.rows import PACKAGE_DATA, DataOptions, load_samples, load_splits
-from unlearnbench.tasks.spec import TaskSpec
+from unlearnbench.tasks.spec import TaskSpec, generation_metric, likelihood_metric
 
 FILES = sorted(builtin_task_dir().iterdir())
 SPECS = [read_task(path) for path in FILES]

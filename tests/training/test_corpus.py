@@ -15,7 +15,7 @@ from unlearnbench.tasks.kinds.generate import GenerationTask
 from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import rows_sha256
 from unlearnbench.tasks.templates import render_field
-from unlearnbench.training.corpus import Corpus, Document, Encoder, load_corpus
+from unlearnbench.training.corpus import Document, Encoder, load_corpus
 from unlearnbench.training.options import CorpusOptions
 
 PLAIN = CorpusOptions()
@@ -24,7 +24,7 @@ ROWS = len(TOKENIZER)
 
 
 def load(path: Path, options: CorpusOptions = PLAIN) -> list[tuple[str, str | None]]:
-    return [(d.text, d.answer) for d in load_corpus([str(path)], "forget", options).documents]
+    return [(d.text, d.answer) for d in load_corpus([str(path)], "forget", options)[0]]
 
 
 def test_every_file_format_gives_the_same_documents(tmp_path: Path) -> None:
@@ -109,13 +109,11 @@ def test_a_missing_file_and_an_unknown_ending_raise(tmp_path: Path) -> None:
 
 def test_a_task_gives_its_own_split(toy: Toy) -> None:
     options = CorpusOptions(data_dir=str(toy.data), include_path=(str(toy.tasks),))
-    corpus = load_corpus(["task:toy_knowmem_f", "task:toy_privleak"], "forget", options)
-    assert corpus.documents[0] == Document(
-        "Which gate is 0?", "toy_knowmem_f: forget_qa/0", "gate 0"
-    )
-    assert len(corpus.documents) == 6, "three questions and the three forget texts, no holdout"
+    documents, sources = load_corpus(["task:toy_knowmem_f", "task:toy_privleak"], "forget", options)
+    assert documents[0] == Document("Which gate is 0?", "toy_knowmem_f: forget_qa/0", "gate 0")
+    assert len(documents) == 6, "three questions and the three forget texts, no holdout"
     rows = [{"question": f"Which gate is {n}?", "answer": f"gate {n}"} for n in range(3)]
-    assert corpus.sources[0] == SourceRecord(
+    assert sources[0] == SourceRecord(
         role="forget", source="task:toy_knowmem_f", rows=3, sha256=rows_sha256(rows)
     )
     with pytest.raises(OptionError, match="--forget task:toy is . tasks; name one of them"):
@@ -131,7 +129,7 @@ def test_a_forget_task_is_no_retain_set_and_the_other_way_round(toy: Toy) -> Non
 
 
 def encode(*documents: Document, size: int = 64, qa_loss: str = "answer") -> tuple[Example, ...]:
-    return Encoder(TOKENIZER, size, ROWS, qa_loss).encode(Corpus(documents), "forget")
+    return Encoder(TOKENIZER, size, ROWS, qa_loss).encode(documents, "forget")
 
 
 def test_a_text_is_learned_whole_after_its_begin_token() -> None:
@@ -189,4 +187,4 @@ def test_a_long_question_loses_its_start_and_a_long_answer_raises() -> None:
 
 def test_a_token_beyond_the_model_raises() -> None:
     with pytest.raises(ModelOutputError, match="beyond the model's 3 rows"):
-        Encoder(TOKENIZER, 64, 3).encode(Corpus((Document("The gate.", "a/0"),), ()), "forget")
+        Encoder(TOKENIZER, 64, 3).encode([Document("The gate.", "a/0")], "forget")

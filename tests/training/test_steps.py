@@ -150,7 +150,7 @@ def test_an_adapter_has_no_weights_to_round() -> None:
 def test_terms_on_other_texts_may_be_none() -> None:
     _, step = whole_step(method="ga")
     other = WholeStep(
-        step._model, Combined(find_method("ga")), [step._batches[0].only("forget")], 1, {}
+        step.model, Combined(find_method("ga")), [step.batches[0].only("forget")], 1, {}
     )
     found = other.retain()
     assert found.terms == {}

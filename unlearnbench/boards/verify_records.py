@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from unlearnbench.boards.entry import BoardEntry, digest
 from unlearnbench.errors import MetricError, one_line
-from unlearnbench.metrics import generation_metric
 from unlearnbench.results import GenerationRecord, SampleRecord, TaskResult
 from unlearnbench.tasks.rows import TaskSamples, limited_count
-from unlearnbench.tasks.spec import Sample, TaskSpec
+from unlearnbench.tasks.spec import Sample, TaskSpec, generation_metric
 
 _SAME = 1e-9
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")

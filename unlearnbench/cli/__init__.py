@@ -1,4 +1,4 @@
-"""The ``unlearnbench`` command: a file for each of its commands, and ``main`` above them."""
+"""The ``unlearnbench`` command: ``main``, and files of commands, imported when one is called."""
 
 from unlearnbench.cli.main import main
 

@@ -21,7 +21,7 @@ from unlearnbench.results import FULL
 from unlearnbench.tasks.registry import split_names
 from unlearnbench.util.text import text_table
 
-_TASK, _, _KEPT, _ = TASKS
+_TASK, _KEPT = TASKS[0], TASKS[2]
 _INTRO = """\
 A tiny Llama (2 layers, 128 wide) learns an invented corpus by heart, then unlearns a part of it by
 each method, until its answers on that part score at most a quarter of what they did. Every model is
@@ -77,21 +77,21 @@ def demo(seed: int, methods: str, quant: str, out: str | None, dense: bool) -> N
 def scores_table(rows: Sequence[RecoveryRow], precisions: Sequence[str]) -> str:
     """KnowMem_f and KnowMem_r of the target and each method, one figure for each precision."""
     quantized = [name for name in precisions if name != FULL]
-    names = " / ".join([FULL, *quantized])
     found = {(row.entry, row.task, row.precision): row for row in rows}
     entries = list(dict.fromkeys(row.entry for row in rows))
-    lines = [["target"], *([name] for name in entries)]
-    for task in (_TASK, _KEPT):
-        first = [found[entries[0], task, name] for name in quantized]
-        lines[0].append(_scores([first[0].target_full, *(row.target for row in first)]))
-        for line, entry in zip(lines[1:], entries, strict=True):
-            own = [found[entry, task, name] for name in quantized]
-            line.append(_scores([own[0].full, *(row.quantized for row in own)]))
+
+    def scores(model: str, task: str) -> str:
+        entry = entries[0] if model == "target" else model
+        own = [found[entry, task, name] for name in quantized]
+        if model == "target":
+            figures = [own[0].target_full, *(row.target for row in own)]
+        else:
+            figures = [own[0].full, *(row.quantized for row in own)]
+        return " / ".join(f"{figure:.1f}" for figure in figures)
+
+    names = " / ".join([FULL, *quantized])
+    lines = [[model, scores(model, _TASK), scores(model, _KEPT)] for model in ("target", *entries)]
     return text_table(lines, ["model", f"KnowMem_f, {names}", f"KnowMem_r, {names}"])
-
-
-def _scores(scores: Sequence[float]) -> str:
-    return " / ".join(f"{score:.1f}" for score in scores)
 
 
 def _summary(rows: Sequence[RecoveryRow]) -> list[str]:

@@ -42,6 +42,7 @@ def make_start(folder: Path, seed: int) -> Path:
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
+    """Trained on every text of the corpus, in the order of the files."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -54,7 +55,10 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(_texts(), trainer)
+    corpus = "".join((DATA / f"{name}.jsonl").read_text(encoding="utf-8") for name in _FILES)
+    rows: list[dict[str, Any]] = [json.loads(line) for line in corpus.splitlines()]
+    texts = [r.get("text") or f"Question: {r['question']}\nAnswer: {r['answer']}" for r in rows]
+    backend.train_from_iterator(texts, trainer)
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", special_tokens=[("<s>", 0)]
     )
@@ -64,13 +68,3 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         eos_token="</s>",  # noqa: S106
         clean_up_tokenization_spaces=False,
     )
-
-
-def _texts() -> list[str]:
-    """Every text of the corpus, in the order of the files."""
-    texts = []
-    for name in _FILES:
-        for line in (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
-            row: dict[str, Any] = json.loads(line)
-            texts.append(row.get("text") or f"Question: {row['question']}\nAnswer: {row['answer']}")
-    return texts

@@ -78,11 +78,9 @@ class Method:
         return dict(sorted(found.items()))
 
     def with_options(self, asked: Mapping[str, object]) -> Method:
-        """The method with its defaults, changed by what was asked for. Of two pieces with one
-        option, the later says its default and bounds.
-
-        Raises:
-            OptionError: an option that the method does not read, or a value that it cannot have.
+        """The method with its defaults, changed by what was asked for; of two pieces with one
+        option, the later says its default and bounds. Raises OptionError where the method does not
+        read an option, or it cannot have such a value.
         """
         fields = {field.name: field for piece in self.pieces for field in piece.fields}
         for name in asked:
@@ -123,10 +121,8 @@ def pieces() -> dict[str, Piece]:
 
 
 def combine_rule(method: str, numbers: Mapping[str, float]) -> Callable[[Sequence[Tensor]], Tensor]:
-    """How a whole method's output of several models makes one model's logits.
-
-    Raises:
-        CheckpointError: no method of that name is known, or its output is one model.
+    """How a whole method's output of several models makes one model's logits. Raises
+    CheckpointError where no such method is known, or its output is one model.
     """
     piece = pieces().get(method)
     if piece is None or not hasattr(piece.module, "combine"):
@@ -138,41 +134,37 @@ def combine_rule(method: str, numbers: Mapping[str, float]) -> Callable[[Sequenc
     return lambda logits: rule(logits, numbers)
 
 
-def method_names() -> tuple[str, ...]:
-    """The names of all methods: every combination, without the ``_lora`` ones. A way to make a
-    gradient or a mask goes with a method that holds something in place.
+def _combinations() -> dict[str, tuple[Piece, ...]]:
+    """Every method by name, without the ``_lora`` ones. A way to make a gradient or a mask goes
+    with a method that holds something in place.
     """
-    known = pieces()
+    known = pieces().values()
 
-    def names(kind: Kind, reads: Role = "retain") -> list[str]:
-        return [n for n, p in known.items() if p.kind == kind and p.about.reads == reads]
+    def of(kind: Kind, reads: Role = "retain") -> list[Piece]:
+        return [piece for piece in known if piece.kind == kind and piece.about.reads == reads]
 
-    held = itertools.product(
-        names("forget"),
-        ["", *names("retain")],
-        ["", *names("retain", "auxiliary")],
-        ["", *names("steps")],
-        ["", *names("masks")],
-    )
-    parts = [found for found in held if any(found[1:3]) or not any(found[3:])]
-    return tuple(sorted([*("_".join(filter(None, found)) for found in parts), *names("whole")]))
+    retain, auxiliary = [None, *of("retain")], [None, *of("retain", "auxiliary")]
+    ways = [None, *of("steps")], [None, *of("masks")]
+    held = itertools.product(of("forget"), retain, auxiliary, *ways)
+    parts = [tuple(filter(None, p)) for p in held if any(p[1:3]) or not any(p[3:])]
+    parts += [(piece,) for piece in of("whole")]
+    return {"_".join(piece.about.name for piece in found): found for found in parts}
+
+
+def method_names() -> tuple[str, ...]:
+    """The names of all methods: every combination, without the ``_lora`` ones."""
+    return tuple(sorted(_combinations()))
 
 
 def find_method(name: str) -> Method:
-    """Return the method called ``name``, as npo_klr, ga_gdr_sure, tv or npo_gdr_lora.
-
-    Raises:
-        OptionError: unknown (near names are suggested), or a mask together with LoRA.
+    """Return the method called ``name``, as npo_klr, ga_gdr_sure, tv or npo_gdr_lora. Raises
+    OptionError where it is unknown (near names are suggested), or a mask is to go with LoRA.
     """
-    base, names, known = name.removesuffix("_lora"), method_names(), pieces()
-    if base not in names:
-        near = difflib.get_close_matches(name, names, n=3) or names
+    known, base = _combinations(), name.removesuffix("_lora")
+    if base not in known:
+        near = difflib.get_close_matches(name, sorted(known), n=3) or sorted(known)
         raise OptionError(f"unknown method {one_line(name, 60)!r}; known: {', '.join(near)}")
-    if base in known and known[base].kind == "whole":
-        return Method(name, (known[base],), base != name).with_options({})
-    # A piece's own name may hold a "_".
-    found = [p for n, p in known.items() if p.kind != "whole" and f"_{n}_" in f"_{base}_"]
-    found.sort(key=lambda piece: KINDS.index(piece.kind))
-    if base != name and any(piece.kind == "masks" for piece in found):
+    method = Method(name, known[base], base != name)
+    if method.lora and method.piece("masks"):
         raise OptionError(f"{name}: a mask chooses weights to train, and LoRA trains none of them")
-    return Method(name, tuple(found), base != name).with_options({})
+    return method.with_options({})

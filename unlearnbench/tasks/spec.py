@@ -7,13 +7,18 @@ where they mean the same.
 
 from __future__ import annotations
 
+import pkgutil
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from unlearnbench import metrics
 from unlearnbench.errors import MetricError, OptionError
 from unlearnbench.requests import Answer, Request
 from unlearnbench.results import AnswerRecord, AucReference, SampleRecord, Settings
@@ -21,6 +26,7 @@ from unlearnbench.tasks.templates import render_field
 from unlearnbench.util.files import content_sha256
 
 if TYPE_CHECKING:
+    from unlearnbench.metrics import GenerationMetric, LikelihoodMetric
     from unlearnbench.metrics.intervals import Estimate
     from unlearnbench.metrics.membership import ReferenceScores
 
@@ -296,3 +302,28 @@ def require_pins(spec: TaskSpec, *fields: str) -> None:
         split = getattr(spec, field)
         if split is not None and split not in spec.splits:
             raise ValueError(f"{field}: splits has no entry for {split}")
+
+
+@cache
+def metric_modules() -> dict[str, ModuleType]:
+    """Every metric by its name: the files in the folder of metrics that have one."""
+    files = sorted(found.name for found in pkgutil.iter_modules(metrics.__path__))
+    modules = [import_module(f"{metrics.__name__}.{name}") for name in files]
+    return {module.NAME: module for module in modules if hasattr(module, "NAME")}
+
+
+def _metric(name: str, function: str) -> ModuleType:
+    known = metric_modules()
+    if not hasattr(known.get(name), function):
+        raise MetricError(f"no metric {name!r} of this kind; known: {', '.join(sorted(known))}")
+    return known[name]
+
+
+def generation_metric(name: str) -> GenerationMetric:
+    """The metric for outputs called ``name``; MetricError where there is none."""
+    return cast("GenerationMetric", _metric(name, "score_output"))
+
+
+def likelihood_metric(name: str) -> LikelihoodMetric:
+    """The metric for token log-probabilities called ``name``; MetricError where there is none."""
+    return cast("LikelihoodMetric", _metric(name, "score_text"))

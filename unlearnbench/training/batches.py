@@ -73,9 +73,6 @@ def make_schedule(
 ) -> Schedule:
     """Lay out the training: each epoch shuffles the forget set anew, the other sets go round at
     their own pace. So many ``alternatives`` of each forget sequence are drawn each time it comes.
-
-    Raises:
-        OptionError: there is nothing to learn.
     """
     forget, size = sets["forget"], options.batch_size
     if not any(example.learned for example in forget):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,22 +12,37 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import send_to_device
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import PreTrainedModel, set_seed
 
-from unlearnbench.checkpoints.origin import LossRecord, MaskRecord
+from unlearnbench.checkpoints.origin import LossRecord
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, Piece
-from unlearnbench.methods.base import BatchLoss, Ensemble, FrozenModel, Masks, TrainingContext
-from unlearnbench.methods.rows import Example, Role
-from unlearnbench.training.batches import Rows, make_schedule
+from unlearnbench.methods.base import (
+    BatchLoss,
+    Ensemble,
+    FrozenModel,
+    Masks,
+    TrainingContext,
+    inner_linears,
+)
+from unlearnbench.methods.rows import Batch, Example, Role, sequence_logprobs
+from unlearnbench.training.batches import (
+    Rows,
+    StepSums,
+    as_batch,
+    collate,
+    make_schedule,
+    sums_of,
+)
 from unlearnbench.training.corpus import Encoder
-from unlearnbench.training.objective import Combined, Passes, Reference, descent, device
+from unlearnbench.training.objective import Combined, Reference, cast_model, descent, device
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.output import last_checkpoint, run_trainer
 from unlearnbench.training.steps import Watch
-from unlearnbench.training.trainer import Stage, UnlearnTrainer, freeze, training_arguments
+from unlearnbench.training.trainer import Stage, UnlearnTrainer, training_arguments
 from unlearnbench.util.process import is_main, process_count
 
 if TYPE_CHECKING:
@@ -109,9 +124,6 @@ class TrainerContext(TrainingContext):
     def prepared(self) -> tuple[Example, ...]:
         """The forget set as the forget loss reads it: its own labels, weights and alternatives, and
         the target's log-probability of each sequence.
-
-        Raises:
-            OptionError: an example has fewer alternatives than the loss reads.
         """
         piece = self.method.piece("forget")
         if piece is None:
@@ -126,17 +138,18 @@ class TrainerContext(TrainingContext):
         return tuple(self._with_logprobs(examples)) if about.sequences else examples
 
     def _with_logprobs(self, examples: Sequence[Example]) -> list[Example]:
-        passes, others = self.passes(), [o for e in examples for o in e.alternatives]
-        known = zip(examples, passes.logprobs(self.model, examples), strict=True)
+        others = [other for example in examples for other in example.alternatives]
+        known = zip(examples, self._each([self.model], examples, sequence_logprobs), strict=True)
         made = [replace(example, reference=logprob) for example, logprob in known]
-        known = zip(others, passes.logprobs(self.model, others), strict=True)
+        known = zip(others, self._each([self.model], others, sequence_logprobs), strict=True)
         rest = (replace(other, reference=logprob) for other, logprob in known)
         return [replace(e, alternatives=tuple(next(rest) for _ in e.alternatives)) for e in made]
 
     def relabel(
         self, models: Sequence[PreTrainedModel], label: Callable[..., torch.Tensor]
     ) -> tuple[Example, ...]:
-        return self.passes().relabel(models, self.forget, label)
+        rows = zip(self.forget, self._each(models, self.forget, label), strict=True)
+        return tuple(replace(e, labels=tuple(labels[: len(e.ids)])) for e, labels in rows)
 
     def answer(self, example: Example, other: str | Sequence[int]) -> Example:
         return self.encoder.answer(example, other)
@@ -150,20 +163,41 @@ class TrainerContext(TrainingContext):
             for e in self.prepared
         ]
         loss = Combined(self.method, self.references(piece))
-        short_of_memory = self.options.gradient_checkpointing  # then one sequence at a time
-        return self.passes(1 if short_of_memory else None).gradient(self.model, loss, rows)
+        model: Any = self.model.to(device()).eval()  # type: ignore[arg-type]
+        weights = {f"{n}.weight": m.weight for n, m in inner_linears(model).items()}
+        sums = {n: torch.zeros_like(w, dtype=torch.float32) for n, w in weights.items()}
+        for batch in self._batches(rows, sums_of(rows)):
+            loss(model, batch)["loss"].backward()
+            for name, weight in weights.items():
+                if weight.grad is not None:
+                    sums[name] += weight.grad
+            model.zero_grad(set_to_none=True)
+        return sums
 
-    def passes(self, size: int | None = None) -> Passes:
-        """Forward passes outside the Trainer; of the size under training, or of ``size`` rows."""
+    @torch.no_grad()
+    def _each(
+        self, models: Sequence[Any], examples: Sequence[Example], make: Callable[..., torch.Tensor]
+    ) -> list[Any]:
+        """``make(*logits of each model, labels)``, row by row."""
+        ready = [model.to(device()).eval() for model in models]
+        found: list[Any] = []
+        for batch in self._batches([{"forget": (example,)} for example in examples]):
+            logits = [model(**batch.inputs, use_cache=False).logits for model in ready]
+            found += make(*logits, batch.labels).tolist()
+        return found
+
+    def _batches(self, rows: Sequence[Rows], whole: StepSums | None = None) -> Iterator[Batch]:
+        """Rows for forward passes of the size under training, outside the Trainer. ``whole``: the
+        sums of the step that they are, whose gradient is taken.
+        """
         o = self.options
-        size = size or o.micro_batch_size or max(1, o.batch_size // process_count())
-        return Passes(size, self.pad)
-
-
-def cast_model(model: Any, dtype: str) -> Any:
-    """``model`` in fp32 or bf16; auto: as it is."""
-    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    return model.to(kinds[dtype]) if dtype in kinds else model
+        size = o.micro_batch_size or max(1, o.batch_size // process_count())
+        if whole is not None and o.gradient_checkpointing:
+            size = 1  # short of memory
+        for at in range(0, len(rows), size):
+            chunk = rows[at : at + size]
+            inputs = collate([(row, whole or sums_of(chunk)) for row in chunk], self.pad)
+            yield as_batch(send_to_device(inputs, device()))
 
 
 def choose_masks(context: TrainerContext, chooser: Piece) -> Masks:
@@ -180,18 +214,6 @@ def choose_masks(context: TrainerContext, chooser: Piece) -> Masks:
     return load_file(path, device=device())
 
 
-def mask_record(masks: Masks, model: Any) -> MaskRecord:
-    """Count what a mask chose of the weights of ``model``."""
-    sizes = {name: model.state_dict()[name].numel() // len(mask) for name, mask in masks.items()}
-    chosen = {name: int(mask.sum()) for name, mask in masks.items()}
-    return MaskRecord(
-        rows=sum(len(mask) for mask in masks.values()),
-        chosen_rows=sum(chosen.values()),
-        weights=sum(len(mask) * sizes[name] for name, mask in masks.items()),
-        chosen_weights=sum(n * sizes[name] for name, n in chosen.items()),
-    )
-
-
 def make_stage(
     context: TrainerContext, name: str, sets: Mapping[Role, Sequence[Example]], loss: BatchLoss
 ) -> Stage:
@@ -200,16 +222,11 @@ def make_stage(
     beside = piece.about.alternatives if piece is not None and loss is not descent else 0
     schedule = make_schedule(sets, o, beside)
     home = context.home / name
-    return Stage(name, home, schedule, loss, context.pad, l1=o.l1, noise=o.weight_noise)
+    return Stage(home, schedule, loss, context.pad, l1=o.l1, noise=o.weight_noise)
 
 
 def train(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreTrainedModel:
-    """Train ``model``; an adapter is merged at the end, unless it is to be kept.
-
-    Raises:
-        OptionError: the model has no room for a sequence, or nothing would be trained.
-        TrainingError: a loss or a gradient was not finite, or a checkpoint could not be written.
-    """
+    """Train ``model``; an adapter is merged at the end, unless it is to be kept."""
     options = context.options
     longest = max(len(rows["forget"][0].ids) for rows in stage.schedule.items)
     room = getattr(context.model.config.get_text_config(), "max_position_embeddings", None)
@@ -231,7 +248,13 @@ def train(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreT
             task_type="CAUSAL_LM",
         )
         learner = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
-    freeze(learner, stage)
+    for name, parameter in learner.named_parameters():  # what may not change takes no gradient
+        if stage.masks is not None:
+            parameter.requires_grad_(name in stage.masks and bool(stage.masks[name].any()))
+        elif stage.learns is not None and not stage.learns(name):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in learner.parameters()):
+        raise OptionError("no parameter of this model would be trained; use another method")
     trained = _run(context, learner, stage)
     is_merged = options.lora_rank is not None and not options.keep_adapter
     return trained.merge_and_unload() if is_merged else trained  # type: ignore[no-any-return]
@@ -239,30 +262,31 @@ def train(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreT
 
 def _run(context: TrainerContext, model: Any, stage: Stage) -> Any:
     use_cache = getattr(model.config, "use_cache", True)  # which the Trainer turns off
+    name, schedule = stage.folder.name, stage.schedule
     every = context.options.save_steps
-    every = stage.schedule.epoch if every is None else every
+    every = schedule.epoch if every is None else every
     hidden = not (context.progress and is_main())
     # What a method trains on the way, as a model to compare with, is not to be chosen from.
-    selector = context.selector if stage.name in ("unlearn", "finetune") else None
+    selector = context.selector if name in ("unlearn", "finetune") else None
 
     def keep(logs: Mapping[str, Any]) -> None:
         known = LossRecord.model_fields
         found = {key: value for key, value in logs.items() if key in known and value is not None}
-        context.losses.append(LossRecord(stage=stage.name, lr=logs["learning_rate"], **found))
+        context.losses.append(LossRecord(stage=name, lr=logs["learning_rate"], **found))
 
-    with tqdm(total=stage.schedule.steps, desc=stage.name, unit="step", disable=hidden) as bar:
+    with tqdm(total=schedule.steps, desc=name, unit="step", disable=hidden) as bar:
         watch = Watch(keep, context.tokenizer, bar)
-        stage = replace(stage, callbacks=(watch, *([selector] if selector else [])))
-        arguments = training_arguments(stage, context.options, every, process_count())
-        trainer = UnlearnTrainer(model, arguments, stage)
+        arguments = training_arguments(stage, context.options, every)
+        callbacks = [watch, *([selector] if selector else [])]
+        trainer = UnlearnTrainer(model, arguments, stage, callbacks)
         last = last_checkpoint(stage.folder) if context.resume else None
         if last is not None:
-            log.info("%s: going on from %s", stage.name, last.name)
+            log.info("%s: going on from %s", name, last.name)
             state = json.loads((last / "trainer_state.json").read_bytes())
             for logs in (logs for logs in state["log_history"] if "loss" in logs):
                 keep(logs)
         if selector is not None:
-            selector.whole_model, selector.epoch = trainer.whole_model, stage.schedule.epoch
+            selector.whole_model, selector.epoch = trainer.whole_model, schedule.epoch
         run_trainer(trainer, last, stage.folder)
         trained: Any = trainer.whole_model()
     trained.config.use_cache = use_cache

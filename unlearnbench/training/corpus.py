@@ -37,35 +37,24 @@ class Document:
     answer: str | None = None
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """The documents of one or more sources, and what identifies each source."""
-
-    documents: tuple[Document, ...]
-    sources: tuple[SourceRecord, ...] = ()
-
-
-def load_corpus(given: Sequence[str], role: TextRole, options: CorpusOptions) -> Corpus:
-    """Read every source in the order given.
-
-    Raises:
-        DataError: a source is missing, empty, or a row has no text; says the row.
-        OptionError: none was given, or a task has no such split.
+def load_corpus(
+    given: Sequence[str], role: TextRole, options: CorpusOptions
+) -> tuple[list[Document], list[SourceRecord]]:
+    """The documents of every source in the order given, and what identifies each source. Raises
+    DataError where a source is missing, empty, or a row has no text.
     """
     if not given:
         raise OptionError(f"--{role} is missing; give a file or task:NAME")
     documents: list[Document] = []
-    sources = []
+    sources: list[SourceRecord] = []
     for name in given:
         rows, label = _read(name, role, options)
         if not rows:
             raise DataError(f"{label} has no rows; there is nothing to learn from")
         documents += _documents(rows, label, options)
-        sha256 = rows_sha256(rows)
-        sources.append(
-            SourceRecord(role=role, source=one_line(name), rows=len(rows), sha256=sha256)
-        )
-    return Corpus(tuple(documents), tuple(sources))
+        source, sha256 = one_line(name), rows_sha256(rows)
+        sources.append(SourceRecord(role=role, source=source, rows=len(rows), sha256=sha256))
+    return documents, sources
 
 
 def _read(given: str, role: TextRole, options: CorpusOptions) -> tuple[Sequence[Row], str]:
@@ -131,14 +120,12 @@ class Encoder:
     rows: int
     qa_loss: str = "answer"
 
-    def encode(self, corpus: Corpus, role: str) -> tuple[Example, ...]:
-        """All sequences of a corpus. A text longer than ``max_length`` is cut into pieces of that
-        length, all kept; a question is cut from its left. How many were cut is said.
-
-        Raises:
-            DataError: a document has fewer than two tokens, or an answer alone is too long.
+    def encode(self, documents: Sequence[Document], role: str) -> tuple[Example, ...]:
+        """All sequences of some documents. A text longer than ``max_length`` is cut into pieces of
+        that length, all kept; a question is cut from its left. How many were cut is said. Raises
+        DataError where a text has fewer than two tokens, or an answer alone is too long.
         """
-        parts = [self._encode(document) for document in corpus.documents]
+        parts = [self._encode(document) for document in documents]
         examples = tuple(example for part in parts for example in part)
         if long := sum(len(part) > 1 for part in parts):
             log.warning(

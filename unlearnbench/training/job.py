@@ -20,7 +20,7 @@ from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
-from unlearnbench.training.output import OutputFolder, write_file
+from unlearnbench.training.output import OutputFolder, mask_record, write_file
 from unlearnbench.util.process import is_main, process_count
 from unlearnbench.util.version import __version__
 
@@ -57,15 +57,12 @@ class Job:
 def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) -> Training:
     """Make an unlearned model from a target; ``job.out`` becomes an ordinary checkpoint.
 
-    numbers: the method's own options, by name; absent ones take the method's defaults.
-
-    Returns:
-        What stands in ``unlearning.json``.
+    numbers: the method's own options, by name; absent ones take the method's defaults. Returns
+    what stands in ``unlearning.json``.
 
     Raises:
         OptionError: options, data or folder do not fit together.
-        DataError: a source of texts cannot be used.
-        CheckpointError: the target cannot be used.
+        DataError, CheckpointError: a source of texts, or the target, cannot be used.
         TrainingError: a loss was not finite, or nothing could be saved.
     """
     found = find_method(method).with_options(numbers or {})
@@ -90,8 +87,7 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
 
 def finetune(job: Job) -> Training:
     """Train a model on ``job.forget`` by plain cross-entropy: a target, or a retrained model.
-
-    Returns, Raises: as ``unlearn``.
+    Returns and raises as ``unlearn``.
     """
     if job.retain:
         raise OptionError("finetune has one set of texts; give them all with --data")
@@ -112,12 +108,12 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         "auxiliary": job.auxiliary,
     }
     corpora = {r: load_corpus(t, r, job.corpus) for r, t in given.items() if t or r == first}
-    data = [record for corpus in corpora.values() for record in corpus.sources]
+    data = [record for _, sources in corpora.values() for record in sources]
     source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)
     encoder = _make_encoder(source, job.options)
     sets: dict[str, Any] = {"forget": (), "retain": (), "auxiliary": ()}
-    for role, corpus in corpora.items():
-        sets["forget" if role == first else role] = encoder.encode(corpus, role)
+    for role, (documents, _) in corpora.items():
+        sets["forget" if role == first else role] = encoder.encode(documents, role)
     facts: dict[str, Any] = {
         "kind": kind,
         "method": method.name,
@@ -143,7 +139,8 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     with warnings.catch_warnings():
         # Libraries' advice about their own internals; ours are errors, not warnings.
         warnings.simplefilter("ignore")
-        from unlearnbench.training.context import TrainerContext, cast_model
+        from unlearnbench.training.context import TrainerContext
+        from unlearnbench.training.objective import cast_model
 
         target = cast_model(source.model(), job.options.weights_dtype)
         context = TrainerContext(
@@ -184,7 +181,6 @@ def _save(
     started: float,
 ) -> Training:
     """The checkpoint and its record."""
-    from unlearnbench.training.context import mask_record
     from unlearnbench.training.objective import device
 
     training = Training(

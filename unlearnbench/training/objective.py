@@ -1,22 +1,18 @@
-"""Losses over a whole batch, put together from the pieces in ``methods/``, and forward passes
-outside the Trainer: what the target says of the forget set before a training.
-"""
+"""Losses over a whole batch, put together from the pieces in ``methods/``."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate.utils import send_to_device
 
 from unlearnbench.methods import Method, Piece
-from unlearnbench.methods.base import BatchLoss, FrozenModel, inner_linears
+from unlearnbench.methods.base import FrozenModel
 from unlearnbench.methods.retain import gdr
-from unlearnbench.methods.rows import Batch, Example, Part, Role, sequence_logprobs
-from unlearnbench.training.batches import Rows, StepSums, as_batch, collate, sums_of
+from unlearnbench.methods.rows import Batch, Part, Role
 
 
 @dataclass
@@ -93,62 +89,7 @@ def device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
-@dataclass(frozen=True)
-class Passes:
-    """Forward passes of so many rows."""
-
-    size: int
-    pad: int
-
-    def _batches(self, rows: Sequence[Rows], whole: StepSums | None = None) -> Iterator[Batch]:
-        """Rows as tensors on the device. ``whole``: the sums of the step they are of."""
-        for at in range(0, len(rows), self.size):
-            chunk = rows[at : at + self.size]
-            inputs = collate([(row, whole or sums_of(chunk)) for row in chunk], self.pad)
-            yield as_batch(send_to_device(inputs, device()))
-
-    @torch.no_grad()
-    def _each(
-        self,
-        models: Sequence[Any],
-        examples: Sequence[Example],
-        make: Callable[..., torch.Tensor],
-    ) -> list[Any]:
-        """``make(*logits of each model, labels)``, row by row."""
-        ready = [model.to(device()).eval() for model in models]
-        found: list[Any] = []
-        for batch in self._batches([{"forget": (example,)} for example in examples]):
-            logits = [model(**batch.inputs, use_cache=False).logits for model in ready]
-            found += make(*logits, batch.labels).tolist()
-        return found
-
-    def logprobs(self, model: Any, examples: Sequence[Example]) -> list[float]:
-        """The log-probability of each sequence's learned tokens."""
-        return self._each([model], examples, sequence_logprobs)
-
-    def relabel(
-        self,
-        models: Sequence[Any],
-        examples: Sequence[Example],
-        label: Callable[..., torch.Tensor],
-    ) -> tuple[Example, ...]:
-        """Examples with labels ``label(*logits of each model, labels)``."""
-        rows = zip(examples, self._each(models, examples, label), strict=True)
-        return tuple(replace(e, labels=tuple(labels[: len(e.ids)])) for e, labels in rows)
-
-    def gradient(
-        self, model: Any, loss: BatchLoss, rows: Sequence[Rows]
-    ) -> dict[str, torch.Tensor]:
-        """The gradient of ``loss`` over all rows as one step, for the weight of every inner linear
-        layer, float32.
-        """
-        model = model.to(device()).eval()
-        weights = {f"{n}.weight": m.weight for n, m in inner_linears(model).items()}
-        sums = {n: torch.zeros_like(w, dtype=torch.float32) for n, w in weights.items()}
-        for batch in self._batches(rows, sums_of(rows)):
-            loss(model, batch)["loss"].backward()
-            for name, weight in weights.items():
-                if weight.grad is not None:
-                    sums[name] += weight.grad
-            model.zero_grad(set_to_none=True)
-        return sums
+def cast_model(model: Any, dtype: str) -> Any:
+    """``model`` in fp32 or bf16; auto: as it is."""
+    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    return model.to(kinds[dtype]) if dtype in kinds else model

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.origin import FILE
+from unlearnbench.checkpoints.origin import FILE, MaskRecord
 from unlearnbench.checkpoints.source import EnsembleFacts, write_ensemble
 from unlearnbench.errors import OptionError, TrainingError, UnlearnbenchError, one_line
 from unlearnbench.methods import Method
@@ -42,11 +42,8 @@ class OutputFolder:
         return self.work / "request.json"
 
     def require_free(self, request: Fingerprint, resume: bool) -> None:
-        """Check that the training which ``request`` describes may use the folder.
-
-        Raises:
-            OptionError: it holds a finished training, another one, or something else; or there is
-                an unfinished one and ``resume`` is off.
+        """Check that the training which ``request`` describes may use the folder. Raises
+        OptionError where something else is there, or an unfinished one and ``resume`` is off.
         """
         if not is_main():  # it would meet the main process's own claim
             return
@@ -76,11 +73,7 @@ class OutputFolder:
             )
 
     def claim(self, request: Fingerprint) -> None:
-        """Take the folder, so that an interrupted training is known again.
-
-        Raises:
-            TrainingError: it cannot be written to.
-        """
+        """Take the folder, so that an interrupted training is known again."""
         if not is_main():
             return
         try:
@@ -98,10 +91,8 @@ class OutputFolder:
     ) -> None:
         """Write the checkpoint, whole or not at all: beside, then moved into place. Of an ensemble
         each model is in a folder of its own, and a file says how they answer together; there is no
-        config.json at the top, by which other tools would take one model for the whole.
-
-        Raises:
-            TrainingError: it cannot be written; what was trained is still in ``work``.
+        config.json at the top, by which other tools would take one model for the whole. Raises
+        TrainingError where it cannot be written; what was trained is still in ``work``.
         """
         from safetensors.torch import save_file
 
@@ -146,6 +137,18 @@ class OutputFolder:
         shutil.rmtree(self.work, ignore_errors=True)
 
 
+def mask_record(masks: Masks, model: Any) -> MaskRecord:
+    """Count what a mask chose of the weights of ``model``."""
+    sizes = {name: model.state_dict()[name].numel() // len(mask) for name, mask in masks.items()}
+    chosen = {name: int(mask.sum()) for name, mask in masks.items()}
+    return MaskRecord(
+        rows=sum(len(mask) for mask in masks.values()),
+        chosen_rows=sum(chosen.values()),
+        weights=sum(len(mask) * sizes[name] for name, mask in masks.items()),
+        chosen_weights=sum(n * sizes[name] for name, n in chosen.items()),
+    )
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises TrainingError where it cannot be written."""
     with writing(path, TrainingError, "free some space and try again"):
@@ -167,11 +170,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def run_trainer(trainer: Any, last: Path | None, folder: Path) -> None:
-    """Train, from the checkpoint ``last``.
-
-    Raises:
-        TrainingError: a checkpoint could not be written.
-    """
+    """Train, from the checkpoint ``last``; one that cannot be written is a TrainingError."""
     try:
         trainer.train(resume_from_checkpoint=str(last) if last else None)
     except UnlearnbenchError:

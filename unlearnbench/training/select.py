@@ -122,11 +122,8 @@ def make_selector(
     tokenizer: Any,
     score: ScoreCheckpoint | None,
 ) -> Selector:
-    """Find the task that decides, and its threshold.
-
-    Raises:
-        OptionError: no or several tasks could decide, or the reference does not have it.
-        ResultError: the reference run is damaged.
+    """Find the task that decides, and its threshold. Raises OptionError where none or several could
+    decide, or the reference does not have it.
     """
     if score is None:
         raise OptionError("--eval-tasks needs a way to score checkpoints: Job.score")
@@ -149,13 +146,9 @@ def _threshold(reference: str, task: str, limit: int | None) -> float:
         if not math.isfinite(score):
             raise OptionError(f"--retrained {reference}: use a run folder or a score")
         if limit is not None:
-            log.warning(
-                "--retrained %s with --eval-limit %d: that score has to be one of the same first "
-                "%d rows; the retrained model's run folder gives it",
-                reference,
-                limit,
-                limit,
-            )
+            says = "--retrained %s with --eval-limit %d: that score has to be one of the same "
+            says += "first %d rows; the retrained model's run folder gives it"
+            log.warning(says, reference, limit, limit)
         return score
     folder = Path(reference)
     if not (folder / "run.json").is_file():

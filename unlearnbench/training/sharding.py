@@ -12,10 +12,8 @@ from unlearnbench.errors import OptionError
 
 
 def require_supported(trainer: Any, stage: Any) -> bool:
-    """Whether weights will be sharded while ``stage`` is trained.
-
-    Raises:
-        OptionError: in a way under which a result would not be what its record says.
+    """Whether weights will be sharded while ``stage`` is trained. Raises OptionError where a result
+    would not be what its record says.
     """
     state = trainer.accelerator.state
     sharded = {"FSDP": trainer.is_fsdp_enabled, "DEEPSPEED": trainer.is_deepspeed_enabled}

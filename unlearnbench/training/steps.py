@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,22 +23,20 @@ from unlearnbench.training import sharding
 from unlearnbench.util.process import process_count
 
 
+@dataclass
 class WholeStep(OptimizerStep):
     """An ``OptimizerStep``; what its methods do is said there. It leaves ``.grad`` alone, and
     computes on the bare model, so that no wrapper reduces a gradient that is only tried.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        loss: BatchLoss,
-        batches: Sequence[Batch],
-        number: int,
-        state: dict[str, float],
-    ) -> None:
-        self._model, self._loss, self._batches = model, loss, batches
-        self.number, self.state = number, state
-        self.weights = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    model: Any
+    loss: BatchLoss
+    batches: Sequence[Batch]
+    number: int
+    state: dict[str, float]
+
+    def __post_init__(self) -> None:
+        self.weights = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     def forget(self) -> Gradient:
         return self._gradient("forget", "alternatives")
@@ -48,11 +47,11 @@ class WholeStep(OptimizerStep):
     def _gradient(self, *roles: Role) -> Gradient:
         of = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
         terms: dict[str, torch.Tensor] = {}
-        for batch in self._batches:
+        for batch in self.batches:
             if not any(role in batch.rows for role in roles):
                 continue
             with torch.enable_grad():  # also where a method moves weights meanwhile
-                found = self._loss(self._model, batch.only(*roles))
+                found = self.loss(self.model, batch.only(*roles))
                 loss = found.pop("loss")
                 shares = torch.autograd.grad(loss, list(self.weights.values()), allow_unused=True)
             for name, share in zip(of, shares, strict=True):
@@ -78,9 +77,9 @@ class WholeStep(OptimizerStep):
     @contextmanager
     def through(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
         """Raises OptionError where an adapter learns: its products are no weights of the model."""
-        if hasattr(self._model, "peft_config"):
+        if hasattr(self.model, "peft_config"):
             raise OptionError("this method works on the weights themselves; leave LoRA out")
-        modules: list[Any] = list(inner_linears(self._model).values())
+        modules: list[Any] = list(inner_linears(self.model).values())
         for module in modules:
             module.forward = partial(_forward, module, function)
         try:
@@ -112,10 +111,8 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def require_finite(fine: bool, what: str, step: int, args: Any) -> None:
-    """Stop, in all processes together, where one has a value that is no number.
-
-    Raises:
-        TrainingError: says which step, and what is left.
+    """Stop, in all processes together, where one has a value that is no number. The TrainingError
+    says which step, and what is left.
     """
     if sharding.agreed(fine, args.device):
         return
@@ -145,38 +142,36 @@ class Shrink(TrainerCallback):
     def __init__(self, model: Any, factor: float) -> None:
         self._modules, self._factor = list(inner_linears(model).values()), factor
 
+    @torch.no_grad()
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         amount = given["optimizer"].param_groups[0]["lr"] * self._factor
-        with torch.no_grad():
-            for module in self._modules:  # FSDP puts another weight in
-                weight = sharding.local(module.weight)
-                weight.copy_(torch.nn.functional.softshrink(weight, amount))
+        for module in self._modules:  # FSDP puts another weight in
+            weight = sharding.local(module.weight)
+            weight.copy_(torch.nn.functional.softshrink(weight, amount))
 
 
 class Noise(TrainerCallback):
     """Takes each gradient under uniform noise on every inner linear weight, ``width`` steps of int4
-    wide (a step: the row's largest magnitude / 7), and updates the weights without it.
-
-    What is learned so survives rounding, which is much like such noise: Baskin et al. 2018, "UNIQ",
-    arXiv 1804.10969.
+    wide (a step: the row's largest magnitude / 7), and updates the weights without it. What is
+    learned so survives rounding, which is much like such noise: "UNIQ", arXiv 1804.10969.
     """
 
     def __init__(self, model: Any, width: float) -> None:
         self._modules, self._width = list(inner_linears(model).values()), width
         self._kept: list[torch.Tensor] = []
 
+    @torch.no_grad()
     def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        with torch.no_grad():
-            for module in self._modules:
-                self._kept.append(module.weight.clone())
-                step = module.weight.abs().amax(dim=1, keepdim=True) / 7
-                noise = torch.rand_like(module.weight) - 0.5
-                module.weight.add_(noise * step * self._width)
+        for module in self._modules:
+            self._kept.append(module.weight.clone())
+            step = module.weight.abs().amax(dim=1, keepdim=True) / 7
+            noise = torch.rand_like(module.weight) - 0.5
+            module.weight.add_(noise * step * self._width)
 
+    @torch.no_grad()
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        with torch.no_grad():
-            for module, weight in zip(self._modules, self._kept, strict=True):
-                module.weight.copy_(weight)
+        for module, weight in zip(self._modules, self._kept, strict=True):
+            module.weight.copy_(weight)
         self._kept = []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,17 +14,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from unlearnbench.errors import OptionError
 from unlearnbench.methods.base import BatchLoss, Gradient, Masks, OptimizerStep
-from unlearnbench.training import sharding
+from unlearnbench.training import sharding, steps
 from unlearnbench.training.batches import Schedule, as_batch, collate
 from unlearnbench.training.options import TrainOptions
-from unlearnbench.training.steps import (
-    Noise,
-    RequireFinite,
-    Shrink,
-    StepState,
-    WholeStep,
-    require_finite,
-)
+from unlearnbench.util.process import process_count
 
 _PATIENCE = 7 * 24 * 3600  # seconds that processes wait while the main one evaluates or saves
 
@@ -33,9 +26,8 @@ _PATIENCE = 7 * 24 * 3600  # seconds that processes wait while the main one eval
 class Stage:
     """One training of one model."""
 
-    name: str
     folder: Path
-    """For its checkpoints."""
+    """For its checkpoints; its name is the training's."""
     schedule: Schedule
     loss: BatchLoss
     pad: int
@@ -45,22 +37,17 @@ class Stage:
     """Which rows of which parameters may change; None: all."""
     gradient: Callable[[OptimizerStep], Gradient] | None = None
     """Makes the gradient of a step; None: that of the loss."""
-    callbacks: tuple[TrainerCallback, ...] = ()
     l1: float = 0.0
     """Soft-threshold after each step, in units of the learning rate."""
     noise: float = 0.0
-    """See ``Noise``."""
+    """See ``steps.Noise``."""
 
 
-def training_arguments(
-    stage: Stage, options: TrainOptions, save_steps: int, processes: int
-) -> TrainingArguments:
+def training_arguments(stage: Stage, options: TrainOptions, save_steps: int) -> TrainingArguments:
     """The Trainer's own settings. ``batch_size`` counts all processes and accumulated batches.
-
-    Raises:
-        OptionError: the batch cannot be shared evenly, or one process has several GPUs: that means
-            DataParallel, which mixes rows of several steps.
+    Several GPUs in one process are refused: DataParallel mixes rows of several steps.
     """
+    processes = process_count()
     share, rest = divmod(options.batch_size, processes)
     micro = options.micro_batch_size or share
     if rest or share % micro:
@@ -105,33 +92,28 @@ def training_arguments(
     return arguments
 
 
-def freeze(model: Any, stage: Stage) -> None:
-    """Parameters that may not change at all take no gradient."""
-    for name, parameter in model.named_parameters():
-        if stage.masks is not None:
-            parameter.requires_grad_(name in stage.masks and bool(stage.masks[name].any()))
-        elif stage.learns is not None and not stage.learns(name):
-            parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise OptionError("no parameter of this model would be trained; use another method")
-
-
 class UnlearnTrainer(Trainer):
     """Transformers' Trainer with a loss over forget and retain rows and an optional mask."""
 
-    def __init__(self, model: Any, args: TrainingArguments, stage: Stage) -> None:
-        self._state = StepState()
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        stage: Stage,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self._state = steps.StepState()
         super().__init__(
             model=model,
             args=args,
             train_dataset=stage.schedule,
             data_collator=partial(collate, pad=stage.pad),
             callbacks=[
-                RequireFinite(),
-                *([Shrink(model, stage.l1)] if stage.l1 else []),
-                *([Noise(model, stage.noise)] if stage.noise else []),
+                steps.RequireFinite(),
+                *([steps.Shrink(model, stage.l1)] if stage.l1 else []),
+                *([steps.Noise(model, stage.noise)] if stage.noise else []),
                 *([self._state] if stage.gradient else []),
-                *stage.callbacks,
+                *callbacks,
             ],
         )
         self.remove_callback(PrinterCallback)  # our own bar shows the loss
@@ -150,13 +132,7 @@ class UnlearnTrainer(Trainer):
             return self.accelerator.unwrap_model(self.model)
         return sharding.gather(self.accelerator.unwrap_model(self.model_wrapped), self._twin)
 
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *given: Any, **named: Any) -> Any:
         terms = self._stage.loss(model, as_batch(inputs))
         self._require_finite(terms["loss"].item(), "the loss")
         for name, value in terms.items():
@@ -165,20 +141,18 @@ class UnlearnTrainer(Trainer):
         return terms["loss"] * self.accelerator.num_processes
 
     def _require_finite(self, value: float, what: str) -> None:
-        require_finite(math.isfinite(value), what, self.state.global_step + 1, self.args)
+        steps.require_finite(math.isfinite(value), what, self.state.global_step + 1, self.args)
 
     def get_batch_samples(self, *given: Any) -> Any:
         samples, items = super().get_batch_samples(*given)
         self._waiting = list(samples)
         return samples, items
 
-    def training_step(
-        self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None
-    ) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: dict[str, Any], *given: Any) -> torch.Tensor:
         if self._stage.gradient is not None:
             loss = self._make_gradient(model)
         else:
-            loss = super().training_step(model, inputs, num_items_in_batch)
+            loss = super().training_step(model, inputs, *given)
         if self._stage.masks is not None:
             sharding.mask_gradients(self.accelerator.unwrap_model(model), self._stage.masks)
         if self.is_deepspeed_enabled:  # which has updated the weights by now, but saved nothing
@@ -195,7 +169,7 @@ class UnlearnTrainer(Trainer):
         batches = [as_batch(self._prepare_inputs(inputs)) for inputs in self._waiting]
         self._waiting = []
         bare, number = self.accelerator.unwrap_model(model), self.state.global_step + 1
-        step = WholeStep(bare, self._stage.loss, batches, number, self._state.numbers)
+        step = steps.WholeStep(bare, self._stage.loss, batches, number, self._state.numbers)
         gradient = self._stage.gradient(step)
         loss = sum(gradient.terms.values())
         self._require_finite(loss, "the loss")

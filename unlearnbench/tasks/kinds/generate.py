@@ -11,7 +11,6 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from unlearnbench.errors import DataError, MetricError, OptionError
-from unlearnbench.metrics import generation_metric
 from unlearnbench.requests import Answer, Generate, Generated, Request, Sampling
 from unlearnbench.results import GenerationRecord, SampleRecord, Settings
 from unlearnbench.tasks.rows import limited
@@ -24,6 +23,7 @@ from unlearnbench.tasks.spec import (
     Strict,
     TaskReference,
     TaskSpec,
+    generation_metric,
     mean_of_scores,
     records_of,
     require_pins,

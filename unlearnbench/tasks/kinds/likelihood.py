@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from unlearnbench.errors import MetricError, OptionError, TaskError
-from unlearnbench.metrics import likelihood_metric
 from unlearnbench.requests import Answer, Request, Score, Scored
 from unlearnbench.results import (
     AttackResult,
@@ -29,6 +28,7 @@ from unlearnbench.tasks.spec import (
     Strict,
     TaskReference,
     TaskSpec,
+    likelihood_metric,
     records_of,
     require_pins,
 )
