@@ -1,21 +1,6 @@
-"""Every error that this package raises on purpose, in one tree.
-
-    UnlearnbenchError            bad input or a measurement that cannot be trusted; the CLI exits 2
-    ├── OptionError              an option or argument that makes no sense
-    ├── TaskError                a task file or task name
-    ├── DataError                the rows that a task reads
-    ├── CheckpointError          the files of a model
-    ├── PrecisionError           an unknown precision, or one that cannot run here
-    │   └── NotInForceError      a condition that was asked for and did not take effect
-    ├── ModelOutputError         non-finite logits, a prompt that does not fit
-    ├── MetricError              scores that cannot be computed or compared
-    ├── TrainingError            training that cannot go on: a loss that is not finite, a full disk
-    ├── ResultError              a run folder or result file
-    │   └── OutputError          nothing can be written there: a full disk, a read-only one
-    └── EvaluationError          some of several evaluations failed; the others are finished
-
-On forget metrics low is good, so a failure must never end up as a number: it ends up here. Each
-message says what is wrong, where, and what to do, in one line.
+"""Every error that this package raises on purpose: bad input, or a measurement that cannot be
+trusted; the command line exits 2. On forget metrics low is good, so a failure must never end up as
+a number: it ends up here. Each message says what is wrong, where, and what to do, in one line.
 """
 
 from __future__ import annotations
@@ -27,9 +12,7 @@ from typing import Any
 
 
 class UnlearnbenchError(Exception):
-    """Base of every error raised on purpose. As text it is one printable line, whatever file names
-    and library messages it quotes.
-    """
+    """As text it is one printable line, whatever file names and library messages it quotes."""
 
     def __str__(self) -> str:
         return one_line(super().__str__(), 2000)
@@ -81,21 +64,20 @@ class OutputError(ResultError):
 
 @dataclass(frozen=True)
 class Failure:
-    """What failed among several evaluations, and why."""
+    """What failed among several evaluations, and why. ``condition`` and ``folder`` (the run's) are
+    None where the task's data could not be read, ``task`` where the model could not be loaded.
+    """
 
     condition: str | None
-    """None where the task's data could not be read."""
     task: str | None
-    """None where the model could not be loaded."""
     folder: Path | None
-    """The run folder; None where the task's data could not be read."""
     error: Exception
     """Without its traceback, whose frames would keep the model in memory."""
     traceback: str
 
     @property
     def where(self) -> str:
-        """``task at condition``."""
+        """As ``task at condition``."""
         return " at ".join(part for part in (self.task, self.condition) if part)
 
     @property
@@ -124,18 +106,15 @@ class EvaluationError(UnlearnbenchError):
 
 
 def printable(text: str) -> str:
-    """Keep line breaks and show other control characters, terminal escapes among them, as escapes.
-
-    For text from task files and models that goes to a terminal.
+    """Keep line breaks and show other control characters, terminal escapes among them, as escapes:
+    for text from task files and models that goes to a terminal.
     """
     return "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def one_line(text: object, limit: int = 600) -> str:
-    """Return ``text`` as one printable line: no line breaks, no terminal escapes, bounded length.
-
-    Messages quote file names and library errors, which may come from a stranger's checkpoint.
+    """``text`` as one printable line of bounded length: messages quote file names and library
+    errors, which may come from a stranger's checkpoint.
     """
-    words = " ".join(str(text).split())
-    clean = printable(words)
+    clean = printable(" ".join(str(text).split()))
     return clean if len(clean) <= limit else clean[: limit - 3] + "..."

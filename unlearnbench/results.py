@@ -13,22 +13,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
 FORMAT_VERSION: Literal[2] = 2
 
 FULL = "none"
 """The condition of a checkpoint as it is stored."""
-
-FULL = "none"
-"""The name of full precision."""
+STORED = (FULL, "fp32", "bf16", "fp16")
+"""Conditions that quantize nothing: the checkpoint as it is, or in another storage dtype."""
+ON_GRID = 1e-5
+"""Below this an error is one of rounding, see ``Proof.on_grid``."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -109,15 +103,13 @@ class AnswerRecord(_File):
 
     def with_texts(self, change: Callable[[str], str]) -> AnswerRecord:
         """The same with every text changed."""
-        return self.model_copy(
-            update={"facts": {key: _changed(fact, change) for key, fact in self.facts.items()}}
-        )
 
+        def changed(fact: Any) -> Any:
+            if isinstance(fact, list):
+                return [changed(part) for part in fact]
+            return change(fact) if isinstance(fact, str) else fact
 
-def _changed(fact: Fact, change: Callable[[str], str]) -> Fact:
-    if isinstance(fact, list):
-        return [change(part) if isinstance(part, str) else part for part in fact]  # type: ignore[return-value]
-    return change(fact) if isinstance(fact, str) else fact
+        return self.model_copy(update={"facts": {k: changed(f) for k, f in self.facts.items()}})
 
 
 SampleRecord: TypeAlias = GenerationRecord | LikelihoodRecord | AnswerRecord
@@ -161,9 +153,6 @@ class CalibrationData(_File):
     """Chose the texts and their order."""
     sha256: Sha256
     """Of the texts used, in order, as a JSON array."""
-
-
-ON_GRID = 1e-5
 
 
 class Proof(_File):
@@ -431,9 +420,6 @@ class RunResult(_File):
         return upgrade(content)
 
 
-STORED = (FULL, "fp32", "bf16", "fp16")
-"""Conditions that quantize nothing: the checkpoint as it is, or in another storage dtype."""
-
 # What format 1 called otherwise, by the name there.
 _RUN_OF_1 = {"precision": "condition", "precisions": "conditions"}
 _PROOF_OF_1 = {
@@ -444,12 +430,8 @@ _PROOF_OF_1 = {
 
 
 def upgrade(content: Any) -> Any:
-    """The content of a run or a certificate of format 1 as format 2 has it: a run's ``precision``
-    becomes its ``condition``, and a certificate names conditions. Anything else is returned as it
-    is.
-
-    Raises:
-        ValueError: the precision has what no precision of format 1 has.
+    """The content of a run or a certificate of format 1 as format 2 has it; anything else as it is.
+    Raises ValueError where its precision has what none of format 1 has.
     """
     if not isinstance(content, dict) or not content.keys() & {"precision", "evidence"}:
         return content
@@ -473,7 +455,6 @@ def _renamed(content: Any, names: Mapping[str, str]) -> Any:
 
 
 def _condition(old: dict[str, Any]) -> dict[str, Any]:
-    """A ``precision`` of format 1 as a condition."""
     fields, options = ConditionOptions.model_fields.keys(), old.get("options", {})
     if old.keys() - fields - {"name", "options", "proof"}:
         raise ValueError("precision: unknown fields")
@@ -486,18 +467,15 @@ def _condition(old: dict[str, Any]) -> dict[str, Any]:
 
 def kind_of_precision(name: str) -> str:
     """The kind of condition that a precision's name stands for, where nothing else is known."""
-    if name == "unknown":
-        return name
-    return "stored" if name in STORED else "quantized"
+    return name if name == "unknown" else "stored" if name in STORED else "quantized"
 
 
 def json_schemas() -> dict[str, dict[str, object]]:
     """JSON Schemas of the two files of a run folder, by file name under ``docs/schema``."""
-    schemas = {
-        "run.schema.json": RunResult.model_json_schema(mode="serialization"),
-        "record.schema.json": RECORD_ADAPTER.json_schema(mode="serialization"),
+    return {
+        "run.schema.json": _without_null(RunResult.model_json_schema(mode="serialization")),
+        "record.schema.json": _without_null(RECORD_ADAPTER.json_schema(mode="serialization")),
     }
-    return {name: _without_null(schema) for name, schema in schemas.items()}
 
 
 def _without_null(schema: Any) -> Any:

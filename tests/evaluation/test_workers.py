@@ -24,7 +24,7 @@ from unlearnbench.evaluation.workers import (
     Team,
     obey,
 )
-from unlearnbench.models.scripted import ScriptedModel
+from unlearnbench.models.base import ScriptedModel
 from unlearnbench.requests import Generate, Generated
 from unlearnbench.util.process import is_main, process_count
 

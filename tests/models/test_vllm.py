@@ -147,7 +147,7 @@ def test_what_cannot_run_is_refused_before_any_weights_are_read(
         evaluate("bnb-nf4", quant_kernel="native")
     assert not engine.made
     monkeypatch.delitem(__import__("sys").modules, "vllm")
-    with pytest.raises(OptionError, match="vllm is not installed: pip install vllm"):
+    with pytest.raises(OptionError, match="vllm is not installed; `make vllm-env`"):
         evaluate("none")
 
 

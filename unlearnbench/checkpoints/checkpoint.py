@@ -44,7 +44,6 @@ class CheckpointSource:
     """
 
     ensemble: None = None
-    """Not several that answer together."""
 
     def __init__(
         self, files: CheckpointFiles, base: CheckpointFiles | None, options: LoadOptions, keep: bool
@@ -120,11 +119,8 @@ class CheckpointSource:
         return dict(self.model().state_dict())
 
     def model(self) -> PreTrainedModel:
-        """The unquantized model on CPU, in the checkpoint's own dtype; not to be changed.
-
-        Raises:
-            CheckpointError: the weights do not load, do not fit the config, or are not finite.
-            PrecisionError: the checkpoint is quantized already.
+        """The unquantized model on CPU, in the checkpoint's own dtype; not to be changed. Raises
+        CheckpointError for damaged weights, PrecisionError where they are quantized already.
         """
         if self.stored is not None:
             raise PrecisionError(f"{self.files.path} is quantized already: {self.stored.text}")
@@ -241,7 +237,6 @@ def open_checkpoint(model: str, options: LoadOptions, keep: bool = True) -> Chec
 
     Raises:
         CheckpointError: something is missing, damaged, unsafe or does not fit together.
-        OptionError: an option that does not apply to this kind of checkpoint.
         PrecisionError: the checkpoint is quantized already, by a scheme that cannot be loaded.
     """
     files = find_checkpoint(model, options, options.revision)

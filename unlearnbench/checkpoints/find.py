@@ -1,6 +1,5 @@
-"""A checkpoint's files: found, and looked at before any of them is loaded.
-
-A folder holds regular files of its own, of sizes that can be meant, and weights that are whole.
+"""A checkpoint's files: found, and looked at before any of them is loaded. A folder holds regular
+files of its own, of sizes that can be meant, and weights that are whole.
 """
 
 from __future__ import annotations
@@ -121,10 +120,8 @@ def read_json(path: Path) -> dict[str, object]:
 def find_checkpoint(
     model: str, options: LoadOptions, revision: str | None = None
 ) -> CheckpointFiles:
-    """The files of a folder, a ``.gguf`` file or a hub id, there at ``revision``.
-
-    Raises:
-        CheckpointError: files are missing, damaged, or pickles that are not allowed.
+    """The files of a folder, a ``.gguf`` file or a hub id, there at ``revision``. Raises
+    CheckpointError for missing or damaged ones, and for pickles that are not allowed.
     """
     try:
         path = Path(model).expanduser()
@@ -218,9 +215,7 @@ def _inspect_folder(
     if not weights:
         kind, weights = "pickle", _weight_files(folder, pickled)
         if not weights:
-            raise CheckpointError(
-                f"{folder} has no weights: neither {safe} nor {safe}.index.json is there"
-            )
+            raise CheckpointError(f"{folder} has no weights: neither {safe} nor {safe}.index.json")
         name = one_line(weights[0].name, 80)
         if not options.allow_pickle:
             raise CheckpointError(

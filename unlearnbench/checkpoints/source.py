@@ -1,7 +1,5 @@
-"""What ``--model`` names, opened: one checkpoint, or several in a folder that answer as one.
-
-The file that says which and how is ``whp.json`` for the two of Who's Harry Potter, and
-``ensemble.json`` for those of any other method.
+"""What ``--model`` names, opened: one checkpoint, or several in a folder that answer as one, by its
+``ensemble.json`` (``whp.json`` for Who's Harry Potter's two).
 """
 
 from __future__ import annotations
@@ -86,16 +84,13 @@ class EnsembleSource:
 
     def __init__(self, model: str, path: Path, options: LoadOptions, keep: bool) -> None:
         if options.base is not None or options.revision is not None:
-            raise OptionError(
-                f"{model} holds several local checkpoints; leave --base and --revision out"
-            )
+            raise OptionError(f"{model} holds several checkpoints; leave --base and --revision out")
         folder, record = path.parent, path.parent / FILE
         check_folder(folder)
         self.options = options
         self.ensemble = facts = read_ensemble(path)
-        self.parts = tuple(
-            open_checkpoint(str(folder / part), options, keep) for part in facts.models
-        )
+        paths = [str(folder / part) for part in facts.models]
+        self.parts = tuple(open_checkpoint(path, options, keep) for path in paths)
         for what in ("tokenizer", "config"):
             if len({getattr(part.checkpoint, f"{what}_sha256") for part in self.parts}) > 1:
                 raise CheckpointError(
@@ -131,9 +126,7 @@ Source: TypeAlias = CheckpointSource | EnsembleSource
 
 
 def open_source(model: str, options: LoadOptions, keep: bool = True) -> Source:
-    """Check the files of what ``model`` names and open it. ``keep``: hold its unquantized weights
-    in memory between conditions. Raises: as ``open_checkpoint`` and ``EnsembleSource``.
-    """
+    """Open what ``model`` names; ``keep`` as in ``CheckpointSource``. Raises: as both."""
     path = find_ensemble(model)
     if path is None:
         return open_checkpoint(model, options, keep)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from unlearnbench.models.base import Model
-from unlearnbench.models.scripted import ScriptedModel
+from unlearnbench.models.base import Model, ScriptedModel
 
 __all__ = ["Model", "ScriptedModel"]

@@ -7,12 +7,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from unlearnbench.errors import ModelOutputError, one_line
-from unlearnbench.requests import Generate, Generated
+from unlearnbench.requests import Generate, Generated, Score, Scored
 from unlearnbench.util.text import cut_at_stop
 
 if TYPE_CHECKING:
@@ -26,21 +26,13 @@ _OUT_OF_MEMORY = (
     "CUDA error: out of memory",
     "_STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN, cuSOLVER
 )
-_HINT = "use a smaller model or a GPU"
+_SMALLER = "use a smaller model or a GPU"
 # Sixteen rows of 1,100 tokens of SmolLM2-135M in fp32 take 810 MB; more rows cost as much each.
 _CPU_CACHE = 768 * 2**20
 
 
-class Named(Protocol):
-    """A request, or an answer to it."""
-
-    @property
-    def id(self) -> str:
-        """The request's."""
-
-
-Q = TypeVar("Q", bound=Named)
-A = TypeVar("A", bound=Named)
+Q = TypeVar("Q", Generate, Score)
+A = TypeVar("A", Generated, Scored)
 
 
 def padded(lengths: Sequence[int]) -> int:
@@ -55,15 +47,11 @@ class Budget:
     """
 
     tokens: int
-    """Of a batch; twice as many after each that fitted. One that did not fit halves it, for good.
-    """
-
+    """Of a batch; twice as many after each that fitted. One that did not fit halves it for good."""
     most: int
     """Where doubling ends."""
-
     cost: Callable[[Sequence[int]], int] = sum
     """The tokens that texts of given lengths take in one batch. ``len``: texts are counted."""
-
     rows: int = 2**31
     """Texts of a batch, unbounded until memory runs out."""
 
@@ -122,9 +110,9 @@ def run_in_batches(
                 if not is_out_of_memory(error):
                     raise
                 if is_fixed or len(batch) == 1:
-                    hint = "use --batch-size auto" if len(batch) > 1 else _HINT
+                    few = "use --batch-size auto" if len(batch) > 1 else _SMALLER
                     raise ModelOutputError(
-                        f"{where}: out of memory with {len(batch)} texts in a batch; {hint}"
+                        f"{where}: out of memory with {len(batch)} texts in a batch; {few}"
                     ) from None
                 log.warning("out of memory with %d texts in a batch; halving it", len(batch))
                 budget.shrink(lengths)
@@ -152,17 +140,6 @@ def layer_configs(config: Any) -> list[Any]:
     return [config] * (getattr(config, "num_hidden_layers", None) or 1)
 
 
-def cached_bytes(config: Any, itemsize: int) -> int:
-    """Bytes of keys and values that one token takes in all layers."""
-    total = 0
-    for layer in layer_configs(config):
-        heads = getattr(layer, "num_attention_heads", None) or 1
-        kept = getattr(layer, "num_key_value_heads", None) or heads
-        hidden = getattr(layer, "hidden_size", None) or 1024
-        total += 2 * kept * (getattr(layer, "head_dim", None) or hidden // heads) * itemsize
-    return int(total)
-
-
 def generation_budget(model: Any, device: str) -> Budget:
     """Places that rows have in the cache beside the shared prefix: as many each as the longest row
     needs with its new tokens. On CPU from the model's sizes, not from the memory that is free, so
@@ -177,8 +154,13 @@ def generation_budget(model: Any, device: str) -> Budget:
         # depend on which tasks this process had run before it.
         free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         room = int(0.6 * free)
-    config = model.config.get_text_config()
-    most = max(1, room // cached_bytes(config, model.dtype.itemsize))
+    numbers = 0  # keys and values that one token takes in all layers
+    for layer in layer_configs(model.config.get_text_config()):
+        heads = getattr(layer, "num_attention_heads", None) or 1
+        kept = getattr(layer, "num_key_value_heads", None) or heads
+        hidden = getattr(layer, "hidden_size", None) or 1024
+        numbers += 2 * kept * (getattr(layer, "head_dim", None) or hidden // heads)
+    most = max(1, room // (numbers * model.dtype.itemsize))
     if device == "cpu":
         return Budget(most, most)
     power = 2 ** (most.bit_length() - 1)  # the same from run to run, whatever else is there
@@ -190,24 +172,18 @@ class Tokens:
     """Token ids of a model's texts."""
 
     tokenizer: PreTrainedTokenizerBase
-
     config: Any
     """The text model's."""
-
     ends: tuple[int, ...]
     """At these ids texts end."""
-
     pad: int
     """An id to fill up with."""
-
     truncate_left: bool = False
     """Cut what exceeds the model's context on the left, behind its special tokens."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids with the tokenizer's own special tokens, as it adds them by itself.
-
-        Raises:
-            ModelOutputError: the model has no such token.
+        """Token ids with the tokenizer's own special tokens, as it adds them by itself;
+        ModelOutputError where the model has no such token.
         """
         ids = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
         rows = int(self.config.vocab_size)
@@ -223,11 +199,7 @@ class Tokens:
         return text if isinstance(text, str) else "".join(text)
 
     def prompt(self, request: Generate) -> list[int]:
-        """Token ids of a prompt.
-
-        Raises:
-            ModelOutputError: it does not fit, or cannot be continued.
-        """
+        """Token ids of a prompt; ModelOutputError where it does not fit or cannot be continued."""
         ids = self.fit(request.id, self.encode(request.prompt), request.max_new_tokens)
         if ids[-1] in self.ends:
             raise ModelOutputError(
@@ -237,10 +209,8 @@ class Tokens:
         return ids
 
     def fit(self, name: str, ids: list[int], new: int) -> list[int]:
-        """The ids, cut where that was asked for.
-
-        Raises:
-            ModelOutputError: there are none, or they and ``new`` further ones exceed the context.
+        """The ids, cut where that was asked for; ModelOutputError where there are none, or they and
+        ``new`` further ones exceed the context.
         """
         context = getattr(self.config, "max_position_embeddings", None)
         if not ids:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from typing import Any, TypeAlias
@@ -54,10 +54,14 @@ class Chooser:
 
     def __init__(self, names: Sequence[str], where: str, sampling: Sampling | None) -> None:
         self._names, self._where, self._sampling = names, where, sampling
-        self._generators = [_generator(sampling.seed, n) for n in names] if sampling else []
+        self._generators: list[torch.Generator] = []
+        if sampling is not None:
+            for name in names:
+                text = f"{sampling.seed}:{name}".encode(errors="surrogatepass")
+                seed = int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
+                self._generators.append(torch.Generator().manual_seed(seed))
 
     def choose(self, logits: torch.Tensor, rows: Sequence[int]) -> list[int]:
-        """As ``Choose``; logits of any float dtype."""
         chosen: list[int] = self.scores(logits.float(), rows).argmax(dim=-1).tolist()
         return chosen
 
@@ -84,11 +88,6 @@ class Chooser:
         return kept - torch.stack(draws).to(kept.device).log()
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}:{name}".encode(errors="surrogatepass")).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-
-
 def not_finite(where: str) -> str:
     """What is said of logits that no score can be made of."""
     return (
@@ -99,32 +98,24 @@ def not_finite(where: str) -> str:
 
 @dataclass(frozen=True)
 class Ending:
-    """Where a row ends."""
+    """Where a row ends: at one of ``ids``, which is not kept, once ``found`` says so of the tokens
+    so far, or after ``most`` of them.
+    """
 
     ids: frozenset[int]
-    """At one of these tokens, which is not kept."""
-
     found: Callable[[Sequence[int]], bool]
-    """Or once this says so of the tokens so far."""
-
     most: int
-    """Or after so many tokens."""
 
 
 @dataclass
 class _Batch:
-    """Rows under way."""
+    """Rows under way: which are ``alive``, in the order of the cache's, and how many own tokens
+    each of these has there.
+    """
 
     cache: RowCache
-
     alive: list[int]
-    """Which rows of the batch, in the order of the cache's."""
-
     lengths: list[int]
-    """How many own tokens each of these has in the cache."""
-
-    tokens: list[list[int]] = field(default_factory=list)
-    """New ones of each row of the batch."""
 
 
 class Continuer:
@@ -148,18 +139,26 @@ class Continuer:
         choose: Choose,
         ending: Ending,
     ) -> list[list[int]]:
-        """New tokens of each row. start: length of the prefix, without which ``rows`` are given.
-
-        Raises:
-            ModelOutputError: see ``Choose``.
-        """
+        """New tokens of each row. start: length of the prefix, without which ``rows`` are given."""
         cache = RowCache(shared)
-        batch = _Batch(cache, [*range(len(rows))], [*map(len, rows)], [[] for _ in rows])
+        batch = _Batch(cache, [*range(len(rows))], [*map(len, rows)])
+        new: list[list[int]] = [[] for _ in rows]
         logits = torch.cat([*self._run_prompts(cache, start, rows, ending.most)])
         while True:
-            chosen = self._leave(batch, choose(logits, batch.alive), ending)
+            chosen = choose(logits, batch.alive)
+            for at in reversed(range(len(chosen))):
+                tokens = new[batch.alive[at]]
+                ended = chosen[at] in ending.ids
+                if not ended:
+                    tokens.append(chosen[at])
+                    ended = len(tokens) >= ending.most or ending.found(tokens)
+                if ended:  # the last row takes its place
+                    cache.drop(at, len(chosen) - 1)
+                    for column in (batch.alive, batch.lengths, chosen):
+                        column[at] = column[-1]
+                        column.pop()
             if not batch.alive:
-                return batch.tokens
+                return new
             logits = self._step(batch, start, chosen)
 
     def _run_prompts(
@@ -177,22 +176,6 @@ class Continuer:
                 places += range(start, start + len(rows[row]))
             cache.phase = Packed(parts, len(rows), room)
             yield self._forward(cache, ids, places, [end - 1 for _, _, end in parts])
-
-    def _leave(self, batch: _Batch, chosen: Sequence[int], ending: Ending) -> list[int]:
-        """Keep the tokens; rows that end leave. Returns the tokens of the rows that stay."""
-        left = list(chosen)
-        for at in reversed(range(len(left))):
-            tokens = batch.tokens[batch.alive[at]]
-            ended = left[at] in ending.ids
-            if not ended:
-                tokens.append(left[at])
-                ended = len(tokens) >= ending.most or ending.found(tokens)
-            if ended:  # the last row takes its place
-                batch.cache.drop(at, len(left) - 1)
-                for column in (batch.alive, batch.lengths, left):
-                    column[at] = column[-1]
-                    column.pop()
-        return left
 
     def _step(self, batch: _Batch, start: int, chosen: Sequence[int]) -> torch.Tensor:
         lengths = torch.tensor(batch.lengths, device=self.device)
@@ -267,11 +250,7 @@ class PackedPrompts:
         return found
 
     def run(self, batch: Sequence[tuple[Generate, list[int]]]) -> list[Generated]:
-        """Answers to some of them.
-
-        Raises:
-            ModelOutputError: see ``Choose``.
-        """
+        """Answers to some of them."""
         first = batch[0][0]
         chooser = Chooser([request.id for request, _ in batch], self._where, first.sampling)
         stopped = partial(self._tokens.stopped, first)
@@ -305,11 +284,7 @@ class PaddedPrompts:
         return Budget(min(found.tokens, most), most, cost)
 
     def run(self, batch: Sequence[tuple[Generate, list[int]]]) -> list[Generated]:
-        """Answers to some of them.
-
-        Raises:
-            ModelOutputError: non-finite logits; names the sample.
-        """
+        """Answers to some of them."""
         first, names = batch[0][0], [request.id for request, _ in batch]
         rows = [row for _, row in batch]
         ids, mask = self._tokens.tensors(rows, str(self._model.device), left=True)

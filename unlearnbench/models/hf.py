@@ -74,22 +74,16 @@ class HFModel:
 
     @property
     def device(self) -> str:
-        """Kind of device, as ``cpu`` or ``cuda``."""
         return self._device.split(":")[0]
 
     def truncate(self, text: str, max_tokens: int) -> str:
-        """Cut ``text`` to its first ``max_tokens`` token ids, special tokens counted."""
         ids = self.tokens.encode(text)
         return text if len(ids) <= max_tokens else self.tokens.decode(ids[:max_tokens])
 
     def generate(
         self, requests: Sequence[Generate], skip: Collection[str] = ()
     ) -> Iterator[Generated]:
-        """Continue prompts. Batches hold requests of one kind and of similar length.
-
-        Raises:
-            ModelOutputError: see ``Model``.
-        """
+        """Continue prompts. Batches hold requests of one kind and of similar length."""
         kinds: dict[tuple[object, ...], list[tuple[Generate, list[int]]]] = {}
         for request in requests:
             ids, new = self.tokens.prompt(request), request.max_new_tokens
@@ -130,11 +124,6 @@ class HFModel:
         yield from self._in_batches(prompts, padded.run, budget, skip)
 
     def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
-        """Give per-token log-probabilities of whole texts.
-
-        Raises:
-            ModelOutputError: see ``Model``.
-        """
         sides: dict[tuple[int, ...], list[tuple[Score, list[int]]]] = {}
         for request in requests:
             ids = self.tokens.fit(request.id, self.tokens.encode(request.text), 0)

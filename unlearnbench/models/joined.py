@@ -18,8 +18,6 @@ class JoinedModel(PreTrainedModel, GenerationMixin):
     """
 
     main_input_name = "input_ids"
-    baseline: Any
-    reinforced: Any
     # Attention is the models' own affair; the config names whatever they use.
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = True
     _supports_attention_backend = True
@@ -29,7 +27,8 @@ class JoinedModel(PreTrainedModel, GenerationMixin):
     ) -> None:
         super().__init__(models[0].config)
         self.models, self._combine = torch.nn.ModuleList(models), combine
-        self._beside: tuple[Any, list[Any]] = (None, [])
+        self._cache: Any = None  # the first model's, and the others' beside it
+        self._others: list[Any] = []
         self.train(False)
 
     @property
@@ -38,20 +37,16 @@ class JoinedModel(PreTrainedModel, GenerationMixin):
 
     @property
     def device(self) -> torch.device:
-        """Where the first is."""
         return self._first.device  # type: ignore[no-any-return]
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the first computes in."""
         return self._first.dtype  # type: ignore[no-any-return]
 
     def get_input_embeddings(self) -> Any:
-        """The first's."""
         return self._first.get_input_embeddings()
 
     def get_output_embeddings(self) -> Any:
-        """The first's."""
         return self._first.get_output_embeddings()
 
     def forward(
@@ -66,7 +61,12 @@ class JoinedModel(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Run all; the names are transformers' own."""
         cached = bool(use_cache) and past_key_values is not None
-        caches = self._caches(past_key_values) if cached else [None] * len(self.models)
+        caches: list[Any] = [None] * len(self.models)
+        if cached and self._cache is not past_key_values:
+            self._cache = past_key_values
+            self._others = [DynamicCache(config=self.config) for _ in self.models[1:]]
+        if cached:
+            caches = [past_key_values, *self._others]
         logits = [
             model(
                 input_ids=input_ids,
@@ -82,9 +82,3 @@ class JoinedModel(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             logits=joined, past_key_values=past_key_values if cached else None
         )
-
-    def _caches(self, first: Any) -> list[Any]:
-        if self._beside[0] is not first:
-            others = [DynamicCache(config=self.config) for _ in range(len(self.models) - 1)]
-            self._beside = (first, others)
-        return [first, *self._beside[1]]

@@ -33,14 +33,10 @@ class Head:
 
     states: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     """(token ids, mask) -> the last layer's states, (rows, tokens, width), or, where a model cannot
-    be taken apart, its logits.
-    """
-
+    be taken apart, its logits."""
     logits: Callable[[torch.Tensor], torch.Tensor]
     """Logits of shape (n, vocabulary) from states of shape (n, width)."""
-
     vocabulary: int
-
     is_whole: bool = False
     """``states`` are logits."""
 
@@ -62,39 +58,25 @@ class Head:
     def score(
         self, tokens: Tokens, device: str, where: str, batch: Sequence[tuple[Score, list[int]]]
     ) -> list[Scored]:
-        """Figures of each text.
-
-        Raises:
-            ModelOutputError: a logit is NaN or infinite.
-        """
+        """Figures of each text; ModelOutputError where a logit is NaN or infinite."""
         ids, mask = tokens.tensors([row for _, row in batch], device, left=False)
         states = self.states(ids, mask)
         answers = []
-        for i, (request, row) in enumerate(batch):
-            n = len(row) - 1
-            named = f"{request.id} at {where}"
-            figures = self.statistics(states[i, :n], ids[i, 1 : n + 1], named)
-            answers.append(Scored(request.id, *figures))
+        for (request, row), state, own in zip(batch, states, ids, strict=True):
+            n, named = len(row) - 1, f"{request.id} at {where}"
+            answers.append(Scored(request.id, *self.statistics(state[:n], own[1 : n + 1], named)))
         return answers
 
     def statistics(self, states: torch.Tensor, targets: torch.Tensor, where: str) -> Figures:
-        """As ``token_statistics``, from states of shape (n, width).
-
-        Raises:
-            ModelOutputError: a logit is NaN or infinite.
-        """
+        """As ``token_statistics``, from states of shape (n, width)."""
         if self.is_whole:
             return token_statistics(states, targets, where)
         size = _HEAD_BYTES.get(states.device.type, 2**26)
         rows = max(1, size // (states.element_size() * self.vocabulary))
-        own, mean, std = zip(
-            *(
-                token_statistics(self.logits(part), target, where)
-                for part, target in zip(states.split(rows), targets.split(rows), strict=True)
-            ),
-            strict=True,
-        )
-        return np.concatenate(own), np.concatenate(mean), np.concatenate(std)
+        pairs = zip(states.split(rows), targets.split(rows), strict=True)
+        parts = [token_statistics(self.logits(part), target, where) for part, target in pairs]
+        own, mean, std = (np.concatenate(figure) for figure in zip(*parts, strict=True))
+        return own, mean, std
 
 
 def find_head(model: Any, ids: torch.Tensor) -> Head:
@@ -178,10 +160,8 @@ def token_statistics(logits: torch.Tensor, targets: torch.Tensor, where: str) ->
     """Log-probability of each target, and mean and spread of log p over the vocabulary.
 
     logits: shape (n, vocabulary), any float dtype, computed on in float32. targets: shape (n,).
-    Returns three arrays of shape (n,), natural logarithms.
-
-    Raises:
-        ModelOutputError: a logit is NaN or infinite.
+    Returns three arrays of shape (n,), natural logarithms; ModelOutputError where a logit is NaN or
+    infinite.
     """
     # So many rows that the passes over them find them in the processor's cache; a GPU takes more.
     size = _CHUNK_BYTES if logits.device.type == "cpu" else 64 * _CHUNK_BYTES

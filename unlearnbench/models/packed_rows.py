@@ -29,17 +29,14 @@ class UnsupportedError(Exception):
 
 
 class Layer(DynamicLayer):
-    """The keys and values that one layer keeps."""
-
-    prefix: Pair | None
-    """Of the shared tokens, each (heads, tokens, width)."""
-
-    own: Pair
-    """Of the rows' own tokens, each (rows, heads, room, width), from 0 on; empty at first."""
+    """The keys and values that one layer keeps. ``prefix``: of the shared tokens, each (heads,
+    tokens, width). ``own``: of the rows' own, each (rows, heads, room, width), empty at first.
+    """
 
     def __init__(self, prefix: Pair | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.prefix, self.own = prefix, (torch.empty(0), torch.empty(0))
+        self.prefix = prefix
+        self.own: Pair = (torch.empty(0), torch.empty(0))
 
     def make_room(self, key: torch.Tensor, value: torch.Tensor, rows: int, room: int) -> Pair:
         """Zeros at first, because what is masked is still multiplied by zero."""
@@ -68,15 +65,12 @@ class Packed:
 
     parts: Sequence[tuple[int, int, int]]
     """(row, start, end) of each."""
-
     rows: int
     """Of the whole batch, for which memory is taken."""
-
     room: int
     """Tokens of a row."""
 
     def attend(self, layer: Layer, query: torch.Tensor, pair: Pair, scale: float) -> torch.Tensor:
-        """See ``Prefix``."""
         out = []
         kept = layer.make_room(*pair, self.rows, self.room)
         for row, start, end in self.parts:
@@ -93,12 +87,10 @@ class Step:
 
     lengths: torch.Tensor
     """Tokens that a row has of its own before it, (rows,)."""
-
     seen: torch.Tensor
     """Which of the own places a row attends to, (rows, 1, 1, places), True where it does."""
 
     def attend(self, layer: Layer, query: torch.Tensor, pair: Pair, scale: float) -> torch.Tensor:
-        """See ``Prefix``."""
         rows, heads, _, width = pair[0].shape
         group, places = query.shape[1] // heads, self.seen.shape[-1]
         each = torch.arange(rows, device=query.device)

@@ -30,13 +30,12 @@ def require_vllm(source: Source, kernels: Mapping[str, Collection[str]], kernel:
     """Raise before any weights are loaded where ``--backend vllm`` cannot run.
 
     kernels: by condition, the ways in which it can run. kernel: the one that was asked for.
-
-    Raises:
-        OptionError: vLLM is not installed, or native kernels were asked for.
-        PrecisionError: a condition has no plain weights that would compute the same.
     """
     if importlib.util.find_spec("vllm") is None:
-        raise OptionError("--backend vllm: vllm is not installed: pip install vllm")
+        raise OptionError(
+            "--backend vllm: vllm is not installed; `make vllm-env` makes an environment that has "
+            "it beside our libraries (docs/speed.md says why pip alone does not)"
+        )
     if len(source.parts) > 1 or source.parts[0].adapter_kept or source.stored is not None:
         raise OptionError(
             "--backend vllm runs one model with plain weights, which a pair of checkpoints, an "
@@ -54,10 +53,8 @@ def require_vllm(source: Source, kernels: Mapping[str, Collection[str]], kernel:
 
 
 def open_vllm(own: HFModel) -> VllmModel:
-    """Hand the adapter's weights to a vLLM engine on the same device.
-
-    Raises:
-        PrecisionError: vLLM cannot run this model.
+    """Hand the adapter's weights to a vLLM engine on the same device; PrecisionError where vLLM
+    cannot run this model.
     """
     for name, value in (("LEVEL", "ERROR"), ("STREAM", "ext://sys.stderr")):
         os.environ.setdefault(f"VLLM_LOGGING_{name}", value)
@@ -116,18 +113,13 @@ class VllmModel(Delegate):
         self._tokens, self._engine = own.tokens, engine
 
     def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
-        """Give per-token log-probabilities, by the adapter."""
         return self.own.score(requests, skip)
 
     def generate(
         self, requests: Sequence[Generate], skip: Collection[str] = ()
     ) -> Iterator[Generated]:
-        """Continue prompts. vLLM forms its batches as requests come and go, so answers may differ
-        in a token between two runs in bf16 or fp16.
-
-        Raises:
-            OptionError: a request asks for sampling, whose draws vLLM would make in its own way.
-            ModelOutputError: as of ``Model``, and where vLLM does not end as it should.
+        """Continue prompts greedily: vLLM would draw in its own way. It forms its batches as
+        requests come and go, so answers may differ in a token between two runs in bf16 or fp16.
         """
         todo = [request for request in requests if request.id not in skip]
         if any(request.sampling is not None for request in todo):

@@ -51,12 +51,12 @@ class Strict(BaseModel):
 
 
 class SplitPin(Strict):
-    """What one split must hold."""
+    """What one split must hold. ``sha256``: ``rows_sha256`` of all its rows, the real pin; absent
+    where the text may not be pinned from here (MUSE-Books).
+    """
 
     rows: int = Field(gt=0)
     sha256: Sha256 | None = None
-    """``rows_sha256`` of all its rows, the real pin; absent where the text may not be pinned from
-    here (MUSE-Books)."""
 
 
 class DatasetOptions(Strict):
@@ -66,22 +66,22 @@ class DatasetOptions(Strict):
 
 
 class Metadata(Strict):
-    """Facts about the task file."""
+    """Facts about the task file. ``version`` changes whenever a task's scores may change."""
 
     version: float = Field(gt=0)
-    """Changes whenever a task's scores may change."""
 
 
 @dataclass(frozen=True)
 class SplitRows:
-    """All rows of one split, in file order."""
+    """All rows of one split, in file order. ``drift``: how they differ from the pin, where the user
+    allowed that.
+    """
 
     split: str
     rows: tuple[Row, ...]
     source: str
     sha256: str
     drift: str | None = None
-    """How they differ from the pin, where the user allowed that."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +97,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class TaskReference:
-    """What the retrained model scores on a task, for a value that is measured against it."""
+    """What the retrained model scores on a task, and what a result measured against it records."""
 
     scores: ReferenceScores
     recorded: AucReference
-    """What the result says of it."""
 
 
-class TaskFile(Strict):
-    """The fields of every task's YAML file."""
+class TaskSpec(Strict):
+    """The fields of every task's YAML file, what every task can do, and what its kind adds."""
 
     task: Name
     tag: tuple[Name, ...] = Field(default=(), strict=False)
@@ -121,21 +120,6 @@ class TaskFile(Strict):
     metadata: Metadata
     superseded_by: Name | None = None
 
-    @property
-    def version(self) -> float:
-        """The task's version, as recorded in results."""
-        return self.metadata.version
-
-    @property
-    def definition_sha256(self) -> str:
-        """Of everything in the task's definition that can move its score."""
-        facts = self.model_dump(mode="json", exclude={"description", "tag", "superseded_by"})
-        return content_sha256(facts)
-
-
-class TaskSpec(TaskFile):
-    """What every task can do, and what its kind adds."""
-
     record_type: ClassVar[type[BaseModel]] = AnswerRecord
     """The type of every sample's record."""
     optional_figures: ClassVar[frozenset[str]] = frozenset()
@@ -144,6 +128,16 @@ class TaskSpec(TaskFile):
     """Whether a sample's text is a prompt, which a chat template may be put round."""
     needs_reference: ClassVar[bool] = False
     """Whether the value is measured against the retrained model's scores."""
+
+    @property
+    def version(self) -> float:
+        return self.metadata.version
+
+    @property
+    def definition_sha256(self) -> str:
+        """Of everything in the task's definition that can move its score."""
+        facts = self.model_dump(mode="json", exclude={"description", "tag", "superseded_by"})
+        return content_sha256(facts)
 
     @property
     def headline(self) -> str:
@@ -174,10 +168,8 @@ class TaskSpec(TaskFile):
     def make_samples(
         self, splits: Mapping[str, SplitRows], limit: int | float | None
     ) -> list[Sample]:
-        """The first ``limit`` rows of each asked split, made ready to be put to a model.
-
-        Raises:
-            DataError, TaskError, MetricError: rows, templates and metric do not fit together.
+        """The first ``limit`` rows of each asked split, made ready to be put to a model. Raises
+        DataError, TaskError or MetricError where rows, templates and metric do not fit together.
         """
 
     @abstractmethod
@@ -189,19 +181,14 @@ class TaskSpec(TaskFile):
     @abstractmethod
     def record(self, sample: Sample, answers: Sequence[Answer]) -> SampleRecord:
         """A sample's record from its answers, in the order of its requests. It is made after every
-        round; the last one counts.
-
-        Raises:
-            MetricError: the answers cannot be scored.
+        round; the last one counts. Raises MetricError where the answers cannot be scored.
         """
 
     def summarize(
         self, records: Sequence[SampleRecord], reference: TaskReference | None, seed: int
     ) -> dict[str, object]:
         """The fields of ``TaskResult`` that the records give; here n, and the mean score x 100.
-
-        Raises:
-            MetricError: they give no finite value.
+        Raises MetricError where they give no finite value.
         """
         own = records_of(self, AnswerRecord, records)
         return mean_of_scores([r.score for r in own], [r.scores for r in own], seed)
@@ -221,7 +208,9 @@ class TaskSpec(TaskFile):
         return render_field(self.doc_to_text, row, where)
 
     def with_decoding(self, given: Mapping[str, object]) -> TaskSpec:
-        """The task with other decoding options (``--gen-kwargs``), where it decodes."""
+        """The task with ``given`` (``--gen-kwargs``) in place of its own decoding, under every
+        protocol, where it decodes. Raises OptionError where a value makes no sense.
+        """
         return self
 
     def harness_config(self) -> dict[str, object] | None:
@@ -234,50 +223,35 @@ class TaskSpec(TaskFile):
 
     def rescore(self, record: SampleRecord) -> dict[str, tuple[float, float]]:
         """By figure: what a record states and what its own texts earn. Empty where its texts are
-        not in it.
-
-        Raises:
-            MetricError: they are no texts of this task.
+        not in it. Raises MetricError where they are no texts of this task.
         """
         return {}
 
     def stated_reference(self, config: Mapping[str, object]) -> TaskReference:
-        """The reference that the task states for the base model of this ``config.json``.
-
-        Raises:
-            OptionError: it states none, or only for another base model.
+        """The reference that the task states for the base model of this ``config.json``. Raises
+        OptionError where it states none, or only for another base model.
         """
         raise OptionError(f"{self.task} states no reference")
 
     def stated_aucs(self) -> tuple[float, ...]:
-        """The AUC of every reference that the task states."""
+        """The AUC of every reference that the task states, in the file's order."""
         return ()
 
     def reference_scores(self, records: Sequence[SampleRecord]) -> ReferenceScores:
-        """What the retrained model's records give as a reference.
-
-        Raises:
-            MetricError: they give none.
-        """
+        """What the retrained model's records give as a reference."""
         raise MetricError(f"{self.task} is measured against no reference")
 
     def against(
         self, records: Sequence[SampleRecord], reference: ReferenceScores, seed: int
     ) -> Estimate:
-        """The task's value against a reference, and no other figure.
-
-        Raises:
-            MetricError: the two give no finite value.
+        """The task's value against a reference, and no other figure. Raises MetricError where the
+        two give no finite value.
         """
         raise MetricError(f"{self.task} is measured against no reference")
 
 
 def records_of(spec: TaskSpec, kind: type[R], records: Sequence[SampleRecord]) -> list[R]:
-    """``records``, shown to be the task's own.
-
-    Raises:
-        MetricError: one is of another kind or task, or there is none.
-    """
+    """``records``, shown to be the task's own; MetricError where one is not, or there is none."""
     found: list[R] = [record for record in records if isinstance(record, kind)]
     if not records or len(found) != len(records) or any(r.task != spec.task for r in records):
         raise MetricError(f"{spec.task}: no records, or one is of another kind or task")

@@ -129,18 +129,6 @@ def _parts(tree: nodes.Node) -> Iterator[nodes.Node]:
         todo += node.iter_child_nodes()
 
 
-def _check(tree: nodes.Template) -> None:
-    called: set[int] = set()
-    for count, node in enumerate(_parts(tree)):
-        if count > _NODES:
-            raise SecurityError(f"it has more than {_NODES} parts")
-        if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr):
-            called.add(id(node.node))
-        what = _unsafe(node, id(node) in called)
-        if what is not None:
-            raise SecurityError(f"{what} is unsafe in a template")
-
-
 def _unsafe(node: nodes.Node, called: bool) -> str | None:
     """What no task's template may hold; parents come before their children."""
     if type(node).__name__ not in _NODES_ALLOWED:
@@ -168,7 +156,15 @@ def compile_template(source: str) -> tuple[Template, Mapping[str, int]]:
     if len(source) > _SOURCE:
         raise SecurityError(f"it is longer than {_SOURCE} characters")
     tree = _ENVIRONMENT.parse(source)
-    _check(tree)
+    called: set[int] = set()
+    for count, node in enumerate(_parts(tree)):
+        if count > _NODES:
+            raise SecurityError(f"it has more than {_NODES} parts")
+        if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr):
+            called.add(id(node.node))
+        what = _unsafe(node, id(node) in called)
+        if what is not None:
+            raise SecurityError(f"{what} is unsafe in a template")
     used = find_undeclared_variables(tree)
     names = Counter(node.name for node in _parts(tree) if isinstance(node, nodes.Name))
     return _ENVIRONMENT.from_string(source), {name: names[name] for name in used}

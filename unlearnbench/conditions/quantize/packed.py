@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.load import device_map, from_pretrained
+from unlearnbench.checkpoints.load import device_map, from_pretrained, refusing
 from unlearnbench.checkpoints.packed import StoredScheme
 from unlearnbench.conditions.base import (
     LoadPlan,
@@ -19,7 +19,7 @@ from unlearnbench.conditions.base import (
 )
 from unlearnbench.conditions.proof import Inspection, describe, distinct_values
 from unlearnbench.conditions.quantize import _gptqmodel, bnb
-from unlearnbench.errors import CheckpointError, NotInForceError, one_line
+from unlearnbench.errors import NotInForceError
 from unlearnbench.results import Proof
 from unlearnbench.util.process import muted
 
@@ -39,13 +39,16 @@ def load(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan) -> Mode
     """
     if scheme.method in ("gptq", "awq"):
         with _gptqmodel.gptqmodel():
-            model = _load(source, scheme, plan)
+            model: Any = _load(source, scheme, plan)
             if plan.device == "cpu":
                 _gptqmodel.without_compilation(model)
     else:
         model = _load(source, scheme, plan)
     if scheme.method == "compressed-tensors":
-        _unpack(model)
+        # It would do so at the first forward, after the proof; a scheme that quantizes activations
+        # goes on doing that.
+        with refusing(f"{source.files.path}: its weights cannot be unpacked"), muted():
+            model.hf_quantizer.compressor.decompress_model(model)
     if scheme.method == "bitsandbytes":
         bnb.require_blocks(model, plan.device)
         bnb.say_rounding(model, plan)
@@ -66,20 +69,6 @@ def _load(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan) -> Pre
     config.quantization_config = facts
     extra = {"use_safetensors": True, "dtype": plan.dtype, "device_map": device_map(plan.device)}
     return from_pretrained(source.full, config, extra)
-
-
-def _unpack(model: Any) -> None:
-    """compressed-tensors would do so at the first forward, after the proof; a scheme that quantizes
-    activations goes on doing that.
-
-    Raises:
-        CheckpointError: the library cannot unpack it.
-    """
-    try:
-        with muted():
-            model.hf_quantizer.compressor.decompress_model(model)
-    except Exception as error:  # a damaged packing can fail anywhere in the library
-        raise CheckpointError(f"its weights cannot be unpacked: {one_line(error, 200)}") from error
 
 
 def _prove(scheme: StoredScheme, model: PreTrainedModel) -> Proof:

@@ -89,12 +89,10 @@ class GenerationFile(TaskSpec):
 
     @property
     def asked_splits(self) -> tuple[str, ...]:
-        """The split of the questions."""
         return (self.test_split,)
 
     @property
     def used_splits(self) -> tuple[str, ...]:
-        """The splits of the questions and of the shots."""
         return (self.test_split, self.fewshot_split) if self.fewshot_split else (self.test_split,)
 
     def decoding(self, protocol: str) -> GenerationOptions:
@@ -106,11 +104,6 @@ class GenerationTask(GenerationFile):
     """Prompts to continue; each output is compared with a target text."""
 
     def with_decoding(self, given: Mapping[str, object]) -> GenerationTask:
-        """The task with ``given`` in place of its own decoding, under every protocol.
-
-        Raises:
-            OptionError: a value makes no sense.
-        """
         values = {k: v for k, v in given.items() if k != "temperature" or v}  # 0 is greedy there
         if isinstance(values.get("until"), str):
             values["until"] = [values["until"]]
@@ -127,9 +120,20 @@ class GenerationTask(GenerationFile):
     def make_samples(
         self, splits: Mapping[str, SplitRows], limit: int | float | None
     ) -> list[Sample]:
-        """Prompts with their shots, and targets that can be scored."""
-        metric, split = generation_metric(self.metric), self.test_split
-        prefix = self._shots(splits[self.fewshot_split]) if self.fewshot_split else ""
+        """Prompts behind their shots (the first rows, answered, in file order), and targets that
+        can be scored.
+        """
+        metric, split, prefix = generation_metric(self.metric), self.test_split, ""
+        if self.fewshot_split:
+            shots = splits[self.fewshot_split]
+            if len(shots.rows) < self.num_fewshot:
+                raise DataError(
+                    f"{self.task}: split {shots.split!r} has {len(shots.rows)} rows, and the "
+                    f"prompt needs {self.num_fewshot} shots"
+                )
+            for i, row in enumerate(shots.rows[: self.num_fewshot]):
+                prefix += self.plain_text(row, f"{self.task}: {shots.split}/{i}")
+                prefix += self.fewshot_delimiter
         samples = []
         for i, row in enumerate(limited(splits[split].rows, limit)):
             where = f"{self.task}: {split}/{i}"
@@ -139,30 +143,14 @@ class GenerationTask(GenerationFile):
             samples.append(Sample(f"{split}/{i}", split, prompt, target))
         return samples
 
-    def _shots(self, shots: SplitRows) -> str:
-        """The text before every question: the first rows, answered, in file order."""
-        if len(shots.rows) < self.num_fewshot:
-            raise DataError(
-                f"{self.task}: split {shots.split!r} has {len(shots.rows)} rows, and the prompt "
-                f"needs {self.num_fewshot} shots"
-            )
-        rows = enumerate(shots.rows[: self.num_fewshot])
-        texts = [self.plain_text(row, f"{self.task}: {shots.split}/{i}") for i, row in rows]
-        return "".join(text + self.fewshot_delimiter for text in texts)
-
     def plain_text(self, row: Row, where: str) -> str:
-        """A question with its answer."""
         question = render_field(self.doc_to_text, row, where)
         return question + self.target_delimiter + render_field(self.doc_to_target, row, where)
 
     def fit(
         self, samples: Sequence[Sample], truncate: Callable[[str, int], str]
     ) -> Sequence[Sample]:
-        """Targets cut by the model's tokenizer.
-
-        Raises:
-            MetricError: nothing that can be scored is left of one.
-        """
+        """Targets cut; raises MetricError where nothing that can be scored is left of one."""
         if self.max_target_toks is None:
             return samples
         metric, cut = generation_metric(self.metric), []
@@ -173,7 +161,6 @@ class GenerationTask(GenerationFile):
         return cut
 
     def requests(self, sample: Sample, settings: Settings) -> Sequence[Sequence[Request]]:
-        """The prompt, decoded as the protocol says."""
         options, sampling = self.decoding(settings.protocol), None
         if options.do_sample:
             sampling = Sampling(options.temperature, options.top_k, settings.seed)
@@ -181,7 +168,6 @@ class GenerationTask(GenerationFile):
         return [[Generate(name, sample.text, most, options.until, sampling)]]
 
     def record(self, sample: Sample, answers: Sequence[Answer]) -> GenerationRecord:
-        """The output and how it compares with the target."""
         (answer,) = answers
         if not isinstance(answer, Generated):
             raise MetricError(f"{answer.id}: the answer is no text")
@@ -208,12 +194,10 @@ class GenerationTask(GenerationFile):
         return {**mean, "empty_outputs": empty}
 
     def figures(self) -> set[str]:
-        """The metric's, but for the one that is the score."""
         metric = generation_metric(self.metric)
         return set(metric.score_output("a", "a")) - {metric.HEADLINE}
 
     def rescore(self, record: SampleRecord) -> dict[str, tuple[float, float]]:
-        """The metric's figures of the record's output and target."""
         (own,) = records_of(self, GenerationRecord, [record])
         longest = max(len(_WORD.findall(text)) for text in (own.output, own.target))
         if longest > max(_WORDS, _WORDS_A_TOKEN * self.generation_kwargs.max_gen_toks):
@@ -226,14 +210,10 @@ class GenerationTask(GenerationFile):
     def harness_config(self) -> dict[str, object]:
         """The task's own YAML fields there; decoding is greedy, as under the protocol of MUSE."""
         options = self.decoding("muse")
+        same = ("task", "dataset_path", "dataset_name", "test_split", "output_type", "num_fewshot")
         return {
-            "task": self.task,
-            "dataset_path": self.dataset_path,
-            "dataset_name": self.dataset_name,
-            "test_split": self.test_split,
-            "output_type": NAME,
+            **self.model_dump(include=set(same)),
             "target_delimiter": "",
-            "num_fewshot": self.num_fewshot,
             "generation_kwargs": {
                 "max_gen_toks": options.max_gen_toks,
                 "until": list(options.until),

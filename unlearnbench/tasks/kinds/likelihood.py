@@ -73,22 +73,20 @@ class LikelihoodTask(TaskSpec):
 
     @property
     def asked_splits(self) -> tuple[str, ...]:
-        """The texts that were learned, and those that were not."""
         return (self.member_split, self.nonmember_split)
 
     @property
     def headline(self) -> str:
-        """The attack behind AUC and PrivLeak."""
         return self.attack
 
     def make_samples(
         self, splits: Mapping[str, SplitRows], limit: int | float | None
     ) -> list[Sample]:
-        """The texts of both splits."""
         attacks = likelihood_metric(self.metric).ATTACKS
         if self.attack not in attacks:
-            known = ", ".join(attacks)
-            raise TaskError(f"{self.task}: unknown attack {self.attack!r}; known: {known}")
+            raise TaskError(
+                f"{self.task}: unknown attack {self.attack!r}; known: {', '.join(attacks)}"
+            )
         return [
             Sample(f"{s}/{i}", s, self.plain_text(row, f"{self.task}: {s}/{i}"))
             for s in self.asked_splits
@@ -104,7 +102,6 @@ class LikelihoodTask(TaskSpec):
         return rounds
 
     def record(self, sample: Sample, answers: Sequence[Answer]) -> LikelihoodRecord:
-        """Every attack's score of the text."""
         text, *lowered = [answer for answer in answers if isinstance(answer, Scored)]
         return LikelihoodRecord(
             task=self.task,
@@ -142,11 +139,9 @@ class LikelihoodTask(TaskSpec):
         return fields
 
     def figures(self) -> set[str]:
-        """Every attack."""
         return set(likelihood_metric(self.metric).ATTACKS)
 
     def stated_reference(self, config: Mapping[str, object]) -> TaskReference:
-        """The one whose base model has this config."""
         from unlearnbench.metrics.membership import ReferenceScores
 
         if not self.references:
@@ -155,37 +150,38 @@ class LikelihoodTask(TaskSpec):
                 "retrained model, or leave --reference out to get the AUC alone"
             )
         for stated in self.references:
-            if not _differences(stated, config):
+            if all(config.get(key) == value for key, value in stated.config.items()):
                 where = f"{stated.base_model}: {stated.source}"
                 told = AucReference(auc=stated.auc, kind="stated", source=where)
                 return TaskReference(ReferenceScores(stated.auc), told)
-        stated = self.references[0]
+        first = self.references[0]
+        odd = [
+            f"{key} {config.get(key, 'absent')} instead of {value}"
+            for key, value in first.config.items()
+            if config.get(key) != value
+        ]
         raise OptionError(
-            f"{self.task}: the stated reference is for {stated.base_model}, and this checkpoint is "
-            f"another model ({', '.join(_differences(stated, config))}); pass --reference RUN_DIR, "
-            "a run of its own retrained model"
+            f"{self.task}: the stated reference is for {first.base_model}, and this checkpoint is "
+            f"another model ({', '.join(odd)}); pass --reference RUN_DIR, a run of its own "
+            "retrained model"
         )
 
     def stated_aucs(self) -> tuple[float, ...]:
-        """In the file's order."""
         return tuple(stated.auc for stated in self.references)
 
     def reference_scores(self, records: Sequence[SampleRecord]) -> ReferenceScores:
-        """The headline attack's AUC, and its score of every text."""
         from unlearnbench.metrics.intervals import auc
         from unlearnbench.metrics.membership import ReferenceScores
 
-        own = records_of(self, LikelihoodRecord, records)
-        members, nonmembers = (self._scores(own, split) for split in self.asked_splits)
+        members, nonmembers = (self._scores(records, split) for split in self.asked_splits)
         return ReferenceScores(auc(members, nonmembers), members, nonmembers)
 
     def against(
         self, records: Sequence[SampleRecord], reference: ReferenceScores, seed: int
     ) -> Estimate:
         """PrivLeak of the headline attack."""
-        own = records_of(self, LikelihoodRecord, records)
         members, nonmembers = (
-            [{self.attack: score} for score in self._scores(own, split)]
+            [{self.attack: score} for score in self._scores(records, split)]
             for split in self.asked_splits
         )
         metric = likelihood_metric(self.metric)
@@ -194,20 +190,12 @@ class LikelihoodTask(TaskSpec):
             raise MetricError("the metric gives no PrivLeak")
         return leak
 
-    def _scores(self, records: Sequence[LikelihoodRecord], split: str) -> tuple[float, ...]:
-        own = [record for record in records if record.split == split]
+    def _scores(self, records: Sequence[SampleRecord], split: str) -> tuple[float, ...]:
+        own = [r for r in records_of(self, LikelihoodRecord, records) if r.split == split]
         for record in own:
             if self.attack not in record.scores:
                 raise MetricError(f"record {record.id} has no {self.attack}")
         return tuple(record.scores[self.attack] for record in own)
-
-
-def _differences(stated: StatedReference, config: Mapping[str, object]) -> list[str]:
-    return [
-        f"{key} {config.get(key, 'absent')} instead of {value}"
-        for key, value in stated.config.items()
-        if config.get(key) != value
-    ]
 
 
 TASK = LikelihoodTask
