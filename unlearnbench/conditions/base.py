@@ -132,6 +132,18 @@ class ModuleReading(NamedTuple):
     """The values to hold against the checkpoint's, where a library rescales columns; else
     ``weight``."""
 
+    @classmethod
+    def of(
+        cls,
+        weight: torch.Tensor,
+        size: int | None,
+        codes: torch.Tensor,
+        *constants: torch.Tensor | None,
+    ) -> ModuleReading:
+        """Of a weight of which ``size`` columns of a row share constants; None: the whole row."""
+        stored = held_bytes(codes, *constants)
+        return cls(weight, groups(weight, size), dtype_name(codes), stored)
+
 
 Inspect: TypeAlias = Callable[[str, "nn.Module"], "ModuleReading | None"]
 """(name, module) -> what is in it, or None for a module that the condition does not cover. Called
@@ -269,13 +281,6 @@ def groups(weight: torch.Tensor, size: int | None) -> torch.Tensor:
     return weight.reshape(-1, size)
 
 
-def blocks(weight: torch.Tensor, size: int) -> torch.Tensor:
-    """The weight's values in memory order, cut into blocks of ``size``, (n, size), whatever the
-    rows; a shorter last block is filled with its last value.
-    """
-    return groups(weight.reshape(1, -1), size)
-
-
 def build_changed(
     source: CheckpointSource,
     plan: LoadPlan,
@@ -315,30 +320,12 @@ def read_dense(model: PreTrainedModel) -> Inspect:
     return read_packed({name: held_bytes(layer.weight) for name, layer in layers}, None)
 
 
-def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put a module in the place of the one called ``name``."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, new)
-
-
 def dense_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
     """A plain linear module that holds ``weight`` and ``bias`` as they are."""
-    import torch
     from torch import nn
 
-    with torch.device("meta"):
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
     return linear
-
-
-def make_dense(model: PreTrainedModel, inspect: Inspect, dtype: torch.dtype) -> None:
-    """Put a plain linear module with the weight in force in the place of every quantized one."""
-    for name, module in list(model.named_modules()):
-        reading = inspect(name, module)
-        if reading is not None:
-            bias = getattr(module, "bias", None)
-            bias = None if bias is None else bias.to(dtype)
-            replace_module(model, name, dense_linear(reading.weight.to(dtype), bias))

@@ -22,7 +22,7 @@ from unlearnbench.conditions.base import (
     dtype_name,
     read_dense,
 )
-from unlearnbench.conditions.proof import finish, require_coverable
+from unlearnbench.conditions.proof import finish
 from unlearnbench.errors import NotInForceError, PrecisionError
 
 if TYPE_CHECKING:
@@ -68,7 +68,6 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
         NotInForceError: the noise in force is of another level or has a mean, as where the compute
             dtype rounds it away.
     """
-    require_coverable(spec, source)
     level, seed = float(spec.options["level"]) / 100, int(spec.options["seed"])
     model = build_changed(source, plan, lambda name, weight: add_noise(weight, level, seed, name))
 

@@ -17,9 +17,9 @@ from unlearnbench.conditions.base import (
     ModelWithProof,
     ModuleReading,
     build_changed,
+    dense_linear,
     dtype_name,
     held_bytes,
-    make_dense,
     read_packed,
 )
 from unlearnbench.errors import NotInForceError
@@ -98,8 +98,12 @@ def finish(
         NotInForceError: see ``prove``.
     """
     proof = prove(spec, source, model, inspect, judge)
-    if plan.kernel == "dequantized":
-        make_dense(model, inspect, plan.dtype)
+    for name, module in list(model.named_modules()) if plan.kernel == "dequantized" else []:
+        reading = inspect(name, module)
+        if reading is not None:
+            bias = getattr(module, "bias", None)
+            bias = None if bias is None else bias.to(plan.dtype)
+            model.set_submodule(name, dense_linear(reading.weight.to(plan.dtype), bias))
     return ModelWithProof(model, proof)
 
 
@@ -146,14 +150,22 @@ def prove(
         reading = inspect(name, module)
         if reading is not None:
             inspection.add(name, reading)
-            own = _own_weight(name, reading, before)
+            own = before.get(f"{name}.weight")
+            if own is None:
+                raise NotInForceError(f"module {name} has no weight in the checkpoint")
+            if reading.weight.shape != own.shape:
+                raise NotInForceError(
+                    f"module {name} has shape {tuple(reading.weight.shape)}, and the checkpoint's "
+                    f"weight {tuple(own.shape)}"
+                )
             if name in chosen:
+                own = own.detach().to(reading.weight.device)
                 figures = judge(name, reading.weight.detach(), own) if judge is not None else {}
                 inspection.compared[name] = _compare(spec, name, reading, own, figures)
     if spec.name != FULL:
         _require_all(spec, names, list(inspection.weights))
     if spec.kind != "stored":
-        _require_covered(spec, source, inspection.weights)
+        require_coverable(spec, source, inspection.weights)
     facts = describe(model, inspection)
     if spec.kind == "stored" and spec.name != FULL:
         facts["uncovered"] = {}  # a storage dtype spares nothing
@@ -177,18 +189,15 @@ def _require_all(spec: ConditionSpec, names: list[str], covered: list[str]) -> N
         )
 
 
-def require_coverable(spec: ConditionSpec, source: CheckpointSource) -> None:
-    """Refuse a model that ``spec`` would leave mostly as it is, before a library takes it apart.
+def require_coverable(
+    spec: ConditionSpec, source: CheckpointSource, covered: Collection[str] | None = None
+) -> None:
+    """Refuse a model of which ``spec`` leaves most weights as they are; without ``covered``, before
+    a library takes the model apart.
 
     Raises:
         NotInForceError: most weights lie outside linear modules.
     """
-    _require_covered(spec, source, list(linear_layers(source.model())))
-
-
-def _require_covered(
-    spec: ConditionSpec, source: CheckpointSource, covered: Collection[str]
-) -> None:
     from torch import nn
 
     model = source.model()
@@ -201,7 +210,7 @@ def _require_covered(
         for name, tensor in source.state_dict().items()
         if tensor.dim() > 1 and name.removesuffix(".weight") not in skipped
     }
-    require_most(spec.name, sizes, set(covered))
+    require_most(spec.name, sizes, set(linear_layers(model) if covered is None else covered))
 
 
 def _choose(names: list[str], before: Mapping[str, torch.Tensor]) -> list[str]:
@@ -213,20 +222,6 @@ def _choose(names: list[str], before: Mapping[str, torch.Tensor]) -> list[str]:
     for name in names:
         kinds.setdefault(name.rsplit(".", 1)[-1], []).append(name)
     return [n for kind in kinds.values() for n in kind[:: max(1, len(kind) // _PER_KIND)]]
-
-
-def _own_weight(
-    name: str, reading: ModuleReading, before: Mapping[str, torch.Tensor]
-) -> torch.Tensor:
-    own = before.get(f"{name}.weight")
-    if own is None:
-        raise NotInForceError(f"module {name} has no weight in the checkpoint")
-    if reading.weight.shape != own.shape:
-        raise NotInForceError(
-            f"module {name} has shape {tuple(reading.weight.shape)}, and the checkpoint's weight "
-            f"{tuple(own.shape)}"
-        )
-    return own.detach().to(reading.weight.device)
 
 
 def _compare(

@@ -21,7 +21,7 @@ from unlearnbench.conditions.base import (
     canonical_number,
     read_dense,
 )
-from unlearnbench.conditions.proof import finish, require_coverable
+from unlearnbench.conditions.proof import finish
 from unlearnbench.errors import NotInForceError, PrecisionError
 
 if TYPE_CHECKING:
@@ -64,7 +64,6 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     Raises:
         NotInForceError: another number of weights is 0, or one that is not is another than before.
     """
-    require_coverable(spec, source)
     share = float(spec.options["share"])
     model = build_changed(source, plan, lambda _, weight: prune(weight, share))
 

@@ -16,10 +16,6 @@ from unlearnbench.conditions.base import (
     ModelWithProof,
     ModuleReading,
     dense_linear,
-    dtype_name,
-    groups,
-    held_bytes,
-    replace_module,
 )
 from unlearnbench.conditions.proof import finish
 from unlearnbench.errors import NotInForceError
@@ -60,14 +56,14 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     before = source.state_dict()
     model = source.build(plan.dtype, plan.device)
 
-    def make(name: str, module: nn.Linear) -> nn.Module:
+    for name, layer in linear_layers(model).items():
         weight = before[f"{name}.weight"]
         if weight.numel() % _GROUP:
             raise NotInForceError(
                 f"{spec.name}: the {weight.numel()} weights of {name} make no groups of {_GROUP}"
             )
         made = HQQLinear(
-            dense_linear(weight.float(), module.bias),
+            dense_linear(weight.float(), layer.bias),
             _config(),
             compute_dtype=plan.dtype,
             device=plan.device,
@@ -75,10 +71,7 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
         )
         bias = made.__dict__.pop("bias", None)  # a bare tensor, which nobody would count
         made.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        return made  # type: ignore[no-any-return]
-
-    for name, layer in linear_layers(model).items():
-        replace_module(model, name, make(name, layer))
+        model.set_submodule(name, made)
     return finish(spec, source, model, lambda _, module: _inspect(spec, module), plan)
 
 
@@ -99,9 +92,8 @@ def _inspect(spec: ConditionSpec, module: nn.Module) -> ModuleReading | None:
             f"{spec.name}: a module holds {meta['nbits']} bits in groups of "
             f"{meta['group_size']} along axis {meta['axis']}"
         )
-    values = module.dequantize()
-    stored = held_bytes(module.W_q.data, meta["scale"], meta["zero"])
-    return ModuleReading(values, groups(values, _GROUP), dtype_name(module.W_q), stored)
+    constants = meta["scale"], meta["zero"]
+    return ModuleReading.of(module.dequantize(), _GROUP, module.W_q.data, *constants)
 
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:

@@ -19,9 +19,6 @@ from unlearnbench.conditions.base import (
     ModelWithProof,
     ModuleReading,
     dense_linear,
-    dtype_name,
-    groups,
-    held_bytes,
 )
 from unlearnbench.conditions.proof import finish
 from unlearnbench.errors import NotInForceError, PrecisionError
@@ -32,33 +29,25 @@ if TYPE_CHECKING:
 
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
-_BACKEND = "optimum-quanto"
+
+def _spec(bits: int, scheme: str, constants: float) -> ConditionSpec:
+    return ConditionSpec(
+        f"quanto-int{bits}",
+        "quantized",
+        scheme,
+        "optimum-quanto",
+        {"weights": f"int{bits}"},
+        bits=bits,
+        bits_per_weight=bits + constants,
+        kernels=("native", "dequantized"),
+        extra="quanto",
+        libraries=("optimum.quanto",),
+    )
+
 
 CONDITIONS = (
-    ConditionSpec(
-        "quanto-int8",
-        "quantized",
-        "uniform, absmax per output channel",
-        _BACKEND,
-        {"weights": "int8"},
-        bits=8,
-        bits_per_weight=8,
-        kernels=("native", "dequantized"),
-        extra="quanto",
-        libraries=("optimum.quanto",),
-    ),
-    ConditionSpec(
-        "quanto-int4",
-        "quantized",
-        "uniform with shift per group of at most 128 columns",
-        _BACKEND,
-        {"weights": "int4"},
-        bits=4,
-        bits_per_weight=4 + 2 * 16 / 128,
-        kernels=("native", "dequantized"),
-        extra="quanto",
-        libraries=("optimum.quanto",),
-    ),
+    _spec(8, "uniform, absmax per output channel", 0),
+    _spec(4, "uniform with shift per group of at most 128 columns", 2 * 16 / 128),
 )
 
 
@@ -119,11 +108,10 @@ def _inspect(spec: ConditionSpec, module: nn.Module) -> ModuleReading | None:
     weight: Any = module.weight
     if not isinstance(weight, QTensor) or weight.qtype.bits != spec.bits:
         raise NotInForceError(f"{spec.name}: a module holds a weight of {type(weight).__name__}")
-    values = weight.dequantize()
     size = getattr(weight, "_group_size", None)
     codes = getattr(weight._data, "_data", weight._data)
-    stored = held_bytes(codes, weight._scale, getattr(weight, "_shift", None))
-    return ModuleReading(values, groups(values, size), dtype_name(codes), stored)
+    constants = weight._scale, getattr(weight, "_shift", None)
+    return ModuleReading.of(weight.dequantize(), size, codes, *constants)
 
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:

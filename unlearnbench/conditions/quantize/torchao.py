@@ -14,8 +14,6 @@ from unlearnbench.conditions.base import (
     ModelWithProof,
     ModuleReading,
     dense_linear,
-    dtype_name,
-    held_bytes,
 )
 from unlearnbench.conditions.proof import finish
 from unlearnbench.errors import NotInForceError
@@ -65,9 +63,7 @@ def _inspect(module: nn.Module) -> ModuleReading | None:
     weight: Any = module.weight
     if weight.act_quant_kwargs is not None:
         raise NotInForceError("torchao-int8: a module quantizes activations too")
-    values = weight.dequantize()
-    codes = weight.qdata
-    return ModuleReading(values, values, dtype_name(codes), held_bytes(codes, weight.scale))
+    return ModuleReading.of(weight.dequantize(), None, weight.qdata, weight.scale)
 
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
