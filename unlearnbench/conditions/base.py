@@ -16,7 +16,6 @@ from decimal import Decimal
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, cast
 
-from unlearnbench.checkpoints.load import linear_layers
 from unlearnbench.errors import PrecisionError, one_line
 
 if TYPE_CHECKING:
@@ -279,45 +278,6 @@ def groups(weight: torch.Tensor, size: int | None) -> torch.Tensor:
 
         weight = torch.cat([weight, weight[:, -1:].expand(-1, short)], dim=1)
     return weight.reshape(-1, size)
-
-
-def build_changed(
-    source: CheckpointSource,
-    plan: LoadPlan,
-    change: Callable[[str, torch.Tensor], torch.Tensor],
-) -> PreTrainedModel:
-    """A dense model in whose linear layers but the output head ``change(name, weight)`` is in
-    force. The weight is the checkpoint's own, not one already rounded to the compute dtype.
-    """
-    from torch.nn import Parameter
-
-    before = source.state_dict()
-    model = source.build(plan.dtype, plan.device)
-    for name, module in linear_layers(model).items():
-        weight = change(name, before[f"{name}.weight"])
-        weight = weight.to(device=module.weight.device, dtype=plan.dtype)
-        module.weight = Parameter(weight, requires_grad=False)
-    return model
-
-
-def read_packed(stored: Mapping[str, int], group: int | None) -> Inspect:
-    """What is in the layers of a dense model that hold quantized values. ``stored``: their bytes as
-    packed; ``group``: columns that share constants, None for a whole row.
-    """
-
-    def inspect(name: str, module: nn.Module) -> ModuleReading | None:
-        if name not in stored:
-            return None
-        weight = module.get_parameter("weight")
-        return ModuleReading(weight, groups(weight, group), dtype_name(weight), stored[name])
-
-    return inspect
-
-
-def read_dense(model: PreTrainedModel) -> Inspect:
-    """What is in the linear layers but the output head of a dense model."""
-    layers = linear_layers(model).items()
-    return read_packed({name: held_bytes(layer.weight) for name, layer in layers}, None)
 
 
 def dense_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:

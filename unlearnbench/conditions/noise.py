@@ -17,12 +17,10 @@ from unlearnbench.conditions.base import (
     ConditionSpec,
     LoadPlan,
     ModelWithProof,
-    build_changed,
     canonical_number,
     dtype_name,
-    read_dense,
 )
-from unlearnbench.conditions.proof import finish
+from unlearnbench.conditions.proof import load_changed
 from unlearnbench.errors import NotInForceError, PrecisionError
 
 if TYPE_CHECKING:
@@ -69,7 +67,6 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
             dtype rounds it away.
     """
     level, seed = float(spec.options["level"]) / 100, int(spec.options["seed"])
-    model = build_changed(source, plan, lambda name, weight: add_noise(weight, level, seed, name))
 
     def judge(name: str, now: torch.Tensor, own: torch.Tensor) -> Mapping[str, float]:
         deviation = _deviation(own)
@@ -84,7 +81,10 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
             )
         return {"noise_level": found, "noise_mean": mean}
 
-    return finish(spec, source, model, read_dense(model), plan, judge)
+    def change(name: str, weight: torch.Tensor) -> torch.Tensor:
+        return add_noise(weight, level, seed, name)
+
+    return load_changed(spec, source, plan, change, judge)
 
 
 def _deviation(weight: torch.Tensor) -> float:

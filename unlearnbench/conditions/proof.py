@@ -16,26 +16,20 @@ from unlearnbench.conditions.base import (
     LoadPlan,
     ModelWithProof,
     ModuleReading,
-    build_changed,
     dense_linear,
     dtype_name,
     held_bytes,
-    read_packed,
 )
 from unlearnbench.errors import NotInForceError
 from unlearnbench.results import FULL, ON_GRID, Proof
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel
 
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
-# How two proofs become one, by field.
-_COUNTED = ("module_types", "covered_modules", "uncovered", "weights_by_dtype")
-_SUMMED = ("covered_weights", "total_weights", "weight_bytes", "compared_modules")
-_AVERAGED = ("changed_share", "mean_relative_error")
-_LARGEST = ("relative_error", "max_relative_error", "codes")
 _PER_KIND = 2
 # Above this the values of some modules of every kind are compared, not of all.
 _COMPARE_ALL = 300_000_000
@@ -107,24 +101,41 @@ def finish(
     return ModelWithProof(model, proof)
 
 
-def load_rounded(
+def load_changed(
     spec: ConditionSpec,
     source: CheckpointSource,
     plan: LoadPlan,
-    group: int | None,
-    rounded: Callable[[str, torch.Tensor], tuple[torch.Tensor, int]],
+    change: Callable[[str, torch.Tensor], torch.Tensor],
+    judge: Judge | None = None,
+    group: int | None = None,
+    stored_bytes: Callable[[torch.Tensor], int] = held_bytes,
 ) -> ModelWithProof:
-    """A dense model with rounded values: ``rounded(name, weight)`` gives those of a layer and its
-    bytes as packed. ``group``: columns that share constants, None for a whole row.
+    """A dense model in whose linear layers but the output head ``change(name, weight)`` is in
+    force, with its proof. The weight is the checkpoint's own, not one already rounded to the
+    compute dtype. ``group``: columns that share constants, None for a whole row; ``stored_bytes``:
+    those of a weight as packed.
+
+    Raises:
+        NotInForceError: see ``prove``.
     """
-    stored: dict[str, int] = {}
+    from torch.nn import Parameter
 
-    def change(name: str, weight: torch.Tensor) -> torch.Tensor:
-        values, stored[name] = rounded(name, weight)
-        return values
+    before = source.state_dict()
+    model = source.build(plan.dtype, plan.device)
+    layers = linear_layers(model)
+    for name, layer in layers.items():
+        weight = change(name, before[f"{name}.weight"])
+        weight = weight.to(device=layer.weight.device, dtype=plan.dtype)
+        layer.weight = Parameter(weight, requires_grad=False)
 
-    model = build_changed(source, plan, change)
-    return ModelWithProof(model, prove(spec, source, model, read_packed(stored, group)))
+    def inspect(name: str, module: nn.Module) -> ModuleReading | None:
+        if name not in layers:
+            return None
+        weight = module.get_parameter("weight")
+        reading = ModuleReading.of(weight, group, weight)
+        return reading._replace(stored_bytes=stored_bytes(weight))
+
+    return ModelWithProof(model, prove(spec, source, model, inspect, judge))
 
 
 def prove(
@@ -338,20 +349,23 @@ def join_proofs(proofs: Mapping[str, Proof]) -> Proof:
     count.
     """
 
-    def added(name: str) -> dict[str, int]:
-        total: Counter[str] = Counter()
-        for proof in proofs.values():
-            total.update(getattr(proof, name))
-        return _sorted(total)
-
     def among(name: str) -> list[Any]:
         return [v for v in (getattr(proof, name) for proof in proofs.values()) if v is not None]
 
-    update: dict[str, object] = {name: added(name) for name in _COUNTED}
-    update |= {name: sum(among(name)) for name in _SUMMED}
+    update: dict[str, object] = {}
+    for name in ("module_types", "covered_modules", "uncovered", "weights_by_dtype"):
+        total = Counter[str]()
+        for counts in among(name):
+            total.update(counts)
+        update[name] = _sorted(total)
+    for name in ("covered_weights", "total_weights", "weight_bytes", "compared_modules"):
+        update[name] = sum(among(name))
     # All have one shape, so as many weights and modules of each were compared.
-    update |= {name: fmean(among(name)) for name in _AVERAGED if among(name)}
-    update |= {name: max(among(name), default=None) for name in _LARGEST}
+    for name in ("changed_share", "mean_relative_error"):
+        if among(name):
+            update[name] = fmean(among(name))
+    for name in ("relative_error", "max_relative_error", "codes"):
+        update[name] = max(among(name), default=None)
     update["on_grid"] = all(proof.on_grid for proof in proofs.values())
     figures = among("figures")
     if figures:

@@ -17,11 +17,9 @@ from unlearnbench.conditions.base import (
     ConditionSpec,
     LoadPlan,
     ModelWithProof,
-    build_changed,
     canonical_number,
-    read_dense,
 )
-from unlearnbench.conditions.proof import finish
+from unlearnbench.conditions.proof import load_changed
 from unlearnbench.errors import NotInForceError, PrecisionError
 
 if TYPE_CHECKING:
@@ -31,9 +29,7 @@ if TYPE_CHECKING:
 
 CONDITIONS = ()
 FAMILY = ConditionSpec(
-    "prune-magnitude-S",
-    "pruned",
-    "the S% of each matrix that are smallest in magnitude set to 0",
+    "prune-magnitude-S", "pruned", "the S% of each matrix that are smallest in magnitude set to 0"
 )
 
 
@@ -65,7 +61,6 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
         NotInForceError: another number of weights is 0, or one that is not is another than before.
     """
     share = float(spec.options["share"])
-    model = build_changed(source, plan, lambda _, weight: prune(weight, share))
 
     def judge(name: str, now: torch.Tensor, own: torch.Tensor) -> Mapping[str, float]:
         own = own.to(now.dtype)
@@ -79,7 +74,7 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
             raise NotInForceError(f"{spec.name}: module {name} lost more than its smallest weights")
         return {"zero_share": float(zero.double().mean())}
 
-    return finish(spec, source, model, read_dense(model), plan, judge)
+    return load_changed(spec, source, plan, lambda _, weight: prune(weight, share), judge)
 
 
 def pruned_count(n: int, share: float) -> int:

@@ -15,7 +15,7 @@ from unlearnbench.conditions.base import (
     LoadPlan,
     ModelWithProof,
 )
-from unlearnbench.conditions.proof import load_rounded
+from unlearnbench.conditions.proof import load_changed
 from unlearnbench.errors import NotInForceError
 
 if TYPE_CHECKING:
@@ -61,11 +61,14 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     """
     import torch
 
-    def rounded(name: str, weight: torch.Tensor) -> tuple[torch.Tensor, int]:
-        packed, values = _round(spec, name, weight)
-        return torch.from_numpy(values), packed.nbytes
+    def change(name: str, weight: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(_round(spec, name, weight)[1])
 
-    return load_rounded(spec, source, plan, _BLOCK, rounded)
+    def stored_bytes(weight: torch.Tensor) -> int:
+        return weight.numel() // _BLOCK * (_BLOCK * int(spec.bits or 0) // 8 + _HEADER[kind])
+
+    kind = str(spec.options["type"])
+    return load_changed(spec, source, plan, change, group=_BLOCK, stored_bytes=stored_bytes)
 
 
 def _round(

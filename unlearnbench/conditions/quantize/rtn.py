@@ -16,7 +16,7 @@ from unlearnbench.conditions.base import (
     ModelWithProof,
     groups,
 )
-from unlearnbench.conditions.proof import load_rounded
+from unlearnbench.conditions.proof import load_changed
 
 if TYPE_CHECKING:
     import torch
@@ -124,14 +124,14 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     Raises:
         NotInForceError: a layer was not quantized.
     """
+    group, bits = _group(spec), int(spec.bits or 0)
+    constants = _STEP_BITS + (0 if spec.options["symmetric"] else bits)
 
-    def rounded(_: str, weight: torch.Tensor) -> tuple[torch.Tensor, int]:
-        found = _quantize(spec, weight)
-        bits, zero = (
-            float(spec.bits or 0),
-            0 if spec.options["symmetric"] else float(spec.bits or 0),
-        )
-        packed = found.codes.numel() * bits + found.step.numel() * (_STEP_BITS + zero)
-        return found.values(), int(-(-packed // 8))
+    def change(_: str, weight: torch.Tensor) -> torch.Tensor:
+        return _quantize(spec, weight).values()
 
-    return load_rounded(spec, source, plan, _group(spec), rounded)
+    def stored_bytes(weight: torch.Tensor) -> int:
+        count = len(groups(weight, group))
+        return -(-(weight.numel() * bits + count * constants) // 8)
+
+    return load_changed(spec, source, plan, change, group=group, stored_bytes=stored_bytes)
