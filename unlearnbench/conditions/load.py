@@ -12,13 +12,7 @@ from dataclasses import dataclass
 
 from unlearnbench.checkpoints.checkpoint import DTYPES, CheckpointSource
 from unlearnbench.checkpoints.source import Source, open_source
-from unlearnbench.conditions.base import (
-    Calibration,
-    ConditionSpec,
-    Kernel,
-    LoadPlan,
-    file_of,
-)
+from unlearnbench.conditions.base import Calibration, ConditionSpec, Kernel, LoadPlan, file_of
 from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.conditions.proof import join_proofs
 from unlearnbench.errors import OptionError, PrecisionError
@@ -47,8 +41,7 @@ class Prepared:
     """What a run records, all but the proof."""
 
     def load(self, batch_size: int | None = None) -> HFModel:
-        """Load the checkpoint under the condition and prove that it is in force; of several
-        checkpoints, for each, and join them.
+        """Load the checkpoint, or several that answer together, and prove the condition.
 
         Raises:
             CheckpointError: the weights cannot be used.

@@ -39,11 +39,7 @@ _ERRORS, _ROUNDING = 6.0, 0.05
 
 
 def parse(name: str) -> ConditionSpec | None:
-    """``noise-5``, ``noise-0.5``, and with another seed than 0 ``noise-5-seed1``.
-
-    Raises:
-        PrecisionError: a level of 0, or above 1000%.
-    """
+    """``noise-5``, ``noise-0.5``, and with another seed than 0 ``noise-5-seed1``."""
     match = re.fullmatch(r"noise-(\d{1,9}(?:\.\d{1,9})?)(?:-seed(\d{1,9}))?", name, re.ASCII)
     if match is None:
         return None
@@ -60,11 +56,8 @@ def parse(name: str) -> ConditionSpec | None:
 
 
 def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
-    """Add noise to every linear layer but the output head.
-
-    Raises:
-        NotInForceError: the noise in force is of another level or has a mean, as where the compute
-            dtype rounds it away.
+    """Raises NotInForceError where the noise in force is of another level or has a mean, as where
+    the compute dtype rounds it away.
     """
     level, seed = float(spec.options["level"]) / 100, int(spec.options["seed"])
 

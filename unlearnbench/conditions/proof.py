@@ -174,7 +174,7 @@ def prove(
                 figures = judge(name, reading.weight.detach(), own) if judge is not None else {}
                 inspection.compared[name] = _compare(spec, name, reading, own, figures)
     if spec.name != FULL:
-        _require_all(spec, names, list(inspection.weights))
+        _require_all(spec, names, inspection.weights)
     if spec.kind != "stored":
         require_coverable(spec, source, inspection.weights)
     facts = describe(model, inspection)
@@ -185,7 +185,7 @@ def prove(
     return Proof.model_validate(facts | {"total_weights": total} | _summary(inspection.compared))
 
 
-def _require_all(spec: ConditionSpec, names: list[str], covered: list[str]) -> None:
+def _require_all(spec: ConditionSpec, names: list[str], covered: Collection[str]) -> None:
     done = "quantized" if spec.kind == "stored" else spec.kind
     if not covered:
         raise NotInForceError(

@@ -13,12 +13,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from unlearnbench.conditions.base import (
-    ConditionSpec,
-    LoadPlan,
-    ModelWithProof,
-    canonical_number,
-)
+from unlearnbench.conditions.base import ConditionSpec, LoadPlan, ModelWithProof, canonical_number
 from unlearnbench.conditions.proof import load_changed
 from unlearnbench.errors import NotInForceError, PrecisionError
 
@@ -34,11 +29,7 @@ FAMILY = ConditionSpec(
 
 
 def parse(name: str) -> ConditionSpec | None:
-    """``prune-magnitude-30``, ``prune-magnitude-12.5``: the percentage lies between 0 and 100.
-
-    Raises:
-        PrecisionError: it does not.
-    """
+    """``prune-magnitude-30``, ``prune-magnitude-12.5``: the percentage lies between 0 and 100."""
     match = re.fullmatch(r"prune-magnitude-(\d{1,9}(?:\.\d{1,9})?)", name, re.ASCII)
     if match is None:
         return None
@@ -55,11 +46,7 @@ def parse(name: str) -> ConditionSpec | None:
 
 
 def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
-    """Prune every linear layer but the output head.
-
-    Raises:
-        NotInForceError: another number of weights is 0, or one that is not is another than before.
-    """
+    """Raises NotInForceError where another number of weights is 0, or others are changed."""
     share = float(spec.options["share"])
 
     def judge(name: str, now: torch.Tensor, own: torch.Tensor) -> Mapping[str, float]:

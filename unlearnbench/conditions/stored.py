@@ -5,6 +5,7 @@ dtypes.
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.checkpoint import DTYPES
@@ -85,26 +86,7 @@ def _round(name: str, tensor: torch.Tensor, storage: torch.dtype) -> torch.Tenso
 
 
 def _load_packed(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan) -> ModelWithProof:
-    """A checkpoint that is quantized already, as it is."""
-    if scheme.method in ("gptq", "awq"):
-        with gptqmodel.gptqmodel():
-            model: Any = _load(source, scheme, plan)
-            if plan.device == "cpu":
-                gptqmodel.without_compilation(model)
-    else:
-        model = _load(source, scheme, plan)
-    if scheme.method == "compressed-tensors":
-        # It would do so at the first forward, after the proof; a scheme that quantizes activations
-        # goes on doing that.
-        with refusing(f"{source.files.path}: its weights cannot be unpacked"), muted():
-            model.hf_quantizer.compressor.decompress_model(model)
-    if scheme.method == "bitsandbytes":
-        bnb.check_kernel(model, plan)
-    return ModelWithProof(model, _prove(scheme, model))
-
-
-def _load(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan) -> PreTrainedModel:
-    """As the checkpoint states, by the libraries that unpack it; how is ours to say."""
+    """A checkpoint that is quantized already, as its config states; the kernel is ours to say."""
     config: Any = copy.deepcopy(source.config)
     stated = config.quantization_config
     facts = dict(stated if isinstance(stated, dict) else stated.to_dict())
@@ -116,7 +98,19 @@ def _load(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan) -> Pre
         facts["bnb_4bit_compute_dtype"] = str(plan.dtype).removeprefix("torch.")
     config.quantization_config = facts
     extra = {"use_safetensors": True, "dtype": plan.dtype, "device_map": device_map(plan.device)}
-    return from_pretrained(source.full, config, extra)
+    is_gptqmodel = scheme.method in ("gptq", "awq")
+    with gptqmodel.gptqmodel() if is_gptqmodel else nullcontext():
+        model: Any = from_pretrained(source.full, config, extra)
+        if is_gptqmodel and plan.device == "cpu":
+            gptqmodel.without_compilation(model)
+    if scheme.method == "compressed-tensors":
+        # It would do so at the first forward, after the proof; a scheme that quantizes activations
+        # goes on doing that.
+        with refusing(f"{source.files.path}: its weights cannot be unpacked"), muted():
+            model.hf_quantizer.compressor.decompress_model(model)
+    if scheme.method == "bitsandbytes":
+        bnb.check_kernel(model, plan)
+    return ModelWithProof(model, _prove(scheme, model))
 
 
 def _prove(scheme: StoredScheme, model: PreTrainedModel) -> Proof:

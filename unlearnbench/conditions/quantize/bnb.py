@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("unlearnbench")
 
-_BACKEND = "bitsandbytes"
 _BLOCK = 64
 _NESTED_BLOCK = 256
 
@@ -39,7 +38,7 @@ def _four_bit(kind: str, double: bool) -> ConditionSpec:
         f"bnb-{kind}" + ("-dq" if double else ""),
         "quantized",
         f"{kind.upper()}, absmax per block" + (", its scales in 8 bits" if double else ""),
-        _BACKEND,
+        "bitsandbytes",
         {"quant_type": kind, "block_size": _BLOCK, "double_quant": double},
         bits=4,
         bits_per_weight=4 + scale,
@@ -53,7 +52,7 @@ CONDITIONS = (
         "bnb-int8",
         "quantized",
         "LLM.int8(): absmax per row, activations quantized too, outlier columns in 16 bits",
-        _BACKEND,
+        "bitsandbytes",
         {"threshold": 6.0},
         bits=8,
         bits_per_weight=8,

@@ -9,12 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.conditions.base import (
-    Codes,
-    ConditionSpec,
-    LoadPlan,
-    ModelWithProof,
-)
+from unlearnbench.conditions.base import Codes, ConditionSpec, LoadPlan, ModelWithProof
 from unlearnbench.conditions.proof import load_changed
 from unlearnbench.errors import NotInForceError
 

@@ -62,13 +62,8 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
             raise NotInForceError(
                 f"{spec.name}: the {weight.numel()} weights of {name} make no groups of {_GROUP}"
             )
-        made = HQQLinear(
-            dense_linear(weight.float(), layer.bias),
-            _config(),
-            compute_dtype=plan.dtype,
-            device=plan.device,
-            initialize=True,
-        )
+        dense = dense_linear(weight.float(), layer.bias)
+        made = HQQLinear(dense, _config(), compute_dtype=plan.dtype, device=plan.device)
         bias = made.__dict__.pop("bias", None)  # a bare tensor, which nobody would count
         made.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         model.set_submodule(name, made)
@@ -97,7 +92,7 @@ def _inspect(spec: ConditionSpec, module: nn.Module) -> ModuleReading | None:
 
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
-    """The codes of one weight, without a model."""
+    """Codes without a model."""
     import torch
     from hqq.core.quantize import Quantizer
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unlearnbench import conditions
 from unlearnbench.conditions.base import ConditionSpec
@@ -47,12 +47,6 @@ class LayerOverlap:
     measured: int
     """Weights in groups that are not all zero."""
 
-    @property
-    def block(self) -> str:
-        """The transformer block that it belongs to, as ``model.layers.3``, or its own name."""
-        match = re.match(r"(.*?\.\d+)(?=\.)", self.name)
-        return match.group(1) if match else self.name
-
 
 @dataclass(frozen=True)
 class PrecisionOverlap:
@@ -83,10 +77,13 @@ class PrecisionOverlap:
         return sum(layer.update for layer in self.layers) / measured if measured else 0.0
 
     def by_block(self) -> dict[str, float]:
-        """Overlap by transformer block, in the model's order."""
+        """Overlap by transformer block (``model.layers.3``; a matrix outside of one has its own
+        name), in the model's order.
+        """
         parts: dict[str, list[LayerOverlap]] = {}
         for layer in self.layers:
-            parts.setdefault(layer.block, []).append(layer)
+            match = re.match(r"(.*?\.\d+)(?=\.)", layer.name)
+            parts.setdefault(match[1] if match else layer.name, []).append(layer)
         return {n: PrecisionOverlap(self.precision, tuple(p)).overlap for n, p in parts.items()}
 
     def figures(self) -> dict[str, object]:
@@ -136,7 +133,7 @@ def compare_codes(
     Raises:
         CheckpointError: the architectures or shapes differ, or a weight is not finite.
     """
-    require_alike(unlearned, target)
+    _require_alike(unlearned, target)
     for name in unlearned.linear:
         ours, theirs = unlearned.read(name), target.read(name)
         if ours.shape != theirs.shape:
@@ -147,16 +144,18 @@ def compare_codes(
         for path, tensor in ((unlearned.path, ours), (target.path, theirs)):
             if not bool(tensor.isfinite().all()):
                 raise CheckpointError(f"{path}: {name} has NaN or infinite values; it is broken")
-        changed = int((ours != theirs).sum())
-        yield name, [_layer(name, spec, ours, theirs, changed) for spec in specs]
+        found, changed = [], int((ours != theirs).sum())
+        for spec in specs:
+            one, two = conditions.encode(spec, ours), conditions.encode(spec, theirs)
+            same = int((one.codes == two.codes).sum())
+            width = two.width.float().expand(theirs.shape)
+            steps = (ours - theirs).abs() / width.where(width > 0, 1.0)
+            update, measured = float(steps[width > 0].double().sum()), int((width > 0).sum())
+            found.append(LayerOverlap(name, ours.numel(), same, changed, update, measured))
+        yield name, found
 
 
-def require_alike(unlearned: Weights, target: Weights) -> None:
-    """Refuse two checkpoints that are not of one architecture.
-
-    Raises:
-        CheckpointError: names the first difference.
-    """
+def _require_alike(unlearned: Weights, target: Weights) -> None:
     for key in ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size"):
         ours, theirs = (w.config.get(key) for w in (unlearned, target))
         if ours != theirs:
@@ -170,20 +169,6 @@ def require_alike(unlearned: Weights, target: Weights) -> None:
             f"only one of {unlearned.path} and {target.path} has {one_line(odd[0], 120)}; bins can "
             "be compared within one architecture only"
         )
-
-
-def _layer(name: str, spec: ConditionSpec, ours: Any, theirs: Any, changed: int) -> LayerOverlap:
-    one, two = conditions.encode(spec, ours), conditions.encode(spec, theirs)
-    width = two.width.float().expand(theirs.shape)
-    steps = (ours - theirs).abs() / width.where(width > 0, 1.0)
-    return LayerOverlap(
-        name=name,
-        weights=ours.numel(),
-        same=int((one.codes == two.codes).sum()),
-        changed=changed,
-        update=float(steps[width > 0].double().sum()),
-        measured=int((width > 0).sum()),
-    )
 
 
 def overlap_table(found: Sequence[PrecisionOverlap]) -> str:

@@ -115,7 +115,7 @@ def _inspect(spec: ConditionSpec, module: nn.Module) -> ModuleReading | None:
 
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
-    """The codes of one weight, without a model."""
+    """Codes without a model."""
     from optimum.quanto import QLinear, freeze, qint4, qint8
 
     require_no_stale_lock()

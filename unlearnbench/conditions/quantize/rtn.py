@@ -9,13 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from unlearnbench.conditions.base import (
-    Codes,
-    ConditionSpec,
-    LoadPlan,
-    ModelWithProof,
-    groups,
-)
+from unlearnbench.conditions.base import Codes, ConditionSpec, LoadPlan, ModelWithProof, groups
 from unlearnbench.conditions.proof import load_changed
 
 if TYPE_CHECKING:
@@ -113,7 +107,7 @@ def _group(spec: ConditionSpec) -> int | None:
 
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
-    """The codes of one weight, without a model."""
+    """Codes without a model."""
     found = _quantize(spec, weight)
     return Codes(found.codes.short(), found.width())
 

@@ -67,7 +67,7 @@ def _inspect(module: nn.Module) -> ModuleReading | None:
 
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
-    """The codes of one weight, without a model."""
+    """Codes without a model."""
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     linear = dense_linear(weight.float())
