@@ -104,6 +104,10 @@ class EvaluationError(UnlearnbenchError):
             f"failed: {said}. The rest is finished; the same command tries these again"
         )
 
+    def __reduce__(self) -> tuple[type[EvaluationError], tuple[object, ...]]:
+        """What pickle makes it of, where a worker process raises it."""
+        return EvaluationError, (self.failures, self.results)
+
 
 def printable(text: str) -> str:
     """Keep line breaks and show other control characters, terminal escapes among them, as escapes:

@@ -82,7 +82,6 @@ class LikelihoodRecord(_File):
     scores: dict[str, float] = Field(min_length=1)
 
     def with_texts(self, change: Callable[[str], str]) -> LikelihoodRecord:
-        """The same: it holds no text."""
         return self
 
 
@@ -102,8 +101,6 @@ class AnswerRecord(_File):
     """Further figures, from 0 to 1."""
 
     def with_texts(self, change: Callable[[str], str]) -> AnswerRecord:
-        """The same with every text changed."""
-
         def changed(fact: Any) -> Any:
             if isinstance(fact, list):
                 return [changed(part) for part in fact]

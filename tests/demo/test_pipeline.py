@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from unlearnbench.demo.meter import measured
 from unlearnbench.demo.pipeline import MADE, clear, files_sha256, part_keys, run_demo
 from unlearnbench.demo.recipe import METHODS, PRECISIONS, DemoOptions
 from unlearnbench.demo.work import is_trained
-from unlearnbench.errors import OptionError
+from unlearnbench.errors import EvaluationError, Failure, MetricError, OptionError
 from unlearnbench.recovery.statistics import RecoveryRow
 from unlearnbench.tasks.registry import builtin_task_dir
 
@@ -96,6 +97,14 @@ def test_a_damaged_record_is_as_none(finished: Path) -> None:
         assert there(finished) == []
 
 
+def test_what_an_earlier_release_made_is_made_anew(tmp_path: Path) -> None:
+    worked(DemoOptions(tmp_path), print)
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages/start.json").write_text("{}", encoding="ascii")
+    assert not clear(tmp_path, KEYS)
+    assert there(tmp_path) == []
+
+
 def test_files_that_are_not_the_demos_stay(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("mine", encoding="utf-8")
     assert call("demo", "--out", str(tmp_path)) == 2
@@ -123,6 +132,13 @@ def test_a_training_that_was_killed_at_its_end_or_its_start(tmp_path: Path) -> N
     (half / ".training/request.json").write_text("{}", encoding="utf-8")
     assert not is_trained(half)
     assert half.exists()
+
+
+def test_a_failed_evaluation_is_told_as_it_is_by_the_worker_process() -> None:
+    failure = Failure("rtn-int4", "demo_verbmem", None, MetricError("no score"), "")
+    error = pickle.loads(pickle.dumps(EvaluationError([failure], [])))
+    assert error.failures[0].where == "demo_verbmem at rtn-int4"
+    assert "demo_verbmem at rtn-int4: no score" in str(error)
 
 
 @pytest.mark.parametrize(

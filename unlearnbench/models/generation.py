@@ -25,7 +25,8 @@ _PACKED_TOKENS = {"cpu": 2048, "cuda": 16_384}
 # Running a shorter prefix apart saves less than it costs.
 _LEAST_PREFIX = 16
 
-
+Prompts: TypeAlias = Sequence[tuple[Generate, list[int]]]
+"""Requests, each with its prompt's token ids."""
 Choose: TypeAlias = Callable[[torch.Tensor, Sequence[int]], list[int]]
 """(logits of shape (n, vocabulary), which rows of the batch they are of) -> the next token of each.
 It raises ModelOutputError where a logit is NaN or infinite.
@@ -226,13 +227,7 @@ class PackedPrompts:
     the first batch is.
     """
 
-    def __init__(
-        self,
-        continuer: Continuer,
-        tokens: Tokens,
-        where: str,
-        prompts: Sequence[tuple[Generate, list[int]]],
-    ) -> None:
+    def __init__(self, continuer: Continuer, tokens: Tokens, where: str, prompts: Prompts) -> None:
         self._continuer, self._tokens, self._where = continuer, tokens, where
         self._new = prompts[0][0].max_new_tokens
         rows = [ids for _, ids in prompts]
@@ -240,7 +235,6 @@ class PackedPrompts:
         self._cache: RowCache | None = None
 
     def budget(self) -> Budget:
-        """Of a batch."""
         found = generation_budget(self._continuer.model, self._continuer.device)
         shared = len(self._start)
         # Keys and values of a batch have one shape, so each row takes what the longest does.
@@ -249,8 +243,7 @@ class PackedPrompts:
         explain(f"generation in rows without padding, {said}, {found.most:,} tokens a batch")
         return found
 
-    def run(self, batch: Sequence[tuple[Generate, list[int]]]) -> list[Generated]:
-        """Answers to some of them."""
+    def run(self, batch: Prompts) -> list[Generated]:
         first = batch[0][0]
         chooser = Chooser([request.id for request, _ in batch], self._where, first.sampling)
         stopped = partial(self._tokens.stopped, first)
@@ -283,8 +276,7 @@ class PaddedPrompts:
         cost = lambda lengths: padded([n + new for n in lengths])  # noqa: E731
         return Budget(min(found.tokens, most), most, cost)
 
-    def run(self, batch: Sequence[tuple[Generate, list[int]]]) -> list[Generated]:
-        """Answers to some of them."""
+    def run(self, batch: Prompts) -> list[Generated]:
         first, names = batch[0][0], [request.id for request, _ in batch]
         rows = [row for _, row in batch]
         ids, mask = self._tokens.tensors(rows, str(self._model.device), left=True)

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 from unlearnbench.checkpoints.load import end_tokens
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models.batches import A, Budget, Q, Tokens, run_in_batches, texts_budget
-from unlearnbench.models.generation import Continuer, PackedPrompts, PaddedPrompts
+from unlearnbench.models.generation import Continuer, PackedPrompts, PaddedPrompts, Prompts
 from unlearnbench.models.likelihood import Head, find_head
 from unlearnbench.models.packable import (
     find_continuer,
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from unlearnbench.checkpoints.source import Source
-
-Prompts = Sequence[tuple[Generate, list[int]]]
 
 
 class HFModel:

@@ -142,10 +142,11 @@ def attend_after(prefix: Pair | None, query: torch.Tensor, own: Pair, scale: flo
 
 
 class RowCache(Cache):
-    """What transformers' models take for their cache. ``phase`` is what the next pass does."""
+    """What transformers' models take for their cache. ``phase`` is what the next pass does;
+    ``prefix``, of whose shared tokens this is a further batch.
+    """
 
     def __init__(self, prefix: RowCache | None = None) -> None:
-        """prefix: of whose shared tokens this is a further batch."""
         super().__init__(layers=[])
         self.rows: list[Layer] = [Layer(layer.prefix) for layer in prefix.rows] if prefix else []
         self.layers.extend(self.rows)
@@ -168,8 +169,7 @@ class RowCache(Cache):
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions are always given, so nothing follows from this."""
-        return 0
+        return 0  # positions are always given, so nothing follows from this
 
     def drop(self, row: int, last: int) -> None:
         """Forget ``row``; row ``last`` takes its place."""

@@ -72,9 +72,8 @@ class Registry:
     def _matching(self, word: str) -> Sequence[str]:
         if word in self.files:
             return (word,)
-        if word in self.groups:
-            return self.groups[word]
-        return [name for name in self.files if fnmatch.fnmatchcase(name, word)]
+        globbed = [name for name in self.files if fnmatch.fnmatchcase(name, word)]
+        return self.groups.get(word, globbed)
 
 
 def split_names(text: str | Sequence[str]) -> list[str]:

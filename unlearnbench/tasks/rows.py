@@ -270,9 +270,8 @@ def _read_hub(spec: TaskSpec, split: str, options: DataOptions) -> list[Row]:
         loaded = datasets.load_dataset(folder, spec.dataset_name, split=split)
         return [dict(row) for row in loaded]
     except Exception as error:  # the hub client's errors have no common base; none becomes a score
-        tried = "no data folder was given"
-        if options.data_dir:
-            tried = f"{options.data_dir} has no {spec.dataset_path}"
+        folder_tried = options.data_dir and f"{options.data_dir} has no {spec.dataset_path}"
+        tried = folder_tried or "no data folder was given"
         raise DataError(
             f"{spec.task}: split {split!r} could not be loaded from the hub "
             f"({spec.dataset_path}@{revision}: {one_line(error, 200)}) and {tried}; pass "

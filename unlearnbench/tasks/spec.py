@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from unlearnbench import metrics
 from unlearnbench.errors import MetricError, OptionError
 from unlearnbench.requests import Answer, Request
-from unlearnbench.results import AnswerRecord, AucReference, SampleRecord, Settings
+from unlearnbench.results import AnswerRecord, AucReference, SampleRecord, Settings, Sha256
 from unlearnbench.tasks.templates import render_field
 from unlearnbench.util.files import content_sha256
 
@@ -37,7 +37,6 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length
 DatasetPath = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*$")
 ]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Row = Mapping[str, object]
 R = TypeVar("R", bound=BaseModel)
 
@@ -73,9 +72,7 @@ class Metadata(Strict):
 
 @dataclass(frozen=True)
 class SplitRows:
-    """All rows of one split, in file order. ``drift``: how they differ from the pin, where the user
-    allowed that.
-    """
+    """All rows of one split, in file order, and how they differ from the pin if that is allowed."""
 
     split: str
     rows: tuple[Row, ...]
@@ -208,9 +205,7 @@ class TaskSpec(Strict):
         return render_field(self.doc_to_text, row, where)
 
     def with_decoding(self, given: Mapping[str, object]) -> TaskSpec:
-        """The task with ``given`` (``--gen-kwargs``) in place of its own decoding, under every
-        protocol, where it decodes. Raises OptionError where a value makes no sense.
-        """
+        """With ``--gen-kwargs`` in place of its own decoding; OptionError for a senseless value."""
         return self
 
     def harness_config(self) -> dict[str, object] | None:
@@ -222,8 +217,8 @@ class TaskSpec(Strict):
         return set()
 
     def rescore(self, record: SampleRecord) -> dict[str, tuple[float, float]]:
-        """By figure: what a record states and what its own texts earn. Empty where its texts are
-        not in it. Raises MetricError where they are no texts of this task.
+        """By figure: what a record states and what its own texts earn, where they are in it;
+        MetricError where they are no texts of this task.
         """
         return {}
 

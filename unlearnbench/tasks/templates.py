@@ -148,10 +148,8 @@ def _unsafe(node: nodes.Node, called: bool) -> str | None:
 
 @lru_cache(maxsize=256)
 def compile_template(source: str) -> tuple[Template, Mapping[str, int]]:
-    """The template, and how often it names each field.
-
-    Raises:
-        jinja2.TemplateError: it is none, or holds what no task's template may.
+    """The template, and how often it names each field; jinja2.TemplateError where it is none, or
+    holds what no task's template may.
     """
     if len(source) > _SOURCE:
         raise SecurityError(f"it is longer than {_SOURCE} characters")
@@ -171,12 +169,9 @@ def compile_template(source: str) -> tuple[Template, Mapping[str, int]]:
 
 
 def render_field(template: str, row: Mapping[str, object], where: str) -> str:
-    """Fill one template from one row.
-
-    Raises:
-        TaskError: the template is wrong, names a field that the row does not have, or would take
-            more than a prompt may.
-        DataError: a field that the template uses is not text, a number or a truth value.
+    """Fill one template from one row. Raises TaskError where the template is wrong, names a field
+    that the row does not have, or would take more than a prompt may, and DataError where a field
+    that it uses is not text, a number or a truth value.
     """
     token = _left.set(LONGEST)
     try:
