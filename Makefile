@@ -87,7 +87,7 @@ leaderboards: $(SET_UP) ## recompute every board's entries, then write its table
 	$(BIN)/unlearnbench leaderboard build
 
 schema: $(SET_UP) ## write docs/schema from the result types
-	$(BIN)/python -m unlearnbench.results docs/schema
+	$(BIN)/python -m tests.schemas docs/schema
 
 clean: ## remove .venv and everything that was made
 	rm -rf $(VENV) build dist demo-out demo-out-dense example-out

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
+from tests.schemas import json_schemas, write_schemas
 from unlearnbench.errors import ResultError
 from unlearnbench.results import (
     RECORD_ADAPTER,
@@ -31,8 +32,6 @@ from unlearnbench.results import (
     Settings,
     SplitData,
     TaskResult,
-    json_schemas,
-    write_schemas,
 )
 from unlearnbench.runs.folder import RunFolder, read_run
 

@@ -135,10 +135,7 @@ def test_the_gradient_is_the_papers(name: str) -> None:
 
 
 def derivative(
-    plain: Plain,
-    logits: Array,
-    place: tuple[int, ...],
-    rest: tuple[list[list[int]], Array, Any],
+    plain: Plain, logits: Array, place: tuple[int, ...], rest: tuple[list[list[int]], Array, Any]
 ) -> float:
     """Central differences of fourth order: exact to about 1e-10 here."""
     step = 1e-2 if plain is not npo else 3e-3

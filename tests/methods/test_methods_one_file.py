@@ -142,7 +142,7 @@ def test_an_output_of_three_models_is_written_and_answers_as_one(
     assert call(*quick, "--method", "three") == 0
     out = tmp_path / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        *("ensemble.json", "part0", "part1", "part2", "unlearning.json"),
+        *("ensemble.json", "part0", "part1", "part2", "unlearning.json")
     ]
     assert not (out / "config.json").exists(), "nothing may take one of them for the whole"
     for model in (out, tiny):  # the mean of three times the target's logits

@@ -140,9 +140,7 @@ def test_a_text_is_learned_whole_after_its_begin_token() -> None:
     assert example.learned == len(example.ids) - 1
 
 
-def test_a_long_text_is_cut_into_pieces_that_lose_nothing(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_long_text_is_cut_into_pieces_that_lose_nothing(caplog: pytest.LogCaptureFixture) -> None:
     long = "The harbour of Tellmouth opened its gate. " * 20
     whole = TOKENIZER(long)["input_ids"]
     with caplog.at_level(logging.WARNING, "unlearnbench"):

@@ -120,7 +120,7 @@ def test_a_resumed_training_keeps_its_options(
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unlearnbench.training.objective import Combined
+    from unlearnbench.training.trainer import Combined
 
     call = Combined.__call__
     count = []

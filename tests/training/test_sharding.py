@@ -159,10 +159,7 @@ def test_a_sharded_mask_holds_every_weight_outside_it(two: Two, tiny: Path) -> N
 @pytest.mark.ci
 def test_what_cannot_be_shared_is_one_line(two: Two) -> None:
     lines = two.done.stderr.splitlines()
-    for says in (
-        "does not shard in such a launch",
-        "cannot be shared by 2 processes",
-    ):
+    for says in ("does not shard in such a launch", "cannot be shared by 2 processes"):
         assert any(line.startswith("unlearnbench: error: ") and says in line for line in lines)
 
 

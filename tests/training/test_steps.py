@@ -13,8 +13,8 @@ from unlearnbench.methods import find_method
 from unlearnbench.methods.base import Gradient, inner_linears
 from unlearnbench.methods.rows import Batch, Example
 from unlearnbench.training.batches import Rows, as_batch, collate, sums_of
-from unlearnbench.training.objective import Combined
 from unlearnbench.training.steps import WholeStep
+from unlearnbench.training.trainer import Combined
 
 ROWS: list[Rows] = [
     {"forget": (Example((0, 5, 9, n), (0, 5, 9, n)),), "retain": (Example((0, n, 4), (0, n, 4)),)}

@@ -260,41 +260,39 @@ class PackedPrompts:
         ]
 
 
-class PaddedPrompts:
-    """Prompts of one kind, padded on the left."""
+def padded_budget(model: Any, device: str, new: int, alone: bool) -> Budget:
+    """Of prompts padded on the left, which ``new`` tokens follow. alone: others would move an
+    answer.
+    """
+    if alone:
+        return texts_budget(1)
+    # Rows are padded, and the cache is copied at each step.
+    found = generation_budget(model, device)
+    most = max(1, min(found.most // 2, 16_384 if device == "cpu" else 131_072))
+    cost = lambda lengths: padded([n + new for n in lengths])  # noqa: E731
+    return Budget(min(found.tokens, most), most, cost)
 
-    def __init__(self, model: Any, tokens: Tokens, where: str) -> None:
-        self._model, self._tokens, self._where = model, tokens, where
 
-    def budget(self, device: str, new: int, alone: bool) -> Budget:
-        """Of a batch of prompts that ``new`` tokens follow. alone: others would move its answer."""
-        if alone:
-            return texts_budget(1)
-        # Rows are padded, and the cache is copied at each step.
-        found = generation_budget(self._model, device)
-        most = max(1, min(found.most // 2, 16_384 if device == "cpu" else 131_072))
-        cost = lambda lengths: padded([n + new for n in lengths])  # noqa: E731
-        return Budget(min(found.tokens, most), most, cost)
+def run_padded(model: Any, tokens: Tokens, where: str, batch: Prompts) -> list[Generated]:
+    """Prompts of one kind, padded on the left, through transformers' own ``generate``."""
+    first, names = batch[0][0], [request.id for request, _ in batch]
+    rows = [row for _, row in batch]
+    ids, mask = tokens.tensors(rows, str(model.device), left=True)
+    width, chooser = ids.shape[1], Chooser(names, where, first.sampling)
 
-    def run(self, batch: Prompts) -> list[Generated]:
-        first, names = batch[0][0], [request.id for request, _ in batch]
-        rows = [row for _, row in batch]
-        ids, mask = self._tokens.tensors(rows, str(self._model.device), left=True)
-        width, chooser = ids.shape[1], Chooser(names, self._where, first.sampling)
+    def processed(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return chooser.scores(scores, range(len(names)))
 
-        def processed(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            return chooser.scores(scores, range(len(names)))
+    def stopped(ids: torch.Tensor, _: object, **__: object) -> torch.Tensor:
+        done = [tokens.stopped(first, row) for row in ids[:, width:].tolist()]
+        return torch.tensor(done, device=ids.device, dtype=torch.bool)
 
-        def stopped(ids: torch.Tensor, _: object, **__: object) -> torch.Tensor:
-            done = [self._tokens.stopped(first, row) for row in ids[:, width:].tolist()]
-            return torch.tensor(done, device=ids.device, dtype=torch.bool)
-
-        output = self._model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            max_new_tokens=first.max_new_tokens,
-            logits_processor=LogitsProcessorList([processed]),
-            stopping_criteria=StoppingCriteriaList([stopped] if first.stop else []),
-        )
-        found = output[:, width:].tolist()
-        return [self._tokens.answer(r, row) for (r, _), row in zip(batch, found, strict=True)]
+    output = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=first.max_new_tokens,
+        logits_processor=LogitsProcessorList([processed]),
+        stopping_criteria=StoppingCriteriaList([stopped] if first.stop else []),
+    )
+    found = output[:, width:].tolist()
+    return [tokens.answer(r, row) for (r, _), row in zip(batch, found, strict=True)]

@@ -12,7 +12,13 @@ from transformers import GenerationConfig
 from unlearnbench.checkpoints.load import end_tokens
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models.batches import A, Budget, Q, Tokens, run_in_batches, texts_budget
-from unlearnbench.models.generation import Continuer, PackedPrompts, PaddedPrompts, Prompts
+from unlearnbench.models.generation import (
+    Continuer,
+    PackedPrompts,
+    Prompts,
+    padded_budget,
+    run_padded,
+)
 from unlearnbench.models.likelihood import Head, find_head
 from unlearnbench.models.packable import (
     find_continuer,
@@ -117,9 +123,9 @@ class HFModel:
         alone = self._padding_moves or 1 in side_of(self._turns, len(ids), new)
         how = "one prompt at a time" if alone else "padded"
         explain(f"generation through transformers' generate, {how}: {reason}")
-        padded = PaddedPrompts(self.network, self.tokens, self.condition.name)
-        budget = padded.budget(self._device, new, alone)
-        yield from self._in_batches(prompts, padded.run, budget, skip)
+        run = partial(run_padded, self.network, self.tokens, self.condition.name)
+        budget = padded_budget(self.network, self._device, new, alone)
+        yield from self._in_batches(prompts, run, budget, skip)
 
     def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
         sides: dict[tuple[int, ...], list[tuple[Score, list[int]]]] = {}

@@ -22,19 +22,12 @@ from unlearnbench.training.options import TrainOptions
 Rows = Mapping[Role, tuple[Example, ...]]
 """A forget sequence and what stands beside it."""
 
+Sums = dict[str, Any]
+"""What the parts of an optimizer step are divided by, so that they add up to means over it: the
+fields of a Batch that begin with ``all_``.
+"""
+
 _ORDER: tuple[Role, ...] = ("forget", "retain", "auxiliary", "alternatives")
-
-
-@dataclass(frozen=True)
-class StepSums:
-    """What the parts of an optimizer step are divided by, so that they add up to means over it."""
-
-    rows: int
-    """Forget sequences."""
-    tokens: dict[Role, int]
-    """Learned tokens by role."""
-    weight: float
-    """The weights of all learned forget tokens."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,7 @@ class Schedule:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[Rows, StepSums]:
+    def __getitem__(self, index: int) -> tuple[Rows, Sums]:
         first = index - index % self.batch_size
         return self.items[index], sums_of(self.items[first : first + self.batch_size])
 
@@ -59,13 +52,14 @@ class Schedule:
         return len(self.items) // self.batch_size
 
 
-def sums_of(step: Sequence[Rows]) -> StepSums:
+def sums_of(step: Sequence[Rows]) -> Sums:
     """What a step is divided by that has such rows."""
     tokens: dict[Role, int] = {}
     for rows in step:
         for role, found in rows.items():
             tokens[role] = tokens.get(role, 0) + sum(row.learned for row in found)
-    return StepSums(len(step), tokens, sum(row.weight for rows in step for row in rows["forget"]))
+    weight = sum(row.weight for rows in step for row in rows["forget"])
+    return {"all_rows": len(step), "all_tokens": tokens, "all_weight": weight}
 
 
 def make_schedule(
@@ -122,7 +116,7 @@ def _join(pairs: Sequence[Example]) -> Example:
     return Example(tuple(ids), tuple(labels), is_qa=True, begin=pairs[0].begin)
 
 
-def collate(drawn: Sequence[tuple[Rows, StepSums]], pad: int) -> dict[str, Any]:
+def collate(drawn: Sequence[tuple[Rows, Sums]], pad: int) -> dict[str, Any]:
     """The tensors of one forward pass as a dict, which is what the Trainer moves to a device."""
     of = {role: [row for rows, _ in drawn for row in rows.get(role, ())] for role in _ORDER}
     rows = [row for found in of.values() for row in found]
@@ -137,7 +131,7 @@ def collate(drawn: Sequence[tuple[Rows, StepSums]], pad: int) -> dict[str, Any]:
         "attention_mask": padded([[1] * len(row.ids) for row in rows], 0),
         "labels": padded([row.labels for row in rows], IGNORED),
         "rows": {role: len(found) for role, found in of.items() if found},
-        "sums": drawn[0][1],
+        **drawn[0][1],
         "sequences": {
             role: torch.tensor([row.reference for row in found], dtype=torch.float32)
             for role, found in of.items()
@@ -150,16 +144,8 @@ def collate(drawn: Sequence[tuple[Rows, StepSums]], pad: int) -> dict[str, Any]:
     return batch
 
 
-def as_batch(inputs: dict[str, Any]) -> Batch:
+def as_batch(inputs: Mapping[str, Any]) -> Batch:
     """What ``collate`` made, back as a Batch."""
-    sums: StepSums = inputs["sums"]
-    return Batch(
-        {name: inputs[name] for name in ("input_ids", "attention_mask")},
-        inputs["labels"],
-        inputs["rows"],
-        sums.rows,
-        sums.tokens,
-        sums.weight,
-        inputs.get("weights"),
-        inputs["sequences"],
-    )
+    rest = dict(inputs)
+    given = {name: rest.pop(name) for name in ("input_ids", "attention_mask")}
+    return Batch(given, **rest)

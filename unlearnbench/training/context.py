@@ -29,20 +29,21 @@ from unlearnbench.methods.base import (
     inner_linears,
 )
 from unlearnbench.methods.rows import Batch, Example, Role, sequence_logprobs
-from unlearnbench.training.batches import (
-    Rows,
-    StepSums,
-    as_batch,
-    collate,
-    make_schedule,
-    sums_of,
-)
+from unlearnbench.training.batches import Rows, Sums, as_batch, collate, make_schedule, sums_of
 from unlearnbench.training.corpus import Encoder
-from unlearnbench.training.objective import Combined, Reference, cast_model, descent, device
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.output import last_checkpoint, run_trainer
 from unlearnbench.training.steps import Watch
-from unlearnbench.training.trainer import Stage, UnlearnTrainer, training_arguments
+from unlearnbench.training.trainer import (
+    Combined,
+    Reference,
+    Stage,
+    UnlearnTrainer,
+    cast_model,
+    descent,
+    device,
+    training_arguments,
+)
 from unlearnbench.util.process import is_main, process_count
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class TrainerContext(TrainingContext):
             found += make(*logits, batch.labels).tolist()
         return found
 
-    def _batches(self, rows: Sequence[Rows], whole: StepSums | None = None) -> Iterator[Batch]:
+    def _batches(self, rows: Sequence[Rows], whole: Sums | None = None) -> Iterator[Batch]:
         """Rows for forward passes of the size under training, outside the Trainer. ``whole``: the
         sums of the step that they are, whose gradient is taken.
         """

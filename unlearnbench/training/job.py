@@ -140,7 +140,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         # Libraries' advice about their own internals; ours are errors, not warnings.
         warnings.simplefilter("ignore")
         from unlearnbench.training.context import TrainerContext
-        from unlearnbench.training.objective import cast_model
+        from unlearnbench.training.trainer import cast_model
 
         target = cast_model(source.model(), job.options.weights_dtype)
         context = TrainerContext(
@@ -181,7 +181,7 @@ def _save(
     started: float,
 ) -> Training:
     """The checkpoint and its record."""
-    from unlearnbench.training.objective import device
+    from unlearnbench.training.trainer import device
 
     training = Training(
         **facts,

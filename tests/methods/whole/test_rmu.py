@@ -14,7 +14,7 @@ from tests.conftest import make_model
 from unlearnbench.methods.rows import IGNORED, Example
 from unlearnbench.methods.whole.rmu import Steering, default_layer, direction
 from unlearnbench.training.batches import Rows, as_batch, collate, sums_of
-from unlearnbench.training.objective import Reference
+from unlearnbench.training.trainer import Reference
 
 LAYER, WEIGHT, SCALE = 1, 3.0, 6.5
 FORGET = [((0, 5, 9, 30, 7), (0, 5, 9, 30, 7)), ((0, 8, 2), (IGNORED, IGNORED, 2))]
