@@ -35,15 +35,19 @@ Interval = Annotated[tuple[float, float], Field(strict=False)]
 Limit: TypeAlias = Annotated[int | float | None, Field(gt=0)]
 
 
-class _File(BaseModel):
+Role = Literal["unlearned", "target", "retrained"]
+
+
+class Document(BaseModel):
+    """What is made of runs, as a board's entry or a certificate: no unknown field, only numbers."""
+
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        protected_namespaces=(),
-        use_attribute_docstrings=True,
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+
+class _File(Document):
+    model_config = ConfigDict(strict=True, protected_namespaces=())
 
 
 class GenerationRecord(_File):

@@ -209,7 +209,7 @@ def test_other_refusals(first: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         run(first, tmp_path, prefix="demo")
     ends = ["--task-prefix", "news", "--out", str(tmp_path / "o"), "--format", "muse"]
     assert call("import", str(first), *ends, "--quant", "../x") == 2
-    assert "takes a precision's name" in capsys.readouterr().err
+    assert "takes a condition's name" in capsys.readouterr().err
 
 
 def test_an_alias_is_written_in_full(first: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from unlearnbench.boards.definition import Board, find_boards, read_board
-from unlearnbench.boards.entry import BoardEntry, add_entry
+from unlearnbench.boards.entry import Board, BoardEntry, add_entry, find_boards, read_board
 
 __all__ = ["Board", "BoardEntry", "add_entry", "find_boards", "read_board"]

@@ -1,4 +1,6 @@
-"""One entry of a board: a checkpoint's runs and their samples, in one JSON file."""
+"""A board: its definition in ``board.yaml``, and one JSON file an entry: a checkpoint's runs with
+their samples.
+"""
 
 from __future__ import annotations
 
@@ -8,41 +10,113 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
-from unlearnbench.boards.definition import Board
 from unlearnbench.errors import OptionError, ResultError, one_line
-from unlearnbench.results import Checkpoint, RunResult, SampleRecord, TaskResult, upgrade
+from unlearnbench.results import (
+    FULL,
+    Checkpoint,
+    Document,
+    Role,
+    RunResult,
+    SampleRecord,
+    TaskResult,
+    upgrade,
+)
 from unlearnbench.runs.entries import Entry, LoadedRun, load_entries
+from unlearnbench.tasks.registry import Registry, load_registry
 from unlearnbench.util.files import write_text
-from unlearnbench.util.validation import read_model
+from unlearnbench.util.validation import read_model, read_yaml_model
 
 # One of 50 rows a set at seven precisions has 1.3 MB without texts.
 _LARGEST = 256 * 2**20
-
-Role = Literal["unlearned", "target", "retrained"]
-
-
-_CONFIG = ConfigDict(
-    frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-)
+Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 
 
-class EntryRun(BaseModel):
+class Definition(Document, strict=True):
+    """The content of ``board.yaml``: what every entry must hold, and how entries are ranked."""
+
+    title: str = Field(min_length=1)
+    description: str = ""
+    base_model: str
+    """What the target was trained from, in words."""
+    protocol: str = "muse"
+    tasks: dict[str, float] = Field(min_length=1)
+    """Every task with its version."""
+    precisions: Names
+    """Every entry but the retrained model's needs a run at each; ``none`` is one of them."""
+    utility_floor: float = Field(ge=0, le=1)
+    ranking: Names
+    """The tasks whose excess over the retrained model ranks entries by its worst case."""
+    min_samples: int = Field(default=1, ge=1)
+    publish_texts: bool = False
+    """Whether prompts, outputs and references may be published; else entries carry hashes."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Definition:
+        unknown = sorted(set(self.ranking) - set(self.tasks))
+        if unknown:
+            raise ValueError(f"ranking: {unknown[0]} is not in tasks")
+        if FULL not in self.precisions:
+            raise ValueError(f"precisions: {FULL}, full precision, is missing")
+        return self
+
+
+@dataclass(frozen=True)
+class Board:
+    """A board's folder and its definition."""
+
+    folder: Path
+    rules: Definition
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
+
+    @property
+    def entries(self) -> Path:
+        """Where the entries' JSON files are."""
+        return self.folder / "entries"
+
+    def registry(self) -> Registry:
+        """The package's tasks and those of the board's own ``tasks`` folder."""
+        own = self.folder / "tasks"
+        return load_registry([own] if own.is_dir() else [])
+
+
+def read_board(folder: Path) -> Board:
+    """A board's definition. Raises OptionError, with the line, where it is missing or wrong."""
+    path = folder / "board.yaml"
+    if not path.is_file():
+        raise OptionError(f"{folder}: no board.yaml there")
+    return Board(folder, read_yaml_model(path, Definition))
+
+
+def find_boards(folders: Sequence[Path]) -> list[Board]:
+    """The boards that are given, or those below a folder of boards. Raises OptionError as
+    ``read_board``, and where a folder has no board.
+    """
+    found: list[Path] = []
+    for folder in folders:
+        files = [*folder.glob("board.yaml")] or sorted(folder.glob("*/board.yaml"))
+        if not files:
+            raise OptionError(f"{folder}: no board.yaml there or below")
+        found += [file.parent for file in files]
+    return [read_board(folder) for folder in found]
+
+
+class EntryRun(Document):
     """One condition's ``run.json`` and its records by task."""
-
-    model_config = _CONFIG
 
     run: RunResult
     samples: dict[str, tuple[SampleRecord, ...]]
 
 
-class BoardEntry(BaseModel):
+class BoardEntry(Document):
     """What ``leaderboard add`` writes."""
-
-    model_config = _CONFIG
 
     format_version: Literal[1, 2] = 2
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=80)
@@ -56,19 +130,13 @@ class BoardEntry(BaseModel):
     runs: tuple[EntryRun, ...] = Field(min_length=1)
 
     def loaded(self) -> Entry:
-        """The entry's runs as the comparison takes them.
-
-        Raises:
-            ResultError: two are of one precision.
+        """The entry's runs as the comparison takes them; ResultError where two are of one
+        precision.
         """
-        runs = {
-            part.run.condition.name: LoadedRun(
-                Path(f"{self.name}.json"),
-                part.run,
-                {task: list(records) for task, records in part.samples.items()},
-            )
-            for part in self.runs
-        }
+        path, runs = Path(f"{self.name}.json"), dict[str, LoadedRun]()
+        for part in self.runs:
+            records = {task: list(each) for task, each in part.samples.items()}
+            runs[part.run.condition.name] = LoadedRun(path, part.run, records)
         if len(runs) != len(self.runs):
             raise ResultError(f"{self.name} has two runs of one precision")
         return Entry(self.name, runs)
@@ -98,14 +166,7 @@ def add_entry(board: Board, runs: Sequence[Path], submission: Submission) -> Pat
         raise OptionError("an entry is of one checkpoint; give the runs of one")
     parts = [_part(board, run, submission.texts) for run in entries[0].runs.values()]
     try:
-        entry = BoardEntry(
-            name=submission.name,
-            board=board.name,
-            role=submission.role,
-            note=submission.note,
-            texts=submission.texts,
-            runs=tuple(parts),
-        )
+        entry = BoardEntry(**vars(submission), board=board.name, runs=tuple(parts))
     except ValidationError as error:
         raise OptionError(f"--name: {one_line(error.errors()[0]['msg'])}") from None
     path = board.entries / f"{entry.name}.json"
@@ -114,15 +175,14 @@ def add_entry(board: Board, runs: Sequence[Path], submission: Submission) -> Pat
 
 
 def _part(board: Board, run: LoadedRun, texts: bool) -> EntryRun:
-    tasks = {name: run.task(name) for name in board.rules.tasks}
+    """A run of the board's tasks, without the folders of its maker and, if need be, its texts."""
+    tasks = {name: _without_folders(run.task(name)) for name in board.rules.tasks}
     samples = {name: tuple(run.records(name)) for name in tasks}
     if not texts:
         hidden = partial(digest, board=board.name)
         samples = {n: tuple(r.with_texts(hidden) for r in rs) for n, rs in samples.items()}
-    tasks = {name: _without_path(found) for name, found in tasks.items()}
-    checkpoint = _named(run.result.checkpoint)
-    result = run.result.model_copy(update={"tasks": tasks, "checkpoint": checkpoint})
-    return EntryRun(run=result, samples=samples)
+    update = {"tasks": tasks, "checkpoint": _named(run.result.checkpoint)}
+    return EntryRun(run=run.result.model_copy(update=update), samples=samples)
 
 
 def _last(path: str) -> str:
@@ -135,7 +195,7 @@ def _named(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint.model_copy(update={"path": _last(checkpoint.path), "base": base})
 
 
-def _without_path(task: TaskResult) -> TaskResult:
+def _without_folders(task: TaskResult) -> TaskResult:
     reference = task.auc_reference
     if reference is None or reference.kind != "run":
         return task
@@ -174,11 +234,7 @@ def is_as_written(path: Path, entry: BoardEntry) -> bool:
 
 
 def read_entry(path: Path) -> BoardEntry:
-    """Read an entry's file.
-
-    Raises:
-        ResultError: it is no entry; says where.
-    """
+    """An entry's file. Raises ResultError, which says where, if it is none."""
     entry = read_model(path, BoardEntry, ResultError, _LARGEST)
     if path.stem != entry.name:
         raise ResultError(f"{path} holds the entry {entry.name}; the two names must be one")

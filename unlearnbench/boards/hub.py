@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from unlearnbench.boards.entry import read_entry
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.runs.folder import read_run
-from unlearnbench.util.files import read_bytes
+from unlearnbench.util.files import parse_json, read_bytes
 from unlearnbench.util.process import quiet_hub
 
 _KNOWN = ["run.json", "samples/*.jsonl", "lm_eval/samples_*.jsonl"]
@@ -39,21 +38,15 @@ class Upload:
 
 def plan_upload(paths: Sequence[Path]) -> list[Upload]:
     """The files of run folders (``results/<model>/<precision>/`` in the repository) and of board
-    entries (``entries/<board>/<name>.json``). Anything else in a run folder stays here.
-
-    Raises:
-        ResultError: a path is neither, or cannot be read.
-        OptionError: two of them would go to one place.
+    entries (``entries/<board>/<name>.json``). Anything else in a run folder stays here. Raises
+    ResultError where a path is neither, OptionError where two files would go to one place.
     """
-    found = [upload for path in paths for upload in _of(path)]
-    places: dict[str, Path] = {}
-    for upload in found:
-        if upload.remote in places:
-            raise OptionError(
-                f"{places[upload.remote]} and {upload.local} would both be {upload.remote}"
-            )
-        places[upload.remote] = upload.local
-    return found
+    places: dict[str, Upload] = {}
+    for upload in (upload for path in paths for upload in _of(path)):
+        first = places.setdefault(upload.remote, upload)
+        if first is not upload:
+            raise OptionError(f"{first.local} and {upload.local} would both be {upload.remote}")
+    return list(places.values())
 
 
 def _of(path: Path) -> Iterator[Upload]:
@@ -73,11 +66,8 @@ def _of(path: Path) -> Iterator[Upload]:
 def _upload(path: Path, remote: str) -> Upload:
     """A file with which kinds of text it holds, and the local paths that it names."""
     content, found = read_bytes(path, ResultError), dict[str, None]()
-    try:
-        for line in content.splitlines() if path.suffix == ".jsonl" else [content]:
-            _look(json.loads(line), found)
-    except (ValueError, RecursionError) as error:
-        raise ResultError(f"{path} is no valid JSON: {one_line(error, 100)}") from None
+    for line in content.splitlines() if path.suffix == ".jsonl" else [content]:
+        _look(parse_json(path, line, ResultError), found)
     return Upload(path, remote, len(content), tuple(found))
 
 
@@ -100,10 +90,9 @@ def describe(uploads: Sequence[Upload], repo: str, private: bool) -> str:
     """What would leave the machine, a line a file."""
     kind = "private" if private else "PUBLIC"
     total = sum(upload.size for upload in uploads)
-    lines = [
-        f"to the data set {one_line(repo, 200)}, {kind} if it is new (an existing one stays as "
-        f"visible as it is): {len(uploads)} files, {total:,} bytes"
-    ]
+    where = f"to the data set {one_line(repo, 200)}, {kind} if it is new"
+    stays = "(an existing one stays as visible as it is)"
+    lines = [f"{where} {stays}: {len(uploads)} files, {total:,} bytes"]
     for upload in uploads:
         holds = f"; holds {', '.join(upload.texts)}" if upload.texts else ""
         lines.append(f"  {upload.size:>12,}  {one_line(upload.remote)}{holds}")
@@ -112,25 +101,17 @@ def describe(uploads: Sequence[Upload], repo: str, private: bool) -> str:
 
 def push(uploads: Sequence[Upload], repo: str, private: bool) -> str:
     """Make the repository where it is not there, add the files in one commit, return its address.
-
-    ``private`` matters where the repository is new; an existing one stays as it is.
-
-    Raises:
-        OptionError: the hub refuses, or cannot be reached.
+    ``private`` matters where the repository is new. OptionError where the hub refuses.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
     quiet_hub()
     operations = [CommitOperationAdd(u.remote, u.local.read_bytes()) for u in uploads]
+    message = f"Add {len(uploads)} files of unlearnbench"
     try:
         api = HfApi()
         api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
-        done = api.create_commit(
-            repo,
-            operations,
-            commit_message=f"Add {len(uploads)} files of unlearnbench",
-            repo_type="dataset",
-        )
+        done = api.create_commit(repo, operations, commit_message=message, repo_type="dataset")
     except Exception as error:  # the hub client's errors have no common base
         raise OptionError(
             f"nothing was pushed to {one_line(repo, 200)}: {one_line(error, 300)}; see that it may "

@@ -27,7 +27,9 @@ def page(ranking: Ranking) -> str:
     """The whole page."""
     from jinja2 import Environment
 
-    script, style = _asset("page.js"), _asset("page.css")
+    names = ("page.js", "page.css", "page.html.j2")
+    texts = (files("unlearnbench.boards").joinpath(n).read_text(encoding="utf-8") for n in names)
+    script, style, template = texts
     made = Environment(autoescape=True)
     made.filters |= {
         "one_line": one_line,
@@ -37,34 +39,27 @@ def page(ranking: Ranking) -> str:
         "facts": _facts,
         "plot": lambda place: dumbbell(ranking, place) if len(place.precisions) > 1 else "",
     }
-    shown = [_side_by_side(place) if _has_texts(ranking, place) else [] for place in ranking.shown]
-    text: str = made.from_string(_asset("page.html.j2")).render(
+    public = ranking.board.rules.publish_texts
+    places = [(place, place.entry.texts and public) for place in ranking.shown]
+    text: str = made.from_string(template).render(
         rules=ranking.board.rules,
         script=script,
         style=style,
         script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode(),
         lines=[(line, _cells(line)) for line in ranking.lines()],
-        places=[(place, _has_texts(ranking, place)) for place in ranking.shown],
+        places=places,
         retained=ranking.retained,
         pareto=pareto(ranking),
         utilities=utility_cells(ranking.entries),
-        samples=_json(shown),
+        samples=_json([_side_by_side(place) if texts else [] for place, texts in places]),
     )
     return text
-
-
-def _asset(name: str) -> str:
-    return files("unlearnbench.boards").joinpath(name).read_text(encoding="utf-8")
 
 
 def _json(value: object) -> str:
     """JSON for a script element: no character in it can end the element."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, sort_keys=True)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _has_texts(ranking: Ranking, place: Place) -> bool:
-    return place.entry.texts and ranking.board.rules.publish_texts
 
 
 def _cells(line: Line) -> list[tuple[str, float | None]]:
@@ -93,8 +88,7 @@ def _facts(run: RunResult) -> list[tuple[str, str]]:
         "unlearnbench": f"{run.environment.unlearnbench} ({run.environment.git_hash or 'release'})",
         "made": run.created,
     }
-    for name, result in run.tasks.items():
-        facts[f"{name} samples SHA-256"] = result.records_sha256
+    facts |= {f"{name} samples SHA-256": x.records_sha256 for name, x in run.tasks.items()}
     return [(one_line(name), one_line(value)) for name, value in facts.items()]
 
 
@@ -102,26 +96,22 @@ def _side_by_side(place: Place) -> list[dict[str, object]]:
     """An entry's texts, by task and sample, at every precision."""
     by_precision = {part.run.condition.name: part.samples for part in place.entry.runs}
     full = by_precision.pop(FULL, {})
-    found: list[dict[str, object]] = []
-    for task, records in full.items():
-        for number, record in enumerate(records):
-            if not isinstance(record, GenerationRecord):
-                continue
-            others = {name: samples[task][number] for name, samples in by_precision.items()}
-            found.append(
-                {
-                    "task": one_line(task),
-                    "id": one_line(record.id),
-                    "prompt": _text(record.prompt),
-                    "target": _text(record.target),
-                    "outputs": [
-                        [name, _text(other.output), round(100 * other.score, 1)]
-                        for name, other in {FULL: record, **others}.items()
-                        if isinstance(other, GenerationRecord)
-                    ],
-                }
-            )
-    return found
+    return [
+        {
+            "task": one_line(task),
+            "id": one_line(record.id),
+            "prompt": _text(record.prompt),
+            "target": _text(record.target),
+            "outputs": [
+                [name, _text(other.output), round(100 * other.score, 1)]
+                for name, samples in {FULL: full, **by_precision}.items()
+                if isinstance(other := samples[task][number], GenerationRecord)
+            ],
+        }
+        for task, records in full.items()
+        for number, record in enumerate(records)
+        if isinstance(record, GenerationRecord)
+    ]
 
 
 def _text(text: str) -> str:

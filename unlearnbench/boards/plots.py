@@ -68,8 +68,8 @@ def dumbbell(ranking: Ranking, place: Place) -> str:
         for y, (task, precision) in enumerate(reversed(pairs)):
             full, now = place.standings[task, FULL].value, place.standings[task, precision].value
             axes.plot([full.value, now.value], [y, y], color=GREY, linewidth=2, zorder=1)
-            _point(axes, full, y, BLUE, "o")
-            _point(axes, now, y, ORANGE, "D")
+            _point(axes, full, Estimate(y), BLUE, "o")
+            _point(axes, now, Estimate(y), ORANGE, "D")
             # value - excess: PrivLeak's own 0, the retrained model's score elsewhere.
             standing = place.standings[task, FULL]
             zero = 0.0 if standing.want == "zero" else full.value - standing.excess.value
@@ -80,9 +80,9 @@ def dumbbell(ranking: Ranking, place: Place) -> str:
         return _svg(figure, f"{place.entry.name}: full precision against quantized")
 
 
-def _point(axes: Axes, figure: Estimate, y: float, colour: str, marker: str) -> None:
+def _point(axes: Axes, x: Estimate, y: Estimate, colour: str, marker: str) -> None:
     axes.errorbar(
-        [figure.value], [y], xerr=_bars(figure), fmt=marker, color=colour, capsize=2, zorder=2
+        [x.value], [y.value], _bars(y), _bars(x), marker, color=colour, capsize=2, zorder=2
     )
 
 
@@ -96,15 +96,7 @@ def pareto(ranking: Ranking) -> str:
         for place, worst, utility in shown:
             scaled = utility.scaled(100)
             fit, spot = place.rank is not None, (worst.value, scaled.value)
-            axes.errorbar(
-                [worst.value],
-                [scaled.value],
-                xerr=_bars(worst),
-                yerr=_bars(scaled),
-                fmt="o" if fit else "x",
-                color=BLUE if fit else GREY,
-                capsize=2,
-            )
+            _point(axes, worst, scaled, *((BLUE, "o") if fit else (GREY, "x")))
             name = one_line(place.entry.name, 40)
             axes.annotate(name, spot, xytext=(5, 5), textcoords="offset points")
         front = _front(ranked)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from unlearnbench.boards.definition import Board, Definition
-from unlearnbench.boards.entry import BoardEntry
+from unlearnbench.boards.entry import Board, BoardEntry, Definition
 from unlearnbench.errors import OptionError
 from unlearnbench.metrics.intervals import Estimate, draw, mean_share
 from unlearnbench.recovery.compare import Comparison, TaskStanding
@@ -20,14 +19,11 @@ from unlearnbench.results import FULL
 from unlearnbench.runs.entries import Entry
 
 TaskStandings = dict[tuple[str, str], TaskStanding]
-TARGET_FORGETS = "target forgets"
 
 
 @dataclass(frozen=True)
 class Place:
-    """One entry's place. The target and the retrained model have one too, as references: what they
-    score, and no more.
-    """
+    """One entry's place; the target and the retrained model have one as references."""
 
     entry: BoardEntry
     state: str
@@ -62,7 +58,7 @@ class Place:
         if self.state != "target" or full is None:
             return ""
         keeps = target_keeps(now.want, now.value.value, full.value.value)
-        return "" if keeps else TARGET_FORGETS
+        return "" if keeps else "target forgets"
 
 
 @dataclass(frozen=True)
@@ -79,7 +75,7 @@ class Line:
     verdict: str
 
     def came_back(self, name: str) -> Estimate | None:
-        """A figure of the recovery row; None where there is none."""
+        """A figure of the recovery row."""
         return None if self.row is None else self.row.estimate(name)
 
 
@@ -104,10 +100,10 @@ class Ranking:
     def lines(self) -> Iterator[Line]:
         """Every place's tasks and precisions."""
         for place in self.shown:
-            for (task, precision), standing in place.standings.items():
-                required = precision in self.board.rules.precisions
-                row, verdict = place.rows.get((task, precision)), place.verdict(task, precision)
-                yield Line(place, task, precision, required, standing, row, verdict)
+            for (task, at), standing in place.standings.items():
+                row, verdict = place.rows.get((task, at)), place.verdict(task, at)
+                required = at in self.board.rules.precisions
+                yield Line(place, task, at, required, standing, row, verdict)
 
 
 def rank_entries(board: Board, entries: Sequence[BoardEntry]) -> Ranking:
@@ -117,35 +113,26 @@ def rank_entries(board: Board, entries: Sequence[BoardEntry]) -> Ranking:
         OptionError: the target or the retrained model is missing, or runs cannot be compared.
         MetricError, ResultError: a number is missing or not finite.
     """
-    anchors = [_anchor(board, entries, role) for role in ("target", "retrained")]
-    given = [entry for entry in entries if entry.role == "unlearned"]
+    rules, given = board.rules, [entry for entry in entries if entry.role == "unlearned"]
+    anchors = list[BoardEntry]()
+    for role in ("target", "retrained"):
+        found = [entry for entry in entries if entry.role == role]
+        if len(found) != 1:
+            raise OptionError(f"{board.name} needs one {role} entry and has {len(found)}")
+        anchors += found
     loaded = [entry.loaded() for entry in given]
     target, retrained = (anchor.loaded() for anchor in anchors)
-    comparison = Comparison(loaded, target, retrained, board.rules.utility_floor)
-    places = [
-        _place(board.rules, comparison, entry, runs)
-        for entry, runs in zip(given, loaded, strict=True)
-    ]
+    comparison = Comparison(loaded, target, retrained, rules.utility_floor)
+    places = [_place(rules, comparison, *pair) for pair in zip(given, loaded, strict=True)]
     fit = [runs for place, runs in zip(places, loaded, strict=True) if place.state == "ranked"]
-    shares = {p: _mean_retained(board.rules, comparison, fit, p) for p in board.rules.precisions}
-    references = [
-        Place(anchor, anchor.role, _standings(board.rules, comparison, runs))
+    shares = {p: _mean_retained(rules, comparison, fit, p) for p in rules.precisions}
+    references = tuple(
+        Place(anchor, anchor.role, _standings(rules, comparison, runs))
         for anchor, runs in zip(anchors, (target, retrained), strict=True)
-    ]
-    return Ranking(
-        board,
-        tuple(_mark(board.rules, _ranked(places))),
-        tuple(references),
-        {precision: share for precision, share in shares.items() if share is not None},
-        (*loaded, target, retrained),
     )
-
-
-def _anchor(board: Board, entries: Sequence[BoardEntry], role: str) -> BoardEntry:
-    found = [entry for entry in entries if entry.role == role]
-    if len(found) != 1:
-        raise OptionError(f"{board.name} needs one {role} entry and has {len(found)}")
-    return found[0]
+    retained = {precision: share for precision, share in shares.items() if share is not None}
+    marked = tuple(_mark(rules, _ranked(places)))
+    return Ranking(board, marked, references, retained, (*loaded, target, retrained))
 
 
 def _standings(rules: Definition, comparison: Comparison, runs: Entry) -> TaskStandings:
@@ -207,13 +194,10 @@ def _mark(rules: Definition, places: Sequence[Place]) -> list[Place]:
     """Holm's correction over all rows that the board asks for: what an entry has beyond them must
     not move the others' limits.
     """
-    family = [(p, at) for p in places for at in p.rows if at[1] in rules.precisions]
-    marked = iter(mark_significant([place.rows[at] for place, at in family]))
-    changed = [
-        {at: next(marked) if at[1] in rules.precisions else row for at, row in place.rows.items()}
-        for place in places
-    ]
-    return [replace(place, rows=rows) for place, rows in zip(places, changed, strict=True)]
+    family = [[at for at in place.rows if at[1] in rules.precisions] for place in places]
+    pairs = list(zip(places, family, strict=True))
+    marked = iter(mark_significant([place.rows[at] for place, ats in pairs for at in ats]))
+    return [replace(p, rows=p.rows | {at: next(marked) for at in ats}) for p, ats in pairs]
 
 
 def _mean_retained(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from unlearnbench.boards.definition import Board
+from unlearnbench.boards.entry import Board
 from unlearnbench.boards.page import page
 from unlearnbench.boards.ranking import Place, Ranking, rank_entries
 from unlearnbench.boards.verify import verify_board
@@ -25,11 +25,9 @@ from unlearnbench.util.files import write_text
 
 
 def build_board(board: Board) -> list[Path]:
-    """Verify every entry, then write ``README.md``, ``board.csv`` and ``index.html``.
-
-    Raises:
-        ResultError: an entry is wrong in more than a missing run, or a file cannot be written.
-        OptionError: there are no entries, or no target or retrained model among them.
+    """Verify every entry, then write ``README.md``, ``board.csv`` and ``index.html``. Raises
+    ResultError where an entry is wrong in more than a missing run, OptionError where the target,
+    the retrained model or every entry is missing.
     """
     entries, verdicts = verify_board(board)
     wrong = [v for v in verdicts if v.problems]
@@ -60,10 +58,8 @@ def markdown(ranking: Ranking) -> str:
     }
     machines = {_machine(p.run.environment) for place in ranking.shown for p in place.entry.runs}
     text: str = made.from_string(template).render(
+        vars(ranking),
         rules=ranking.board.rules,
-        places=ranking.places,
-        references=ranking.references,
-        retained=ranking.retained,
         names=list(dict.fromkeys(p for place in ranking.references for p in place.precisions)),
         forgets=any(p.verdict(*at) for p in ranking.references for at in p.standings),
         others=[x for x in ranking.lines() if not (x.required or x.place.is_reference)],
@@ -88,10 +84,10 @@ def verdicts(place: Place, required: Sequence[str]) -> str:
 def _scores(place: Place, task: str, precisions: Sequence[str]) -> str:
     """The cells of a reference's scores of a task."""
     cells = []
-    for precision in precisions:
-        standing = place.standings.get((task, precision))
-        forgets = "" if standing is None else place.verdict(task, precision)
-        shown = points(None if standing is None else standing.value)
+    for at in ((task, precision) for precision in precisions):
+        shown, forgets = "-", ""
+        if at in place.standings:
+            shown, forgets = points(place.standings[at].value), place.verdict(*at)
         cells.append(f"{shown}, {forgets}" if forgets else shown)
     return " | ".join(cells)
 
@@ -110,59 +106,61 @@ def md(text: str, limit: int = 400) -> str:
     return "".join(f"&#{ord(c)};" if c in "|\\`*_[]!~@#:" else c for c in safe)
 
 
-_HEAD = ["rank", "state", "entry", "task", "precision", "required", "want", "n"]
-_HEAD += ["value", "value_low", "value_high", "excess", "excess_low", "excess_high"]
-_HEAD += ["utility", "utility_low", "utility_high", "change", "change_low", "change_high"]
-_HEAD += ["significant", "recovered", "recovered_low", "recovered_high", "retained", "verdict"]
-
-
 def csv_text(ranking: Ranking) -> str:
     """One line for each entry, task and precision; the references' lines come last."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    parts = [part for place in ranking.shown for part in place.entry.runs]
-    general = sorted({name for part in parts for name in part.run.harness or {}})
-    writer.writerow([*_HEAD, *(cell(f"lm_eval {name}") for name in general)])
+    parts = [(p.entry.name, part.run) for p in ranking.shown for part in p.entry.runs]
+    runs = {(name, run.condition.name): run for name, run in parts}
+    general = sorted({name for run in runs.values() for name in run.harness or {}})
+    rows = list[dict[str, object]]()
     for line in ranking.lines():
-        place, row = line.place, line.row
-        (run,) = [p.run for p in place.entry.runs if p.run.condition.name == line.precision]
-        harness = run.harness or {}
-        writer.writerow(
-            [
-                "" if place.rank is None else place.rank,
-                *map(cell, (place.state, place.entry.name, line.task, line.precision)),
-                str(line.required).lower(),
-                line.standing.want,
-                line.standing.n,
-                *_figures(line.standing.value),
-                *_figures(line.standing.excess),
-                *_figures(line.standing.utility),
-                *_figures(line.came_back("change")),
-                "" if row is None else str(row.significant).lower(),
-                *_figures(line.came_back("recovered")),
-                "" if row is None else _number(row.retained),
-                line.verdict,
-                *(_number(headline(harness[n]).value if n in harness else None) for n in general),
-            ]
+        place, row, standing = line.place, line.row, line.standing
+        harness = runs[place.entry.name, line.precision].harness or {}
+        rows.append(
+            {
+                "rank": "" if place.rank is None else place.rank,
+                "state": cell(place.state),
+                "entry": cell(place.entry.name),
+                "task": cell(line.task),
+                "precision": cell(line.precision),
+                "required": str(line.required).lower(),
+                "want": standing.want,
+                "n": standing.n,
+                **_figures("value", standing.value),
+                **_figures("excess", standing.excess),
+                **_figures("utility", standing.utility),
+                **_figures("change", line.came_back("change")),
+                "significant": "" if row is None else str(row.significant).lower(),
+                **_figures("recovered", line.came_back("recovered")),
+                "retained": _number(row.retained if row else None),
+                "verdict": line.verdict,
+            }
         )
+        for name in general:
+            value = headline(harness[name]).value if name in harness else None
+            rows[-1][cell(f"lm_eval {name}")] = _number(value)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return buffer.getvalue()
 
 
-def _figures(figure: Estimate | None) -> list[str]:
-    if figure is None:
-        return ["", "", ""]
-    return [_number(x) for x in (figure.value, *(figure.ci or (None, None)))]
+def _figures(name: str, figure: Estimate | None) -> dict[str, str]:
+    value, ci = (None, None) if figure is None else (figure.value, figure.ci)
+    low, high = ci or (None, None)
+    ends = {name: value, f"{name}_low": low, f"{name}_high": high}
+    return {column: _number(end) for column, end in ends.items()}
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
+# Full-width forms too, which spreadsheets of East Asia read alike.
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
+
+
 def cell(text: str) -> str:
     """A text cell that no spreadsheet takes for a formula."""
     clean = one_line(text)
     return f"'{clean}" if clean[:1] in _FORMULA else clean
-
-
-# Full-width forms too, which spreadsheets of East Asia read alike.
-_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 
-from unlearnbench.boards.definition import Board
-from unlearnbench.boards.entry import BoardEntry, EntryRun, is_as_written, read_entry
-from unlearnbench.boards.verify_anchors import Verdict, verify_anchors
-from unlearnbench.boards.verify_records import (
-    alike,
-    digest_problems,
-    sample_problems,
-    score_problems,
-    summarize_again,
+from unlearnbench.boards.entry import (
+    Board,
+    BoardEntry,
+    EntryRun,
+    digest,
+    is_as_written,
+    read_entry,
 )
-from unlearnbench.errors import OptionError, ResultError, UnlearnbenchError, one_line
-from unlearnbench.results import FULL, ON_GRID, STORED, Proof, TaskResult
+from unlearnbench.boards.verify_anchors import SAME, Verdict, alike, verify_anchors
+from unlearnbench.errors import MetricError, OptionError, ResultError, UnlearnbenchError, one_line
+from unlearnbench.results import (
+    FULL,
+    ON_GRID,
+    STORED,
+    GenerationRecord,
+    SampleRecord,
+    TaskResult,
+)
 from unlearnbench.runs.folder import encode_records
 from unlearnbench.tasks.registry import Registry
-from unlearnbench.tasks.spec import TaskSpec
+from unlearnbench.tasks.rows import limited_count, task_result
+from unlearnbench.tasks.spec import TaskSpec, generation_metric
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def verify_board(board: Board) -> tuple[list[BoardEntry], list[Verdict]]:
@@ -29,11 +39,20 @@ def verify_board(board: Board) -> tuple[list[BoardEntry], list[Verdict]]:
         OptionError: the board's tasks are not known, or it ranks by one where high is good.
         TaskError: one of the board's own task files is wrong.
     """
-    registry = _require_tasks(board)
-    entries, verdicts = [], []
+    registry = board.registry()
+    for name in board.rules.tasks:
+        if name not in registry.tasks:
+            where = "in the package or in the board's tasks/"
+            raise OptionError(f"{board.name}: no task {one_line(name)} {where}")
+    for name in board.rules.ranking:
+        if registry.tasks[name].want == "high":  # the less is retained, the better the place
+            raise OptionError(
+                f"{board.name}: ranking: {name} is a retain task; entries are ranked by forget "
+                "tasks, and utility_floor is about retained knowledge"
+            )
+    entries, verdicts = [], dict[str, Verdict]()
     for path in sorted(board.entries.glob("*.json")):
-        verdict = Verdict(path.stem)
-        verdicts.append(verdict)
+        verdict = verdicts[path.stem] = Verdict(path.stem)
         try:
             entry = read_entry(path)
         except ResultError as error:
@@ -41,16 +60,15 @@ def verify_board(board: Board) -> tuple[list[BoardEntry], list[Verdict]]:
             continue
         entries.append(entry)
         if not is_as_written(path, entry):
-            verdict.problems.append(
-                "the file is not, digit by digit, as `leaderboard add` writes it"
-            )
-        verify_entry(board, registry, entry, verdict)
-    verify_anchors(registry, entries, {verdict.name: verdict for verdict in verdicts})
-    return entries, verdicts
+            what = "the file is not, digit by digit, as `leaderboard add` writes it"
+            verdict.problems.append(what)
+        _verify_entry(board, registry, entry, verdict)
+    verify_anchors(registry, entries, verdicts)
+    return entries, list(verdicts.values())
 
 
-def verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: Verdict) -> None:
-    """Check one entry by itself, adding to ``verdict``."""
+def _verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: Verdict) -> None:
+    """One entry by itself."""
     if entry.board != board.name:
         verdict.problems.append(f"it is an entry of {one_line(entry.board)}")
     if entry.texts and not board.rules.publish_texts:
@@ -73,34 +91,16 @@ def verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: V
         for name, version in board.rules.tasks.items():
             problems = _task_problems(registry.tasks[name], version, part, texts)
             verdict.problems += [f"{where}: {name}: {what}" for what in problems]
+    if any(part.run.harness for part in entry.runs):
+        what = "lm-eval's results are as stated: an entry holds no documents of theirs"
+        verdict.notes.append(what)
     if not entry.texts:
         for name in board.rules.tasks:
-            verdict.problems += digest_problems(entry, registry.tasks[name])
-    if any(part.run.harness for part in entry.runs):
-        verdict.notes.append(
-            "lm-eval's results are as stated: an entry holds no documents of theirs"
-        )
-    if not entry.texts:
+            verdict.problems += _digest_problems(entry, registry.tasks[name])
         verdict.notes.append(
             "no texts: the scores of single answers, the records' hashes and the number of empty "
             "outputs could not be recomputed"
         )
-
-
-def _require_tasks(board: Board) -> Registry:
-    registry = board.registry()
-    for name in board.rules.tasks:
-        if name not in registry.tasks:
-            raise OptionError(
-                f"{board.name}: no task {one_line(name)} in the package or in the board's tasks/"
-            )
-    for name in board.rules.ranking:
-        if registry.tasks[name].want == "high":  # the less is retained, the better the place
-            raise OptionError(
-                f"{board.name}: ranking: {name} is a retain task; entries are ranked by forget "
-                "tasks, and utility_floor is about retained knowledge"
-            )
-    return registry
 
 
 def _run_problems(board: Board, part: EntryRun) -> Iterator[str]:
@@ -114,26 +114,20 @@ def _run_problems(board: Board, part: EntryRun) -> Iterator[str]:
         yield "imported, so its weights are not known"
     if set(run.tasks) != set(rules.tasks) or set(part.samples) != set(run.tasks):
         yield "its tasks are not the board's"
-    exempt = run.condition.name in STORED or run.checkpoint.format == "scripted"
-    if not exempt and not _in_force(run.condition.proof):
+    proof, in_force = run.condition.proof, run.checkpoint.format == "scripted"
+    if proof is not None and proof.covered_weights and proof.compared_modules:
+        small = (proof.max_relative_error or 0.0) < ON_GRID
+        in_force = small if proof.on_grid else bool(proof.changed_share)
+    if run.condition.name not in STORED and not in_force:
         yield "no proof that the quantization was in force"
     for name, result in run.tasks.items():
         if result.n < rules.min_samples:
             yield f"{name}: {result.n} samples, at least {rules.min_samples} needed"
 
 
-def _in_force(proof: Proof | None) -> bool:
-    if proof is None or not proof.covered_weights or not proof.compared_modules:
-        return False
-    if proof.on_grid:
-        return (proof.max_relative_error or 0.0) < ON_GRID
-    return bool(proof.changed_share)
-
-
 def _task_problems(spec: TaskSpec, version: float, part: EntryRun, texts: bool) -> Iterator[str]:
-    """What a task's result states and its samples, or the board's task, do not bear out.
-
-    texts: whether the entry has texts, and may.
+    """What a task's result states and its samples, or the board's task, do not bear out. ``texts``:
+    whether the entry has texts, and may.
     """
     result, records = part.run.tasks.get(spec.task), part.samples.get(spec.task)
     if result is None or not records:
@@ -142,16 +136,16 @@ def _task_problems(spec: TaskSpec, version: float, part: EntryRun, texts: bool) 
     if result.version != version:
         yield f"version {result.version:g}, the board has {version:g}"
     yield from _definition_problems(spec, result)
-    wrong = list(sample_problems(spec, records, result.n, part.run.settings.limit))
+    wrong = list(_sample_problems(spec, records, result.n, part.run.settings.limit))
     yield from wrong
     if wrong:
         return
     if texts:
-        yield from score_problems(spec, records)
+        yield from _score_problems(spec, records)
         if hashlib.sha256(encode_records(records)).hexdigest() != result.records_sha256:
             yield "the samples are not those of records_sha256"
     try:
-        fresh = summarize_again(spec, records, result, part.run.settings.seed)
+        fresh = task_result(spec, records, result.records_sha256, part.run.settings.seed)
     except UnlearnbenchError as error:
         yield one_line(error)
         return
@@ -180,3 +174,66 @@ def _definition_problems(spec: TaskSpec, result: TaskResult) -> Iterator[str]:
             yield f"split {one_line(part.split, 60)} was read with drift"
     if {part.split for part in result.data} != set(spec.used_splits):
         yield "the splits read are not the task's"
+
+
+def _sample_problems(
+    spec: TaskSpec, records: Sequence[SampleRecord], n: int, limit: int | float | None
+) -> Iterator[str]:
+    """What keeps ``records`` from being those of a run of ``spec``. Such must not be computed
+    with: their number and their fields have no bound.
+    """
+    splits = spec.asked_splits
+    for split in splits:
+        if n != limited_count(spec.splits[split].rows, limit):
+            yield f"{n} samples of {split}, the run's settings give another number"
+            return
+    if [record.id for record in records] != [f"{s}/{i}" for s in splits for i in range(n)]:
+        yield f"the samples are not the first {n} of {', '.join(splits)} in order"
+    if any(record.task != spec.task or type(record) is not spec.record_type for record in records):
+        yield "a sample is another task's, or of another kind"
+    names = spec.figures()
+    # --ppl-lower adds one to all of a run's texts.
+    figures = {frozenset(record.scores) for record in records}
+    if len(figures) != 1 or figures.pop() - spec.optional_figures != names:
+        yield f"the samples' figures are not {', '.join(sorted(names))}"
+
+
+def _score_problems(spec: TaskSpec, records: Sequence[SampleRecord]) -> Iterator[str]:
+    """Answers whose stated scores are not what their texts give."""
+    for record in records:
+        where = one_line(record.id, 60)
+        try:
+            figures = spec.rescore(record)
+        except MetricError as error:
+            yield f"{where}: {one_line(error)}"
+            continue
+        for name, (stated, ours) in figures.items():
+            if abs(stated - ours) > SAME:
+                yield f"{where}: {name} is {stated}, its texts give {ours}"
+
+
+def _digest_problems(entry: BoardEntry, spec: TaskSpec) -> Iterator[str]:
+    """What hashes in place of texts still show of a task's scores, at all precisions: an answer
+    that is the reference, an empty one, and two answers that are one.
+    """
+    if spec.record_type is not GenerationRecord:
+        return
+    metric = generation_metric(spec.metric)
+    right = metric.score_output("a", "a")[metric.HEADLINE]
+    nothing, empty = metric.score_output("", "a")[metric.HEADLINE], digest("", entry.board)
+    known: dict[tuple[str, str], tuple[float, dict[str, float]]] = {}
+    for part in entry.runs:
+        for record in part.samples.get(spec.task, ()):
+            if not isinstance(record, GenerationRecord):
+                continue
+            where = f"{part.run.condition.name}: {spec.task}: {one_line(record.id, 60)}"
+            pair = (record.output, record.target)
+            if not all(_DIGEST.fullmatch(text) for text in (record.prompt, *pair)):
+                yield f"{where}: a text stands where its hash should"
+            if record.output == record.target and record.score != right:
+                yield f"{where}: scored {record.score:g}, and its output is the reference"
+            if record.output == empty and record.score != nothing:
+                yield f"{where}: scored {record.score:g}, and its output is empty"
+            scores = (record.score, record.scores)
+            if known.setdefault(pair, scores) != scores:
+                yield f"{where}: the same answer is scored otherwise elsewhere"

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from unlearnbench.boards.entry import BoardEntry, EntryRun
-from unlearnbench.boards.verify_records import alike
 from unlearnbench.errors import ResultError, UnlearnbenchError, one_line
 from unlearnbench.lm_eval.tables import require_same_harness
 from unlearnbench.metrics.membership import ReferenceScores
@@ -23,20 +22,31 @@ from unlearnbench.tasks.spec import TaskSpec
 
 # Another machine's run of the retrained model may order a few texts otherwise.
 _AUC_MARGIN = 0.01
+SAME = 1e-9
 
 
 @dataclass
 class Verdict:
-    """What is wrong with an entry, and what could not be recomputed.
-
-    missing: what the board requires and the entry or the board lacks. Such an entry does not verify
-    either, but what it has is shown, unranked.
-    """
+    """What is wrong with an entry, and what could not be recomputed."""
 
     name: str
     missing: list[str] = field(default_factory=list)
+    """What the board requires and the entry or the board lacks. Such an entry does not verify
+    either, but what it has is shown, unranked."""
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+
+def alike(stated: object, ours: object) -> bool:
+    """Whether two figures, or tables of them, are the same but for the last digits."""
+    if isinstance(stated, Mapping) and isinstance(ours, Mapping):
+        return stated.keys() == ours.keys() and all(alike(stated[k], ours[k]) for k in ours)
+    if isinstance(stated, (list, tuple)) and isinstance(ours, (list, tuple)):
+        pairs = zip(stated, ours, strict=False)
+        return len(stated) == len(ours) and all(alike(a, b) for a, b in pairs)
+    if isinstance(stated, float) and isinstance(ours, float):
+        return abs(stated - ours) <= SAME * max(1.0, abs(ours))
+    return stated == ours
 
 
 def verify_anchors(
@@ -69,8 +79,21 @@ def verify_anchors(
     for entry in entries:
         verdicts[entry.name].problems += _against(entry, target, retrained)
     for entry in entries:  # once it is known that the retrained model's records are sound
-        if not (verdicts[entry.name].problems or verdicts[retrained.name].problems):
-            _verify_privleak(registry, entry, retrained, verdicts[entry.name])
+        verdict = verdicts[entry.name]
+        if verdict.problems or verdicts[retrained.name].problems:
+            continue
+        for part in entry.runs:
+            for name in part.run.tasks:
+                spec = registry.tasks.get(name)
+                if spec is None or not spec.needs_reference:
+                    continue
+                try:
+                    problem, note = _check_privleak(spec, part, retrained)
+                except UnlearnbenchError as error:
+                    problem, note = one_line(error), ""
+                where = f"{part.run.condition.name}: {name}: "
+                verdict.problems += [where + problem] if problem else []
+                verdict.notes += [where + note] if note else []
 
 
 def _against(entry: BoardEntry, target: Entry, retrained: Entry) -> Iterator[str]:
@@ -82,22 +105,19 @@ def _against(entry: BoardEntry, target: Entry, retrained: Entry) -> Iterator[str
         return
     base = retrained.full
     for precision, run in runs.items():
-        differs = _differs(run, base, target.runs.get(precision))
-        yield from [differs] if differs else _copied(entry, run, target, base)
+        expected = target.runs.get(precision)
+        try:
+            require_comparable(run, base, sorted(base.result.tasks))
+            if expected is not None:
+                require_same_condition(run, expected)
+        except UnlearnbenchError as error:
+            yield one_line(error)
+        else:
+            yield from _copied(entry, run, target, base)
     try:
         require_same_harness([retrained, found])
     except UnlearnbenchError as error:
         yield one_line(error)
-
-
-def _differs(run: LoadedRun, base: LoadedRun, target: LoadedRun | None) -> str | None:
-    try:
-        require_comparable(run, base, sorted(base.result.tasks))
-        if target is not None:
-            require_same_condition(run, target)
-    except UnlearnbenchError as error:
-        return one_line(error)
-    return None
 
 
 def _copied(entry: BoardEntry, run: LoadedRun, target: Entry, base: LoadedRun) -> Iterator[str]:
@@ -124,51 +144,31 @@ def _copied(entry: BoardEntry, run: LoadedRun, target: Entry, base: LoadedRun) -
         return
     for part in entry.runs:
         other = part.run.condition
-        if other.name != at and not (other.proof and other.proof.on_grid):
-            yield from _same_figures(run, part, at)
+        if other.name == at or (other.proof and other.proof.on_grid):
+            continue
+        # Rounding moves the likelihood of every text; half of them being alike is no chance.
+        for task in part.samples.keys() & run.result.tasks.keys():
+            records = part.samples[task]
+            pairs = zip(records, run.records(task), strict=False)
+            same = sum(isinstance(a, LikelihoodRecord) and a.scores == b.scores for a, b in pairs)
+            if same > len(records) / 2:
+                what = f"{same} of {len(records)} texts have the figures of {other.name}"
+                yield f"{at}: {one_line(task)}: {what}"
 
 
-def _same_figures(run: LoadedRun, other: EntryRun, at: str) -> Iterator[str]:
-    """Rounding moves the likelihood of every text; half of them being alike is no chance."""
-    for task in other.samples.keys() & run.result.tasks.keys():
-        records = other.samples[task]
-        pairs = zip(records, run.records(task), strict=False)
-        same = sum(isinstance(a, LikelihoodRecord) and a.scores == b.scores for a, b in pairs)
-        if same > len(records) / 2:
-            what = f"{same} of {len(records)} texts have the figures of {other.run.condition.name}"
-            yield f"{at}: {one_line(task)}: {what}"
-
-
-def _verify_privleak(
-    registry: Registry, entry: BoardEntry, retrained: Entry, verdict: Verdict
-) -> None:
-    for part in entry.runs:
-        for name in part.run.tasks:
-            spec = registry.tasks.get(name)
-            if spec is not None and spec.needs_reference:
-                where = f"{part.run.condition.name}: {name}: "
-                try:
-                    _check_privleak(spec, part, retrained, where, verdict)
-                except UnlearnbenchError as error:
-                    verdict.problems.append(where + one_line(error))
-
-
-def _check_privleak(
-    spec: TaskSpec, part: EntryRun, retrained: Entry, where: str, verdict: Verdict
-) -> None:
-    """The value that the entry states. The board's tables have their own, against the retrained
-    entry in full precision.
+def _check_privleak(spec: TaskSpec, part: EntryRun, retrained: Entry) -> tuple[str, str]:
+    """What is wrong with the value that the entry states, and what could not be recomputed, each
+    empty where nothing is. The board's tables have their own value, against the retrained entry in
+    full precision.
     """
     result = part.run.tasks[spec.task]
     reference = result.auc_reference
     if reference is None:
-        if result.value is not None:
-            verdict.problems.append(f"{where}PrivLeak is {result.value} without a reference")
-        return
+        stated = f"PrivLeak is {result.value} without a reference"
+        return "" if result.value is None else stated, ""
     wrong = _reference_problem(spec, reference, retrained)
     if wrong is not None:
-        verdict.problems.append(where + wrong)
-        return
+        return wrong, ""
     candidates = [ReferenceScores(reference.auc)]
     if reference.kind == "run":
         theirs = (spec.reference_scores(r.records(spec.task)) for r in retrained.runs.values())
@@ -176,11 +176,11 @@ def _check_privleak(
     records, seed = part.samples[spec.task], part.run.settings.seed
     found = [spec.against(records, candidate, seed) for candidate in candidates]
     if result.value is None or not alike(result.value, found[0].value):
-        stated = f"PrivLeak is {result.value}, its AUC and reference give {found[0].value}"
-        verdict.problems.append(where + stated)
-    elif not any(alike((result.stderr, result.ci), (ours.stderr, ours.ci)) for ours in found):
-        # Another machine's run of the retrained model may order its texts otherwise.
-        verdict.notes.append(f"{where}PrivLeak's own interval is as stated; no table shows it")
+        return f"PrivLeak is {result.value}, its AUC and reference give {found[0].value}", ""
+    if any(alike((result.stderr, result.ci), (ours.stderr, ours.ci)) for ours in found):
+        return "", ""
+    # Another machine's run of the retrained model may order its texts otherwise.
+    return "", "PrivLeak's own interval is as stated; no table shows it"
 
 
 def _reference_problem(spec: TaskSpec, reference: AucReference, retrained: Entry) -> str | None:

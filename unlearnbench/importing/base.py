@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Literal, TypeGuard, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.requests import Generated
@@ -30,9 +29,9 @@ from unlearnbench.results import (
 from unlearnbench.runs.fingerprint import describe_environment
 from unlearnbench.runs.folder import RunFolder
 from unlearnbench.tasks.registry import Registry, load_registry
-from unlearnbench.tasks.rows import TaskSamples
+from unlearnbench.tasks.rows import task_result
 from unlearnbench.tasks.spec import Sample, TaskSpec
-from unlearnbench.util.files import content_sha256, lock_folder, read_bytes
+from unlearnbench.util.files import content_sha256, lock_folder, parse_json, read_bytes
 
 Format = Literal["muse", "lm-eval", "open-unlearning"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -69,29 +68,20 @@ class ModelResults:
     differences: dict[str, float] = field(default_factory=dict)
     """How far our figures are from the stated ones."""
 
-    def read(self, path: Path) -> object:
-        """A JSON file's content.
-
-        Raises:
-            ResultError: it cannot be read, or holds NaN or an infinity.
+    def read(self, path: Path) -> Any:
+        """A JSON file's content, or a list of it where it has one value a line (``.jsonl``).
+        Raises ResultError where it is no JSON, as with NaN or an infinity.
         """
-        return _parse(path, self._bytes(path))
-
-    def read_lines(self, path: Path) -> list[object]:
-        """The content of a file with one JSON value a line."""
-        return [_parse(path, line) for line in self._bytes(path).split(b"\n") if line.strip()]
-
-    def _bytes(self, path: Path) -> bytes:
         content = read_bytes(path, ResultError, _LARGEST)
         self.files[str(path.relative_to(self.root))] = hashlib.sha256(content).hexdigest()
-        return content
+        if path.suffix != ".jsonl":
+            return parse_json(path, content, ResultError, constants=False)
+        lines = [line for line in content.split(b"\n") if line.strip()]
+        return [parse_json(path, line, ResultError, constants=False) for line in lines]
 
     def answer(self, spec: TaskSpec, number: int, row: Mapping[str, object]) -> None:
         """Rescore one answer: ``prompt``, ``output``, ``target`` and the figures that were stated.
-
-        Raises:
-            ResultError: a text is missing.
-            MetricError: the target cannot be scored.
+        Raises ResultError where a text is missing, MetricError where the target cannot be scored.
         """
         name = f"{spec.own_split}/{number}"
         prompt, output, target = row.get("prompt", ""), row.get("output"), row.get("target")
@@ -106,21 +96,16 @@ class ModelResults:
         self.records.setdefault(spec.task, []).append(record)
 
     def text(self, spec: TaskSpec, split: str, number: int, scores: object) -> None:
-        """Take over one text's attack scores.
-
-        Raises:
-            ResultError: a score is missing or not finite.
-        """
+        """Take over one text's attack scores; ResultError where one is missing or not finite."""
         where = f"{self.model}: {spec.task}: {split}/{number}"
         if not isinstance(scores, dict) or not scores:
             raise ResultError(f"{where} has no attack scores")
         for name, score in scores.items():
             if not _is_number(score):
                 raise ResultError(f"{where}: {one_line(name, 60)} is no finite number")
-        floats = {name: float(score) for name, score in scores.items()}
-        record = LikelihoodRecord(
-            task=spec.task, id=f"{split}/{number}", split=split, scores=floats
-        )
+        given = {name: float(score) for name, score in scores.items()}
+        name = f"{split}/{number}"
+        record = LikelihoodRecord(task=spec.task, id=name, split=split, scores=given)
         self.records.setdefault(spec.task, []).append(record)
 
     def state(self, task: str, figure: str, value: object) -> None:
@@ -141,19 +126,6 @@ class ModelResults:
     def _hold(self, name: str, stated: object, ours: float) -> None:
         if _is_number(stated) and abs(ours - float(stated)) > SAME:
             self.differences[name] = ours - float(stated)
-
-
-def _parse(path: Path, text: bytes) -> object:
-    """JSON, without the numbers that Python would add to it."""
-
-    def refuse(name: str) -> object:
-        raise ResultError(f"{path}: {name} is no measurement")
-
-    try:
-        value: object = json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise ResultError(f"{path} is no valid JSON: {one_line(error, 100)}") from None
-    return value
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
@@ -182,11 +154,8 @@ def import_runs(options: ImportOptions) -> list[tuple[Path, RunResult]]:
     registry = load_registry(options.include_path)
     registry.resolve([options.prefix])
     reader: Reader = module.read_results
-    written = [
-        _write(options, registry, found)
-        for found in reader(options.folder, registry, options.prefix)
-        if found.records
-    ]
+    results = reader(options.folder, registry, options.prefix)
+    written = [_write(options, registry, found) for found in results if found.records]
     if not written:
         raise OptionError(
             f"{options.folder} holds no {options.format} results of {options.prefix} with outputs "
@@ -206,40 +175,34 @@ def _write(
             raise OptionError(f"{path} holds a run already; use another --out")
         folder, tasks = RunFolder(path), {}
         for name, records in sorted(found.records.items()):
-            samples = tuple(Sample(r.id, r.id.rsplit("/", 1)[0], "") for r in records)
-            made = TaskSamples(registry.tasks[name], {}, samples)
             sha256 = folder.write_records(name, records)
-            tasks[name] = made.result(records, sha256, None, 0)
+            tasks[name] = task_result(registry.tasks[name], records, sha256, seed=0)
             found.hold(name, tasks[name])
-        result = _result(options, found, tasks)
+        result = RunResult(
+            checkpoint=Checkpoint(
+                path=found.model,
+                format="imported",
+                weights_sha256=content_sha256(found.files),
+                tokenizer_sha256=content_sha256({"imported": options.format}),
+            ),
+            condition=Condition(
+                name=options.precision,
+                kind=kind_of_precision(options.precision),
+                options=ConditionOptions(scheme="unknown", backend="unknown"),
+            ),
+            protocol="muse",
+            settings=Settings(
+                protocol="muse", dtype="unknown", device="unknown", seed=0, ppl_lower=False
+            ),
+            tasks=tasks,
+            environment=describe_environment("unknown", "unknown", None),
+            imported=ImportedFrom(
+                format=options.format,
+                files=dict(sorted(found.files.items())),
+                stated=found.stated,
+                differences=found.differences,
+            ),
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        )
         folder.write_run(result)
     return path, result
-
-
-def _result(options: ImportOptions, found: ModelResults, tasks: dict[str, TaskResult]) -> RunResult:
-    return RunResult(
-        checkpoint=Checkpoint(
-            path=found.model,
-            format="imported",
-            weights_sha256=content_sha256(found.files),
-            tokenizer_sha256=content_sha256({"imported": options.format}),
-        ),
-        condition=Condition(
-            name=options.precision,
-            kind=kind_of_precision(options.precision),
-            options=ConditionOptions(scheme="unknown", backend="unknown"),
-        ),
-        protocol="muse",
-        settings=Settings(
-            protocol="muse", dtype="unknown", device="unknown", seed=0, ppl_lower=False
-        ),
-        tasks=tasks,
-        environment=describe_environment("unknown", "unknown", None),
-        imported=ImportedFrom(
-            format=options.format,
-            files=dict(sorted(found.files.items())),
-            stated=found.stated,
-            differences=found.differences,
-        ),
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    )

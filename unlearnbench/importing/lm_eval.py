@@ -19,10 +19,8 @@ _SAMPLES = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.:-]+)\
 
 
 def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[ModelResults]:
-    """A model for every folder with samples; of several dates the last.
-
-    Raises:
-        ResultError: a file is damaged or has several answers to one question.
+    """A model for every folder with samples; of several dates the last. Raises ResultError where a
+    file is damaged or has several answers to one question.
     """
     places: dict[Path, dict[str, Path]] = {}
     for path in sorted(folder.rglob("samples_*.jsonl")):  # by date, so the last one stays
@@ -43,25 +41,17 @@ def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[Mode
 
 
 def _take(spec: TaskSpec, found: ModelResults, path: Path) -> None:
-    rows = []
-    for row in found.read_lines(path):
-        if not isinstance(row, dict) or not isinstance(row.get("doc_id"), int):
-            raise ResultError(f"{path}: a line is no sample")
-        rows.append(row)
-    rows.sort(key=lambda row: int(row["doc_id"]))
+    rows = found.read(path)
+    if not all(isinstance(row, dict) and isinstance(row.get("doc_id"), int) for row in rows):
+        raise ResultError(f"{path}: a line is no sample")
     if len({row["doc_id"] for row in rows}) != len(rows):
         raise ResultError(f"{path}: a question is answered twice")
-    for row in rows:
-        answer = _only(row.get("filtered_resps"))
+    for row in sorted(rows, key=lambda row: int(row["doc_id"])):
+        answer = row.get("filtered_resps")
+        while isinstance(answer, list) and len(answer) == 1:
+            answer = answer[0]
         facts = {"prompt": _prompt(row), "output": answer, "target": row.get("target")}
         found.answer(spec, row["doc_id"], {**facts, "rougeL": row.get("rougeL")})
-
-
-def _only(answers: object) -> object:
-    """The one answer in lists of one."""
-    while isinstance(answers, list) and len(answers) == 1:
-        answers = answers[0]
-    return answers
 
 
 def _prompt(row: dict[str, object]) -> object:

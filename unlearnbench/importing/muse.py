@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.importing.base import ModelResults
@@ -22,31 +21,19 @@ SKIPPED = ("scal", "sust", "forget_all")
 """Other experiments than ours: more forget data, or several forgettings one after another."""
 
 
-class _Kind(NamedTuple):
-    """One kind of result, and where the first layout has it."""
-
-    name: str
-    top: str
-    inner: str
-    """The folder inside a model's; none for PrivLeak."""
-    mark: str
-    """The file that such a folder is known by."""
-
-
-KINDS = (
-    _Kind("verbmem", "verbmem", "forget", "history.json"),
-    _Kind("knowmem_f", "knowmem", "forget", "history.json"),
-    _Kind("knowmem_r", "knowmem", "retain", "history.json"),
-    _Kind("privleak", "privleak", "", "forget.json"),
-)
+# Kinds of results, and where the first layout has them: the folder at the top, and that inside a
+# model's, which PrivLeak has not.
+KINDS = {
+    "verbmem": ("verbmem", "forget"),
+    "knowmem_f": ("knowmem", "forget"),
+    "knowmem_r": ("knowmem", "retain"),
+    "privleak": ("privleak", ""),
+}
 
 
 def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[ModelResults]:
-    """Every model's results of one corpus, in name order.
-
-    Raises:
-        OptionError: the prefix is no corpus of MUSE.
-        ResultError: a file is damaged.
+    """Every model's results of one corpus, in name order. Raises OptionError where the prefix is no
+    corpus of MUSE, ResultError where a file is damaged.
     """
     if prefix not in CORPORA:
         raise OptionError(f"--task-prefix {one_line(prefix)}: MUSE has {' and '.join(CORPORA)}")
@@ -55,40 +42,40 @@ def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[Mode
     def model(name: str) -> ModelResults:
         return models.setdefault(name, ModelResults(name, folder))
 
-    for kind in KINDS:
-        spec = registry.tasks[f"{prefix}_{kind.name}"]
-        for name, place in _first_layout(folder / kind.top / "out" / CORPORA[prefix], kind):
+    for kind, (top, inner) in KINDS.items():
+        spec = registry.tasks[f"{prefix}_{kind}"]
+        for name, place in _first_layout(folder / top / "out" / CORPORA[prefix], inner):
             if spec.has_prompts:
                 _take_answers(spec, model(name), place / "history.json", place / "out.json")
             else:
-                _take_splits(spec, model(name), place)
+                files = {split: place / f"{split}.json" for split in spec.asked_splits}
+                missing = [path.name for path in files.values() if not path.is_file()]
+                if missing:
+                    log.warning("%s: no %s, so PrivLeak is left out", place, ", ".join(missing))
+                else:
+                    texts = {split: model(name).read(path) for split, path in files.items()}
+                    _take_texts(spec, model(name), texts, place / "auc.json")
     for kind in KINDS:
-        spec = registry.tasks[f"{prefix}_{kind.name}"]
-        for name, file in _second_layout(folder, kind.name):
+        spec = registry.tasks[f"{prefix}_{kind}"]
+        for name, file in _second_layout(folder, kind):
             if spec.has_prompts:
                 _take_answers(spec, model(name), file, file.with_name("agg.json"))
             else:
-                texts = model(name).read(file)
-                if not isinstance(texts, dict):
-                    raise ResultError(f"{file}: expected texts by split")
-                _take_texts(spec, model(name), texts, file.with_name("auc.json"))
+                _take_texts(spec, model(name), model(name).read(file), file.with_name("auc.json"))
     yield from (models[name] for name in sorted(models))
 
 
-def _first_layout(top: Path, kind: _Kind) -> Iterator[tuple[str, Path]]:
-    """Models and their folders of one kind of result."""
+def _first_layout(top: Path, inner: str) -> Iterator[tuple[str, Path]]:
+    """Models and their folders of one kind of result, known by a file in it."""
+    mark = "history.json" if inner else "forget.json"
     for file in sorted(top.rglob("*.json")):
         place = file.parent.relative_to(top)
         skipped = [name for name in SKIPPED if name in place.parts]
         if skipped:
             log.info("%s: skipped, %s is another experiment", file.parent, skipped[0])
-        elif file.name == kind.mark and (not kind.inner or place.name == kind.inner):
-            yield str(place.parent if kind.inner else place), file.parent
-        elif (
-            file.name == "out.json"
-            and place.name == kind.inner
-            and not (file.parent / kind.mark).is_file()
-        ):
+        elif file.name == mark and (not inner or place.name == inner):
+            yield str(place.parent if inner else place), file.parent
+        elif (file.name, place.name) == ("out.json", inner) and not (file.parent / mark).is_file():
             log.warning("%s states a result without outputs: left out", file)
 
 
@@ -115,19 +102,9 @@ def _take_answers(spec: TaskSpec, model: ModelResults, history: Path, agg: Path)
             model.state(spec.task, figure, value)
 
 
-def _take_splits(spec: TaskSpec, model: ModelResults, folder: Path) -> None:
-    files = {name: folder / f"{name}.json" for name in spec.asked_splits}
-    missing = [path.name for path in files.values() if not path.is_file()]
-    if missing:
-        log.warning("%s: no %s, so PrivLeak is left out", folder, ", ".join(missing))
-        return
-    texts = {name: model.read(path) for name, path in files.items()}
-    _take_texts(spec, model, texts, folder / "auc.json")
-
-
-def _take_texts(
-    spec: TaskSpec, model: ModelResults, texts: dict[str, object], auc_file: Path
-) -> None:
+def _take_texts(spec: TaskSpec, model: ModelResults, texts: object, auc_file: Path) -> None:
+    if not isinstance(texts, dict):
+        raise ResultError(f"{auc_file.with_name('log.json')}: expected texts by split")
     for split in spec.asked_splits:
         rows = texts.get(split)
         if not isinstance(rows, list) or not rows:

@@ -18,15 +18,16 @@ METRICS = {
     "retain_knowmem_ROUGE": "knowmem_r",
 }
 LEAK = "mia_min_k"
-FIGURES = {"rougeL_f1": "rougeL", "rougeL_recall": "rougeL_recall"}
+FIELDS = {
+    "generation": "output",
+    "ground_truth": "target",
+    "rougeL_f1": "rougeL",
+    "rougeL_recall": "rougeL_recall",
+}
 
 
 def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[ModelResults]:
-    """A model for every ``MUSE_EVAL.json``.
-
-    Raises:
-        ResultError: a file is damaged.
-    """
+    """A model for every ``MUSE_EVAL.json``. Raises ResultError where one is damaged."""
     for path in sorted(folder.rglob("MUSE_EVAL.json")):
         place = path.parent.relative_to(folder)
         found = ModelResults(str(place) if place.parts else folder.resolve().name, folder)
@@ -51,13 +52,8 @@ def _take_answers(spec: TaskSpec, found: ModelResults, path: Path, block: object
         log.warning("%s: %s states no single answers: left out", path, spec.task)
         return
     for number, row in rows:
-        facts = {
-            "prompt": row.get("input", ""),
-            "output": row.get("generation"),
-            "target": row.get("ground_truth"),
-        }
-        figures = {ours: row.get(theirs) for theirs, ours in FIGURES.items()}
-        found.answer(spec, number, {**facts, **figures})
+        facts = {ours: row.get(theirs) for theirs, ours in FIELDS.items()}
+        found.answer(spec, number, {**facts, "prompt": row.get("input", "")})
     if isinstance(block, dict) and "rougeL_f1" in rows[0][1]:
         found.state(spec.task, "mean_rougeL", block.get("agg_value"))
 

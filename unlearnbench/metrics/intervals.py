@@ -55,11 +55,7 @@ class Estimate:
 
 
 def finite(values: Sequence[float] | Array) -> Array:
-    """The values as an array.
-
-    Raises:
-        MetricError: there are none, or one is not finite.
-    """
+    """The values as an array; MetricError where there are none, or one is not finite."""
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         raise MetricError("no samples: an average over nothing is no measurement")
@@ -88,21 +84,17 @@ def _percentile(
         drawn = np.concatenate([statistic(*rows) for rows in _resamples(sizes, seed, RESAMPLES)])
     if not np.isfinite(drawn).all():
         return Estimate(value)
-    return Estimate(value, percentiles(drawn), float(drawn.std(ddof=1)))
+    return Estimate(value, _middle(drawn), float(drawn.std(ddof=1)))
 
 
-def percentiles(drawn: Array) -> Bounds:
-    """The middle 95% of a bootstrap distribution."""
+def _middle(drawn: Array) -> Bounds:
+    """95% of a bootstrap distribution."""
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
 def bootstrap_mean(values: Sequence[float], seed: int) -> Estimate:
-    """Mean of ``values``, shape (n,), with stderr = s / sqrt(n) and a percentile interval.
-
-    Raises:
-        MetricError: no values, or one that is not finite.
-    """
+    """Mean of ``values``, shape (n,), with stderr = s / sqrt(n) and a percentile interval."""
     array = finite(values)
     value, n = float(array.mean()), len(array)
     found = _percentile(value, (n,), seed, lambda rows: array[rows].mean(axis=-1))
@@ -112,9 +104,6 @@ def bootstrap_mean(values: Sequence[float], seed: int) -> Estimate:
 def auc(members: Sequence[float] | Array, nonmembers: Sequence[float] | Array) -> float:
     """Probability that a non-member scores below (looks more like a member than) a member, ties
     counting half. Near 0: members are recognised. Shapes (m,), (n,); scores lower = member.
-
-    Raises:
-        MetricError: an empty group, or a score that is not finite.
 
     Example:
         >>> auc([1.0, 2.0], [3.0, 4.0])
@@ -128,9 +117,7 @@ def auc(members: Sequence[float] | Array, nonmembers: Sequence[float] | Array) -
 
 
 def pair_wins(members: Sequence[float] | Array, nonmembers: Sequence[float] | Array) -> Array:
-    """1 for every pair in which the member scores above the non-member, 1/2 for a tie: shape
-    (m, n), and the mean is ``auc``.
-    """
+    """Shape (m, n), mean ``auc``: 1 where the member scores above the non-member, 1/2 for a tie."""
     low, high = finite(members)[:, None], finite(nonmembers)[None, :]
     return np.asarray((low > high) + 0.5 * (low == high))
 
@@ -159,9 +146,6 @@ def bootstrap_privleak(
     """PrivLeak's spread when the reference is itself measured: a text is drawn in both runs or in
     neither. ``scores`` and ``reference``: (members, non-members) of the two models, same texts.
     With few texts a resample of the reference can have an AUC of 0; then there is no interval.
-
-    Raises:
-        MetricError: the two runs have different numbers of texts, or the reference's AUC is 0.
     """
     if [len(x) for x in scores] != [len(x) for x in reference]:
         raise MetricError("the reference has another number of texts than this run")
@@ -231,11 +215,7 @@ class Values:
         return int(min(self.values.shape))
 
     def minus(self, other: Values, factor: float = 1.0) -> Values:
-        """``self - factor x other``, sample by sample.
-
-        Raises:
-            MetricError: the two are not over the same samples.
-        """
+        """``self - factor x other``, sample by sample."""
         if self.values.shape != other.values.shape:
             raise MetricError("paired scores need the same samples on both sides")
         ends = [factor * end for end in other.bounds]
@@ -247,18 +227,14 @@ class Values:
         return Values(factor * self.values, (factor * self.bounds[0], factor * self.bounds[1]))
 
     def parts(self) -> list[Array]:
-        """What the standard error is made of: the deviation that each sample brings; of pairs, its
-        mean over the other group (DeLong, DeLong and Clarke-Pearson 1988).
+        """What the standard error is made of: each sample's value; of pairs, its mean over the
+        other group (DeLong, DeLong and Clarke-Pearson 1988).
         """
-        axes = [()] if self.values.ndim == 1 else [1, 0]
-        return [np.asarray(self.values.mean(axis=axis)) for axis in axes]
+        values = self.values
+        return [values] if values.ndim == 1 else [values.mean(axis=1), values.mean(axis=0)]
 
     def resampled(self, draws: Draws) -> tuple[Array, Array]:
-        """Mean and variance of the mean, of each resample; the groups of pairs are drawn apart.
-
-        Raises:
-            MetricError: pairs without resamples of the second group.
-        """
+        """Mean and variance of the mean, of each resample; the groups of pairs are drawn apart."""
         if self.values.ndim == 1:
             means = draws.rows @ self.values
             spread = draws.rows @ (self.values - self.mean) ** 2 - (means - self.mean) ** 2
@@ -307,9 +283,7 @@ def _student(values: Values, draws: Draws) -> Array:
 
 
 def _quantiles(t: Array, tail: float) -> Bounds:
-    """The points with ``tail`` of the values beyond them, as order statistics: nothing is averaged
-    with a value beyond every bound.
-    """
+    """The points with ``tail`` of the values beyond them, as order statistics: no average."""
     ordered = np.sort(t)
     k = max(1, int(tail * (len(ordered) + 1)))
     return float(ordered[k - 1]), float(ordered[-k])
@@ -321,21 +295,17 @@ def _exact(values: Values, tail: float) -> Bounds:
     """
     from scipy.stats import beta
 
-    usual, above, below = values.outliers()
-
-    def most(k: int) -> float:
-        return 1.0 if k >= values.n else float(beta.ppf(1 - tail, k + 1, values.n - k))
-
+    usual, *counts = values.outliers()
+    # The largest share of samples above, and of those below.
+    above, below = (
+        1.0 if k >= values.n else float(beta.ppf(1 - tail, k + 1, values.n - k)) for k in counts
+    )
     low, high = values.bounds
-    return usual - (usual - low) * most(below), usual + (high - usual) * most(above)
+    return usual - (usual - low) * below, usual + (high - usual) * above
 
 
 def mean(values: Values, draws: Draws) -> Estimate:
-    """The mean with its interval and p-value.
-
-    Raises:
-        MetricError: pairs without resamples of the second group.
-    """
+    """The mean with its interval and p-value; pairs need resamples of both groups."""
     point, tail = values.mean, draws.tail
     if values.n < 2:
         return Estimate(point)
@@ -351,10 +321,8 @@ def mean(values: Values, draws: Draws) -> Estimate:
 
 
 def ratio(top: Values, bottom: Values, draws: Draws) -> Estimate:
-    """``mean(top) / mean(bottom)`` over the same samples, with its interval.
-
-    Raises:
-        MetricError: the denominator is 0, or the two are not over the same samples.
+    """``mean(top) / mean(bottom)`` over the same samples, with its interval; MetricError where the
+    denominator is 0.
     """
     if bottom.mean == 0:
         raise MetricError("a ratio with a denominator of 0 is no measurement")
@@ -410,14 +378,11 @@ def _fieller(top: Values, bottom: Values, limits: Bounds) -> Bounds | None:
 def mean_share(pairs: Sequence[tuple[Array, Array, Draws]]) -> Estimate:
     """The mean of several ratios of means, each ``ours / theirs`` over the samples of its draws,
     with a percentile interval over the samples: the pairs are all there are, not a sample of them.
-
-    Raises:
-        MetricError: there are none, or a denominator is 0.
     """
     points = finite([float(ours.mean() / theirs.mean()) for ours, theirs, _ in pairs])
     drawn = [(draws.rows @ ours) / (draws.rows @ theirs) for ours, theirs, draws in pairs]
     means = np.mean([column[: min(map(len, drawn))] for column in drawn], axis=0)
-    return Estimate(float(points.mean()), percentiles(finite(means)))
+    return Estimate(float(points.mean()), _middle(finite(means)))
 
 
 def holm(p_values: list[float], level: float = 1 - CONFIDENCE) -> list[bool]:
@@ -427,9 +392,8 @@ def holm(p_values: list[float], level: float = 1 - CONFIDENCE) -> list[bool]:
         >>> holm([0.01, 0.04, 0.03])
         [True, False, False]
     """
-    order = sorted(range(len(p_values)), key=p_values.__getitem__)
     held = [False] * len(p_values)
-    for rank, i in enumerate(order):
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         if p_values[i] > level / (len(p_values) - rank):
             break
         held[i] = True

@@ -19,12 +19,8 @@ from unlearnbench.requests import Scored
 
 NAME = "privleak"
 K_PERCENTS = (5, 10, 20, 30, 40, 50, 60)
-ATTACKS = (
-    "PPL",
-    "PPL/zlib",
-    *(f"Min-{k}%" for k in K_PERCENTS),
-    *(f"Min-{k}%++" for k in K_PERCENTS),
-)
+_SHARES = [f"Min-{k}%" for k in K_PERCENTS]
+ATTACKS = ("PPL", "PPL/zlib", *_SHARES, *(f"{name}++" for name in _SHARES))
 # Where the model is certain, the spread of log p over the vocabulary underflows to 0; the floor
 # keeps Min-K%++ finite there. Spreads that mean anything are orders of magnitude above it.
 STD_FLOOR = 1e-6
@@ -45,11 +41,8 @@ def _lowest(values: Array, percent: int) -> float:
 def min_k(logprobs: Array, percent: int) -> float:
     """Min-K% Prob with its sign turned: minus the mean of the k lowest log-probabilities.
 
-    logprobs: shape (n,), natural logarithms; k = int(percent / 100 x n).
+    logprobs: shape (n,), natural logarithms; k = int(percent / 100 x n), 1 at least.
     Source: Shi et al. 2024, arXiv 2310.16789.
-
-    Raises:
-        MetricError: k would be 0.
 
     Example:
         >>> min_k(np.array([-4.0, -1.0, -2.0, -3.0]), 50)
@@ -60,11 +53,7 @@ def min_k(logprobs: Array, percent: int) -> float:
 
 def min_k_plus_plus(scored: Scored, percent: int) -> float:
     """Min-K%++ with its sign turned: as Min-K%, over (log p - mean) / std at every position.
-
     Source: Zhang et al. 2025, arXiv 2404.02936, equation 3.
-
-    Raises:
-        MetricError: k would be 0.
     """
     normal = (scored.logprobs - scored.mean) / np.maximum(scored.std, STD_FLOOR)
     return -_lowest(normal, percent)
@@ -76,10 +65,8 @@ def score_text(scored: Scored, text: str, lowered: Scored | None = None) -> dict
     ``PPL`` is the mean negative log-probability (MUSE's name for the loss attack), ``PPL/zlib``
     the same over the bytes of the zlib-compressed text, ``PPL/lower`` over the loss of the
     lower-cased text (``lowered``, a second pass), then Min-K% and Min-K%++.
-    Source: Carlini et al. 2021, arXiv 2012.07805, for the first three.
-
-    Raises:
-        MetricError: the text is too short, or a score is not finite.
+    Source: Carlini et al. 2021, arXiv 2012.07805, for the first three. Raises MetricError where the
+    text is too short, or a score is not finite.
     """
     loss = _loss(scored)
     compressed = len(zlib.compress(text.encode("utf-8", errors="surrogatepass")))
@@ -109,9 +96,6 @@ def privleak(auc_value: float, auc_reference: float) -> float:
     """PrivLeak = (AUC - AUC_retrained) / AUC_retrained x 100 (MUSE, arXiv 2407.06460, section 3.3).
 
     Negative: the forget set still looks like training data. Positive: over-unlearned.
-
-    Raises:
-        MetricError: the reference is 0 or not a probability.
     """
     if not math.isfinite(auc_value):
         raise MetricError("an AUC that is not finite gives no PrivLeak")
@@ -152,9 +136,6 @@ def summarize(
 
     The interval of PrivLeak includes the reference's own uncertainty where its per-text scores
     are given (texts resampled together in both runs); a stated reference counts as exact.
-
-    Raises:
-        MetricError: a group is empty, an attack is unknown or missing in a text.
     """
     columns = _columns(members, nonmembers)
     if attack not in columns:
@@ -178,8 +159,5 @@ def _columns(*groups: Sequence[Mapping[str, float]]) -> dict[str, tuple[Array, A
     odd = {name for group in groups for record in group for name in set(record) ^ set(names)}
     if odd:
         raise MetricError(f"attack scores are missing in some texts: {', '.join(sorted(odd))}")
-    members, nonmembers = groups
-    return {
-        name: (np.array([r[name] for r in members]), np.array([r[name] for r in nonmembers]))
-        for name in names
-    }
+    arrays = [{name: np.array([r[name] for r in group]) for name in names} for group in groups]
+    return {name: (arrays[0][name], arrays[1][name]) for name in names}

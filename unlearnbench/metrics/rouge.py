@@ -22,13 +22,9 @@ def _scorer(stem: bool) -> RougeScorer:
 
 
 def score_output(output: str, target: str) -> dict[str, float]:
-    """Score one output.
-
-    Returns, each in [0, 1]: ``rougeL`` (F1, no stemming: the headline), ``rougeL_recall``,
-    ``rouge1`` (F1) and ``rougeL_stem`` (F1 with the Porter stemmer).
-
-    Raises:
-        MetricError: the target has no word to match, so every output would score 0.
+    """Each in [0, 1]: ``rougeL`` (F1, no stemming: the headline), ``rougeL_recall``, ``rouge1``
+    (F1) and ``rougeL_stem`` (F1 with the Porter stemmer). Raises MetricError where the target has
+    no word to match, so that every output would score 0.
 
     Example:
         >>> score_output("the cat sat", "the cat")["rougeL_recall"]

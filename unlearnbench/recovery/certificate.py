@@ -8,27 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.recovery.compare import Comparison, open_comparison
 from unlearnbench.recovery.policy import Finding, Policy, check, exit_status
-from unlearnbench.results import FORMAT_VERSION, FULL, upgrade
+from unlearnbench.results import FORMAT_VERSION, FULL, Document, Role, upgrade
 from unlearnbench.runs.entries import Entry, LoadedRun
 from unlearnbench.util.files import read_json
 from unlearnbench.util.validation import as_model
 from unlearnbench.util.version import __version__
 
-Role = Literal["unlearned", "target", "retrained"]
-_CONFIG = ConfigDict(
-    frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-)
 
-
-class Evidence(BaseModel):
+class Evidence(Document):
     """One samples file that the certificate rests on."""
-
-    model_config = _CONFIG
 
     role: Role
     weights_sha256: str
@@ -38,10 +31,8 @@ class Evidence(BaseModel):
     records_sha256: str
 
 
-class Certificate(BaseModel):
+class Certificate(Document):
     """Durable(U, C, eps): under every condition in C the policy's rules hold."""
-
-    model_config = _CONFIG
 
     format_version: Literal[2] = FORMAT_VERSION
     checkpoint: str

@@ -59,17 +59,29 @@ class TaskSamples:
         """
         if [record.id for record in records] != [sample.id for sample in self.samples]:
             raise MetricError(f"{self.spec.task}: the records are not those of the task's samples")
-        return TaskResult.model_validate(
-            {
-                "version": self.spec.version,
-                "metric": self.spec.metric,
-                "want": self.spec.want,
-                "data": self.data,
-                "task_sha256": self.spec.definition_sha256,
-                "records_sha256": records_sha256,
-                **self.spec.summarize(records, reference, seed),
-            }
-        )
+        return task_result(self.spec, records, records_sha256, seed, reference, self.data)
+
+
+def task_result(
+    spec: TaskSpec,
+    records: Sequence[SampleRecord],
+    records_sha256: str,
+    seed: int,
+    reference: TaskReference | None = None,
+    data: Sequence[SplitData] = (),
+) -> TaskResult:
+    """A task's result from records, whatever rows they are of; MetricError where they give none."""
+    return TaskResult.model_validate(
+        {
+            "version": spec.version,
+            "metric": spec.metric,
+            "want": spec.want,
+            "data": tuple(data),
+            "task_sha256": spec.definition_sha256,
+            "records_sha256": records_sha256,
+            **spec.summarize(records, reference, seed),
+        }
+    )
 
 
 def load_samples(

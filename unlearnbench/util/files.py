@@ -265,9 +265,21 @@ def read_bytes(path: Path, error: type[UnlearnbenchError], most: int | None = No
 
 def read_json(path: Path, error: type[UnlearnbenchError], most: int | None = None) -> object:
     """A JSON file's value. Raises ``error`` as ``read_bytes``, and where it is no JSON."""
-    content = read_bytes(path, error, most)
+    return parse_json(path, read_bytes(path, error, most), error)
+
+
+def parse_json(
+    path: Path, content: bytes, error: type[UnlearnbenchError], constants: bool = True
+) -> object:
+    """What ``path`` holds, or a line of it. ``constants``: NaN and Infinity, which are no JSON, are
+    taken; else they are refused with ``error``, as all that is no JSON.
+    """
+
+    def refuse(name: str) -> object:
+        raise error(f"{path}: {name} is no measurement")
+
     try:
-        value: object = json.loads(content)
+        value: object = json.loads(content, parse_constant=None if constants else refuse)
     except (ValueError, RecursionError) as failed:
         raise error(f"{path} is no valid JSON: {one_line(failed, 150)}") from None
     return value
