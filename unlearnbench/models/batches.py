@@ -87,10 +87,8 @@ def run_in_batches(
 
     done: ids of requests that need no answer. They keep their places, so that the other batches are
     what they would be without them; a batch that holds nothing else is left out. where: what an
-    error is said of. is_fixed: batches must not shrink.
-
-    Raises:
-        ModelOutputError: one text alone, or a batch of fixed size, runs out of memory.
+    error is said of. is_fixed: batches must not shrink. Raises ModelOutputError where one text
+    alone, or a batch of fixed size, runs out of memory.
     """
     # A stable order: the same requests always form the same batches.
     waiting = sorted(items, key=lambda item: -len(item[1]))

@@ -67,11 +67,9 @@ class Chooser:
         return chosen
 
     def scores(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """The next tokens are those with the largest of these.
-
-        Raises:
-            ModelOutputError: a logit is NaN or infinite. The argmax of NaN is some token: without
-                this a broken model would score as one that forgot.
+        """The next tokens are those with the largest of these. Raises ModelOutputError where a
+        logit is NaN or infinite: the argmax of NaN is some token, so that a broken model would
+        score as one that forgot.
         """
         bad = ~logits.isfinite().all(dim=-1)
         if bool(bad.any()):

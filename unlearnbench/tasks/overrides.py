@@ -19,10 +19,8 @@ def override_decoding(
     tasks: Sequence[TaskSamples], given: Mapping[str, object]
 ) -> list[TaskSamples]:
     """Put ``given`` in place of the tasks' own decoding, under every protocol. A task's definition,
-    and so its hash, changes with it.
-
-    Raises:
-        OptionError: an option that our decoding has not, or a value that makes no sense.
+    and so its hash, changes with it. Raises OptionError for an option that our decoding has not, or
+    a value that makes no sense.
     """
     known = GenerationOptions.model_fields
     for key in given:
@@ -39,11 +37,7 @@ def override_decoding(
 
 
 def template_sha256(tokenizer: Any) -> str:
-    """SHA-256 of the tokenizer's chat template.
-
-    Raises:
-        CheckpointError: it has none.
-    """
+    """SHA-256 of the tokenizer's chat template; CheckpointError where it has none."""
     template = tokenizer.chat_template
     if not template:
         raise CheckpointError(
@@ -57,10 +51,8 @@ def chat_samples(tasks: Sequence[TaskSamples], tokenizer: Any) -> list[TaskSampl
     """Each prompt of a generation task as one turn of the user's, and the model's turn begun.
 
     Where the tokenizer puts its begin token before every text anyway, the template's own is left
-    out, so that there is one. Texts that are only scored stay as they are.
-
-    Raises:
-        CheckpointError: the template fails.
+    out, so that there is one. Texts that are only scored stay as they are. Raises CheckpointError
+    where the template fails.
     """
     return [
         replace(

@@ -35,19 +35,13 @@ class Registry:
 
     @cached_property
     def tasks(self) -> dict[str, TaskSpec]:
-        """Every task by name.
-
-        Raises:
-            TaskError: any of the files is wrong.
-        """
+        """Every task by name; TaskError where any of the files is wrong."""
         return {name: read_task(path) for name, path in self.files.items()}
 
     def resolve(self, wanted: Iterable[str]) -> tuple[TaskSpec, ...]:
-        """Return the tasks that names, groups and globs stand for, each once, in the order given.
-
-        Raises:
-            TaskError: nothing was asked for, a name stands for no task (near ones are named), or
-                the file of one that was asked for is wrong.
+        """The tasks that names, groups and globs stand for, each once, in the order given. Raises
+        TaskError where nothing was asked for, a name stands for no task (near ones are named), or
+        the file of one that was asked for is wrong.
         """
         names: dict[str, None] = {}
         for word in wanted:
@@ -90,11 +84,8 @@ def builtin_task_dir() -> Path:
 
 
 def load_registry(include_path: Sequence[str | Path] = ()) -> Registry:
-    """Find the package's tasks and those of the user's own folders.
-
-    Raises:
-        TaskError: a folder has no task file, or two files make one name mean two things; says the
-            file and the line.
+    """Find the package's tasks and those of the user's own folders. Raises TaskError, with file and
+    line, where a folder has no task file or two files make one name mean two things.
     """
     files: dict[str, Path] = {}
     shipped = builtin_task_dir()
@@ -167,10 +158,8 @@ def is_lm_eval_file(path: Path) -> bool:
 
 
 def read_task(path: Path) -> TaskSpec:
-    """Read and check one task file.
-
-    Raises:
-        TaskError: it is no YAML, has an unknown key, a bad type or a name other than its file's.
+    """Read and check one task file. Raises TaskError where it is no YAML, has an unknown key, a bad
+    type or a name other than its file's.
     """
     source = read_yaml(path)
     names = sorted(found.name for found in pkgutil.iter_modules(kinds.__path__))

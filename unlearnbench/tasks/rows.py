@@ -52,10 +52,8 @@ class TaskSamples:
         reference: TaskReference | None,
         seed: int,
     ) -> TaskResult:
-        """The task's result from its records.
-
-        Raises:
-            MetricError: they are not those of the samples, or give no finite value.
+        """The task's result from its records; MetricError where they are not those of the samples,
+        or give no finite value.
         """
         if [record.id for record in records] != [sample.id for sample in self.samples]:
             raise MetricError(f"{self.spec.task}: the records are not those of the task's samples")
@@ -87,12 +85,8 @@ def task_result(
 def load_samples(
     spec: TaskSpec, options: DataOptions, limit: int | float | None = None
 ) -> TaskSamples:
-    """Load a task's rows and make its samples, see ``limited_count``.
-
-    Raises:
-        DataError: the rows are not what the task needs.
-        TaskError: a template does not fit the rows.
-        MetricError: the metric is unknown, or a target cannot be scored.
+    """Load a task's rows and make its samples, see ``limited_count``. Raises DataError, TaskError
+    or MetricError where the rows are not what the task, its templates or its metric need.
     """
     splits = load_splits(spec, options)
     samples = spec.make_samples(splits, limit)
@@ -125,10 +119,8 @@ def rows_sha256(rows: Iterable[Row]) -> str:
     """Hash rows by content, whatever file format or hub they came from.
 
     SHA-256 over one line of JSON a row (keys sorted, no blanks, ASCII escapes); a key whose value
-    is null counts as absent, because Arrow adds such keys.
-
-    Raises:
-        DataError: a field holds what JSON cannot.
+    is null counts as absent, because Arrow adds such keys. Raises DataError where a field holds
+    what JSON cannot.
     """
     digest = hashlib.sha256()
     for row in rows:
@@ -147,11 +139,8 @@ def rows_sha256(rows: Iterable[Row]) -> str:
 
 
 def load_splits(spec: TaskSpec, options: DataOptions) -> dict[str, SplitRows]:
-    """Read and check every split that a task uses, by split name.
-
-    Raises:
-        DataError: a split is missing, malformed, empty, or differs from its pin in count or hash
-            while ``allow_drift`` is off.
+    """Read and check every split that a task uses, by split name. Raises DataError where one is
+    missing, malformed, empty, or differs from its pin in count or hash and ``allow_drift`` is off.
     """
     return {split: _load_split(spec, split, options) for split in spec.used_splits}
 
@@ -208,10 +197,8 @@ def _read_local(folder: Path, spec: TaskSpec, split: str) -> list[Row]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read a file of rows: ``.jsonl``, ``.json`` (a list of objects) or ``.parquet``.
-
-    Raises:
-        DataError: the file cannot be read or a row is no object; says the line where there is one.
+    """Read a file of rows: ``.jsonl``, ``.json`` (a list of objects) or ``.parquet``. Raises
+    DataError where it cannot be read or a row is no object, with the line where there is one.
     """
     if path.suffix not in _READERS:
         raise DataError(f"{path}: a file of rows ends in {', '.join(_READERS)}")
