@@ -1,8 +1,5 @@
 """What method files are written with: how a file describes itself, and what it may ask of the
-training that calls it.
-
-Method files import this and never ``training``, which implements ``TrainingContext`` and
-``OptimizerStep``.
+training that calls it. They never import ``training``, which implements the two protocols.
 """
 
 from __future__ import annotations
@@ -144,9 +141,7 @@ class TrainingContext(Protocol):
         """Train the target on all sets; only parameters whose name ``learns`` accepts change."""
 
     def forget_gradient(self) -> dict[str, Tensor]:
-        """The forget loss' gradient at the target over the whole forget set, float32, for the
-        weight of every inner linear layer.
-        """
+        """The forget loss' gradient at the target, float32, for every inner linear weight."""
 
     def relabel(
         self, models: Sequence[PreTrainedModel], label: Callable[..., Tensor]

@@ -142,11 +142,9 @@ class Batch:
 
 
 def token_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability of each learned token given those before it, in at least float32.
-
-    logits: (rows, width, vocabulary); labels: (rows, width), where the label at position t is
-    predicted by the logits at t - 1. Returns (rows, width - 1), natural logarithms, exactly 0 where
-    the label is IGNORED.
+    """Log-probability of each learned token given those before it, (rows, width - 1), in at least
+    float32; exactly 0 where the label is IGNORED. logits: (rows, width, vocabulary); labels: (rows,
+    width), where the label at position t is predicted by the logits at t - 1.
     """
     import torch
 

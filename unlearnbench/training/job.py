@@ -102,12 +102,9 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     # Now: by the end of a long training the files may be others than those that ran.
     code: dict[str, Any] = {"git_hash": git_hash(), "source_sha256": source_sha256()}
     first: TextRole = "data" if kind == "finetune" else "forget"
-    given: dict[TextRole, Any] = {
-        first: job.forget,
-        "retain": job.retain,
-        "auxiliary": job.auxiliary,
-    }
-    corpora = {r: load_corpus(t, r, job.corpus) for r, t in given.items() if t or r == first}
+    texts: dict[TextRole, Any] = {first: job.forget, "retain": job.retain}
+    texts["auxiliary"] = job.auxiliary
+    corpora = {r: load_corpus(t, r, job.corpus) for r, t in texts.items() if t or r == first}
     data = [record for _, sources in corpora.values() for record in sources]
     source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)
     encoder = _make_encoder(source, job.options)

@@ -33,9 +33,7 @@ def negate(
     target: Mapping[str, Tensor], reinforced: Mapping[str, Tensor], alpha: float
 ) -> dict[str, Tensor]:
     """Target - alpha (reinforced - target), tensor by tensor, in float64, in the target's dtype.
-
-    Tensors that are no floating-point numbers are the target's. Alpha 0 gives the target bit for
-    bit, and so does a reinforced model that equals it.
+    Where nothing changes, as at alpha 0, and in what is no floating-point number, it is the target.
     """
     import torch
 
