@@ -13,8 +13,8 @@ from unlearnbench.runs.folder import read_run
 
 TOY_CONDITION = '''
 """Every linear layer but the output head times a number."""
-from unlearnbench.conditions.base import ConditionSpec, build_changed, read_dense
-from unlearnbench.conditions.proof import finish
+from unlearnbench.conditions.base import ConditionSpec
+from unlearnbench.conditions.proof import load_changed
 from unlearnbench.errors import NotInForceError
 
 CONDITIONS = (ConditionSpec("half", "scaled", "weights times a half", options={"factor": 0.5}),)
@@ -22,14 +22,13 @@ CONDITIONS = (ConditionSpec("half", "scaled", "weights times a half", options={"
 
 def load(spec, source, plan):
     factor = spec.options["factor"]
-    model = build_changed(source, plan, lambda name, weight: weight * factor)
 
     def judge(name, now, own):
         if not now.equal((own * factor).to(now.dtype)):
             raise NotInForceError(f"{spec.name}: {name}")
         return {"factor": factor}
 
-    return finish(spec, source, model, read_dense(model), plan, judge)
+    return load_changed(spec, source, plan, lambda name, weight: weight * factor, judge)
 '''
 
 

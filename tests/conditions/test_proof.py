@@ -15,8 +15,8 @@ from tests.conditions.helpers import LINEAR, UP, in_force, load, module_of, requ
 from unlearnbench import conditions as backends
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.conditions.base import ConditionSpec, ModuleReading, blocks, groups
-from unlearnbench.conditions.proof import _spread, distinct_values, prove
+from unlearnbench.conditions.base import ConditionSpec, ModuleReading, groups
+from unlearnbench.conditions.proof import _choose, distinct_values, prove
 from unlearnbench.conditions.quantize import bnb
 from unlearnbench.conditions.quantize.rtn import quantize
 from unlearnbench.errors import NotInForceError
@@ -142,7 +142,7 @@ def test_another_type_of_bitsandbytes_is_an_error(
 ) -> None:
     module = module_of(load(source, loaded, "native"), UP)
     with pytest.raises(NotInForceError, match=f"{asked}: a module holds .*quant_type"):
-        bnb.inspect(backends.find_condition(asked), module)
+        bnb.inspect(module, backends.find_condition(asked))
 
 
 def test_another_number_of_bits_is_not_taken_for_the_one_asked_for(
@@ -150,15 +150,15 @@ def test_another_number_of_bits_is_not_taken_for_the_one_asked_for(
 ) -> None:
     eight = module_of(load(source, "bnb-int8"), UP)
     four = module_of(load(source, "bnb-nf4", "native"), UP)
-    assert bnb.inspect(backends.find_condition("bnb-nf4"), eight) is None
-    assert bnb.inspect(backends.find_condition("bnb-int8"), four) is None
+    assert bnb.inspect(eight, backends.find_condition("bnb-nf4")) is None
+    assert bnb.inspect(four, backends.find_condition("bnb-int8")) is None
 
 
 def test_a_4bit_module_that_was_never_packed_is_an_error() -> None:
     from bitsandbytes.nn.modules import Linear4bit
 
     with pytest.raises(NotInForceError, match="stored as .*float32, not packed"):
-        bnb.inspect_any(Linear4bit(64, 64))  # type: ignore[no-untyped-call]
+        bnb.inspect(Linear4bit(64, 64))  # type: ignore[no-untyped-call]
 
 
 def test_quanto_of_other_bits_is_an_error(source: CheckpointSource) -> None:
@@ -209,7 +209,9 @@ def test_a_grid_is_not_another_grid(
 def test_the_proof_looks_at_every_kind_of_module() -> None:
     kinds = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     names = [f"model.layers.{i}.x.{kind}" for i in range(32) for kind in kinds]
-    chosen = _spread(names)
+    large = {f"{name}.weight": torch.empty(2**22, device="meta") for name in names}
+    chosen = _choose(names, large)
+    assert len(chosen) < len(names)
     assert {name.rsplit(".", 1)[-1] for name in chosen} == set(kinds)
     assert {"0", "16"} <= {name.split(".")[2] for name in chosen}
 
@@ -262,7 +264,7 @@ def test_groups_hold_every_value_and_add_none(size: int | None) -> None:
 
 def test_blocks_run_on_from_row_to_row() -> None:
     weight = torch.arange(10.0).reshape(2, 5)
-    assert blocks(weight, 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 9, 9]]
+    assert groups(weight.reshape(1, -1), 4).tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 9, 9]]
 
 
 def test_columns_that_make_no_block_are_an_error(make_checkpoint: Any) -> None:

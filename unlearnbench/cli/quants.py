@@ -47,7 +47,7 @@ def show_quants(model: str | None, quant: Sequence[str], as_json: bool, **given:
 
 
 def _facts(spec: ConditionSpec, device: str) -> dict[str, Any]:
-    reason = conditions.why_unavailable(spec, device)
+    reason = spec.missing()
     return {
         "name": spec.name,
         "aliases": [alias for alias, name in conditions.ALIASES.items() if name == spec.name],

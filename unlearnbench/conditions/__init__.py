@@ -9,7 +9,6 @@ from unlearnbench.conditions.base import (
     has_codes,
     precisions,
     resolve,
-    why_unavailable,
 )
 
 __all__ = [
@@ -21,5 +20,4 @@ __all__ = [
     "has_codes",
     "precisions",
     "resolve",
-    "why_unavailable",
 ]

@@ -16,7 +16,6 @@ from decimal import Decimal
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, cast
 
-from unlearnbench.checkpoints.load import linear_layers
 from unlearnbench.errors import PrecisionError, one_line
 
 if TYPE_CHECKING:
@@ -66,6 +65,8 @@ class ConditionSpec:
     """How it can run; empty where nothing is quantized."""
     extra: str | None = None
     """What ``pip install unlearnbench[...]`` calls its libraries."""
+    libraries: tuple[str, ...] = ()
+    """The modules that it imports, all of which must be there."""
     calibrated: bool = False
     """Whether it needs texts."""
 
@@ -73,6 +74,17 @@ class ConditionSpec:
     def install(self) -> str:
         """The command that installs what it needs."""
         return "pip install " + (f"'unlearnbench[{self.extra}]'" if self.extra else "unlearnbench")
+
+    def missing(self) -> str | None:
+        """Why it cannot run here, with the command that helps; None where nothing is lacking."""
+        for module in self.libraries:
+            try:
+                found = importlib.util.find_spec(module)
+            except ModuleNotFoundError:  # its parent package is missing
+                found = None
+            if found is None:
+                return f"{module.replace('.', '-')} is not installed: {self.install}"
+        return None
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,18 @@ class ModuleReading(NamedTuple):
     """The values to hold against the checkpoint's, where a library rescales columns; else
     ``weight``."""
 
+    @classmethod
+    def of(
+        cls,
+        weight: torch.Tensor,
+        size: int | None,
+        codes: torch.Tensor,
+        *constants: torch.Tensor | None,
+    ) -> ModuleReading:
+        """Of a weight of which ``size`` columns of a row share constants; None: the whole row."""
+        stored = held_bytes(codes, *constants)
+        return cls(weight, groups(weight, size), dtype_name(codes), stored)
+
 
 Inspect: TypeAlias = Callable[[str, "nn.Module"], "ModuleReading | None"]
 """(name, module) -> what is in it, or None for a module that the condition does not cover. Called
@@ -138,8 +162,8 @@ class Codes(NamedTuple):
 class ConditionFile(Protocol):
     """A file that offers conditions. It imports its heavy library inside its functions.
 
-    Optional are ``FAMILY`` and ``parse``, for conditions whose names hold a number;
-    ``unavailable``; and ``encode``, where a quantizer's codes follow from a weight alone.
+    Optional are ``FAMILY`` and ``parse``, for conditions whose names hold a number, and ``encode``,
+    where a quantizer's codes follow from a weight alone.
     """
 
     CONDITIONS: tuple[ConditionSpec, ...]
@@ -149,8 +173,6 @@ class ConditionFile(Protocol):
     parse: Callable[[str], ConditionSpec | None]
     """The condition that a name stands for; None for a name of another kind. Raises PrecisionError
     for a number out of bounds."""
-    unavailable: Callable[[ConditionSpec, str], str | None]
-    """(spec, device) -> why it cannot be made here, or None."""
     encode: Callable[[ConditionSpec, torch.Tensor], Codes]
     """(spec, weight of shape (out, in)) -> its codes, without a model."""
     load: Callable[[ConditionSpec, CheckpointSource, LoadPlan], ModelWithProof]
@@ -187,12 +209,6 @@ def file_of(spec: ConditionSpec) -> ConditionFile:
         if hasattr(file, "FAMILY") and spec in (file.FAMILY, file.parse(spec.name)):
             return file
     raise PrecisionError(f"no file offers the condition {one_line(spec.name, 80)}")
-
-
-def why_unavailable(spec: ConditionSpec, device: str) -> str | None:
-    """Why ``spec`` cannot be made on ``device``, with what to install; None where it can."""
-    file = file_of(spec)
-    return file.unavailable(spec, device) if hasattr(file, "unavailable") else None
 
 
 def has_codes(spec: ConditionSpec) -> bool:
@@ -250,18 +266,6 @@ def dtype_name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def lacking(spec: ConditionSpec, *modules: str) -> str | None:
-    """Why ``spec``, which imports ``modules``, cannot run here; None where all are installed."""
-    for module in modules:
-        try:
-            found = importlib.util.find_spec(module)
-        except ModuleNotFoundError:  # its parent package is missing
-            found = None
-        if found is None:
-            return f"{module.replace('.', '-')} is not installed: {spec.install}"
-    return None
-
-
 def groups(weight: torch.Tensor, size: int | None) -> torch.Tensor:
     """The weight's rows cut into groups of ``size`` columns, (n, size); a shorter last group is
     filled with its last value. None: a group is a whole row.
@@ -276,76 +280,12 @@ def groups(weight: torch.Tensor, size: int | None) -> torch.Tensor:
     return weight.reshape(-1, size)
 
 
-def blocks(weight: torch.Tensor, size: int) -> torch.Tensor:
-    """The weight's values in memory order, cut into blocks of ``size``, (n, size), whatever the
-    rows; a shorter last block is filled with its last value.
-    """
-    return groups(weight.reshape(1, -1), size)
-
-
-def build_changed(
-    source: CheckpointSource,
-    plan: LoadPlan,
-    change: Callable[[str, torch.Tensor], torch.Tensor],
-) -> PreTrainedModel:
-    """A dense model in whose linear layers but the output head ``change(name, weight)`` is in
-    force. The weight is the checkpoint's own, not one already rounded to the compute dtype.
-    """
-    from torch.nn import Parameter
-
-    before = source.state_dict()
-    model = source.build(plan.dtype, plan.device)
-    for name, module in linear_layers(model).items():
-        weight = change(name, before[f"{name}.weight"])
-        weight = weight.to(device=module.weight.device, dtype=plan.dtype)
-        module.weight = Parameter(weight, requires_grad=False)
-    return model
-
-
-def read_packed(stored: Mapping[str, int], group: int | None) -> Inspect:
-    """What is in the layers of a dense model that hold quantized values. ``stored``: their bytes as
-    packed; ``group``: columns that share constants, None for a whole row.
-    """
-
-    def inspect(name: str, module: nn.Module) -> ModuleReading | None:
-        if name not in stored:
-            return None
-        weight = module.get_parameter("weight")
-        return ModuleReading(weight, groups(weight, group), dtype_name(weight), stored[name])
-
-    return inspect
-
-
-def read_dense(model: PreTrainedModel) -> Inspect:
-    """What is in the linear layers but the output head of a dense model."""
-    layers = linear_layers(model).items()
-    return read_packed({name: held_bytes(layer.weight) for name, layer in layers}, None)
-
-
-def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
-    """Put a module in the place of the one called ``name``."""
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, new)
-
-
 def dense_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
     """A plain linear module that holds ``weight`` and ``bias`` as they are."""
-    import torch
     from torch import nn
 
-    with torch.device("meta"):
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
     if bias is not None:
         linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
     return linear
-
-
-def make_dense(model: PreTrainedModel, inspect: Inspect, dtype: torch.dtype) -> None:
-    """Put a plain linear module with the weight in force in the place of every quantized one."""
-    for name, module in list(model.named_modules()):
-        reading = inspect(name, module)
-        if reading is not None:
-            bias = getattr(module, "bias", None)
-            bias = None if bias is None else bias.to(dtype)
-            replace_module(model, name, dense_linear(reading.weight.to(dtype), bias))

@@ -12,20 +12,13 @@ from dataclasses import dataclass
 
 from unlearnbench.checkpoints.checkpoint import DTYPES, CheckpointSource
 from unlearnbench.checkpoints.source import Source, open_source
-from unlearnbench.conditions.base import (
-    Calibration,
-    ConditionSpec,
-    Kernel,
-    LoadPlan,
-    file_of,
-    why_unavailable,
-)
+from unlearnbench.conditions.base import Calibration, ConditionSpec, Kernel, LoadPlan, file_of
 from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.conditions.proof import join_proofs
 from unlearnbench.errors import OptionError, PrecisionError
 from unlearnbench.methods import combine_rule
 from unlearnbench.models.hf import HFModel
-from unlearnbench.results import FULL, Condition, ConditionOptions, Proof
+from unlearnbench.results import FULL, Condition, ConditionOptions
 from unlearnbench.util.process import explain, explain_loaded
 
 # Backends whose layers are made where accelerate puts them.
@@ -42,18 +35,13 @@ class Prepared:
     source: Source
     spec: ConditionSpec
     plan: LoadPlan
+    dtype: str
+    """The short name of the compute dtype."""
     condition: Condition
     """What a run records, all but the proof."""
 
-    @property
-    def dtype(self) -> str:
-        """The short name of the compute dtype."""
-        long = str(self.plan.dtype).removeprefix("torch.")
-        return next(short for short, name in DTYPES.items() if name == long)
-
     def load(self, batch_size: int | None = None) -> HFModel:
-        """Load the checkpoint under the condition and prove that it is in force; of several
-        checkpoints, for each, and join them.
+        """Load the checkpoint, or several that answer together, and prove the condition.
 
         Raises:
             CheckpointError: the weights cannot be used.
@@ -83,7 +71,20 @@ class Prepared:
             warnings.simplefilter("ignore")
             model, proof = file_of(self.spec).load(self.spec, source, plan)
         condition = self.condition.model_copy(update={"proof": proof})
-        _say_proof(condition, proof, self.dtype, plan.device)
+        kernel = f", {plan.kernel} kernel" if plan.kernel else ""
+        log.info("%s on %s, compute dtype %s%s", condition.name, plan.device, self.dtype, kernel)
+        if self.dtype in ("bf16", "fp16") and plan.device == "cpu":
+            log.info(
+                "%s products are slow on CPUs without hardware for them; --dtype fp32 may be "
+                "faster",
+                self.dtype,
+            )
+        if proof.on_grid and condition.kind != "stored":
+            log.warning(
+                "%s changed no weight by more than a rounding error: the checkpoint already lies "
+                "on that grid",
+                condition.name,
+            )
         model = source.finish(model)
         if plan.device == "cpu":
             quicken_int8(model)
@@ -102,10 +103,8 @@ def prepare_all(
 
     Raises: as ``open_source`` and ``prepare``.
     """
-    device = pick_device(options.device)
     for spec in specs:
-        require_available(spec, device)
-        pick_kernel(options.quant_kernel, spec, device)
+        _pick_device_and_kernel(spec, options)
     source = open_source(model, options, keep=len(specs) > 1)
     return [prepare(source, spec, options, calibration) for spec in specs]
 
@@ -126,29 +125,32 @@ def prepare(
     """
     import torch
 
-    device = pick_device(options.device)
-    require_available(spec, device)
+    device, kernel = _pick_device_and_kernel(spec, options)
     _require_loadable(source, spec)
     if spec.calibrated and calibration is None:
         raise PrecisionError(f"{spec.name} needs calibration texts; give --calibration")
     dtype = pick_dtype(options.dtype, spec, source.own_dtype, device)
-    kernel = pick_kernel(options.quant_kernel, spec, device)
     texts = calibration if spec.calibrated else None
     plan = LoadPlan(getattr(torch, DTYPES[dtype]), device, kernel, texts)
-    return Prepared(source, spec, plan, _describe(source, spec, plan))
-
-
-def _describe(source: Source, spec: ConditionSpec, plan: LoadPlan) -> Condition:
     stored = source.stored
     facts: dict[str, object] = {
         "bits": stored.bits if stored else spec.bits or _DTYPE_BITS[source.own_dtype],
         "scheme": f"as stored: {stored.text}" if stored else spec.scheme,
         "backend": stored.package[0] if stored else spec.backend,
-        "kernel": plan.kernel,
-        "calibration": plan.calibration and plan.calibration.data,
+        "kernel": kernel,
+        "calibration": texts and texts.data,
     }
-    options = ConditionOptions.model_validate(facts | dict(spec.options))
-    return Condition(name=spec.name, kind=spec.kind, options=options)
+    made = ConditionOptions.model_validate(facts | dict(spec.options))
+    condition = Condition(name=spec.name, kind=spec.kind, options=made)
+    return Prepared(source, spec, plan, dtype, condition)
+
+
+def _pick_device_and_kernel(
+    spec: ConditionSpec, options: KernelOptions
+) -> tuple[str, Kernel | None]:
+    device = pick_device(options.device)
+    require_available(spec, device)
+    return device, pick_kernel(options.quant_kernel, spec, device)
 
 
 def _require_loadable(source: Source, spec: ConditionSpec) -> None:
@@ -175,7 +177,7 @@ def require_available(spec: ConditionSpec, device: str) -> None:
         raise PrecisionError(
             f"{spec.name} is made on one device; use --device cuda, or another precision"
         )
-    reason = why_unavailable(spec, device)
+    reason = spec.missing()
     if reason:
         raise PrecisionError(f"{spec.name} cannot run here: {reason}")
 
@@ -239,19 +241,3 @@ def pick_kernel(asked: str, spec: ConditionSpec, device: str) -> Kernel | None:
     raise PrecisionError(
         f"{spec.name} runs only {spec.kernels[0]} ({why}); use --quant-kernel auto, or run it apart"
     )
-
-
-def _say_proof(condition: Condition, proof: Proof, dtype: str, device: str) -> None:
-    kernel = f", {condition.options.kernel} kernel" if condition.options.kernel else ""
-    log.info("%s on %s, compute dtype %s%s", condition.name, device, dtype, kernel)
-    if dtype in ("bf16", "fp16") and device == "cpu":
-        log.info(
-            "%s products are slow on CPUs without hardware for them; --dtype fp32 may be faster",
-            dtype,
-        )
-    if proof.on_grid and condition.kind != "stored":
-        log.warning(
-            "%s changed no weight by more than a rounding error: the checkpoint already lies on "
-            "that grid",
-            condition.name,
-        )

@@ -17,12 +17,10 @@ from unlearnbench.conditions.base import (
     ConditionSpec,
     LoadPlan,
     ModelWithProof,
-    build_changed,
     canonical_number,
     dtype_name,
-    read_dense,
 )
-from unlearnbench.conditions.proof import finish, require_coverable
+from unlearnbench.conditions.proof import load_changed
 from unlearnbench.errors import NotInForceError, PrecisionError
 
 if TYPE_CHECKING:
@@ -41,11 +39,7 @@ _ERRORS, _ROUNDING = 6.0, 0.05
 
 
 def parse(name: str) -> ConditionSpec | None:
-    """``noise-5``, ``noise-0.5``, and with another seed than 0 ``noise-5-seed1``.
-
-    Raises:
-        PrecisionError: a level of 0, or above 1000%.
-    """
+    """``noise-5``, ``noise-0.5``, and with another seed than 0 ``noise-5-seed1``."""
     match = re.fullmatch(r"noise-(\d{1,9}(?:\.\d{1,9})?)(?:-seed(\d{1,9}))?", name, re.ASCII)
     if match is None:
         return None
@@ -62,15 +56,10 @@ def parse(name: str) -> ConditionSpec | None:
 
 
 def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
-    """Add noise to every linear layer but the output head.
-
-    Raises:
-        NotInForceError: the noise in force is of another level or has a mean, as where the compute
-            dtype rounds it away.
+    """Raises NotInForceError where the noise in force is of another level or has a mean, as where
+    the compute dtype rounds it away.
     """
-    require_coverable(spec, source)
     level, seed = float(spec.options["level"]) / 100, int(spec.options["seed"])
-    model = build_changed(source, plan, lambda name, weight: add_noise(weight, level, seed, name))
 
     def judge(name: str, now: torch.Tensor, own: torch.Tensor) -> Mapping[str, float]:
         deviation = _deviation(own)
@@ -85,7 +74,10 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
             )
         return {"noise_level": found, "noise_mean": mean}
 
-    return finish(spec, source, model, read_dense(model), plan, judge)
+    def change(name: str, weight: torch.Tensor) -> torch.Tensor:
+        return add_noise(weight, level, seed, name)
+
+    return load_changed(spec, source, plan, change, judge)
 
 
 def _deviation(weight: torch.Tensor) -> float:

@@ -16,24 +16,20 @@ from unlearnbench.conditions.base import (
     LoadPlan,
     ModelWithProof,
     ModuleReading,
+    dense_linear,
     dtype_name,
     held_bytes,
-    make_dense,
 )
 from unlearnbench.errors import NotInForceError
 from unlearnbench.results import FULL, ON_GRID, Proof
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel
 
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
-# How two proofs become one, by field.
-_COUNTED = ("module_types", "covered_modules", "uncovered", "weights_by_dtype")
-_SUMMED = ("covered_weights", "total_weights", "weight_bytes", "compared_modules")
-_AVERAGED = ("changed_share", "mean_relative_error")
-_LARGEST = ("relative_error", "max_relative_error", "codes")
 _PER_KIND = 2
 # Above this the values of some modules of every kind are compared, not of all.
 _COMPARE_ALL = 300_000_000
@@ -96,9 +92,50 @@ def finish(
         NotInForceError: see ``prove``.
     """
     proof = prove(spec, source, model, inspect, judge)
-    if plan.kernel == "dequantized":
-        make_dense(model, inspect, plan.dtype)
+    for name, module in list(model.named_modules()) if plan.kernel == "dequantized" else []:
+        reading = inspect(name, module)
+        if reading is not None:
+            bias = getattr(module, "bias", None)
+            bias = None if bias is None else bias.to(plan.dtype)
+            model.set_submodule(name, dense_linear(reading.weight.to(plan.dtype), bias))
     return ModelWithProof(model, proof)
+
+
+def load_changed(
+    spec: ConditionSpec,
+    source: CheckpointSource,
+    plan: LoadPlan,
+    change: Callable[[str, torch.Tensor], torch.Tensor],
+    judge: Judge | None = None,
+    group: int | None = None,
+    stored_bytes: Callable[[torch.Tensor], int] = held_bytes,
+) -> ModelWithProof:
+    """A dense model in whose linear layers but the output head ``change(name, weight)`` is in
+    force, with its proof. The weight is the checkpoint's own, not one already rounded to the
+    compute dtype. ``group``: columns that share constants, None for a whole row; ``stored_bytes``:
+    those of a weight as packed.
+
+    Raises:
+        NotInForceError: see ``prove``.
+    """
+    from torch.nn import Parameter
+
+    before = source.state_dict()
+    model = source.build(plan.dtype, plan.device)
+    layers = linear_layers(model)
+    for name, layer in layers.items():
+        weight = change(name, before[f"{name}.weight"])
+        weight = weight.to(device=layer.weight.device, dtype=plan.dtype)
+        layer.weight = Parameter(weight, requires_grad=False)
+
+    def inspect(name: str, module: nn.Module) -> ModuleReading | None:
+        if name not in layers:
+            return None
+        weight = module.get_parameter("weight")
+        reading = ModuleReading.of(weight, group, weight)
+        return reading._replace(stored_bytes=stored_bytes(weight))
+
+    return ModelWithProof(model, prove(spec, source, model, inspect, judge))
 
 
 def prove(
@@ -124,14 +161,22 @@ def prove(
         reading = inspect(name, module)
         if reading is not None:
             inspection.add(name, reading)
-            own = _own_weight(name, reading, before)
+            own = before.get(f"{name}.weight")
+            if own is None:
+                raise NotInForceError(f"module {name} has no weight in the checkpoint")
+            if reading.weight.shape != own.shape:
+                raise NotInForceError(
+                    f"module {name} has shape {tuple(reading.weight.shape)}, and the checkpoint's "
+                    f"weight {tuple(own.shape)}"
+                )
             if name in chosen:
+                own = own.detach().to(reading.weight.device)
                 figures = judge(name, reading.weight.detach(), own) if judge is not None else {}
                 inspection.compared[name] = _compare(spec, name, reading, own, figures)
     if spec.name != FULL:
-        _require_all(spec, names, list(inspection.weights))
+        _require_all(spec, names, inspection.weights)
     if spec.kind != "stored":
-        _require_covered(spec, source, inspection.weights)
+        require_coverable(spec, source, inspection.weights)
     facts = describe(model, inspection)
     if spec.kind == "stored" and spec.name != FULL:
         facts["uncovered"] = {}  # a storage dtype spares nothing
@@ -140,7 +185,7 @@ def prove(
     return Proof.model_validate(facts | {"total_weights": total} | _summary(inspection.compared))
 
 
-def _require_all(spec: ConditionSpec, names: list[str], covered: list[str]) -> None:
+def _require_all(spec: ConditionSpec, names: list[str], covered: Collection[str]) -> None:
     done = "quantized" if spec.kind == "stored" else spec.kind
     if not covered:
         raise NotInForceError(
@@ -155,18 +200,15 @@ def _require_all(spec: ConditionSpec, names: list[str], covered: list[str]) -> N
         )
 
 
-def require_coverable(spec: ConditionSpec, source: CheckpointSource) -> None:
-    """Refuse a model that ``spec`` would leave mostly as it is, before a library takes it apart.
+def require_coverable(
+    spec: ConditionSpec, source: CheckpointSource, covered: Collection[str] | None = None
+) -> None:
+    """Refuse a model of which ``spec`` leaves most weights as they are; without ``covered``, before
+    a library takes the model apart.
 
     Raises:
         NotInForceError: most weights lie outside linear modules.
     """
-    _require_covered(spec, source, list(linear_layers(source.model())))
-
-
-def _require_covered(
-    spec: ConditionSpec, source: CheckpointSource, covered: Collection[str]
-) -> None:
     from torch import nn
 
     model = source.model()
@@ -179,34 +221,18 @@ def _require_covered(
         for name, tensor in source.state_dict().items()
         if tensor.dim() > 1 and name.removesuffix(".weight") not in skipped
     }
-    require_most(spec.name, sizes, set(covered))
+    require_most(spec.name, sizes, set(linear_layers(model) if covered is None else covered))
 
 
 def _choose(names: list[str], before: Mapping[str, torch.Tensor]) -> list[str]:
     """All modules, or in a large model some of every kind (q_proj, ...) from all depths."""
     total = sum(before[f"{name}.weight"].numel() for name in names if f"{name}.weight" in before)
-    return names if total <= _COMPARE_ALL else _spread(names)
-
-
-def _spread(names: list[str]) -> list[str]:
+    if total <= _COMPARE_ALL:
+        return names
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(name.rsplit(".", 1)[-1], []).append(name)
     return [n for kind in kinds.values() for n in kind[:: max(1, len(kind) // _PER_KIND)]]
-
-
-def _own_weight(
-    name: str, reading: ModuleReading, before: Mapping[str, torch.Tensor]
-) -> torch.Tensor:
-    own = before.get(f"{name}.weight")
-    if own is None:
-        raise NotInForceError(f"module {name} has no weight in the checkpoint")
-    if reading.weight.shape != own.shape:
-        raise NotInForceError(
-            f"module {name} has shape {tuple(reading.weight.shape)}, and the checkpoint's weight "
-            f"{tuple(own.shape)}"
-        )
-    return own.detach().to(reading.weight.device)
 
 
 def _compare(
@@ -323,20 +349,23 @@ def join_proofs(proofs: Mapping[str, Proof]) -> Proof:
     count.
     """
 
-    def added(name: str) -> dict[str, int]:
-        total: Counter[str] = Counter()
-        for proof in proofs.values():
-            total.update(getattr(proof, name))
-        return _sorted(total)
-
     def among(name: str) -> list[Any]:
         return [v for v in (getattr(proof, name) for proof in proofs.values()) if v is not None]
 
-    update: dict[str, object] = {name: added(name) for name in _COUNTED}
-    update |= {name: sum(among(name)) for name in _SUMMED}
+    update: dict[str, object] = {}
+    for name in ("module_types", "covered_modules", "uncovered", "weights_by_dtype"):
+        total = Counter[str]()
+        for counts in among(name):
+            total.update(counts)
+        update[name] = _sorted(total)
+    for name in ("covered_weights", "total_weights", "weight_bytes", "compared_modules"):
+        update[name] = sum(among(name))
     # All have one shape, so as many weights and modules of each were compared.
-    update |= {name: fmean(among(name)) for name in _AVERAGED if among(name)}
-    update |= {name: max(among(name), default=None) for name in _LARGEST}
+    for name in ("changed_share", "mean_relative_error"):
+        if among(name):
+            update[name] = fmean(among(name))
+    for name in ("relative_error", "max_relative_error", "codes"):
+        update[name] = max(among(name), default=None)
     update["on_grid"] = all(proof.on_grid for proof in proofs.values())
     figures = among("figures")
     if figures:

@@ -13,15 +13,8 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from unlearnbench.conditions.base import (
-    ConditionSpec,
-    LoadPlan,
-    ModelWithProof,
-    build_changed,
-    canonical_number,
-    read_dense,
-)
-from unlearnbench.conditions.proof import finish, require_coverable
+from unlearnbench.conditions.base import ConditionSpec, LoadPlan, ModelWithProof, canonical_number
+from unlearnbench.conditions.proof import load_changed
 from unlearnbench.errors import NotInForceError, PrecisionError
 
 if TYPE_CHECKING:
@@ -31,18 +24,12 @@ if TYPE_CHECKING:
 
 CONDITIONS = ()
 FAMILY = ConditionSpec(
-    "prune-magnitude-S",
-    "pruned",
-    "the S% of each matrix that are smallest in magnitude set to 0",
+    "prune-magnitude-S", "pruned", "the S% of each matrix that are smallest in magnitude set to 0"
 )
 
 
 def parse(name: str) -> ConditionSpec | None:
-    """``prune-magnitude-30``, ``prune-magnitude-12.5``: the percentage lies between 0 and 100.
-
-    Raises:
-        PrecisionError: it does not.
-    """
+    """``prune-magnitude-30``, ``prune-magnitude-12.5``: the percentage lies between 0 and 100."""
     match = re.fullmatch(r"prune-magnitude-(\d{1,9}(?:\.\d{1,9})?)", name, re.ASCII)
     if match is None:
         return None
@@ -59,14 +46,8 @@ def parse(name: str) -> ConditionSpec | None:
 
 
 def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
-    """Prune every linear layer but the output head.
-
-    Raises:
-        NotInForceError: another number of weights is 0, or one that is not is another than before.
-    """
-    require_coverable(spec, source)
+    """Raises NotInForceError where another number of weights is 0, or others are changed."""
     share = float(spec.options["share"])
-    model = build_changed(source, plan, lambda _, weight: prune(weight, share))
 
     def judge(name: str, now: torch.Tensor, own: torch.Tensor) -> Mapping[str, float]:
         own = own.to(now.dtype)
@@ -80,7 +61,7 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
             raise NotInForceError(f"{spec.name}: module {name} lost more than its smallest weights")
         return {"zero_share": float(zero.double().mean())}
 
-    return finish(spec, source, model, read_dense(model), plan, judge)
+    return load_changed(spec, source, plan, lambda _, weight: prune(weight, share), judge)
 
 
 def pruned_count(n: int, share: float) -> int:

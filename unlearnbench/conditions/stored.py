@@ -1,24 +1,33 @@
-"""The checkpoint as it is stored, and in the three floating-point storage dtypes."""
+"""The checkpoint as it is stored, quantized already or not, and in the three floating-point storage
+dtypes.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.checkpoint import DTYPES
+from unlearnbench.checkpoints.load import device_map, from_pretrained, refusing
+from unlearnbench.checkpoints.packed import StoredScheme
 from unlearnbench.conditions.base import (
     ConditionSpec,
     LoadPlan,
     ModelWithProof,
     ModuleReading,
-    dtype_name,
     held_bytes,
 )
-from unlearnbench.conditions.proof import prove
+from unlearnbench.conditions.proof import Inspection, describe, distinct_values, prove
+from unlearnbench.conditions.quantize import bnb, gptqmodel
 from unlearnbench.errors import NotInForceError
+from unlearnbench.results import Proof
+from unlearnbench.util.process import muted
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from transformers import PreTrainedModel
 
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
@@ -41,15 +50,15 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     is quantized already stays as it is.
 
     Raises:
-        NotInForceError: a weight overflows the storage dtype, or some were not rounded to it.
+        CheckpointError: a quantized one cannot be loaded.
+        NotInForceError: a weight overflows the storage dtype, or some were not rounded to it; a
+            quantized one is not packed as its config states.
     """
     import torch
     from torch.nn import Linear
 
-    from unlearnbench.conditions.quantize import packed
-
     if source.stored is not None:
-        return packed.load(source, source.stored, plan)
+        return _load_packed(source, source.stored, plan)
     name = spec.options.get("storage")
     storage = getattr(torch, str(name)) if name else None
     before = source.state_dict()
@@ -62,8 +71,7 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
         narrow = storage if storage.itemsize <= plan.dtype.itemsize else plan.dtype
         if not torch.equal(module.weight.to(narrow).to(plan.dtype), module.weight):
             raise NotInForceError(f"{spec.name}: a weight is not rounded to {storage}")
-        weight = module.weight
-        return ModuleReading(weight, weight, dtype_name(weight), held_bytes(weight))
+        return ModuleReading.of(module.weight, None, module.weight)
 
     return ModelWithProof(model, prove(spec, source, model, inspect))
 
@@ -75,3 +83,67 @@ def _round(name: str, tensor: torch.Tensor, storage: torch.dtype) -> torch.Tenso
     if not bool(rounded.isfinite().all()):
         raise NotInForceError(f"tensor {name} overflows {storage}; use bf16 or fp32")
     return rounded
+
+
+def _load_packed(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan) -> ModelWithProof:
+    """A checkpoint that is quantized already, as its config states; the kernel is ours to say."""
+    config: Any = copy.deepcopy(source.config)
+    stated = config.quantization_config
+    facts = dict(stated if isinstance(stated, dict) else stated.to_dict())
+    if scheme.method == "gptq":
+        facts["backend"] = "gptq_torch"
+    elif scheme.method == "awq":
+        facts["backend"] = "auto" if plan.device == "cpu" else "awq_torch"
+    elif facts.get("load_in_4bit"):
+        facts["bnb_4bit_compute_dtype"] = str(plan.dtype).removeprefix("torch.")
+    config.quantization_config = facts
+    extra = {"use_safetensors": True, "dtype": plan.dtype, "device_map": device_map(plan.device)}
+    is_gptqmodel = scheme.method in ("gptq", "awq")
+    with gptqmodel.gptqmodel() if is_gptqmodel else nullcontext():
+        model: Any = from_pretrained(source.full, config, extra)
+        if is_gptqmodel and plan.device == "cpu":
+            gptqmodel.without_compilation(model)
+    if scheme.method == "compressed-tensors":
+        # It would do so at the first forward, after the proof; a scheme that quantizes activations
+        # goes on doing that.
+        with refusing(f"{source.files.path}: its weights cannot be unpacked"), muted():
+            model.hf_quantizer.compressor.decompress_model(model)
+    if scheme.method == "bitsandbytes":
+        bnb.check_kernel(model, plan)
+    return ModelWithProof(model, _prove(scheme, model))
+
+
+def _prove(scheme: StoredScheme, model: PreTrainedModel) -> Proof:
+    inspection, codes = Inspection(), 0
+    for name, module in model.named_modules():
+        reading = _inspect(scheme, module)
+        if reading is None:
+            continue
+        inspection.add(name, reading)
+        if not bool(reading.weight.isfinite().all()):
+            raise NotInForceError(f"a weight of module {name} is NaN or infinite")
+        codes = max(codes, distinct_values(reading.groups))
+    if not inspection.weights:
+        raise NotInForceError(
+            f"the checkpoint states {scheme.text}, and no module of the loaded model is packed so"
+        )
+    if codes > 2**scheme.bits:
+        raise NotInForceError(
+            f"the checkpoint states {scheme.bits:g} bits, and a group holds {codes} values"
+        )
+    return Proof.model_validate({**describe(model, inspection), "codes": codes})
+
+
+def _inspect(scheme: StoredScheme, module: Any) -> ModuleReading | None:
+    from torch.nn import Linear
+
+    if scheme.method == "bitsandbytes":
+        return bnb.inspect(module)
+    if scheme.method in ("gptq", "awq"):
+        return gptqmodel.in_module(module)
+    stated = getattr(module, "quantization_scheme", None)
+    if not isinstance(module, Linear) or getattr(stated, "weights", None) is None:
+        return None
+    reading = ModuleReading.of(module.weight.detach(), scheme.group, module.weight)
+    packed = int(module.weight.numel() * scheme.bits / 8)
+    return reading._replace(stored_bytes=packed + held_bytes(getattr(module, "weight_scale", None)))

@@ -55,7 +55,7 @@ def run_demo(options: DemoOptions, say: Say) -> Path:
         UnlearnbenchError: something could not be done; another call goes on from there.
     """
     for spec in conditions.resolve(options.precisions):
-        reason = conditions.why_unavailable(spec, "cpu")
+        reason = spec.missing()
         if reason:  # now, not when models are trained
             raise PrecisionError(f"{spec.name} cannot run here: {reason}")
     require_writable(options.out)

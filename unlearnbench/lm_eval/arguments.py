@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -89,11 +90,9 @@ def _split(text: str) -> list[str]:
 def _value(text: str) -> object:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
-    try:
-        value: object = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-    return value
+    with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        return ast.literal_eval(text)
+    return text
 
 
 def translate(given: Mapping[str, object]) -> dict[str, object]:
@@ -107,15 +106,13 @@ def translate(given: Mapping[str, object]) -> dict[str, object]:
         OptionError: an argument that has no meaning here, named; or two that contradict.
     """
     known = {"pretrained", "peft", *_SAME, *_BITSANDBYTES}
-    for key in given:
-        if key not in known:
-            raise OptionError(
-                f"--model-args: {one_line(key, 80)} has no meaning here; known: "
-                f"{', '.join(sorted(known))}"
-            )
+    strange = [key for key in given if key not in known]
+    if strange:
+        raise OptionError(
+            f"--model-args: {one_line(strange[0], 80)} has no meaning here; known: "
+            f"{', '.join(sorted(known))}"
+        )
     options = {key: _plain(key, given[key]) for key in _SAME if key in given}
-    if "dtype" in options:
-        options["dtype"] = _dtype("dtype", options["dtype"])
     model, peft = given.get("pretrained"), given.get("peft")
     if peft is not None:
         if model is None or "base" in options:
@@ -127,15 +124,13 @@ def translate(given: Mapping[str, object]) -> dict[str, object]:
 
 
 def _plain(key: str, value: object) -> object:
-    if key in _FLAGS:
-        if not isinstance(value, bool):
-            raise OptionError(f"--model-args: {key} is True or False")
-        return value
-    if key == "calibration_samples":
-        if not isinstance(value, int):
-            raise OptionError(f"--model-args: {key} is a number")
-        return value
-    return str(value)
+    if key == "dtype":
+        return _dtype(key, value)
+    if key in _FLAGS and not isinstance(value, bool):
+        raise OptionError(f"--model-args: {key} is True or False")
+    if key == "calibration_samples" and not isinstance(value, int):
+        raise OptionError(f"--model-args: {key} is a number")
+    return value if key in (*_FLAGS, "calibration_samples") else str(value)
 
 
 def _dtype(key: str, value: object) -> str:
@@ -183,9 +178,7 @@ def load_from_arguments(given: Mapping[str, object]) -> HFModel:
         raise OptionError("--model_args needs pretrained=PATH|ID")
     specs = conditions.resolve(split_names(str(asked.get("quant", "none"))))
     if len(specs) != 1:
-        raise OptionError(
-            "--model_args quant takes one precision; lm-eval runs one model at a time"
-        )
+        raise OptionError("--model_args quant takes one precision; lm-eval runs one at a time")
     fields = KernelOptions.model_fields
     options = KernelOptions.of({key: value for key, value in asked.items() if key in fields})
     calibration = None

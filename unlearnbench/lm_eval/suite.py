@@ -58,14 +58,10 @@ class Suite:
             ResultError: the folder holds a task of that name that was asked otherwise, or its
                 samples are missing or changed.
         """
-        todo = []
-        for name in self.loaded.tasks:
-            if name in found:
-                self._require_same(name, found[name], folder)
-                log.info("%s: already in %s, not computed again", name, folder)
-            else:
-                todo.append(name)
-        return todo
+        for name in [name for name in self.loaded.tasks if name in found]:
+            self._require_same(name, found[name], folder)
+            log.info("%s: already in %s, not computed again", name, folder)
+        return [name for name in self.loaded.tasks if name not in found]
 
     def _require_same(self, name: str, earlier: HarnessResult, folder: Path) -> None:
         config = self.loaded.tasks[name].dump_config()

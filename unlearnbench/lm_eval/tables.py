@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tabulate import tabulate
-
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.results import HarnessMetric, HarnessResult, RunResult
 from unlearnbench.runs.entries import Entry
 from unlearnbench.runs.fingerprint import Fingerprint, differences
+from unlearnbench.util.text import text_table
 
 
 def headline(result: HarnessResult) -> HarnessMetric:
@@ -33,11 +32,11 @@ def harness_table(results: Mapping[str, RunResult]) -> str:
     rows = [
         [
             run.condition.name,
-            one_line(task),
+            task,
             result.version,
             "-" if result.num_fewshot is None else result.num_fewshot,
             result.n,
-            f"{one_line(metric.name)},{one_line(metric.filter)} ({_arrow(metric)})",
+            f"{metric.name},{metric.filter} ({_arrow(metric)})",
             shown(metric),
             where,
         ]
@@ -46,17 +45,15 @@ def harness_table(results: Mapping[str, RunResult]) -> str:
         for metric in result.metrics
     ]
     head = ["precision", "lm-eval task", "version", "shots", "n", "metric", "value", "run folder"]
-    return tabulate(rows, headers=head, tablefmt="github", disable_numparse=True)
+    return text_table(rows, head)
 
 
 _SAME = ("version", "lm_eval", "n", "num_fewshot", "config_sha256", "documents_sha256", "subtasks")
 
 
 def require_same_harness(entries: Sequence[Entry]) -> None:
-    """Show that an lm-eval task that several runs hold was the same one.
-
-    Raises:
-        OptionError: they differ in version, configuration, documents or prompts.
+    """Show that an lm-eval task that several runs hold was the same one; raise OptionError where
+    they differ in version, configuration, documents or prompts.
     """
     first: dict[str, tuple[Path, Fingerprint]] = {}
     for entry in entries:
@@ -73,10 +70,7 @@ def require_same_harness(entries: Sequence[Entry]) -> None:
 
 def utility_cells(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
     """Head and rows: an entry at a precision, and a column for every lm-eval task. Of a group only
-    the group is shown, not the tasks that it is made of.
-
-    Raises:
-        OptionError: as ``require_same_harness``.
+    the group is shown, not the tasks that it is made of. Raises as ``require_same_harness``.
     """
     require_same_harness(entries)
     runs = [(e.name, p, r.result.harness or {}) for e in entries for p, r in e.runs.items()]
@@ -98,5 +92,4 @@ def utility_cells(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]
 def utility_table(entries: Sequence[Entry]) -> str:
     """The utility columns as a table; empty where no run has an lm-eval task."""
     head, rows = utility_cells(entries)
-    head, *cells = [[cell.replace("|", "\\|") for cell in row] for row in [head, *rows]]
-    return tabulate(cells, headers=head, tablefmt="github", disable_numparse=True) if head else ""
+    return text_table(rows, head) if head else ""

@@ -121,11 +121,7 @@ def _evidence(comparison: Comparison, entry: Entry, policy: Policy) -> tuple[Evi
 
 
 def read_certificate(path: Path) -> Certificate:
-    """Read a certificate.
-
-    Raises:
-        ResultError: it is none.
-    """
+    """Read a certificate. Raises ResultError where it is none."""
     content = read_json(path, ResultError)
     return as_model(f"{path} is no certificate", content, Certificate, ResultError)
 
@@ -161,6 +157,6 @@ def verify_certificate(
 
 
 def certificate_json(certificate: Certificate) -> str:
-    """As a file's content."""
+    """A certificate's file."""
     content = certificate.model_dump(mode="json", exclude_none=True)
     return json.dumps(content, indent=2, allow_nan=False) + "\n"

@@ -92,10 +92,8 @@ class Comparison:
         return Scale(want, draws, retrained)
 
     def utility(self, entry: Entry, task: str, precision: str) -> Estimate | None:
-        """Retained knowledge over the target's in full precision, for a task's family.
-
-        Raises:
-            MetricError: the target knows nothing that could be retained.
+        """Retained knowledge over the target's in full precision, for a task's family. Raises
+        MetricError where the target knows nothing that could be retained.
         """
         retain = self.retain_task(entry, task)
         if retain is None:
@@ -107,10 +105,8 @@ class Comparison:
         return ratio(ours, theirs, self.scale(retain).draws)
 
     def retain_task(self, entry: Entry, task: str) -> str | None:
-        """The retain task of a task's family: those whose names begin alike, as ``news_``.
-
-        Raises:
-            OptionError: there is more than one.
+        """The retain task of a task's family: those whose names begin alike, as ``news_``. Raises
+        OptionError where there is more than one.
         """
         # A board's incomplete entry may have no run in full precision.
         run = entry.runs.get(FULL) or next(iter(entry.runs.values()))

@@ -91,26 +91,25 @@ def check(comparison: Comparison, policy: Policy) -> list[Finding]:
             precisions: it would seem to hold.
         ResultError: a run that the policy needs is missing.
     """
-    found = [finding for entry in comparison.entries for finding in _of(comparison, entry, policy)]
+    found: list[Finding] = []
+    for entry in comparison.entries:
+        tasks = _tasks(comparison, entry, policy)
+        judged = [
+            finding
+            for task in tasks
+            for precision in policy.precisions
+            for finding in _Judge(comparison, policy, entry, task, precision).findings()
+        ]
+        idle = sorted(policy.rules - {finding.rule.split()[0] for finding in judged})
+        if idle:
+            where = f"{', '.join(tasks)} at {', '.join(policy.precisions)}"
+            raise OptionError(
+                f"the policy's {idle[0]} fits nothing of {one_line(entry.name)}, "
+                f"{one_line(where)}, so it was not checked ({_FITS[idle[0]]}); add what it fits, "
+                "or leave it out"
+            )
+        found += judged
     return list(dict.fromkeys(found))  # one utility serves all tasks of a family
-
-
-def _of(comparison: Comparison, entry: Entry, policy: Policy) -> list[Finding]:
-    tasks = _tasks(comparison, entry, policy)
-    found = [
-        finding
-        for task in tasks
-        for precision in policy.precisions
-        for finding in _Judge(comparison, policy, entry, task, precision).findings()
-    ]
-    idle = sorted(policy.rules - {finding.rule.split()[0] for finding in found})
-    if idle:
-        where = f"{', '.join(tasks)} at {', '.join(policy.precisions)}"
-        raise OptionError(
-            f"the policy's {idle[0]} fits nothing of {one_line(entry.name)}, {one_line(where)}, so "
-            f"it was not checked ({_FITS[idle[0]]}); add what it fits, or leave it out"
-        )
-    return found
 
 
 def exit_status(findings: Sequence[Finding]) -> int:

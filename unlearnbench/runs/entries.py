@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from unlearnbench.errors import OptionError, ResultError, one_line
-from unlearnbench.results import (
-    FULL,
-    Checkpoint,
-    RunResult,
-    SampleRecord,
-    TaskResult,
-)
+from unlearnbench.results import FULL, RunResult, SampleRecord, TaskResult
 from unlearnbench.runs.fingerprint import Fingerprint, differences
 from unlearnbench.runs.folder import ASIDE, RunFolder, read_run
 
@@ -29,6 +22,7 @@ class LoadedRun:
     result: RunResult
     given: Mapping[str, list[SampleRecord]] | None = None
     """Records by task where they do not come from the folder."""
+    _records: dict[str, list[SampleRecord]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def condition(self) -> str:
@@ -36,18 +30,10 @@ class LoadedRun:
         return self.result.condition.name
 
     def task(self, name: str) -> TaskResult:
-        """A task's result.
-
-        Raises:
-            ResultError: the run has no such task.
-        """
+        """A task's result. Raises ResultError where the run has no such task."""
         if name not in self.result.tasks:
             raise ResultError(f"{self.path} has no {one_line(name)}; evaluate it first")
         return self.result.tasks[name]
-
-    @cached_property
-    def _records(self) -> dict[str, list[SampleRecord]]:
-        return {}
 
     def records(self, name: str) -> list[SampleRecord]:
         """A task's records.
@@ -56,7 +42,11 @@ class LoadedRun:
             ResultError: they are missing, changed, or not as many as the run says.
         """
         if name not in self._records:
-            found = self._read(name)
+            sha256 = self.task(name).records_sha256
+            if self.given is None:
+                found = RunFolder(self.path).read_records(name, sha256)
+            else:
+                found = self.given.get(name, [])
             kinds = {(type(record), record.task) for record in found}
             if [task for _, task in kinds] != [name]:
                 raise ResultError(
@@ -64,18 +54,6 @@ class LoadedRun:
                 )
             self._records[name] = found
         return self._records[name]
-
-    def _read(self, name: str) -> list[SampleRecord]:
-        sha256 = self.task(name).records_sha256
-        if self.given is None:
-            return RunFolder(self.path).read_records(name, sha256)
-        return self.given.get(name, [])
-
-
-def _base_name(checkpoint: Checkpoint) -> str:
-    if checkpoint.format == "imported":  # whose names nest, as in ga/step=102
-        return checkpoint.path
-    return checkpoint.path.rstrip("/").rsplit("/", 1)[-1] or "model"
 
 
 @dataclass(frozen=True)
@@ -102,11 +80,7 @@ class Entry:
         return run
 
     def at(self, precision: str) -> LoadedRun:
-        """The run at a precision.
-
-        Raises:
-            ResultError: there is none.
-        """
+        """The run at a precision. Raises ResultError where there is none."""
         if precision not in self.runs:
             have = ", ".join(self.runs)
             raise ResultError(f"{self.name} has no run at {precision}, only at {have}; make one")
@@ -114,7 +88,8 @@ class Entry:
 
 
 def load_entries(paths: Sequence[Path]) -> list[Entry]:
-    """Read run folders, and all runs below other folders, and group them by checkpoint.
+    """Read run folders, and all runs below other folders, and group them by checkpoint: entries
+    called by its base name, with 8 digits of its hash where several have that name.
 
     Raises:
         OptionError: no run is there, or two of one checkpoint and precision.
@@ -130,7 +105,18 @@ def load_entries(paths: Sequence[Path]) -> list[Entry]:
                 f"{run.condition}; give one of them"
             )
         runs[run.condition] = run
-    return _named(list(groups.values()))
+    named = []
+    for runs in groups.values():
+        checkpoint = next(iter(runs.values())).result.checkpoint
+        base = checkpoint.path
+        if checkpoint.format != "imported":  # whose names nest, as in ga/step=102
+            base = base.rstrip("/").rsplit("/", 1)[-1] or "model"
+        named.append((base, checkpoint.weights_sha256[:8], runs))
+    bases = [base for base, _, _ in named]
+    return [
+        Entry(base if bases.count(base) == 1 else f"{base}-{digits}", runs)
+        for base, digits, runs in named
+    ]
 
 
 def _run_folders(path: Path) -> list[Path]:
@@ -153,16 +139,6 @@ def _checkpoint_key(result: RunResult) -> str:
     return f"{checkpoint.weights_sha256} {checkpoint.tokenizer_sha256} {checkpoint.adapter}"
 
 
-def _named(groups: Sequence[Mapping[str, LoadedRun]]) -> list[Entry]:
-    """Entries called by their checkpoint's base name, with 8 digits of its hash where needed."""
-    checkpoints = [next(iter(runs.values())).result.checkpoint for runs in groups]
-    bases = [_base_name(checkpoint) for checkpoint in checkpoints]
-    return [
-        Entry(base if bases.count(base) == 1 else f"{base}-{c.weights_sha256[:8]}", runs)
-        for base, c, runs in zip(bases, checkpoints, groups, strict=True)
-    ]
-
-
 def same_run(run: LoadedRun, other: LoadedRun) -> bool:
     """Whether two runs are of one checkpoint at one precision."""
     same = _checkpoint_key(run.result) == _checkpoint_key(other.result)
@@ -176,9 +152,9 @@ def require_comparable(run: LoadedRun, base: LoadedRun, tasks: Sequence[str]) ->
         OptionError: they differ in protocol, tokenizer, or a task's version, data or samples.
         ResultError: a task or its records are missing or damaged.
     """
-    _require_same(run, base, _protocol)
+    _require_same(run, base, _protocol(base), _protocol(run))
     for name in tasks:
-        _require_same(run, base, partial(_task, name=name), f"{name}: ")
+        _require_same(run, base, _task(base, name), _task(run, name), f"{name}: ")
 
 
 def require_same_condition(run: LoadedRun, base: LoadedRun) -> None:
@@ -188,21 +164,17 @@ def require_same_condition(run: LoadedRun, base: LoadedRun) -> None:
     Raises:
         OptionError: they differ in scheme, in an option, or in the calibration texts.
     """
-    _require_same(run, base, _condition, f"{run.condition}: ")
+    there, here = (Fingerprint.of_condition(r.result.condition) for r in (base, run))
+    _require_same(run, base, there, here, f"{run.condition}: ")
 
 
 def _require_same(
-    run: LoadedRun, base: LoadedRun, of: Callable[[LoadedRun], Fingerprint], where: str = ""
+    run: LoadedRun, base: LoadedRun, there: Fingerprint, here: Fingerprint, where: str = ""
 ) -> None:
-    there, here = of(base), of(run)
     if there != here:
         raise OptionError(
             f"{run.path} cannot be compared with {base.path}: {where}{differences(there, here)[0]}"
         )
-
-
-def _condition(run: LoadedRun) -> Fingerprint:
-    return Fingerprint.of_condition(run.result.condition)
 
 
 def _protocol(run: LoadedRun) -> Fingerprint:

@@ -52,10 +52,8 @@ def run_path(output: Path, checkpoint: Checkpoint, condition: str) -> Path:
 
 
 def require_writable(folder: Path) -> None:
-    """Make ``folder`` and prove that a file can be written there, before any work is done.
-
-    Raises:
-        OutputError: it cannot.
+    """Make ``folder`` and prove that a file can be written there, before any work is done; raise
+    OutputError where it cannot.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,10 +77,8 @@ class RunFolder:
         return self.path / "run.json"
 
     def samples_file(self, task: str) -> Path:
-        """Where a task's records are.
-
-        Raises:
-            ResultError: the name, which may be a stranger's, leads elsewhere.
+        """Where a task's records are. Raises ResultError where the name, which may be a
+        stranger's, leads elsewhere.
         """
         if not task or task.startswith(".") or set(task) & set("/\\\0\n"):
             raise ResultError(f"{self.path}: {one_line(task, 80)!r} is no task's name")
@@ -99,10 +95,8 @@ class RunFolder:
 
     def set_aside(self) -> Path | None:
         """Move the folder to ``.old/<condition>-<n>`` beside it; returns where, None if there was
-        nothing in it. The folder is gone then, and its lock with it.
-
-        Raises:
-            OutputError: it cannot be moved.
+        nothing in it. The folder is gone then, and its lock with it. Raises OutputError where it
+        cannot be moved.
         """
         if not self.path.is_dir() or {p.name for p in self.path.iterdir()} <= {*LOCK_FILES}:
             return None
@@ -130,10 +124,8 @@ class RunFolder:
             self.journal_file("").parent.rmdir()  # fails where a task is under way
 
     def read(self) -> RunResult | None:
-        """The result that is already here, or None for a new folder.
-
-        Raises:
-            ResultError: there is one, and it cannot be read.
+        """The result that is here, None for a new folder. Raises ResultError where it cannot be
+        read.
         """
         self.require_folder()
         if not self.run_file.exists():
@@ -144,10 +136,8 @@ class RunFolder:
             raise ResultError(f"{error}; remove {self.path} to evaluate again") from None
 
     def require_same(self, found: RunResult, asked: Fingerprint) -> None:
-        """Refuse to mix runs that cannot be compared in one folder.
-
-        Raises:
-            ResultError: the run ``found`` here is not what is ``asked`` for; names what differs.
+        """Refuse to mix runs in one folder: raise ResultError, which names what differs, where the
+        run ``found`` here is not what is ``asked`` for.
         """
         there = Fingerprint.of_run(found.checkpoint, found.settings, found.condition)
         if there != asked:
@@ -169,10 +159,8 @@ class RunFolder:
         return hashlib.sha256(content).hexdigest()
 
     def read_records(self, task: str, sha256: str) -> list[SampleRecord]:
-        """Read a task's records and check them against the hash in ``run.json``.
-
-        Raises:
-            ResultError: the file is missing, changed or malformed.
+        """Read a task's records and check them against the hash in ``run.json``. Raises ResultError
+        where the file is missing, changed or malformed.
         """
         path = self.samples_file(task)
         try:
@@ -185,7 +173,7 @@ class RunFolder:
                 f"remove {self.path} to evaluate again"
             )
         lines = content.split(b"\n")
-        return [_parse_record(path, i, line) for i, line in enumerate(lines) if line]
+        return [_parse_record(path, i, line) for i, line in enumerate(lines, start=1) if line]
 
     def write_file(self, path: Path, content: bytes) -> None:
         """Write a file of the run folder whole. Raises OutputError where it cannot be written."""
@@ -201,28 +189,12 @@ def encode_records(records: Sequence[SampleRecord]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode("ascii")
 
 
-def _parse_record(path: Path, index: int, line: bytes) -> SampleRecord:
-    try:
-        # json, not pydantic's parser, which refuses lone surrogates.
+def _parse_record(path: Path, number: int, line: bytes) -> SampleRecord:
+    try:  # json, not pydantic's parser, which refuses lone surrogates
         return RECORD_ADAPTER.validate_python(json.loads(line))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ResultError(f"{path}:{index + 1}: no valid record: {one_line(error)}") from None
-    except ValidationError as error:
-        raise ResultError(f"{path}:{index + 1}: no valid record: {first_fault(error)}") from None
-
-
-def _find_null(value: object, where: str = "") -> str | None:
-    """The dotted place of a null below ``value``."""
-    if value is None:
-        return where
-    inside: dict[Any, object] = {}
-    if isinstance(value, (dict, list)):
-        inside = value if isinstance(value, dict) else dict(enumerate(value))
-    for key, inner in inside.items():
-        found = _find_null(inner, f"{where}.{key}" if where else str(key))
-        if found is not None:
-            return found
-    return None
+    except (ValueError, RecursionError) as error:
+        fault = first_fault(error) if isinstance(error, ValidationError) else one_line(error)
+        raise ResultError(f"{path}:{number}: no valid record: {fault}") from None
 
 
 def read_run(folder: Path) -> RunResult:
@@ -239,7 +211,12 @@ def read_run(folder: Path) -> RunResult:
             f"{path} has format_version {version!r}; this version of unlearnbench reads 1 "
             f"and {FORMAT_VERSION}"
         )
-    empty = _find_null(content)
-    if empty is not None:
-        raise ResultError(f"{path}: {empty}: null; what was not measured is absent")
+    parts: list[tuple[str, Any]] = [("", content)]
+    for where, part in parts:  # which grows while it is read
+        if part is None:
+            raise ResultError(f"{path}: {where}: null; what was not measured is absent")
+        inside = part if isinstance(part, dict) else {}
+        if isinstance(part, list):
+            inside = dict(enumerate(part))
+        parts += [(f"{where}.{key}" if where else str(key), inner) for key, inner in inside.items()]
     return as_model(path, content, RunResult, ResultError)

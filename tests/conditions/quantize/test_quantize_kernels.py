@@ -214,7 +214,7 @@ def test_gptqmodel_leaves_the_hubs_caches_where_they_are() -> None:
     code = (
         "import os\n"
         "before = {k: v for k, v in os.environ.items() if k.startswith('HF_')}\n"
-        "from unlearnbench.conditions.quantize._gptqmodel import gptqmodel\n"
+        "from unlearnbench.conditions.quantize.gptqmodel import gptqmodel\n"
         "with gptqmodel(): pass\n"
         "import tokenicer\n"
         "assert before == {k: v for k, v in os.environ.items() if k.startswith('HF_')}"

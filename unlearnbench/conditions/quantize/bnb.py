@@ -15,10 +15,7 @@ from unlearnbench.conditions.base import (
     LoadPlan,
     ModelWithProof,
     ModuleReading,
-    blocks,
     dtype_name,
-    held_bytes,
-    lacking,
 )
 from unlearnbench.conditions.proof import finish
 from unlearnbench.errors import NotInForceError
@@ -26,13 +23,11 @@ from unlearnbench.errors import NotInForceError
 if TYPE_CHECKING:
     import torch
     from torch import nn
-    from transformers import BitsAndBytesConfig
 
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
 log = logging.getLogger("unlearnbench")
 
-_BACKEND = "bitsandbytes"
 _BLOCK = 64
 _NESTED_BLOCK = 256
 
@@ -43,11 +38,12 @@ def _four_bit(kind: str, double: bool) -> ConditionSpec:
         f"bnb-{kind}" + ("-dq" if double else ""),
         "quantized",
         f"{kind.upper()}, absmax per block" + (", its scales in 8 bits" if double else ""),
-        _BACKEND,
+        "bitsandbytes",
         {"quant_type": kind, "block_size": _BLOCK, "double_quant": double},
         bits=4,
         bits_per_weight=4 + scale,
         kernels=("native", "dequantized"),
+        libraries=("bitsandbytes",),
     )
 
 
@@ -56,19 +52,15 @@ CONDITIONS = (
         "bnb-int8",
         "quantized",
         "LLM.int8(): absmax per row, activations quantized too, outlier columns in 16 bits",
-        _BACKEND,
+        "bitsandbytes",
         {"threshold": 6.0},
         bits=8,
         bits_per_weight=8,
         kernels=("native",),
+        libraries=("bitsandbytes",),
     ),
     *(_four_bit(kind, double) for kind in ("fp4", "nf4") for double in (False, True)),
 )
-
-
-def unavailable(spec: ConditionSpec, device: str) -> str | None:
-    """Bitsandbytes must be installed; it has kernels for CPU and CUDA."""
-    return lacking(spec, "bitsandbytes")
 
 
 def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
@@ -77,99 +69,47 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     Raises:
         NotInForceError: the loaded modules are not what was asked for.
     """
-    model = source.build(plan.dtype, plan.device, quantization_config=_config(spec, plan.dtype))
-    if plan.kernel == "native":
-        require_blocks(model, plan.device)
-        say_rounding(model, plan)
-    return finish(spec, source, model, lambda _, module: inspect(spec, module), plan)
-
-
-def _config(spec: ConditionSpec, dtype: torch.dtype) -> BitsAndBytesConfig:
     from transformers import BitsAndBytesConfig
 
     if spec.bits == 8:
-        return BitsAndBytesConfig(
-            load_in_8bit=True, llm_int8_threshold=float(spec.options["threshold"])
+        threshold = float(spec.options["threshold"])
+        config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold)
+    else:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=str(spec.options["quant_type"]),
+            bnb_4bit_use_double_quant=bool(spec.options["double_quant"]),
+            bnb_4bit_compute_dtype=plan.dtype,
         )
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=str(spec.options["quant_type"]),
-        bnb_4bit_use_double_quant=bool(spec.options["double_quant"]),
-        bnb_4bit_compute_dtype=dtype,
-    )
+    model = source.build(plan.dtype, plan.device, quantization_config=config)
+    if plan.kernel == "native":
+        check_kernel(model, plan)
+    return finish(spec, source, model, lambda _, module: inspect(module, spec), plan)
 
 
-def inspect(spec: ConditionSpec, module: nn.Module) -> ModuleReading | None:
-    """What one module holds.
-
-    Raises:
-        NotInForceError: it is bitsandbytes' and not of the type, dtype or block size asked for.
-    """
-    from bitsandbytes.nn.modules import Linear4bit
-
-    reading = inspect_any(module)
-    if reading is None or isinstance(module, Linear4bit) != (spec.bits == 4):
-        return None
-    if isinstance(module, Linear4bit):
-        weight: Any = module.weight
-        state = weight.quant_state
-        found = {
-            "quant_type": state.quant_type,
-            "block_size": state.blocksize,
-            "double_quant": bool(state.nested),
-        }
-        if found != dict(spec.options):
-            raise NotInForceError(f"{spec.name}: a module holds {found}")
-    return reading
-
-
-def inspect_any(module: nn.Module) -> ModuleReading | None:
-    """What one of bitsandbytes' modules holds, whatever its scheme; None for any other module.
-
-    Raises:
-        NotInForceError: its weight is not packed.
-    """
-    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
-
-    if isinstance(module, Linear8bitLt):
-        return _inspect_int8(module)
-    if isinstance(module, Linear4bit):
-        return _inspect_4bit(module)
-    return None
-
-
-def require_blocks(model: nn.Module, device: str) -> None:
-    """Refuse layers that the 4-bit kernels for CPU compute wrongly: on 2-D weights whose columns
-    make no whole blocks, bitsandbytes 0.50 mixes the blocks' scales up without a warning.
+def check_kernel(model: nn.Module, plan: LoadPlan) -> None:
+    """Refuse layers that bitsandbytes 0.50's 4-bit kernel for CPU computes wrongly: where columns
+    make no whole blocks, it mixes the blocks' scales up without a warning. Say where it does not
+    compute in the dtype asked for: with bf16 products it rounds activations and constants to bf16.
 
     Raises:
         NotInForceError: names the layer.
     """
-    from bitsandbytes.nn.modules import Linear4bit
-
-    for name, module in model.named_modules():
-        odd = isinstance(module, Linear4bit) and module.in_features % _BLOCK
-        if odd and device == "cpu":
-            raise NotInForceError(
-                f"bitsandbytes' 4-bit kernel for CPU computes wrongly where columns make no whole "
-                f"blocks of {_BLOCK}, as the {module.in_features} of {name}; use --quant-kernel "
-                "dequantized"
-            )
-
-
-def say_rounding(model: nn.Module, plan: LoadPlan) -> None:
-    """Say where the 4-bit kernel does not compute in the dtype that was asked for: on a processor
-    with bf16 products bitsandbytes 0.50 rounds activations and constants to bf16.
-    """
     from bitsandbytes.functional import has_avx512bf16
     from bitsandbytes.nn.modules import Linear4bit
 
+    if plan.device != "cpu":
+        return
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, Linear4bit)}
+    for name, layer in layers.items():
+        if layer.in_features % _BLOCK:
+            raise NotInForceError(
+                f"bitsandbytes' 4-bit kernel for CPU computes wrongly where columns make no whole "
+                f"blocks of {_BLOCK}, as the {layer.in_features} of {name}; use --quant-kernel "
+                "dequantized"
+            )
     dtype = str(plan.dtype).removeprefix("torch.")
-    if plan.device != "cpu" or dtype == "bfloat16":
-        return
-    if not has_avx512bf16():  # type: ignore[no-untyped-call]
-        return
-    if any(isinstance(module, Linear4bit) for module in model.modules()):
+    if layers and dtype != "bfloat16" and has_avx512bf16():  # type: ignore[no-untyped-call]
         log.warning(
             "bitsandbytes' 4-bit kernel computes in bf16 on this processor, not in %s as asked; "
             "--quant-kernel dequantized does",
@@ -177,30 +117,42 @@ def say_rounding(model: nn.Module, plan: LoadPlan) -> None:
         )
 
 
-def _inspect_int8(module: Any) -> ModuleReading:
-    weight = module.weight
-    scale = getattr(weight, "SCB", None)
-    scale = module.state.SCB if scale is None else scale
-    if dtype_name(weight) != "int8" or scale is None:
-        raise NotInForceError(f"an int8 module's weight is stored as {weight.dtype}")
-    values = weight.data.float() * (scale.float()[:, None] / 127)
-    return ModuleReading(values, values, "int8", held_bytes(weight.data, scale))
+def inspect(module: Any, spec: ConditionSpec | None = None) -> ModuleReading | None:
+    """What one of bitsandbytes' modules holds; None for any other module, and for one of other bits
+    than ``spec`` has, where it is given.
 
-
-def _inspect_4bit(module: Any) -> ModuleReading:
-    import bitsandbytes as bnb
+    Raises:
+        NotInForceError: its weight is not packed, or not of the type or block size asked for.
+    """
     import torch
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
+    bits = 8 if isinstance(module, Linear8bitLt) else 4 if isinstance(module, Linear4bit) else None
+    if bits is None or (spec is not None and spec.bits != bits):
+        return None
     weight = module.weight
+    if bits == 8:
+        scale = getattr(weight, "SCB", None)
+        scale = module.state.SCB if scale is None else scale
+        if dtype_name(weight) != "int8" or scale is None:
+            raise NotInForceError(f"an int8 module's weight is stored as {weight.dtype}")
+        values = weight.data.float() * (scale.float()[:, None] / 127)
+        return ModuleReading.of(values, None, weight.data, scale)
     state = copy.copy(getattr(weight, "quant_state", None))
     if state is None or dtype_name(weight) != "uint8":
         raise NotInForceError(f"a 4-bit module's weight is stored as {weight.dtype}, not packed")
+    size, nested = state.blocksize, bool(state.nested)
+    found = {"quant_type": state.quant_type, "block_size": size, "double_quant": nested}
+    if spec is not None and found != dict(spec.options):
+        raise NotInForceError(f"{spec.name}: a module holds {found}")
     shape = tuple(state.shape)
-    state.shape = torch.Size((1, math.prod(shape)))  # see require_blocks
-    values = bnb.functional.dequantize_4bit(weight.data, state).reshape(shape)
-    nested = [state.state2.absmax, state.offset] if state.nested else []
-    stored = held_bytes(weight.data, state.absmax, *nested)
-    return ModuleReading(values, blocks(values, state.blocksize), "uint8", stored)
+    state.shape = torch.Size((1, math.prod(shape)))  # one row of blocks; see check_kernel
+    values = dequantize_4bit(weight.data, state)
+    constants = [state.absmax, *([state.state2.absmax, state.offset] if nested else [])]
+    # The blocks run on from row to row.
+    reading = ModuleReading.of(values.reshape(1, -1), size, weight.data, *constants)
+    return reading._replace(weight=values.reshape(shape))
 
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:

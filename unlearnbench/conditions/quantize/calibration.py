@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from unlearnbench.conditions.base import Calibration
 from unlearnbench.errors import DataError, OptionError, one_line
@@ -58,21 +57,18 @@ def _texts(name: str, plans: Sequence[TaskSamples]) -> list[str]:
         return _read(GENERIC)
     if name not in ("forget", "retain"):
         return _read(Path(name))
-    found = [text for plan in plans for text in _rows(plan, name)]
+    found = [
+        spec.plain_text(row, f"{spec.task}: {spec.own_split}/{i}")  # questions without shots
+        for plan in plans
+        if (spec := plan.spec).about == name
+        for i, row in enumerate(plan.splits[spec.own_split].rows)
+    ]
     if not found:
         raise OptionError(
             f"--calibration {name}: none of the tasks has {name} rows; add one (news_verbmem has "
             "forget rows, news_knowmem_r retain rows), or give a file"
         )
     return found
-
-
-def _rows(task: TaskSamples, name: str) -> Iterable[str]:
-    """A task's rows as plain texts, each question with its answer and without shots."""
-    spec = task.spec
-    if spec.about == name:
-        for i, row in enumerate(task.splits[spec.own_split].rows):
-            yield spec.plain_text(row, f"{spec.task}: {spec.own_split}/{i}")
 
 
 def _read(path: Path) -> list[str]:
@@ -88,21 +84,18 @@ def _read(path: Path) -> list[str]:
     if path.suffix == ".txt":
         texts = [part.strip() for part in content.split("\n\n")]
     elif path.suffix == ".jsonl":
-        lines = content.split("\n")
-        texts = [_text(path, i, line) for i, line in enumerate(lines, 1) if line.strip()]
+        texts = []
+        for number, line in enumerate(content.split("\n"), 1):
+            try:
+                row = json.loads(line) if line.strip() else {"text": ""}
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+                raise DataError(f"{path}, line {number}: no JSON object with a field 'text'")
+            texts.append(row["text"])
     else:
         raise OptionError(f"--calibration {path}: use a .jsonl or a .txt file")
     texts = [text for text in texts if text.strip()]
     if not texts:
         raise DataError(f"--calibration {path} holds no texts")
     return texts
-
-
-def _text(path: Path, number: int, line: str) -> str:
-    try:
-        row: Any = json.loads(line)
-    except (ValueError, RecursionError):
-        row = None
-    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-        raise DataError(f"{path}, line {number}: no JSON object with a field 'text'")
-    return str(row["text"])

@@ -9,16 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.conditions.base import (
-    Codes,
-    ConditionSpec,
-    LoadPlan,
-    ModelWithProof,
-    build_changed,
-    lacking,
-    read_packed,
-)
-from unlearnbench.conditions.proof import finish
+from unlearnbench.conditions.base import Codes, ConditionSpec, LoadPlan, ModelWithProof
+from unlearnbench.conditions.proof import load_changed
 from unlearnbench.errors import NotInForceError
 
 if TYPE_CHECKING:
@@ -43,6 +35,7 @@ def _spec(kind: str, bits: int, scheme: str) -> ConditionSpec:
         bits=bits,
         bits_per_weight=bits + 8 * _HEADER[kind] / _BLOCK,
         kernels=("dequantized",),
+        libraries=("gguf",),
     )
 
 
@@ -54,11 +47,6 @@ CONDITIONS = (
 )
 
 
-def unavailable(spec: ConditionSpec, device: str) -> str | None:
-    """Gguf must be installed; it works in numpy, whatever the device."""
-    return lacking(spec, "gguf")
-
-
 def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
     """Quantize every linear layer but the output head. (llama.cpp's own recipes treat some layers
     and the head otherwise; here all layers are alike, so that precisions can be compared.)
@@ -68,16 +56,14 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     """
     import torch
 
-    stored: dict[str, int] = {}
-
     def change(name: str, weight: torch.Tensor) -> torch.Tensor:
-        packed, values = _round(spec, name, weight)
-        stored[name] = packed.nbytes
-        return torch.from_numpy(values)
+        return torch.from_numpy(_round(spec, name, weight)[1])
 
-    model = build_changed(source, plan, change)
-    inspect = read_packed(stored, _BLOCK)
-    return finish(spec, source, model, inspect, LoadPlan(plan.dtype, plan.device))
+    def stored_bytes(weight: torch.Tensor) -> int:
+        return weight.numel() // _BLOCK * (_BLOCK * int(spec.bits or 0) // 8 + _HEADER[kind])
+
+    kind = str(spec.options["type"])
+    return load_changed(spec, source, plan, change, group=_BLOCK, stored_bytes=stored_bytes)
 
 
 def _round(

@@ -16,11 +16,6 @@ from unlearnbench.conditions.base import (
     ModelWithProof,
     ModuleReading,
     dense_linear,
-    dtype_name,
-    groups,
-    held_bytes,
-    lacking,
-    replace_module,
 )
 from unlearnbench.conditions.proof import finish
 from unlearnbench.errors import NotInForceError
@@ -44,13 +39,9 @@ CONDITIONS = (
         bits_per_weight=4 + 2 * 16 / _GROUP,
         kernels=("native", "dequantized"),
         extra="hqq",
+        libraries=("hqq",),
     ),
 )
-
-
-def unavailable(spec: ConditionSpec, device: str) -> str | None:
-    """Hqq must be installed; its torch code runs on CPU and CUDA."""
-    return lacking(spec, "hqq")
 
 
 def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
@@ -60,41 +51,23 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
         NotInForceError: a layer's columns are no multiple of 64, or a layer was not quantized.
     """
     from hqq.core.quantize import HQQLinear
+    from torch import nn
 
     before = source.state_dict()
     model = source.build(plan.dtype, plan.device)
 
-    def make(name: str, module: nn.Linear) -> nn.Module:
+    for name, layer in linear_layers(model).items():
         weight = before[f"{name}.weight"]
         if weight.numel() % _GROUP:
             raise NotInForceError(
                 f"{spec.name}: the {weight.numel()} weights of {name} make no groups of {_GROUP}"
             )
-        made = HQQLinear(
-            dense_linear(weight.float(), module.bias),
-            _config(),
-            compute_dtype=plan.dtype,
-            device=plan.device,
-            initialize=True,
-        )
-        return _with_bias(made)
-
-    for name, layer in linear_layers(model).items():
-        replace_module(model, name, make(name, layer))
+        dense = dense_linear(weight.float(), layer.bias)
+        made = HQQLinear(dense, _config(), compute_dtype=plan.dtype, device=plan.device)
+        bias = made.__dict__.pop("bias", None)  # a bare tensor, which nobody would count
+        made.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        model.set_submodule(name, made)
     return finish(spec, source, model, lambda _, module: _inspect(spec, module), plan)
-
-
-def _with_bias(module: Any) -> nn.Module:
-    """The library keeps the bias as a bare tensor, which nobody counts."""
-    from torch import nn
-
-    bias = module.__dict__.pop("bias", None)
-    if bias is not None:
-        module.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
-    else:
-        module.bias = None
-    made: nn.Module = module
-    return made
 
 
 def _config() -> Any:
@@ -114,13 +87,12 @@ def _inspect(spec: ConditionSpec, module: nn.Module) -> ModuleReading | None:
             f"{spec.name}: a module holds {meta['nbits']} bits in groups of "
             f"{meta['group_size']} along axis {meta['axis']}"
         )
-    values = module.dequantize()
-    stored = held_bytes(module.W_q.data, meta["scale"], meta["zero"])
-    return ModuleReading(values, groups(values, _GROUP), dtype_name(module.W_q), stored)
+    constants = meta["scale"], meta["zero"]
+    return ModuleReading.of(module.dequantize(), _GROUP, module.W_q.data, *constants)
 
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
-    """The codes of one weight, without a model."""
+    """Codes without a model."""
     import torch
     from hqq.core.quantize import Quantizer
 

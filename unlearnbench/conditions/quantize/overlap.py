@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unlearnbench import conditions
 from unlearnbench.conditions.base import ConditionSpec
@@ -47,12 +47,6 @@ class LayerOverlap:
     measured: int
     """Weights in groups that are not all zero."""
 
-    @property
-    def block(self) -> str:
-        """The transformer block that it belongs to, as ``model.layers.3``, or its own name."""
-        match = re.match(r"(.*?\.\d+)(?=\.)", self.name)
-        return match.group(1) if match else self.name
-
 
 @dataclass(frozen=True)
 class PrecisionOverlap:
@@ -83,19 +77,17 @@ class PrecisionOverlap:
         return sum(layer.update for layer in self.layers) / measured if measured else 0.0
 
     def by_block(self) -> dict[str, float]:
-        """Overlap by transformer block, in the model's order."""
+        """Overlap by transformer block (``model.layers.3``; a matrix outside of one has its own
+        name), in the model's order.
+        """
         parts: dict[str, list[LayerOverlap]] = {}
         for layer in self.layers:
-            parts.setdefault(layer.block, []).append(layer)
+            match = re.match(r"(.*?\.\d+)(?=\.)", layer.name)
+            parts.setdefault(match[1] if match else layer.name, []).append(layer)
         return {n: PrecisionOverlap(self.precision, tuple(p)).overlap for n, p in parts.items()}
 
-    def as_json(self) -> dict[str, object]:
-        """What ``--json`` writes for one precision."""
-        alone = {layer.name: PrecisionOverlap(self.precision, (layer,)) for layer in self.layers}
-        layers = {name: layer._figures() for name, layer in alone.items()}
-        return {**self._figures(), "forecast": forecast(self), "layers": layers}
-
-    def _figures(self) -> dict[str, object]:
+    def figures(self) -> dict[str, object]:
+        """What ``--json`` writes of these matrices together."""
         return {
             "overlap": self.overlap,
             "changed_share": self.changed_share,
@@ -141,7 +133,7 @@ def compare_codes(
     Raises:
         CheckpointError: the architectures or shapes differ, or a weight is not finite.
     """
-    require_alike(unlearned, target)
+    _require_alike(unlearned, target)
     for name in unlearned.linear:
         ours, theirs = unlearned.read(name), target.read(name)
         if ours.shape != theirs.shape:
@@ -152,16 +144,18 @@ def compare_codes(
         for path, tensor in ((unlearned.path, ours), (target.path, theirs)):
             if not bool(tensor.isfinite().all()):
                 raise CheckpointError(f"{path}: {name} has NaN or infinite values; it is broken")
-        changed = int((ours != theirs).sum())
-        yield name, [_layer(name, spec, ours, theirs, changed) for spec in specs]
+        found, changed = [], int((ours != theirs).sum())
+        for spec in specs:
+            one, two = conditions.encode(spec, ours), conditions.encode(spec, theirs)
+            same = int((one.codes == two.codes).sum())
+            width = two.width.float().expand(theirs.shape)
+            steps = (ours - theirs).abs() / width.where(width > 0, 1.0)
+            update, measured = float(steps[width > 0].double().sum()), int((width > 0).sum())
+            found.append(LayerOverlap(name, ours.numel(), same, changed, update, measured))
+        yield name, found
 
 
-def require_alike(unlearned: Weights, target: Weights) -> None:
-    """Refuse two checkpoints that are not of one architecture.
-
-    Raises:
-        CheckpointError: names the first difference.
-    """
+def _require_alike(unlearned: Weights, target: Weights) -> None:
     for key in ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size"):
         ours, theirs = (w.config.get(key) for w in (unlearned, target))
         if ours != theirs:
@@ -177,49 +171,29 @@ def require_alike(unlearned: Weights, target: Weights) -> None:
         )
 
 
-def _layer(name: str, spec: ConditionSpec, ours: Any, theirs: Any, changed: int) -> LayerOverlap:
-    one, two = conditions.encode(spec, ours), conditions.encode(spec, theirs)
-    width = two.width.float().expand(theirs.shape)
-    steps = (ours - theirs).abs() / width.where(width > 0, 1.0)
-    return LayerOverlap(
-        name=name,
-        weights=ours.numel(),
-        same=int((one.codes == two.codes).sum()),
-        changed=changed,
-        update=float(steps[width > 0].double().sum()),
-        measured=int((width > 0).sum()),
-    )
-
-
 def overlap_table(found: Sequence[PrecisionOverlap]) -> str:
     """Two tables: a summary line a precision, and the overlap of every transformer block."""
     from unlearnbench.util.text import text_table
 
-    rows = [
-        [
-            p.precision,
-            f"{p.weights:,}",
-            _percent(p.changed_share),
-            f"{p.mean_update:.4g}",
-            _percent(p.overlap),
-        ]
-        for p in found
-    ]
+    rows = []
+    for p in found:
+        changed, same = _percent(p.changed_share), _percent(p.overlap)
+        rows.append([p.precision, f"{p.weights:,}", changed, f"{p.mean_update:.4g}", same])
     head = ["precision", "weights", "changed", "mean update / bin", "same code"]
     summary = text_table(rows, head)
-    blocks = {p.precision: p.by_block() for p in found}
-    lines = [
-        [block, *(_percent(blocks[p.precision][block]) for p in found)]
-        for block in next(iter(blocks.values()))
-    ]
-    head = ["same code in", *(p.precision for p in found)]
-    layers = text_table(lines, head)
+    shares = [p.by_block() for p in found]
+    lines = [[block, *(_percent(share[block]) for share in shares)] for block in shares[0]]
+    layers = text_table(lines, ["same code in", *(p.precision for p in found)])
     return f"{layers}\n\n{summary}\n\n" + "\n".join(forecast(p) for p in found)
 
 
 def write_json(path: Path, found: Sequence[PrecisionOverlap], facts: Mapping[str, str]) -> None:
     """Write every figure: ``{"model", "target", "precisions": {name: {"overlap", ...}}}``."""
-    content = {**facts, "precisions": {p.precision: p.as_json() for p in found}}
+    precisions = {}
+    for p in found:
+        layers = {x.name: PrecisionOverlap(p.precision, (x,)).figures() for x in p.layers}
+        precisions[p.precision] = {**p.figures(), "forecast": forecast(p), "layers": layers}
+    content = {**facts, "precisions": precisions}
     _write(path, json.dumps(content, indent=2, allow_nan=False).encode("ascii") + b"\n")
 
 
@@ -247,10 +221,8 @@ def plot_overlap(path: Path, found: Sequence[PrecisionOverlap]) -> None:
         raise OptionError(f"--plot {path}: use a file ending in .png, .svg or .pdf")
     axes = figure.add_subplot()
     for p in found:
-        blocks = p.by_block()
-        axes.plot(
-            range(len(blocks)), [100 * v for v in blocks.values()], marker=".", label=p.precision
-        )
+        percents = [100 * share for share in p.by_block().values()]
+        axes.plot(range(len(percents)), percents, marker=".", label=p.precision)
     axes.set_xlabel("transformer block")
     axes.set_ylabel("weights with the same code in model and target, %")
     axes.set_ylim(top=100.5)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +19,6 @@ from unlearnbench.conditions.base import (
     ModelWithProof,
     ModuleReading,
     dense_linear,
-    dtype_name,
-    groups,
-    held_bytes,
-    lacking,
 )
 from unlearnbench.conditions.proof import finish
 from unlearnbench.errors import NotInForceError, PrecisionError
@@ -34,37 +29,26 @@ if TYPE_CHECKING:
 
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
-_BACKEND = "optimum-quanto"
+
+def _spec(bits: int, scheme: str, constants: float) -> ConditionSpec:
+    return ConditionSpec(
+        f"quanto-int{bits}",
+        "quantized",
+        scheme,
+        "optimum-quanto",
+        {"weights": f"int{bits}"},
+        bits=bits,
+        bits_per_weight=bits + constants,
+        kernels=("native", "dequantized"),
+        extra="quanto",
+        libraries=("optimum.quanto",),
+    )
+
 
 CONDITIONS = (
-    ConditionSpec(
-        "quanto-int8",
-        "quantized",
-        "uniform, absmax per output channel",
-        _BACKEND,
-        {"weights": "int8"},
-        bits=8,
-        bits_per_weight=8,
-        kernels=("native", "dequantized"),
-        extra="quanto",
-    ),
-    ConditionSpec(
-        "quanto-int4",
-        "quantized",
-        "uniform with shift per group of at most 128 columns",
-        _BACKEND,
-        {"weights": "int4"},
-        bits=4,
-        bits_per_weight=4 + 2 * 16 / 128,
-        kernels=("native", "dequantized"),
-        extra="quanto",
-    ),
+    _spec(8, "uniform, absmax per output channel", 0),
+    _spec(4, "uniform with shift per group of at most 128 columns", 2 * 16 / 128),
 )
-
-
-def unavailable(spec: ConditionSpec, device: str) -> str | None:
-    """optimum-quanto must be installed; 4 bits need a C++ compiler and ninja for its extension."""
-    return lacking(spec, "optimum.quanto")
 
 
 def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
@@ -102,25 +86,17 @@ def require_no_stale_lock() -> None:
 
 
 def _is_open(path: Path) -> bool:
-    """Whether a process has the file open; True where that cannot be reading, as on another's."""
+    """Whether a process has the file open; True where that cannot be read, as on another's."""
     import psutil
 
-    try:
-        target = path.stat()
-    except OSError:
+    if not path.exists() or not Path("/proc/self/fd").is_dir():
         return True  # gone already
     for process in psutil.process_iter():
-        if _has_open(process.pid, target):
-            return True
-    return not Path("/proc/self/fd").is_dir()
-
-
-def _has_open(pid: int, target: os.stat_result) -> bool:
-    with contextlib.suppress(OSError):  # the process ended, or is somebody else's
-        for found in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                if os.path.samestat(found.stat(), target):
-                    return True
+        with contextlib.suppress(psutil.Error, OSError):  # it ended, or is somebody else's
+            for file in process.open_files():
+                with contextlib.suppress(OSError):
+                    if path.samefile(file.path):
+                        return True
     return False
 
 
@@ -132,15 +108,14 @@ def _inspect(spec: ConditionSpec, module: nn.Module) -> ModuleReading | None:
     weight: Any = module.weight
     if not isinstance(weight, QTensor) or weight.qtype.bits != spec.bits:
         raise NotInForceError(f"{spec.name}: a module holds a weight of {type(weight).__name__}")
-    values = weight.dequantize()
     size = getattr(weight, "_group_size", None)
     codes = getattr(weight._data, "_data", weight._data)
-    stored = held_bytes(codes, weight._scale, getattr(weight, "_shift", None))
-    return ModuleReading(values, groups(values, size), dtype_name(codes), stored)
+    constants = weight._scale, getattr(weight, "_shift", None)
+    return ModuleReading.of(weight.dequantize(), size, codes, *constants)
 
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
-    """The codes of one weight, without a model."""
+    """Codes without a model."""
     from optimum.quanto import QLinear, freeze, qint4, qint8
 
     require_no_stale_lock()

@@ -9,16 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from unlearnbench.conditions.base import (
-    Codes,
-    ConditionSpec,
-    LoadPlan,
-    ModelWithProof,
-    build_changed,
-    groups,
-    read_packed,
-)
-from unlearnbench.conditions.proof import finish
+from unlearnbench.conditions.base import Codes, ConditionSpec, LoadPlan, ModelWithProof, groups
+from unlearnbench.conditions.proof import load_changed
 
 if TYPE_CHECKING:
     import torch
@@ -106,13 +98,16 @@ def quantize(
 
 
 def _quantize(spec: ConditionSpec, weight: torch.Tensor) -> Quantized:
+    return quantize(weight, int(spec.bits or 0), _group(spec), not spec.options["symmetric"])
+
+
+def _group(spec: ConditionSpec) -> int | None:
     size = spec.options["group_size"]
-    group = None if size == "channel" else int(size)
-    return quantize(weight, int(spec.bits or 0), group, not spec.options["symmetric"])
+    return None if size == "channel" else int(size)
 
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
-    """The codes of one weight, without a model."""
+    """Codes without a model."""
     found = _quantize(spec, weight)
     return Codes(found.codes.short(), found.width())
 
@@ -123,20 +118,14 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     Raises:
         NotInForceError: a layer was not quantized.
     """
-    stored: dict[str, int] = {}
+    group, bits = _group(spec), int(spec.bits or 0)
+    constants = _STEP_BITS + (0 if spec.options["symmetric"] else bits)
 
-    def change(name: str, weight: torch.Tensor) -> torch.Tensor:
-        rounded = _quantize(spec, weight)
-        stored[name] = _packed_bytes(spec, rounded)
-        return rounded.values()
+    def change(_: str, weight: torch.Tensor) -> torch.Tensor:
+        return _quantize(spec, weight).values()
 
-    model = build_changed(source, plan, change)
-    group = spec.options["group_size"]
-    inspect = read_packed(stored, None if group == "channel" else int(group))
-    return finish(spec, source, model, inspect, LoadPlan(plan.dtype, plan.device))
+    def stored_bytes(weight: torch.Tensor) -> int:
+        count = len(groups(weight, group))
+        return -(-(weight.numel() * bits + count * constants) // 8)
 
-
-def _packed_bytes(spec: ConditionSpec, found: Quantized) -> int:
-    zero = 0 if spec.options["symmetric"] else float(spec.bits or 0)
-    bits = found.codes.numel() * float(spec.bits or 0) + found.step.numel() * (_STEP_BITS + zero)
-    return int(-(-bits // 8))
+    return load_changed(spec, source, plan, change, group=group, stored_bytes=stored_bytes)

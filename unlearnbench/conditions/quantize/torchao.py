@@ -14,9 +14,6 @@ from unlearnbench.conditions.base import (
     ModelWithProof,
     ModuleReading,
     dense_linear,
-    dtype_name,
-    held_bytes,
-    lacking,
 )
 from unlearnbench.conditions.proof import finish
 from unlearnbench.errors import NotInForceError
@@ -38,13 +35,9 @@ CONDITIONS = (
         bits_per_weight=8,
         kernels=("native", "dequantized"),
         extra="torchao",
+        libraries=("torchao",),
     ),
 )
-
-
-def unavailable(spec: ConditionSpec, device: str) -> str | None:
-    """Torchao must be installed."""
-    return lacking(spec, "torchao")
 
 
 def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
@@ -70,13 +63,11 @@ def _inspect(module: nn.Module) -> ModuleReading | None:
     weight: Any = module.weight
     if weight.act_quant_kwargs is not None:
         raise NotInForceError("torchao-int8: a module quantizes activations too")
-    values = weight.dequantize()
-    codes = weight.qdata
-    return ModuleReading(values, values, dtype_name(codes), held_bytes(codes, weight.scale))
+    return ModuleReading.of(weight.dequantize(), None, weight.qdata, weight.scale)
 
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
-    """The codes of one weight, without a model."""
+    """Codes without a model."""
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     linear = dense_linear(weight.float())

@@ -18,7 +18,7 @@ from unlearnbench import evaluate
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.packed import stored_scheme
-from unlearnbench.conditions.quantize import _gptqmodel
+from unlearnbench.conditions.quantize import gptqmodel
 from unlearnbench.errors import CheckpointError, PrecisionError, UnlearnbenchError
 from unlearnbench.models.hf import HFModel
 from unlearnbench.models.packable import mixes_rows, unrounded
@@ -60,7 +60,7 @@ def save_bnb(plain: Path, folder: Path, **config: Any) -> None:
 
 
 def save_gptqmodel(plain: Path, folder: Path, **config: Any) -> None:
-    with _gptqmodel.gptqmodel():
+    with gptqmodel.gptqmodel():
         from gptqmodel import GPTQModel, QuantizeConfig
 
         settings = QuantizeConfig(
@@ -195,12 +195,12 @@ def test_scores_are_those_of_transformers_own_loading(
     source = opened(stored(kind))
     # One text at a time: LLM.int8() looks at the whole batch.
     ours = scores(one_at_a_time(source))
-    with _gptqmodel.gptqmodel() if kind in ("gptq", "awq") else in_folder(Path.cwd()):
+    with gptqmodel.gptqmodel() if kind in ("gptq", "awq") else in_folder(Path.cwd()):
         model: Any = AutoModelForCausalLM.from_pretrained(
             stored(kind), dtype=torch.float32, device_map={"": "cpu"}
         ).eval()
         if kind in ("gptq", "awq"):
-            _gptqmodel.without_compilation(model)
+            gptqmodel.without_compilation(model)
         for text in TEXTS:
             ids = torch.tensor([source.tokenizer(text)["input_ids"]])
             with torch.no_grad():
