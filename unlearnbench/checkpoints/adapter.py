@@ -1,6 +1,4 @@
-"""A PEFT adapter: its config checked before PEFT acts on it, and its weights attached to their base
-with nothing left out.
-"""
+"""A PEFT adapter: its config checked first, its weights attached to their base, none left out."""
 
 from __future__ import annotations
 
@@ -23,9 +21,8 @@ _PATTERNS = (*_MODULES, "layers_pattern", "rank_pattern", "alpha_pattern")
 
 
 def check_adapter_config(files: CheckpointFiles, names: Iterable[str]) -> None:
-    """Raise CheckpointError where PEFT would ignore an option that is on, follow other files than
-    the checked ones, import code, take absurd memory or never end. names: of the base's modules and
-    parameters.
+    """Raise CheckpointError where PEFT would ignore an option, follow unchecked files, import code,
+    take absurd memory or never end. names: of the base's modules and parameters.
     """
     config = files.config
     where = f"{files.path}: adapter_config.json"

@@ -1,6 +1,4 @@
-"""One checkpoint whose files were checked: its weights are read once, and every condition is made
-from them.
-"""
+"""One checked checkpoint: its weights are read once, and every condition is made from them."""
 
 from __future__ import annotations
 
@@ -98,15 +96,13 @@ class CheckpointSource:
 
     @property
     def own_dtype(self) -> str:
-        """The short name of the dtype that most of the weights are stored in. Raises
-        CheckpointError for one that cannot be computed in.
-        """
+        """Of most of the weights; CheckpointError for one that cannot be computed in."""
         if self.full.kind == "gguf":
             return "fp32"  # as it is unpacked
         name = load.stored_dtype(self.full)
-        for short, long in DTYPES.items():
-            if long == name:
-                return short
+        short = {long: short for short, long in DTYPES.items()}.get(name)
+        if short is not None:
+            return short
         raise CheckpointError(f"{self.files.path} is stored as {name}; save it as bfloat16")
 
     @property
@@ -119,8 +115,8 @@ class CheckpointSource:
         return dict(self.model().state_dict())
 
     def model(self) -> PreTrainedModel:
-        """The unquantized model on CPU, in the checkpoint's own dtype; not to be changed. Raises
-        CheckpointError for damaged weights, PrecisionError where they are quantized already.
+        """The unquantized model on CPU in its own dtype, not to be changed; CheckpointError for
+        damaged weights, PrecisionError for quantized ones.
         """
         if self.stored is not None:
             raise PrecisionError(f"{self.files.path} is quantized already: {self.stored.text}")
@@ -160,9 +156,7 @@ class CheckpointSource:
         return model.eval()  # type: ignore[no-any-return]
 
     def finish(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model, with the adapter attached where it is kept. Raises CheckpointError where the
-        adapter does not fit.
-        """
+        """Attach the adapter where it is kept; CheckpointError where it does not fit."""
         return attach_adapter(model, self.files).eval() if self.adapter_kept else model
 
     def release(self) -> None:
@@ -233,11 +227,8 @@ def _config_facts(files: CheckpointFiles, full: CheckpointFiles, config: Any) ->
 
 
 def open_checkpoint(model: str, options: LoadOptions, keep: bool = True) -> CheckpointSource:
-    """Check the files of one checkpoint and open it.
-
-    Raises:
-        CheckpointError: something is missing, damaged, unsafe or does not fit together.
-        PrecisionError: the checkpoint is quantized already, by a scheme that cannot be loaded.
+    """Check and open a checkpoint; CheckpointError for what is missing, damaged, unsafe or does not
+    fit, PrecisionError where it is quantized by a scheme that cannot be loaded.
     """
     files = find_checkpoint(model, options, options.revision)
     if options.revision is not None and files.revision is None:
@@ -255,14 +246,9 @@ def open_checkpoint(model: str, options: LoadOptions, keep: bool = True) -> Chec
                 f"--allow-adapter-base to load the one that its config names ({one_line(said, 80)})"
             )
         if not isinstance(said, str) or not said:
-            raise CheckpointError(
-                f"{files.path}: adapter_config.json names no base; pass --base PATH"
-            )
-        log.warning(
-            "--allow-adapter-base: the base %s is loaded because %s names it",
-            one_line(said, 120),
-            files.path,
-        )
+            raise CheckpointError(f"{files.path}'s config names no base; pass --base PATH")
+        message = "--allow-adapter-base: the base %s is loaded because %s names it"
+        log.warning(message, one_line(said, 120), files.path)
         named = said
     base = find_checkpoint(named, options)
     if base.kind == "adapter":

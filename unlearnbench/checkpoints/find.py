@@ -1,6 +1,4 @@
-"""A checkpoint's files: found, and looked at before any of them is loaded. A folder holds regular
-files of its own, of sizes that can be meant, and weights that are whole.
-"""
+"""A checkpoint's files: found, and looked at before any of them is loaded."""
 
 from __future__ import annotations
 
@@ -59,7 +57,6 @@ class TensorHead(NamedTuple):
 
     @property
     def elements(self) -> int:
-        """How many weights it has."""
         return math.prod(self.shape)
 
 
@@ -70,11 +67,9 @@ class CheckpointFiles:
     path: str
     """As given: a folder, a file or a hub id."""
     folder: Path
-    """Holds them."""
     kind: Kind
     """What the weights are stored as."""
     weights: tuple[Path, ...]
-    """The weight files."""
     config: Mapping[str, object]
     """What ``config.json`` holds, an adapter's ``adapter_config.json``; empty for GGUF."""
     revision: str | None
@@ -165,9 +160,8 @@ def _download(model: str, revision: str | None, options: LoadOptions) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise CheckpointError for what a library would open without a look at what it is: a pipe or a
-    device would never end; a link that leaves the folder would show what the reader may see and the
-    checkpoint's author may not. A snapshot of the hub's cache may link to the blobs beside it.
+    """Raise CheckpointError for a pipe or device, which would never end, and for a link that leaves
+    the folder, to what its author may not see; the hub's cache may link to the blobs beside it.
     """
     home = folder.resolve()
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
@@ -189,9 +183,8 @@ def check_folder(folder: Path) -> None:
                 if facts.st_size > most and (small or _LARGE_FILES.fullmatch(path.name)):
                     raise CheckpointError(f"{path} is larger than {most >> 20} MiB; refused")
             elif not stat.S_ISDIR(facts.st_mode):
-                raise CheckpointError(
-                    f"{path} is no regular file but a pipe or a device; remove it"
-                )
+                said = "is no regular file but a pipe or a device; remove it"
+                raise CheckpointError(f"{path} {said}")
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from None
 
@@ -222,12 +215,11 @@ def _inspect_folder(
                 f"{folder} has only pickled weights ({name}), and a pickle can run code; convert "
                 "it to safetensors, or pass --allow-pickle if you trust its author"
             )
-        log.warning(
+        message = (
             "--allow-pickle: %s is loaded from %s, a pickle; only torch's restricted reader keeps "
-            "its author's code from running",
-            model,
-            name,
+            "its author's code from running"
         )
+        log.warning(message, model, name)
     config = read_json(folder / ("adapter_config.json" if adapter else "config.json"))
     if kind == "safetensors":
         for path in weights:
@@ -271,9 +263,7 @@ def _weight_files(folder: Path, name: str) -> tuple[Path, ...]:
 
 
 def _safetensors(path: Path, coded: bool) -> dict[str, TensorHead]:
-    """The tensors of a safetensors file: finds damage before anything is allocated, and codes
-    without their scales, which would be taken for values.
-    """
+    """A file's tensors; refuses damage, and codes without scales, which would pass for values."""
     from safetensors import SafetensorError, safe_open
 
     tensors = {}

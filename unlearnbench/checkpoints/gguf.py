@@ -36,9 +36,7 @@ def require_gguf_support() -> None:
 
 
 def read_gguf_head(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of every tensor by name. Raises CheckpointError where it is no GGUF file, is
-    damaged, or names absurd numbers.
-    """
+    """Type and shape of every tensor by name; CheckpointError for damage and absurd numbers."""
     try:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
@@ -54,9 +52,8 @@ def read_gguf_head(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
     """What a weight file that is cut short or garbled ends in."""
-    return CheckpointError(
-        f"{path} is truncated or damaged ({one_line(error, 150)}); copy or download it again"
-    )
+    said = one_line(error, 150)
+    return CheckpointError(f"{path} is truncated or damaged ({said}); copy or download it again")
 
 
 @dataclass

@@ -59,9 +59,7 @@ for pattern in given["patterns"]:
 
 
 def walk_json(value: object) -> Iterator[tuple[str, object]]:
-    """Everything in ``value`` with the key that it stands under; items of a list have its key. No
-    recursion, which a file could nest too deeply for.
-    """
+    """Every part with its key (a list's items have its own); without recursion, however deep."""
     todo: list[tuple[str, object]] = [("", value)]
     while todo:
         key, part = todo.pop()
@@ -88,9 +86,8 @@ def check_numbers(facts: object, where: str) -> None:
 
 
 def check_config(raw: Mapping[str, object], tensors: int, path: str) -> None:
-    """Raise CheckpointError for a raw ``config.json`` with absurd numbers, or a key that would make
-    a library load other weights than the checked ones, or code from a hub. ``tensors``: how many
-    are stored.
+    """Raise CheckpointError for a raw ``config.json`` with absurd numbers, or a key that would load
+    unchecked weights or code from a hub. tensors: how many are stored.
     """
     where = f"{path}: config.json has"
     check_numbers(raw, f"{path}: config.json")

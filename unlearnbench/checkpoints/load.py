@@ -1,6 +1,4 @@
-"""A checkpoint's config, tokenizer and weights, loaded through transformers. What that library only
-warns about is an error.
-"""
+"""Config, tokenizer and weights through transformers; what that only warns about is an error."""
 
 from __future__ import annotations
 
@@ -25,6 +23,9 @@ if TYPE_CHECKING:
 
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _NUMBER = re.compile(r"\d+")
+_OWN_CODE = (
+    "--trust-remote-code: %s runs its own Python code (auto_map in %s), with all your rights"
+)
 
 log = logging.getLogger("unlearnbench")
 
@@ -44,18 +45,8 @@ def refusing(what: str, remedy: str = "") -> Iterator[None]:
         raise CheckpointError(f"{what}: {one_line(error, 300)}{remedy}") from error
 
 
-def _warn_of_code(files: CheckpointFiles, name: str) -> None:
-    log.warning(
-        "--trust-remote-code: %s runs its own Python code (auto_map in %s), with all your rights",
-        files.path,
-        name,
-    )
-
-
 def load_config(files: CheckpointFiles) -> PretrainedConfig:
-    """Raises CheckpointError for a config that is damaged, of an unknown kind, or brings code that
-    is not trusted.
-    """
+    """CheckpointError for a config that is damaged, unknown, or brings code that is not trusted."""
     from transformers import AutoConfig
 
     if files.kind != "gguf":
@@ -66,7 +57,7 @@ def load_config(files: CheckpointFiles) -> PretrainedConfig:
                     f"{files.path} brings its own Python code (auto_map in config.json); pass "
                     "--trust-remote-code only if you trust its author: the code will run"
                 )
-            _warn_of_code(files, "config.json")
+            log.warning(_OWN_CODE, files.path, "config.json")
     with refusing(f"{files.path}: its config cannot be read"):
         config: PretrainedConfig = AutoConfig.from_pretrained(files.folder, **_local(files))
     return config
@@ -79,7 +70,7 @@ def load_tokenizer(files: CheckpointFiles, full: CheckpointFiles) -> PreTrainedT
     home = files if (files.folder / "tokenizer_config.json").is_file() else full
     facts = home.folder / "tokenizer_config.json"
     if home.trusted and facts.is_file() and read_json(facts).get("auto_map"):
-        _warn_of_code(home, facts.name)
+        log.warning(_OWN_CODE, home.path, facts.name)
     remedy = "; save the model's tokenizer into the same folder"
     tokenizer: PreTrainedTokenizerBase
     with refusing(f"{home.path}: its tokenizer cannot be loaded", remedy), plain_errors():
@@ -192,9 +183,7 @@ def load_weights(files: CheckpointFiles, config: PretrainedConfig) -> PreTrained
 
 
 def from_pretrained(files: CheckpointFiles, config: Any, extra: dict[str, Any]) -> PreTrainedModel:
-    """Transformers' own loading, told ``extra`` too. Raises CheckpointError where weights are
-    missing, of the wrong shape, damaged or not finite.
-    """
+    """Transformers' own loading; CheckpointError for missing, damaged or non-finite weights."""
     from transformers import AutoModelForCausalLM
 
     with refusing(f"{files.path}: its weights cannot be loaded"):
@@ -236,12 +225,8 @@ def check_loading(model: PreTrainedModel, info: dict[str, Any], path: str) -> No
             f"as {one_line(lost[0], 120)}; correct the config or save the checkpoint again"
         )
     if unexpected:
-        log.warning(
-            "%s: %d tensors are not part of the model and were left out, as %s",
-            path,
-            len(unexpected),
-            one_line(unexpected[0], 80),
-        )
+        message = "%s: %d tensors are not part of the model and were left out, as %s"
+        log.warning(message, path, len(unexpected), one_line(unexpected[0], 80))
 
 
 def require_finite(model: PreTrainedModel, path: str) -> None:
@@ -252,9 +237,7 @@ def require_finite(model: PreTrainedModel, path: str) -> None:
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers of an unquantized model but its output head, by name: what quantization,
-    pruning and masks act on.
-    """
+    """All but the output head, by name: what quantization, pruning and masks act on."""
     from torch import nn
 
     head = getattr(model, "get_output_embeddings", lambda: None)()

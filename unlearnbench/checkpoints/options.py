@@ -1,4 +1,4 @@
-"""How to find and trust a checkpoint: the options of every command that opens one."""
+"""The options of every command that opens a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""``unlearning.json``: how the weights beside it came about, where our own training wrote them. A
-stranger may have written it too, so it is checked like any other file.
-"""
+"""``unlearning.json``: how the weights beside it came about; a stranger's, so it is checked."""
 
 from __future__ import annotations
 
@@ -115,9 +113,7 @@ class Training(_Part):
 
 
 def read_origin(path: Path) -> dict[str, str]:
-    """What results say of how the weights came about whose record is ``path``. Raises
-    CheckpointError where it is damaged.
-    """
+    """What results say of how the weights came about; CheckpointError where it is damaged."""
     training = as_model(path, read_json(path), Training, CheckpointError)
     facts: dict[str, object] = {
         "method": training.method,

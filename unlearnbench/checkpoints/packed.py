@@ -37,11 +37,8 @@ class StoredScheme:
 
 
 def stored_scheme(config: Mapping[str, Any], path: str) -> StoredScheme | None:
-    """Read ``quantization_config`` from a checkpoint's raw config; None where there is none.
-
-    Raises:
-        PrecisionError: a scheme that cannot be loaded here.
-        CheckpointError: it does not say what it is.
+    """Of a raw ``config.json``, if any; PrecisionError for one that cannot be loaded here,
+    CheckpointError for one that does not say what it is.
     """
     facts = next((config[key] for key in SCHEMES if config.get(key) is not None), None)
     if facts is None:

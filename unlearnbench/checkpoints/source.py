@@ -78,8 +78,8 @@ def write_ensemble(folder: Path, facts: EnsembleFacts) -> None:
 
 
 class EnsembleSource:
-    """Several open checkpoints of one shape and one tokenizer, each in a folder of its own beside
-    ``path``, the file that says how they answer together. Raises CheckpointError where they do not.
+    """Open checkpoints of one shape and tokenizer, in folders beside ``path``, the file that says
+    how they answer together; CheckpointError where they do not.
     """
 
     def __init__(self, model: str, path: Path, options: LoadOptions, keep: bool) -> None:
@@ -104,13 +104,9 @@ class EnsembleSource:
         how = [facts.numbers["alpha"]] if facts.method == "whp" else [facts.method, facts.numbers]
         weights = [part.checkpoint.weights_sha256 for part in self.parts]
         origin = first.checkpoint.origin | (read_origin(record) if record.is_file() else {})
-        self.checkpoint = first.checkpoint.model_copy(
-            update={
-                "path": model,
-                "weights_sha256": content_sha256([*weights, *how]),
-                "origin": origin,
-            }
-        )
+        digest = content_sha256([*weights, *how])
+        own = {"path": model, "weights_sha256": digest, "origin": origin}
+        self.checkpoint = first.checkpoint.model_copy(update=own)
 
     @property
     def own_dtype(self) -> str:

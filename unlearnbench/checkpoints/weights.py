@@ -1,6 +1,4 @@
-"""A checkpoint's weight matrices one at a time, without a model: streamed from safetensors files,
-so that a 7B checkpoint needs the memory of one matrix.
-"""
+"""Weight matrices streamed from safetensors: a 7B checkpoint needs the memory of one matrix."""
 
 from __future__ import annotations
 
@@ -26,7 +24,6 @@ class Weights:
     """The weight matrices of one checkpoint."""
 
     path: str
-    """As given."""
     config: Mapping[str, Any]
     """The text model's config."""
     linear: tuple[str, ...]
@@ -36,12 +33,8 @@ class Weights:
 
 
 def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
-    """Open a checkpoint for reading; its files stay open until ``stack`` closes. Adapters, pickles
-    and GGUF files are loaded whole.
-
-    Raises:
-        CheckpointError: something is missing, damaged or unsafe.
-        PrecisionError: the checkpoint is quantized already.
+    """Files stay open until ``stack`` closes; adapters, pickles and GGUF files are loaded whole.
+    CheckpointError for what is missing, damaged or unsafe, PrecisionError where it is quantized.
     """
     from safetensors import safe_open
 
@@ -75,9 +68,7 @@ def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
         places |= dict.fromkeys(handle.keys(), handle)
     for name in names:
         if f"{name}.weight" not in places:
-            raise CheckpointError(
-                f"{files.path} has no tensor {name}.weight; save it with save_pretrained"
-            )
+            raise CheckpointError(f"{files.path} lacks {name}.weight; save it by save_pretrained")
     sizes = {
         name.removesuffix(".weight"): tensor.elements
         for name, tensor in files.tensors.items()

@@ -1,6 +1,4 @@
-"""What a model is: anything that continues prompts, scores texts and says what it is. And a model
-that answers from a script: public, because it makes tests of anything above a model fast and exact.
-"""
+"""What a model is, and one that answers from a script, for fast and exact tests above it."""
 
 from __future__ import annotations
 
@@ -57,24 +55,14 @@ class Model(Protocol):
     def generate(
         self, requests: Sequence[Generate], skip: Collection[str] = ()
     ) -> Iterator[Generated]:
-        """Continue prompts.
-
-        Raises:
-            ModelOutputError: non-finite logits, or a prompt that does not fit the context.
-        """
+        """Continue prompts; ModelOutputError for bad logits or a prompt beyond the context."""
 
     def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
-        """Give per-token log-probabilities of whole texts.
-
-        Raises:
-            ModelOutputError: as for ``generate``, or a text without a second token.
-        """
+        """Give per-token log-probabilities of texts of two tokens or more; errors as above."""
 
 
 class Delegate:
-    """What ``Model`` asks for beside answers, taken from ``own``: a checkpoint that this process
-    has loaded, where another engine or other processes answer.
-    """
+    """All but the answers, taken from ``own``: another engine or other processes answer."""
 
     def __init__(self, own: Model) -> None:
         self.own = own

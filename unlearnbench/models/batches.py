@@ -1,6 +1,4 @@
-"""Texts as token ids, and which are run together: batches of similar length under a budget of
-tokens. A batch that runs out of memory is halved, and what was answered before it stays.
-"""
+"""Texts as token ids, run in batches of similar length that are halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -121,27 +119,22 @@ def run_in_batches(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether there was too little memory: torch has a class for it in its own allocator on CUDA,
-    and messages where CUDA itself, a library of it or the CPU's allocator failed.
-    """
+    """Whether memory ran out: torch has a class for its own allocator, else only messages."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _OUT_OF_MEMORY)
 
 
 def layer_configs(config: Any) -> list[Any]:
-    """The config of each layer. Where layers differ (Gemma 4), transformers refuses to be asked for
-    the model as a whole.
-    """
+    """The config of each layer; where they differ (Gemma 4), the model as a whole has none."""
     if getattr(config, "is_heterogeneous", False):
         return list(config.per_layer_config)
     return [config] * (getattr(config, "num_hidden_layers", None) or 1)
 
 
 def generation_budget(model: Any, device: str) -> Budget:
-    """Places that rows have in the cache beside the shared prefix: as many each as the longest row
-    needs with its new tokens. On CPU from the model's sizes, not from the memory that is free, so
-    that the same command forms the same batches.
+    """Tokens in the cache beside the shared prefix; on CPU from the model's sizes, not from free
+    memory, so that the same command forms the same batches.
     """
     if device == "cpu":
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -180,9 +173,7 @@ class Tokens:
     """Cut what exceeds the model's context on the left, behind its special tokens."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids with the tokenizer's own special tokens, as it adds them by itself;
-        ModelOutputError where the model has no such token.
-        """
+        """Token ids, special ones too; ModelOutputError for one that the model has not."""
         ids = list(self.tokenizer(text, add_special_tokens=True)["input_ids"])
         rows = int(self.config.vocab_size)
         if ids and max(ids) >= rows:
@@ -207,9 +198,7 @@ class Tokens:
         return ids
 
     def fit(self, name: str, ids: list[int], new: int) -> list[int]:
-        """The ids, cut where that was asked for; ModelOutputError where there are none, or they and
-        ``new`` further ones exceed the context.
-        """
+        """The ids, cut where asked for; ModelOutputError for none, or beyond the context."""
         context = getattr(self.config, "max_position_embeddings", None)
         if not ids:
             raise ModelOutputError(f"{name}: the prompt has no tokens")

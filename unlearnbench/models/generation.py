@@ -1,6 +1,4 @@
-"""Greedy or sampled continuation of many prompts: what they share is run once, the rest of them
-without padding, and a row that has ended leaves its batch.
-"""
+"""Prompts continued, greedily or sampled: what they share is run once, the rest without padding."""
 
 from __future__ import annotations
 
@@ -67,9 +65,8 @@ class Chooser:
         return chosen
 
     def scores(self, logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-        """The next tokens are those with the largest of these. Raises ModelOutputError where a
-        logit is NaN or infinite: the argmax of NaN is some token, so that a broken model would
-        score as one that forgot.
+        """The largest is the next token. Raises ModelOutputError for NaN or infinite logits, whose
+        argmax is some token: a broken model would score as one that forgot.
         """
         bad = ~logits.isfinite().all(dim=-1)
         if bool(bad.any()):
@@ -97,9 +94,7 @@ def not_finite(where: str) -> str:
 
 @dataclass(frozen=True)
 class Ending:
-    """Where a row ends: at one of ``ids``, which is not kept, once ``found`` says so of the tokens
-    so far, or after ``most`` of them.
-    """
+    """A row ends at one of ``ids``, which is not kept, where ``found`` says so, or at ``most``."""
 
     ids: frozenset[int]
     found: Callable[[Sequence[int]], bool]
@@ -221,9 +216,7 @@ def _groups(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
 
 
 class PackedPrompts:
-    """Prompts of one kind, continued in rows without padding. What all begin with is run once, when
-    the first batch is.
-    """
+    """Prompts of one kind, continued in rows without padding; what all share is run once."""
 
     def __init__(self, continuer: Continuer, tokens: Tokens, where: str, prompts: Prompts) -> None:
         self._continuer, self._tokens, self._where = continuer, tokens, where
@@ -259,9 +252,7 @@ class PackedPrompts:
 
 
 def padded_budget(model: Any, device: str, new: int, alone: bool) -> Budget:
-    """Of prompts padded on the left, which ``new`` tokens follow. alone: others would move an
-    answer.
-    """
+    """Of prompts with ``new`` tokens to follow. alone: others would move an answer."""
     if alone:
         return texts_budget(1)
     # Rows are padded, and the cache is copied at each step.

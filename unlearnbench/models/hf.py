@@ -59,7 +59,7 @@ class HFModel:
         if device == "auto":  # spread over several: prompts go where the first layer is
             first: Any = network.get_input_embeddings()
             device = str(first.weight.device)
-        self._device = device
+        self._device, self.device = device, device.split(":")[0]
         ends = end_tokens(network, source.tokenizer)
         config = source.config.get_text_config()
         own = source.tokenizer.pad_token_id
@@ -75,10 +75,6 @@ class HFModel:
         network.generation_config = GenerationConfig(
             do_sample=False, eos_token_id=list(ends) or None, pad_token_id=pad
         )
-
-    @property
-    def device(self) -> str:
-        return self._device.split(":")[0]
 
     def truncate(self, text: str, max_tokens: int) -> str:
         ids = self.tokens.encode(text)
@@ -103,9 +99,7 @@ class HFModel:
                 yield from self._in_batches(prompts, packed.run, packed.budget(), skip)
 
     def find_continuer(self, ids: list[int], longest: int) -> Continuer | str:
-        """What runs prompts like ``ids`` in rows without padding, or why nothing can. longest: with
-        the answer, in tokens.
-        """
+        """What runs prompts like ``ids`` unpadded, or why nothing can. longest: with the answer."""
         if self._continuer is None:
             with torch.no_grad():
                 self._continuer = find_continuer(self.network, self._device, ids)
@@ -132,9 +126,7 @@ class HFModel:
         for request in requests:
             ids = self.tokens.fit(request.id, self.tokens.encode(request.text), 0)
             if len(ids) < 2:
-                raise ModelOutputError(
-                    f"{request.id}: a text of {len(ids)} tokens cannot be scored"
-                )
+                raise ModelOutputError(f"{request.id}: {len(ids)} tokens cannot be scored")
             sides.setdefault(side_of(self._turns, len(ids), 0), []).append((request, ids))
         for texts in sides.values():
             if self._head is None:

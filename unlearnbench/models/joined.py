@@ -1,6 +1,4 @@
-"""Several models of one shape that answer as one, also while they generate: a rule makes one
-model's logits of those of all.
-"""
+"""Several models of one shape that answer as one, also while they generate."""
 
 from __future__ import annotations
 
@@ -13,9 +11,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
 class JoinedModel(PreTrainedModel, GenerationMixin):
-    """A model whose logits a rule makes of those of several. The other models' caches are kept
-    beside the first's.
-    """
+    """Its logits a rule makes of those of several; their caches are kept beside the first's."""
 
     main_input_name = "input_ids"
     # Attention is the models' own affair; the config names whatever they use.
@@ -32,22 +28,18 @@ class JoinedModel(PreTrainedModel, GenerationMixin):
         self.train(False)
 
     @property
-    def _first(self) -> Any:
-        return self.models[0]
-
-    @property
     def device(self) -> torch.device:
-        return self._first.device  # type: ignore[no-any-return]
+        return self.models[0].device  # type: ignore[no-any-return]
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._first.dtype  # type: ignore[no-any-return]
+        return self.models[0].dtype  # type: ignore[no-any-return]
 
     def get_input_embeddings(self) -> Any:
-        return self._first.get_input_embeddings()
+        return self.models[0].get_input_embeddings()
 
     def get_output_embeddings(self) -> Any:
-        return self._first.get_output_embeddings()
+        return self.models[0].get_output_embeddings()
 
     def forward(
         self,

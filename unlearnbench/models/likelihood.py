@@ -1,6 +1,4 @@
-"""Per-token figures of texts without their logits: the output head runs on a few positions at a
-time, so that a matrix of (tokens, vocabulary) never exists whole.
-"""
+"""Per-token figures of texts: the head runs on a few positions at a time, to spare memory."""
 
 from __future__ import annotations
 
@@ -41,7 +39,6 @@ class Head:
     """``states`` are logits."""
 
     def budget(self, model: Any, device: str) -> Budget:
-        """Tokens of a batch. model: the one of which this is the head."""
         if mixes_rows(model):
             explain("scoring: one text at a time, because others beside it would move its rounding")
             return texts_budget(1)

@@ -1,6 +1,4 @@
-"""Which models and prompts may be run in rows without padding: those whose logits stay what they
-are. Which positions change with the length of a text (LongRoPE). And products that round
-activations: which models have them, how to look past them, and LLM.int8()'s on CPU.
+"""Which models and prompts may be run in rows without padding: those whose logits stay as they are.
 
 Rounding turns a difference in the last bit into a whole step, and LLM.int8() chooses columns from
 all rows of a pass; so where two ways of attending are compared, such products hide what is looked
@@ -34,10 +32,8 @@ _WEIGHTS = 7.874015718698502e-3  # and 1 / 127
 
 
 def find_continuer(model: Any, device: str, ids: Sequence[int]) -> Continuer | str:
-    """A continuer for ``model``, if its logits are those of the model's own forward, with products
-    that round no activations; or why the model has to go through transformers' ``generate``.
-
-    ids: a real prompt, of which a few tokens are run both ways.
+    """A continuer whose logits are those of ``model``'s own forward, or why there is none. ids: a
+    real prompt, of which a few tokens are run both ways, with products that round no activations.
     """
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
     reason = _unfit(whole)
@@ -70,10 +66,7 @@ def _unfit(model: Any) -> str | None:
 
 
 def _try(continuer: Continuer, model: Any, ids: Sequence[int]) -> str | None:
-    """Rows of different lengths behind a prefix, two steps each, against the forward of ``model``
-    as it was given (an adapter around it included), of each row from its start. Returns what is
-    wrong.
-    """
+    """Rows behind a prefix, two steps each, against ``model``'s forward; returns what is wrong."""
     few = _unlike_tokens(ids, int(model.config.get_text_config().vocab_size))
     shared, rows = few[:4], [few[4:6], few[5:11], few[8:11]]
     forced, seen = [few[:3], few[3:6], few[6:9]], [list[torch.Tensor]() for _ in rows]
@@ -97,9 +90,7 @@ def _try(continuer: Continuer, model: Any, ids: Sequence[int]) -> str | None:
 
 
 def _unlike_tokens(ids: Sequence[int], vocabulary: int) -> list[int]:
-    """Twelve tokens of which most differ: of those that are all alike every one attends to the
-    same, and no wrong place or mask would show.
-    """
+    """Twelve tokens of which most differ: among like ones no wrong place or mask would show."""
     few = list(ids)[:12]
     if len(few) == 12 and len(set(few)) > 6:
         return few
@@ -107,9 +98,7 @@ def _unlike_tokens(ids: Sequence[int], vocabulary: int) -> list[int]:
 
 
 def _moves_logits(own: torch.Tensor, found: torch.Tensor, model: Any) -> bool:
-    """Whether ``found`` are other logits than ``own``, beyond what computing in ``model``'s dtype
-    moves them. NaN in ``found`` is a move. Both are made inside ``unrounded``.
-    """
+    """Whether ``found`` differ from ``own`` by more than ``model``'s dtype does; NaN does."""
     # bitsandbytes' 4-bit kernel for CPUs with bf16 products computes in bf16 whatever it is given.
     in_bf16 = any(
         getattr(part, "support_avx512bf16_for_cpu", False) and part.weight.device.type == "cpu"
@@ -120,9 +109,7 @@ def _moves_logits(own: torch.Tensor, found: torch.Tensor, model: Any) -> bool:
 
 
 def padding_moves(model: Any, tokens: Tokens, ids: Sequence[int]) -> bool:
-    """Whether a prompt's first logits are others beside a longer prompt: a model without a mask
-    (RWKV) reads the padding as text.
-    """
+    """Whether a longer prompt beside it moves one: without a mask (RWKV) padding reads as text."""
     few = _unlike_tokens(ids, int(tokens.config.vocab_size))
     first = []
     with torch.no_grad(), unrounded(model):
@@ -143,9 +130,7 @@ def padding_moves(model: Any, tokens: Tokens, ids: Sequence[int]) -> bool:
 
 
 def short_window(model: Any, longest: int) -> str | None:
-    """Why prompts of ``longest`` tokens with their answers do not fit a window of the model's
-    attention, inside which all layers attend alike, or the length at which its positions turn.
-    """
+    """Why ``longest`` tokens do not fit an attention window, or pass where positions turn."""
     turns = [point for point in turning_points(model.config) if point < longest]
     if turns:
         return f"its positions turn to other factors beyond {turns[0]} tokens"
@@ -188,17 +173,14 @@ def mixes_rows(model: nn.Module) -> bool:
     """Whether a row of a pass moves the others: LLM.int8() computes a column in 16 bits in which
     any row has an outlier, some schemes of compressed-tensors scale a whole pass by its largest.
     """
-    roundings = [found for module in model.modules() for found in _roundings(module)]
-    return bool(int8_modules(model)) or any(
-        bool(found.dynamic) and found.strategy == "tensor" for found in roundings
-    )
+    found = [rounding for module in model.modules() for rounding in _roundings(module)]
+    whole_pass = any(bool(each.dynamic) and each.strategy == "tensor" for each in found)
+    return bool(int8_modules(model)) or whole_pass
 
 
 @contextmanager
 def unrounded(model: nn.Module) -> Iterator[None]:
-    """Meanwhile no layer of ``model`` rounds its inputs: the same weights, multiplied as they are,
-    so that a row does not depend on the others of its pass.
-    """
+    """Meanwhile no layer rounds its inputs, so a row does not depend on others of its pass."""
     with ExitStack() as stack:
         for module in int8_modules(model):
             if "forward" in vars(module):
@@ -215,9 +197,7 @@ def unrounded(model: nn.Module) -> Iterator[None]:
 
 
 def _roundings(module: Any) -> list[Any]:
-    """How a layer of compressed-tensors rounds what goes in and what comes out, as its scheme says;
-    nothing for other layers.
-    """
+    """How compressed-tensors rounds what goes into a layer and comes out of it."""
     scheme = getattr(module, "quantization_scheme", None)
     parts = (getattr(scheme, f"{side}_activations", None) for side in ("input", "output"))
     return [part for part in parts if part is not None]
@@ -232,8 +212,7 @@ def int8_modules(model: nn.Module) -> list[Any]:
 
 
 def quicken_int8(model: nn.Module) -> None:
-    """Let LLM.int8()'s layers of a ``model`` on CPU take the steps before their rounding in fp32,
-    in place.
+    """Let LLM.int8()'s layers on CPU take the steps before their rounding in fp32, in place.
 
     bitsandbytes 0.50 casts activations to fp16 and there takes their magnitudes, compares these
     with the threshold and finds each row's largest (the rounding itself is in fp32). CPUs have no

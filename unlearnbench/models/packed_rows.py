@@ -52,9 +52,7 @@ class Prefix:
     """A forward pass over the tokens that all rows share, run as one row."""
 
     def attend(self, layer: Layer, query: torch.Tensor, pair: Pair, scale: float) -> torch.Tensor:
-        """Store keys and values, and return the attended values, each (batch, heads, tokens, width)
-        as in ``query``. Other passes have this, too.
-        """
+        """Store the pair; return attended values, all (batch, heads, tokens, width)."""
         layer.prefix = pair[0][0].contiguous(), pair[1][0].contiguous()
         return attend_after(None, query, pair, scale)
 
@@ -142,9 +140,7 @@ def attend_after(prefix: Pair | None, query: torch.Tensor, own: Pair, scale: flo
 
 
 class RowCache(Cache):
-    """What transformers' models take for their cache. ``phase`` is what the next pass does;
-    ``prefix``, of whose shared tokens this is a further batch.
-    """
+    """What models take for their cache. phase: of the next pass. prefix: holds shared tokens."""
 
     def __init__(self, prefix: RowCache | None = None) -> None:
         super().__init__(layers=[])

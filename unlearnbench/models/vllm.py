@@ -1,8 +1,5 @@
-"""Generation by vLLM (``--backend vllm``) on the weights that our adapter made; scores by the
-adapter, because vLLM does not give the whole distribution that Min-K%++ needs.
-
-vLLM always gets plain weights in the compute dtype, so every precision whose layers can be
-dequantized runs there, with the proof that it took effect.
+"""Generation by vLLM (``--backend vllm``) on plain weights of our adapter, which scores: vLLM
+does not give the whole distribution that Min-K%++ needs.
 """
 
 from __future__ import annotations
@@ -27,10 +24,7 @@ _LEFT_FREE = 2 * 2**30  # bytes of a GPU, for scores and for what else runs ther
 
 
 def require_vllm(source: Source, kernels: Mapping[str, Collection[str]], kernel: str) -> None:
-    """Raise before any weights are loaded where ``--backend vllm`` cannot run.
-
-    kernels: by condition, the ways in which it can run. kernel: the one that was asked for.
-    """
+    """Raise where ``--backend vllm`` cannot run. kernels: the possible ones by condition."""
     if importlib.util.find_spec("vllm") is None:
         raise OptionError(
             "--backend vllm: vllm is not installed; `make vllm-env` makes an environment that has "
@@ -38,9 +32,8 @@ def require_vllm(source: Source, kernels: Mapping[str, Collection[str]], kernel:
         )
     if len(source.parts) > 1 or source.parts[0].adapter_kept or source.stored is not None:
         raise OptionError(
-            "--backend vllm runs one model with plain weights, which a pair of checkpoints, an "
-            "adapter that is kept and a checkpoint that is quantized already are not; use "
-            "--backend hf"
+            "--backend vllm runs one model with plain weights: no pair of checkpoints, no adapter "
+            "that is kept, no checkpoint that is quantized already; use --backend hf"
         )
     if kernel == "native":
         raise OptionError("--backend vllm computes with plain weights; drop --quant-kernel native")
@@ -53,9 +46,7 @@ def require_vllm(source: Source, kernels: Mapping[str, Collection[str]], kernel:
 
 
 def open_vllm(own: HFModel) -> VllmModel:
-    """Hand the adapter's weights to a vLLM engine on the same device; PrecisionError where vLLM
-    cannot run this model.
-    """
+    """Hand the weights to a vLLM engine; PrecisionError where it cannot run this model."""
     for name, value in (("LEVEL", "ERROR"), ("STREAM", "ext://sys.stderr")):
         os.environ.setdefault(f"VLLM_LOGGING_{name}", value)
     from vllm import LLM
