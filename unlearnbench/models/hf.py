@@ -126,7 +126,8 @@ class HFModel:
         for request in requests:
             ids = self.tokens.fit(request.id, self.tokens.encode(request.text), 0)
             if len(ids) < 2:
-                raise ModelOutputError(f"{request.id}: {len(ids)} tokens cannot be scored")
+                said = f"a text of {len(ids)} tokens cannot be scored"
+                raise ModelOutputError(f"{request.id}: {said}")
             sides.setdefault(side_of(self._turns, len(ids), 0), []).append((request, ids))
         for texts in sides.values():
             if self._head is None:

@@ -28,18 +28,22 @@ class JoinedModel(PreTrainedModel, GenerationMixin):
         self.train(False)
 
     @property
+    def _first(self) -> Any:
+        return self.models[0]
+
+    @property
     def device(self) -> torch.device:
-        return self.models[0].device  # type: ignore[no-any-return]
+        return self._first.device  # type: ignore[no-any-return]
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.models[0].dtype  # type: ignore[no-any-return]
+        return self._first.dtype  # type: ignore[no-any-return]
 
     def get_input_embeddings(self) -> Any:
-        return self.models[0].get_input_embeddings()
+        return self._first.get_input_embeddings()
 
     def get_output_embeddings(self) -> Any:
-        return self.models[0].get_output_embeddings()
+        return self._first.get_output_embeddings()
 
     def forward(
         self,
