@@ -128,7 +128,9 @@ def test_a_forget_task_is_no_retain_set_and_the_other_way_round(toy: Toy) -> Non
         load_corpus(["task:demo_knowmem_r"], "forget", options)
 
 
-def encode(*documents: Document, size: int = 64, qa_loss: str = "answer") -> tuple[Example, ...]:
+def encode(
+    *documents: TextDocument, size: int = 64, qa_loss: str = "answer"
+) -> tuple[Example, ...]:
     return Encoder(TOKENIZER, size, ROWS, qa_loss).encode(documents, "forget")
 
 
