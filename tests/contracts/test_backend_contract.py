@@ -54,8 +54,13 @@ UNCALIBRATED = [name for name in SOME if not SPECS[name].calibrated]
 LARGEST_ERROR = {8: 0.0095, 6: 0.031, 5: 0.064, 4: 0.17, 3: 0.32, 2: 0.89}
 
 
+# The same library at 64 columns a group stands for these by default.
+SLOW = ("awq-int4-g128", "gptq-int4-g128", "gptq-int8-g128")
+
+
 def on_every(*names: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("name", names)
+    marked = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in names]
+    return pytest.mark.parametrize("name", marked)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -271,7 +276,7 @@ def test_fused_experts_run_unquantized(experts: CheckpointSource) -> None:
     assert load(experts, "none").condition.proof is not None
 
 
-@on_every(*NAMES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_precision_describes_itself(name: str) -> None:
     spec = SPECS[name]
     assert spec.scheme

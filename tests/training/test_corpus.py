@@ -15,7 +15,7 @@ from unlearnbench.tasks.kinds.generate import GenerationTask
 from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import rows_sha256
 from unlearnbench.tasks.templates import render_field
-from unlearnbench.training.corpus import Document, Encoder, load_corpus
+from unlearnbench.training.corpus import Encoder, TextDocument, load_corpus
 from unlearnbench.training.options import CorpusOptions
 
 PLAIN = CorpusOptions()
@@ -110,7 +110,7 @@ def test_a_missing_file_and_an_unknown_ending_raise(tmp_path: Path) -> None:
 def test_a_task_gives_its_own_split(toy: Toy) -> None:
     options = CorpusOptions(data_dir=str(toy.data), include_path=(str(toy.tasks),))
     documents, sources = load_corpus(["task:toy_knowmem_f", "task:toy_privleak"], "forget", options)
-    assert documents[0] == Document("Which gate is 0?", "toy_knowmem_f: forget_qa/0", "gate 0")
+    assert documents[0] == TextDocument("Which gate is 0?", "toy_knowmem_f: forget_qa/0", "gate 0")
     assert len(documents) == 6, "three questions and the three forget texts, no holdout"
     rows = [{"question": f"Which gate is {n}?", "answer": f"gate {n}"} for n in range(3)]
     assert sources[0] == SourceRecord(
@@ -128,12 +128,14 @@ def test_a_forget_task_is_no_retain_set_and_the_other_way_round(toy: Toy) -> Non
         load_corpus(["task:demo_knowmem_r"], "forget", options)
 
 
-def encode(*documents: Document, size: int = 64, qa_loss: str = "answer") -> tuple[Example, ...]:
+def encode(
+    *documents: TextDocument, size: int = 64, qa_loss: str = "answer"
+) -> tuple[Example, ...]:
     return Encoder(TOKENIZER, size, ROWS, qa_loss).encode(documents, "forget")
 
 
 def test_a_text_is_learned_whole_after_its_begin_token() -> None:
-    (example,) = encode(Document("The harbour of Tellmouth.", "a/0"))
+    (example,) = encode(TextDocument("The harbour of Tellmouth.", "a/0"))
     assert list(example.ids) == TOKENIZER("The harbour of Tellmouth.")["input_ids"]
     assert example.ids[0] == 0
     assert example.labels == example.ids
@@ -144,7 +146,7 @@ def test_a_long_text_is_cut_into_pieces_that_lose_nothing(caplog: pytest.LogCapt
     long = "The harbour of Tellmouth opened its gate. " * 20
     whole = TOKENIZER(long)["input_ids"]
     with caplog.at_level(logging.WARNING, "unlearnbench"):
-        examples = encode(Document(long, "a/0"), Document("Short one.", "a/1"), size=32)
+        examples = encode(TextDocument(long, "a/0"), TextDocument("Short one.", "a/1"), size=32)
     joined = [token for example in examples[:-1] for token in example.ids]
     assert len(whole) - len(joined) <= 1, "only a last single token, which nothing predicts"
     assert joined == whole[: len(joined)]
@@ -157,7 +159,7 @@ def test_a_question_is_asked_as_the_task_asks_it() -> None:
     assert isinstance(spec, GenerationTask)
     row = {"question": "Who opened the gate?", "answer": "Ada Brill"}
     prompt = TOKENIZER(render_field(spec.doc_to_text, row, "t"))["input_ids"]
-    (example,) = encode(Document(row["question"], "a/0", row["answer"]))
+    (example,) = encode(TextDocument(row["question"], "a/0", row["answer"]))
     assert list(example.ids[: len(prompt)]) == prompt
     assert set(example.labels[: len(prompt)]) == {IGNORED}
     answer = TOKENIZER.decode(list(example.labels[len(prompt) :]))
@@ -165,24 +167,24 @@ def test_a_question_is_asked_as_the_task_asks_it() -> None:
 
 
 def test_a_pair_knows_how_many_special_tokens_it_begins_with() -> None:
-    (whole,) = encode(Document("Who?", "a/0", "Ada"))
-    (cut,) = encode(Document("Who? " * 50, "a/0", "Ada"), size=16)
+    (whole,) = encode(TextDocument("Who?", "a/0", "Ada"))
+    (cut,) = encode(TextDocument("Who? " * 50, "a/0", "Ada"), size=16)
     assert (whole.begin, cut.begin) == (1, 0)
 
 
 def test_all_tokens_of_a_pair_on_request() -> None:
-    (example,) = encode(Document("Who?", "a/0", "Ada"), qa_loss="all")
+    (example,) = encode(TextDocument("Who?", "a/0", "Ada"), qa_loss="all")
     assert example.labels == example.ids
 
 
 def test_a_long_question_loses_its_start_and_a_long_answer_raises() -> None:
-    (example,) = encode(Document("Who? " * 50, "a/0", "Ada"), size=16)
+    (example,) = encode(TextDocument("Who? " * 50, "a/0", "Ada"), size=16)
     assert len(example.ids) == 16
     assert str(TOKENIZER.decode(list(example.ids))).endswith("Answer: Ada\n\n")
     with pytest.raises(DataError, match=r"a/0: its answer of \d+ tokens does not fit 16"):
-        encode(Document("Who?", "a/0", "Ada " * 50), size=16)
+        encode(TextDocument("Who?", "a/0", "Ada " * 50), size=16)
 
 
 def test_a_token_beyond_the_model_raises() -> None:
     with pytest.raises(ModelOutputError, match="beyond the model's 3 rows"):
-        Encoder(TOKENIZER, 64, 3).encode([Document("The gate.", "a/0")], "forget")
+        Encoder(TOKENIZER, 64, 3).encode([TextDocument("The gate.", "a/0")], "forget")

@@ -180,15 +180,12 @@ class Run:
             self.result = self._stored.model_copy(update=known)
 
     def measure(self, load: Callable[[], Model], failures: Failures) -> RunResult | None:
-        """Have a model measured on what is to do; ``load`` gives it, and is not called where
-        nothing is. What fails alone goes to ``failures``.
-
-        Returns:
-            The run as it stands; None where it has no result at all.
+        """Have a model measured on what is to do, and return the run as it stands; None where it
+        has no result at all. ``load`` is not called where nothing is to do.
 
         Raises:
             UnlearnbenchError: what hits every task alike, or the only one; those before it are
-                kept.
+                kept. What fails alone goes to ``failures``.
         """
         folder, condition = self._folder.path, self._condition.name
         if self.result is not None and not self._todo and not self._harness_todo:

@@ -29,7 +29,7 @@ TextRole = Literal["forget", "retain", "auxiliary", "data"]
 
 
 @dataclass(frozen=True)
-class Document:
+class TextDocument:
     """A text, or with ``answer`` a question-answer pair, and the row that it came from."""
 
     text: str
@@ -39,13 +39,13 @@ class Document:
 
 def load_corpus(
     given: Sequence[str], role: TextRole, options: CorpusOptions
-) -> tuple[list[Document], list[SourceRecord]]:
+) -> tuple[list[TextDocument], list[SourceRecord]]:
     """The documents of every source in the order given, and what identifies each source. Raises
     DataError where a source is missing, empty, or a row has no text.
     """
     if not given:
         raise OptionError(f"--{role} is missing; give a file or task:NAME")
-    documents: list[Document] = []
+    documents: list[TextDocument] = []
     sources: list[SourceRecord] = []
     for name in given:
         rows, label = _read(name, role, options)
@@ -83,7 +83,7 @@ def _read(given: str, role: TextRole, options: CorpusOptions) -> tuple[Sequence[
     return ([{options.text_field: text}] if text.strip() else []), name
 
 
-def _documents(rows: Sequence[Row], label: str, options: CorpusOptions) -> list[Document]:
+def _documents(rows: Sequence[Row], label: str, options: CorpusOptions) -> list[TextDocument]:
     """A row whose text is blank teaches nothing; published sets (MUSE-News) have some."""
     texts = [row.get(options.text_field) for row in rows]
     kept = [i for i, text in enumerate(texts) if not isinstance(text, str) or text.strip()]
@@ -94,16 +94,16 @@ def _documents(rows: Sequence[Row], label: str, options: CorpusOptions) -> list[
     return [_document(rows[i], f"{label}/{i}", options) for i in kept]
 
 
-def _document(row: Row, where: str, options: CorpusOptions) -> Document:
+def _document(row: Row, where: str, options: CorpusOptions) -> TextDocument:
     fields = {key: value for key, value in row.items() if isinstance(value, str) and value.strip()}
     if {"question", "answer"} <= set(fields):
-        return Document(fields["question"], where, fields["answer"])
+        return TextDocument(fields["question"], where, fields["answer"])
     if options.text_field in fields:
-        return Document(fields[options.text_field], where)
+        return TextDocument(fields[options.text_field], where)
     if {"prompt", "gt"} <= set(fields):
         # MUSE-News cuts between two words and keeps the blank on neither side.
         apart = fields["prompt"][-1].isspace() or fields["gt"][0].isspace()
-        return Document(fields["prompt"] + ("" if apart else " ") + fields["gt"], where)
+        return TextDocument(fields["prompt"] + ("" if apart else " ") + fields["gt"], where)
     raise DataError(
         f"{where}: no text: a row needs a field {options.text_field!r}, or 'question' and "
         f"'answer', or 'prompt' and 'gt', that is not empty; this one has "
@@ -120,7 +120,7 @@ class Encoder:
     rows: int
     qa_loss: str = "answer"
 
-    def encode(self, documents: Sequence[Document], role: str) -> tuple[Example, ...]:
+    def encode(self, documents: Sequence[TextDocument], role: str) -> tuple[Example, ...]:
         """All sequences of some documents. A text longer than ``max_length`` is cut into pieces of
         that length, all kept; a question is cut from its left. How many were cut is said. Raises
         DataError where a text has fewer than two tokens, or an answer alone is too long.
@@ -144,7 +144,7 @@ class Encoder:
         told = self._tokens(f"{other}\n\n", False, where) if isinstance(other, str) else other
         return self._joined(example.ids[: example.prompt], told, example.begin, where)
 
-    def _encode(self, document: Document) -> list[Example]:
+    def _encode(self, document: TextDocument) -> list[Example]:
         """A pair is in the words of the KnowMem prompts. Its answer is encoded by itself, because
         there the prompt ends before it and no token spans both.
         """
