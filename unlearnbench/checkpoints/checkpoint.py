@@ -8,16 +8,9 @@ import logging
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints import limits, load
+from unlearnbench.checkpoints import find, limits, load
 from unlearnbench.checkpoints.adapter import attach_adapter, check_adapter_config
-from unlearnbench.checkpoints.find import (
-    SCHEMES,
-    CheckpointFiles,
-    files_sha256,
-    find_checkpoint,
-    is_quantized,
-    read_json,
-)
+from unlearnbench.checkpoints.find import CheckpointFiles, find_checkpoint
 from unlearnbench.checkpoints.gguf import require_gguf_support
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, read_origin
@@ -60,7 +53,7 @@ class CheckpointSource:
         limits.require_memory(size, full.path)
         self._keep = keep and psutil.virtual_memory().available > 2.5 * size  # and one copy of it
         self.config = load.load_config(full)
-        packed = is_quantized(full.config)
+        packed = find.is_quantized(full.config)
         self.stored = stored_scheme(full.config, full.path) if packed else None
         """How its weights are quantized already; None where they are not."""
         self._check_asked()
@@ -84,14 +77,13 @@ class CheckpointSource:
             limits.check_size(model, full.path, stored, full.size, exact)
             names = [name for name, _ in [*model.named_modules(), *model.named_parameters()]]
         if packed:
-            schemes = [full.config.get(key) for key in SCHEMES]
+            schemes = [full.config.get(key) for key in find.SCHEMES]
             limits.check_patterns(schemes, names, f"{full.path}: quantization_config")
         if self.files.kind == "adapter":
             check_adapter_config(self.files, names)
 
     @property
     def parts(self) -> tuple[CheckpointSource]:
-        """Itself alone."""
         return (self,)
 
     @property
@@ -197,18 +189,16 @@ def _hashed(files: CheckpointFiles, tokenizer: PreTrainedTokenizerBase) -> Check
         path=files.path,
         revision=files.revision,
         format=files.kind,
-        weights_sha256=files_sha256(files.weights),
+        weights_sha256=find.files_sha256(files.weights),
         tokenizer_sha256=load.tokenizer_sha256(tokenizer),
     )
 
 
 def _config_facts(files: CheckpointFiles, full: CheckpointFiles, config: Any) -> dict[str, object]:
-    """The configs without what changes from one saving to the next and does not change the model;
-    and the ends of texts where ``generation_config.json`` has others.
-    """
+    """The configs, without what changes at each saving, and the ends of texts where they differ."""
     facts: dict[str, object] = json.loads(config.to_json_string(use_diff=False))
     try:
-        named = read_json(full.folder / "generation_config.json").get("eos_token_id")
+        named = find.read_json(full.folder / "generation_config.json").get("eos_token_id")
     except CheckpointError:  # not there, or damaged: transformers takes config.json's
         named = facts.get("eos_token_id")
     if load.named_ends(named) != load.named_ends(facts.get("eos_token_id")):

@@ -115,9 +115,7 @@ def read_json(path: Path) -> dict[str, object]:
 def find_checkpoint(
     model: str, options: LoadOptions, revision: str | None = None
 ) -> CheckpointFiles:
-    """The files of a folder, a ``.gguf`` file or a hub id, there at ``revision``. Raises
-    CheckpointError for missing or damaged ones, and for pickles that are not allowed.
-    """
+    """Of a folder, a ``.gguf`` file or a hub id; CheckpointError for missing or damaged ones."""
     try:
         path = Path(model).expanduser()
         path.exists()

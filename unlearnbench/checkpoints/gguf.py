@@ -1,5 +1,4 @@
-"""The head of a GGUF file, with every count and length held against the file's size: the libraries'
-reader trusts the file, and would take gigabytes for some megabytes of empty texts.
+"""The head of a GGUF file, every count and length held against its size: libraries trust it.
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 

@@ -1,6 +1,4 @@
-"""What a config may ask for: numbers that the stored weights and this machine bear out, and regular
-expressions that end. Libraries believe a config: a layer count of 10^9 makes lists of that length.
-"""
+"""What a config may ask for, because libraries believe it: numbers, and patterns that end."""
 
 from __future__ import annotations
 
@@ -59,7 +57,7 @@ for pattern in given["patterns"]:
 
 
 def walk_json(value: object) -> Iterator[tuple[str, object]]:
-    """Every part with its key (a list's items have its own); without recursion, however deep."""
+    """Every part with its key (a list's items have the list's); no recursion, however deep."""
     todo: list[tuple[str, object]] = [("", value)]
     while todo:
         key, part = todo.pop()
@@ -104,8 +102,9 @@ def check_config(raw: Mapping[str, object], tensors: int, path: str) -> None:
                         f"{where} {one_line(key, 60)} {one_line(code, 80)}, code from a hub; "
                         "refused: remove it"
                     )
-    numbers = [(key, value) for key, value in walk_json(raw) if isinstance(value, int)]
-    wrong = [(key, value) for key, value in numbers if value > max(tensors, 1)]
+    most = max(tensors, 1)
+    parts = walk_json(raw)
+    wrong = [(key, value) for key, value in parts if isinstance(value, int) and value > most]
     for part in (raw, raw.get("text_config")):  # a part of another kind may have none
         own = part.items() if isinstance(part, Mapping) else ()
         wrong += [(key, value) for key, value in own if isinstance(value, int) and value < 1]
@@ -118,9 +117,7 @@ def check_config(raw: Mapping[str, object], tensors: int, path: str) -> None:
 
 
 def check_patterns(facts: object, names: Iterable[str], where: str) -> None:
-    """Raise CheckpointError for patterns in ``facts`` that are none, or take longer than seconds
-    over ``names``. Every text is one, keys of mappings too, that could be a branching pattern.
-    """
+    """Raise CheckpointError for texts in ``facts`` that are no patterns, or slow over ``names``."""
     texts = [text for pair in walk_json(facts) for text in pair if isinstance(text, str)]
     # "re:" is compressed-tensors' mark of a pattern, "+:" and "-:" are GPTQModel's.
     marked = (text.removeprefix("re:").removeprefix("+:").removeprefix("-:") for text in texts)

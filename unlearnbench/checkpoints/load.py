@@ -125,9 +125,7 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The ids at which texts end, the generation config's and the tokenizer's. Raises
-    CheckpointError for an ordinary word, which would empty outputs and pass for forgetting.
-    """
+    """Where texts end; CheckpointError for ordinary words, which would pass for forgetting."""
     for token in dict.fromkeys(map(str, tokenizer.all_special_tokens)):
         if re.fullmatch(r"[Ġ▁ ]?\w+", token):
             raise CheckpointError(

@@ -1,6 +1,4 @@
-"""What ``--model`` names, opened: one checkpoint, or several in a folder that answer as one, by its
-``ensemble.json`` (``whp.json`` for Who's Harry Potter's two).
-"""
+"""What ``--model`` names, opened: one checkpoint, or several that answer as one."""
 
 from __future__ import annotations
 
@@ -122,7 +120,7 @@ Source: TypeAlias = CheckpointSource | EnsembleSource
 
 
 def open_source(model: str, options: LoadOptions, keep: bool = True) -> Source:
-    """Open what ``model`` names; ``keep`` as in ``CheckpointSource``. Raises: as both."""
+    """Open what ``model`` names; ``keep`` as in ``CheckpointSource``."""
     path = find_ensemble(model)
     if path is None:
         return open_checkpoint(model, options, keep)

@@ -78,8 +78,9 @@ def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
     }
     require_most(f"{files.path}: quantization", sizes, names)
 
-    def read(name: str) -> torch.Tensor:
-        tensor: torch.Tensor = places[f"{name}.weight"].get_tensor(f"{name}.weight")
-        return tensor.float()
-
-    return Weights(files.path, config.get_text_config().to_dict(), names, read)
+    return Weights(
+        files.path,
+        config.get_text_config().to_dict(),
+        names,
+        lambda name: places[f"{name}.weight"].get_tensor(f"{name}.weight").float(),
+    )

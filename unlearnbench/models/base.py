@@ -21,12 +21,9 @@ if TYPE_CHECKING:
 class Model(Protocol):
     """A checkpoint under one condition that answers requests.
 
-    Answers may come in any order, each with its request's id, exactly one a request. What cannot
-    be answered raises; an answer is never made up.
-
-    ``skip`` names requests that an interrupted run has answered already: they get no answer, but
-    they still take their places in batches, so that the other answers are what they would have
-    been without the interruption, to the last bit.
+    Answers come in any order, exactly one a request, with its id; what cannot be answered raises.
+    ``skip``: requests that an interrupted run has answered: they get no answer, but keep their
+    places in batches, so that the other answers are the same to the last bit.
     """
 
     @property

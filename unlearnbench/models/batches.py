@@ -80,13 +80,11 @@ def run_in_batches(
     where: str,
     is_fixed: bool,
 ) -> Iterator[A]:
-    """What ``run`` answers to pairs of a request and its token ids, longest first, so that the
-    worst batch comes first. A text that is over the budget by itself stands alone.
+    """What ``run`` answers to pairs of a request and its token ids, longest, so worst, first.
 
-    done: ids of requests that need no answer. They keep their places, so that the other batches are
-    what they would be without them; a batch that holds nothing else is left out. where: what an
-    error is said of. is_fixed: batches must not shrink. Raises ModelOutputError where one text
-    alone, or a batch of fixed size, runs out of memory.
+    done: ids of requests that need no answer; they keep their places, so that the other batches are
+    the same. where: what an error is said of. is_fixed: batches must not shrink. ModelOutputError
+    where one text alone, or a batch of fixed size, runs out of memory.
     """
     # A stable order: the same requests always form the same batches.
     waiting = sorted(items, key=lambda item: -len(item[1]))

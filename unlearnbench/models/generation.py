@@ -46,9 +46,8 @@ def shared_prefix(rows: Sequence[list[int]]) -> int:
 
 
 class Chooser:
-    """Greedy decoding, or sampling by the Gumbel-max trick: argmax(logits / T + Gumbel noise) ~
-    softmax(logits / T). The noise of each row depends on the seed and the request's id alone, so an
-    answer does not depend on the batch that it was computed in.
+    """Greedy decoding, or sampling by the Gumbel-max trick: argmax(logits / T + noise), the noise of
+    each row from the seed and the request's id alone, so that its batch does not matter.
     """
 
     def __init__(self, names: Sequence[str], where: str, sampling: Sampling | None) -> None:
@@ -103,9 +102,7 @@ class Ending:
 
 @dataclass
 class _Batch:
-    """Rows under way: which are ``alive``, in the order of the cache's, and how many own tokens
-    each of these has there.
-    """
+    """Rows under way, as the cache has them: which, and how many own tokens each has."""
 
     cache: RowCache
     alive: list[int]

@@ -11,22 +11,11 @@ from transformers import GenerationConfig
 
 from unlearnbench.checkpoints.load import end_tokens
 from unlearnbench.errors import ModelOutputError
+from unlearnbench.models import generation, packable
 from unlearnbench.models.batches import A, Budget, Q, Tokens, run_in_batches, texts_budget
-from unlearnbench.models.generation import (
-    Continuer,
-    PackedPrompts,
-    Prompts,
-    padded_budget,
-    run_padded,
-)
+from unlearnbench.models.generation import Continuer, PackedPrompts, Prompts
 from unlearnbench.models.likelihood import Head, find_head
-from unlearnbench.models.packable import (
-    find_continuer,
-    padding_moves,
-    short_window,
-    side_of,
-    turning_points,
-)
+from unlearnbench.models.packable import side_of, turning_points
 from unlearnbench.requests import Generate, Generated, Score, Scored
 from unlearnbench.results import Condition
 from unlearnbench.util.process import explain
@@ -102,10 +91,10 @@ class HFModel:
         """What runs prompts like ``ids`` unpadded, or why nothing can. longest: with the answer."""
         if self._continuer is None:
             with torch.no_grad():
-                self._continuer = find_continuer(self.network, self._device, ids)
+                self._continuer = packable.find_continuer(self.network, self._device, ids)
         if isinstance(self._continuer, str):
             return self._continuer
-        return short_window(self.network, longest) or self._continuer
+        return packable.short_window(self.network, longest) or self._continuer
 
     def _generate_padded(
         self, prompts: Prompts, reason: str, skip: Collection[str]
@@ -113,12 +102,12 @@ class HFModel:
         request, ids = prompts[0]
         new = request.max_new_tokens
         if self._padding_moves is None:
-            self._padding_moves = padding_moves(self.network, self.tokens, ids)
+            self._padding_moves = packable.padding_moves(self.network, self.tokens, ids)
         alone = self._padding_moves or 1 in side_of(self._turns, len(ids), new)
         how = "one prompt at a time" if alone else "padded"
         explain(f"generation through transformers' generate, {how}: {reason}")
-        run = partial(run_padded, self.network, self.tokens, self.condition.name)
-        budget = padded_budget(self.network, self._device, new, alone)
+        run = partial(generation.run_padded, self.network, self.tokens, self.condition.name)
+        budget = generation.padded_budget(self.network, self._device, new, alone)
         yield from self._in_batches(prompts, run, budget, skip)
 
     def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:

@@ -1,9 +1,8 @@
 """Which models and prompts may be run in rows without padding: those whose logits stay as they are.
 
-Rounding turns a difference in the last bit into a whole step, and LLM.int8() chooses columns from
-all rows of a pass; so where two ways of attending are compared, such products hide what is looked
-for. Measured on SmolLM2-135M, packed rows against its own forward in bf16, as a share of the
-logits' spread: 0.98 with LLM.int8()'s products where all is right, and 0.99 with a wrong mask.
+Products that round activations turn a last bit into a whole step, and hide what is looked for:
+SmolLM2-135M's packed rows in bf16 are 0.98 of the logits' spread off its own forward under
+LLM.int8() where all is right, and 0.99 with a wrong mask.
 """
 
 from __future__ import annotations
@@ -36,8 +35,7 @@ def find_continuer(model: Any, device: str, ids: Sequence[int]) -> Continuer | s
     real prompt, of which a few tokens are run both ways, with products that round no activations.
     """
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
-    reason = _unfit(whole)
-    if reason is not None:
+    if reason := _unfit(whole):
         return reason
     continuer = Continuer(whole, device)
     try:
@@ -123,10 +121,8 @@ def padding_moves(model: Any, tokens: Tokens, ids: Sequence[int]) -> bool:
                 return_dict_in_generate=True,
             )
             first.append(output.logits[0].float()[0])
-    alone, beside = first
-    if not bool(alone.isfinite().all()):
-        return False  # said with the sample's name when it is asked
-    return _moves_logits(alone, beside, model)
+    alone, beside = first  # NaN in ``alone`` is said with the sample's name when it is asked
+    return bool(alone.isfinite().all()) and _moves_logits(alone, beside, model)
 
 
 def short_window(model: Any, longest: int) -> str | None:
@@ -144,9 +140,8 @@ def short_window(model: Any, longest: int) -> str | None:
 
 
 def turning_points(config: Any) -> tuple[int, ...]:
-    """Lengths in tokens up to which LongRoPE's short factors hold, as in Phi-3 with a context of
-    128k; none for other models. One pass beyond such a length turns every position of every row in
-    it to other factors.
+    """Lengths in tokens up to which LongRoPE's short factors hold, if any; one pass beyond such a
+    length turns every position of every row in it.
 
     Source: arXiv 2402.13753; transformers' ``dynamic_rope_update``.
     """
@@ -158,9 +153,8 @@ def turning_points(config: Any) -> tuple[int, ...]:
 
 
 def side_of(points: tuple[int, ...], length: int, new: int) -> tuple[int, ...]:
-    """Where a text of ``length`` tokens and ``new`` further ones lies: for each point 0 before it,
-    1 crossing it while it is continued, 2 beyond it. Texts of one side may be run together; those
-    that cross a point run alone.
+    """For each point 0 before it, 1 crossing it while the text is continued, 2 beyond it. Texts of
+    one side may be run together; those that cross a point run alone.
 
     Example:
         >>> side_of((4096,), 4000, 32), side_of((4096,), 4000, 128), side_of((), 4000, 128)
@@ -206,18 +200,15 @@ def _roundings(module: Any) -> list[Any]:
 def int8_modules(model: nn.Module) -> list[Any]:
     """LLM.int8()'s layers in ``model``."""
     library = sys.modules.get("bitsandbytes.nn.modules")
-    if library is None:  # then none of the modules is its own
-        return []
-    return [part for part in model.modules() if isinstance(part, library.Linear8bitLt)]
+    layer = library.Linear8bitLt if library else ()  # not imported: no module is its own
+    return [part for part in model.modules() if isinstance(part, layer)]
 
 
 def quicken_int8(model: nn.Module) -> None:
     """Let LLM.int8()'s layers on CPU take the steps before their rounding in fp32, in place.
 
-    bitsandbytes 0.50 casts activations to fp16 and there takes their magnitudes, compares these
-    with the threshold and finds each row's largest (the rounding itself is in fp32). CPUs have no
-    vector instructions for that, and it takes longer than the products. Every fp16 number is an
-    fp32 number, so the same steps in fp32 give the same bits.
+    bitsandbytes 0.50 takes them in fp16, for which CPUs have no vector instructions: that takes
+    longer than the products. Every fp16 number is an fp32 number, so the bits are the same.
     """
     for module in int8_modules(model):
         module.forward = partial(_multiply_int8, module)

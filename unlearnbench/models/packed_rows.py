@@ -1,9 +1,7 @@
-"""Attention for rows that share the beginning of their prompts: the shared keys and values are
-held once, no row is padded, and a row that has ended is gone.
+"""Attention for rows that share the beginning of their prompts, held once, without padding.
 
-transformers' models call an attention function by the name in their config and hand their keys and
-values to a cache object. Both are ours here: the cache only notes which layer is at work, and the
-function stores and attends as the phase of the generation asks for.
+transformers' models call an attention function by the name in their config, and a cache object:
+ours notes which layer is at work, and the function stores and attends as the phase asks for.
 """
 
 from __future__ import annotations
@@ -29,9 +27,7 @@ class UnsupportedError(Exception):
 
 
 class Layer(DynamicLayer):
-    """The keys and values that one layer keeps. ``prefix``: of the shared tokens, each (heads,
-    tokens, width). ``own``: of the rows' own, each (rows, heads, room, width), empty at first.
-    """
+    """One layer's pairs: shared (heads, tokens, width), own (rows, heads, room, width)."""
 
     def __init__(self, prefix: Pair | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -49,18 +49,15 @@ def open_vllm(own: HFModel) -> VllmModel:
     """Hand the weights to a vLLM engine; PrecisionError where it cannot run this model."""
     for name, value in (("LEVEL", "ERROR"), ("STREAM", "ext://sys.stderr")):
         os.environ.setdefault(f"VLLM_LOGGING_{name}", value)
+    import psutil
+    import torch
     from vllm import LLM
 
     options: dict[str, Any]
     if own.device == "cpu":
-        import psutil
-
-        # Compiling takes a CPU minutes.
         room = psutil.virtual_memory().available // 4
-        options = {"enforce_eager": True, "kv_cache_memory_bytes": room}
+        options = {"enforce_eager": True, "kv_cache_memory_bytes": room}  # compiling takes minutes
     else:
-        import torch
-
         free, total = torch.cuda.mem_get_info()  # beside the adapter's weights
         share = round(max(0.1, (free - _LEFT_FREE) / total), 3)
         options = {"gpu_memory_utilization": share}
@@ -109,9 +106,7 @@ class VllmModel(Delegate):
     def generate(
         self, requests: Sequence[Generate], skip: Collection[str] = ()
     ) -> Iterator[Generated]:
-        """Continue prompts greedily: vLLM would draw in its own way. It forms its batches as
-        requests come and go, so answers may differ in a token between two runs in bf16 or fp16.
-        """
+        """Continue prompts greedily; in bf16 and fp16 a token may differ between two runs."""
         todo = [request for request in requests if request.id not in skip]
         if any(request.sampling is not None for request in todo):
             raise OptionError("--backend vllm decodes greedily; use --backend hf to sample")
