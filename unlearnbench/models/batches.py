@@ -80,7 +80,7 @@ def run_in_batches(
     where: str,
     is_fixed: bool,
 ) -> Iterator[A]:
-    """What ``run`` answers to pairs of a request and its token ids, longest, so worst, first.
+    """What ``run`` answers to pairs of a request and its token ids, the longest first.
 
     done: ids of requests that need no answer; they keep their places, so that the other batches are
     the same. where: what an error is said of. is_fixed: batches must not shrink. ModelOutputError

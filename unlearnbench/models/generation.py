@@ -46,8 +46,8 @@ def shared_prefix(rows: Sequence[list[int]]) -> int:
 
 
 class Chooser:
-    """Greedy decoding, or sampling by the Gumbel-max trick: argmax(logits / T + noise), the noise of
-    each row from the seed and the request's id alone, so that its batch does not matter.
+    """Greedy decoding, or sampling by the Gumbel-max trick: argmax(logits / T + noise), each row's
+    noise from the seed and the request's id alone, so that its batch does not matter.
     """
 
     def __init__(self, names: Sequence[str], where: str, sampling: Sampling | None) -> None:
