@@ -128,9 +128,7 @@ class CheckpointSource:
         state: dict[str, torch.Tensor] | None = None,
         quantization_config: Any = None,
     ) -> PreTrainedModel:
-        """A new model of the weights (or of ``state``), through transformers' own loading path, so
-        that a precision is what its users get. Raises CheckpointError where it fails.
-        """
+        """A new model through transformers' own loading, so that a precision is what users get."""
         own = self.model()
         with load.refusing(f"{self.files.path} cannot be loaded"):
             loaded: Any = type(own).from_pretrained(

@@ -83,9 +83,7 @@ def load_tokenizer(files: CheckpointFiles, full: CheckpointFiles) -> PreTrainedT
 def check_tokenizer(
     tokenizer: PreTrainedTokenizerBase, config: Any, files: CheckpointFiles
 ) -> None:
-    """Raise CheckpointError for a tokenizer of another model, which would yield babble, and babble
-    read as perfect forgetting; or for one that splits one text in several ways.
-    """
+    """Raise CheckpointError for another model's, whose babble reads as forgetting."""
     # transformers adds a token of its own to the tokenizers of some GGUF files.
     spare = 1 if files.kind == "gguf" else 0
     rows = getattr(config.get_text_config(), "vocab_size", 0)
@@ -244,9 +242,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def require_most(what: str, sizes: Mapping[str, int], covered: Collection[str]) -> None:
-    """Raise NotInForceError for a model whose knowledge lies outside the modules ``covered``, as
-    fused experts do. ``sizes``: weights of every matrix but embeddings and output head, by module.
-    """
+    """Raise NotInForceError where ``covered`` leaves much out. sizes: weights of each matrix."""
     left = {name: size for name, size in sizes.items() if name not in covered}
     if sum(left.values()) > 0.1 * sum(sizes.values()):
         largest = max(left, key=lambda name: left[name])

@@ -131,9 +131,7 @@ def layer_configs(config: Any) -> list[Any]:
 
 
 def generation_budget(model: Any, device: str) -> Budget:
-    """Tokens in the cache beside the shared prefix; on CPU from the model's sizes, not from free
-    memory, so that the same command forms the same batches.
-    """
+    """Tokens in the cache; on CPU by the model's sizes: the same command, the same batches."""
     if device == "cpu":
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         room = int(_CPU_CACHE + 0.15 * weights)

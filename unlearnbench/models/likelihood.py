@@ -154,11 +154,10 @@ def _compare(head: Head, model: Any, ids: torch.Tensor) -> str | None:
 
 
 def token_statistics(logits: torch.Tensor, targets: torch.Tensor, where: str) -> Figures:
-    """Log-probability of each target, and mean and spread of log p over the vocabulary.
+    """Log-probability of each target, and mean and spread of log p over the vocabulary, in arrays
+    of shape (n,), natural logarithms, computed in float32; ModelOutputError for NaN or infinity.
 
-    logits: shape (n, vocabulary), any float dtype, computed on in float32. targets: shape (n,).
-    Returns three arrays of shape (n,), natural logarithms; ModelOutputError where a logit is NaN or
-    infinite.
+    logits: shape (n, vocabulary), any float dtype. targets: shape (n,).
     """
     # So many rows that the passes over them find them in the processor's cache; a GPU takes more.
     size = _CHUNK_BYTES if logits.device.type == "cpu" else 64 * _CHUNK_BYTES
