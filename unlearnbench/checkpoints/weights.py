@@ -68,7 +68,9 @@ def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
         places |= dict.fromkeys(handle.keys(), handle)
     for name in names:
         if f"{name}.weight" not in places:
-            raise CheckpointError(f"{files.path} lacks {name}.weight; save it by save_pretrained")
+            raise CheckpointError(
+                f"{files.path} has no tensor {name}.weight; save it with save_pretrained"
+            )
     sizes = {
         name.removesuffix(".weight"): tensor.elements
         for name, tensor in files.tensors.items()
