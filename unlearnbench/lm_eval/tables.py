@@ -44,7 +44,7 @@ def harness_table(results: Mapping[str, RunResult]) -> str:
         for task, result in (run.harness or {}).items()
         for metric in result.metrics
     ]
-    head = ["precision", "lm-eval task", "version", "shots", "n", "metric", "value", "run folder"]
+    head = ["condition", "lm-eval task", "version", "shots", "n", "metric", "value", "run folder"]
     return text_table(rows, head)
 
 
