@@ -1,21 +1,20 @@
-"""Means, AUCs, ratios and shares with their 95% bootstrap intervals; every draw is seeded.
+"""Means, AUCs and ratios of them, with their intervals: one engine for every figure.
 
-A run's own figures (``bootstrap_*``) have percentile intervals, which stay defined where every
-sample scores the same, as when a target model recites all texts.
-
-What a comparison states (``mean``, ``ratio``) is studentized (bootstrap-t, Efron and Tibshirani
-1993, section 12.5); a ratio's interval is Fieller's, with the bootstrap's quantiles in place of
-Student's. Percentile intervals cover too little there: answers are few, bounded and heaped at 0
-and 1. Where almost all samples are alike, no resample knows of the others, and the interval is the
-exact one for bounded values.
+It is the Bayesian bootstrap (Rubin 1981: random weights on the samples, seeded) with one sample
+more, which was not seen: for the upper end it is as high, for the lower end as low as a sample
+could be. Where few samples differ from the rest it stands at the end of the scale: that is Gaffke's
+interval (2005), which for samples of two values is Clopper and Pearson's exact one. Elsewhere it
+stands as far from the median as any sample that was seen. A ratio's interval holds every r for
+which the interval of ``top - r bottom`` holds 0 (Fieller 1954). p is the smallest level whose
+interval leaves 0 out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +22,14 @@ from numpy.typing import NDArray
 from unlearnbench.errors import MetricError
 
 CONFIDENCE = 0.95
-RESAMPLES = 2000  # of a percentile interval
-STUDENT_RESAMPLES = 9999
-PAIR_RESAMPLES = 1999  # each costs m x n
-MOST_COUNTS = 20_000_000
-# With fewer samples that differ from the rest, more than 0.7% of the resamples hold none of them.
-FEW = 5
+DRAWS = 4999
+MOST_WEIGHTS = 20_000_000
+# With fewer samples that differ from the rest, the unseen one stands at the end of the scale.
+FEW = 10
+# A smaller share of the draws is not counted: a saddlepoint says how small it is.
+RARE = 0.01
 
 Array = NDArray[np.float64]
-Rows = NDArray[np.int64]
 Bounds = tuple[float, float]
 
 
@@ -43,15 +41,15 @@ class Estimate:
     ci: Bounds | None = None
     """None where the samples do not bound it: a single one, or a denominator that may be 0."""
     stderr: float | None = None
-    """Of a run's own figures, with more than one sample."""
+    """None for a single sample, and where all are alike: they show no spread."""
     p: float | None = None
-    """Of a comparison's means: two-sided, against 0."""
+    """Of means: two-sided, against 0."""
 
     def scaled(self, factor: float, offset: float = 0.0) -> Estimate:
         """The estimate of ``factor x value + offset``, factor above 0."""
         ci = self.ci and (factor * self.ci[0] + offset, factor * self.ci[1] + offset)
         stderr = None if self.stderr is None else factor * self.stderr
-        return Estimate(factor * self.value + offset, ci, stderr)
+        return Estimate(factor * self.value + offset, ci, stderr, self.p)
 
 
 def finite(values: Sequence[float] | Array) -> Array:
@@ -64,41 +62,265 @@ def finite(values: Sequence[float] | Array) -> Array:
     return array
 
 
-@lru_cache(maxsize=2)  # a task's attacks are all of the same texts
-def _resamples(sizes: tuple[int, ...], seed: int, times: int) -> list[tuple[Rows, ...]]:
-    """Row numbers drawn with replacement from groups of ``sizes``, 100 resamples a batch."""
-    rng = np.random.default_rng(seed)
-    batches = (min(100, times - start) for start in range(0, times, 100))
-    return [tuple(rng.integers(0, n, (batch, n)) for n in sizes) for batch in batches]
+@dataclass(frozen=True)
+class Draws:
+    """Random weights that all figures of a comparison share."""
+
+    weights: Array
+    """Exponential; of each sample, then of the one not seen: shape (draws, n + 1)."""
+    others: Array | None = None
+    """The same for the second group of a two-sample statistic."""
+    confidence: float = CONFIDENCE
+
+    @property
+    def tail(self) -> float:
+        """The probability beyond each end of an interval."""
+        return (1 - self.confidence) / 2
 
 
-def _percentile(
-    value: float, sizes: tuple[int, ...], seed: int, statistic: Callable[..., Array]
-) -> Estimate:
-    """``value`` with the spread of a statistic of row numbers; without, where it is not defined in
-    some resample, rather than with that of the resamples that happened to work.
+def draw(n: int, seed: int, others: int | None = None, confidence: float = CONFIDENCE) -> Draws:
+    """Weights of ``n`` samples, and of a second group of ``others``; the same for a seed."""
+    count = max(199, min(DRAWS, MOST_WEIGHTS // max(n, others or 0)))
+    second = None if others is None else _exponentials(others, seed + 1_000_003, count)
+    return Draws(_exponentials(n, seed, count), second, confidence)
+
+
+@lru_cache(maxsize=8)
+def _exponentials(n: int, seed: int, count: int) -> Array:
+    weights = np.random.default_rng([seed, n]).exponential(size=(count, n + 1))
+    weights.flags.writeable = False
+    return weights
+
+
+@dataclass(frozen=True)
+class Values:
+    """One value a sample, shape (n,); or one for every pair of two groups, shape (m, n)."""
+
+    values: Array
+    scale: Bounds
+    """What a model's own values cannot leave."""
+    terms: dict[object, float] = field(default_factory=dict)
+    """The models whose values are summed here, each with its factor."""
+
+    def __post_init__(self) -> None:
+        finite(self.values)
+        if not self.terms:
+            self.terms[object()] = 1.0
+
+    @cached_property
+    def mean(self) -> float:
+        """The plain mean."""
+        return float(self.values.mean())
+
+    @property
+    def n(self) -> int:
+        """Samples; of pairs, those of the smaller group."""
+        return int(min(self.values.shape))
+
+    def minus(self, other: Values, factor: float = 1.0) -> Values:
+        """``self - factor x other``, sample by sample."""
+        if self.values.shape != other.values.shape or self.scale != other.scale:
+            raise MetricError("paired scores need the same samples on both sides")
+        terms = dict(self.terms)
+        for term, times in other.terms.items():
+            terms[term] = terms.get(term, 0.0) - factor * times
+        return Values(self.values - factor * other.values, self.scale, terms)
+
+    @cached_property
+    def parts(self) -> list[Array]:
+        """Each sample's own value; of pairs, each text's mean over the other group (DeLong, DeLong
+        and Clarke-Pearson 1988).
+        """
+        values = self.values
+        return [values] if values.ndim == 1 else [values.mean(axis=1), values.mean(axis=0)]
+
+    @cached_property
+    def is_sparse(self) -> bool:
+        """Whether, in some group, few samples differ from the commonest value."""
+        usual = (np.unique(part.round(12), return_counts=True)[1].max() for part in self.parts)
+        return any(len(part) - n < FEW for part, n in zip(self.parts, usual, strict=True))
+
+    @property
+    def stderr(self) -> float | None:
+        """Of the mean; None where it is 0 or not defined."""
+        if self.n < 2:
+            return None
+        error = math.sqrt(sum(part.var(ddof=1) / len(part) for part in self.parts))
+        return error if error > 1e-12 * max(1.0, abs(self.mean)) else None
+
+
+def mean(values: Values, draws: Draws) -> Estimate:
+    """The mean with its interval and p-value; pairs need weights of both groups."""
+    if values.n < 2:
+        return Estimate(values.mean)
+    spread = _Spread(values, None, draws, values.is_sparse)
+    ends = (spread.end(0.0, 0), spread.end(0.0, 1))
+    return Estimate(values.mean, ends, values.stderr, spread.p())
+
+
+def ratio(top: Values, bottom: Values, draws: Draws) -> Estimate:
+    """``mean(top) / mean(bottom)`` over the same samples, with its interval; MetricError where the
+    denominator is 0.
     """
-    if min(sizes) < 2:
-        return Estimate(value)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        drawn = np.concatenate([statistic(*rows) for rows in _resamples(sizes, seed, RESAMPLES)])
-    if not np.isfinite(drawn).all():
-        return Estimate(value)
-    return Estimate(value, _middle(drawn), float(drawn.std(ddof=1)))
+    if bottom.mean == 0:
+        raise MetricError("a ratio with a denominator of 0 is no measurement")
+    point = top.mean / bottom.mean + 0.0  # never -0
+    if top.n < 2:
+        return Estimate(point)
+    rest = top.minus(bottom, point)
+    stderr = None if rest.stderr is None else rest.stderr / abs(bottom.mean)
+    below = mean(bottom, draws).ci
+    if below is None or below[0] <= 0 <= below[1]:
+        return Estimate(point, None, stderr)
+    sparse = top.is_sparse or bottom.is_sparse or rest.is_sparse
+    spread = _Spread(top, bottom, draws, sparse)
+    low, high = (spread.crossing(point, direction) for direction in (-1, 1))
+    ci = None if low is None or high is None else (low, high)
+    return Estimate(point, ci, stderr)
 
 
-def _middle(drawn: Array) -> Bounds:
-    """95% of a bootstrap distribution."""
-    low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+@dataclass(frozen=True)
+class _Group:
+    """Samples (or kinds of pairs) with their weights; the last weight is the unseen one's."""
+
+    top: Array
+    bottom: Array
+    mass: Array
+    """How many samples each stands for."""
+    weights: Array
+
+    @cached_property
+    def sums(self) -> tuple[Array, Array, Array]:
+        """Of each draw: of the top, of the bottom, and of the weights."""
+        seen = self.weights[:, :-1]
+        return seen @ self.top, seen @ self.bottom, self.weights.sum(axis=1)
 
 
-def bootstrap_mean(values: Sequence[float], seed: int) -> Estimate:
-    """Mean of ``values``, shape (n,), with stderr = s / sqrt(n) and a percentile interval."""
-    array = finite(values)
-    value, n = float(array.mean()), len(array)
-    found = _percentile(value, (n,), seed, lambda rows: array[rows].mean(axis=-1))
-    return found if n < 2 else replace(found, stderr=float(array.std(ddof=1) / math.sqrt(n)))
+class _Spread:
+    """What the draws say of ``mean(top - r bottom)``; without a bottom, of ``mean(top)``."""
+
+    def __init__(self, top: Values, bottom: Values | None, draws: Draws, sparse: bool) -> None:
+        self._top, self._bottom, self._sparse = (
+            top,
+            bottom or replace(top, values=0 * top.values),
+            sparse,
+        )
+        self._tail, self._none = draws.tail, bottom is None
+        self._groups = list(self._weighted(draws))
+
+    def _weighted(self, draws: Draws) -> Iterator[_Group]:
+        """A group of samples, or two of texts. A few odd pairs are one group, of as many samples as
+        the smaller group has texts: so many pairs share no text, and are independent.
+        """
+        top, bottom = self._top, self._bottom
+        if top.values.ndim == 1:
+            yield _Group(top.values, bottom.values, np.ones(top.n), draws.weights)
+        elif draws.others is None:
+            raise MetricError("pairs need weights of both groups")
+        elif self._sparse:
+            pairs = np.stack([top.values.ravel(), bottom.values.ravel()]).round(12)
+            kinds, counts = np.unique(pairs, axis=1, return_counts=True)
+            mass = top.n * counts / counts.sum()
+            rng = np.random.default_rng([len(mass), *top.values.shape])
+            size = len(draws.weights), len(mass) + 1
+            yield _Group(kinds[0], kinds[1], mass, rng.gamma([*mass, 1.0], size=size))
+        else:
+            for n, weights in enumerate((draws.weights, draws.others)):
+                yield _Group(top.parts[n], bottom.parts[n], np.ones(len(top.parts[n])), weights)
+
+    def _unseen(self, group: _Group, r: float, side: int) -> float:
+        """The value of the sample that was not seen, for the lower (0) or the upper end (1)."""
+        terms = dict(self._top.terms)
+        for term, times in {} if self._none else self._bottom.terms.items():
+            terms[term] = terms.get(term, 0.0) - r * times
+        ends = [sorted(factor * end for end in self._top.scale) for factor in terms.values()]
+        last = sum(pair[side] for pair in ends)
+        if self._sparse:
+            return last
+        seen = group.top - r * group.bottom
+        middle = float(np.median(seen))
+        most = float(np.abs(seen - middle).max())
+        return min(last, middle + most) if side else max(last, middle - most)
+
+    def _drawn(self, r: float, side: int) -> Array:
+        """The mean in each draw."""
+        extra = len(self._groups) - 1  # of two groups' means each is the whole mean
+        drawn = np.full(
+            len(self._groups[0].weights), -extra * (self._top.mean - r * self._bottom.mean)
+        )
+        for group in self._groups:
+            top, bottom, total = group.sums
+            unseen = group.weights[:, -1] * self._unseen(group, r, side)
+            drawn += (top - r * bottom + unseen) / total
+        return drawn
+
+    def end(self, r: float, side: int) -> float:
+        """An end of the interval: exact where samples and the unseen one have two values."""
+        if len(self._groups) == 1:
+            group = self._groups[0]
+            seen, unseen = group.top - r * group.bottom, self._unseen(group, r, side)
+            other = seen[seen != unseen]
+            if len(other) == 0:
+                return unseen
+            if (other == other[0]).all():
+                from scipy.stats import beta
+
+                share = group.mass[seen == unseen].sum(), group.mass[seen != unseen].sum()
+                most = float(beta.ppf(1 - self._tail, share[0] + 1, share[1]))
+                return float(other[0] + (unseen - other[0]) * most)
+        drawn = self._drawn(r, side)
+        k = max(1, int(self._tail * (len(drawn) + 1)))
+        at = len(drawn) - k if side else k - 1
+        return float(np.partition(drawn, at)[at])
+
+    def crossing(self, point: float, direction: int) -> float | None:
+        """The r beyond ``point`` at which 0 leaves the interval of ``mean(top - r bottom)``; None
+        where it never does.
+        """
+        from scipy.optimize import brentq
+
+        side = int((self._bottom.mean > 0) == (direction > 0))
+
+        def inside(r: float) -> float:
+            return self.end(r, side) * (1 if side else -1)
+
+        near, step = point, 0.1 * max(1.0, abs(point))
+        if inside(near) <= 0:
+            return point
+        for _ in range(40):
+            far = near + direction * step
+            if inside(far) < 0:
+                return float(brentq(inside, near, far, xtol=1e-9, rtol=1e-9))
+            near, step = far, 2 * step
+        return None
+
+    def p(self) -> float:
+        """Twice the share of draws beyond 0, at the end where it is smaller."""
+        shares = []
+        for side, sign in ((0, 1), (1, -1)):
+            share = float((sign * self._drawn(0.0, side) <= 0).mean())
+            shares.append(share if share >= RARE else self._rare(side, sign))
+        return min(1.0, 2 * min(shares))
+
+    def _rare(self, side: int, sign: int) -> float:
+        """The probability that a draw is at or beyond 0, by Lugannani and Rice (1980)."""
+        from scipy.optimize import brentq
+        from scipy.stats import norm
+
+        offset = self._top.mean * (len(self._groups) - 1) / len(self._groups)
+        parts = [(g, [*g.top, self._unseen(g, 0.0, side)]) for g in self._groups]
+        x = np.concatenate([sign * (np.array(v) - offset) / len(v) for _, v in parts])
+        mass = np.concatenate([[*group.mass, 1.0] for group, _ in parts])
+        if x.min() >= 0:
+            return float(not x.any())
+
+        def slope(s: float) -> float:
+            return float((mass * x / (1 - s * x)).sum())
+
+        s = brentq(slope, (1 - 1e-12) / x.min(), 0.0)
+        w = -math.sqrt(2 * float((mass * np.log1p(-s * x)).sum()))
+        u = s * math.sqrt(float((mass * (x / (1 - s * x)) ** 2).sum()))
+        return max(1e-300, float(norm.cdf(w) + norm.pdf(w) * (1 / w - 1 / u)))
 
 
 def auc(members: Sequence[float] | Array, nonmembers: Sequence[float] | Array) -> float:
@@ -122,267 +344,15 @@ def pair_wins(members: Sequence[float] | Array, nonmembers: Sequence[float] | Ar
     return np.asarray((low > high) + 0.5 * (low == high))
 
 
-def _auc_of(wins: Array, low: Rows, high: Rows) -> Array:
-    """``auc`` of resamples given as row numbers; all comparisons were made once, in ``wins``."""
-    drawn = []
-    for rows, n in zip((low, high), wins.shape, strict=True):
-        apart = rows + n * np.arange(len(rows))[:, None]
-        drawn.append(np.bincount(apart.ravel(), minlength=rows.size).reshape(rows.shape))
-    # Whole numbers and halves below 2^23: single precision is exact, and half the work.
-    above = drawn[0].astype(np.float32) @ wins.astype(np.float32)
-    return np.asarray((above.astype(np.float64) * drawn[1]).sum(axis=-1) / wins.size)
-
-
-def bootstrap_auc(members: Array, nonmembers: Array, seed: int) -> Estimate:
-    """``auc`` with bootstrap standard error and interval, the two groups resampled apart."""
-    wins = pair_wins(members, nonmembers)
-    value = float(wins.mean())
-    return _percentile(value, wins.shape, seed, lambda low, high: _auc_of(wins, low, high))
-
-
-def bootstrap_privleak(
-    scores: tuple[Array, Array], reference: tuple[Array, Array], seed: int
-) -> Estimate:
-    """PrivLeak's spread when the reference is itself measured: a text is drawn in both runs or in
-    neither. ``scores`` and ``reference``: (members, non-members) of the two models, same texts.
-    With few texts a resample of the reference can have an AUC of 0; then there is no interval.
-    """
-    if [len(x) for x in scores] != [len(x) for x in reference]:
-        raise MetricError("the reference has another number of texts than this run")
-    ours, theirs = pair_wins(*scores), pair_wins(*reference)
-    base = float(theirs.mean())
-    if base == 0:
-        raise MetricError("the reference's AUC is 0, where PrivLeak is not defined")
-
-    def statistic(low: Rows, high: Rows) -> Array:
-        zero = _auc_of(theirs, low, high)
-        return (_auc_of(ours, low, high) - zero) / zero * 100
-
-    return _percentile((float(ours.mean()) - base) / base * 100, ours.shape, seed, statistic)
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Resamples that all figures of a comparison share."""
-
-    rows: Array
-    """How often each sample is in each resample, over its number: shape (resamples, n)."""
-    others: Array | None = None
-    """The same for the second group of a two-sample statistic."""
-    confidence: float = CONFIDENCE
-
-    @property
-    def tail(self) -> float:
-        """The probability beyond each end of an interval."""
-        return (1 - self.confidence) / 2
-
-
-def draw(n: int, seed: int, others: int | None = None, confidence: float = CONFIDENCE) -> Draws:
-    """Resamples of ``n`` samples, and of a second group of ``others``; the same for a seed."""
-    most = STUDENT_RESAMPLES if others is None else PAIR_RESAMPLES
-    resamples = max(199, min(most, MOST_COUNTS // max(n, others or 0)))
-    second = None if others is None else _counts(others, seed + 1_000_003, resamples)
-    return Draws(_counts(n, seed, resamples), second, confidence)
-
-
-@lru_cache(maxsize=8)
-def _counts(n: int, seed: int, resamples: int) -> Array:
-    rng = np.random.default_rng([seed, n])
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
-    counts.flags.writeable = False
-    return counts
-
-
-@dataclass(frozen=True)
-class Values:
-    """One value a sample, shape (n,); or one for every pair of two groups, shape (m, n)."""
-
-    values: Array
-    bounds: Bounds
-    """What no value can leave."""
-
-    def __post_init__(self) -> None:
-        finite(self.values)
-
-    @property
-    def mean(self) -> float:
-        """The plain mean."""
-        return float(self.values.mean())
-
-    @property
-    def n(self) -> int:
-        """Samples; of pairs, those of the smaller group."""
-        return int(min(self.values.shape))
-
-    def minus(self, other: Values, factor: float = 1.0) -> Values:
-        """``self - factor x other``, sample by sample."""
-        if self.values.shape != other.values.shape:
-            raise MetricError("paired scores need the same samples on both sides")
-        ends = [factor * end for end in other.bounds]
-        bounds = self.bounds[0] - max(ends), self.bounds[1] - min(ends)
-        return Values(self.values - factor * other.values, bounds)
-
-    def scaled(self, factor: float) -> Values:
-        """Every value ``factor`` times, factor above 0."""
-        return Values(factor * self.values, (factor * self.bounds[0], factor * self.bounds[1]))
-
-    def parts(self) -> list[Array]:
-        """What the standard error is made of: each sample's value; of pairs, its mean over the
-        other group (DeLong, DeLong and Clarke-Pearson 1988).
-        """
-        values = self.values
-        return [values] if values.ndim == 1 else [values.mean(axis=1), values.mean(axis=0)]
-
-    def resampled(self, draws: Draws) -> tuple[Array, Array]:
-        """Mean and variance of the mean, of each resample; the groups of pairs are drawn apart."""
-        if self.values.ndim == 1:
-            means = draws.rows @ self.values
-            spread = draws.rows @ (self.values - self.mean) ** 2 - (means - self.mean) ** 2
-            return means, np.maximum(spread, 0) / (self.n - 1)
-        if draws.others is None:
-            raise MetricError("pairs need resamples of both groups")
-        second, first = draws.rows @ self.values, draws.others @ self.values.T
-        means = (second * draws.others).sum(axis=1)
-        variance = np.zeros_like(means)
-        for drawn, weights in ((first, draws.rows), (second, draws.others)):
-            spread = ((drawn - means[:, None]) ** 2 * weights).sum(axis=1)
-            variance += spread / (weights.shape[1] - 1)
-        return means, variance
-
-    def outliers(self) -> tuple[float, int, int]:
-        """The commonest value, and how many samples lie above and below it."""
-        parts = [part.round(12) for part in self.parts()]
-        distinct, counts = np.unique(min(parts, key=len), return_counts=True)
-        usual, each = float(distinct[counts.argmax()]), np.concatenate(parts)
-        return usual, int((each > usual).sum()), int((each < usual).sum())
-
-    @property
-    def is_sparse(self) -> bool:
-        """Whether too few samples differ from the rest for a resample to tell of them."""
-        return sum(self.outliers()[1:]) < FEW
-
-
-def _covariance(values: Values, other: Values) -> float:
-    """Of the means of two values of the same samples; with itself, the squared standard error."""
-    total = 0.0
-    for part, twin in zip(values.parts(), other.parts(), strict=True):
-        n = len(part)
-        total += float(((part - part.mean()) * (twin - twin.mean())).sum() / (n - 1) / n)
-    return total
-
-
-def _student(values: Values, draws: Draws) -> Array:
-    """The studentized means of the resamples, around the mean of ``values``."""
-    means, variance = values.resampled(draws)
-    away = means - values.mean
-    tiny = 1e-9 * max(1e-300, float(np.abs(values.values).max()))
-    away[np.abs(away) <= tiny] = 0.0
-    # A resample of equal values has no error of its own: it lies beyond every bound, not at NaN.
-    error = np.maximum(np.sqrt(variance), tiny)
-    return np.where(error > tiny, away / error, np.sign(away) * 1e12)
-
-
-def _quantiles(t: Array, tail: float) -> Bounds:
-    """The points with ``tail`` of the values beyond them, as order statistics: no average."""
-    ordered = np.sort(t)
-    k = max(1, int(tail * (len(ordered) + 1)))
-    return float(ordered[k - 1]), float(ordered[-k])
-
-
-def _exact(values: Values, tail: float) -> Bounds:
-    """Bounds of the mean from how many samples differ alone (Clopper and Pearson 1934), each
-    difference taken as large as values can be.
-    """
-    from scipy.stats import beta
-
-    usual, *counts = values.outliers()
-    # The largest share of samples above, and of those below.
-    above, below = (
-        1.0 if k >= values.n else float(beta.ppf(1 - tail, k + 1, values.n - k)) for k in counts
-    )
-    low, high = values.bounds
-    return usual - (usual - low) * below, usual + (high - usual) * above
-
-
-def mean(values: Values, draws: Draws) -> Estimate:
-    """The mean with its interval and p-value; pairs need resamples of both groups."""
-    point, tail = values.mean, draws.tail
-    if values.n < 2:
-        return Estimate(point)
-    exact = _exact(values, tail)
-    if values.is_sparse:
-        return Estimate(point, exact, p=1.0 if exact[0] <= 0 <= exact[1] else 2 * tail)
-    t = _student(values, draws)
-    error = math.sqrt(_covariance(values, values))
-    low, high = _quantiles(t, tail)
-    bounds = max(point - high * error, exact[0]), min(point - low * error, exact[1])
-    p = (1 + int((np.abs(t) >= abs(point) / error).sum())) / (1 + len(t))
-    return Estimate(point, bounds, p=p)
-
-
-def ratio(top: Values, bottom: Values, draws: Draws) -> Estimate:
-    """``mean(top) / mean(bottom)`` over the same samples, with its interval; MetricError where the
-    denominator is 0.
-    """
-    if bottom.mean == 0:
-        raise MetricError("a ratio with a denominator of 0 is no measurement")
-    point = top.mean / bottom.mean + 0.0  # never -0
-    rest = top.minus(bottom, point)
-    if top.n < 2:
-        return Estimate(point)
-    # Two models that answer almost all alike differ by little, however little is known of either.
-    below = mean(bottom, draws)
-    apart = _quotient(mean(top.minus(bottom), draws), below)
-    ci = narrower(_quotient(mean(top, draws), below), apart and (1 + apart[0], 1 + apart[1]))
-    if not (top.is_sparse or bottom.is_sparse or rest.is_sparse):
-        ci = narrower(_fieller(top, bottom, _quantiles(_student(rest, draws), draws.tail)), ci)
-    return Estimate(point, ci)
-
-
-def narrower(ci: Bounds | None, safe: Bounds | None) -> Bounds | None:
-    """What two intervals share: with some odd samples among many alike, the studentized one runs
-    far out on one side.
-    """
-    if ci is None or safe is None:
-        return ci or safe
-    return max(ci[0], safe[0]), min(ci[1], safe[1])
-
-
-def _quotient(top: Estimate, bottom: Estimate) -> Bounds | None:
-    """Bounds of a quotient from those of its parts: wide, and safe."""
-    if top.ci is None or bottom.ci is None or bottom.ci[0] <= 0 <= bottom.ci[1]:
-        return None
-    ends = [a / b for a in top.ci for b in bottom.ci]
-    return min(ends), max(ends)
-
-
-def _fieller(top: Values, bottom: Values, limits: Bounds) -> Bounds | None:
-    """Every r for which ``mean(top - r bottom)``, studentized, is within ``limits`` (Fieller 1954):
-    between roots of ``(a - r b)^2 = t^2 variance(a - r b)``. None where that is no interval.
-    """
-    a, b, (low, high) = top.mean, bottom.mean, limits
-    if b < 0:
-        a, b, low, high = -a, -b, -high, -low
-    a_error, b_error = _covariance(top, top), _covariance(bottom, bottom)
-    both = _covariance(top, bottom)
-    ends = []
-    for t, side in ((high, -1), (low, 1)):
-        lead, half = b * b - t * t * b_error, a * b - t * t * both
-        if not math.isfinite(t) or lead <= 0:
-            return None
-        root = math.sqrt(max(0.0, half * half - lead * (a * a - t * t * a_error)))
-        ends.append((half + side * root) / lead)
-    return ends[0], ends[1]
-
-
 def mean_share(pairs: Sequence[tuple[Array, Array, Draws]]) -> Estimate:
     """The mean of several ratios of means, each ``ours / theirs`` over the samples of its draws,
-    with a percentile interval over the samples: the pairs are all there are, not a sample of them.
+    with the draws' middle 95%: the pairs are all there are, not a sample of them.
     """
     points = finite([float(ours.mean() / theirs.mean()) for ours, theirs, _ in pairs])
-    drawn = [(draws.rows @ ours) / (draws.rows @ theirs) for ours, theirs, draws in pairs]
-    means = np.mean([column[: min(map(len, drawn))] for column in drawn], axis=0)
-    return Estimate(float(points.mean()), _middle(finite(means)))
+    drawn = [(d.weights[:, :-1] @ ours) / (d.weights[:, :-1] @ theirs) for ours, theirs, d in pairs]
+    means = finite(np.mean([column[: min(map(len, drawn))] for column in drawn], axis=0))
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Estimate(float(points.mean()), (float(low), float(high)))
 
 
 def holm(p_values: list[float], level: float = 1 - CONFIDENCE) -> list[bool]:
