@@ -98,7 +98,7 @@ def test_the_bits_in_force_are_recorded(
     scheme: str | None,
 ) -> None:
     folder = make_checkpoint(dtype=stored, num_hidden_layers=1)
-    options = KernelOptions(device="cpu", dtype=dtype)
+    options = KernelOptions(device="cpu").updated({"dtype": dtype})
     (prepared,) = prepare_all(str(folder), [find_condition(name)], options)
     made = prepared.condition.options
     assert (made.bits, made.scheme) == (bits, scheme or find_condition(name).scheme)

@@ -677,7 +677,7 @@ def test_a_task_keeps_the_environment_that_it_was_measured_in(
 def test_a_summary_names_the_packages_that_differ_between_tasks(
     toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, options = script(toy), Options(output=toy.out, include_path=(str(toy.tasks),))
+    model, options = script(toy), Options(output=toy.out, include_path=(toy.tasks,))
     with_package(monkeypatch, "numpy", "98")
     first = run(model, "toy_verbmem", toy)
     assert "numpy" not in evaluation_summary([first], "toy_verbmem", options)

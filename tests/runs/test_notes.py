@@ -75,9 +75,7 @@ def test_an_entrys_own_runs_are_held_against_its_first() -> None:
 
 
 def test_the_bits_in_force_are_compared() -> None:
-    stored = {"bits": 32.0}
-    wide = LoadedRun(on().path, loaded(settings={"dtype": "fp32"}, **stored).result)
-    narrow = LoadedRun(on().path, loaded(settings={"dtype": "fp32"}, bits=16.0).result)
+    wide, narrow = (loaded(settings={"dtype": "fp32"}, bits=bits) for bits in (32.0, 16.0))
     (line,) = machine_notes(entry(narrow), {"target": entry(wide)})
     assert line.endswith("a weight at none is 32 bits there and 16 bits here")
     older, newer = loaded(bits=32.0), loaded(bits=16.0)  # both computed in bf16
