@@ -79,8 +79,8 @@ class Selection(_Part):
 
     def __str__(self) -> str:
         """Which scores the choice has seen."""
-        seen = {"all": "all rows", None: "rows not recorded"}
-        says = f"{self.task}, {seen.get(self.rows) or f'first {self.rows} rows'}"
+        seen = "rows not recorded" if self.rows is None else f"first {self.rows} rows"
+        says = f"{self.task}, {'all rows' if self.rows == 'all' else seen}"
         return says if self.reached else f"{says}, never low enough: the last step"
 
 
