@@ -68,7 +68,7 @@ def test_entries_rank_by_their_worst_excess_and_collapse_is_never_ranked(
             value(bench, n, precision) / value(bench, "target", precision)
             for n in ("sure", "npo", "ga_gdr")
         ]
-        found = standings.retained[precision]
+        found = standings.shares[precision].retained
         assert found.value == pytest.approx(sum(shares) / 3)
         assert found.ci is not None
         assert found.ci[0] < found.value < found.ci[1]
@@ -86,7 +86,11 @@ def weak(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_no_share_at_a_precision_that_makes_the_target_itself_forget(weak: Path) -> None:
     found = read_board(weak)
-    assert set(rank_entries(found, verify_board(found)[0]).retained) == {"none", "rtn-int8"}
+    ranking = rank_entries(found, verify_board(found)[0])
+    # The same cells at every precision, so none of the two: at int4 the target itself forgets.
+    assert (ranking.shares, ranking.cells) == ({}, (0, 2))
+    said = "over the 2 pairs of a ranked entry and a forget task there is none where"
+    assert said in (weak / "README.md").read_text(encoding="utf-8")
     rows = csv_rows(weak)
     cell = rows["ga_gdr", "made_knowmem_f", "rtn-int4"]
     assert cell["verdict"] == "target forgets"
@@ -116,6 +120,21 @@ def test_the_table_says_what_made_the_entries_and_where_they_were_measured(
     for number in threads:
         assert f"fp32, {number} thread{'s' if number > 1 else ''}; unlearnbench " in text
     assert text.count(f"Python {sys.version.split()[0]}") == len(threads)  # not for each run
+
+
+def test_every_machine_that_a_task_was_measured_on_is_named(
+    made_board: Path, tmp_path: Path
+) -> None:
+    board: Path = shutil.copytree(made_board, tmp_path / "made")
+    path = board / "entries" / "sure.json"
+    content = json.loads(path.read_text(encoding="ascii"))
+    content["runs"][0]["run"]["tasks"]["made_knowmem_r"]["environment"]["threads"] = 77
+    content["runs"][0]["run"]["environment"]["threads"] = 78  # of a task that is not the board's
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
+    assert call("leaderboard", "build", str(board)) == 0
+    text = (board / "README.md").read_text(encoding="utf-8")
+    assert "fp32, 77 threads; unlearnbench " in text
+    assert "78 threads" not in text
 
 
 def test_the_references_scores_are_shown_and_not_ranked(weak: Path) -> None:
@@ -159,7 +178,7 @@ def test_a_precision_that_the_board_does_not_ask_for_is_shown_and_does_not_count
     further = place.rows["made_knowmem_f", "gptq-int4-g128"]
     assert further.p is not None
     assert not further.significant, "no part of the board's family"
-    ranks = text.split("| rank |")[1].split("Mean share")[0]
+    ranks = text.split("| rank |")[1].split("No mean share")[0]
     assert "recovers: made&#95;knowmem&#95;f" not in ranks
     assert "gptq" not in ranks
 
@@ -222,8 +241,9 @@ def csv_rows(board: Path) -> dict[tuple[str, str, str], dict[str, str]]:
 def test_the_markdown_table(built: Path) -> None:
     text = (built / "README.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert rows[1].startswith("| 1 | sure |")
-    assert "| collapsed | broken |" in text
+    assert rows[1].startswith("| 1 (1 to ")
+    assert "% | sure |" in rows[1]
+    assert "| collapsed | - | broken |" in text
     assert "recovers: made&#95;knowmem&#95;f at rtn-int4" in text
     assert "| none | " in text
 

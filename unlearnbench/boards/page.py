@@ -10,14 +10,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Callable
 from importlib.resources import files
 
 from unlearnbench.boards.plots import dumbbell, pareto
 from unlearnbench.boards.ranking import Line, Place, Ranking
 from unlearnbench.errors import one_line, printable
 from unlearnbench.lm_eval.tables import utility_cells
+from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.recovery.reports import points, share
-from unlearnbench.results import FULL, GenerationRecord, RunResult
+from unlearnbench.results import FULL, Environment, GenerationRecord, RunResult
+from unlearnbench.runs.fingerprint import environments
 
 LONGEST = 100_000
 """Characters of one text that the viewer shows."""
@@ -36,6 +39,7 @@ def page(ranking: Ranking) -> str:
         "printable": printable,
         "points": points,
         "share": share,
+        "percent": percent,
         "facts": _facts,
         "plot": lambda place: dumbbell(ranking, place) if len(place.precisions) > 1 else "",
     }
@@ -48,12 +52,18 @@ def page(ranking: Ranking) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode(),
         lines=[(line, _cells(line)) for line in ranking.lines()],
         places=places,
-        retained=ranking.retained,
+        shares=ranking.shares,
+        cells=ranking.cells,
         pareto=pareto(ranking),
         utilities=utility_cells(ranking.entries),
         samples=_json([_side_by_side(place) if texts else [] for place, texts in places]),
     )
     return text
+
+
+def percent(value: float | None) -> str:
+    """A share in percent; ``-`` where there is none."""
+    return share(None if value is None else Estimate(value))
 
 
 def _json(value: object) -> str:
@@ -84,12 +94,17 @@ def _facts(run: RunResult) -> list[tuple[str, str]]:
         "weights SHA-256": run.checkpoint.weights_sha256,
         "tokenizer SHA-256": run.checkpoint.tokenizer_sha256,
         "protocol": run.protocol,
-        "device": f"{run.environment.device}, {run.environment.dtype}",
-        "unlearnbench": f"{run.environment.unlearnbench} ({run.environment.git_hash or 'release'})",
+        "device": _every(run, lambda e: f"{e.device}, {e.dtype}"),
+        "unlearnbench": _every(run, lambda e: f"{e.unlearnbench} ({e.git_hash or 'release'})"),
         "made": run.created,
     }
     facts |= {f"{name} samples SHA-256": x.records_sha256 for name, x in run.tasks.items()}
     return [(one_line(name), one_line(value)) for name, value in facts.items()]
+
+
+def _every(run: RunResult, fact: Callable[[Environment], str]) -> str:
+    """A fact of where the tasks were measured, each of its values once."""
+    return "; ".join(dict.fromkeys(map(fact, environments(run).values())))
 
 
 def _side_by_side(place: Place) -> list[dict[str, object]]:
