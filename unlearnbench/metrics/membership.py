@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unlearnbench.errors import MetricError
-from unlearnbench.metrics.intervals import Array, Estimate, auc, bootstrap_auc, bootstrap_privleak
+from unlearnbench.metrics.intervals import Array, Estimate, Values, draw, mean, pair_wins, ratio
 from unlearnbench.requests import Scored
 
 NAME = "privleak"
@@ -140,15 +140,21 @@ def summarize(
     columns = _columns(members, nonmembers)
     if attack not in columns:
         raise MetricError(f"unknown attack {attack!r}; this run has {', '.join(columns)}")
-    attacks = {name: bootstrap_auc(*groups, seed=seed) for name, groups in columns.items()}
+    draws = draw(len(members), seed, len(nonmembers))
+    wins = {name: Values(pair_wins(*groups), (0.0, 1.0)) for name, groups in columns.items()}
+    attacks = {name: mean(values, draws) for name, values in wins.items()}
     if reference is None:
         return LeakSummary(attacks[attack], attacks, None)
-    value = privleak(auc(*columns[attack]), reference.auc)
+    value = privleak(attacks[attack].value, reference.auc)
     leak = attacks[attack].scaled(100 / reference.auc, -100)
     if reference.members:
-        theirs = (np.array(reference.members), np.array(reference.nonmembers))
-        leak = bootstrap_privleak(columns[attack], theirs, seed=seed)
-    return LeakSummary(attacks[attack], attacks, replace(leak, value=value))
+        theirs = Values(pair_wins(reference.members, reference.nonmembers), (0.0, 1.0))
+        leak = Estimate(0.0)  # the retrained run's own zero, by definition
+        if theirs.values.shape != wins[attack].values.shape:
+            raise MetricError("the reference has another number of texts")
+        if (theirs.values != wins[attack].values).any():
+            leak = ratio(wins[attack], theirs, draws).scaled(100, -100)
+    return LeakSummary(attacks[attack], attacks, replace(leak, value=value, p=None))
 
 
 def _columns(*groups: Sequence[Mapping[str, float]]) -> dict[str, tuple[Array, Array]]:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.recovery.compare import Comparison, open_comparison
 from unlearnbench.recovery.policy import Finding, Policy, check, exit_status
-from unlearnbench.results import FORMAT_VERSION, FULL, Document, Role, upgrade
+from unlearnbench.results import FORMAT_VERSION, FULL, STORED, Document, Role, upgrade
 from unlearnbench.runs.entries import Entry, LoadedRun
 from unlearnbench.util.files import read_json
 from unlearnbench.util.validation import as_model
@@ -64,7 +64,8 @@ def certify(comparison: Comparison, policy: Policy, findings: Sequence[Finding])
     Raises:
         OptionError: it did not pass, is of several checkpoints, or its policy leaves out a part of
             what durable means: the excess of every forget task that was evaluated, PrivLeak where
-            it was measured, and utility, in full precision too.
+            it was measured, and utility, in full precision, quantized, and under every condition
+            that was evaluated.
     """
     if exit_status(findings) != 0:
         raise OptionError("no certificate: the check did not pass")
@@ -75,6 +76,17 @@ def certify(comparison: Comparison, policy: Policy, findings: Sequence[Finding])
         raise OptionError("no certificate from imported runs: their weights are not known")
     wants = {n: task.want for run in entry.runs.values() for n, task in run.result.tasks.items()}
     needed = {"max_excess", "min_utility", *(_RULES[want] for want in wants.values())}
+    left = sorted(set(entry.runs) - set(policy.precisions))
+    if left:
+        raise OptionError(
+            f"no certificate: the policy's precisions leave out {one_line(left[0])}, which was "
+            "evaluated"
+        )
+    if all(name in STORED for name in policy.precisions):
+        raise OptionError(
+            "no certificate: durable needs a quantized precision in the policy and among the runs; "
+            f"it has only {', '.join(policy.precisions)}"
+        )
     missing = sorted(needed - policy.rules)
     if missing or FULL not in policy.precisions:
         what = ", ".join(missing) or f"precision {FULL}"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from unlearnbench.errors import MetricError, OptionError, ResultError
-from unlearnbench.metrics.intervals import CONFIDENCE, Estimate, Values, draw, ratio
+from unlearnbench.metrics.intervals import CONFIDENCE, Estimate, Values, draw
 from unlearnbench.recovery import UTILITY_FLOOR
 from unlearnbench.recovery.statistics import (
     Cell,
@@ -27,7 +27,7 @@ from unlearnbench.runs.entries import (
     load_entries,
     require_comparable,
     require_same_condition,
-    same_run,
+    run_key,
 )
 from unlearnbench.runs.notes import machine_notes
 
@@ -59,17 +59,41 @@ class Comparison:
     retrained: Entry
     floor: float = UTILITY_FLOOR
     confidence: float = CONFIDENCE
+    figure: str | None = None
+    """What is compared in place of each task's own figure, as rougeL_recall or Min-20%; tasks
+    without it are left out."""
+    _scores: dict[tuple[str, str], Values] = field(default_factory=dict, init=False, repr=False)
 
     def tasks(self, entry: Entry) -> list[str]:
         """The tasks that an entry's full-precision run holds, in name order."""
-        return sorted(entry.full.result.tasks)
+        return self.tasks_of(entry.full)
+
+    def tasks_of(self, run: LoadedRun) -> list[str]:
+        """The tasks of a run that have the figure."""
+        tasks, wanted = run.result.tasks.items(), self.figure
+        return sorted(n for n, t in tasks if wanted is None or wanted in (t.attacks or t.scores))
 
     def scores(self, run: LoadedRun, task: str) -> Values:
-        """A run's scores of a task, one a sample or one a pair of texts."""
+        """A run's scores of a task, one a sample or one a pair of texts. The same run's are the
+        same object: a difference to itself is known to be 0.
+        """
+        key = run_key(run), task
+        if key not in self._scores:
+            self._scores[key] = self._read_scores(run, task)
+        return self._scores[key]
+
+    def models(self, entry: Entry, precision: str, task: str) -> list[Values]:
+        """The scores of each training of an entry's recipe."""
+        return [self.scores(each.at(precision), task) for each in entry.trainings]
+
+    def _read_scores(self, run: LoadedRun, task: str) -> Values:
         attack, records = run.task(task).attack, run.records(task)
         if attack is None:
-            scored = [r.score for r in records if not isinstance(r, LikelihoodRecord)]
-            return generation_scores(scored)
+            scored = [r for r in records if not isinstance(r, LikelihoodRecord)]
+            if self.figure is None:
+                return generation_scores([record.score for record in scored])
+            return generation_scores([record.scores[self.figure] for record in scored])
+        attack = self.figure or attack
         groups: dict[str, list[float]] = {}
         for record in records:
             if not isinstance(record, LikelihoodRecord) or attack not in record.scores:
@@ -101,11 +125,11 @@ class Comparison:
         retain = self.retain_task(entry, task)
         if retain is None:
             return None
-        ours = self.scores(entry.at(precision), retain)
+        ours = self.models(entry, precision, retain)
         theirs = self.scores(self.target.full, retain)
         if not theirs.values.any():
             raise MetricError(f"{retain}: the target scores 0, so utility is not defined")
-        return ratio(ours, theirs, self.scale(retain).draws)
+        return self.scale(retain).share(ours, [theirs] * len(ours))
 
     def retain_task(self, entry: Entry, task: str) -> str | None:
         """The retain task of a task's family: those whose names begin alike, as ``news_``. Raises
@@ -114,7 +138,7 @@ class Comparison:
         # A board's incomplete entry may have no run in full precision.
         run = entry.runs.get(FULL) or next(iter(entry.runs.values()))
         family = f"{task.split('_', 1)[0]}_"
-        retain = [t for t, r in run.result.tasks.items() if r.want == "high"]
+        retain = [t for t in self.tasks_of(run) if run.result.tasks[t].want == "high"]
         related = [name for name in retain if f"{name}_".startswith(family)]
         if len(related) > 1:
             raise OptionError(f"{task}: more than one retain task: {', '.join(related)}")
@@ -122,25 +146,26 @@ class Comparison:
 
     def standing(self, entry: Entry, task: str, precision: str) -> TaskStanding:
         """How one task stands at one precision, full precision included."""
-        scale, run = self.scale(task), entry.at(precision)
-        values = self.scores(run, task)
-        retrained = self.scores(self.retrained.full, task)
-        excess = scale.excess(values, retrained, same_run(run, self.retrained.full))
+        scale, models = self.scale(task), self.models(entry, precision, task)
+        retrained = self.retrained.full
+        same = run_key(entry.at(precision)) == run_key(retrained)
+        excess = scale.excess(models, self.scores(retrained, task), same)
         utility = self.utility(entry, task, precision)
-        return TaskStanding(scale.want, values.n, scale.value(values), excess, utility)
+        return TaskStanding(scale.want, models[0].n, scale.value(models), excess, utility)
 
     def row(self, entry: Entry, task: str, precision: str) -> RecoveryRow:
         """One row of the recovery table, before Holm's correction."""
-        quantized = entry.at(precision)
+        empty = [each.at(precision).task(task).empty_outputs for each in entry.trainings]
         cell = Cell(
             self.scale(task),
-            full=self.scores(entry.full, task),
-            quantized=self.scores(quantized, task),
+            full=[self.scores(each.full, task) for each in entry.trainings],
+            quantized=self.models(entry, precision, task),
             target=self.scores(self.target.at(precision), task),
             target_full=self.scores(self.target.full, task),
             retrained=self.scores(self.retrained.full, task),
-            same_as_retrained=same_run(quantized, self.retrained.full),
+            same_as_retrained=run_key(entry.at(precision)) == run_key(self.retrained.full),
             utility=self.utility(entry, task, precision),
+            empty_outputs=sum(n or 0 for n in empty) if None not in empty else None,
         )
         return measure(cell, entry.name, task, precision, self.floor)
 

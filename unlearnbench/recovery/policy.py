@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.metrics.intervals import CONFIDENCE, Bounds, Estimate
 from unlearnbench.recovery.compare import Comparison, TaskStanding
+from unlearnbench.recovery.statistics import GONE, MIN_GAP
 from unlearnbench.results import FULL
 from unlearnbench.runs.entries import Entry
 
@@ -164,8 +165,8 @@ class _Judge:
         return replace(self, task=retain)._judge(rule, n, found.utility, (least, math.inf))
 
     def _recovered(self, most: float) -> Finding:
-        """Without a share: nothing was forgotten, which fails; or the target forgets too, which
-        shows nothing.
+        """Without a share: nothing was forgotten, which fails where its bounds show it; or the
+        target forgets too, which shows nothing.
         """
         row = self.comparison.row(self.entry, self.task, self.precision)
         rule, share = f"max_recovered {most:g}", row.estimate("recovered")
@@ -175,8 +176,12 @@ class _Judge:
             scores = f"{row.target:.1f}, in full precision {row.target_full:.1f}"
             message = f"the target itself forgets at this precision: {scores}"
             return self._finding(rule, "not decided", message)
-        scores = f"{row.full:.1f} in full precision, target {row.target:.1f}"
-        return self._finding(rule, "fail", f"had not forgotten: {scores}")
+        forgotten, least = row.leakage("forgotten"), MIN_GAP
+        if forgotten.value >= MIN_GAP:  # and yet not far enough on the way to the retrained model
+            forgotten, least = row.estimate("gone") or forgotten, GONE
+        found = self._judge(rule, row.n, forgotten, (least, math.inf))
+        scores = f"{row.full:.1f} in full precision, target {row.target_full:.1f}"
+        return replace(found, message=f"had not forgotten: {scores}; {found.message}")
 
     def _judge(self, rule: str, n: int, figure: Estimate, kept: Bounds) -> Finding:
         """A figure that must lie within ``kept``, by the bounds of its interval."""

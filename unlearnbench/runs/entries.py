@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from unlearnbench.errors import OptionError, ResultError, one_line
@@ -83,6 +85,18 @@ class Entry:
 
     name: str
     runs: Mapping[str, LoadedRun]
+    others: tuple[Entry, ...] = ()
+    """Further trainings (seeds) of its recipe."""
+
+    @property
+    def trainings(self) -> tuple[Entry, ...]:
+        """Every training of its recipe, itself the first."""
+        return (self, *self.others)
+
+    @property
+    def recipe(self) -> str | None:
+        """Of its ``unlearning.json``: the same for trainings that differ in their seed alone."""
+        return next(iter(self.runs.values())).result.checkpoint.origin.get("recipe")
 
     @property
     def full(self) -> LoadedRun:
@@ -144,6 +158,22 @@ def load_entries(paths: Sequence[Path]) -> list[Entry]:
     return entries
 
 
+def join_trainings(entries: Sequence[Entry]) -> list[Entry]:
+    """Entries of one recipe as one, called by what their names begin with alike."""
+    groups: dict[str, list[Entry]] = {}
+    for number, entry in enumerate(entries):
+        groups.setdefault(entry.recipe or f"entry {number}", []).append(entry)
+    joined = []
+    for first, *others in groups.values():
+        if others:
+            names = [first.name, *(other.name for other in others)]
+            alike = os.path.commonprefix(names)  # noqa: RUF071 - names, not paths
+            name = re.sub(r"[-_.]+((s|seed)[-_.]*\d*)?$", "", alike) or first.name
+            first = replace(first, name=name, others=tuple(others))
+        joined.append(first)
+    return joined
+
+
 def _run_folders(path: Path) -> list[Path]:
     if (path / "run.json").is_file():
         return [path]
@@ -164,10 +194,9 @@ def _checkpoint_key(result: RunResult) -> str:
     return f"{checkpoint.weights_sha256} {checkpoint.tokenizer_sha256} {checkpoint.adapter}"
 
 
-def same_run(run: LoadedRun, other: LoadedRun) -> bool:
-    """Whether two runs are of one checkpoint at one precision."""
-    same = _checkpoint_key(run.result) == _checkpoint_key(other.result)
-    return same and run.condition == other.condition
+def run_key(run: LoadedRun) -> str:
+    """The same for two runs of one checkpoint at one precision."""
+    return f"{_checkpoint_key(run.result)} {run.condition}"
 
 
 def require_comparable(run: LoadedRun, base: LoadedRun, tasks: Sequence[str]) -> None:

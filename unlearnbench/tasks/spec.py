@@ -257,12 +257,13 @@ def mean_of_scores(
     scores: Sequence[float], figures: Sequence[Mapping[str, float]], seed: int
 ) -> dict[str, object]:
     """The fields of ``TaskResult`` for a mean of scores from 0 to 1 and of further figures."""
-    from unlearnbench.metrics.intervals import bootstrap_mean
+    from unlearnbench.metrics.intervals import Values, draw, finite, mean
 
-    mean, n = bootstrap_mean(scores, seed).scaled(100), len(scores)
+    n = len(scores)
+    found = mean(Values(100 * finite(scores), (0.0, 100.0)), draw(n, seed))
     further = {name: 100 * sum(each[name] for each in figures) / n for name in figures[0]}
-    fields = {"value": mean.value, "stderr": mean.stderr, "ci": mean.ci}
-    return {"n": n, **fields, "scores": further}
+    fields = {"value": found.value, "stderr": found.stderr, "ci": found.ci}
+    return {"n": n, **fields, "intervals": "bounded", "scores": further}
 
 
 def require_pins(spec: TaskSpec, *fields: str) -> None:

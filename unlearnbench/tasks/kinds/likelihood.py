@@ -126,6 +126,7 @@ class LikelihoodTask(TaskSpec):
             "auc": found.auc.value,
             "auc_stderr": found.auc.stderr,
             "auc_ci": found.auc.ci,
+            "intervals": "bounded",
             "attack": self.attack,
             "attacks": {
                 name: AttackResult(auc=e.value, stderr=e.stderr, ci=e.ci)
