@@ -133,8 +133,9 @@ def _old_intervals(board: Board, entry: BoardEntry) -> Iterator[str]:
     if tasks:
         where = "; ".join(f"{', '.join(names)} at {at}" for at, names in tasks.items())
         yield (
-            f"{entry.name}.json holds intervals of the old kind, which are not checked: {where}; "
-            "run `unlearnbench leaderboard build --recompute` to replace them"
+            f"{entry.name}.json holds intervals of the old kind, which are not checked: "
+            f"{one_line(where, 1000)}; run `unlearnbench leaderboard build --recompute` to "
+            "replace them"
         )
 
 
