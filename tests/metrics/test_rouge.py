@@ -201,7 +201,7 @@ def test_no_target_of_muse_news_is_refused(muse_data: Path, name: str) -> None:
 
 
 def test_what_is_refused_of_other_benchmarks_answers(muse_data: Path) -> None:
-    """They are no tasks of the package; of 39,000 answers three are refused, and rightly."""
+    """They are no tasks of the package; three different answers of 10,000 are refused."""
     found: set[str] = set()
     names = ("locuslab/TOFU/*/train.jsonl", "jinzhuoran/RWKU/*/test.jsonl")
     for path in [path for name in names for path in muse_data.glob(name)]:
