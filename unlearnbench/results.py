@@ -275,7 +275,10 @@ class TaskResult(_File):
     stderr: float | None = Field(default=None, ge=0)
     """Standard error of ``value``; absent for a single sample."""
     ci: Interval | None = None
-    """95% bootstrap interval of ``value``."""
+    """95% interval of ``value``."""
+    intervals: Literal["bounded"] | None = None
+    """How ``ci`` and the AUCs' intervals were computed; absent in older files: percentile
+    bootstrap."""
     n: int = Field(gt=0)
     """Samples; for a likelihood task, texts in each split."""
     data: tuple[SplitData, ...] = Field(strict=False)

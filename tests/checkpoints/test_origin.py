@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from tests.conftest import make_model, make_tokenizer
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.find import files_sha256
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.origin import FILE, read_origin
+from unlearnbench.checkpoints.origin import FILE, Training, read_origin
 from unlearnbench.errors import CheckpointError
 from unlearnbench.util.files import content_sha256
 
@@ -92,6 +93,12 @@ def test_weights_of_another_seed_hash_otherwise(tiny: Path, copy: Path) -> None:
 
 
 SHA = "0" * 64
+# What the record below was given, as sorted JSON, written by hand.
+GIVEN = (
+    f'{{"data":[["forget","{SHA}"]],"kind":"unlearn","knobs":{{"beta":0.1}},"max_length":64,'
+    '"method":"npo","options":{"lr":1e-05,"max_steps":9,"weights_dtype":"fp32"},"processes":1,'
+    f'"target":"{SHA}"}}'
+)
 
 
 def record(**changes: Any) -> dict[str, Any]:
@@ -131,7 +138,109 @@ def test_what_results_say_of_a_training(tmp_path: Path) -> None:
         "weights_dtype": "fp32",
         "steps": "8",
         "beta": "0.1",
+        "recipe": hashlib.sha256(GIVEN.encode()).hexdigest()[:16],
     }
+
+
+SELECTION = {
+    "rule": "the first",
+    "task": "news_knowmem_f",
+    "threshold": 30.0,
+    "evaluated": [{"step": 2, "scores": {"news_knowmem_f": 40.0}}],
+    "chosen_step": 2,
+    "reached": True,
+}
+
+
+def recipe(**changes: Any) -> str:
+    return Training.model_validate(record(**changes)).recipe
+
+
+def options(**changes: object) -> dict[str, object]:
+    return {"lr": 1e-05, "seed": 3, "weights_dtype": "fp32", "max_steps": 9} | changes
+
+
+def selection(**changes: object) -> dict[str, object]:
+    return {"selection": SELECTION | changes}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"options": options(seed=4)},
+        {"options": options(save_steps=2)},
+        {"options": options(gradient_checkpointing=True)},
+        {"target": record()["target"] | {"path": "elsewhere", "origin": {"seed": "1"}}},
+        {"data": [record()["data"][0] | {"source": "elsewhere.jsonl"}]},
+        {"losses": [{"stage": "npo", "step": 2, "loss": 0.7, "lr": 1e-05}]},
+        {"packages": {"torch": "3"}, "unlearnbench": "2", "source_sha256": "1" * 64},
+        {"seconds": 9.0, "created": "later", "git_hash": "1"},
+    ],
+)
+def test_seeds_share_a_recipe_whatever_came_out(changes: dict[str, Any]) -> None:
+    assert recipe(**changes) == recipe()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "finetune"},
+        {"method": "npo_klr"},
+        {"knobs": {"beta": 0.2}},
+        {"options": options(lr=2e-05)},
+        {"options": options(max_steps=10)},
+        {"options": options(text_field="summary")},
+        {"options": options(keep_adapter=True)},
+        {"processes": 2},
+        {"max_length": 65},
+        {"target": record()["target"] | {"weights_sha256": "1" * 64}},
+        {"data": [record()["data"][0] | {"sha256": "1" * 64}]},
+        {"data": [record()["data"][0] | {"role": "retain"}]},
+        {"data": record()["data"] * 2},
+        selection(),
+    ],
+)
+def test_whatever_else_was_given_makes_another_recipe(changes: dict[str, Any]) -> None:
+    assert recipe(**changes) != recipe()
+
+
+def test_how_a_checkpoint_was_chosen_is_in_the_recipe_and_which_one_is_not() -> None:
+    later = [*SELECTION["evaluated"], {"step": 4, "scores": {}}]  # type: ignore[misc]
+    same = selection(evaluated=later, chosen_step=4, reached=False)
+    assert recipe(**same) == recipe(**selection())
+    others = (
+        selection(threshold=29.0),
+        selection(task="news_verbmem"),
+        selection(rows=25),
+        selection(rows="all"),
+        selection(evaluated=later[1:]),  # which looks half as often
+    )
+    assert len({recipe(**other) for other in (selection(), *others)}) == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rows": 25}, "news_knowmem_f, first 25 rows"),
+        ({"rows": "all"}, "news_knowmem_f, all rows"),
+        ({}, "news_knowmem_f, rows not recorded"),
+        (
+            {"rows": "all", "reached": False},
+            "news_knowmem_f, all rows, never low enough: the last step",
+        ),
+    ],
+)
+def test_a_choice_by_a_score_is_said(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    (tmp_path / FILE).write_text(json.dumps(record(**selection(**changes))))
+    assert read_origin(tmp_path / FILE)["selected"] == said
+
+
+def test_a_knob_cannot_take_the_place_of_what_is_computed(tmp_path: Path) -> None:
+    knobs = {"recipe": "0" * 16, "selected": "by nothing"}
+    (tmp_path / FILE).write_text(json.dumps(record(knobs=knobs, **selection(rows=25))))
+    found = read_origin(tmp_path / FILE)
+    assert found["recipe"] == recipe(knobs=knobs, **selection(rows=25))
+    assert found["selected"] == "news_knowmem_f, first 25 rows"
 
 
 @pytest.mark.parametrize(
@@ -146,6 +255,10 @@ def test_what_results_say_of_a_training(tmp_path: Path) -> None:
         ({"options": {"lr": -1.0, "seed": 0, "weights_dtype": "fp32"}}, "options.lr"),
         ({"options": {"lr": 1.0, "seed": 2**40, "weights_dtype": "fp32"}}, "options.seed"),
         ({"options": {"lr": 1.0, "seed": 0, "weights_dtype": "evil"}}, "options.weights_dtype"),
+        ({"options": {**options(), "deep": [[1]]}}, "options.deep"),
+        (selection(rows=0), "selection.rows"),
+        (selection(rows="some"), "selection.rows"),
+        (selection(evaluated=[]), "selection.evaluated"),
         ({"target": {"path": "x"}}, "target.format"),
     ],
 )

@@ -144,7 +144,10 @@ def test_the_page_shows_the_table_and_the_plot(short: Path, browser: Any) -> Non
         # Two points for each task and precision: in full precision, and quantized.
         assert points(plot, BLUE) == points(plot, ORANGE) == len(pairs)
     assert "method ga_gdr, " in page.content(), "how it was unlearned, beside its scores"
-    assert "The demo's board" in (short / "README.md").read_text(encoding="utf-8")
+    assert "selected demo_knowmem_f, all rows" in page.content()
+    board = (short / "README.md").read_text(encoding="utf-8")
+    assert "The demo's board" in board
+    assert "- ga&#95;gdr: its checkpoint was chosen on the questions of demo" in board
     assert errors == []
     page.close()
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import MakeCheckpoint
+from tests.conftest import MakeCheckpoint, write_jsonl
 from tests.training.helpers import go, same, weights
 from unlearnbench.checkpoints.find import read_json
 from unlearnbench.checkpoints.origin import FILE, Training, read_origin
@@ -21,7 +21,7 @@ from unlearnbench.errors import CheckpointError, DataError, OptionError
 from unlearnbench.methods import find_method, method_names
 from unlearnbench.methods.base import inner_linears
 from unlearnbench.training.job import Job, finetune, unlearn
-from unlearnbench.training.options import TrainOptions
+from unlearnbench.training.options import CorpusOptions, TrainOptions
 from unlearnbench.training.steps import Noise, Shrink
 
 # One method of each kind, with every loss and term among them; the others are slow.
@@ -159,6 +159,17 @@ def test_the_same_seed_gives_the_same_weights(job: Job, tmp_path: Path) -> None:
     assert same(weights(tmp_path / "first"), weights(tmp_path / "second"))
     go(job, tmp_path / "other", "ga_klr", seed=1)
     assert not same(weights(tmp_path / "first"), weights(tmp_path / "other"))
+    first, other = (read_origin(tmp_path / name / FILE) for name in ("first", "other"))
+    assert {name for name in first if first[name] != other[name]} == {"seed"}, "one recipe"
+
+
+def test_other_texts_of_the_same_rows_are_another_recipe(job: Job, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "both.jsonl", [{"text": "Ada wrote.", "story": "Bo sang."}] * 4)
+    both = replace(job, forget=(str(tmp_path / "both.jsonl"),))
+    other = replace(both, corpus=CorpusOptions(text_field="story"))
+    made = [go(j, tmp_path / n, "ga", max_steps=1) for j, n in ((both, "text"), (other, "story"))]
+    assert made[0].data == made[1].data
+    assert made[0].recipe != made[1].recipe
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])

@@ -32,7 +32,7 @@ def test_selection_keeps_the_first_checkpoint_at_or_below_the_retrained_models_s
     first = select(toy, tmp_path / "all", "100", *quick)
     assert first["chosen_step"] == 2
     assert first["reached"] is True
-    assert first["task"] == "toy_knowmem_f"
+    assert (first["task"], first["rows"]) == ("toy_knowmem_f", "all")
     both = "toy_verbmem,toy_knowmem_f"
     never = select(toy, tmp_path / "never", "-1", *quick, tasks=both)
     assert never["reached"] is False
@@ -137,6 +137,7 @@ def test_the_threshold_is_over_the_rows_that_the_models_under_training_are_score
     both = ["--select-task", "toy_verbmem", "--eval-limit", "2"]
     found = select(toy, tmp_path / "a", str(run), *quick, *both, tasks="toy_verbmem")
     assert found["threshold"] == pytest.approx(100 * (0 + 1 / len(records)) / 2)
+    assert found["rows"] == 2
     found = select(toy, tmp_path / "b", str(run), *quick, *both[:2], tasks="toy_verbmem")
     assert found["threshold"] == own["value"]
     for part in own["data"]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from unlearnbench.checkpoints.find import read_json
 from unlearnbench.errors import CheckpointError
 from unlearnbench.results import Checkpoint, Sha256
+from unlearnbench.util.files import content_sha256
 from unlearnbench.util.validation import as_model
 
 FILE = "unlearning.json"
@@ -69,16 +70,25 @@ class Selection(_Part):
     task: str
     threshold: float
     """The retrained model's score."""
-    evaluated: tuple[Evaluated, ...] = Field(strict=False)
+    rows: Annotated[int, Field(gt=0)] | Literal["all"] | None = None
+    """The first so many rows of each split were looked at; earlier releases do not say."""
+    evaluated: tuple[Evaluated, ...] = Field(strict=False, min_length=1)
     chosen_step: int = Field(gt=0)
     reached: bool
     """False: no checkpoint met the rule, and the last one stands."""
+
+    def __str__(self) -> str:
+        """Which scores the choice has seen."""
+        seen = "rows not recorded" if self.rows is None else f"first {self.rows} rows"
+        says = f"{self.task}, {'all rows' if self.rows == 'all' else seen}"
+        return says if self.reached else f"{says}, never low enough: the last step"
 
 
 class TrainingOptions(_Part):
     """The options of a training; those that are named here stand in results."""
 
     model_config = ConfigDict(**Checkpoint.model_config | {"extra": "allow"})
+    __pydantic_extra__: dict[str, float | int | str | bool]
 
     lr: float = Field(gt=0)
     weights_dtype: Literal["auto", "fp32", "bf16"]
@@ -111,6 +121,24 @@ class Training(_Part):
     """Of this call; a resumed training's earlier part is not in it."""
     created: str
 
+    @property
+    def recipe(self) -> str:
+        """The same for trainings that were given the same but for the seed, whatever came out.
+
+        Not of the versions of code and packages, nor of options that cannot move a weight.
+        """
+        given: dict[str, object] = self.model_dump(
+            mode="json",
+            include={"kind", "method", "knobs", "options", "processes", "max_length"},
+            exclude={"options": {"seed", "save_steps", "gradient_checkpointing"}},
+        )
+        given["target"] = self.target.weights_sha256
+        given["data"] = [(part.role, part.sha256) for part in self.data]
+        if (chosen := self.selection) is not None:  # its first step is how often it looks
+            rule = (chosen.rule, chosen.task, chosen.threshold, chosen.rows)
+            given["selection"] = (*rule, chosen.evaluated[0].step)
+        return content_sha256(given)[:16]
+
 
 def read_origin(path: Path) -> dict[str, str]:
     """What results say of how the weights came about; CheckpointError where it is damaged."""
@@ -123,4 +151,8 @@ def read_origin(path: Path) -> dict[str, str]:
         "weights_dtype": training.options.weights_dtype,
         "steps": training.losses[-1].step if training.losses else 0,
     }
-    return {name: str(value) for name, value in (facts | training.knobs).items()}
+    facts |= training.knobs
+    facts["recipe"] = training.recipe
+    if training.selection is not None:
+        facts["selected"] = training.selection
+    return {name: str(value) for name, value in facts.items()}

@@ -21,6 +21,8 @@ from unlearnbench.runs.folder import read_run
 from unlearnbench.training.options import CorpusOptions, SelectOptions
 from unlearnbench.util.files import write_text
 
+_CHOSEN = f"its checkpoint was chosen on the questions of {TASKS[0]} reported here"
+
 
 def start(name: str, options: DemoOptions) -> None:
     """Make the model that all others begin with, to the same bits each time."""
@@ -146,7 +148,8 @@ def make_board(name: str, options: DemoOptions) -> None:
     with _bar(name, len(ENDS) + len(options.methods) + 1, options) as bar:
         for entry in (*ENDS, *options.methods):
             role = entry if entry in ENDS else "unlearned"
-            submission = Submission(entry, role)  # type: ignore[arg-type]
+            note = "" if entry in ENDS else _CHOSEN
+            submission = Submission(entry, role, note)  # type: ignore[arg-type]
             add_entry(board, [options.runs(entry)], submission)
             bar.update()
         build_board(board)

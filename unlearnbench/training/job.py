@@ -126,8 +126,10 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         "select": None if job.select is None else job.select.model_dump(),
     }
     folder.require_free(Fingerprint.of(request), job.resume)
+    # Other texts of the same rows: another recipe.
+    read = job.corpus.model_dump(include={"text_field"}, exclude_defaults=True)
     facts |= code | {
-        "options": TrainingOptions(**job.options.model_dump(exclude_none=True)),
+        "options": TrainingOptions(**job.options.model_dump(exclude_none=True), **read),
         "target": source.checkpoint,
         "data": tuple(data),
         "sequences": {r: len(found) for r, found in sets.items() if found or r != "auxiliary"},

@@ -109,6 +109,7 @@ class Selector(TrainerCallback):
             rule=RULE,
             task=self.task,
             threshold=self.threshold,
+            rows=self.options.eval_limit or "all",
             evaluated=tuple(self.evaluated),
             chosen_step=self.evaluated[-1].step,
             reached=reached,
