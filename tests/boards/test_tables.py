@@ -68,7 +68,7 @@ def test_entries_rank_by_their_worst_excess_and_collapse_is_never_ranked(
             value(bench, n, precision) / value(bench, "target", precision)
             for n in ("sure", "npo", "ga_gdr")
         ]
-        found = standings.retained[precision]
+        found = standings.shares[precision].retained
         assert found.value == pytest.approx(sum(shares) / 3)
         assert found.ci is not None
         assert found.ci[0] < found.value < found.ci[1]
@@ -86,7 +86,11 @@ def weak(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_no_share_at_a_precision_that_makes_the_target_itself_forget(weak: Path) -> None:
     found = read_board(weak)
-    assert set(rank_entries(found, verify_board(found)[0]).retained) == {"none", "rtn-int8"}
+    ranking = rank_entries(found, verify_board(found)[0])
+    # The same cells at every precision, so none of the two: at int4 the target itself forgets.
+    assert (ranking.shares, ranking.cells) == ({}, (0, 2))
+    said = "over the 2 pairs of a ranked entry and a forget task there is none where"
+    assert said in (weak / "README.md").read_text(encoding="utf-8")
     rows = csv_rows(weak)
     cell = rows["ga_gdr", "made_knowmem_f", "rtn-int4"]
     assert cell["verdict"] == "target forgets"
@@ -159,7 +163,7 @@ def test_a_precision_that_the_board_does_not_ask_for_is_shown_and_does_not_count
     further = place.rows["made_knowmem_f", "gptq-int4-g128"]
     assert further.p is not None
     assert not further.significant, "no part of the board's family"
-    ranks = text.split("| rank |")[1].split("Mean share")[0]
+    ranks = text.split("| rank |")[1].split("No mean share")[0]
     assert "recovers: made&#95;knowmem&#95;f" not in ranks
     assert "gptq" not in ranks
 
@@ -222,8 +226,9 @@ def csv_rows(board: Path) -> dict[tuple[str, str, str], dict[str, str]]:
 def test_the_markdown_table(built: Path) -> None:
     text = (built / "README.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert rows[1].startswith("| 1 | sure |")
-    assert "| collapsed | broken |" in text
+    assert rows[1].startswith("| 1 (1 to ")
+    assert "% | sure |" in rows[1]
+    assert "| collapsed | - | broken |" in text
     assert "recovers: made&#95;knowmem&#95;f at rtn-int4" in text
     assert "| none | " in text
 

@@ -16,6 +16,7 @@ from unlearnbench.boards.plots import dumbbell, pareto
 from unlearnbench.boards.ranking import Line, Place, Ranking
 from unlearnbench.errors import one_line, printable
 from unlearnbench.lm_eval.tables import utility_cells
+from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.recovery.reports import points, share
 from unlearnbench.results import FULL, GenerationRecord, RunResult
 
@@ -36,6 +37,7 @@ def page(ranking: Ranking) -> str:
         "printable": printable,
         "points": points,
         "share": share,
+        "percent": percent,
         "facts": _facts,
         "plot": lambda place: dumbbell(ranking, place) if len(place.precisions) > 1 else "",
     }
@@ -48,12 +50,18 @@ def page(ranking: Ranking) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode(),
         lines=[(line, _cells(line)) for line in ranking.lines()],
         places=places,
-        retained=ranking.retained,
+        shares=ranking.shares,
+        cells=ranking.cells,
         pareto=pareto(ranking),
         utilities=utility_cells(ranking.entries),
         samples=_json([_side_by_side(place) if texts else [] for place, texts in places]),
     )
     return text
+
+
+def percent(value: float | None) -> str:
+    """A share in percent; ``-`` where there is none."""
+    return share(None if value is None else Estimate(value))
 
 
 def _json(value: object) -> str:

@@ -6,15 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from unlearnbench.boards.entry import Board, BoardEntry, Definition
+from unlearnbench.boards.resampling import MeanShares, comparable_tasks, mean_shares, rank_ranges
 from unlearnbench.errors import OptionError
-from unlearnbench.metrics.intervals import Estimate, draw, mean_share
+from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.recovery.compare import Comparison, TaskStanding
-from unlearnbench.recovery.statistics import (
-    MIN_GAP,
-    RecoveryRow,
-    mark_significant,
-    target_keeps,
-)
+from unlearnbench.recovery.reports import share
+from unlearnbench.recovery.statistics import RecoveryRow, mark_significant, target_keeps
 from unlearnbench.results import FULL
 from unlearnbench.runs.entries import Entry
 
@@ -37,13 +34,34 @@ class Place:
     worst_at: str = ""
     utility: Estimate | None = None
     """The least utility of every required precision."""
+    certain: bool = True
+    """Whether the interval of ``utility`` lies on one side of the floor."""
     rank: int | None = None
     """None for what may not be ranked."""
+    ranks: tuple[int, int] | None = None
+    """From which to which rank its samples allow, its own among them; None where not known."""
+    first: float | None = None
+    """The share of resamples in which it is first."""
 
     @property
     def is_reference(self) -> bool:
         """Whether it is the target or the retrained model."""
         return self.entry.role != "unlearned"
+
+    @property
+    def position(self) -> str:
+        """Its rank, with the ranks that its samples allow; or why it has none."""
+        if self.rank is None:
+            unsure = self.state == "collapsed" and not self.certain
+            return f"{self.state}{' (not certain)' if unsure else ''}"
+        reach = "not known" if self.ranks is None else f"{self.ranks[0]} to {self.ranks[1]}"
+        return f"{self.rank} ({reach})"
+
+    @property
+    def utility_said(self) -> str:
+        """The least utility, and whether that of a ranked entry may be below the floor."""
+        unsure = self.rank is not None and not self.certain
+        return f"{share(self.utility)}{', may be below the floor' if unsure else ''}"
 
     @property
     def precisions(self) -> list[str]:
@@ -81,14 +99,16 @@ class Line:
 
 @dataclass(frozen=True)
 class Ranking:
-    """A whole board: places in order, and the mean retained share by precision."""
+    """A whole board: places in order, and the mean shares by precision."""
 
     board: Board
     places: tuple[Place, ...]
     references: tuple[Place, ...]
     """The target, then the retrained model."""
-    retained: dict[str, Estimate]
-    """Of the ranked entries; full precision is ``none``. Empty where none is ranked."""
+    shares: dict[str, MeanShares]
+    """Of the ranked entries; full precision is ``none``. Empty where there is no cell."""
+    cells: tuple[int, int]
+    """How many pairs of a ranked entry and a forget task the shares are over, and of how many."""
     entries: tuple[Entry, ...]
     """The runs of every entry, of the target and of the retrained model."""
 
@@ -125,14 +145,21 @@ def rank_entries(board: Board, entries: Sequence[BoardEntry]) -> Ranking:
     comparison = Comparison(loaded, target, retrained, rules.utility_floor)
     places = [_place(rules, comparison, *pair) for pair in zip(given, loaded, strict=True)]
     fit = [runs for place, runs in zip(places, loaded, strict=True) if place.state == "ranked"]
-    shares = {p: _mean_retained(rules, comparison, fit, p) for p in rules.precisions}
+    ranges = rank_ranges(comparison, fit, rules.ranking, rules.precisions)
+    if ranges is not None:
+        drawn = iter(ranges)
+        places = [replace(p, **vars(next(drawn))) if p.state == "ranked" else p for p in places]
+    forget = [t for t in rules.ranking if comparison.retrained.full.task(t).want == "low"]
+    tasks = comparable_tasks(comparison, forget, rules.precisions)
+    cells = len(fit) * len(tasks), len(fit) * len(forget)
+    at = rules.precisions if cells[0] else ()
+    shares = {precision: mean_shares(comparison, fit, tasks, precision) for precision in at}
     references = tuple(
         Place(anchor, anchor.role, _standings(rules, comparison, runs))
         for anchor, runs in zip(anchors, (target, retrained), strict=True)
     )
-    retained = {precision: share for precision, share in shares.items() if share is not None}
     marked = tuple(_mark(rules, _ranked(places)))
-    return Ranking(board, marked, references, retained, (*loaded, target, retrained))
+    return Ranking(board, marked, references, shares, cells, (*loaded, target, retrained))
 
 
 def _standings(rules: Definition, comparison: Comparison, runs: Entry) -> TaskStandings:
@@ -164,7 +191,9 @@ def _place(rules: Definition, comparison: Comparison, entry: BoardEntry, runs: E
         state = "incomplete: utility is not known"
     elif utility.value < rules.utility_floor:
         state = "collapsed"
-    return Place(entry, state, standings, rows, worst, at, utility)
+    ci, floor = None if utility is None else utility.ci, rules.utility_floor
+    certain = ci is not None and not ci[0] < floor <= ci[1]
+    return Place(entry, state, standings, rows, worst, at, utility, certain)
 
 
 def _worst(ranking: Sequence[str], standings: TaskStandings) -> tuple[Estimate | None, str]:
@@ -185,9 +214,15 @@ def _ranked(places: Sequence[Place]) -> list[Place]:
     by_excess = [(p.worst.value, p) for p in places if p.state == "ranked" and p.worst]
     by_excess.sort(key=lambda pair: (pair[0], pair[1].entry.name))
     values = [value for value, _ in by_excess]
+    ranked = []
+    for value, place in by_excess:
+        rank = 1 + values.index(value)
+        low, high = place.ranks or (rank, rank)  # a maximum's resamples may all lie above it
+        ranks = place.ranks and (min(low, rank), max(high, rank))
+        ranked.append(replace(place, rank=rank, ranks=ranks))
     others = [p for p in places if p.state != "ranked"]
     others.sort(key=lambda p: (p.state, p.entry.name))
-    return [replace(p, rank=1 + values.index(value)) for value, p in by_excess] + others
+    return ranked + others
 
 
 def _mark(rules: Definition, places: Sequence[Place]) -> list[Place]:
@@ -198,25 +233,3 @@ def _mark(rules: Definition, places: Sequence[Place]) -> list[Place]:
     pairs = list(zip(places, family, strict=True))
     marked = iter(mark_significant([place.rows[at] for place, ats in pairs for at in ats]))
     return [replace(p, rows=p.rows | {at: next(marked) for at in ats}) for p, ats in pairs]
-
-
-def _mean_retained(
-    rules: Definition, comparison: Comparison, entries: Sequence[Entry], precision: str
-) -> Estimate | None:
-    """The mean over entries and forget tasks (low is good) of what the entry scores over what the
-    target scores at that precision: the entries are those of the board, not a sample of methods.
-    """
-    tasks = [t for t in rules.ranking if comparison.retrained.full.task(t).want == "low"]
-    shares = []
-    for number, task in enumerate(tasks):
-        theirs = comparison.scores(comparison.target.at(precision), task)
-        draws = draw(theirs.n, 1 + number)
-        known = comparison.scores(comparison.target.full, task).mean
-        if not target_keeps("low", theirs.mean, known) or theirs.mean < MIN_GAP:
-            continue  # the target itself has forgotten: a share of nothing
-        if not (draws.rows @ theirs.values).all():
-            continue
-        for entry in entries:
-            ours = comparison.scores(entry.at(precision), task)
-            shares.append((ours.values, theirs.values, draws))
-    return mean_share(shares) if shares else None

@@ -13,7 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from unlearnbench.boards.entry import Board
-from unlearnbench.boards.page import page
+from unlearnbench.boards.page import page, percent
 from unlearnbench.boards.ranking import Place, Ranking, rank_entries
 from unlearnbench.boards.verify import verify_board
 from unlearnbench.errors import OptionError, ResultError, one_line
@@ -53,6 +53,7 @@ def markdown(ranking: Ranking) -> str:
         "md": md,
         "points": points,
         "share": share,
+        "percent": percent,
         "verdicts": lambda place: verdicts(place, ranking.board.rules.precisions),
         "scores": _scores,
     }
@@ -115,10 +116,16 @@ def csv_text(ranking: Ranking) -> str:
     for line in ranking.lines():
         place, row, standing = line.place, line.row, line.standing
         harness = runs[place.entry.name, line.precision].harness or {}
+        low, high = place.ranks or ("", "")
+        known = place.state in ("ranked", "collapsed")
         rows.append(
             {
                 "rank": "" if place.rank is None else place.rank,
+                "rank_low": low,
+                "rank_high": high,
+                "first": _number(place.first),
                 "state": cell(place.state),
+                "state_certain": str(place.certain).lower() if known else "",
                 "entry": cell(place.entry.name),
                 "task": cell(line.task),
                 "precision": cell(line.precision),

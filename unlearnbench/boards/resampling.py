@@ -1,0 +1,140 @@
+"""What a board says of its entries together by drawing their samples again: how far ranks reach,
+and how much of the target's scores the ranked entries keep on average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from unlearnbench.metrics.intervals import Array, Draws, Estimate, Values, draw, mean_share
+from unlearnbench.recovery.compare import SEED, Comparison
+from unlearnbench.recovery.statistics import MIN_GAP, target_keeps
+from unlearnbench.results import FULL
+from unlearnbench.runs.entries import Entry, LoadedRun
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class RankRange:
+    """Where an entry ranks in the resamples."""
+
+    ranks: tuple[int, int]
+    """The 2.5% and the 97.5% point of its rank."""
+    first: float
+    """The share of resamples in which no other is before it."""
+
+
+def rank_ranges(
+    comparison: Comparison, entries: Sequence[Entry], tasks: Sequence[str], at: Sequence[str]
+) -> list[RankRange] | None:
+    """Each entry's rank by its worst excess over the retrained model, over ``tasks`` and the
+    precisions ``at``. None where the retrained model's AUC is 0 in a resample, so that PrivLeak is
+    not defined there.
+    """
+    # Rounded, so that equal entries stay equal whatever the order of additions.
+    worst = _worst_excesses(comparison, entries, tasks, at).round(9)
+    if not np.isfinite(worst).all():
+        return None
+    found = []
+    for own in worst:
+        ranks = 1 + (worst < own).sum(axis=0)
+        low, high = np.quantile(ranks, [0.025, 0.975], method="inverted_cdf")
+        found.append(RankRange((int(low), int(high)), float((ranks == 1).mean())))
+    return found
+
+
+def _worst_excesses(
+    comparison: Comparison, entries: Sequence[Entry], tasks: Sequence[str], at: Sequence[str]
+) -> Array:
+    """Shape (entries, resamples). A resample draws a task's samples once, the same for every entry
+    and precision and for the retrained model; PrivLeak's two groups of texts are drawn apart.
+    """
+    worst = np.full((len(entries), RESAMPLES), -np.inf)
+    for number, task in enumerate(tasks):
+        retrained = comparison.retrained.full
+        zero, rng = comparison.scores(retrained, task), np.random.default_rng([SEED, number])
+        sizes = zero.values.shape
+        drawn = [rng.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n for n in sizes]
+        base = _means(zero, drawn)
+        for entry, own in zip(entries, worst, strict=True):
+            for precision in at:
+                means = _means(comparison.scores(entry.at(precision), task), drawn)
+                if retrained.task(task).want == "zero":  # PrivLeak, which counts on either side
+                    with np.errstate(divide="ignore", invalid="ignore"):
+                        excess = 100 * np.abs(means / base - 1)
+                else:
+                    excess = means - base
+                np.maximum(own, excess, out=own)
+    return worst
+
+
+def _means(scores: Values, drawn: Sequence[Array]) -> Array:
+    """The mean of each resample; of pairs of texts, their AUC."""
+    if len(drawn) == 1:
+        return np.asarray(drawn[0] @ scores.values)
+    return np.asarray((drawn[0] @ scores.values * drawn[1]).sum(axis=1))
+
+
+@dataclass(frozen=True)
+class MeanShares:
+    """Means over a board's cells at one precision."""
+
+    retained: Estimate
+    """Of what entries score over what the target scores."""
+    retrained: Estimate | None
+    """The same of the retrained model; None where it has no run at that precision."""
+    above: Estimate
+    """Of both scores above the retrained model's in full precision: 0 for a model that never saw
+    the texts, 1 for the target.
+    """
+
+
+def comparable_tasks(comparison: Comparison, tasks: Sequence[str], at: Sequence[str]) -> list[str]:
+    """The forget tasks (low is good) whose shares mean something at every precision: the target
+    keeps enough of its score there, and knows enough more than the retrained model.
+    """
+
+    def known(run: LoadedRun, task: str) -> float:
+        return comparison.scores(run, task).mean
+
+    def holds(task: str, precision: str) -> bool:
+        full, now = (known(comparison.target.at(p), task) for p in (FULL, precision))
+        room = now - known(comparison.retrained.full, task)
+        return target_keeps("low", now, full) and room >= MIN_GAP
+
+    return [task for task in tasks if all(holds(task, precision) for precision in at)]
+
+
+def mean_shares(
+    comparison: Comparison, entries: Sequence[Entry], tasks: Sequence[str], precision: str
+) -> MeanShares:
+    """The means over entries and tasks: those of the board, not a sample of methods."""
+
+    def pairs(entries: Sequence[Entry], *, above: bool) -> list[tuple[Array, Array, Draws]]:
+        found = []
+        for number, task in enumerate(tasks):
+            theirs = comparison.scores(comparison.target.at(precision), task).values
+            retrained = comparison.scores(comparison.retrained.full, task).values
+            zero, draws = retrained if above else 0 * retrained, draw(len(theirs), 1 + number)
+            for entry in entries:
+                ours = comparison.scores(entry.at(precision), task).values
+                found.append((ours - zero, theirs - zero, draws))
+        return found
+
+    known = precision in comparison.retrained.runs
+    return MeanShares(
+        retained=_mean_share(pairs(entries, above=False)),
+        retrained=_mean_share(pairs([comparison.retrained], above=False)) if known else None,
+        above=_mean_share(pairs(entries, above=True)),
+    )
+
+
+def _mean_share(pairs: Sequence[tuple[Array, Array, Draws]]) -> Estimate:
+    """``mean_share``; without an interval where a resample leaves a denominator of 0 or less."""
+    if all((draws.rows @ theirs > 0).all() for _, theirs, draws in pairs):
+        return mean_share(pairs)
+    return Estimate(float(np.mean([ours.mean() / theirs.mean() for ours, theirs, _ in pairs])))
