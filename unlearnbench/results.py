@@ -18,6 +18,8 @@ FULL = "none"
 """The condition of a checkpoint as it is stored."""
 STORED = (FULL, "fp32", "bf16", "fp16")
 """Conditions that quantize nothing: the checkpoint as it is, or in another storage dtype."""
+DTYPE_BITS = {"fp32": 32.0, "bf16": 16.0, "fp16": 16.0}
+"""Bits of a compute dtype's numbers."""
 ON_GRID = 1e-5
 """Below this an error is one of rounding, see ``Proof.on_grid``."""
 
@@ -205,7 +207,8 @@ class ConditionOptions(_File):
     __pydantic_extra__: dict[str, str | int | float | bool] = Field(init=False)
 
     bits: float | None = Field(default=None, gt=0)
-    """Bits of a weight, without its scale; absent where an imported run says nothing."""
+    """Bits of a weight as products take it, without its scale: where the compute dtype is narrower
+    than what is stored, the compute dtype's. Absent where an imported run says nothing."""
     scheme: str
     """What was done to the weights, in words."""
     backend: str
@@ -244,6 +247,28 @@ class SplitData(_File):
     source: Literal["local", "package", "hub"]
     drift: str | None = None
     """How the rows differ from the task's pin, where the user allowed that."""
+
+
+class Environment(_File):
+    """Where and with what a task was measured."""
+
+    unlearnbench: str
+    git_hash: str | None = None
+    """unlearnbench's own commit, "-dirty" appended for a changed tree; absent in a wheel."""
+    source_sha256: Sha256
+    """Of unlearnbench's own source files."""
+    python: str
+    platform: str
+    packages: dict[str, str]
+    device: str
+    dtype: str
+    threads: int = Field(gt=0)
+    batch_size: str
+    attention: str | None = None
+    """What ``--attention`` asked for, or flash_attention_2 where auto took it; absent where auto
+    left transformers' own choice."""
+    compiled: bool | None = None
+    """True where torch.compile made the layers' code; absent otherwise."""
 
 
 class AttackResult(_File):
@@ -297,6 +322,9 @@ class TaskResult(_File):
     attack: str | None = None
     """The attack behind ``auc``."""
     attacks: dict[str, AttackResult] | None = None
+    environment: Environment | None = None
+    """Where and with what it was measured; absent in older files and imported runs, where the
+    run's own holds."""
 
     @model_validator(mode="after")
     def _measured(self) -> TaskResult:
@@ -362,28 +390,8 @@ class HarnessResult(_File):
     """Of ``lm_eval/samples_<task>.jsonl``; absent for a group."""
     subtasks: tuple[str, ...] | None = Field(default=None, strict=False)
     """The tasks that a group's metrics are made of; absent for a task."""
-
-
-class Environment(_File):
-    """Where and with what the run was made."""
-
-    unlearnbench: str
-    git_hash: str | None = None
-    """unlearnbench's own commit, "-dirty" appended for a changed tree; absent in a wheel."""
-    source_sha256: Sha256
-    """Of unlearnbench's own source files."""
-    python: str
-    platform: str
-    packages: dict[str, str]
-    device: str
-    dtype: str
-    threads: int = Field(gt=0)
-    batch_size: str
-    attention: str | None = None
-    """What ``--attention`` asked for, or flash_attention_2 where auto took it; absent where auto
-    left transformers' own choice."""
-    compiled: bool | None = None
-    """True where torch.compile made the layers' code; absent otherwise."""
+    environment: Environment | None = None
+    """As a task's of ours; absent for a group, whose tasks have theirs."""
 
 
 class ImportedFrom(_File):
@@ -410,8 +418,9 @@ class RunResult(_File):
     harness: dict[str, HarnessResult] | None = None
     """Results of lm-eval's tasks, by their names there; absent where none was run."""
     environment: Environment
+    """The last command's; each task has the one that it was measured in."""
     imported: ImportedFrom | None = None
-    """Absent for a run that was measured. ``environment`` is then the importer's."""
+    """Absent for a run that was measured; else ``environment`` is the importer's."""
     created: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
     """When the last task was finished, UTC."""
 

@@ -122,6 +122,21 @@ def test_the_table_says_what_made_the_entries_and_where_they_were_measured(
     assert text.count(f"Python {sys.version.split()[0]}") == len(threads)  # not for each run
 
 
+def test_every_machine_that_a_task_was_measured_on_is_named(
+    made_board: Path, tmp_path: Path
+) -> None:
+    board: Path = shutil.copytree(made_board, tmp_path / "made")
+    path = board / "entries" / "sure.json"
+    content = json.loads(path.read_text(encoding="ascii"))
+    content["runs"][0]["run"]["tasks"]["made_knowmem_r"]["environment"]["threads"] = 77
+    content["runs"][0]["run"]["environment"]["threads"] = 78  # of a task that is not the board's
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
+    assert call("leaderboard", "build", str(board)) == 0
+    text = (board / "README.md").read_text(encoding="utf-8")
+    assert "fp32, 77 threads; unlearnbench " in text
+    assert "78 threads" not in text
+
+
 def test_the_references_scores_are_shown_and_not_ranked(weak: Path) -> None:
     rows = csv_rows(weak)
     own = {at: row for at, row in rows.items() if at[0] in ("target", "retrained")}

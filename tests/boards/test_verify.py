@@ -627,3 +627,30 @@ def test_an_entry_of_format_1_is_as_it_was_written(tmp_path: Path) -> None:
         entry = read_entry(copy)
         assert entry.runs[0].run.condition.kind == "stored"
         assert is_as_written(copy, entry) is same, new
+
+
+def test_runs_of_one_entry_that_compute_in_several_dtypes(board: Path) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        run_at(content, "rtn-int4")["run"]["settings"]["dtype"] = "bf16"
+
+    (found,) = forge(board, edit)
+    assert "ga_gdr.json at none was made with dtype fp32 and ga_gdr.json at rtn-int4 with" in found
+
+
+def test_an_entry_measured_otherwise_than_the_references_verifies_with_a_note(
+    board: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        for part in content["runs"]:
+            part["run"]["settings"]["dtype"] = "bf16"
+            for task in part["run"]["tasks"].values():
+                task["environment"]["packages"]["numpy"] = "99"
+
+    assert forge(board, edit) == []
+    assert call("leaderboard", "verify", str(board)) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if "note: ga_gdr" in line]
+    assert len(notes) == 2
+    for role, note in zip(("target", "retrained"), sorted(notes, reverse=True), strict=True):
+        assert f"ga_gdr.json at none was measured otherwise than the {role}'s" in note
+        assert "compute dtype at none is fp32 there and bf16 here" in note
+        assert "numpy is " in note

@@ -22,8 +22,11 @@ from unlearnbench.errors import (
     TaskError,
     UnlearnbenchError,
 )
+from unlearnbench.evaluation.options import Options
+from unlearnbench.evaluation.outcome import evaluation_summary
 from unlearnbench.requests import Generate, Generated, Score, Scored
 from unlearnbench.results import GenerationRecord, LikelihoodRecord, SampleRecord
+from unlearnbench.runs.fingerprint import package_version
 from unlearnbench.runs.folder import RunFolder, model_folder_name, read_run
 
 SHOTS = (
@@ -641,3 +644,80 @@ def test_one_non_finite_text_stops_the_task(toy: Toy) -> None:
 def test_a_text_too_short_for_the_attacks_stops_the_task(toy: Toy) -> None:
     with pytest.raises(MetricError, match="too short"):
         run(ScriptedModel(logprobs=levels(toy, n=19)), "toy_privleak", toy)
+
+
+def with_package(monkeypatch: pytest.MonkeyPatch, name: str, version: str) -> None:
+    """From here on runs find that version of a package."""
+    monkeypatch.setattr(
+        "unlearnbench.runs.fingerprint.package_version",
+        lambda asked: version if asked == name else package_version(asked),
+    )
+
+
+def test_a_task_keeps_the_environment_that_it_was_measured_in(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = script(toy)
+    first = run(model, "toy_verbmem", toy)
+    assert first.tasks["toy_verbmem"].environment == first.environment
+    before = run_dir(toy, model) / "samples" / "toy_verbmem.jsonl"
+    bytes_before = before.read_bytes()
+
+    with_package(monkeypatch, "numpy", "99")
+    both = run(model, "toy_verbmem,toy_knowmem_f", toy)
+    assert both.environment.packages["numpy"] == "99"
+    assert both.tasks["toy_knowmem_f"].environment == both.environment
+    assert both.tasks["toy_verbmem"] == first.tasks["toy_verbmem"]
+    assert before.read_bytes() == bytes_before
+
+    with_package(monkeypatch, "numpy", "100")
+    assert run(model, "toy_verbmem,toy_knowmem_f", toy) == both == read_run(run_dir(toy, model))
+
+
+def test_a_summary_names_the_packages_that_differ_between_tasks(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, options = script(toy), Options(output=toy.out, include_path=(toy.tasks,))
+    with_package(monkeypatch, "numpy", "98")
+    first = run(model, "toy_verbmem", toy)
+    assert "numpy" not in evaluation_summary([first], "toy_verbmem", options)
+    with_package(monkeypatch, "numpy", "99")
+    both = run(model, "toy_knowmem_f", toy)
+    *_, line = evaluation_summary([both], "toy_knowmem_f", options).splitlines()
+    assert line == f"{run_dir(toy, model)}: numpy 99 for toy_knowmem_f, 98 for toy_verbmem"
+
+
+def test_what_an_older_file_says_once_is_kept_with_its_tasks(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = script(toy)
+    first = run(model, "toy_verbmem,toy_privleak", toy)
+    path = run_dir(toy, model) / "run.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for task in content["tasks"].values():
+        del task["environment"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with_package(monkeypatch, "numpy", "99")
+    run(model, "toy_verbmem", toy)
+    assert json.loads(path.read_text(encoding="utf-8")) == content, "nothing was measured"
+    more = run(model, "toy_verbmem,toy_knowmem_f", toy)
+    made = {name: task.environment for name, task in more.tasks.items()}
+    assert made == {
+        "toy_knowmem_f": more.environment,
+        "toy_privleak": first.environment,
+        "toy_verbmem": first.environment,
+    }
+    assert more.environment != first.environment
+
+
+def test_a_run_that_any_other_version_of_ours_began_says_so(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = script(toy)
+    with monkeypatch.context() as patch:
+        patch.setattr("unlearnbench.runs.fingerprint.source_sha256", lambda: "f" * 64)
+        run(model, "toy_verbmem", toy)
+    for task in ("toy_knowmem_f", "toy_privleak"):
+        with logged() as said:
+            run(model, task, toy)
+        assert any("was begun with another version of unlearnbench" in line for line in said)

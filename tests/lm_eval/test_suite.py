@@ -29,6 +29,7 @@ from unlearnbench.evaluation.evaluate import find_tasks
 from unlearnbench.lm_eval.suite import samples_path
 from unlearnbench.lm_eval.their_tasks import load_tasks, quiet_harness
 from unlearnbench.results import RunResult
+from unlearnbench.runs.fingerprint import mixed_versions
 from unlearnbench.runs.folder import run_path
 from unlearnbench.tasks.registry import load_registry
 
@@ -358,3 +359,16 @@ def test_without_lm_eval_a_line_says_what_to_install(
     assert "pip install 'unlearnbench[lm-eval]'" in caplog.text
     with pytest.raises(OptionError, match="lm-eval is not installed"):
         evaluate(tmp_path, "mc", theirs, tmp_path)
+
+
+def test_their_tasks_keep_the_environment_that_they_were_measured_in(
+    tiny: Path, theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = evaluate(tiny, "mc", theirs, tmp_path)
+    monkeypatch.setattr("unlearnbench.runs.fingerprint.package_version", lambda name: "99")
+    more = evaluate(tiny, "both", theirs, tmp_path)
+    made = {name: result.environment for name, result in (more.harness or {}).items()}
+    assert made == {"mc": first.environment, "mc2": more.environment, "both": None}
+    assert set(more.environment.packages.values()) == {"99"}
+    assert mixed_versions(more).startswith("accelerate ")
+    assert "99 for mc2" in mixed_versions(more)

@@ -331,3 +331,49 @@ print([m for m in ("torch", "transformers", "scipy", "matplotlib") if m in sys.m
     ).stdout
     assert out.splitlines()[-1] == "[]"
     assert time.monotonic() - start < 5  # 0.5 s on an idle machine
+
+
+def warned(bench: Bench, caplog: pytest.LogCaptureFixture, *runs: Path) -> list[str]:
+    target, retrained = folder(bench, "target"), folder(bench, "retrained")
+    caplog.clear()
+    with caplog.at_level("WARNING", "unlearnbench"):
+        open_comparison(runs, target, retrained)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_runs_of_one_entry_share_their_compute_dtype(
+    bench: Bench, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(copy / "rtn-int4", "settings", "dtype", value="bf16")
+    error = refused(bench, capsys, copy)
+    assert f"{copy / 'none'} was made with dtype fp32 and {copy / 'rtn-int4'} with bf16" in error
+    assert "--dtype" in error
+
+
+def test_references_measured_otherwise_get_a_line_each(
+    bench: Bench, copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert warned(bench, caplog, copy) == []
+    for run in copy.iterdir():
+        edit(run, "settings", "dtype", value="bf16")
+        edit(run, "settings", "device", value="cuda")
+    for_target, for_retrained = warned(bench, caplog, copy)
+    assert "otherwise than the target's" in for_target
+    assert "otherwise than the retrained's" in for_retrained
+    for line in (for_target, for_retrained):
+        assert "compute dtype at none is fp32 there and bf16 here" in line
+        assert "device is cpu there and cuda here" in line
+        assert "\n" not in line
+
+
+def test_tasks_measured_with_other_packages_get_a_line(
+    bench: Bench, copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = copy / "rtn-int8"
+    there = read_run(run).environment.packages["numpy"]
+    edit(run, "tasks", "made_privleak", "environment", "packages", "numpy", value="99")
+    mixed, *others = warned(bench, caplog, copy)
+    tasks = "made_knowmem_f and made_knowmem_r"
+    assert mixed == f"{run}: numpy {there} for {tasks}, 99 for made_privleak"
+    assert len(others) == 2, "beside its other runs, and beside the target's at rtn-int8"
+    assert all(f"numpy is {there} there and 99 here" in line for line in others)

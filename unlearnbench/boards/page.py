@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Callable
 from importlib.resources import files
 
 from unlearnbench.boards.plots import dumbbell, pareto
@@ -18,7 +19,8 @@ from unlearnbench.errors import one_line, printable
 from unlearnbench.lm_eval.tables import utility_cells
 from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.recovery.reports import points, share
-from unlearnbench.results import FULL, GenerationRecord, RunResult
+from unlearnbench.results import FULL, Environment, GenerationRecord, RunResult
+from unlearnbench.runs.fingerprint import environments
 
 LONGEST = 100_000
 """Characters of one text that the viewer shows."""
@@ -92,12 +94,17 @@ def _facts(run: RunResult) -> list[tuple[str, str]]:
         "weights SHA-256": run.checkpoint.weights_sha256,
         "tokenizer SHA-256": run.checkpoint.tokenizer_sha256,
         "protocol": run.protocol,
-        "device": f"{run.environment.device}, {run.environment.dtype}",
-        "unlearnbench": f"{run.environment.unlearnbench} ({run.environment.git_hash or 'release'})",
+        "device": _every(run, lambda e: f"{e.device}, {e.dtype}"),
+        "unlearnbench": _every(run, lambda e: f"{e.unlearnbench} ({e.git_hash or 'release'})"),
         "made": run.created,
     }
     facts |= {f"{name} samples SHA-256": x.records_sha256 for name, x in run.tasks.items()}
     return [(one_line(name), one_line(value)) for name, value in facts.items()]
+
+
+def _every(run: RunResult, fact: Callable[[Environment], str]) -> str:
+    """A fact of where the tasks were measured, each of its values once."""
+    return "; ".join(dict.fromkeys(map(fact, environments(run).values())))
 
 
 def _side_by_side(place: Place) -> list[dict[str, object]]:

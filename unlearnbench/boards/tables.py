@@ -21,6 +21,7 @@ from unlearnbench.lm_eval.tables import headline, utility_cells
 from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.recovery.reports import points, share
 from unlearnbench.results import Environment
+from unlearnbench.runs.fingerprint import environments
 from unlearnbench.util.files import write_text
 
 
@@ -57,7 +58,8 @@ def markdown(ranking: Ranking) -> str:
         "verdicts": lambda place: verdicts(place, ranking.board.rules.precisions),
         "scores": _scores,
     }
-    machines = {_machine(p.run.environment) for place in ranking.shown for p in place.entry.runs}
+    runs = [part.run for place in ranking.shown for part in place.entry.runs]
+    machines = {_machine(found) for run in runs for found in environments(run).values()}
     text: str = made.from_string(template).render(
         vars(ranking),
         rules=ranking.board.rules,

@@ -24,6 +24,7 @@ from unlearnbench.results import (
     SampleRecord,
     TaskResult,
 )
+from unlearnbench.runs.entries import require_alike
 from unlearnbench.runs.folder import encode_records
 from unlearnbench.tasks.registry import Registry
 from unlearnbench.tasks.rows import limited_count, task_result
@@ -79,8 +80,10 @@ def _verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: 
         if precision not in precisions:
             lines = verdict.problems if entry.role != "unlearned" else verdict.missing
             lines.append(f"no run at {precision}, which this board requires")
-    if len(set(precisions)) != len(precisions):
-        verdict.problems.append("two runs of one precision")
+    try:
+        require_alike(entry.loaded())
+    except (OptionError, ResultError) as error:
+        verdict.problems.append(one_line(error, 300))
     for field_name in ("weights_sha256", "tokenizer_sha256", "format"):
         if len({getattr(part.run.checkpoint, field_name) for part in entry.runs}) > 1:
             verdict.problems.append(f"its runs are of several checkpoints: {field_name} differs")

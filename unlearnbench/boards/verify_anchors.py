@@ -17,6 +17,7 @@ from unlearnbench.runs.entries import (
     require_comparable,
     require_same_condition,
 )
+from unlearnbench.runs.notes import machine_notes
 from unlearnbench.tasks.registry import Registry
 from unlearnbench.tasks.spec import TaskSpec
 
@@ -82,6 +83,7 @@ def verify_anchors(
         verdict = verdicts[entry.name]
         if verdict.problems or verdicts[retrained.name].problems:
             continue
+        verdict.notes += machine_notes(entry.loaded(), anchors)
         for part in entry.runs:
             for name in part.run.tasks:
                 spec = registry.tasks.get(name)
@@ -140,7 +142,7 @@ def _copied(entry: BoardEntry, run: LoadedRun, target: Entry, base: LoadedRun) -
     ]
     if known.proof is not None and coverage[0] != coverage[1]:
         yield f"{at}: other modules or another share of the weights than the target's are quantized"
-    if proof.on_grid or known.options.bits is None or known.options.bits >= FULL_BITS:
+    if proof.on_grid or expected.bits is None or expected.bits >= FULL_BITS:
         return
     for part in entry.runs:
         other = part.run.condition

@@ -18,12 +18,11 @@ from unlearnbench.conditions.proof import join_proofs
 from unlearnbench.errors import OptionError, PrecisionError
 from unlearnbench.methods import combine_rule
 from unlearnbench.models.hf import HFModel
-from unlearnbench.results import FULL, Condition, ConditionOptions
+from unlearnbench.results import DTYPE_BITS, FULL, Condition, ConditionOptions
 from unlearnbench.util.process import explain, explain_loaded
 
 # Backends whose layers are made where accelerate puts them.
 _SPREAD = ("torch", "bitsandbytes", "unlearnbench", "gguf")
-_DTYPE_BITS = {"fp32": 32.0, "bf16": 16.0, "fp16": 16.0}
 
 log = logging.getLogger("unlearnbench")
 
@@ -133,9 +132,14 @@ def prepare(
     texts = calibration if spec.calibrated else None
     plan = LoadPlan(getattr(torch, DTYPES[dtype]), device, kernel, texts)
     stored = source.stored
+    bits, scheme = spec.bits or DTYPE_BITS[source.own_dtype], spec.scheme
+    if stored is not None:
+        bits, scheme = stored.bits, f"as stored: {stored.text}"
+    elif bits > DTYPE_BITS[dtype]:  # what is stored in fp32 is rounded before it is computed with
+        bits, scheme = DTYPE_BITS[dtype], f"{scheme} (fp32), computed in {dtype}"
     facts: dict[str, object] = {
-        "bits": stored.bits if stored else spec.bits or _DTYPE_BITS[source.own_dtype],
-        "scheme": f"as stored: {stored.text}" if stored else spec.scheme,
+        "bits": bits,
+        "scheme": scheme,
         "backend": stored.package[0] if stored else spec.backend,
         "kernel": kernel,
         "calibration": texts and texts.data,

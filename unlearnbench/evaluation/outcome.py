@@ -21,6 +21,7 @@ from unlearnbench.errors import (
 from unlearnbench.evaluation.options import Options
 from unlearnbench.lm_eval.tables import harness_table
 from unlearnbench.results import RunResult, TaskResult
+from unlearnbench.runs.fingerprint import mixed_versions
 from unlearnbench.runs.folder import run_path
 from unlearnbench.tasks.registry import load_registry, split_names
 from unlearnbench.util.files import is_full
@@ -92,7 +93,9 @@ _ARROWS = {"low": "(low)", "high": "(high)", "zero": "(near 0)"}
 def evaluation_summary(
     results: Sequence[RunResult], tasks: str, options: Options, failures: Sequence[Failure] = ()
 ) -> str:
-    """The tables of the tasks that were asked for, and a line for each failure."""
+    """The tables of the tasks that were asked for, a line for each run whose tasks were measured
+    with several versions of a package, and one for each failure.
+    """
     registry, words = load_registry(options.include_path), split_names(tasks)
     known = [word for word in words if registry.knows(word)]
     wants = {spec.task: spec.want for spec in registry.resolve(known)} if known else {}
@@ -107,6 +110,8 @@ def evaluation_summary(
         lines.append(results_table(results, paths, wants, failed))
     if known != words and any(result.harness for result in results):
         lines.append(harness_table({str(paths[r.condition.name]): r for r in results}))
+    mixed = {paths[r.condition.name]: mixed_versions(r) for r in results}
+    lines += [f"{path}: {what}" for path, what in mixed.items() if what]
     return "\n".join([*lines, *(f"failed: {f.where}: {f.message}" for f in failures)])
 
 

@@ -26,6 +26,7 @@ from unlearnbench.models.base import Model
 from unlearnbench.results import (
     Checkpoint,
     Condition,
+    Environment,
     HarnessResult,
     RunResult,
     SampleRecord,
@@ -36,6 +37,7 @@ from unlearnbench.runs.fingerprint import (
     Fingerprint,
     describe_environment,
     differences,
+    environments,
     source_sha256,
 )
 from unlearnbench.runs.folder import RunFolder, encode_records, run_path
@@ -44,7 +46,7 @@ from unlearnbench.tasks.spec import TaskReference
 from unlearnbench.util.files import lock_folder
 
 log = logging.getLogger("unlearnbench")
-R = TypeVar("R")
+R = TypeVar("R", TaskResult, HarnessResult)
 
 
 @dataclass(frozen=True)
@@ -96,17 +98,27 @@ class Evaluation:
         tasks: Mapping[str, TaskResult],
         harness: Mapping[str, HarnessResult],
     ) -> RunResult:
-        """A run as it stands now, with the results that it has."""
+        """A run as it stands now, with the results that it has; those that do not say where they
+        were measured were measured here.
+        """
+        here = describe_environment(model.device, model.dtype, self.batch_size)
         return RunResult(
             checkpoint=model.checkpoint,
             condition=model.condition,
             protocol=settings.protocol,
             settings=settings,
-            tasks=_sorted(tasks),
-            harness=_sorted(harness) or None,
-            environment=describe_environment(model.device, model.dtype, self.batch_size),
+            tasks=_sorted(_measured_in(here, tasks)),
+            harness=_sorted(_measured_in(here, harness)) or None,
+            environment=here,
             created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         )
+
+
+def _measured_in(environment: Environment, results: Mapping[str, R]) -> dict[str, R]:
+    """The results, those that lack an environment with this one. A group of lm-eval's has none."""
+    given = {n for n, r in results.items() if r.environment or getattr(r, "kind", "") == "group"}
+    made = {"environment": environment}
+    return {n: r if n in given else r.model_copy(update=made) for n, r in results.items()}
 
 
 def _sorted(results: Mapping[str, R]) -> dict[str, R]:
@@ -160,7 +172,8 @@ class Run:
         tasks, harness = {}, {}
         if self._stored is not None:
             folder.require_same(self._stored, self._fingerprint)
-            if self._stored.environment.source_sha256 != source_sha256():
+            sources = {e.source_sha256 for e in environments(self._stored).values()}
+            if sources - {source_sha256()}:
                 log.warning("%s was begun with another version of unlearnbench", folder.path)
             tasks, harness = dict(self._stored.tasks), dict(self._stored.harness or {})
         for task in evaluation.tasks:
@@ -240,9 +253,9 @@ class Run:
         self, model: Model, tasks: Mapping[str, TaskResult], harness: Mapping[str, HarnessResult]
     ) -> None:
         """Write the run with these results too."""
-        if self.result is not None:
-            tasks = {**self.result.tasks, **tasks}
-            harness = {**(self.result.harness or {}), **harness}
+        if (known := self.result) is not None:
+            tasks = {**_measured_in(known.environment, known.tasks), **tasks}
+            harness = {**_measured_in(known.environment, known.harness or {}), **harness}
         self.result = self._evaluation.result(model, self._settings, tasks, harness)
         self._folder.write_run(self.result)
 
@@ -314,6 +327,7 @@ def _take_over(
         )
     records = folder.read_records(name, earlier.records_sha256)
     result = task.result(records, earlier.records_sha256, reference, seed)
+    result = result.model_copy(update={"environment": earlier.environment})
     if reference is None and earlier.auc_reference is not None:
         result = keep_reference(folder, name, result, earlier)
     log.info("%s: already in %s, not computed again", name, folder.path)

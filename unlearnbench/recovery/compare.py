@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,10 @@ from unlearnbench.runs.entries import (
     require_same_condition,
     same_run,
 )
+from unlearnbench.runs.notes import machine_notes
 
 SEED = 0
+log = logging.getLogger("unlearnbench")
 
 
 @dataclass(frozen=True)
@@ -149,11 +152,12 @@ def open_comparison(
     floor: float = UTILITY_FLOOR,
     confidence: float = CONFIDENCE,
 ) -> Comparison:
-    """Read everything and refuse what cannot be compared.
+    """Read everything and refuse what cannot be compared; what else they were measured with that
+    differs is logged.
 
     Raises:
         OptionError: runs differ in protocol, task version, data, samples, tokenizer, or in how
-            they came to one precision.
+            they came to one precision; or those of one entry as ``require_alike`` says.
         ResultError: a run is missing or damaged.
     """
     entries, ends = load_entries(runs), (_one(target, "target"), _one(retrained, "retrained"))
@@ -167,6 +171,10 @@ def open_comparison(
     wanted = sorted({task for entry in found.entries for task in found.tasks(entry)})
     for run in found.target.runs.values():
         require_comparable(run, base, wanted)
+    anchors = {"target": found.target, "retrained": found.retrained}
+    notes = [note for entry in (*found.entries, *ends) for note in machine_notes(entry, anchors)]
+    for note in dict.fromkeys(notes):
+        log.warning("%s", note)
     return found
 
 

@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unlearnbench.errors import OptionError, ResultError, one_line
-from unlearnbench.results import FULL, RunResult, SampleRecord, TaskResult
+from unlearnbench.results import (
+    DTYPE_BITS,
+    FULL,
+    STORED,
+    RunResult,
+    SampleRecord,
+    Settings,
+    TaskResult,
+)
 from unlearnbench.runs.fingerprint import Fingerprint, differences
 from unlearnbench.runs.folder import ASIDE, RunFolder, read_run
 
@@ -28,6 +36,19 @@ class LoadedRun:
     def condition(self) -> str:
         """The condition's full name."""
         return self.result.condition.name
+
+    @property
+    def where(self) -> str:
+        """Its folder; its file and condition where it does not come from one."""
+        return str(self.path) if self.given is None else f"{self.path} at {self.condition}"
+
+    @property
+    def bits(self) -> float | None:
+        """Bits of a weight as products took it. Older files say what is stored, where the compute
+        dtype may be narrower.
+        """
+        bits, width = self.result.condition.options.bits, DTYPE_BITS.get(self.result.settings.dtype)
+        return min(bits, width) if bits and width else bits
 
     def task(self, name: str) -> TaskResult:
         """A task's result. Raises ResultError where the run has no such task."""
@@ -71,11 +92,11 @@ class Entry:
             ResultError: there is none, or the checkpoint was quantized already.
         """
         run = self.at(FULL)
-        options = run.result.condition.options
-        if options.bits is not None and options.bits < FULL_BITS:
+        if run.bits is not None and run.bits < FULL_BITS:
             raise ResultError(
                 f"{run.path} is no run in full precision: its checkpoint is quantized already "
-                f"({one_line(options.scheme, 80)}); evaluate the unquantized one"
+                f"({one_line(run.result.condition.options.scheme, 80)}); evaluate the unquantized "
+                "one"
             )
         return run
 
@@ -92,7 +113,8 @@ def load_entries(paths: Sequence[Path]) -> list[Entry]:
     called by its base name, with 8 digits of its hash where several have that name.
 
     Raises:
-        OptionError: no run is there, or two of one checkpoint and precision.
+        OptionError: no run is there, or two of one checkpoint and precision, or those of one
+            checkpoint differ as ``require_alike`` says.
         ResultError: a run is damaged.
     """
     groups: dict[str, dict[str, LoadedRun]] = {}
@@ -113,10 +135,13 @@ def load_entries(paths: Sequence[Path]) -> list[Entry]:
             base = base.rstrip("/").rsplit("/", 1)[-1] or "model"
         named.append((base, checkpoint.weights_sha256[:8], runs))
     bases = [base for base, _, _ in named]
-    return [
+    entries = [
         Entry(base if bases.count(base) == 1 else f"{base}-{digits}", runs)
         for base, digits, runs in named
     ]
+    for entry in entries:
+        require_alike(entry)
+    return entries
 
 
 def _run_folders(path: Path) -> list[Path]:
@@ -166,6 +191,35 @@ def require_same_condition(run: LoadedRun, base: LoadedRun) -> None:
     """
     there, here = (Fingerprint.of_condition(r.result.condition) for r in (base, run))
     _require_same(run, base, there, here, f"{run.condition}: ")
+
+
+def require_alike(entry: Entry) -> None:
+    """Show that an entry's runs differ in what is done to the weights alone.
+
+    Raises:
+        OptionError: two differ in compute dtype (a storage precision has its own), or in the seed
+            where answers are sampled.
+    """
+    first: dict[str, tuple[LoadedRun, object]] = {}
+    for run in entry.runs.values():
+        settings, facts = run.result.settings, dict[str, object]()
+        if run.condition not in STORED or run.condition == FULL:
+            facts["dtype"] = settings.dtype
+        if samples_answers(settings):
+            facts["seed"] = settings.seed
+        for option, fact in facts.items():
+            other, theirs = first.setdefault(option, (run, fact))
+            if theirs != fact:
+                raise OptionError(
+                    f"{other.where} was made with {option} {one_line(theirs, 20)} and {run.where} "
+                    f"with {one_line(fact, 20)}, so more than the weights differs; evaluate one of "
+                    f"them anew with the other's --{option}"
+                )
+
+
+def samples_answers(settings: Settings) -> bool:
+    """Whether answers are drawn, so that the seed moves them; greedy ones it does not."""
+    return settings.protocol == "zhang2025" or '"do_sample": true' in (settings.gen_kwargs or "")
 
 
 def _require_same(

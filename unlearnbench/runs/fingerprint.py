@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from unlearnbench.errors import one_line
-from unlearnbench.results import Checkpoint, Condition, Environment, Settings, SplitData
+from unlearnbench.results import (
+    Checkpoint,
+    Condition,
+    Environment,
+    RunResult,
+    Settings,
+    SplitData,
+)
 from unlearnbench.util.files import content_sha256
 from unlearnbench.util.version import __version__
 
@@ -31,6 +38,8 @@ _PACKAGES += ["transformers", "vllm"]
 _PACKAGE_DIR = Path(__file__).resolve().parent.parent
 # Whatever decides a result in a checkout; an entry added to a board or a page of docs does not.
 _DECISIVE = ("unlearnbench", "tasks", "pyproject.toml")
+COMPUTED = re.compile(r" \(fp32\), computed in (bf16|fp16)$")
+"""What a scheme ends with where the compute dtype is narrower than the weights."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,9 @@ class Fingerprint:
         """What was done to the weights. The kernel that multiplies by them is no part of it."""
         options = condition.options
         calibration = options.calibration and options.calibration.model_dump()
-        facts = {"scheme": options.scheme, "option": options.further, "calibration": calibration}
+        # What it was computed in is a setting, and older files do not say it here too.
+        scheme = COMPUTED.sub("", options.scheme)
+        facts = {"scheme": scheme, "option": options.further, "calibration": calibration}
         return cls.of(facts)
 
     @classmethod
@@ -153,6 +164,40 @@ def describe_environment(device: str, dtype: str, batch_size: int | None) -> Env
         threads=torch.get_num_threads() if torch else 1,
         batch_size=str(batch_size or "auto"),
     )
+
+
+def environments(run: RunResult) -> dict[str, Environment]:
+    """The environment of each task, lm-eval's too; a group of theirs is made of its tasks."""
+    found = {n: r.environment for n, r in (run.harness or {}).items() if r.kind == "task"}
+    found |= {name: result.environment for name, result in run.tasks.items()}
+    return {name: environment or run.environment for name, environment in found.items()}
+
+
+def versions(environment: Environment) -> dict[str, str]:
+    """Of the packages that can move a number, unlearnbench first."""
+    return {"unlearnbench": environment.unlearnbench, **environment.packages}
+
+
+def mixed_versions(run: RunResult) -> str:
+    """The first packages of which a run's tasks were measured with several versions:
+    ``transformers 5.23.0 for news_verbmem, 5.24.0 for news_knowmem_f``; empty where there is none.
+    """
+    tasks: dict[str, dict[str, list[str]]] = {}
+    for task, environment in environments(run).items():
+        for package, found in versions(environment).items():
+            tasks.setdefault(package, {}).setdefault(one_line(found, 40), []).append(task)
+    lines = []
+    for package, by_version in tasks.items():
+        if len(by_version) > 1:
+            parts = [f"{v} for {one_line(' and '.join(n), 120)}" for v, n in by_version.items()]
+            lines.append(f"{one_line(package, 40)} {', '.join(parts)}")
+    return first_few(lines)
+
+
+def first_few(parts: Sequence[str], few: int = 3) -> str:
+    """The first parts of a line, and how many more there are."""
+    more = f"; and {len(parts) - few} more" if len(parts) > few else ""
+    return "; ".join(parts[:few]) + more
 
 
 @cache

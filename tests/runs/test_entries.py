@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.test_results import make_result
+from unlearnbench.errors import OptionError, ResultError
+from unlearnbench.runs.entries import Entry, LoadedRun, require_alike, require_same_condition
+
+SAMPLED = {"gen_kwargs": '{"do_sample": true, "temperature": 0.7}'}
+
+
+def loaded(
+    condition: str = "none", settings: dict[str, Any] | None = None, **options: Any
+) -> LoadedRun:
+    """A run in bf16 with seed 0, but for ``settings`` and the condition's ``options``."""
+    made = make_result(condition=condition)
+    how = made.condition.options.model_copy(update=options)
+    update = {
+        "settings": made.settings.model_copy(update=settings or {}),
+        "condition": made.condition.model_copy(update={"options": how}),
+    }
+    return LoadedRun(Path("out") / condition, made.model_copy(update=update))
+
+
+def entry(*runs: LoadedRun) -> Entry:
+    return Entry("ga", {run.condition: run for run in runs})
+
+
+@pytest.mark.parametrize(
+    ("condition", "settings", "said"),
+    [
+        ("rtn-int4", {"dtype": "fp32"}, "dtype bf16 and out/rtn-int4 with fp32"),
+        ("rtn-int4", {"dtype": "fp32\x1b[31m"}, r"dtype bf16 and out/rtn-int4 with fp32\\x1b"),
+        ("rtn-int4", {"seed": 7, "protocol": "zhang2025"}, "seed 0 and out/rtn-int4 with 7"),
+        ("bf16", {"seed": 7, "protocol": "zhang2025"}, "seed 0 and out/bf16 with 7"),
+        ("rtn-int4", {"seed": 7, **SAMPLED}, "seed 0 and out/rtn-int4 with 7"),
+    ],
+)
+def test_an_entrys_runs_differ_in_their_weights_alone(
+    condition: str, settings: dict[str, Any], said: str
+) -> None:
+    shared = {k: v for k, v in settings.items() if k in ("protocol", "gen_kwargs")}
+    runs = loaded("none", shared), loaded(condition, settings)
+    with pytest.raises(OptionError, match=f"out/none was made with {said}.*evaluate one of them"):
+        require_alike(entry(*runs))
+
+
+@pytest.mark.parametrize(
+    ("condition", "settings"),
+    [
+        ("rtn-int4", {}),
+        ("rtn-int4", {"seed": 7}),  # greedy decoding draws nothing
+        ("rtn-int4", {"seed": 7, "gen_kwargs": '{"do_sample": false}'}),
+        ("fp32", {"dtype": "fp32"}),
+        ("fp16", {"dtype": "fp16"}),
+        ("bf16", {"dtype": "bf16"}),
+    ],
+)
+def test_a_storage_precision_has_a_dtype_of_its_own_and_greedy_decoding_no_seed(
+    condition: str, settings: dict[str, Any]
+) -> None:
+    require_alike(entry(loaded("none"), loaded(condition, settings)))
+
+
+@pytest.mark.parametrize(
+    ("bits", "dtype", "want"),
+    [
+        (32.0, "bf16", 16),  # as older files have it
+        (32.0, "fp16", 16),
+        (32.0, "fp32", 32),
+        (16.0, "fp32", 16),
+        (4.0, "bf16", 4),
+        (None, "bf16", None),
+        (32.0, "unknown", 32),
+    ],
+)
+def test_the_bits_of_a_run_are_those_in_force(
+    bits: float | None, dtype: str, want: float | None
+) -> None:
+    assert loaded(settings={"dtype": dtype}, bits=bits).bits == want
+
+
+def test_four_bits_are_no_full_precision_and_sixteen_are() -> None:
+    assert entry(loaded(bits=32.0)).full.bits == 16
+    with pytest.raises(ResultError, match="quantized already"):
+        _ = entry(loaded(bits=4.0)).full
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_what_a_checkpoint_is_computed_in_is_no_other_condition(dtype: str) -> None:
+    plain = "as stored in the checkpoint"
+    older, newer = loaded(scheme=plain), loaded(scheme=f"{plain} (fp32), computed in {dtype}")
+    require_same_condition(newer, older)
+    with pytest.raises(OptionError, match="scheme is as stored: GPTQ"):
+        require_same_condition(newer, loaded(scheme="as stored: GPTQ"))
