@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from tests.checkpoints.helpers import edit_json
-from tests.conftest import make_model, make_tokenizer
+from tests.conftest import Toy, make_model, make_tokenizer
+from unlearnbench import evaluate
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.find import files_sha256
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, Training, read_origin
 from unlearnbench.errors import CheckpointError
+from unlearnbench.runs.folder import read_run
 from unlearnbench.util.files import content_sha256
 
 
@@ -241,6 +243,21 @@ def test_a_knob_cannot_take_the_place_of_what_is_computed(tmp_path: Path) -> Non
     found = read_origin(tmp_path / FILE)
     assert found["recipe"] == recipe(knobs=knobs, **selection(rows=25))
     assert found["selected"] == "news_knowmem_f, first 25 rows"
+
+
+def test_a_run_of_an_earlier_release_learns_its_recipe_without_being_measured_again(
+    copy: Path, toy: Toy
+) -> None:
+    (earlier,) = evaluate(copy, "toy_knowmem_f", **toy.options)
+    assert earlier.checkpoint.origin == {}
+    (copy / FILE).write_text(json.dumps(record()))
+    (folder,) = toy.out.glob("copy-*/none")
+    (again,) = evaluate(copy, "toy_knowmem_f", **toy.options)
+    assert again.checkpoint.origin == read_origin(copy / FILE)
+    same = earlier.checkpoint.model_copy(update={"origin": again.checkpoint.origin})
+    assert read_run(folder) == again == earlier.model_copy(update={"checkpoint": same})
+    (copy / FILE).unlink()
+    assert evaluate(copy, "toy_knowmem_f", **toy.options) == [again], "nothing is lost"
 
 
 @pytest.mark.parametrize(

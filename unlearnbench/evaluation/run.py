@@ -144,6 +144,7 @@ class Run:
             OptionError: the reference is none for these tasks.
         """
         self._evaluation, self._settings, self._condition = evaluation, settings, condition
+        self._origin = checkpoint.origin
         self._fingerprint = Fingerprint.of_run(checkpoint, settings, condition)
         self._references = {}
         if (reference := evaluation.reference) is not None:
@@ -189,8 +190,7 @@ class Run:
             if harness and not self._harness_todo:
                 harness |= suite.aggregate(harness)  # old results may belong to another group now
         if self._stored is not None:
-            known = {"tasks": _sorted(tasks), "harness": _sorted(harness) or None}
-            self.result = self._stored.model_copy(update=known)
+            self.result = _as_now(self._stored, self._origin, tasks, harness)
 
     def measure(self, load: Callable[[], Model], failures: Failures) -> RunResult | None:
         """Have a model measured on what is to do, and return the run as it stands; None where it
@@ -275,6 +275,20 @@ class Run:
         self._folder.clean(self._stored.tasks if self._stored else ())
         if self.result is not None and self.result != self._stored:
             self._folder.write_run(self.result)
+
+
+def _as_now(
+    stored: RunResult,
+    origin: dict[str, str],
+    tasks: Mapping[str, TaskResult],
+    harness: Mapping[str, HarnessResult],
+) -> RunResult:
+    """A stored run with its results as taken over. Of the same weights an earlier release may have
+    known less: which training they are of.
+    """
+    checkpoint = stored.checkpoint.model_copy(update={"origin": stored.checkpoint.origin | origin})
+    known = {"tasks": _sorted(tasks), "harness": _sorted(harness) or None}
+    return stored.model_copy(update={**known, "checkpoint": checkpoint})
 
 
 def _answer(
