@@ -507,7 +507,8 @@ def test_privleak_is_recomputed_with_its_interval(
     assert notes() == []
     assert of(forge(board, lambda c: edit(c, value=1.0), "again"), "PrivLeak is 1.0, its AUC")
     assert call("leaderboard", "add", str(out), *ends) == 0
-    assert forge(board, lambda c: edit(c, ci=[0.0, 0.5]), "again") == []
+    wrong: dict[str, Any] = {"ci": [0.0, 0.5], "intervals": "bounded"}
+    assert forge(board, lambda c: edit(c, **wrong), "again") == []
     assert len(notes()) == 1
 
 

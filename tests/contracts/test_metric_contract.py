@@ -122,6 +122,16 @@ def test_an_empty_target_raises(name: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("name", GENERATION)
+def test_a_target_of_no_words_raises_and_words_grow_with_the_text(name: str) -> None:
+    metric = generation_metric(name)
+    assert len(metric.words("gate 7, " * 500)) == 1000  # what bounds a stranger's record
+    for text in ["", "?!", "\u0301", "\ufe0f", "£ …"]:
+        assert metric.words(text) == []
+        with pytest.raises(MetricError):
+            metric.score_output("gate", text)
+
+
+@pytest.mark.parametrize("name", GENERATION)
 def test_a_metric_is_a_pure_function(name: str) -> None:
     score = generation_metric(name).score_output
     first = score("the keeper of gate 7", "the gate")

@@ -176,7 +176,7 @@ def test_a_target_that_is_cut_to_nothing_raises(toy: Toy) -> None:
         ) -> Iterator[Generated]:
             return (Generated(r.id, "anything", 1) for r in requests)
 
-    with pytest.raises(MetricError, match="no letter or digit"):
+    with pytest.raises(MetricError, match="^toy_verbmem: forget/0: .*no letter or digit"):
         ask(toy, "toy_verbmem", script(toy, kind=Blank))
 
 
@@ -190,7 +190,7 @@ def test_a_target_that_nothing_can_match_is_known_before_the_model_runs(toy: Toy
         ) -> Iterator[Generated]:
             raise AssertionError("it ran")
 
-    with pytest.raises(MetricError, match="no letter or digit"):
+    with pytest.raises(MetricError, match="^toy_verbmem: forget/0: .*no letter or digit"):
         ask(toy, "toy_verbmem", script(toy, kind=Wordless))
 
 

@@ -1,4 +1,4 @@
-"""`import --format muse` reproduces every published number, from files laid out as MUSE wrote them.
+"""`import` reproduces every published number, from MUSE's files and from open-unlearning's.
 
 Needs the published generations and scores beside the project; skips without them.
 """
@@ -146,3 +146,24 @@ def test_a_precision_can_be_named_and_then_compared(
     assert rows["news_knowmem_f"].verdict == "recovers"
     assert rows["news_privleak"].verdict == "recovers"
     assert rows["news_privleak"].target == pytest.approx(-99.8, abs=0.05)
+
+
+def test_open_unlearnings_own_files_differ_in_nothing(golden_dir: Path, tmp_path: Path) -> None:
+    """Each figure against its own kind: their ROUGE is of stems, their AUC is 1 - ours."""
+    folder = golden_dir.parent / "open-unlearning"
+    if not folder.is_dir():
+        pytest.skip("no golden/open-unlearning")
+    found = import_runs(ImportOptions("open-unlearning", folder, "news", tmp_path))
+    assert len(found) == 2
+    for path, run in found:
+        assert set(run.tasks) == set(PLACES)
+        assert run.imported is not None
+        assert run.imported.differences == {}
+        assert len(run.imported.stated) == len(PLACES)
+        theirs = json.loads((folder / path.parent.name / "MUSE_EVAL.json").read_bytes())
+        assert run.tasks["news_privleak"].auc == pytest.approx(1 - theirs["mia_min_k"]["auc"])
+        for task in ROUGE_TASKS:
+            kind = task.removeprefix("news_")
+            block = {"verbmem": "forget_verbmem", "knowmem_f": "forget_knowmem"}.get(kind)
+            stated = theirs[f"{block or 'retain_knowmem'}_ROUGE"]["agg_value"]
+            assert run.tasks[task].scores["rougeL_stem"] == pytest.approx(100 * stated, abs=1e-7)

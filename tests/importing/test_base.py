@@ -16,6 +16,7 @@ from unlearnbench.results import RunResult
 from unlearnbench.runs.folder import read_run
 
 ANSWERS = [("the right words", "the right words"), ("other words", "the right words")]
+STEMS = [("asking boats", "asked boat"), ("asking", "asks gate gates")]
 SCORES = [{"PPL": 1.0, "Min-40%": 1.0}, {"PPL": 2.0, "Min-40%": 3.0}]
 
 
@@ -121,10 +122,12 @@ def test_lm_eval(tmp_path: Path) -> None:
 
 
 def test_open_unlearning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recall = "rougeL_recall"  # of stems there, which we have not: held against nothing
+
     def block(figure: str) -> dict[str, object]:
         rows = {
-            str(i): {"input": "q", "ground_truth": gt, "generation": out, figure: 0.5}
-            for i, (out, gt) in enumerate(ANSWERS)
+            str(i): {"input": "q", "ground_truth": gt, "generation": out, figure: 0.5, recall: 0.1}
+            for i, (out, gt) in enumerate(STEMS)
         }
         return {"agg_value": 0.5, "value_by_index": rows}
 
@@ -135,7 +138,8 @@ def test_open_unlearning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     content = {
         "forget_knowmem_ROUGE": block("rougeL_f1"),
         "retain_knowmem_ROUGE": {"agg_value": 0.5},
-        "mia_min_k": {**leak, "auc": 0.25, "agg_value": 0.25},
+        # Theirs: 3 of the 4 pairs have the lower score on the side of the forget text.
+        "mia_min_k": {**leak, "auc": 0.75, "agg_value": 0.75},
         "extraction_strength": {"agg_value": 0.1},
     }
     write(tmp_path / "saves/model/MUSE_EVAL.json", content)
@@ -144,9 +148,14 @@ def test_open_unlearning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     assert set(result.tasks) == {"news_knowmem_f", "news_privleak"}
     assert result.tasks["news_privleak"].auc == pytest.approx(0.25)
     assert result.imported is not None
-    assert result.imported.stated["news_knowmem_f/mean_rougeL"] == 0.5
-    assert result.imported.differences["news_knowmem_f/forget_qa/0/rougeL"] == pytest.approx(0.5)
-    assert "news_privleak/auc_Min-40%" not in result.imported.differences
+    assert result.imported.stated["news_knowmem_f/mean_rougeL_stem"] == 0.5
+    assert result.imported.stated["news_privleak/auc_Min-40%"] == 0.25
+    # By stems the first answer scores 1, and the second 0.5, as stated; by words both have 0.
+    where = "news_knowmem_f/forget_qa/0/rougeL_stem"
+    assert result.imported.differences == {
+        where: pytest.approx(0.5),
+        "news_knowmem_f/mean_rougeL_stem": pytest.approx(0.25),
+    }
     assert "extraction_strength is skipped" in caplog.text
     assert "states no single answers" in caplog.text
 

@@ -132,11 +132,33 @@ def test_an_empty_text(toy: Toy, name: str, rows: str, field: str, sample: str) 
         plan_of(toy, name)
 
 
-@pytest.mark.parametrize("target", ["", " ", "?!", "日本", "é"])
-def test_a_target_without_a_word(toy: Toy, target: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("", "no letter or digit"),
+        (" ", "no letter or digit"),
+        ("?!", "no letter or digit"),
+        ("日本", "target '日本' loses 2 of its 2 letters and digits"),
+        ("é", "target 'é' loses 1 of its 1"),
+        ("в 1945 году", r"target 'в 1945 году' loses 5 of its 9 .*`metric: rougeL_unicode`"),
+    ],
+)
+def test_a_target_that_cannot_be_scored_is_found_with_its_row(
+    toy: Toy, target: str, words: str
+) -> None:
     set_row(toy, "knowmem/forget_qa", 2, answer=target)
-    with pytest.raises(MetricError, match="no letter or digit"):
+    with pytest.raises(MetricError, match=f"^toy_knowmem_f: forget_qa/2: .*{words}"):
         plan_of(toy, "toy_knowmem_f")
+
+
+def test_targets_of_other_scripts_are_scored_by_unicode(toy: Toy) -> None:
+    set_row(toy, "knowmem/forget_qa", 2, answer="в 1945 году")
+    spec = changed(spec_of(toy, "toy_knowmem_f"), metric="rougeL_unicode")
+    options = DataOptions(toy.data, allow_drift=True)
+    assert load_samples(spec, options).samples[2].target == "в 1945 году"
+    set_row(toy, "knowmem/forget_qa", 2, answer="…")
+    with pytest.raises(MetricError, match="^toy_knowmem_f: forget_qa/2: .*no letter or digit"):
+        load_samples(spec, options)
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,14 @@ class BoardEntry(Document):
         return Entry(self.name, runs)
 
 
+def anchor(board: Board, entries: Sequence[BoardEntry], role: Role) -> BoardEntry:
+    """The board's target or retrained model. Raises OptionError where it is not one entry."""
+    found = [entry for entry in entries if entry.role == role]
+    if len(found) != 1:
+        raise OptionError(f"{board.name} needs one {role} entry and has {len(found)}")
+    return found[0]
+
+
 @dataclass(frozen=True)
 class Submission:
     """What is said of an entry besides its runs."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from unlearnbench.boards.entry import Board, BoardEntry, Definition
+from unlearnbench.boards.entry import Board, BoardEntry, Definition, anchor
 from unlearnbench.boards.resampling import MeanShares, comparable_tasks, mean_shares, rank_ranges
-from unlearnbench.errors import OptionError
 from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.recovery.compare import Comparison, TaskStanding
 from unlearnbench.recovery.reports import share
@@ -134,14 +133,9 @@ def rank_entries(board: Board, entries: Sequence[BoardEntry]) -> Ranking:
         MetricError, ResultError: a number is missing or not finite.
     """
     rules, given = board.rules, [entry for entry in entries if entry.role == "unlearned"]
-    anchors = list[BoardEntry]()
-    for role in ("target", "retrained"):
-        found = [entry for entry in entries if entry.role == role]
-        if len(found) != 1:
-            raise OptionError(f"{board.name} needs one {role} entry and has {len(found)}")
-        anchors += found
+    anchors = anchor(board, entries, "target"), anchor(board, entries, "retrained")
     loaded = [entry.loaded() for entry in given]
-    target, retrained = (anchor.loaded() for anchor in anchors)
+    target, retrained = (each.loaded() for each in anchors)
     comparison = Comparison(loaded, target, retrained, rules.utility_floor)
     places = [_place(rules, comparison, *pair) for pair in zip(given, loaded, strict=True)]
     fit = [runs for place, runs in zip(places, loaded, strict=True) if place.state == "ranked"]
@@ -155,8 +149,8 @@ def rank_entries(board: Board, entries: Sequence[BoardEntry]) -> Ranking:
     at = rules.precisions if cells[0] else ()
     shares = {precision: mean_shares(comparison, fit, tasks, precision) for precision in at}
     references = tuple(
-        Place(anchor, anchor.role, _standings(rules, comparison, runs))
-        for anchor, runs in zip(anchors, (target, retrained), strict=True)
+        Place(each, each.role, _standings(rules, comparison, runs))
+        for each, runs in zip(anchors, (target, retrained), strict=True)
     )
     marked = tuple(_mark(rules, _ranked(places)))
     return Ranking(board, marked, references, shares, cells, (*loaded, target, retrained))

@@ -15,8 +15,8 @@ from pathlib import Path
 from unlearnbench.boards.entry import Board
 from unlearnbench.boards.page import page, percent
 from unlearnbench.boards.ranking import Place, Ranking, rank_entries
-from unlearnbench.boards.verify import verify_board
-from unlearnbench.errors import OptionError, ResultError, one_line
+from unlearnbench.boards.verify import sound_entries
+from unlearnbench.errors import one_line
 from unlearnbench.lm_eval.tables import headline, utility_cells
 from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.recovery.reports import points, share
@@ -26,17 +26,10 @@ from unlearnbench.util.files import write_text
 
 
 def build_board(board: Board) -> list[Path]:
-    """Verify every entry, then write ``README.md``, ``board.csv`` and ``index.html``. Raises
-    ResultError where an entry is wrong in more than a missing run, OptionError where the target,
-    the retrained model or every entry is missing.
+    """Verify every entry, then write ``README.md``, ``board.csv`` and ``index.html``. Raises as
+    ``sound_entries``, and OptionError where the target or the retrained model is missing.
     """
-    entries, verdicts = verify_board(board)
-    wrong = [v for v in verdicts if v.problems]
-    if wrong:
-        raise ResultError(f"{board.name}: {wrong[0].name}: {one_line(wrong[0].problems[0])}")
-    if not entries:
-        raise OptionError(f"{board.name} has no entries yet")
-    ranking = rank_entries(board, entries)
+    ranking = rank_entries(board, sound_entries(board))
     made = {"README.md": markdown, "board.csv": csv_text, "index.html": page}
     for name, make in made.items():
         write_text(board.folder / name, make(ranking))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from unlearnbench.boards.entry import (
     Board,
@@ -68,6 +69,19 @@ def verify_board(board: Board) -> tuple[list[BoardEntry], list[Verdict]]:
     return entries, list(verdicts.values())
 
 
+def sound_entries(board: Board) -> list[BoardEntry]:
+    """Every entry. Raises as ``verify_board``, ResultError where one is wrong in more than a
+    missing run, OptionError where there is none.
+    """
+    entries, verdicts = verify_board(board)
+    wrong = [v for v in verdicts if v.problems]
+    if wrong:
+        raise ResultError(f"{board.name}: {wrong[0].name}: {one_line(wrong[0].problems[0])}")
+    if not entries:
+        raise OptionError(f"{board.name} has no entries yet")
+    return entries
+
+
 def _verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: Verdict) -> None:
     """One entry by itself."""
     if entry.board != board.name:
@@ -94,6 +108,7 @@ def _verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: 
         for name, version in board.rules.tasks.items():
             problems = _task_problems(registry.tasks[name], version, part, texts)
             verdict.problems += [f"{where}: {name}: {what}" for what in problems]
+    verdict.notes += _old_intervals(board, entry)
     if any(part.run.harness for part in entry.runs):
         what = "lm-eval's results are as stated: an entry holds no documents of theirs"
         verdict.notes.append(what)
@@ -103,6 +118,24 @@ def _verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: 
         verdict.notes.append(
             "no texts: the scores of single answers, the records' hashes and the number of empty "
             "outputs could not be recomputed"
+        )
+
+
+def _old_intervals(board: Board, entry: BoardEntry) -> Iterator[str]:
+    """Which tasks hold intervals that are not computed as ours are, and how to replace them."""
+    places, tasks = dict[str, list[str]](), dict[str, list[str]]()
+    for part in entry.runs:
+        for name in sorted(board.rules.tasks.keys() & part.run.tasks.keys()):
+            if part.run.tasks[name].intervals is None:
+                places.setdefault(name, []).append(part.run.condition.name)
+    for name, at in places.items():
+        tasks.setdefault(", ".join(at), []).append(name)
+    if tasks:
+        where = "; ".join(f"{', '.join(names)} at {at}" for at, names in tasks.items())
+        yield (
+            f"{entry.name}.json holds intervals of the old kind, which are not checked: "
+            f"{one_line(where, 1000)}; run `unlearnbench leaderboard build --recompute` to "
+            "replace them"
         )
 
 
@@ -157,11 +190,19 @@ def _task_problems(spec: TaskSpec, version: float, part: EntryRun, texts: bool) 
     names += ["empty_outputs"] if texts else []
     if result.auc is None:  # PrivLeak needs the retrained model's entry
         names += ["value", "stderr", "ci"]
-    stated, ours = result.model_dump(), fresh.model_dump()
+    stated, ours = (_figures(each, result.intervals) for each in (result, fresh))
     for name in names:
         if not alike(stated[name], ours[name]):
             theirs, found = one_line(stated[name], 60), one_line(ours[name], 60)
             yield f"{name} is {theirs}, its samples give {found}"
+
+
+def _figures(result: TaskResult, kind: str | None) -> dict[str, Any]:
+    """A result's fields; without intervals where they are of the old ``kind``."""
+    fields = result.model_dump()
+    for part in [] if kind else [fields, *(fields["attacks"] or {}).values()]:
+        part.update(dict.fromkeys(("stderr", "ci", "auc_stderr", "auc_ci")))
+    return fields
 
 
 def _definition_problems(spec: TaskSpec, result: TaskResult) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from unlearnbench.boards.entry import BoardEntry, EntryRun
 from unlearnbench.errors import ResultError, UnlearnbenchError, one_line
@@ -171,18 +171,33 @@ def _check_privleak(spec: TaskSpec, part: EntryRun, retrained: Entry) -> tuple[s
     wrong = _reference_problem(spec, reference, retrained)
     if wrong is not None:
         return wrong, ""
-    candidates = [ReferenceScores(reference.auc)]
-    if reference.kind == "run":
-        theirs = (spec.reference_scores(r.records(spec.task)) for r in retrained.runs.values())
-        candidates = [replace(scores, auc=reference.auc) for scores in theirs]
     records, seed = part.samples[spec.task], part.run.settings.seed
-    found = [spec.against(records, candidate, seed) for candidate in candidates]
-    if result.value is None or not alike(result.value, found[0].value):
-        return f"PrivLeak is {result.value}, its AUC and reference give {found[0].value}", ""
-    if any(alike((result.stderr, result.ci), (ours.stderr, ours.ci)) for ours in found):
+    ours = spec.against(records, ReferenceScores(reference.auc), seed).value
+    if result.value is None or not alike(result.value, ours):
+        return f"PrivLeak is {result.value}, its AUC and reference give {ours}", ""
+    spread = (result.stderr, result.ci)
+    if result.intervals is None or spread == (None, None):
         return "", ""
-    # Another machine's run of the retrained model may order its texts otherwise.
+    for zero in references(spec, reference, retrained):
+        found = spec.against(records, zero, seed)
+        if alike(spread, (found.stderr, found.ci)):
+            return "", ""
     return "", "PrivLeak's own interval is as stated; no table shows it"
+
+
+def references(spec: TaskSpec, stated: AucReference, retrained: Entry) -> Iterator[ReferenceScores]:
+    """What the interval of a PrivLeak may be computed against, likeliest first: a stated AUC as it
+    is; of a run, the retrained entry's runs of that AUC. None where another machine's run of the
+    retrained model ordered its texts otherwise.
+    """
+    if stated.kind == "stated":
+        yield ReferenceScores(stated.auc)
+        return
+    runs = retrained.runs.values()
+    for run in sorted(runs, key=lambda run: not stated.source.endswith(f" at {run.condition}")):
+        found = spec.reference_scores(run.records(spec.task))
+        if alike(found.auc, stated.auc):
+            yield found
 
 
 def _reference_problem(spec: TaskSpec, reference: AucReference, retrained: Entry) -> str | None:

@@ -14,6 +14,7 @@ from unlearnbench import conditions
 from unlearnbench.boards import Board, add_entry, find_boards, read_board
 from unlearnbench.boards.entry import Submission
 from unlearnbench.boards.hub import describe, plan_upload, push
+from unlearnbench.boards.recompute import recompute_board
 from unlearnbench.boards.tables import build_board
 from unlearnbench.boards.verify import verify_board
 from unlearnbench.cli.options import PushOptions, field_options, taken, verbose_option
@@ -236,10 +237,16 @@ def add(
 
 @leaderboard.command("build")
 @click.argument("folders", nargs=-1, metavar="[DIR...]")
-def build(folders: Sequence[str]) -> None:
-    """Write each board's README.md, board.csv and index.html; DIR is a board or holds boards."""
+@click.option("--recompute", is_flag=True, help="First replace old intervals in the entries.")
+def build(folders: Sequence[str], recompute: bool) -> None:
+    """Write each board's README.md, board.csv and index.html; DIR is a board or holds boards.
+
+    With --recompute entries whose intervals an older version computed are first written anew, from
+    their own records.
+    """
     for board in _boards(folders):
-        click.echo(printable("\n".join(map(str, build_board(board)))))
+        written = recompute_board(board) if recompute else []
+        click.echo(printable("\n".join(map(str, [*written, *build_board(board)]))))
 
 
 @leaderboard.command("verify")

@@ -108,10 +108,12 @@ class ModelResults:
         record = LikelihoodRecord(task=spec.task, id=name, split=split, scores=given)
         self.records.setdefault(spec.task, []).append(record)
 
-    def state(self, task: str, figure: str, value: object) -> None:
-        """Note a figure that the files state; what is no number is left out."""
+    def state(self, task: str, figure: str, value: object, turned: bool = False) -> None:
+        """Note a figure that the files state, or 1 minus it where that is ours (``turned``); what
+        is no number is left out.
+        """
         if _is_number(value):
-            self.stated[f"{task}/{figure}"] = float(value)
+            self.stated[f"{task}/{figure}"] = 1 - float(value) if turned else float(value)
 
     def hold(self, task: str, result: TaskResult) -> None:
         """Compare what was stated of a task with what its records give."""

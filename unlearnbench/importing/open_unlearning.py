@@ -18,12 +18,9 @@ METRICS = {
     "retain_knowmem_ROUGE": "knowmem_r",
 }
 LEAK = "mia_min_k"
-FIELDS = {
-    "generation": "output",
-    "ground_truth": "target",
-    "rougeL_f1": "rougeL",
-    "rougeL_recall": "rougeL_recall",
-}
+# ROUGE there is stemmed (`use_stemmer=True` in its evals/metrics/utils.py). Our recall is not, so
+# `rougeL_recall` and `rouge1_recall` have nothing to be held against.
+FIELDS = {"generation": "output", "ground_truth": "target", "rougeL_f1": "rougeL_stem"}
 
 
 def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[ModelResults]:
@@ -55,11 +52,14 @@ def _take_answers(spec: TaskSpec, found: ModelResults, path: Path, block: object
         facts = {ours: row.get(theirs) for theirs, ours in FIELDS.items()}
         found.answer(spec, number, {**facts, "prompt": row.get("input", "")})
     if isinstance(block, dict) and "rougeL_f1" in rows[0][1]:
-        found.state(spec.task, "mean_rougeL", block.get("agg_value"))
+        # MUSE's configurations take the mean of the F1.
+        found.state(spec.task, "mean_rougeL_stem", block.get("agg_value"))
 
 
 def _take_texts(spec: TaskSpec, found: ModelResults, path: Path, block: object) -> None:
-    """The Min-K% scores, where both groups have them; their sign is ours."""
+    """The Min-K% scores, where both groups have them; their sign is ours. The AUC is turned: there
+    it is the share of pairs in which the forget text has the lower score, 1 minus ours.
+    """
     groups = block if isinstance(block, dict) else {}
     splits = {split: _by_index(path, groups.get(split)) for split in spec.asked_splits}
     if not all(splits.values()):
@@ -68,7 +68,8 @@ def _take_texts(spec: TaskSpec, found: ModelResults, path: Path, block: object) 
     for split, rows in splits.items():
         for number, row in rows:
             found.text(spec, split, number, {spec.headline: row.get("score")})
-    found.state(spec.task, f"auc_{spec.headline}", groups.get("auc", groups.get("agg_value")))
+    auc = groups.get("auc", groups.get("agg_value"))
+    found.state(spec.task, f"auc_{spec.headline}", auc, turned=True)
 
 
 def _by_index(path: Path, block: object) -> list[tuple[int, dict[str, object]]]:

@@ -19,6 +19,10 @@ class GenerationMetric(Protocol):
     NAME: str
     HEADLINE: str
     score_output: Callable[[str, str], dict[str, float]]
+    """Scores of (output, target). Raises MetricError for a target that it cannot score, whatever
+    the output: tasks try it with an empty one before a model is loaded."""
+    words: Callable[[str], list[str]]
+    """What it compares of a text; a stranger's record may hold only so many."""
 
 
 class LikelihoodMetric(Protocol):

@@ -242,7 +242,7 @@ def require_alike(entry: Entry) -> None:
                 raise OptionError(
                     f"{other.where} was made with {option} {one_line(theirs, 20)} and {run.where} "
                     f"with {one_line(fact, 20)}, so more than the weights differs; evaluate one of "
-                    f"them anew with the other's --{option}"
+                    f"them anew (--fresh) with the other's --{option}"
                 )
 
 

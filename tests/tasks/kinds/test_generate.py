@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import Toy
-from unlearnbench.errors import DataError, TaskError
+from unlearnbench.errors import DataError, MetricError, TaskError
 from unlearnbench.requests import Generate, Sampling
-from unlearnbench.results import Settings
+from unlearnbench.results import GenerationRecord, Settings
 from unlearnbench.tasks.kinds.generate import GenerationTask
 from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions, TaskSamples, load_samples
@@ -160,3 +160,26 @@ def test_verbmem_prompts(muse_data: Path) -> None:
     plan = load_samples(load_registry().tasks["news_verbmem"], DataOptions(muse_data), None)
     assert [sample.text for sample in plan.samples] == [row["prompt"] for row in rows]
     assert [sample.target for sample in plan.samples] == [row["gt"] for row in rows]
+
+
+# Scores again.
+
+
+@pytest.mark.parametrize(
+    ("metric", "text", "found"),
+    [
+        ("rougeL", "a-" * 5000, 5000),
+        ("rougeL", "aé" * 5000, 5000),  # one word of Unicode
+        ("rougeL_unicode", "東" * 5000, 5000),  # no word of ASCII
+        ("rougeL_unicode", "㍿" * 2000, 8000),  # four characters each
+    ],
+)
+def test_a_record_of_more_words_than_a_run_has_is_not_compared(
+    toy: Toy, metric: str, text: str, found: int
+) -> None:
+    spec = generation(toy).model_copy(update={"metric": metric})
+    record = GenerationRecord(
+        task=spec.task, id="a/0", prompt="", output=text, target="a", n_tokens=1, score=0, scores={}
+    )
+    with pytest.raises(MetricError, match=f"^{found} words, which no run of this task has"):
+        spec.rescore(record)

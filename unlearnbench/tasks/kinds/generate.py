@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal
@@ -33,7 +32,6 @@ from unlearnbench.util.validation import first_fault
 
 NAME = "generate_until"
 # ROUGE compares all words of one text with all of the other: a stranger's record is bounded.
-_WORD = re.compile(r"[A-Za-z0-9]+")
 _WORDS, _WORDS_A_TOKEN = 4096, 32
 
 
@@ -123,7 +121,7 @@ class GenerationTask(GenerationFile):
         """Prompts behind their shots (the first rows, answered, in file order), and targets that
         can be scored.
         """
-        metric, split, prefix = generation_metric(self.metric), self.test_split, ""
+        split, prefix = self.test_split, ""
         if self.fewshot_split:
             shots = splits[self.fewshot_split]
             if len(shots.rows) < self.num_fewshot:
@@ -139,7 +137,7 @@ class GenerationTask(GenerationFile):
             where = f"{self.task}: {split}/{i}"
             prompt = prefix + render_field(self.doc_to_text, row, where)
             target = render_field(self.doc_to_target, row, where)
-            metric.score_output("", target)  # tried now, not after an hour of generation
+            self._scores("", target, where)  # tried now, not after an hour of generation
             samples.append(Sample(f"{split}/{i}", split, prompt, target))
         return samples
 
@@ -153,12 +151,19 @@ class GenerationTask(GenerationFile):
         """Targets cut; raises MetricError where nothing that can be scored is left of one."""
         if self.max_target_toks is None:
             return samples
-        metric, cut = generation_metric(self.metric), []
+        cut = []
         for sample in samples:
             target = truncate(sample.target, self.max_target_toks)
-            metric.score_output("", target)  # what nothing can match is known before the model runs
+            self._scores("", target, f"{self.task}: {sample.id}")  # known before the model runs
             cut.append(replace(sample, target=target))
         return cut
+
+    def _scores(self, output: str, target: str, where: str) -> dict[str, float]:
+        metric = generation_metric(self.metric)
+        try:
+            return metric.score_output(output, target)
+        except MetricError as error:
+            raise MetricError(f"{where}: {error}") from None
 
     def requests(self, sample: Sample, settings: Settings) -> Sequence[Sequence[Request]]:
         options, sampling = self.decoding(settings.protocol), None
@@ -172,7 +177,7 @@ class GenerationTask(GenerationFile):
         if not isinstance(answer, Generated):
             raise MetricError(f"{answer.id}: the answer is no text")
         metric = generation_metric(self.metric)
-        scores = metric.score_output(answer.text, sample.target)
+        scores = self._scores(answer.text, sample.target, f"{self.task}: {sample.id}")
         return GenerationRecord(
             task=self.task,
             id=sample.id,
@@ -199,10 +204,10 @@ class GenerationTask(GenerationFile):
 
     def rescore(self, record: SampleRecord) -> dict[str, tuple[float, float]]:
         (own,) = records_of(self, GenerationRecord, [record])
-        longest = max(len(_WORD.findall(text)) for text in (own.output, own.target))
+        metric = generation_metric(self.metric)
+        longest = max(len(metric.words(text)) for text in (own.output, own.target))
         if longest > max(_WORDS, _WORDS_A_TOKEN * self.generation_kwargs.max_gen_toks):
             raise MetricError(f"{longest} words, which no run of this task has")
-        metric = generation_metric(self.metric)
         stated = {metric.HEADLINE: own.score, **own.scores}
         earned = metric.score_output(own.output, own.target)
         return {name: (stated.get(name, math.inf), value) for name, value in earned.items()}
