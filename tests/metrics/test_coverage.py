@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from unlearnbench.metrics.intervals import (
-    Draws,
     Estimate,
     Values,
+    average,
     draw,
     mean,
-    mean_share,
     pair_wins,
+    pooled,
+    ratio,
 )
-from unlearnbench.recovery.statistics import Cell, Scale, measure
+from unlearnbench.recovery.statistics import Scale
 
 Array = NDArray[np.float64]
 Rng = np.random.Generator
@@ -49,7 +50,7 @@ def points(values: Array) -> Values:
 
 def moving(rng: Rng, n: int, share: float, back: float) -> tuple[Values, Values]:
     """Answers of which few change, by 20 to 100 points; ``back``: the share of those that fall."""
-    moves = np.where(rng.random(n) < share, rng.uniform(20, 100, n), 0.0)
+    moves = rng.uniform(20, 100, n) * (rng.random(n) < share)
     down = rng.random(n) < back
     return points(np.where(down, moves, 0)), points(np.where(down, 0, moves))
 
@@ -184,7 +185,9 @@ def leak_changes(n: int, before: float, after: float) -> Case:
         moved = wins(after, own[1]).minus(wins(before, own[2]))
         return Scale("zero", draws, zero).difference([moved])
 
-    return Case(f"leak change {before} {after} n{n}", 100 * (after - before) / 0.45, found, n < 50)
+    return Case(
+        f"leak change {before} {after} n{n}", 100 * (after - before) / 0.45, found, edge=True
+    )
 
 
 def trainings(seeds: int, n: int, spread: float, level: float) -> Case:
@@ -207,21 +210,19 @@ def trainings(seeds: int, n: int, spread: float, level: float) -> Case:
 
 def shares(n: int) -> Case:
     """The mean share that four entries retain of two tasks."""
-    levels = (-2.0, -1.5, -1.0, -0.5)
+    levels, draws = (-2.0, -1.5, -1.0, -0.5), draw(n, 0)
     rng = np.random.default_rng(3)
     text = 0.7 * rng.normal(size=1_000_000)
     goal = heaped(recited(rng, len(text), 0.8, text)).mean()
     truth = np.mean([heaped(recited(rng, len(text), k, text)).mean() / goal for k in levels])
 
-    def found(rng: Rng) -> Estimate:
-        pairs: list[tuple[Array, Array, Draws]] = []
-        for task in (1, 2):
-            text, draws = 0.7 * rng.normal(size=n), draw(n, task)
-            target = heaped(recited(rng, n, 0.8, text))
-            pairs += [(heaped(recited(rng, n, k, text)), target, draws) for k in levels]
-        return mean_share(pairs)
+    def task(rng: Rng) -> Estimate:
+        text = 0.7 * rng.normal(size=n)
+        target = points(heaped(recited(rng, n, 0.8, text)))
+        models = [points(heaped(recited(rng, n, level, text))) for level in levels]
+        return ratio(pooled(models), target, draws)
 
-    return Case(f"mean share n{n}", float(truth), found)
+    return Case(f"mean share n{n}", float(truth), lambda rng: average([task(rng), task(rng)]))
 
 
 QUICK = [

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unlearnbench.metrics.intervals import Array, Draws, Estimate, Values, draw, mean_share
+from unlearnbench.metrics.intervals import Array, Estimate, Values, average, pooled, ratio
 from unlearnbench.recovery.compare import SEED, Comparison
 from unlearnbench.recovery.statistics import MIN_GAP, target_keeps
 from unlearnbench.results import FULL
@@ -51,18 +51,23 @@ def _worst_excesses(
     comparison: Comparison, entries: Sequence[Entry], tasks: Sequence[str], at: Sequence[str]
 ) -> Array:
     """Shape (entries, resamples). A resample draws a task's samples once, the same for every entry
-    and precision and for the retrained model; PrivLeak's two groups of texts are drawn apart.
+    and precision and for the retrained model; PrivLeak's two groups of texts are drawn apart. Of
+    an entry of several trainings it draws these too, the same for all tasks.
     """
     worst = np.full((len(entries), RESAMPLES), -np.inf)
+    rng = np.random.default_rng(SEED)
+    counts = [len(entry.trainings) for entry in entries]
+    seeds = [rng.multinomial(n, np.full(n, 1 / n), RESAMPLES).T / n for n in counts]
     for number, task in enumerate(tasks):
         retrained = comparison.retrained.full
         zero, rng = comparison.scores(retrained, task), np.random.default_rng([SEED, number])
         sizes = zero.values.shape
         drawn = [rng.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n for n in sizes]
         base = _means(zero, drawn)
-        for entry, own in zip(entries, worst, strict=True):
+        for entry, weights, own in zip(entries, seeds, worst, strict=True):
             for precision in at:
-                means = _means(comparison.scores(entry.at(precision), task), drawn)
+                models = comparison.models(entry, precision, task)
+                means = sum(w * _means(m, drawn) for w, m in zip(weights, models, strict=True))
                 if retrained.task(task).want == "zero":  # PrivLeak, which counts on either side
                     with np.errstate(divide="ignore", invalid="ignore"):
                         excess = 100 * np.abs(means / base - 1)
@@ -114,27 +119,20 @@ def mean_shares(
 ) -> MeanShares:
     """The means over entries and tasks: those of the board, not a sample of methods."""
 
-    def pairs(entries: Sequence[Entry], *, above: bool) -> list[tuple[Array, Array, Draws]]:
+    def mean_of(entries: Sequence[Entry], *, above: bool) -> Estimate:
         found = []
-        for number, task in enumerate(tasks):
-            theirs = comparison.scores(comparison.target.at(precision), task).values
-            retrained = comparison.scores(comparison.retrained.full, task).values
-            zero, draws = retrained if above else 0 * retrained, draw(len(theirs), 1 + number)
-            for entry in entries:
-                ours = comparison.scores(entry.at(precision), task).values
-                found.append((ours - zero, theirs - zero, draws))
-        return found
+        for task in tasks:
+            theirs = comparison.scores(comparison.target.at(precision), task)
+            zero = comparison.scores(comparison.retrained.full, task)
+            ours = pooled([pooled(comparison.models(e, precision, task)) for e in entries])
+            if above:
+                ours, theirs = ours.minus(zero), theirs.minus(zero)
+            found.append(ratio(ours, theirs, comparison.scale(task).draws))
+        return average(found)
 
     known = precision in comparison.retrained.runs
     return MeanShares(
-        retained=_mean_share(pairs(entries, above=False)),
-        retrained=_mean_share(pairs([comparison.retrained], above=False)) if known else None,
-        above=_mean_share(pairs(entries, above=True)),
+        retained=mean_of(entries, above=False),
+        retrained=mean_of([comparison.retrained], above=False) if known else None,
+        above=mean_of(entries, above=True),
     )
-
-
-def _mean_share(pairs: Sequence[tuple[Array, Array, Draws]]) -> Estimate:
-    """``mean_share``; without an interval where a resample leaves a denominator of 0 or less."""
-    if all((draws.rows @ theirs > 0).all() for _, theirs, draws in pairs):
-        return mean_share(pairs)
-    return Estimate(float(np.mean([ours.mean() / theirs.mean() for ours, theirs, _ in pairs])))

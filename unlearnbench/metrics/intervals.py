@@ -74,11 +74,6 @@ class Draws:
     confidence: float = CONFIDENCE
 
     @property
-    def rows(self) -> Array:
-        """The weights of the samples that were seen."""
-        return self.weights[:, :-1]
-
-    @property
     def tail(self) -> float:
         """The probability beyond each end of an interval."""
         return (1 - self.confidence) / 2
@@ -401,15 +396,16 @@ def pair_wins(members: Sequence[float] | Array, nonmembers: Sequence[float] | Ar
     return np.asarray((low > high) + 0.5 * (low == high))
 
 
-def mean_share(pairs: Sequence[tuple[Array, Array, Draws]]) -> Estimate:
-    """The mean of several ratios of means, each ``ours / theirs`` over the samples of its draws,
-    with the draws' middle 95%: the pairs are all there are, not a sample of them.
+def average(found: Sequence[Estimate]) -> Estimate:
+    """The mean of figures of samples apart from each other: the distances to their intervals' ends
+    add as squares (MOVER, Zou and Donner 2008).
     """
-    points = finite([float(ours.mean() / theirs.mean()) for ours, theirs, _ in pairs])
-    drawn = [(d.rows @ ours) / (d.rows @ theirs) for ours, theirs, d in pairs]
-    means = finite(np.mean([column[: min(map(len, drawn))] for column in drawn], axis=0))
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Estimate(float(points.mean()), (float(low), float(high)))
+    value = float(finite([each.value for each in found]).mean())
+    bounded = [(each.value - each.ci[0], each.ci[1] - each.value) for each in found if each.ci]
+    if len(bounded) < len(found):
+        return Estimate(value)
+    low, high = (math.hypot(*side) / len(found) for side in zip(*bounded, strict=True))
+    return Estimate(value, (value - low, value + high))
 
 
 def holm(p_values: list[float], level: float = 1 - CONFIDENCE) -> list[bool]:
