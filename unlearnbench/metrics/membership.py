@@ -14,7 +14,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unlearnbench.errors import MetricError
-from unlearnbench.metrics.intervals import Array, Estimate, Values, draw, mean, pair_wins, ratio
+from unlearnbench.metrics.intervals import (
+    Array,
+    Draws,
+    Estimate,
+    Values,
+    draw,
+    mean,
+    pair_wins,
+    ratio,
+)
 from unlearnbench.requests import Scored
 
 NAME = "privleak"
@@ -149,12 +158,22 @@ def summarize(
     leak = attacks[attack].scaled(100 / reference.auc, -100)
     if reference.members:
         theirs = Values(pair_wins(reference.members, reference.nonmembers), (0.0, 1.0))
-        leak = Estimate(0.0)  # the retrained run's own zero, by definition
-        if theirs.values.shape != wins[attack].values.shape:
-            raise MetricError("the reference has another number of texts")
-        if (theirs.values != wins[attack].values).any():
-            leak = ratio(wins[attack], theirs, draws).scaled(100, -100)
+        leak = leak_estimate(wins[attack], theirs, draws)
     return LeakSummary(attacks[attack], attacks, replace(leak, value=value, p=None))
+
+
+def leak_estimate(own: Values, zero: Values, draws: Draws) -> Estimate:
+    """PrivLeak of pairs of texts against the retrained model's. Where few texts decide, its
+    interval holds at least what the AUC's own exact one becomes.
+    """
+    if own.values.shape == zero.values.shape and (own.values == zero.values).all():
+        return Estimate(0.0)  # the retrained run's zero, by definition
+    found = ratio(own, zero, draws)
+    exact = mean(own, draws).ci if own.is_sparse else None
+    if found.ci is not None and exact is not None:
+        low, high = (end / zero.mean for end in exact)
+        found = replace(found, ci=(min(low, found.ci[0]), max(high, found.ci[1])))
+    return found.scaled(100, -100)
 
 
 def _columns(*groups: Sequence[Mapping[str, float]]) -> dict[str, tuple[Array, Array]]:

@@ -28,6 +28,7 @@ from unlearnbench.metrics.intervals import (
     ratio,
     with_trainings,
 )
+from unlearnbench.metrics.membership import leak_estimate, privleak
 from unlearnbench.recovery import UTILITY_FLOOR
 
 MIN_GAP = 5.0
@@ -155,9 +156,9 @@ class Scale:
         """A model's value, or the mean of several trainings'."""
         if self.zero is None:
             return self.difference(models)
-        if all((values.values == self.zero.values).all() for values in models):
-            return Estimate(0.0)  # its own zero, by definition
-        return self.difference(models).scaled(1, -100)
+        found = leak_estimate(pooled(models), self.zero, self.draws)
+        singles = [privleak(values.mean, self.zero.mean) for values in models]
+        return with_trainings(found, singles, self.draws.confidence)
 
     def difference(self, models: Sequence[Values]) -> Estimate:
         """The mean of differences of scores, on the task's scale."""
