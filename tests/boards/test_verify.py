@@ -649,7 +649,7 @@ def test_an_entry_measured_otherwise_than_the_references_verifies_with_a_note(
 
     assert forge(board, edit) == []
     assert call("leaderboard", "verify", str(board)) == 0
-    notes = [line for line in capsys.readouterr().out.splitlines() if "note: ga_gdr" in line]
+    notes = [line for line in capsys.readouterr().out.splitlines() if "ga_gdr.json at" in line]
     assert len(notes) == 2
     for role, note in zip(("target", "retrained"), sorted(notes, reverse=True), strict=True):
         assert f"ga_gdr.json at none was measured otherwise than the {role}'s" in note
