@@ -163,14 +163,9 @@ PRECISIONS = {"none": "none", "int8": "rtn-int8", "int4": "rtn-int4", "gptq": "g
 
 @contextmanager
 def few_draws() -> Iterator[None]:
-    """A tenth of the bootstrap's resamples, where a test is not about intervals."""
+    """A tenth of the draws, where a test is not about intervals."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, times in (
-            ("RESAMPLES", 200),
-            ("STUDENT_RESAMPLES", 999),
-            ("PAIR_RESAMPLES", 199),
-        ):
-            patch.setattr(intervals, name, times)
+        patch.setattr(intervals, "DRAWS", 499)
         yield
 
 

@@ -18,7 +18,7 @@ from unlearnbench.boards.ranking import Line, Place, Ranking
 from unlearnbench.errors import one_line, printable
 from unlearnbench.lm_eval.tables import utility_cells
 from unlearnbench.metrics.intervals import Estimate
-from unlearnbench.recovery.reports import points, share
+from unlearnbench.recovery.reports import counted, points, share
 from unlearnbench.results import FULL, Environment, GenerationRecord, RunResult
 from unlearnbench.runs.fingerprint import environments
 
@@ -40,6 +40,7 @@ def page(ranking: Ranking) -> str:
         "points": points,
         "share": share,
         "percent": percent,
+        "counted": counted,
         "facts": _facts,
         "plot": lambda place: dumbbell(ranking, place) if len(place.precisions) > 1 else "",
     }

@@ -77,7 +77,7 @@ def dumbbell(ranking: Ranking, place: Place) -> str:
         labels = [one_line(f"{task}, {precision}", 60) for task, precision in reversed(pairs)]
         axes.set_yticks(range(len(pairs)), labels)
         axes.set_xlabel("points: circle full precision, diamond quantized, line retrained")
-        return _svg(figure, f"{place.entry.name}: full precision against quantized")
+        return _svg(figure, f"{place.name}: full precision against quantized")
 
 
 def _point(axes: Axes, x: Estimate, y: Estimate, colour: str, marker: str) -> None:
@@ -97,7 +97,7 @@ def pareto(ranking: Ranking) -> str:
             scaled = utility.scaled(100)
             fit, spot = place.rank is not None, (worst.value, scaled.value)
             _point(axes, worst, scaled, *((BLUE, "o") if fit else (GREY, "x")))
-            name = one_line(place.entry.name, 40)
+            name = one_line(place.name, 40)
             axes.annotate(name, spot, xytext=(5, 5), textcoords="offset points")
         front = _front(ranked)
         axes.step([x for x, _ in front], [y for _, y in front], where="post", color=ORANGE)

@@ -12,16 +12,20 @@ from unlearnbench.recovery.compare import Comparison, TaskStanding
 from unlearnbench.recovery.reports import share
 from unlearnbench.recovery.statistics import RecoveryRow, mark_significant, target_keeps
 from unlearnbench.results import FULL
-from unlearnbench.runs.entries import Entry
+from unlearnbench.runs.entries import Entry, join_trainings
 
 TaskStandings = dict[tuple[str, str], TaskStanding]
 
 
 @dataclass(frozen=True)
 class Place:
-    """One entry's place; the target and the retrained model have one as references."""
+    """The place of an entry, or of all trainings of one recipe; the target and the retrained model
+    have one as references.
+    """
 
-    entry: BoardEntry
+    name: str
+    entries: tuple[BoardEntry, ...]
+    """Of each training."""
     state: str
     """ranked, collapsed or incomplete; target or retrained for a reference."""
     standings: TaskStandings
@@ -41,6 +45,11 @@ class Place:
     """From which to which rank its samples allow, its own among them; None where not known."""
     first: float | None = None
     """The share of resamples in which it is first."""
+
+    @property
+    def entry(self) -> BoardEntry:
+        """The first training's."""
+        return self.entries[0]
 
     @property
     def is_reference(self) -> bool:
@@ -158,14 +167,23 @@ def rank_entries(board: Board, entries: Sequence[BoardEntry]) -> Ranking:
 
 def _standings(rules: Definition, comparison: Comparison, runs: Entry) -> TaskStandings:
     required = [p for p in rules.precisions if p in runs.runs]
+    further = set.intersection(*(set(each.runs) for each in runs.trainings))
     return {
         (task, precision): comparison.standing(runs, task, precision)
         for task in rules.tasks
-        for precision in [*required, *sorted(set(runs.runs) - set(required))]
+        for precision in [*required, *sorted(further - set(required))]
     }
 
 
-def _place(rules: Definition, comparison: Comparison, entry: BoardEntry, runs: Entry) -> Place:
+def _joined(rules: Definition, entries: Sequence[Entry]) -> list[Entry]:
+    """Trainings of one recipe as one entry, where each has every run that the board asks for."""
+    whole = [entry for entry in entries if not set(rules.precisions) - set(entry.runs)]
+    return [*join_trainings(whole), *(entry for entry in entries if entry not in whole)]
+
+
+def _place(
+    rules: Definition, comparison: Comparison, entries: tuple[BoardEntry, ...], runs: Entry
+) -> Place:
     missing = [p for p in rules.precisions if p not in runs.runs]
     standings = _standings(rules, comparison, runs)
     counting = {at: standing for at, standing in standings.items() if at[1] in rules.precisions}
@@ -187,7 +205,7 @@ def _place(rules: Definition, comparison: Comparison, entry: BoardEntry, runs: E
         state = "collapsed"
     ci, floor = None if utility is None else utility.ci, rules.utility_floor
     certain = ci is not None and not ci[0] < floor <= ci[1]
-    return Place(entry, state, standings, rows, worst, at, utility, certain)
+    return Place(runs.name, entries, state, standings, rows, worst, at, utility, certain)
 
 
 def _worst(ranking: Sequence[str], standings: TaskStandings) -> tuple[Estimate | None, str]:
@@ -206,7 +224,7 @@ def _worst(ranking: Sequence[str], standings: TaskStandings) -> tuple[Estimate |
 def _ranked(places: Sequence[Place]) -> list[Place]:
     """Ranked entries by their worst excess, equal ones at one rank; then the others by name."""
     by_excess = [(p.worst.value, p) for p in places if p.state == "ranked" and p.worst]
-    by_excess.sort(key=lambda pair: (pair[0], pair[1].entry.name))
+    by_excess.sort(key=lambda pair: (pair[0], pair[1].name))
     values = [value for value, _ in by_excess]
     ranked = []
     for value, place in by_excess:
@@ -215,7 +233,7 @@ def _ranked(places: Sequence[Place]) -> list[Place]:
         ranks = place.ranks and (min(low, rank), max(high, rank))
         ranked.append(replace(place, rank=rank, ranks=ranks))
     others = [p for p in places if p.state != "ranked"]
-    others.sort(key=lambda p: (p.state, p.entry.name))
+    others.sort(key=lambda p: (p.state, p.name))
     return ranked + others
 
 

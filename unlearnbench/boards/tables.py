@@ -19,7 +19,7 @@ from unlearnbench.boards.verify import sound_entries
 from unlearnbench.errors import one_line
 from unlearnbench.lm_eval.tables import headline, utility_cells
 from unlearnbench.metrics.intervals import Estimate
-from unlearnbench.recovery.reports import points, share
+from unlearnbench.recovery.reports import counted, points, share
 from unlearnbench.results import Environment
 from unlearnbench.runs.fingerprint import environments
 from unlearnbench.util.files import write_text
@@ -48,10 +48,12 @@ def markdown(ranking: Ranking) -> str:
         "points": points,
         "share": share,
         "percent": percent,
+        "counted": counted,
+        "selected": lambda entry: entry.runs[0].run.checkpoint.origin.get("selected", ""),
         "verdicts": lambda place: verdicts(place, ranking.board.rules.precisions),
         "scores": _scores,
     }
-    runs = [part.run for place in ranking.shown for part in place.entry.runs]
+    runs = [part.run for place in ranking.shown for entry in place.entries for part in entry.runs]
     machines = {_machine(found) for run in runs for found in environments(run).values()}
     text: str = made.from_string(template).render(
         vars(ranking),
@@ -121,7 +123,8 @@ def csv_text(ranking: Ranking) -> str:
                 "first": _number(place.first),
                 "state": cell(place.state),
                 "state_certain": str(place.certain).lower() if known else "",
-                "entry": cell(place.entry.name),
+                "entry": cell(place.name),
+                "seeds": len(place.entries),
                 "task": cell(line.task),
                 "precision": cell(line.precision),
                 "required": str(line.required).lower(),

@@ -29,10 +29,10 @@ from unlearnbench.util.files import write_text, writing
 from unlearnbench.util.validation import read_yaml_model
 
 _CAPTION = """
-95% paired bootstrap intervals. *: the change holds after Holm's correction. recovered: share of
-what the target, under that condition, knows more. collapsed: utility below {floor:g}. target
-forgets: under that condition the target keeps less than half of its own score, or is not 5 points
-above the unlearned model: no share."""
+95% intervals, over samples and, of several seeds, over trainings. *: the change holds after Holm's
+correction. recovered: share of what the target, under that condition, knows more. collapsed: utility
+below {floor:g}. target forgets: under that condition the target keeps less than half of its own score,
+or is not 5 points above the unlearned model: no share."""
 _VERDICTS = {0: "pass", 1: "FAIL", 2: "not decided: the lines above say why"}
 
 
@@ -49,18 +49,28 @@ _VERDICTS = {0: "pass", 1: "FAIL", 2: "not decided: the lines above say why"}
     metavar="SHARE",
     help="Below this share of the target's retained knowledge a model counts as collapsed.",
 )
+@click.option("--figure", metavar="NAME", help="Another figure, as rougeL_recall or Min-20%.")
+@click.option("--per-seed", is_flag=True, help="A row for each training, not for each recipe.")
 @verbose_option
 def compare_runs(
-    runs: Sequence[str], target: str, retrained: str, json_file: str | None, utility_floor: float
+    runs: Sequence[str],
+    target: str,
+    retrained: str,
+    json_file: str | None,
+    utility_floor: float,
+    figure: str | None,
+    per_seed: bool,
 ) -> None:
     """Show what quantizing brings back, against the target and the retrained model.
 
     RUN is a run folder, or a folder with runs below it; each checkpoint needs its run at `none`,
-    and the target one under every condition of the others.
+    and the target one under every condition of the others. Trainings of one recipe that differ in
+    their seed alone are one row.
     """
-    opened = open_comparison([Path(r) for r in runs], Path(target), Path(retrained), utility_floor)
+    paths = [Path(run) for run in runs], Path(target), Path(retrained)
+    opened = open_comparison(*paths, utility_floor, figure=figure)
     utilities = utility_table([*opened.entries, opened.target, opened.retrained])
-    rows = compare(opened)
+    rows = compare(opened, per_seed)
     if json_file is not None:
         write_text(Path(json_file), rows_json(rows))
     click.echo(printable(recovery_table(rows)))

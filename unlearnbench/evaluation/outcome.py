@@ -144,7 +144,7 @@ def results_table(
 def _cell(result: TaskResult) -> str:
     parts = []
     if result.value is not None:
-        more = "" if result.stderr is None else f" +- {result.stderr:.1f}"
+        more = "" if result.ci is None else f" [{result.ci[0]:.1f}, {result.ci[1]:.1f}]"
         parts.append(f"{result.value:.1f}{more}")
     if result.auc is not None:
         shown = f"AUC {result.auc:.3f}"

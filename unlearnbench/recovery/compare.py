@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unlearnbench.errors import MetricError, OptionError, ResultError
+from unlearnbench.errors import MetricError, OptionError, ResultError, one_line
 from unlearnbench.metrics.intervals import CONFIDENCE, Estimate, Values, draw
 from unlearnbench.recovery import UTILITY_FLOOR
 from unlearnbench.recovery.statistics import (
@@ -24,6 +24,7 @@ from unlearnbench.results import FULL, LikelihoodRecord
 from unlearnbench.runs.entries import (
     Entry,
     LoadedRun,
+    join_trainings,
     load_entries,
     require_comparable,
     require_same_condition,
@@ -176,6 +177,7 @@ def open_comparison(
     retrained: Path,
     floor: float = UTILITY_FLOOR,
     confidence: float = CONFIDENCE,
+    figure: str | None = None,
 ) -> Comparison:
     """Read everything and refuse what cannot be compared; what else they were measured with that
     differs is logged.
@@ -186,7 +188,7 @@ def open_comparison(
         ResultError: a run is missing or damaged.
     """
     entries, ends = load_entries(runs), (_one(target, "target"), _one(retrained, "retrained"))
-    found = Comparison(entries, *ends, floor, confidence)
+    found = Comparison(entries, *ends, floor, confidence, figure)
     base = found.retrained.full
     for entry in found.entries:
         for run in entry.runs.values():
@@ -211,20 +213,26 @@ def _one(path: Path, role: str) -> Entry:
     return entries[0]
 
 
-def compare(comparison: Comparison) -> list[RecoveryRow]:
-    """Every entry, task and quantized precision: the recovery table.
+def compare(comparison: Comparison, per_seed: bool = False) -> list[RecoveryRow]:
+    """Every entry, task and quantized precision: the recovery table. ``per_seed``: trainings of one
+    recipe are not taken together.
 
     Raises:
         OptionError: no entry has a quantized run.
         MetricError, ResultError: something is missing or not finite.
     """
+    entries = comparison.entries if per_seed else join_trainings(comparison.entries)
     rows = [
         comparison.row(entry, task, precision)
-        for entry in comparison.entries
+        for entry in entries
         for precision in entry.runs
         if precision != FULL
         for task in comparison.tasks(entry)
     ]
+    if not rows and comparison.figure is not None:
+        raise OptionError(
+            f"--figure {one_line(comparison.figure, 60)}: no task of these runs has it"
+        )
     if not rows:
         raise OptionError("there is nothing to compare: every run is in full precision")
     return mark_significant(rows)

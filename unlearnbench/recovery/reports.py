@@ -17,7 +17,7 @@ from unlearnbench.recovery.policy import Finding
 from unlearnbench.recovery.statistics import RecoveryRow
 from unlearnbench.util.text import text_table
 
-_HEAD = ["entry", "task", "precision", "full", "quantized", "target", "retrained", "change"]
+_HEAD = ["entry", "task", "condition", "full", "quantized", "target", "retrained", "change"]
 _HEAD += ["recovered", "retained", "utility", "verdict"]
 # By outcome: JUnit's tag, and the kind of GitHub's annotation.
 _NOT_PASSED = {"fail": ("failure", "error"), "not decided": ("error", "warning")}
@@ -45,7 +45,15 @@ def _cells(row: RecoveryRow) -> list[str]:
         needed = row.samples_needed
         more = "no number of samples settles it" if needed is None else f"about {needed} samples"
         verdict = f"not decided ({more})"
-    return [row.entry, row.task, row.precision, *scores, change, *shares, verdict]
+    if row.empty_outputs:
+        verdict += f", {row.empty_outputs} of {row.n * row.seeds} outputs empty"
+    entry = f"{row.entry} ({counted(row.seeds)})"
+    return [entry, row.task, row.precision, *scores, change, *shares, verdict]
+
+
+def counted(seeds: int) -> str:
+    """How many trainings stand behind a row: ``1 seed``, ``3 seeds``."""
+    return f"{seeds} seed{'s' if seeds > 1 else ''}"
 
 
 def points(figure: Estimate | None) -> str:

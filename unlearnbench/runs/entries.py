@@ -94,11 +94,6 @@ class Entry:
         return (self, *self.others)
 
     @property
-    def recipe(self) -> str | None:
-        """Of its ``unlearning.json``: the same for trainings that differ in their seed alone."""
-        return next(iter(self.runs.values())).result.checkpoint.origin.get("recipe")
-
-    @property
     def full(self) -> LoadedRun:
         """The run in full precision.
 
@@ -159,17 +154,25 @@ def load_entries(paths: Sequence[Path]) -> list[Entry]:
 
 
 def join_trainings(entries: Sequence[Entry]) -> list[Entry]:
-    """Entries of one recipe as one, called by what their names begin with alike."""
+    """Entries whose ``unlearning.json`` differs in the seed alone as one, called by what their
+    names begin with alike.
+    """
     groups: dict[str, list[Entry]] = {}
+    seen, taken = set[tuple[str, str]](), {entry.name for entry in entries}
     for number, entry in enumerate(entries):
-        groups.setdefault(entry.recipe or f"entry {number}", []).append(entry)
+        origin = next(iter(entry.runs.values())).result.checkpoint.origin
+        training = origin.get("recipe", ""), origin.get("seed", "")
+        alone = not training[0] or training in seen  # a copy is no second training
+        seen.add(training)
+        groups.setdefault(f"entry {number}" if alone else training[0], []).append(entry)
     joined = []
     for first, *others in groups.values():
         if others:
             names = [first.name, *(other.name for other in others)]
             alike = os.path.commonprefix(names)  # noqa: RUF071 - names, not paths
-            name = re.sub(r"[-_.]+((s|seed)[-_.]*\d*)?$", "", alike) or first.name
-            first = replace(first, name=name, others=tuple(others))
+            name = re.sub(r"[-_.]+((s|seed)[-_.]*\d*)?$", "", alike)
+            clear = name and name not in taken - set(names)
+            first = replace(first, name=name if clear else first.name, others=tuple(others))
         joined.append(first)
     return joined
 
