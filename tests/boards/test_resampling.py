@@ -174,7 +174,7 @@ def test_no_range_where_a_resample_has_no_privleak() -> None:
     wins = np.zeros((4, 4))
     wins[0] = 1.0  # a single forget text that is not recognised
     assert Made("zero", wins, (0, 1)).ranges(wins[None], wins[None] * 0) is None
-    place = Place(None, "ranked", {}, rank=2)  # type: ignore[arg-type]
+    place = Place("a", (None,), "ranked", {}, rank=2)  # type: ignore[arg-type]
     assert place.position == "2 (not known)"
 
 
@@ -211,12 +211,26 @@ def test_the_target_is_1_and_the_retrained_model_0_above_the_retrained(made_boar
 
 
 def test_a_share_of_what_may_be_nothing_has_no_interval(made_board: Path) -> None:
-    from unlearnbench.boards.resampling import _mean_share
-    from unlearnbench.metrics.intervals import draw
+    from unlearnbench.boards.resampling import mean_shares
+    from unlearnbench.recovery.compare import Comparison
+    from unlearnbench.recovery.statistics import generation_scores
 
-    ours, theirs = np.full(20, 3.0), np.array([60.0] * 2 + [0.0] * 18)
-    assert _mean_share([(ours, theirs, draw(20, 1))]) == Estimate(0.5)
-    assert _mean_share([(ours, theirs + 1, draw(20, 1))]).ci is not None
+    entries = {
+        e.role: e.loaded() for e in map(read_entry, read_board(made_board).entries.iterdir())
+    }
+    comparison = Comparison([], entries["target"], entries["retrained"])
+    task, n = "made_knowmem_f", 20
+    for known, bounded in ((2, False), (19, True)):
+        scores = generation_scores([1.0] * known + [0.0] * (n - known))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Comparison, "scores", lambda *_, scores=scores: scores)
+            found = mean_shares(comparison, [comparison.retrained], [task], "none").retained
+            assert (found.value, found.ci is not None) == (1.0, True), "itself is known to be 1"
+            other = generation_scores([0.03] * n)
+            patch.setattr(Comparison, "models", lambda *_, other=other: [other])
+            found = mean_shares(comparison, [comparison.retrained], [task], "none").retained
+        assert found.value == pytest.approx(3 * n / (100 * known))
+        assert (found.ci is not None) is bounded or known == 2
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,9 @@ def test_the_verdicts_of_a_line_are_of_all_its_rows() -> None:
 
     def said(*each: str) -> str:
         rows = {(f"t{i}", "rtn-int4"): row(verdict) for i, verdict in enumerate(each)}
-        place = Place(None, "ranked", {}, {**rows, ("t", "other"): row("recovers", "other")})  # type: ignore[arg-type]
+        place = Place(
+            "a", (None,), "ranked", {}, {**rows, ("t", "other"): row("recovers", "other")}
+        )  # type: ignore[arg-type]
         return verdicts(place, ["rtn-int4"])
 
     assert said("forgets", "holds") == "nothing recovers"

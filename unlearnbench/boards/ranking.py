@@ -143,10 +143,15 @@ def rank_entries(board: Board, entries: Sequence[BoardEntry]) -> Ranking:
     """
     rules, given = board.rules, [entry for entry in entries if entry.role == "unlearned"]
     anchors = anchor(board, entries, "target"), anchor(board, entries, "retrained")
-    loaded = [entry.loaded() for entry in given]
+    pairs = [(entry, entry.loaded()) for entry in given]
+    made = {id(runs.runs): entry for entry, runs in pairs}
+    loaded = _joined(rules, [runs for _, runs in pairs])
     target, retrained = (each.loaded() for each in anchors)
     comparison = Comparison(loaded, target, retrained, rules.utility_floor)
-    places = [_place(rules, comparison, *pair) for pair in zip(given, loaded, strict=True)]
+    places = [
+        _place(rules, comparison, tuple(made[id(each.runs)] for each in runs.trainings), runs)
+        for runs in loaded
+    ]
     fit = [runs for place, runs in zip(places, loaded, strict=True) if place.state == "ranked"]
     ranges = rank_ranges(comparison, fit, rules.ranking, rules.precisions)
     if ranges is not None:
@@ -158,7 +163,7 @@ def rank_entries(board: Board, entries: Sequence[BoardEntry]) -> Ranking:
     at = rules.precisions if cells[0] else ()
     shares = {precision: mean_shares(comparison, fit, tasks, precision) for precision in at}
     references = tuple(
-        Place(each, each.role, _standings(rules, comparison, runs))
+        Place(each.name, (each,), each.role, _standings(rules, comparison, runs))
         for each, runs in zip(anchors, (target, retrained), strict=True)
     )
     marked = tuple(_mark(rules, _ranked(places)))

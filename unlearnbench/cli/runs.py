@@ -29,10 +29,10 @@ from unlearnbench.util.files import write_text, writing
 from unlearnbench.util.validation import read_yaml_model
 
 _CAPTION = """
-95% intervals, over samples and, of several seeds, over trainings. *: the change holds after Holm's
-correction. recovered: share of what the target, under that condition, knows more. collapsed: utility
-below {floor:g}. target forgets: under that condition the target keeps less than half of its own score,
-or is not 5 points above the unlearned model: no share."""
+95% intervals, over samples and, of several seeds, over trainings. *: the change holds after
+Holm's correction. recovered: share of what the target, under that condition, knows more.
+collapsed: utility below {floor:g}. target forgets: under that condition the target keeps less
+than half of its own score, or is not 5 points above the unlearned model: no share."""
 _VERDICTS = {0: "pass", 1: "FAIL", 2: "not decided: the lines above say why"}
 
 
