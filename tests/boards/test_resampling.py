@@ -19,9 +19,10 @@ from unlearnbench.boards import read_board, resampling
 from unlearnbench.boards.entry import read_entry
 from unlearnbench.boards.page import page
 from unlearnbench.boards.ranking import Place, Ranking, rank_entries
-from unlearnbench.boards.resampling import RankRange, rank_ranges
+from unlearnbench.boards.resampling import RankRange, mean_shares, rank_ranges
 from unlearnbench.boards.tables import csv_text, markdown
-from unlearnbench.metrics.intervals import Estimate, Values
+from unlearnbench.metrics.intervals import Estimate, Values, draw
+from unlearnbench.recovery.compare import Comparison
 
 RANKED = ("sure", "npo", "ga_gdr")
 AT = ("none", "rtn-int8", "rtn-int4")
@@ -121,10 +122,16 @@ class Made:
     def scores(self, run: Any, _: str) -> Values:
         return Values(run.values, self.bounds)
 
+    def models(self, entry: Any, precision: int, _: str) -> list[Values]:
+        return [Values(each[precision], self.bounds) for each in entry.trainings]
+
     def ranges(self, *entries: np.ndarray) -> list[RankRange] | None:
         """``entries``: shape (precisions, ...)."""
-        made = [SimpleNamespace(at=lambda i, e=e: SimpleNamespace(values=e[i])) for e in entries]
-        return rank_ranges(self, made, ["t"], range(len(entries[0])))  # type: ignore[arg-type]
+        return self.of_trainings(*([entry] for entry in entries))
+
+    def of_trainings(self, *entries: list[np.ndarray]) -> list[RankRange] | None:
+        made = [SimpleNamespace(trainings=trainings) for trainings in entries]
+        return rank_ranges(self, made, ["t"], range(len(entries[0][0])))  # type: ignore[arg-type]
 
 
 def generated(rng: np.random.Generator, knows: float, n: int = 50) -> np.ndarray:
@@ -163,6 +170,18 @@ def test_a_clearly_better_entry_is_first_for_certain(want: str) -> None:
     assert [entry.first for entry in found] == [0.0, 1.0, 0.0]
 
 
+def test_a_lucky_training_among_several_leaves_the_rank_open() -> None:
+    rng = np.random.default_rng(8)
+    made, sure = Made("low", generated(rng, 0.1)[0], (0, 100)), np.full((3, 50), 50.0)
+    one = made.ranges(np.full((3, 50), 40.0), sure)
+    both = made.of_trainings([np.full((3, 50), 25.0), np.full((3, 50), 55.0)], [sure])
+    assert one is not None
+    assert both is not None
+    assert one[0] == RankRange((1, 1), 1.0)
+    assert both[0].ranks == (1, 2)
+    assert both[0].first == pytest.approx(0.75, abs=0.04), "of four draws of two, one has none"
+
+
 def test_the_same_scores_under_two_names_share_every_rank() -> None:
     rng = np.random.default_rng(7)
     made, one = Made("low", generated(rng, 0.1)[0], (0, 100)), generated(rng, 0.3)
@@ -174,7 +193,7 @@ def test_no_range_where_a_resample_has_no_privleak() -> None:
     wins = np.zeros((4, 4))
     wins[0] = 1.0  # a single forget text that is not recognised
     assert Made("zero", wins, (0, 1)).ranges(wins[None], wins[None] * 0) is None
-    place = Place("a", (None,), "ranked", {}, rank=2)  # type: ignore[arg-type]
+    place = Place("a", (), "ranked", {}, rank=2)
     assert place.position == "2 (not known)"
 
 
@@ -199,9 +218,6 @@ def test_mean_shares_by_hand(made_board: Path) -> None:
 
 
 def test_the_target_is_1_and_the_retrained_model_0_above_the_retrained(made_board: Path) -> None:
-    from unlearnbench.boards.resampling import mean_shares
-    from unlearnbench.recovery.compare import Comparison
-
     board = read_board(made_board)
     entries = {e.role: e.loaded() for e in map(read_entry, board.entries.iterdir())}
     comparison = Comparison([], entries["target"], entries["retrained"])
@@ -210,27 +226,22 @@ def test_the_target_is_1_and_the_retrained_model_0_above_the_retrained(made_boar
         assert above == Estimate(share, (share, share))
 
 
-def test_a_share_of_what_may_be_nothing_has_no_interval(made_board: Path) -> None:
-    from unlearnbench.boards.resampling import mean_shares
-    from unlearnbench.recovery.compare import Comparison
-    from unlearnbench.recovery.statistics import generation_scores
-
-    entries = {
-        e.role: e.loaded() for e in map(read_entry, read_board(made_board).entries.iterdir())
-    }
+def test_a_share_of_what_may_be_nothing_has_no_interval(
+    made_board: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    board = read_board(made_board)
+    entries = {e.role: e.loaded() for e in map(read_entry, board.entries.iterdir())}
     comparison = Comparison([], entries["target"], entries["retrained"])
-    task, n = "made_knowmem_f", 20
-    for known, bounded in ((2, False), (19, True)):
-        scores = generation_scores([1.0] * known + [0.0] * (n - known))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Comparison, "scores", lambda *_, scores=scores: scores)
-            found = mean_shares(comparison, [comparison.retrained], [task], "none").retained
-            assert (found.value, found.ci is not None) == (1.0, True), "itself is known to be 1"
-            other = generation_scores([0.03] * n)
-            patch.setattr(Comparison, "models", lambda *_, other=other: [other])
-            found = mean_shares(comparison, [comparison.retrained], [task], "none").retained
-        assert found.value == pytest.approx(3 * n / (100 * known))
-        assert (found.ci is not None) is bounded or known == 2
+    for knows, bounded in ((0, False), (19, True)):
+        known = np.array([100.0] * knows + [1.0] + [0.0] * (19 - knows))
+        target, ours = Values(known, (0.0, 100.0)), Values(np.full(20, 3.0), (0.0, 100.0))
+        zero = SimpleNamespace(draws=draw(20, 1))
+        monkeypatch.setattr(Comparison, "scores", lambda *_, target=target: target)
+        monkeypatch.setattr(Comparison, "models", lambda *_, ours=ours: [ours])
+        monkeypatch.setattr(Comparison, "scale", lambda *_, zero=zero: zero)
+        found = mean_shares(comparison, [entries["target"]], ["made_knowmem_f"], "none").retained
+        assert found.value == pytest.approx(3 / known.mean())
+        assert (found.ci is not None) is bounded
 
 
 @pytest.mark.parametrize(

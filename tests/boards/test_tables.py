@@ -191,7 +191,7 @@ def test_what_an_entry_has_beyond_the_board_moves_nobodys_significance() -> None
     rules = SimpleNamespace(precisions=["none", "rtn-int4"])
     for further in ([], [row(0.001, "rtn-int3") for _ in range(24)]):
         rows = {(f"t{i}", r.precision): r for i, r in enumerate([*further, *own])}
-        place = Place(None, "ranked", {}, rows)  # type: ignore[arg-type]
+        place = Place("a", (), "ranked", {}, rows)
         (marked,) = _mark(rules, [place])  # type: ignore[arg-type]
         assert [*marked.rows] == [*place.rows]
         found = [r.significant for at, r in marked.rows.items() if at[1] == "rtn-int4"]
@@ -205,9 +205,8 @@ def test_the_verdicts_of_a_line_are_of_all_its_rows() -> None:
 
     def said(*each: str) -> str:
         rows = {(f"t{i}", "rtn-int4"): row(verdict) for i, verdict in enumerate(each)}
-        place = Place(
-            "a", (None,), "ranked", {}, {**rows, ("t", "other"): row("recovers", "other")}
-        )  # type: ignore[arg-type]
+        rows["t", "other"] = row("recovers", "other")
+        place = Place("a", (), "ranked", {}, rows)
         return verdicts(place, ["rtn-int4"])
 
     assert said("forgets", "holds") == "nothing recovers"

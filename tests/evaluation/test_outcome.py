@@ -31,8 +31,8 @@ def test_a_table_of_two_precisions() -> None:
     )
     coarse = make_result(
         {
-            "news_verbmem": make_task(value=34.2, stderr=2.0),
-            "news_privleak": make_task(**LEAK, value=-99.81, stderr=0.2, auc=0.0009),
+            "news_verbmem": make_task(value=34.2, ci=[30.3, 38.2]),
+            "news_privleak": make_task(**LEAK, value=-99.81, ci=[-100, -88.42], auc=0.0009),
         },
         condition="bnb-fp4",
     )
@@ -44,8 +44,14 @@ def test_a_table_of_two_precisions() -> None:
             "news_privleak (near 0)",
             "run folder",
         ],
-        ["none", "58.4 +- 3.1", "55.1 +- 4.0", "not run", "out/m-01234567/none"],
-        ["bnb-fp4", "34.2 +- 2.0", "not run", "-99.8 +- 0.2, AUC 0.001", "out/m-01234567/bnb-fp4"],
+        ["none", "58.4 [52.0, 64.0]", "55.1", "not run", "out/m-01234567/none"],
+        [
+            "bnb-fp4",
+            "34.2 [30.3, 38.2]",
+            "not run",
+            "-99.8 [-100.0, -88.4], AUC 0.001",
+            "out/m-01234567/bnb-fp4",
+        ],
     ]
 
 
@@ -57,13 +63,12 @@ def test_every_line_is_as_wide_as_the_others() -> None:
 @pytest.mark.parametrize(
     ("facts", "want"),
     [
-        ({"value": 50.0}, "50.0"),  # a single sample has no standard error
-        ({"value": 0.0, "stderr": 0.0}, "0.0 +- 0.0"),
-        ({"value": 100.0, "stderr": 0.04}, "100.0 +- 0.0"),
-        ({"value": 12.25, "stderr": 0.149}, "12.2 +- 0.1"),
+        ({"value": 50.0}, "50.0"),  # a single sample has no interval
+        ({"value": 0.0, "ci": [0.0, 7.397]}, "0.0 [0.0, 7.4]"),
+        ({"value": 12.25, "stderr": 0.149, "ci": [11.95, 12.56]}, "12.2 [11.9, 12.6]"),
     ],
 )
-def test_a_value_with_its_standard_error(facts: dict[str, object], want: str) -> None:
+def test_a_value_with_its_interval(facts: dict[str, object], want: str) -> None:
     assert cell(**facts) == want
 
 
@@ -76,10 +81,10 @@ def test_a_value_with_its_standard_error(facts: dict[str, object], want: str) ->
             "AUC 0.477 [0.396, 0.558]",
         ),
         (
-            {"value": 4.81, "stderr": 8.6, "auc": 0.5, "auc_ci": [0.4, 0.6]},
-            "4.8 +- 8.6, AUC 0.500 [0.400, 0.600]",
+            {"value": 4.81, "ci": [-16, 26], "auc": 0.5, "auc_ci": [0.4, 0.6]},
+            "4.8 [-16.0, 26.0], AUC 0.500 [0.400, 0.600]",
         ),
-        ({"value": -100.0, "stderr": 0.0, "auc": 0.0}, "-100.0 +- 0.0, AUC 0.000"),
+        ({"value": -100.0, "auc": 0.0}, "-100.0, AUC 0.000"),
     ],
 )
 def test_an_auc_stands_beside_privleak_or_alone(facts: dict[str, object], want: str) -> None:

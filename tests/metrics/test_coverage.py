@@ -44,7 +44,7 @@ class Case:
     """Few samples differ: wider than 99% is allowed."""
 
 
-def points(values: Array) -> Values:
+def points(values: NDArray[np.floating]) -> Values:
     return Values(np.clip(values, *POINTS), POINTS)
 
 

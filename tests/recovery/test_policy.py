@@ -99,7 +99,7 @@ def test_an_interval_over_the_limit_decides_nothing(
     assert check(bench, "close", policy) == 2
     assert "more samples would narrow it" in capsys.readouterr().out
     assert check(bench, "close", policy.replace("12", "30")) == 0
-    assert check(bench, "close", policy.replace("12", "3")) == 1
+    assert check(bench, "close", policy.replace("12", "1")) == 1
 
 
 def test_confidence_moves_the_bounds(bench: Bench) -> None:

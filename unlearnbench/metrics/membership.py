@@ -157,8 +157,10 @@ def summarize(
     value = privleak(attacks[attack].value, reference.auc)
     leak = attacks[attack].scaled(100 / reference.auc, -100)
     if reference.members:
-        theirs = Values(pair_wins(reference.members, reference.nonmembers), (0.0, 1.0))
-        leak = leak_estimate(wins[attack], theirs, draws)
+        theirs = reference.members, reference.nonmembers
+        zero = Values(pair_wins(*theirs), (0.0, 1.0))
+        itself = all(map(np.array_equal, theirs, columns[attack]))
+        leak = Estimate(0.0) if itself else leak_estimate(wins[attack], zero, draws)
     return LeakSummary(attacks[attack], attacks, replace(leak, value=value, p=None))
 
 
@@ -166,8 +168,6 @@ def leak_estimate(own: Values, zero: Values, draws: Draws) -> Estimate:
     """PrivLeak of pairs of texts against the retrained model's. Where few texts decide, its
     interval holds at least what the AUC's own exact one becomes.
     """
-    if own.values.shape == zero.values.shape and (own.values == zero.values).all():
-        return Estimate(0.0)  # the retrained run's zero, by definition
     found = ratio(own, zero, draws)
     exact = mean(own, draws).ci if own.is_sparse else None
     if found.ci is not None and exact is not None:

@@ -156,6 +156,8 @@ class Scale:
         """A model's value, or the mean of several trainings'."""
         if self.zero is None:
             return self.difference(models)
+        if all(values is self.zero for values in models):
+            return Estimate(0.0)  # the retrained run's own zero, by definition
         found = leak_estimate(pooled(models), self.zero, self.draws)
         singles = [privleak(values.mean, self.zero.mean) for values in models]
         return with_trainings(found, singles, self.draws.confidence)
