@@ -232,15 +232,18 @@ def test_a_share_of_what_may_be_nothing_has_no_interval(
     board = read_board(made_board)
     entries = {e.role: e.loaded() for e in map(read_entry, board.entries.iterdir())}
     comparison = Comparison([], entries["target"], entries["retrained"])
-    for knows, bounded in ((0, False), (19, True)):
-        known = np.array([100.0] * knows + [1.0] + [0.0] * (19 - knows))
-        target, ours = Values(known, (0.0, 100.0)), Values(np.full(20, 3.0), (0.0, 100.0))
+    base = Values(np.array([0.0, 0, 100] + [0] * 17), (0.0, 100.0))
+    for knows, bounded in ((2, False), (19, True)):
+        target = Values(np.array([100.0] * knows + [0.0] * (20 - knows)), (0.0, 100.0))
+        columns = {id(entries["target"].full): target}
+        monkeypatch.setattr(
+            Comparison, "scores", lambda _, run, task, of=columns: of.get(id(run), base)
+        )
+        monkeypatch.setattr(Comparison, "models", lambda *_, ours=target: [ours])
         zero = SimpleNamespace(draws=draw(20, 1))
-        monkeypatch.setattr(Comparison, "scores", lambda *_, target=target: target)
-        monkeypatch.setattr(Comparison, "models", lambda *_, ours=ours: [ours])
         monkeypatch.setattr(Comparison, "scale", lambda *_, zero=zero: zero)
-        found = mean_shares(comparison, [entries["target"]], ["made_knowmem_f"], "none").retained
-        assert found.value == pytest.approx(3 / known.mean())
+        found = mean_shares(comparison, [entries["target"]], ["made_knowmem_f"], "none").above
+        assert found.value == 1
         assert (found.ci is not None) is bounded
 
 
@@ -249,7 +252,7 @@ def test_a_share_of_what_may_be_nothing_has_no_interval(
     [
         (0.5, "sure", "1 (", "true"),
         (0.5, "broken", "collapsed |", "true"),
-        (0.2, "broken", "collapsed (not certain) |", "false"),
+        (0.15, "broken", "collapsed (not certain) |", "false"),
         (0.75, "sure", ", may be below the floor |", "false"),
     ],
 )

@@ -185,7 +185,9 @@ def test_a_precision_that_the_board_does_not_ask_for_is_shown_and_does_not_count
 
 def test_what_an_entry_has_beyond_the_board_moves_nobodys_significance() -> None:
     def row(p: float, precision: str) -> RecoveryRow:
-        return RecoveryRow.model_construct(task="t", precision=precision, want="low", p=p)
+        return RecoveryRow.model_construct(
+            task="t", precision=precision, want="low", p=p, verdict="not decided"
+        )
 
     own = [row(p, "rtn-int4") for p in (0.004, *[0.9] * 11)]
     rules = SimpleNamespace(precisions=["none", "rtn-int4"])
