@@ -27,7 +27,7 @@ def _quick(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hundreds of runs: read the task files once, draw few resamples, do not wait for the disk."""
     registry = load_registry([toy.tasks])
     monkeypatch.setattr("unlearnbench.evaluation.evaluate.load_registry", lambda folders: registry)
-    monkeypatch.setattr("unlearnbench.metrics.intervals.RESAMPLES", 50)
+    monkeypatch.setattr("unlearnbench.metrics.intervals.DRAWS", 50)
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 

@@ -186,7 +186,7 @@ def test_the_references_own_interval_moves_privleaks_zero_by_17_points(
     leak = summarize(only["forget"], only["holdout"], "Min-40%", zero, seed=0).privleak
     assert leak is not None
     assert leak.ci is not None
-    assert list(leak.ci) == pytest.approx([-17, 17], abs=1)
+    assert list(leak.ci) == pytest.approx([-17, 17], abs=2.5)
 
 
 # The published scores' third group is called retain2: its texts are those of privleak/retain.

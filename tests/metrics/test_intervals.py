@@ -1,4 +1,4 @@
-"""The intervals against closed forms, libraries and loops; test_coverage has the simulations."""
+"""The intervals against closed forms, libraries and loops; the simulations stand beside it."""
 
 from __future__ import annotations
 

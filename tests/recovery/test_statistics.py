@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.metrics.test_coverage import three
+from tests.metrics.test_intervals_coverage import three
 from unlearnbench.metrics.intervals import Estimate, Values, auc, draw
 from unlearnbench.recovery.statistics import (
     Cell,

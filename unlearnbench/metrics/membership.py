@@ -19,6 +19,7 @@ from unlearnbench.metrics.intervals import (
     Draws,
     Estimate,
     Values,
+    auc,
     draw,
     mean,
     pair_wins,
@@ -154,7 +155,7 @@ def summarize(
     attacks = {name: mean(values, draws) for name, values in wins.items()}
     if reference is None:
         return LeakSummary(attacks[attack], attacks, None)
-    value = privleak(attacks[attack].value, reference.auc)
+    value = privleak(auc(*columns[attack]), reference.auc)
     leak = attacks[attack].scaled(100 / reference.auc, -100)
     if reference.members:
         theirs = reference.members, reference.nonmembers
