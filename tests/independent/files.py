@@ -1,0 +1,98 @@
+"""Runs and entries, read from their JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One task of one model at one precision: scores by question, or who wins of each pair of
+    texts, in points of 0 to 100.
+    """
+
+    want: str
+    points: Array  # (n,), or (forget, holdout) of PrivLeak
+    names: tuple[str, ...]
+    empty: int | None
+
+    @property
+    def n(self) -> int:
+        return len(self.points)
+
+    @property
+    def mean(self) -> float:
+        return float(self.points.mean())
+
+
+Cells = dict[tuple[str, str], Cell]  # by precision and task
+
+
+@dataclass
+class Model:
+    name: str
+    cells: Cells = field(default_factory=dict)
+    recipe: str | None = None
+    weights: str = ""
+
+    @property
+    def precisions(self) -> list[str]:
+        return sorted({precision for precision, _ in self.cells})
+
+
+def _cell(task: dict[str, Any], records: Sequence[dict[str, Any]], attack: str | None) -> Cell:
+    empty = task.get("empty_outputs")
+    if attack is None:
+        points = np.array([100 * record["score"] for record in records])
+        return Cell(task["want"], points, tuple(record["id"] for record in records), empty)
+    sides: dict[str, list[float]] = {}
+    for record in records:
+        sides.setdefault(record["split"], []).append(record["scores"][attack])
+    forget, holdout = sides["forget"], sides["holdout"]
+    wins = np.zeros((len(forget), len(holdout)))
+    for i, ours in enumerate(forget):
+        for j, other in enumerate(holdout):
+            # Lower looks more like training data.
+            wins[i, j] = 100.0 if other < ours else 50.0 if other == ours else 0.0
+    return Cell(task["want"], wins, tuple(record["id"] for record in records), empty)
+
+
+def _add(model: Model, run: dict[str, Any], records: Callable[[str], list[dict[str, Any]]]) -> None:
+    condition = (run.get("condition") or run["precision"])["name"]
+    model.weights = run["checkpoint"]["weights_sha256"]
+    model.recipe = (run["checkpoint"].get("origin") or {}).get("recipe")
+    for name, task in run["tasks"].items():
+        model.cells[condition, name] = _cell(task, records(name), task.get("attack"))
+
+
+def read_runs(folder: Path, name: str = "") -> Model:
+    """All runs of one checkpoint."""
+    model = Model(name)
+    for file in sorted(folder.rglob("run.json")):
+        run = json.loads(file.read_text(encoding="utf-8"))
+        model.name = name or Path(run["checkpoint"]["path"]).name
+        samples = file.parent / "samples"
+
+        def records(task: str, samples: Path = samples) -> list[dict[str, Any]]:
+            lines = (samples / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
+            return [json.loads(line) for line in lines]
+
+        _add(model, run, records)
+    return model
+
+
+def read_entry(file: Path) -> tuple[Model, str]:
+    """A board's entry and its role."""
+    entry = json.loads(file.read_text(encoding="utf-8"))
+    model = Model(entry["name"])
+    for one in entry["runs"]:
+        _add(model, one["run"], lambda task, one=one: one["samples"][task])
+    return model, entry["role"]
