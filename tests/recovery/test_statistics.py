@@ -236,6 +236,8 @@ def test_privleak_that_comes_back_recovers_although_its_number_falls() -> None:
     assert found.recovered == pytest.approx(share)
     assert found.change < 0
     assert found.verdict == "recovers"
+    assert found.p is not None
+    assert found.p < 1e-3, "PrivLeak's changes are tested beside the others"
 
 
 def test_privleak_that_stays_forgets_and_that_never_left_had_not_forgotten() -> None:
