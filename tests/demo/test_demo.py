@@ -20,6 +20,9 @@ from typing import Any
 import pytest
 
 from tests.cli.test_main import call
+from tests.independent.boards import board_differences
+from tests.independent.rows import comparison, differences
+from tests.recovery.test_independent import models
 from tests.recovery.test_policy import run_steps
 from unlearnbench.boards.plots import BLUE, ORANGE
 
@@ -88,6 +91,14 @@ def test_forgotten_knowledge_comes_back_at_4_bits_and_not_with_sure(short: Path)
     assert sure["quantized"] <= 0.35 * sure["target_full"]
     assert sure["verdict"] != "recovers"
     assert keeps_the_rest(rows, "ga_gdr_sure")
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_a_second_implementation_finds_every_figure(short: Path) -> None:
+    stated = json.loads((short / "recovery.json").read_text(encoding="utf-8"))
+    assert differences(stated, comparison(*models(short / "runs"))) == []
+    assert board_differences(short) == []
 
 
 @pytest.mark.slow

@@ -92,7 +92,9 @@ class Interval:
         for axis in (1, 0):
             means = pairs.mean(axis)
             groups.append(np.append(means, unseen(means, low, high)[unseen_high]))
-        total: Array = sum(_weights(len(group) - 1, 71 + i) @ group for i, group in enumerate(groups))
+        total: Array = sum(
+            _weights(len(group) - 1, 71 + i) @ group for i, group in enumerate(groups)
+        )
         return float((total <= pairs.mean()).mean())
 
     def _summed(self, unseen_high: bool) -> float:
@@ -268,7 +270,8 @@ class Figure:
             return ""
         assert self.interval is not None
         for side, (end, mine) in enumerate(zip(ends, ours, strict=True)):
-            near = 1e-6 * (ours[1] - ours[0]) + digits * max(1.0, abs(mine))
+            share = 0.04 if self._student() else 1e-6
+            near = share * (ours[1] - ours[0]) + digits * max(1.0, abs(mine))
             if abs(end - mine) <= near:
                 continue
             # Without the trainings' part: of the samples alone.

@@ -76,7 +76,8 @@ class Row:
             share.ends[1] - share.value if share.value < SHARE else share.value - share.ends[0]
         )
         room = SHARE - share.value if share.value < SHARE else share.value
-        return float(self.n * (distance / room) ** 2)
+        needed = float(self.n * (distance / room) ** 2)
+        return needed if needed > self.n else None
 
 
 def _less(left: Sequence[Sum], right: Sequence[Sum]) -> list[Sum]:

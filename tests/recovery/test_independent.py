@@ -7,8 +7,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.cli.test_main import call
+from tests.independent.boards import board_differences
+from tests.independent.files import Model, read_runs
+from tests.independent.rows import comparison, differences
 from tests.toy_runs import Bench, Skill
 
 ROWS = 30
@@ -51,7 +55,7 @@ def make_bench(root: Path) -> Bench:
     kept = skill(0.3, 0.75, -0.3, seed=3, dense=True)
     made.model("kept", none=hides, int8=hides, int4=kept)
     little, bit = skill(0.05, 0.8, 1.0), skill(0.17, 0.7, 1.6)
-    made.model("few", none=little, int8=skill(0.12, 0.75, 1.1), int4=bit, gptq=little)
+    made.model("few", none=little, int8=bit, int4=skill(0.4, 0.7, 2.2), gptq=little)
     nothing = skill(0.0, 0.1, -2.0)
     made.model("broken", none=nothing, int8=nothing, int4=skill(0.1, 0.6, -1.0))
     made.model("knows", none=knows, int8=knows, int4=skill(0.8, 0.8, 3.9))
@@ -70,6 +74,11 @@ def make_bench(root: Path) -> Bench:
 def folder(bench: Bench, name: str) -> Path:
     (found,) = bench.out.glob(f"{name}-*")
     return found
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return make_bench(tmp_path_factory.mktemp("independent"))
 
 
 def compared(bench: Bench, file: Path) -> int:
@@ -94,3 +103,36 @@ def make_board(bench: Bench, root: Path) -> Path:
         assert call("leaderboard", "add", str(folder(bench, name)), *ends) == 0
     assert call("leaderboard", "build", str(board)) == 0
     return board
+
+
+def models(runs: Path) -> tuple[list[Model], Model, Model]:
+    """The entries, the target and the retrained model below a folder."""
+    found = {}
+    for path in sorted(runs.iterdir()):
+        model = read_runs(path)
+        found[model.name] = model
+    target, retrained = found.pop("target"), found.pop("retrained")
+    return list(found.values()), target, retrained
+
+
+def test_compare(bench: Bench, tmp_path: Path) -> None:
+    file = tmp_path / "recovery.json"
+    assert compared(bench, file) == 0
+    stated = json.loads(file.read_text(encoding="utf-8"))
+    assert {row["verdict"] for row in stated} == {
+        *("recovers", "forgets", "not decided", "collapsed", "had not forgotten"),
+        *("target forgets", "holds"),
+    }
+    assert {row["seeds"] for row in stated} == {1, 3}
+    assert differences(stated, comparison(*models(bench.out))) == []
+
+
+def test_a_board(bench: Bench, tmp_path: Path) -> None:
+    assert board_differences(make_board(bench, tmp_path)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_the_board_of_smollm2() -> None:
+    board = Path(__file__).parents[2] / "leaderboards/smollm2-news"
+    assert board_differences(board) == []
