@@ -163,8 +163,8 @@ def empty_model(config: Any, trust_remote_code: bool = False) -> PreTrainedModel
 
 
 def places(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, tuple[str, bool]]:
-    """Which weight of ``model`` each stored tensor becomes, and whether it does so as it is: not cut
-    or joined with others on the way. As transformers renames them; others are no weights of it.
+    """Which weight of ``model`` each stored tensor becomes, and whether it does so as it is, not
+    cut or joined with others on the way. As transformers renames them; others are no weights of it.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
