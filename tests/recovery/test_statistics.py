@@ -282,7 +282,7 @@ def test_false_recovery_on_a_board_without_effect() -> None:
     for _ in range(boards):
         rows = []
         for _ in range(24):
-            usual = 1.0 * (rng.random(n) < 0.1)
+            usual = np.asarray(rng.random(n) < 0.1, dtype=np.float64)
             target = generation_scores(list(rng.choice([0.6, 1.0], n)))
 
             def answers(usual: Array = usual) -> Values:
