@@ -95,7 +95,7 @@ class Board:
                 found.append(np.abs(100 * (ours / never - 1)))
             else:
                 found.append(ours - never)
-        return np.max(found, axis=0)
+        return np.asarray(np.max(found, axis=0))
 
     def utility(self, models: Sequence[Model]) -> Figure:
         """The least."""

@@ -42,7 +42,7 @@ def _distinct(values: Array, total: float) -> tuple[Array, Array]:
 def _differ(values: Array) -> int:
     """How many differ from the commonest."""
     _, counts = _distinct(values, len(values))
-    return round(counts.sum() - counts.max())
+    return round(float(counts.sum() - counts.max()))
 
 
 def is_sparse(points: Array) -> bool:
@@ -81,7 +81,7 @@ class Interval:
         """P(weighted mean <= 0)."""
         points, *scale = self.line(r)
         if points.ndim == 2 and not self.sparse:
-            return self._two_groups(points, *scale, unseen_high)
+            return self._two_groups(points, scale[0], scale[1], unseen_high)
         values, counts = _distinct(points, min(points.shape))
         low, high = scale if self.sparse else unseen(points, *scale)
         values = np.append(values, high if unseen_high else low)
@@ -263,22 +263,22 @@ class Figure:
 
     def differs(self, ends: Sequence[float] | None, digits: float) -> str:
         """What differs in a stated interval. ``digits``: how far its numbers are rounded."""
-        ours = self.ends
-        if (ours is None) != (ends is None):
-            return f"interval {ends}, ours {ours}"
-        if ours is None or ends is None:
-            return ""
-        assert self.interval is not None
-        for side, (end, mine) in enumerate(zip(ends, ours, strict=True)):
-            share = 0.04 if self._student() else 1e-6
-            near = share * (ours[1] - ours[0]) + digits * max(1.0, abs(mine))
-            if abs(end - mine) <= near:
-                continue
+        if self.interval is None or ends is None:
+            ours = self.ends
+            return "" if ours is ends is None else f"interval {ends}, ours {ours}"
+        for side, end in enumerate(ends):
             # Without the trainings' part: of the samples alone.
             alone = math.sqrt(max((end - self.value) ** 2 - self._student() ** 2, 0.0))
             r = (self.value + (alone if side else -alone) - self.shift) / self.scale
             out = self.interval.left_out_above(r) if side else self.interval.left_out_below(r)
-            if abs(out - TAIL) > CHANCE or self._exact(side):
+            if abs(out - TAIL) <= CHANCE and not self._exact(side):
+                continue
+            ours = self.ends
+            if ours is None:
+                return f"interval {list(ends)}, ours none"
+            share = 0.04 if self._student() else 1e-6
+            near = share * (ours[1] - ours[0]) + digits * max(1.0, abs(ours[side]))
+            if abs(end - ours[side]) > near:
                 return f"interval {list(ends)}, ours {ours}: the end {end} leaves {out:.3%} out"
         return ""
 

@@ -94,5 +94,5 @@ def read_entry(file: Path) -> tuple[Model, str]:
     entry = json.loads(file.read_text(encoding="utf-8"))
     model = Model(entry["name"])
     for one in entry["runs"]:
-        _add(model, one["run"], lambda task, one=one: one["samples"][task])
+        _add(model, one["run"], one["samples"].__getitem__)
     return model, entry["role"]

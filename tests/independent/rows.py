@@ -241,5 +241,8 @@ def _row_differences(found: dict[str, Any], mine: Row) -> Iterable[str]:
             yield f"{name} {found.get(name)}, ours {value}"
     needed = mine.samples_needed if mine.verdict == "not decided" else None
     stated = found.get("samples_needed")
-    if (needed is None) != (stated is None) or (needed and abs(stated - needed) > 2 + needed / 4):
+    if needed is None or stated is None:
+        if needed is not stated:
+            yield f"samples_needed {stated}, ours {needed}"
+    elif abs(stated - needed) > 2 + needed / 4:
         yield f"samples_needed {stated}, ours {needed}"

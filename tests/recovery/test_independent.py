@@ -127,6 +127,8 @@ def test_compare(bench: Bench, tmp_path: Path) -> None:
     assert differences(stated, comparison(*models(bench.out))) == []
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_board(bench: Bench, tmp_path: Path) -> None:
     assert board_differences(make_board(bench, tmp_path)) == []
 
