@@ -6,12 +6,13 @@ the task states for this base model, there is an AUC and no PrivLeak.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from unlearnbench.errors import MetricError, OptionError, TaskError
+from unlearnbench.errors import MetricError, OptionError, TaskError, one_line
 from unlearnbench.requests import Answer, Request, Score, Scored
 from unlearnbench.results import (
     AttackResult,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from unlearnbench.metrics.intervals import Estimate
     from unlearnbench.metrics.membership import ReferenceScores
 
+log = logging.getLogger("unlearnbench")
 NAME = "token_loglikelihood"
 
 
@@ -61,7 +63,6 @@ class LikelihoodTask(TaskSpec):
     references: tuple[StatedReference, ...] = Field(default=(), strict=False)
 
     record_type: ClassVar[type[BaseModel]] = LikelihoodRecord
-    optional_figures: ClassVar[frozenset[str]] = frozenset({"PPL/lower"})  # of --ppl-lower
     needs_reference: ClassVar[bool] = True
 
     @model_validator(mode="after")
@@ -103,13 +104,35 @@ class LikelihoodTask(TaskSpec):
 
     def record(self, sample: Sample, answers: Sequence[Answer]) -> LikelihoodRecord:
         text, *lowered = [answer for answer in answers if isinstance(answer, Scored)]
+        scores = likelihood_metric(self.metric).score_text(text, sample.text, *lowered)
+        n_tokens = len(text.logprobs)
+        if self.attack not in scores:
+            raise MetricError(
+                f"{self.task}: {sample.id}: a text of {n_tokens} scored tokens is too short for "
+                f"{self.attack}, the task's attack; remove the text or join it with others"
+            )
         return LikelihoodRecord(
-            task=self.task,
-            id=sample.id,
-            split=sample.split,
-            n_tokens=len(text.logprobs),
-            scores=likelihood_metric(self.metric).score_text(text, sample.text, *lowered),
+            task=self.task, id=sample.id, split=sample.split, n_tokens=n_tokens, scores=scores
         )
+
+    def of_one_run(self, records: Sequence[SampleRecord]) -> list[SampleRecord]:
+        """An AUC is over all texts: an attack that one of them is too short for is left out."""
+        own = records_of(self, LikelihoodRecord, records)
+        common = set.intersection(*(set(r.scores) for r in own))
+        if lost := sorted({name for r in own for name in r.scores} - common):
+            short = [r.id for r in own if not r.scores.keys() >= {*lost}]
+            log.warning(
+                "%s: %d of %d texts are too short for some attacks (%s), so this run is without %s",
+                self.task,
+                len(short),
+                len(own),
+                ", ".join(short[:5] + ["..."] * (len(short) > 5)),
+                one_line(", ".join(lost), 300),
+            )
+        return [
+            r.model_copy(update={"scores": {n: v for n, v in r.scores.items() if n in common}})
+            for r in own
+        ]
 
     def summarize(
         self, records: Sequence[SampleRecord], reference: TaskReference | None, seed: int
@@ -139,8 +162,14 @@ class LikelihoodTask(TaskSpec):
             fields["auc_reference"] = reference.recorded
         return fields
 
+    @property
+    def optional_figures(self) -> frozenset[str]:
+        """What ``--ppl-lower`` adds, and attacks that need longer texts than the task's own."""
+        needs = likelihood_metric(self.metric).ATTACKS
+        return frozenset({"PPL/lower", *(n for n in needs if needs[n] > needs.get(self.attack, 0))})
+
     def figures(self) -> set[str]:
-        return set(likelihood_metric(self.metric).ATTACKS)
+        return set(likelihood_metric(self.metric).ATTACKS) - self.optional_figures
 
     def stated_reference(self, config: Mapping[str, object]) -> TaskReference:
         from unlearnbench.metrics.membership import ReferenceScores
