@@ -51,6 +51,32 @@ class StatedReference(Strict):
     """The fields of that base model's ``config.json`` by which it is recognised."""
     source: str
 
+    def differences(self, config: Mapping[str, object]) -> list[str]:
+        """The fields by which a checkpoint is of another base model. Rows behind the vocabulary's
+        are none: a few added tokens, or padding to a multiple of 64.
+        """
+        odd = []
+        for key, value in self.config.items():
+            there = config.get(key, "absent")
+            if there != value and not (key == "vocab_size" and _is_padded(there, value)):
+                odd.append(f"{key} {there} instead of {value}")
+        return odd
+
+    def reference(self) -> TaskReference:
+        """As PrivLeak's zero; the file gives its AUC alone."""
+        from unlearnbench.metrics.membership import ReferenceScores
+
+        where = f"{self.base_model}: {self.source}"
+        told = AucReference(auc=self.auc, kind="stated", source=where)
+        return TaskReference(ReferenceScores(self.auc), told)
+
+
+def _is_padded(rows: object, stated: object) -> bool:
+    if type(rows) is not int or type(stated) is not int:
+        return False
+    more = rows - stated
+    return 0 < more <= 8 or (0 < more <= 128 and rows % 64 == 0)
+
 
 class LikelihoodTask(TaskSpec):
     """Texts to score token by token; two groups of texts are told apart by a membership attack."""
@@ -117,22 +143,7 @@ class LikelihoodTask(TaskSpec):
 
     def of_one_run(self, records: Sequence[SampleRecord]) -> list[SampleRecord]:
         """An AUC is over all texts: an attack that one of them is too short for is left out."""
-        own = records_of(self, LikelihoodRecord, records)
-        common = set.intersection(*(set(r.scores) for r in own))
-        if lost := sorted({name for r in own for name in r.scores} - common):
-            short = [r.id for r in own if not r.scores.keys() >= {*lost}]
-            log.warning(
-                "%s: %d of %d texts are too short for some attacks (%s), so this run is without %s",
-                self.task,
-                len(short),
-                len(own),
-                ", ".join(short[:5] + ["..."] * (len(short) > 5)),
-                one_line(", ".join(lost), 300),
-            )
-        return [
-            r.model_copy(update={"scores": {n: v for n, v in r.scores.items() if n in common}})
-            for r in own
-        ]
+        return _with_common_scores(records_of(self, LikelihoodRecord, records))
 
     def summarize(
         self, records: Sequence[SampleRecord], reference: TaskReference | None, seed: int
@@ -172,28 +183,19 @@ class LikelihoodTask(TaskSpec):
         return set(likelihood_metric(self.metric).ATTACKS) - self.optional_figures
 
     def stated_reference(self, config: Mapping[str, object]) -> TaskReference:
-        from unlearnbench.metrics.membership import ReferenceScores
-
         if not self.references:
             raise OptionError(
                 f"{self.task} states no reference; pass --reference RUN_DIR, a run of the "
                 "retrained model, or leave --reference out to get the AUC alone"
             )
         for stated in self.references:
-            if all(config.get(key) == value for key, value in stated.config.items()):
-                where = f"{stated.base_model}: {stated.source}"
-                told = AucReference(auc=stated.auc, kind="stated", source=where)
-                return TaskReference(ReferenceScores(stated.auc), told)
+            if not stated.differences(config):
+                return stated.reference()
         first = self.references[0]
-        odd = [
-            f"{key} {config.get(key, 'absent')} instead of {value}"
-            for key, value in first.config.items()
-            if config.get(key) != value
-        ]
         raise OptionError(
             f"{self.task}: the stated reference is for {first.base_model}, and this checkpoint is "
-            f"another model ({', '.join(odd)}); pass --reference RUN_DIR, a run of its own "
-            "retrained model"
+            f"another model ({one_line(', '.join(first.differences(config)), 300)}); pass "
+            "--reference RUN_DIR, a run of its own retrained model"
         )
 
     def stated_aucs(self) -> tuple[float, ...]:
@@ -226,6 +228,25 @@ class LikelihoodTask(TaskSpec):
             if self.attack not in record.scores:
                 raise MetricError(f"record {record.id} has no {self.attack}")
         return tuple(record.scores[self.attack] for record in own)
+
+
+def _with_common_scores(records: Sequence[LikelihoodRecord]) -> list[SampleRecord]:
+    """The records of one task with those attacks that all texts have; says which are left out."""
+    common = set.intersection(*(set(r.scores) for r in records))
+    if lost := sorted({name for r in records for name in r.scores} - common):
+        short = [r.id for r in records if not r.scores.keys() >= {*lost}]
+        log.warning(
+            "%s: %d of %d texts are too short for some attacks (%s), so this run is without %s",
+            records[0].task,
+            len(short),
+            len(records),
+            ", ".join(short[:5] + ["..."] * (len(short) > 5)),
+            one_line(", ".join(lost), 300),
+        )
+    kept = [{name: r.scores[name] for name in r.scores if name in common} for r in records]
+    return [
+        r.model_copy(update={"scores": scores}) for r, scores in zip(records, kept, strict=True)
+    ]
 
 
 TASK = LikelihoodTask
