@@ -9,10 +9,11 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.find import CheckpointFiles, read_json
-from unlearnbench.checkpoints.limits import check_config
+from unlearnbench.checkpoints.limits import check_config, places
 from unlearnbench.errors import CheckpointError, NotInForceError, one_line
 from unlearnbench.util.files import content_sha256
 from unlearnbench.util.process import plain_errors
@@ -150,13 +151,37 @@ def named_ends(named: object) -> list[object]:
     return [token for token in found if token is not None]
 
 
-def stored_dtype(files: CheckpointFiles) -> str:
-    """The dtype that most weights are stored in, as torch names it; float32 for pickles."""
-    sizes: Counter[str] = Counter()
-    for tensor in files.tensors.values():
-        if tensor.dtype in _DTYPES:
-            sizes[_DTYPES[tensor.dtype]] += tensor.elements
-    return sizes.most_common(1)[0][0] if sizes else "float32"
+def stored_dtype(
+    files: CheckpointFiles, model: PreTrainedModel | None, merged: CheckpointFiles | None = None
+) -> str:
+    """The dtype that holds every weight exactly, as torch names it: the widest that one is stored
+    in, float32 where bf16 meets fp16, and for pickles. A line says where there are several.
+    model: without memory; what it has no place for, as tables of positions, does not count.
+    merged: an adapter that is to be merged in.
+    """
+    import torch
+
+    tensors = files.tensors
+    if model is not None:
+        # Transformers leaves these in fp32 whatever it is told.
+        kept = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+        homes = {name: home for name, (home, _) in places(model, tensors).items()}
+        tensors = {
+            name: tensors[name]
+            for name, home in homes.items()
+            if not any(part in home for part in kept)
+        }
+    stored = [*tensors.values(), *(merged.tensors.values() if merged else ())]
+    counts = Counter(_DTYPES[tensor.dtype] for tensor in stored if tensor.dtype in _DTYPES)
+    if not counts:
+        return "float32"
+    widest = reduce(torch.promote_types, (getattr(torch, name) for name in counts))
+    found = str(widest).removeprefix("torch.")
+    if len(counts) > 1:
+        message = "%s: its weights are stored as %s; loaded in %s, which rounds none of them"
+        said = " and ".join(f"{name} ({count} tensors)" for name, count in counts.most_common())
+        log.warning(message + "; --dtype says otherwise", (merged or files).path, said, found)
+    return found
 
 
 def device_map(device: str) -> Any:
@@ -164,13 +189,13 @@ def device_map(device: str) -> Any:
     return device if device == "auto" else {"": device}
 
 
-def load_weights(files: CheckpointFiles, config: PretrainedConfig) -> PreTrainedModel:
-    """The unquantized model on CPU in its own dtype, of a GGUF file in fp32."""
+def load_weights(files: CheckpointFiles, config: PretrainedConfig, dtype: str) -> PreTrainedModel:
+    """The unquantized model on CPU in ``dtype``, of a GGUF file in fp32."""
     import torch
     from transformers import GgufConfig
 
     # Not "auto", which follows the config and would round fp32 weights to its bf16.
-    extra: dict[str, Any] = {"dtype": stored_dtype(files)}
+    extra: dict[str, Any] = {"dtype": dtype}
     if files.kind == "safetensors":
         extra["use_safetensors"] = True
     elif files.kind == "gguf":
