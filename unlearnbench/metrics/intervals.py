@@ -352,18 +352,24 @@ class _Spread:
         shares = []
         for side, sign in ((0, 1), (1, -1)):
             share = float((sign * self._drawn(0.0, side) <= 0).mean())
-            shares.append(share if share >= RARE else self._rare(side, sign))
+            shares.append(share if share >= RARE else min(RARE, self._rare(side, sign)))
         return min(1.0, 2 * min(shares))
 
     def _rare(self, side: int, sign: int) -> float:
-        """The probability that a draw is at or beyond 0, by Lugannani and Rice (1980)."""
+        """The probability that a draw is at or beyond 0, by Lugannani and Rice (1980). The unseen
+        sample stands beyond 0 too, as far as any that was seen stands on either side.
+        """
         from scipy.optimize import brentq
         from scipy.stats import norm
 
         offset = self._top.mean * (len(self._groups) - 1) / len(self._groups)
-        parts = [(g, [*g.top, self._unseen(g, 0.0, side)]) for g in self._groups]
-        x = np.concatenate([sign * (np.array(v) - offset) / len(v) for _, v in parts])
-        mass = np.concatenate([[*group.mass, 1.0] for group, _ in parts])
+        last, parts = sign * (self._top.bounds[side] - offset), []
+        for group in self._groups:
+            seen = sign * (group.top - offset)
+            unseen = sign * (self._unseen(group, 0.0, side) - offset)
+            unseen = max(last, min(unseen, -float(np.abs(seen).max())))
+            parts.append(np.append(seen, unseen) / (len(seen) + 1))
+        x, mass = np.concatenate(parts), np.concatenate([[*g.mass, 1.0] for g in self._groups])
         if x.min() >= 0:
             return float(not x.any())
 

@@ -175,9 +175,9 @@ def leak_estimate(own: Values, zero: Values, draws: Draws) -> Estimate:
     """
     found = ratio(own, zero, draws)
     exact = mean(own, draws).ci if own.is_sparse else None
-    if found.ci is not None and exact is not None:
-        low, high = (end / zero.mean for end in exact)
-        found = replace(found, ci=(min(low, found.ci[0]), max(high, found.ci[1])))
+    if found.ci is not None:
+        low, high = found.ci if exact is None else (end / zero.mean for end in exact)
+        found = replace(found, ci=(max(0.0, min(low, found.ci[0])), max(high, found.ci[1])))
     return found.scaled(100, -100)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from unlearnbench.metrics.intervals import (
+    CONFIDENCE,
     Bounds,
     Draws,
     Estimate,
@@ -160,7 +161,7 @@ class Scale:
             return Estimate(0.0)  # the retrained run's own zero, by definition
         found = leak_estimate(pooled(models), self.zero, self.draws)
         singles = [privleak(values.mean, self.zero.mean) for values in models]
-        return with_trainings(found, singles, self.draws.confidence)
+        return with_trainings(found, singles, self.draws.confidence, (-100.0, math.inf))
 
     def difference(self, models: Sequence[Values]) -> Estimate:
         """The mean of differences of scores, on the task's scale."""
@@ -316,19 +317,27 @@ def _samples_needed(row: RecoveryRow) -> int | None:
     times = [half / away for away, half in pairs if half is not None and away > 0]
     if len(times) < len(pairs):
         return None
-    needed = math.ceil(row.n * max(times) ** 2) + 1
-    return needed if needed <= MOST_SAMPLES else None
+    return _enough(row.n, max(times))
 
 
 def mark_significant(rows: Sequence[RecoveryRow]) -> list[RecoveryRow]:
     """Holm's correction over the changes of all forget tasks; a row whose change does not hold is
     no longer said to recover.
     """
+    from scipy.stats import norm
+
     marked = list(rows)
     family = [i for i, row in enumerate(rows) if row.want != "high" and row.p is not None]
     for i, holds in zip(family, holm([rows[i].p or 0.0 for i in family]), strict=True):
-        verdict = rows[i].verdict
-        if verdict == "recovers" and not holds:
-            verdict = "not decided"
-        marked[i] = rows[i].model_copy(update={"significant": holds, "verdict": verdict})
+        row, update = rows[i], dict[str, Any](significant=holds)
+        if row.verdict == "recovers" and not holds:
+            times = norm.isf((1 - CONFIDENCE) / len(family) / 2) / norm.isf((row.p or 0.0) / 2)
+            update |= {"verdict": "not decided", "samples_needed": _enough(row.n, float(times))}
+        marked[i] = row.model_copy(update=update)
     return marked
+
+
+def _enough(n: int, times: float) -> int | None:
+    """How many samples narrow an interval ``times``; None beyond ``MOST_SAMPLES``."""
+    needed = math.ceil(n * times**2) + 1
+    return needed if needed <= MOST_SAMPLES else None
