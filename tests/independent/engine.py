@@ -97,17 +97,30 @@ class Interval:
         )
         return float((total <= pairs.mean()).mean())
 
-    def _summed(self, unseen_high: bool) -> float:
-        """The same at r = 0, however rare: summed over where one group's mean lies."""
-        pairs, low, high = self.line(0.0)
-        means = pairs.mean(1), pairs.mean(0)
-        first, second = (np.append(x, unseen(x, low, high)[unseen_high]) for x in means)
+    def _rare(self, unseen_high: bool) -> float:
+        """The chance of 0 beyond, however rare: with the unseen sample at least as far there as any
+        that was seen on either side; of two groups summed over where one's mean lies.
+        """
+        points, low, high = self.line(0.0)
+        sign, end = (-1, high) if unseen_high else (1, low)
+        two = points.ndim == 2 and not self.sparse
+        offset = points.mean() / 2 if two else 0.0
+
+        def with_unseen(seen: Array) -> Array:
+            own = (end if self.sparse else unseen(seen, low, high)[unseen_high]) - offset
+            far = -float(np.abs(seen - offset).max())
+            last = max(sign * (end - offset), min(sign * own, far))
+            return np.append(sign * (seen - offset), last)
+
+        if not two:
+            values, counts = _distinct(points, min(points.shape))
+            return chance_below_zero(with_unseen(values), np.append(counts, 1.0))
+        first, second = with_unseen(points.mean(1)), with_unseen(points.mean(0))
         at = np.linspace(second.min(), second.max(), 300)
         steps = np.diff([chance_below_zero(second - t, np.ones(len(second))) for t in at])
         chance = 0.0
         for step, middle in zip(steps, (at[1:] + at[:-1]) / 2, strict=True):
-            beyond = first - (pairs.mean() - middle)
-            chance += float(step) * chance_below_zero(beyond, np.ones(len(first)))
+            chance += float(step) * chance_below_zero(first + middle, np.ones(len(first)))
         return chance
 
     def left_out_below(self, r: float) -> float:
@@ -126,10 +139,10 @@ class Interval:
 
     @cached_property
     def p(self) -> float:
-        drawn = 2 * min(self.left_out_below(0.0), self.left_out_above(0.0))
-        if drawn < 0.01 and self.line(0.0)[0].ndim == 2 and not self.sparse:
-            drawn = 2 * min(self._summed(unseen_high=False), 1 - self._summed(unseen_high=True))
-        return min(1.0, drawn)
+        shares = []
+        for high, share in enumerate((self.left_out_below(0.0), self.left_out_above(0.0))):
+            shares.append(share if share >= 0.01 else min(0.01, self._rare(bool(high))))
+        return min(1.0, 2 * min(shares))
 
     @cached_property
     def ends(self) -> tuple[float, float]:

@@ -115,6 +115,8 @@ def models(runs: Path) -> tuple[list[Model], Model, Model]:
     return list(found.values()), target, retrained
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_compare(bench: Bench, tmp_path: Path) -> None:
     file = tmp_path / "recovery.json"
     assert compared(bench, file) == 0
