@@ -13,7 +13,7 @@ from scipy.stats import t as student
 
 from tests.independent.files import Array, Cell
 
-FEW = 10  # differing samples below which the unseen one stands at the end of the scale
+FEW = 10  # samples that stand out, below which the unseen one stands at the end of the scale
 TAIL = 0.025
 DRAWS = 20_000
 # The chance that the 2.5% point of 4,999 draws leaves out has a standard deviation of 0.0022.
@@ -39,15 +39,14 @@ def _distinct(values: Array, total: float) -> tuple[Array, Array]:
     return found, counts * (total / counts.sum())
 
 
-def _differ(values: Array) -> int:
-    """How many differ from the commonest."""
-    _, counts = _distinct(values, len(values))
-    return round(float(counts.sum() - counts.max()))
+def _stand_out(values: Array) -> int:
+    """How many lie more than a tenth of the scale, 10 points, from the median."""
+    return int((np.abs(values - np.median(values)) > 10).sum())
 
 
 def is_sparse(points: Array) -> bool:
     groups = [points] if points.ndim == 1 else [points.mean(1), points.mean(0)]
-    return min(map(_differ, groups)) < FEW
+    return min(map(_stand_out, groups)) < FEW
 
 
 def unseen(values: Array, low: float, high: float) -> tuple[float, float]:

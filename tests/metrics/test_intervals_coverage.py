@@ -66,6 +66,28 @@ def changes(n: int, share: float, back: float) -> Case:
     return Case(f"change {share} {back} n{n}", truth, found, edge=share * n < 25)
 
 
+def jitter(n: int, share: float) -> Case:
+    """Every answer moves a little, and a few come back verbatim."""
+    draws = draw(n, 0)
+
+    def found(rng: Rng) -> Estimate:
+        usual = rng.uniform(8, 20, n)
+        back = np.where(rng.random(n) < share, 80.0, 0.0)
+        return mean(points(usual + back).minus(points(usual + rng.normal(0, 2, n))), draws)
+
+    return Case(f"jitter {share} n{n}", 80 * share, found, edge=True)
+
+
+def levels(n: int, share: float) -> Case:
+    """Almost all answers between 8 and 20 points, a few verbatim."""
+    draws = draw(n, 0)
+
+    def found(rng: Rng) -> Estimate:
+        return mean(points(np.where(rng.random(n) < share, 100.0, rng.uniform(8, 20, n))), draws)
+
+    return Case(f"level {share} n{n}", 14 + 86 * share, found, edge=True)
+
+
 def answers(n: int, right: float) -> Case:
     draws = draw(n, 0)
     edge = min(right, 1 - right) * n < 25
@@ -227,6 +249,8 @@ def shares(n: int) -> Case:
 
 QUICK = [
     answers(48, 0.02),
+    jitter(50, 0.02),
+    levels(50, 0.04),
     changes(50, 0.1, 0.3),
     changes(100, 0.4, 0.3),
     areas(50, 0.03, "members"),
@@ -237,6 +261,7 @@ QUICK = [
     *recoveries(50, heap=True),
 ]
 SLOW = [
+    *(make(n, share) for make in (jitter, levels) for n in (16, 50, 100) for share in (0.02, 0.1)),
     *(answers(n, right) for n in (16, 48, 100) for right in (0.02, 0.1, 0.5, 0.98)),
     *(
         changes(n, share, back)

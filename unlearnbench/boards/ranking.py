@@ -256,10 +256,12 @@ def _ranked(places: Sequence[Place]) -> list[Place]:
 
 
 def _mark(rules: Definition, places: Sequence[Place]) -> list[Place]:
-    """Holm's correction over all rows that the board asks for: what an entry has beyond them must
-    not move the others' limits.
+    """Holm's correction over all rows that the board asks for, and apart over those that entries
+    have beyond them: these must not move the others' limits.
     """
-    family = [[at for at in place.rows if at[1] in rules.precisions] for place in places]
-    pairs = list(zip(places, family, strict=True))
-    marked = iter(mark_significant([place.rows[at] for place, ats in pairs for at in ats]))
-    return [replace(p, rows=p.rows | {at: next(marked) for at in ats}) for p, ats in pairs]
+    for asked in (True, False):
+        family = [[at for at in p.rows if (at[1] in rules.precisions) is asked] for p in places]
+        pairs = list(zip(places, family, strict=True))
+        marked = iter(mark_significant([p.rows[at] for p, ats in pairs for at in ats]))
+        places = [replace(p, rows=p.rows | {at: next(marked) for at in ats}) for p, ats in pairs]
+    return list(places)

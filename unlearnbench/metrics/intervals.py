@@ -2,9 +2,9 @@
 
 It is the Bayesian bootstrap (Rubin 1981: random weights on the samples, seeded) with one sample
 more, which was not seen: for the upper end it is as high, for the lower end as low as a sample
-could be. Where few samples differ from the rest it stands at the end of the scale: that is Gaffke's
-interval (2005), which for samples of two values is Clopper and Pearson's exact one. Elsewhere it
-stands as far from the median as any sample that was seen. A ratio's interval holds every r for
+could be. Where few samples stand out from the rest it stands at the end of the scale: that is
+Gaffke's interval (2005), which for samples of two values is Clopper and Pearson's exact one.
+Elsewhere it stands as far from the median as any sample that was seen. A ratio's interval holds every r for
 which the interval of ``top - r bottom`` holds 0 (Fieller 1954). p is the smallest level whose
 interval leaves 0 out.
 """
@@ -24,8 +24,10 @@ from unlearnbench.errors import MetricError
 CONFIDENCE = 0.95
 DRAWS = 4999
 MOST_WEIGHTS = 10_000_000
-# With fewer samples that differ from the rest, the unseen one stands at the end of the scale.
+# With fewer samples that stand out, by more than this share of the scale from the median, the one
+# not seen stands at the end of the scale: there may be more like them, or some where none was seen.
 FEW = 10
+APART = 0.1
 # A smaller share of the draws is not counted: a saddlepoint says how small it is.
 RARE = 0.01
 
@@ -82,7 +84,8 @@ class Draws:
 
 def draw(n: int, seed: int, others: int | None = None, confidence: float = CONFIDENCE) -> Draws:
     """Weights of ``n`` samples, and of a second group of ``others``; the same for a seed."""
-    count = max(199, min(DRAWS, MOST_WEIGHTS // max(n, others or 0)))
+    least = math.ceil(4 / (1 - confidence))  # enough to have some beyond each end
+    count = max(199, least, min(DRAWS, MOST_WEIGHTS // max(n, others or 0)))
     second = None if others is None else _exponentials(others, seed + 1_000_003, count)
     return Draws(_exponentials(n, seed, count), second, confidence)
 
@@ -141,9 +144,9 @@ class Values:
 
     @cached_property
     def is_sparse(self) -> bool:
-        """Whether, in some group, few samples differ from the commonest value."""
-        usual = (np.unique(part.round(12), return_counts=True)[1].max() for part in self.parts)
-        return any(len(part) - n < FEW for part, n in zip(self.parts, usual, strict=True))
+        """Whether, in some group, few samples stand out from the median."""
+        far = APART * (self.scale[1] - self.scale[0])
+        return any((np.abs(part - np.median(part)) > far).sum() < FEW for part in self.parts)
 
     @property
     def stderr(self) -> float | None:
@@ -205,7 +208,7 @@ def with_trainings(
             both = norm.isf(10**power) / own * value, t.isf(10**power, count - 1) * error
             return math.hypot(*both) - abs(value)
 
-        p = 2 * 10 ** float(brentq(reach, -300, math.log10(0.5)))
+        p = 2 * 10 ** (float(brentq(reach, -300, math.log10(0.5))) if reach(-300) > 0 else -300)
     stderr = math.hypot(found.stderr or 0.0, error)
     return Estimate(value, (low, high), stderr, p)
 
@@ -275,12 +278,12 @@ class _Spread:
         elif draws.others is None:
             raise MetricError("pairs need weights of both groups")
         elif self._sparse:
-            pairs = np.stack([top.values.ravel(), bottom.values.ravel()]).round(12)
-            kinds, counts = np.unique(pairs, axis=1, return_counts=True)
+            pairs = top.values.round(12) + 1j * bottom.values.round(12)  # sorts faster than rows
+            kinds, counts = np.unique(pairs, return_counts=True)
             mass = top.n * counts / counts.sum()
             rng = np.random.default_rng([len(mass), *top.values.shape])
             size = len(draws.weights), len(mass) + 1
-            yield _Group(kinds[0], kinds[1], mass, rng.gamma([*mass, 1.0], size=size))
+            yield _Group(kinds.real, kinds.imag, mass, rng.gamma([*mass, 1.0], size=size))
         else:
             for n, weights in enumerate((draws.weights, draws.others)):
                 yield _Group(top.parts[n], bottom.parts[n], np.ones(len(top.parts[n])), weights)

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.recovery.compare import Comparison, open_comparison
 from unlearnbench.recovery.policy import Finding, Policy, check, exit_status
-from unlearnbench.results import FORMAT_VERSION, FULL, STORED, Document, Role, upgrade
+from unlearnbench.results import FORMAT_VERSION, FULL, Document, Role, upgrade
 from unlearnbench.runs.entries import Entry, LoadedRun
 from unlearnbench.util.files import read_json
 from unlearnbench.util.validation import as_model
@@ -82,7 +82,8 @@ def certify(comparison: Comparison, policy: Policy, findings: Sequence[Finding])
             f"no certificate: the policy's precisions leave out {one_line(left[0])}, which was "
             "evaluated"
         )
-    if all(name in STORED for name in policy.precisions):
+    kinds = {entry.at(name).result.condition.kind for name in policy.precisions}
+    if "quantized" not in kinds:
         raise OptionError(
             "no certificate: durable needs a quantized precision in the policy and among the runs; "
             f"it has only {', '.join(policy.precisions)}"

@@ -72,7 +72,11 @@ class Comparison:
     def tasks_of(self, run: LoadedRun) -> list[str]:
         """The tasks of a run that have the figure."""
         tasks, wanted = run.result.tasks.items(), self.figure
-        return sorted(n for n, t in tasks if wanted is None or wanted in (t.attacks or t.scores))
+        return sorted(
+            n
+            for n, t in tasks
+            if wanted in (None, t.metric, t.attack) or wanted in (t.attacks or t.scores)
+        )
 
     def scores(self, run: LoadedRun, task: str) -> Values:
         """A run's scores of a task, one a sample or one a pair of texts. The same run's are the
@@ -91,10 +95,13 @@ class Comparison:
         attack, records = run.task(task).attack, run.records(task)
         if attack is None:
             scored = [r for r in records if not isinstance(r, LikelihoodRecord)]
-            if self.figure is None:
-                return generation_scores([record.score for record in scored])
-            return generation_scores([record.scores[self.figure] for record in scored])
-        attack = self.figure or attack
+            figure = self.figure if self.figure in run.task(task).scores else None
+            if any(figure is not None and figure not in record.scores for record in scored):
+                raise ResultError(f"{run.path}: {task}: a record has no {one_line(figure, 60)}")
+            return generation_scores(
+                [r.score if figure is None else r.scores[figure] for r in scored]
+            )
+        attack = self.figure if self.figure in (run.task(task).attacks or {}) else attack
         groups: dict[str, list[float]] = {}
         for record in records:
             if not isinstance(record, LikelihoodRecord) or attack not in record.scores:
@@ -130,7 +137,7 @@ class Comparison:
         theirs = self.scores(self.target.full, retain)
         if not theirs.values.any():
             raise MetricError(f"{retain}: the target scores 0, so utility is not defined")
-        return self.scale(retain).share(ours, [theirs] * len(ours))
+        return self.scale(retain).share(ours, [theirs] * len(ours), least=0.0)
 
     def retain_task(self, entry: Entry, task: str) -> str | None:
         """The retain task of a task's family: those whose names begin alike, as ``news_``. Raises
@@ -139,7 +146,7 @@ class Comparison:
         # A board's incomplete entry may have no run in full precision.
         run = entry.runs.get(FULL) or next(iter(entry.runs.values()))
         family = f"{task.split('_', 1)[0]}_"
-        retain = [t for t in self.tasks_of(run) if run.result.tasks[t].want == "high"]
+        retain = [t for t, r in run.result.tasks.items() if r.want == "high"]
         related = [name for name in retain if f"{name}_".startswith(family)]
         if len(related) > 1:
             raise OptionError(f"{task}: more than one retain task: {', '.join(related)}")

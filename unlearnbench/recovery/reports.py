@@ -42,9 +42,7 @@ def _cells(row: RecoveryRow) -> list[str]:
     shares = [share(row.estimate(name)) for name in ("recovered", "retained", "utility")]
     verdict: str = row.verdict
     if verdict == "not decided":
-        needed = row.samples_needed
-        more = "no number of samples settles it" if needed is None else f"about {needed} samples"
-        verdict = f"not decided ({more})"
+        verdict += "" if row.samples_needed is None else f" (about {row.samples_needed} samples)"
     if row.empty_outputs:
         verdict += f", {row.empty_outputs} of {row.n * row.seeds} outputs empty"
     entry = f"{row.entry} ({counted(row.seeds)})"

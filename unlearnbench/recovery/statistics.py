@@ -161,7 +161,8 @@ class Scale:
             return Estimate(0.0)  # the retrained run's own zero, by definition
         found = leak_estimate(pooled(models), self.zero, self.draws)
         singles = [privleak(values.mean, self.zero.mean) for values in models]
-        return with_trainings(found, singles, self.draws.confidence, (-100.0, math.inf))
+        ends = -100.0, privleak(1.0, self.zero.mean)
+        return with_trainings(found, singles, self.draws.confidence, ends)
 
     def difference(self, models: Sequence[Values]) -> Estimate:
         """The mean of differences of scores, on the task's scale."""
@@ -179,20 +180,22 @@ class Scale:
             return self.value(models)
         return self.difference([values.minus(retrained) for values in models])
 
-    def share(self, tops: Sequence[Values], bottoms: Sequence[Values]) -> Estimate:
-        """The ratio of means over all trainings."""
+    def share(
+        self, tops: Sequence[Values], bottoms: Sequence[Values], least: float = -math.inf
+    ) -> Estimate:
+        """The ratio of means over all trainings, which cannot be below ``least``."""
         top, bottom = pooled(tops), pooled(bottoms)
         found = ratio(top, bottom, self.draws)
         pairs = zip(tops, bottoms, strict=True)
         apart = [(t.mean - found.value * b.mean) / bottom.mean for t, b in pairs]
-        return with_trainings(found, apart, self.draws.confidence)
+        return with_trainings(found, apart, self.draws.confidence, (least, math.inf))
 
     def share_above_zero(self, models: Sequence[Values], others: Sequence[Values]) -> Estimate:
         """The ratio of two models' values."""
         if self.zero is not None:
             models = [values.minus(self.zero) for values in models]
             others = [values.minus(self.zero) for values in others]
-        return self.share(models, others)
+        return self.share(models, others, least=0.0 if self.zero is None else -math.inf)
 
 
 @dataclass(frozen=True)
@@ -290,6 +293,8 @@ def _verdict(row: RecoveryRow, floor: float) -> Verdict:
     if row.recovered_ci is not None and row.recovered_ci[1] < RECOVERED:
         return "forgets" if row.utility is not None else "forgets (utility not measured)"
     shown = all(half is not None and half < away for away, half in _clearances(row))
+    if row.want == "zero":  # a model that had gone too far and comes to the retrained one: no leak
+        shown = shown and row.quantized_ci is not None and row.quantized_ci[1] < 0
     return "recovers" if shown and row.recovered >= RECOVERED else "not decided"
 
 
@@ -308,7 +313,7 @@ def _samples_needed(row: RecoveryRow) -> int | None:
     share is at least 0.2, the share clear of 0.2 where it is less. None: the row is decided, an
     interval has no end, or no number of samples would do.
     """
-    if row.verdict != "not decided" or row.recovered is None:
+    if row.verdict != "not decided" or row.recovered is None or row.seeds > 1:
         return None
     pairs = _clearances(row)
     if row.recovered < RECOVERED:
@@ -332,7 +337,9 @@ def mark_significant(rows: Sequence[RecoveryRow]) -> list[RecoveryRow]:
         row, update = rows[i], dict[str, Any](significant=holds)
         if row.verdict == "recovers" and not holds:
             times = norm.isf((1 - CONFIDENCE) / len(family) / 2) / norm.isf((row.p or 0.0) / 2)
-            update |= {"verdict": "not decided", "samples_needed": _enough(row.n, float(times))}
+            update |= {"verdict": "not decided"}
+            if row.seeds == 1:
+                update |= {"samples_needed": _enough(row.n, float(times))}
         marked[i] = row.model_copy(update=update)
     return marked
 

@@ -157,22 +157,27 @@ def join_trainings(entries: Sequence[Entry]) -> list[Entry]:
     """Entries whose ``unlearning.json`` differs in the seed alone as one, called by what their
     names begin with alike.
     """
-    groups: dict[str, list[Entry]] = {}
-    seen, taken = set[tuple[str, str]](), {entry.name for entry in entries}
+    groups: dict[object, list[Entry]] = {}
+    seen, taken = set[object](), {entry.name for entry in entries}
     for number, entry in enumerate(entries):
-        origin = next(iter(entry.runs.values())).result.checkpoint.origin
-        training = origin.get("recipe", ""), origin.get("seed", "")
-        alone = not training[0] or training in seen  # a copy is no second training
+        run = next(iter(entry.runs.values())).result
+        # Else a stranger's copy of a recipe would be averaged in; these three depend on the seed.
+        facts = run.checkpoint.origin.items()
+        given = tuple(sorted(f for f in facts if f[0] not in ("seed", "steps", "selected")))
+        recipe = given, tuple(sorted(entry.runs)), tuple(sorted(run.tasks))
+        training = recipe, run.checkpoint.origin.get("seed")
+        alone = "recipe" not in run.checkpoint.origin or training in seen  # no second training
         seen.add(training)
-        groups.setdefault(f"entry {number}" if alone else training[0], []).append(entry)
+        groups.setdefault(number if alone else recipe, []).append(entry)
     joined = []
     for first, *others in groups.values():
         if others:
             names = [first.name, *(other.name for other in others)]
             alike = os.path.commonprefix(names)  # noqa: RUF071 - names, not paths
             name = re.sub(r"[-_.]+((s|seed)[-_.]*\d*)?$", "", alike)
-            clear = name and name not in taken - set(names)
+            clear = name and (name not in taken or name in names)
             first = replace(first, name=name if clear else first.name, others=tuple(others))
+            taken.add(first.name)
         joined.append(first)
     return joined
 
