@@ -310,6 +310,20 @@ def test_no_certificate_beside_a_condition_that_is_left_out(
     assert not file.exists()
 
 
+def test_a_pruned_model_is_no_quantized_one(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = shutil.copytree(folder(bench, "ga_gdr"), tmp_path / "ga_gdr")
+    shutil.rmtree(found / "rtn-int4")
+    edit(found / "rtn-int8", "condition", "kind", value="pruned")
+    policy, file = tmp_path / "policy.yaml", tmp_path / "c.json"
+    text = POLICY.replace("[none, int8, int4]", "[none, int8]")
+    policy.write_text(text.replace("max_recovered: 0.3\n", ""), encoding="utf-8")
+    ends = ["--policy", str(policy), *references(bench), "--certify", str(file)]
+    assert call("check", str(found), *ends) == 2
+    assert "durable needs a quantized precision" in capsys.readouterr().err
+
+
 def test_what_was_not_forgotten_is_decided_by_bounds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

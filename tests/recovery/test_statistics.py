@@ -44,7 +44,7 @@ def cell(
 
     def column(scores: float | Array, seed: int) -> Values:
         values = noisy(scores, n, seed) if isinstance(scores, (int, float)) else scores
-        return Values(values, (-1000.0, 1000.0))
+        return Values(values, (-20.0, 120.0))
 
     return Cell(
         Scale(want, draw(n, 0)),
@@ -142,6 +142,17 @@ def test_privleak_must_have_gone_a_fifth_of_the_way_to_the_retrained_model(
     assert (want > 0.2) is gone
     assert found.had_forgotten is gone
     assert (found.recovered is not None) is gone
+
+
+def test_a_privleak_that_had_gone_too_far_and_comes_back_to_0_is_no_recovery() -> None:
+    made, _ = leak_cell(full=-4, quantized=0.1, target=4)
+    found = row_of(replace(made, utility=Estimate(1.0)))
+    assert found.full > 50
+    assert found.recovered is not None
+    assert found.recovered > 0.2
+    assert found.change_ci is not None
+    assert found.change_ci[1] < 0
+    assert found.verdict == "not decided"
 
 
 def test_several_trainings_make_one_row() -> None:

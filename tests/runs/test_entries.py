@@ -65,6 +65,14 @@ def test_trainings_of_one_recipe_join(names: list[str], joined: str) -> None:
 def test_what_is_no_second_training_stands_alone() -> None:
     copy = [trained("a", recipe="r", seed="0"), trained("b", recipe="r", seed="0")]
     assert join_trainings(copy) == copy, "a copy of unlearning.json, as a quantized export has"
+    other = [trained("a", recipe="r", seed="0"), trained("b", recipe="r", seed="1", lr="1")]
+    assert join_trainings(other) == other, "a recipe that was copied, not followed"
+    more = Entry("c", {**other[0].runs, "rtn-int4": loaded("rtn-int4")})
+    assert join_trainings([other[0], more]) == [other[0], more], "other conditions"
+    odd = [trained("a"), trained("b", recipe="0"), trained("c", recipe="entry 0")]
+    assert join_trainings(odd) == odd
+    pairs = [trained(f"ga-s{k}", recipe="rs"[k // 2], seed=str(k)) for k in range(4)]
+    assert [each.name for each in join_trainings(pairs)] == ["ga", "ga-s2"]
     unknown = [trained("a"), trained("b")]
     assert join_trainings(unknown) == unknown
 

@@ -4,9 +4,9 @@ It is the Bayesian bootstrap (Rubin 1981: random weights on the samples, seeded)
 more, which was not seen: for the upper end it is as high, for the lower end as low as a sample
 could be. Where few samples stand out from the rest it stands at the end of the scale: that is
 Gaffke's interval (2005), which for samples of two values is Clopper and Pearson's exact one.
-Elsewhere it stands as far from the median as any sample that was seen. A ratio's interval holds every r for
-which the interval of ``top - r bottom`` holds 0 (Fieller 1954). p is the smallest level whose
-interval leaves 0 out.
+Elsewhere it stands as far from the median as any sample that was seen. A ratio's interval holds
+every r for which the interval of ``top - r bottom`` holds 0 (Fieller 1954). p is the smallest level
+whose interval leaves 0 out.
 """
 
 from __future__ import annotations
