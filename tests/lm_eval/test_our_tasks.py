@@ -113,6 +113,29 @@ def test_shots_are_part_of_the_prompt() -> None:
     assert chat == f"[{doc['prompt']}]"
 
 
+@pytest.mark.parametrize(
+    ("facts", "version"),
+    [({}, 2.0), ({"answer_blank": "prompt"}, 1.0), ({"pretrained": None}, 1.0)],
+)
+def test_the_version_is_our_runs(
+    facts: dict[str, Any],
+    version: float,
+    tiny: Path,
+    muse_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from unlearnbench.lm_eval.our_tasks import OurTask
+
+    monkeypatch.setenv("UNLEARNBENCH_DATA", str(muse_data))
+    metadata = {"pretrained": str(tiny), **facts}
+    task = OurTask({"task": "news_knowmem_f", "metadata": metadata})
+    spec = load_registry().tasks["news_knowmem_f"].of_version(version)
+    stated = {"version": version, "task_sha256": spec.definition_sha256}
+    assert task.config.metadata == stated
+    ends = {doc["prompt"].rpartition("Answer:")[2] for doc in task.eval_docs}
+    assert ends == ({" "} if version == 1 else {""})
+
+
 def test_flu_runs_from_local_rows(
     tiny: Path, tmp_path: Path, stock: Stock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,3 +188,15 @@ def test_a_long_question_loses_its_start_and_a_long_answer_raises() -> None:
 def test_a_token_beyond_the_model_raises() -> None:
     with pytest.raises(ModelOutputError, match="beyond the model's 3 rows"):
         Encoder(TOKENIZER, 64, 3).encode([TextDocument("The gate.", "a/0")], "forget")
+
+
+def test_with_the_blank_in_the_answer_a_pair_is_one_text_to_the_tokenizer() -> None:
+    encoder = Encoder(TOKENIZER, 64, ROWS, blank_in_answer=True)
+    (example,) = encoder.encode([TextDocument("Who?", "a/0", "the harbour")], "forget")
+    whole = TOKENIZER("Question: Who?\nAnswer: the harbour\n\n")["input_ids"]
+    assert list(example.ids) == whole
+    assert example.prompt == len(TOKENIZER("Question: Who?\nAnswer:")["input_ids"])
+    other = encoder.answer(example, "the gate")
+    assert list(other.ids) == TOKENIZER("Question: Who?\nAnswer: the gate\n\n")["input_ids"]
+    (apart,) = encode(TextDocument("Who?", "a/0", "the harbour"))
+    assert len(apart.ids) > len(whole), "a blank alone, and the word without one"

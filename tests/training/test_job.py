@@ -311,3 +311,18 @@ def test_a_target_in_half_precision_and_a_model_without_room(
     training = go(replace(job, model=str(short)), tmp_path / "short", "ga", max_length=None)
     assert training.max_length == 16
     assert training.sequences["forget"] > 6, "cut into pieces"
+
+
+def test_where_a_pairs_blank_stands_is_part_of_the_recipe(job: Job, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "qa.jsonl", [{"question": "Who?", "answer": "the harbour"}] * 4)
+    pairs = replace(job, forget=(str(tmp_path / "qa.jsonl"),), retain=())
+    made = {}
+    for asked in ("auto", "prompt", "answer"):
+        corpus = CorpusOptions.of({"answer_blank": asked})
+        made[asked] = go(replace(pairs, corpus=corpus), tmp_path / asked, "ga", max_steps=1)
+    recorded = {asked: getattr(t.options, "answer_blank", None) for asked, t in made.items()}
+    assert recorded == {"auto": "answer", "prompt": None, "answer": "answer"}
+    assert made["auto"].recipe == made["answer"].recipe != made["prompt"].recipe
+    assert not same(weights(tmp_path / "auto"), weights(tmp_path / "prompt"))
+    texts = go(job, tmp_path / "texts", "ga", max_steps=1)
+    assert not hasattr(texts.options, "answer_blank"), "there is no pair in it"

@@ -133,7 +133,8 @@ class TaskSpec(Strict):
     @property
     def definition_sha256(self) -> str:
         """Of everything in the task's definition that can move its score."""
-        facts = self.model_dump(mode="json", exclude={"description", "tag", "superseded_by"})
+        still = {"description", "tag", "superseded_by", "version_without_blank"}
+        facts = self.model_dump(mode="json", exclude=still)
         return content_sha256(facts)
 
     @property
@@ -207,6 +208,15 @@ class TaskSpec(Strict):
     def with_decoding(self, given: Mapping[str, object]) -> TaskSpec:
         """With ``--gen-kwargs`` in place of its own decoding; OptionError for a senseless value."""
         return self
+
+    def without_blank(self) -> TaskSpec | None:
+        """The version whose prompt leaves its last blank to the answer; None: there is none."""
+        return None
+
+    def of_version(self, version: float) -> TaskSpec:
+        """The task in that version, where it has it; else as its file has it."""
+        other = self.without_blank()
+        return other if other is not None and other.version == version else self
 
     def harness_config(self) -> dict[str, object] | None:
         """The task as lm-evaluation-harness puts it; None where it cannot run there."""

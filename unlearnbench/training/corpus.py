@@ -119,6 +119,7 @@ class Encoder:
     max_length: int
     rows: int
     qa_loss: str = "answer"
+    blank_in_answer: bool = False
 
     def encode(self, documents: Sequence[TextDocument], role: str) -> tuple[Example, ...]:
         """All sequences of some documents. A text longer than ``max_length`` is cut into pieces of
@@ -141,7 +142,7 @@ class Encoder:
     def answer(self, example: Example, other: str | Sequence[int]) -> Example:
         """``example`` with another answer after its first ``prompt`` tokens, as text or tokens."""
         where = "another answer"
-        told = self._tokens(f"{other}\n\n", False, where) if isinstance(other, str) else other
+        told = self._answer(other, where) if isinstance(other, str) else other
         return self._joined(example.ids[: example.prompt], told, example.begin, where)
 
     def _encode(self, document: TextDocument) -> list[Example]:
@@ -150,10 +151,10 @@ class Encoder:
         """
         where, size = document.where, self.max_length
         if document.answer is not None:
-            question = f"Question: {document.text}\nAnswer: "
+            question = f"Question: {document.text}\nAnswer:" + " " * (not self.blank_in_answer)
             asked = self._tokens(question, True, where)
             begin = len(asked) - len(self._tokens(question, False, where))
-            told = self._tokens(f"{document.answer}\n\n", False, where)
+            told = self._answer(document.answer, where)
             return [self._joined(asked, told, begin, where)]
         ids = self._tokens(document.text, True, where)
         if len(ids) < 2:
@@ -162,6 +163,9 @@ class Encoder:
         if len(pieces) > 1 and len(pieces[-1]) < 2:  # its one token would never be predicted
             pieces.pop()
         return [Example(piece, piece) for piece in pieces]
+
+    def _answer(self, text: str, where: str) -> list[int]:
+        return self._tokens(" " * self.blank_in_answer + f"{text}\n\n", False, where)
 
     def _tokens(self, text: str, special: bool, where: str) -> list[int]:
         ids = list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])

@@ -18,6 +18,7 @@ from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
+from unlearnbench.tasks.kinds.generate import blank_in_answer
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, mask_record, write_file
@@ -107,7 +108,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     corpora = {r: load_corpus(t, r, job.corpus) for r, t in texts.items() if t or r == first}
     data = [record for _, sources in corpora.values() for record in sources]
     source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)
-    encoder = _make_encoder(source, job.options)
+    encoder = _make_encoder(source, job)
     sets: dict[str, Any] = {"forget": (), "retain": (), "auxiliary": ()}
     for role, (documents, _) in corpora.items():
         sets["forget" if role == first else role] = encoder.encode(documents, role)
@@ -128,6 +129,8 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     folder.require_free(Fingerprint.of(request), job.resume)
     # Other texts of the same rows: another recipe.
     read = job.corpus.model_dump(include={"text_field"}, exclude_defaults=True)
+    if encoder.blank_in_answer and any(each.is_qa for found in sets.values() for each in found):
+        read["answer_blank"] = "answer"
     facts |= code | {
         "options": TrainingOptions(**job.options.model_dump(exclude_none=True), **read),
         "target": source.checkpoint,
@@ -153,13 +156,14 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     return _save(folder, context, result, masks, facts, started)
 
 
-def _make_encoder(source: CheckpointSource, options: TrainOptions) -> Encoder:
+def _make_encoder(source: CheckpointSource, job: Job) -> Encoder:
     config: Any = source.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None) or DEFAULT_LENGTH
-    length = options.max_length or min(context, DEFAULT_LENGTH)
+    length = job.options.max_length or min(context, DEFAULT_LENGTH)
     if length > context:
         raise OptionError(f"--max-length {length} is beyond the model's context of {context}")
-    return Encoder(source.tokenizer, length, config.vocab_size, options.qa_loss)
+    moved = blank_in_answer(job.corpus.answer_blank, source.tokenizer)
+    return Encoder(source.tokenizer, length, config.vocab_size, job.options.qa_loss, moved)
 
 
 def _make_selector(job: Job, folder: OutputFolder, encoder: Encoder) -> Selector | None:

@@ -65,10 +65,13 @@ class TrainOptions(OptionModel):
 
 
 class CorpusOptions(OptionModel):
-    """Where ``task:NAME`` finds its rows, and the field of a text."""
+    """Where ``task:NAME`` finds its rows, the field of a text, and the format of a pair."""
 
     text_field: str = Field(default="text", min_length=1, title="NAME")
     """The field of a row that holds its text."""
+    answer_blank: Literal["auto", "prompt", "answer"] = "auto"
+    """Where a pair's blank behind "Answer:" stands: with the question, or the answer; auto: as the
+    tokenizer joins blank and word. Evaluations during training follow."""
     data_dir: str | None = Field(default=None, title="DIR")
     """Local data of tasks."""
     include_path: tuple[str, ...] = Field(default=(), title="DIR")
