@@ -199,4 +199,4 @@ def test_with_the_blank_in_the_answer_a_pair_is_one_text_to_the_tokenizer() -> N
     other = encoder.answer(example, "the gate")
     assert list(other.ids) == TOKENIZER("Question: Who?\nAnswer: the gate\n\n")["input_ids"]
     (apart,) = encode(TextDocument("Who?", "a/0", "the harbour"))
-    assert len(apart.ids) > len(whole), "a blank alone, and the word without one"
+    assert list(apart.ids) != whole, "a blank alone, and the word without one"
