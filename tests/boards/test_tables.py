@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from tests.boards.conftest import BOARD, NAMES, MakeBoard
 from tests.cli.test_main import call
-from tests.toy_runs import Bench, weak_at_4_bits
+from tests.toy_runs import Bench, Skill, weak_at_4_bits
 from unlearnbench.boards import find_boards, plots, read_board
 from unlearnbench.boards.plots import _front
 from unlearnbench.boards.ranking import Place, _mark, rank_entries
@@ -402,3 +403,53 @@ def test_an_entry_names_no_folder_of_its_maker(
     assert home not in text
     for name in ("ga_gdr", "base", "retrained at none"):
         assert f'"{name}"' in text
+
+
+def test_trainings_of_one_recipe_take_one_place(tmp_path: Path) -> None:
+    made = Bench(tmp_path / "runs", n=24)
+
+    def skill(forget: float, gap: float) -> Skill:
+        return Skill.of(forget, 0.85, gap, n=24)
+
+    knows, hides = skill(0.9, 4), skill(0.1, -0.5)
+    made.model("target", none=knows, int8=knows, int4=skill(0.8, 3.5))
+    made.model("retrained", none=skill(0.15, 0.05))
+    for seed, back in enumerate((0.2, 0.7)):
+        made.model(f"npo-s{seed}", none=hides, int8=hides, int4=skill(back, 1))
+        made.train(f"npo-s{seed}", "a" * 16, seed)
+    made.model("npo-s2", none=hides, int8=hides)  # incomplete: no part of the place
+    made.train("npo-s2", "a" * 16, 2)
+    board = tmp_path / "made"
+    board.mkdir()
+    (board / "board.yaml").write_text(BOARD, encoding="utf-8")
+    shutil.copytree(made.tasks, board / "tasks")
+    for name in ("target", "retrained", "npo-s0", "npo-s1", "npo-s2"):
+        (runs,) = made.out.glob(f"{name}-*")
+        role = name if name in ("target", "retrained") else "unlearned"
+        ends = ["--board", str(board), "--name", name, "--role", role, "--note", f"of {name}"]
+        assert call("leaderboard", "add", str(runs), *ends) == 0
+    assert call("leaderboard", "build", str(board)) == 0
+    text = (board / "README.md").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if line.startswith("| 1 (")]
+    assert "| npo | 2 seeds |" in line
+    assert "| npo-s2 | 1 seed |" in text
+    assert "- npo-s0: of npo-s0" in text
+    assert "- npo-s1: of npo-s1" in text
+    rows = list(csv.DictReader(io.StringIO((board / "board.csv").read_text(encoding="utf-8"))))
+    (row,) = [
+        r
+        for r in rows
+        if (r["entry"], r["task"], r["precision"]) == ("npo", "made_knowmem_f", "rtn-int4")
+    ]
+    values = [
+        read_run(found / "rtn-int4").tasks["made_knowmem_f"].value
+        for seed in range(2)
+        for found in made.out.glob(f"npo-s{seed}-*")
+    ]
+    assert row["seeds"] == "2"
+    assert float(row["value"]) == pytest.approx(sum(v or 0.0 for v in values) / 2, abs=1e-4)
+    assert float(row["value_low"]) < min(v or 0.0 for v in values), "two seeds 50 points apart"
+    shown = (board / "index.html").read_text(encoding="utf-8")
+    assert "(2 seeds)" in shown
+    ids = re.findall(r' id="(run-[^"]+)"', shown)
+    assert len(ids) == len(set(ids))

@@ -447,13 +447,27 @@ def test_config_hash_does_not_see_what_saving_an_adapter_again_changes(
     assert ours.config_sha256 == theirs.config_sha256
 
 
-def test_own_dtype_is_the_bases(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_a_wider_adapter_is_merged_in_its_own_dtype(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Merged in the bf16 of its base, a small update would be rounded away, and the base measured.
+    Kept beside the base, it needs no wider one.
+    """
     base = make_checkpoint("half", "bfloat16")
-    source = open_checkpoint(
-        str(make_adapter(base, tmp_path / "lora")), LoadOptions(base=str(base))
-    )
-    assert source.own_dtype == "bf16"
-    assert source.model().dtype is torch.bfloat16
+    folder = make_adapter(base, tmp_path / "lora", lora_alpha=0.01)
+    source = open_checkpoint(str(folder), LoadOptions(base=str(base)))
+    assert (source.own_dtype, source.model().dtype) == ("fp32", torch.float32)
+    assert "float32 (" in caplog.text
+    assert "rounds none of them" in caplog.text
+    name = "model.layers.0.self_attn.q_proj"
+    before = load_file(base / "model.safetensors")[f"{name}.weight"]
+    factors = load_file(folder / "adapter_model.safetensors")
+    a, b = (factors[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+    exact, found = before.float() + 0.01 / 4 * b @ a, source.state_dict()[f"{name}.weight"]
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-7)
+    assert (exact.bfloat16() == before).float().mean() > 0.7  # what bf16 would lose
+    kept = open_checkpoint(str(folder), LoadOptions(base=str(base), adapter="keep"))
+    assert kept.own_dtype == "bf16"
 
 
 # Tokenizer

@@ -52,8 +52,10 @@ def folder(bench: Bench, name: str) -> Path:
 
 
 def arguments(bench: Bench, *names: str) -> list[str]:
-    runs = [str(folder(bench, name)) for name in names]
-    return ["compare", *runs, *references(bench)]
+    found = list(bench.out.glob("*"))
+    known = [name for name in names if any(f.name.startswith(f"{name}-") for f in found)]
+    runs = [str(folder(bench, name)) for name in known]
+    return ["compare", *runs, *references(bench), *(n for n in names if n not in known)]
 
 
 def references(bench: Bench) -> list[str]:
@@ -93,6 +95,59 @@ def test_the_table_and_its_json(
     out = capsys.readouterr().out
     assert "recovers" in out
     assert "Holm" in out
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Three trainings of one recipe, and one of another."""
+    made = Bench(tmp_path_factory.mktemp("trained"))
+    knows = Skill.of(0.9, 0.8, 4.0)
+    made.model("target", none=knows, int4=Skill.of(0.8, 0.7, 3.5))
+    made.model("retrained", none=Skill.of(0.15, 0.8, 0.1))
+    for seed, back in enumerate((0.5, 0.6, 0.7)):
+        hides, shows = Skill.of(0.1, 0.6, -1.0), Skill.of(back, 0.6, 3.0)
+        made.model(f"npo-seed{seed}", none=hides, int4=shows)
+        made.train(f"npo-seed{seed}", "a" * 16, seed)
+    made.model("other", none=Skill.of(0.1, 0.6, -1.0), int4=Skill.of(0.2, 0.6, 3.0))
+    made.train("other", "b" * 16, 0)
+    return made
+
+
+def test_trainings_of_one_recipe_are_one_row(
+    trained: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"npo-seed{seed}" for seed in range(3)]
+    rows = rows_of(trained, tmp_path, *names, "other")
+    out = capsys.readouterr().out
+    assert {entry for entry, _, _ in rows} == {"npo", "other"}
+    assert "npo (3 seeds)" in out
+    assert "other (1 seed)" in out
+    alone = rows_of(trained, tmp_path, *names, "--per-seed")
+    assert {entry for entry, _, _ in alone} == set(names)
+    for task in ("made_knowmem_f", "made_knowmem_r", "made_privleak"):
+        joined = rows["npo", task, "rtn-int4"]
+        each = [alone[name, task, "rtn-int4"] for name in names]
+        assert (joined["seeds"], joined["n"]) == (3, each[0]["n"])
+        for figure in ("full", "quantized", "change", "excess"):
+            mean = sum(row[figure] for row in each) / 3
+            assert joined[figure] == pytest.approx(mean, abs=1e-9), figure
+    joined = rows["npo", "made_knowmem_f", "rtn-int4"]
+    narrow = alone[names[1], "made_knowmem_f", "rtn-int4"]
+    widths = [row["change_ci"][1] - row["change_ci"][0] for row in (joined, narrow)]
+    assert widths[0] > 1.2 * widths[1], "10 points between seeds, and Student's quantile of three"
+
+
+def test_another_figure(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recall = rows_of(bench, tmp_path, "ga_gdr", "--figure", "rougeL_recall")
+    assert {task for _, task, _ in recall} == {"made_knowmem_f", "made_knowmem_r"}
+    run = read_run(folder(bench, "ga_gdr") / "rtn-int4")
+    row = recall["ga_gdr", "made_knowmem_f", "rtn-int4"]
+    assert row["quantized"] == pytest.approx(run.tasks["made_knowmem_f"].scores["rougeL_recall"])
+    leak = rows_of(bench, tmp_path, "ga_gdr", "--figure", "Min-20%")
+    assert {task for _, task, _ in leak} == {"made_privleak"}
+    capsys.readouterr()
+    assert call(*arguments(bench, "ga_gdr"), "--figure", "bleu") == 2
+    assert "--figure bleu: no task of these runs has it" in capsys.readouterr().err
 
 
 def test_values_are_those_of_the_runs(bench: Bench, tmp_path: Path) -> None:

@@ -282,6 +282,53 @@ def test_no_certificate_where_a_forget_task_is_left_out(
     assert check(made, "retrained", POLICY, "--certify", str(file)) == 0
 
 
+@pytest.mark.parametrize(
+    ("precisions", "runs", "words"),
+    [
+        ("[none]", ("none",), "durable needs a quantized precision"),
+        ("[none]", ("none", "rtn-int4"), "leave out rtn-int4, which was evaluated"),
+        ("[none, int8]", ("none", "rtn-int8", "rtn-int4"), "leave out rtn-int4"),
+    ],
+)
+def test_no_certificate_beside_a_condition_that_is_left_out(
+    bench: Bench,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    precisions: str,
+    runs: tuple[str, ...],
+    words: str,
+) -> None:
+    """ga_gdr is near the retrained model but at int4, where it fails the same policy."""
+    policy, file = tmp_path / "policy.yaml", tmp_path / "c.json"
+    text = POLICY.replace("[none, int8, int4]", precisions)
+    policy.write_text(text.replace("max_recovered: 0.3\n", ""), encoding="utf-8")
+    given = [str(folder(bench, "ga_gdr") / run) for run in runs]
+    ends = ["--policy", str(policy), *references(bench)]
+    assert call("check", *given, *ends) == 0
+    assert call("check", *given, *ends, "--certify", str(file)) == 2
+    assert words in capsys.readouterr().err
+    assert not file.exists()
+
+
+def test_what_was_not_forgotten_is_decided_by_bounds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """3 points below the target of 24 questions: fewer than 5, and the interval says up to 20."""
+    few = Bench(tmp_path, n=24)
+    knows, less = Skill.of(0.9, 0.9, 4, n=24), Skill.of(0.87, 0.9, 4, n=24, seed=1)
+    few.model("target", none=knows, int4=knows)
+    few.model("retrained", none=Skill.of(0.1, 0.9, 0, n=24))
+    few.model("near", none=less, int4=less)
+    policy = "tasks: [made_knowmem_f]\nprecisions: [none, int4]\nmax_recovered: 0.3\n"
+    assert check(few, "near", policy) == 2
+    out = capsys.readouterr().out
+    assert "had not forgotten" in out
+    assert "reaches over the limit" in out
+    assert check(few, "target", policy) == 1, "of the target itself there is no doubt"
+    assert check(few, "target", policy + "min_samples: 25\n") == 2
+    assert "24 samples, the policy asks for 25" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format_version": 2}'])
 def test_a_broken_certificate_is_refused(
     bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str

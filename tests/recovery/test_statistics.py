@@ -236,6 +236,8 @@ def test_privleak_that_comes_back_recovers_although_its_number_falls() -> None:
     assert found.recovered == pytest.approx(share)
     assert found.change < 0
     assert found.verdict == "recovers"
+    assert found.p is not None
+    assert found.p < 1e-3, "PrivLeak's changes are tested beside the others"
 
 
 def test_privleak_that_stays_forgets_and_that_never_left_had_not_forgotten() -> None:
@@ -270,6 +272,28 @@ def test_false_recovery_and_false_significance_without_effect() -> None:
         marked += row.p is not None and row.p < 0.05
     assert wrong <= 0.025 * sets, wrong
     assert marked <= 0.05 * sets, marked
+
+
+@pytest.mark.slow
+def test_false_recovery_on_a_board_without_effect() -> None:
+    """24 cells of sparse changes each: at most 5% of boards may show one that "recovers"."""
+    rng, boards, n = np.random.default_rng(13), 150, 50
+    draws, wrong = draw(n, 0), 0
+    for _ in range(boards):
+        rows = []
+        for _ in range(24):
+            usual = np.asarray(rng.random(n) < 0.1, dtype=np.float64)
+            target = generation_scores(list(rng.choice([0.6, 1.0], n)))
+
+            def answers(usual: Array = usual) -> Values:
+                moved = rng.random(n) < 0.1
+                return generation_scores(list(1.0 * np.where(moved, rng.random(n) < 0.1, usual)))
+
+            full, quantized = answers(), answers()
+            made = Cell(Scale("low", draws), [full], [quantized], target, target, full)
+            rows.append(row_of(replace(made, utility=Estimate(1.0))))
+        wrong += any(row.verdict == "recovers" for row in mark_significant(rows))
+    assert wrong <= 0.05 * boards, wrong
 
 
 def test_a_real_recovery_is_found() -> None:

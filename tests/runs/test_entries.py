@@ -7,7 +7,13 @@ import pytest
 
 from tests.test_results import make_result
 from unlearnbench.errors import OptionError, ResultError
-from unlearnbench.runs.entries import Entry, LoadedRun, require_alike, require_same_condition
+from unlearnbench.runs.entries import (
+    Entry,
+    LoadedRun,
+    join_trainings,
+    require_alike,
+    require_same_condition,
+)
 
 SAMPLED = {"gen_kwargs": '{"do_sample": true, "temperature": 0.7}'}
 
@@ -27,6 +33,40 @@ def loaded(
 
 def entry(*runs: LoadedRun) -> Entry:
     return Entry("ga", {run.condition: run for run in runs})
+
+
+def trained(name: str, **origin: str) -> Entry:
+    run = loaded()
+    checkpoint = run.result.checkpoint.model_copy(update={"origin": origin})
+    result = run.result.model_copy(update={"checkpoint": checkpoint})
+    return Entry(name, {"none": LoadedRun(run.path, result)})
+
+
+@pytest.mark.parametrize(
+    ("names", "joined"),
+    [
+        (["npo-seed0", "npo-seed1"], "npo"),
+        (["npo-seed1", "npo-seed10", "npo-seed12"], "npo"),
+        (["sure-20-s1", "sure-20-s2"], "sure-20"),
+        (["one", "two"], "one"),
+        (["npo", "npo-2"], "npo"),
+        (["ga-1", "ga-2"], "ga-1"),  # another entry is called ga
+    ],
+)
+def test_trainings_of_one_recipe_join(names: list[str], joined: str) -> None:
+    other = trained("ga", recipe="b", seed="0")
+    given = [trained(name, recipe="a", seed=str(k)) for k, name in enumerate(names)]
+    first, last = join_trainings([*given, other])
+    assert first.name == joined
+    assert [each.runs for each in first.trainings] == [each.runs for each in given]
+    assert last is other
+
+
+def test_what_is_no_second_training_stands_alone() -> None:
+    copy = [trained("a", recipe="r", seed="0"), trained("b", recipe="r", seed="0")]
+    assert join_trainings(copy) == copy, "a copy of unlearning.json, as a quantized export has"
+    unknown = [trained("a"), trained("b")]
+    assert join_trainings(unknown) == unknown
 
 
 @pytest.mark.parametrize(

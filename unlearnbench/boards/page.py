@@ -53,6 +53,7 @@ def page(ranking: Ranking) -> str:
         script_hash=base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode(),
         lines=[(line, _cells(line)) for line in ranking.lines()],
         places=places,
+        held=ranking.held,
         shares=ranking.shares,
         cells=ranking.cells,
         pareto=pareto(ranking),

@@ -125,6 +125,19 @@ class Ranking:
         """Every place, the references last."""
         return [*self.places, *self.references]
 
+    @property
+    def held(self) -> str:
+        """What holds of all changes together, in a sentence."""
+        required = self.board.rules.precisions
+        tested = [r for p in self.places for at, r in p.rows.items() if at[1] in required]
+        tested = [row for row in tested if row.want != "high" and row.p is not None]
+        moved = sum(row.significant for row in tested)
+        back = sum(row.verdict == "recovers" for row in tested)
+        return (
+            f"Of {len(tested)} changes on forget tasks, quantized against full precision, {moved} "
+            f"hold after Holm's correction, and {back} are a recovery."
+        )
+
     def lines(self) -> Iterator[Line]:
         """Every place's tasks and precisions."""
         for place in self.shown:

@@ -58,6 +58,7 @@ def markdown(ranking: Ranking) -> str:
     text: str = made.from_string(template).render(
         vars(ranking),
         rules=ranking.board.rules,
+        held=ranking.held,
         names=list(dict.fromkeys(p for place in ranking.references for p in place.precisions)),
         forgets=any(p.verdict(*at) for p in ranking.references for at in p.standings),
         others=[x for x in ranking.lines() if not (x.required or x.place.is_reference)],

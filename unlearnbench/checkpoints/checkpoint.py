@@ -41,6 +41,7 @@ class CheckpointSource:
         self, files: CheckpointFiles, base: CheckpointFiles | None, options: LoadOptions, keep: bool
     ) -> None:
         import psutil
+        import torch
 
         self.files, self.options = files, options
         self.full = full = base or files
@@ -52,12 +53,15 @@ class CheckpointSource:
             require_gguf_support()
             size = 4 * full.elements  # unpacked into fp32
         limits.require_memory(size, full.path)
-        self._keep = keep and psutil.virtual_memory().available > 2.5 * size  # and one copy of it
         self.config = load.load_config(full)
         packed = find.is_quantized(full.config)
         self.stored = stored_scheme(full.config, full.path) if packed else None
         """How its weights are quantized already; None where they are not."""
-        self._check_asked()
+        self._dtype = self._check_asked()
+        if full.kind == "safetensors" and self.stored is None:  # narrower ones are widened
+            size = max(size, full.elements * getattr(torch, self._dtype).itemsize)
+            limits.require_memory(size, full.path)
+        self._keep = keep and psutil.virtual_memory().available > 2.5 * size  # and one copy of it
         self.home = tokens.find_home(files, full)
         """The files with the tokenizer."""
         self.tokenizer = tokens.load_tokenizer(self.home)
@@ -70,8 +74,10 @@ class CheckpointSource:
         self.checkpoint = _describe(self)
         """What results record of it."""
 
-    def _check_asked(self) -> None:
-        """Hold what the configs ask for against what is stored, before anything is made of it."""
+    def _check_asked(self) -> str:
+        """Hold what the configs ask for against what is stored, before anything is made of it;
+        gives the dtype of the weights.
+        """
         full, packed = self.full, self.stored is not None
         model, names = limits.empty_model(self.config), list[str]()
         if model is not None:
@@ -84,6 +90,8 @@ class CheckpointSource:
             limits.check_patterns(schemes, names, f"{full.path}: quantization_config")
         if self.files.kind == "adapter":
             check_adapter_config(self.files, names)
+        merged = self.files.kind == "adapter" and not self.adapter_kept
+        return load.stored_dtype(full, model, self.files if merged else None)
 
     @property
     def parts(self) -> tuple[CheckpointSource]:
@@ -91,14 +99,13 @@ class CheckpointSource:
 
     @property
     def own_dtype(self) -> str:
-        """Of most of the weights; CheckpointError for one that cannot be computed in."""
+        """The widest of the weights'; CheckpointError for one that cannot be computed in."""
         if self.full.kind == "gguf":
             return "fp32"  # as it is unpacked
-        name = load.stored_dtype(self.full)
-        short = {long: short for short, long in DTYPES.items()}.get(name)
+        short = {long: short for short, long in DTYPES.items()}.get(self._dtype)
         if short is not None:
             return short
-        raise CheckpointError(f"{self.files.path} is stored as {name}; save it as bfloat16")
+        raise CheckpointError(f"{self.files.path} is stored as {self._dtype}; save it as bfloat16")
 
     @property
     def adapter_kept(self) -> bool:
@@ -116,7 +123,7 @@ class CheckpointSource:
         if self.stored is not None:
             raise PrecisionError(f"{self.files.path} is quantized already: {self.stored.text}")
         if self._model is None:
-            model = load.load_weights(self.full, self.config)
+            model = load.load_weights(self.full, self.config, self._dtype)
             if self.files.kind == "adapter" and not self.adapter_kept:
                 model = attach_adapter(model, self.files).merge_and_unload()
                 load.require_finite(model, self.files.path)

@@ -23,7 +23,7 @@ from unlearnbench.errors import MetricError
 
 CONFIDENCE = 0.95
 DRAWS = 4999
-MOST_WEIGHTS = 20_000_000
+MOST_WEIGHTS = 10_000_000
 # With fewer samples that differ from the rest, the unseen one stands at the end of the scale.
 FEW = 10
 # A smaller share of the draws is not counted: a saddlepoint says how small it is.
@@ -50,7 +50,8 @@ class Estimate:
         """The estimate of ``factor x value + offset``, factor above 0."""
         ci = self.ci and (factor * self.ci[0] + offset, factor * self.ci[1] + offset)
         stderr = None if self.stderr is None else factor * self.stderr
-        return Estimate(factor * self.value + offset, ci, stderr, self.p)
+        p = None if offset else self.p
+        return Estimate(factor * self.value + offset, ci, stderr, p)
 
 
 def finite(values: Sequence[float] | Array) -> Array:

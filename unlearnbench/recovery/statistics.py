@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -264,7 +264,7 @@ def measure(
     if abs(target_full) >= MIN_GAP:
         fields["retained_full"] = points["quantized"] / target_full
     fields |= {"want": scale.want, "n": cell.target.n, "seeds": seeds}
-    fields |= {"p": scale.difference(moved).p, "target_full": target_full}
+    fields |= {"p": replace(scale, zero=None).difference(moved).p, "target_full": target_full}
     fields |= {"empty_outputs": cell.empty_outputs}
     row = RecoveryRow(**fields, verdict="not decided")
     row = row.model_copy(update={"verdict": _verdict(row, floor)})
