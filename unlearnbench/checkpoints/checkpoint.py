@@ -9,6 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints import find, limits, load
+from unlearnbench.checkpoints import tokenizer as tokens
 from unlearnbench.checkpoints.adapter import attach_adapter, check_adapter_config
 from unlearnbench.checkpoints.find import CheckpointFiles, find_checkpoint
 from unlearnbench.checkpoints.gguf import require_gguf_support
@@ -61,8 +62,10 @@ class CheckpointSource:
             size = max(size, full.elements * getattr(torch, self._dtype).itemsize)
             limits.require_memory(size, full.path)
         self._keep = keep and psutil.virtual_memory().available > 2.5 * size  # and one copy of it
-        self.tokenizer = load.load_tokenizer(files, full)
-        load.check_tokenizer(self.tokenizer, self.config, files)
+        self.home = tokens.find_home(files, full)
+        """The files with the tokenizer."""
+        self.tokenizer = tokens.load_tokenizer(self.home)
+        tokens.check_tokenizer(self.tokenizer, self.config, self.home)
         if self.stored is not None and base is not None and options.adapter == "merge":
             raise PrecisionError(
                 f"the base {base.path} is quantized already ({self.stored.text}), and nothing can "
@@ -180,7 +183,7 @@ def _describe(source: CheckpointSource) -> Checkpoint:
     if full is files:
         return facts
     try:
-        tokenizer = load.load_tokenizer(full, full)
+        tokenizer = tokens.load_tokenizer(full)
     except CheckpointError:  # a base without one, where the adapter brings its own
         tokenizer = source.tokenizer
     base = _hashed(full, tokenizer)
@@ -195,7 +198,7 @@ def _hashed(files: CheckpointFiles, tokenizer: PreTrainedTokenizerBase) -> Check
         revision=files.revision,
         format=files.kind,
         weights_sha256=find.files_sha256(files.weights),
-        tokenizer_sha256=load.tokenizer_sha256(tokenizer),
+        tokenizer_sha256=tokens.tokenizer_sha256(tokenizer),
     )
 
 
@@ -206,8 +209,8 @@ def _config_facts(files: CheckpointFiles, full: CheckpointFiles, config: Any) ->
         named = find.read_json(full.folder / "generation_config.json").get("eos_token_id")
     except CheckpointError:  # not there, or damaged: transformers takes config.json's
         named = facts.get("eos_token_id")
-    if load.named_ends(named) != load.named_ends(facts.get("eos_token_id")):
-        facts["generation_eos_token_id"] = load.named_ends(named)
+    if tokens.named_ends(named) != tokens.named_ends(facts.get("eos_token_id")):
+        facts["generation_eos_token_id"] = tokens.named_ends(named)
     if files.kind == "adapter":
         passing = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
         # PEFT keeps lists of modules as sets and writes them in any order.
