@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from tests.checkpoints.helpers import edit_json, logprobs, texts
+from tests.checkpoints.helpers import edit_json, edit_weights, load, logprobs, texts
 from tests.conftest import MakeCheckpoint, load_at
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
@@ -128,6 +131,62 @@ def test_the_stored_dtype_wins_over_the_one_that_the_config_names(copy: Path, ke
     edit_json(copy / "config.json", **{"dtype": None, key: "bfloat16"})
     source = open_checkpoint(str(copy), LoadOptions())
     assert (source.own_dtype, source.model().dtype) == ("fp32", torch.float32)
+
+
+WIDE = [f"model.layers.1.mlp.{name}_proj.weight" for name in ("up", "gate", "down")]
+
+
+def widen(folder: Path, dtype: torch.dtype = torch.float32, by: float = 1.001) -> Path:
+    """Store three matrices wider, moved by less than bf16 can tell apart."""
+
+    def change(weights: dict[str, torch.Tensor]) -> None:
+        weights |= {name: weights[name].to(dtype) * by for name in WIDE}
+
+    edit_weights(folder, change)
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["none", "rtn-int8"])
+def test_the_widest_stored_dtype_wins(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, notes: list[str], precision: str
+) -> None:
+    """An update of 0.1% is measured; rounded to the bf16 of most weights, it would vanish."""
+    narrow = make_checkpoint("mixed", "bfloat16")
+    mixed = widen(shutil.copytree(narrow, tmp_path / "mixed"))
+    stored, rounded = (load_file(folder / "model.safetensors") for folder in (mixed, narrow))
+    assert all(torch.equal(stored[name].bfloat16(), rounded[name]) for name in WIDE)
+    source = open_checkpoint(str(mixed), LoadOptions())
+    assert source.own_dtype == "fp32"
+    assert all(torch.equal(source.state_dict()[n], stored[n]) for n in WIDE)
+    assert not np.array_equal(
+        logprobs(load(mixed, precision, "auto")), logprobs(load(narrow, precision, "fp32"))
+    )
+    whole = Path(shutil.copytree(mixed, tmp_path / "whole"))
+    edit_weights(whole, lambda w: w.update({name: t.float() for name, t in w.items()}))
+    assert np.array_equal(
+        logprobs(load(mixed, precision, "auto")), logprobs(load(whole, precision, "fp32"))
+    )
+    (said,) = {line for line in notes if "rounds none" in line}
+    assert "bfloat16 (18 tensors) and float32 (3 tensors); loaded in float32" in said
+
+
+def test_bf16_beside_fp16_loads_in_fp32(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    """Neither of the two holds the other."""
+    narrow = make_checkpoint("mixed", "bfloat16")
+    mixed = widen(shutil.copytree(narrow, tmp_path / "mixed"), torch.float16)
+    assert open_checkpoint(str(mixed), LoadOptions()).own_dtype == "fp32"
+
+
+def test_what_is_no_weight_widens_nothing(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, notes: list[str]
+) -> None:
+    """Old Llama checkpoints hold a table of positions in fp32."""
+    narrow = make_checkpoint("mixed", "bfloat16")
+    folder = Path(shutil.copytree(narrow, tmp_path / "table"))
+    table = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
+    edit_weights(folder, lambda weights: weights.update(table))
+    assert open_checkpoint(str(folder), LoadOptions()).own_dtype == "bf16"
+    assert not notes
 
 
 @pytest.mark.parametrize("named", [True, False])

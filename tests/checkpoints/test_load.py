@@ -19,8 +19,9 @@ from tests.checkpoints.helpers import PROMPTS, UP, edit_json, edit_weights, load
 from tests.conftest import CORPUS, MakeCheckpoint, load_at, make_model, make_tokenizer
 from tests.models.architectures import Given, make_kind
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
-from unlearnbench.checkpoints.load import linear_layers, require_most, tokenizer_sha256
+from unlearnbench.checkpoints.load import linear_layers, require_most
 from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.tokenizer import tokenizer_sha256
 from unlearnbench.errors import CheckpointError, NotInForceError, PrecisionError
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate, Sampling, Score
@@ -551,7 +552,7 @@ def test_a_slow_tokenizer_is_said(
 ) -> None:
     caplog.set_level(logging.INFO, "unlearnbench")
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: Characters())
-    monkeypatch.setattr("unlearnbench.checkpoints.load.check_tokenizer", lambda *_: None)
+    monkeypatch.setattr("unlearnbench.checkpoints.tokenizer.check_tokenizer", lambda *_: None)
     open_checkpoint(str(tiny), LoadOptions())
     assert "no fast implementation" in caplog.text
 

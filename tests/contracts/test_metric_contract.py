@@ -161,10 +161,14 @@ def test_log_probabilities_that_are_not_finite_raise(name: str, value: float) ->
 
 
 @pytest.mark.parametrize("name", LIKELIHOOD)
-@pytest.mark.parametrize("n", [0, 1])
-def test_a_text_without_enough_tokens_raises(name: str, n: int) -> None:
-    with pytest.raises(MetricError):
-        likelihood_metric(name).score_text(scored(-1.0, n), "text", None)
+@pytest.mark.parametrize("n", [0, 1, 2, 5, 50])
+def test_a_text_gets_no_attack_that_it_has_not_enough_tokens_for(name: str, n: int) -> None:
+    metric = likelihood_metric(name)
+    if fitting := {attack for attack, need in metric.ATTACKS.items() if need <= n}:
+        assert set(metric.score_text(scored(-1.0, n), "text", None)) == fitting
+    else:
+        with pytest.raises(MetricError):
+            metric.score_text(scored(-1.0, n), "text", None)
 
 
 @pytest.mark.parametrize("name", LIKELIHOOD)

@@ -641,9 +641,37 @@ def test_one_non_finite_text_stops_the_task(toy: Toy) -> None:
     assert not list(toy.out.rglob("run.json"))
 
 
-def test_a_text_too_short_for_the_attacks_stops_the_task(toy: Toy) -> None:
-    with pytest.raises(MetricError, match="too short"):
-        run(ScriptedModel(logprobs=levels(toy, n=19)), "toy_privleak", toy)
+@pytest.mark.parametrize("n", [3, 14, 19])
+def test_attacks_that_one_text_is_too_short_for_are_left_out(
+    toy: Toy, n: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = levels(toy)
+    whole = run(ScriptedModel(logprobs=texts), "toy_privleak", toy).tasks["toy_privleak"]
+    short = rows(toy, "privleak/holdout.jsonl")[2]["text"]
+    texts[short] = texts[short][:n]
+    toy.out = toy.out / "short"
+    part = run(ScriptedModel(logprobs=texts), "toy_privleak", toy).tasks["toy_privleak"]
+    fitting = {k for k in (5, 10, 20, 30, 40, 50, 60) if int(k / 100 * n) >= 1}
+    kept = {"PPL", "PPL/zlib"} | {f"Min-{k}%{end}" for k in fitting for end in ("", "++")}
+    assert part.attacks is not None
+    assert whole.attacks is not None
+    assert set(part.attacks) == kept != set(whole.attacks)
+    assert (part.auc, part.attacks["Min-40%"]) == (whole.auc, whole.attacks["Min-40%"])
+    (file,) = toy.out.rglob("toy_privleak.jsonl")
+    for line in file.read_text(encoding="utf-8").splitlines():
+        assert set(json.loads(line)["scores"]) == kept
+    said = "1 of 6 texts are too short for some attacks (holdout/2), so this run is without Min-10%"
+    assert (said in caplog.text) is (n < 10)
+    again = run(ScriptedModel(logprobs=texts), "toy_privleak", toy).tasks["toy_privleak"]
+    assert again == part  # read from the folder
+
+
+def test_a_text_too_short_for_the_tasks_attack_stops_the_task_by_name(toy: Toy) -> None:
+    texts = levels(toy)
+    short = rows(toy, "privleak/forget.jsonl")[1]["text"]
+    texts[short] = texts[short][:2]
+    with pytest.raises(MetricError, match="toy_privleak: forget/1: a text of 2 .* for Min-40%"):
+        run(ScriptedModel(logprobs=texts), "toy_privleak", toy)
 
 
 def with_package(monkeypatch: pytest.MonkeyPatch, name: str, version: str) -> None:

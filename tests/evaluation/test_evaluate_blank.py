@@ -83,7 +83,7 @@ def test_versions_never_mix(tiny: Path, toy: Toy) -> None:
         for out, result in (("first", first), ("second", second))
     ]
     with pytest.raises(OptionError, match=f"{NAME}: .*version"):
-        require_comparable(*loaded, [NAME])
+        require_comparable(loaded[0], loaded[1], [NAME])
 
 
 def test_a_users_task_that_keeps_its_blank_is_named(

@@ -28,6 +28,7 @@ from unlearnbench import RunResult
 from unlearnbench.errors import OptionError, ResultError
 from unlearnbench.evaluation.reference import open_reference
 from unlearnbench.results import AucReference
+from unlearnbench.tasks.registry import load_registry
 
 STATED = """references:
   - auc: 0.4
@@ -221,6 +222,36 @@ def test_a_stated_reference_of_the_right_base_model(
     assert leak.auc_reference == AucReference(auc=auc, kind="stated", source=source)
     assert leak.auc_ci is not None
     assert leak.ci == pytest.approx([(end - auc) / auc * 100 for end in leak.auc_ci])
+
+
+LLAMA_2 = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 4096,
+}
+
+
+@pytest.mark.parametrize("name", ["news_privleak", "books_privleak"])
+@pytest.mark.parametrize(
+    ("rows", "is_llama_2"),
+    [
+        *((rows, True) for rows in (32000, 32001, 32002, 32064, 32128)),
+        # Code Llama's, one that is cut, Llama-2 with a Chinese vocabulary, and no numbers of rows
+        *((rows, False) for rows in (32016, 31999, 55296, "32000", True)),
+    ],
+)
+def test_added_and_padded_rows_make_no_other_base_model(
+    name: str, rows: object, is_llama_2: bool
+) -> None:
+    spec, config = load_registry().tasks[name], {**LLAMA_2, "vocab_size": rows}
+    if is_llama_2:
+        assert spec.stated_reference(config).scores.auc == spec.stated_aucs()[0]
+    else:
+        with pytest.raises(OptionError, match=f"vocab_size {rows} instead of 32000"):
+            spec.stated_reference(config)
 
 
 @pytest.mark.parametrize(

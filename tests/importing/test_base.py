@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +82,23 @@ def test_the_prefix_picks_the_corpus(first: Path, tmp_path: Path) -> None:
     assert list(books.tasks) == ["books_knowmem_f"]
 
 
-def test_the_second_layout(tmp_path: Path) -> None:
+def flat(scores: dict[str, float]) -> dict[str, object]:
+    return {"text": "t", "id": 7, **scores}
+
+
+@pytest.mark.parametrize("shape", [flat, lambda scores: {"text": "t", "ppl": scores}])
+def test_the_second_layout(tmp_path: Path, shape: Callable[[Any], Any]) -> None:
     root = tmp_path / "temp"
     for kind in ("knowmem_f", "knowmem_r", "verbmem_f"):
         write(root / "my/model" / kind / "log.json", history(rougeL=0.25))
         write(root / "my/model" / kind / "agg.json", {"mean_rougeL": 0.25, "max_rougeL": 1.0})
-    log = {"forget": texts(SCORES), "retain": texts(SCORES), "holdout": texts(SCORES)}
+    log = {split: [shape(scores) for scores in SCORES] for split in ("forget", "holdout")}
+    log["retain"] = [shape({"PPL": math.nan, "Min-40%": math.nan})]  # which PrivLeak does not take
     write(root / "my/model/privleak/log.json", log)
     write(root / "my/model/privleak/auc.json", {"forget_holdout_Min-40%": 0.75})
     result = only(run(root, tmp_path))
+    assert result.tasks["news_privleak"].attacks is not None
+    assert set(result.tasks["news_privleak"].attacks) == {"PPL", "Min-40%"}
     kinds = ["knowmem_f", "knowmem_r", "privleak", "verbmem"]
     assert list(result.tasks) == [f"news_{kind}" for kind in kinds]
     assert result.checkpoint.path == "my/model"
@@ -96,6 +106,23 @@ def test_the_second_layout(tmp_path: Path) -> None:
     differences = result.imported.differences
     assert differences["news_privleak/auc_Min-40%"] == pytest.approx(0.5 - 0.75)
     assert differences["news_verbmem/forget/0/rougeL"] == pytest.approx(1 - 0.25)
+
+
+def test_a_text_without_one_attack_costs_that_attack_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scores = [{"PPL": 1.0, "Min-5%": 9.0, "Min-40%": 1.0}, {"PPL": 2.0, "Min-40%": 3.0}]
+    short = {"PPL": 1.5, "Min-5%": math.nan, "Min-40%": 2.0}  # the mean of no number
+    log = {"forget": [flat(s) for s in scores], "holdout": [flat(short)] * 2}
+    write(tmp_path / "in/m/privleak/log.json", log)
+    write(tmp_path / "in/m/privleak/auc.json", {"forget_holdout_Min-5%": math.nan})
+    task = only(run(tmp_path / "in", tmp_path)).tasks["news_privleak"]
+    assert task.attacks is not None
+    assert set(task.attacks) == {"PPL", "Min-40%"}
+    assert task.auc == pytest.approx(0.5)
+    said = "news_privleak: 3 of 4 texts are too short for some attacks (forget/1, holdout/0"
+    assert said in caplog.text
+    assert "so this run is without Min-5%" in caplog.text
 
 
 def test_lm_eval(tmp_path: Path) -> None:
@@ -178,9 +205,16 @@ def test_open_unlearning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     assert "states no single answers" in caplog.text
 
 
+NO_SCORES: list[tuple[dict[str, Any], str]] = [
+    ({}, "forget/0: Min-40% is no finite number"),
+    ({"Min-40%": math.nan}, "forget/0: Min-40% is no finite number"),
+    ({"Min-40%": 1.0, "Min-5%": math.inf}, "forget/0: Min-5% is no finite number"),
+    ({"Min-40%": 1.0, "Min-5%": None}, "forget/0: Min-5% is no finite number"),
+]
 BAD: list[tuple[str, object, str]] = [
     ("knowmem/out/bbc/m/forget/history.json", [], "expected a list of answers"),
     ("knowmem/out/bbc/m/forget/history.json", ["x"], "answer 0 is no object"),
+    ("knowmem/out/bbc/m/forget/history.json", [math.nan], "answer 0 is no object"),
     ("knowmem/out/bbc/m/forget/history.json", [{"gt": "a"}], "lacks its output"),
     ("knowmem/out/bbc/m/forget/history.json", [{"gt": 7, "response": ""}], "lacks its output"),
     ("knowmem/out/bbc/m/forget/history.json", [{"gt": "!", "response": "a"}], "no letter"),
@@ -191,6 +225,10 @@ BAD: list[tuple[str, object, str]] = [
         "m/privleak/log.json",
         {"forget": texts([{"PPL": "x"}]), "holdout": []},  # type: ignore[dict-item]
         "PPL is no finite number",
+    ),
+    *(
+        ("m/privleak/log.json", {"forget": [{"PPL": 1.0} | s], "holdout": []}, says)
+        for s, says in NO_SCORES
     ),
 ]
 
@@ -210,12 +248,12 @@ def test_bad_files_are_one_line(
     assert words in error
 
 
-@pytest.mark.parametrize("text", ["{", "[NaN]", "[" * 100_000, "\xff"])
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "\xff"])
 def test_broken_json_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "in/knowmem/out/bbc/m/forget/history.json"
     path.parent.mkdir(parents=True)
     path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(UnlearnbenchError, match="JSON|no measurement"):
+    with pytest.raises(UnlearnbenchError, match="JSON"):
         run(tmp_path / "in", tmp_path)
 
 

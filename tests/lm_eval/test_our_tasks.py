@@ -129,7 +129,7 @@ def test_the_version_is_our_runs(
     monkeypatch.setenv("UNLEARNBENCH_DATA", str(muse_data))
     metadata = {"pretrained": str(tiny), **facts}
     task = OurTask({"task": "news_knowmem_f", "metadata": metadata})
-    spec = load_registry().tasks["news_knowmem_f"].of_version(version)
+    spec = load_registry().of_version("news_knowmem_f", version)
     stated = {"version": version, "task_sha256": spec.definition_sha256}
     assert task.config.metadata == stated
     ends = {doc["prompt"].rpartition("Answer:")[2] for doc in task.eval_docs}

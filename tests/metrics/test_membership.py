@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from unlearnbench.errors import MetricError
 from unlearnbench.metrics.membership import (
+    ATTACKS,
     K_PERCENTS,
     ReferenceScores,
     min_k,
@@ -141,10 +142,17 @@ def test_a_lone_surrogate_has_a_size_too() -> None:
     assert score_text(scored([-2.0] * 20), "a\ud800b")["PPL/zlib"] > 0
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 19])
-def test_a_text_too_short_for_an_attack_raises(n: int) -> None:
-    with pytest.raises(MetricError, match=f"text of {n} scored tokens is too short"):
-        score_text(scored([-1.0] * n), "text")
+@pytest.mark.parametrize("n", range(1, 21))
+def test_a_text_gets_the_attacks_that_it_is_long_enough_for(n: int) -> None:
+    fitting = {f"Min-{k}%{end}" for k in K_PERCENTS for end in ("", "++") if int(k / 100 * n) >= 1}
+    found = score_text(scored([-1.0] * n), "text")
+    assert set(found) == {"PPL", "PPL/zlib"} | fitting
+    assert set(found) == {name for name, need in ATTACKS.items() if need <= n}
+
+
+def test_a_text_of_no_tokens_has_no_score() -> None:
+    with pytest.raises(MetricError, match="t/0: PPL, PPL/zlib is not finite"):
+        score_text(scored([]), "text")
 
 
 def test_twenty_tokens_are_enough() -> None:

@@ -214,3 +214,6 @@ def test_the_retrained_models_score_is_of_the_version_that_is_scored_in_training
     assert "toy_knowmem_f is of version 1 there, and models under training are scored on 2" in said
     chosen = select(toy, tmp_path / "prompt", str(run), *quick, *blank)
     assert chosen["task"] == "toy_knowmem_f"
+    assert "prompt ends at the colon" not in capsys.readouterr().err
+    select(toy, tmp_path / "second", "100", *quick)
+    assert "prompt ends at the colon" in capsys.readouterr().err

@@ -9,7 +9,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints import find, limits, load
-from unlearnbench.checkpoints.adapter import attach_adapter, check_adapter_config
+from unlearnbench.checkpoints import tokenizer as tokens
+from unlearnbench.checkpoints.adapter import attach_adapter, check_adapter_config, merge_adapter
 from unlearnbench.checkpoints.find import CheckpointFiles, find_checkpoint
 from unlearnbench.checkpoints.gguf import require_gguf_support
 from unlearnbench.checkpoints.options import LoadOptions
@@ -40,6 +41,7 @@ class CheckpointSource:
         self, files: CheckpointFiles, base: CheckpointFiles | None, options: LoadOptions, keep: bool
     ) -> None:
         import psutil
+        import torch
 
         self.files, self.options = files, options
         self.full = full = base or files
@@ -51,14 +53,19 @@ class CheckpointSource:
             require_gguf_support()
             size = 4 * full.elements  # unpacked into fp32
         limits.require_memory(size, full.path)
-        self._keep = keep and psutil.virtual_memory().available > 2.5 * size  # and one copy of it
         self.config = load.load_config(full)
         packed = find.is_quantized(full.config)
         self.stored = stored_scheme(full.config, full.path) if packed else None
         """How its weights are quantized already; None where they are not."""
-        self._check_asked()
-        self.tokenizer = load.load_tokenizer(files, full)
-        load.check_tokenizer(self.tokenizer, self.config, files)
+        self._base_dtype, self._dtype = self._check_asked()
+        if full.kind == "safetensors" and self.stored is None:  # narrower ones are widened
+            size = max(size, full.elements * getattr(torch, self._dtype).itemsize)
+            limits.require_memory(size, full.path)
+        self._keep = keep and psutil.virtual_memory().available > 2.5 * size  # and one copy of it
+        self.home = tokens.find_home(files, full)
+        """The files with the tokenizer."""
+        self.tokenizer = tokens.load_tokenizer(self.home)
+        tokens.check_tokenizer(self.tokenizer, self.config, self.home)
         if self.stored is not None and base is not None and options.adapter == "merge":
             raise PrecisionError(
                 f"the base {base.path} is quantized already ({self.stored.text}), and nothing can "
@@ -67,8 +74,10 @@ class CheckpointSource:
         self.checkpoint = _describe(self)
         """What results record of it."""
 
-    def _check_asked(self) -> None:
-        """Hold what the configs ask for against what is stored, before anything is made of it."""
+    def _check_asked(self) -> tuple[str, str]:
+        """Hold what the configs ask for against what is stored, before anything is made of it;
+        gives the dtype that holds all weights, and what it is with an adapter merged in.
+        """
         full, packed = self.full, self.stored is not None
         model, names = limits.empty_model(self.config), list[str]()
         if model is not None:
@@ -80,7 +89,17 @@ class CheckpointSource:
             schemes = [full.config.get(key) for key in find.SCHEMES]
             limits.check_patterns(schemes, names, f"{full.path}: quantization_config")
         if self.files.kind == "adapter":
-            check_adapter_config(self.files, names)
+            check_adapter_config(self.files, names, self.adapter_kept)
+        counts = load.count_dtypes(full, model)
+        base = load.widest_dtype(counts)
+        if self.files.kind == "adapter" and not self.adapter_kept:
+            counts += load.count_dtypes(self.files)
+        widest = load.widest_dtype(counts)
+        if len(counts) > 1:
+            message = "%s: its weights are stored as %s; loaded in %s, which rounds none of them"
+            said = " and ".join(f"{name} ({count} tensors)" for name, count in counts.most_common())
+            log.warning(message + "; --dtype says otherwise", self.files.path, said, widest)
+        return base, widest
 
     @property
     def parts(self) -> tuple[CheckpointSource]:
@@ -88,14 +107,13 @@ class CheckpointSource:
 
     @property
     def own_dtype(self) -> str:
-        """Of most of the weights; CheckpointError for one that cannot be computed in."""
+        """The widest of the weights'; CheckpointError for one that cannot be computed in."""
         if self.full.kind == "gguf":
             return "fp32"  # as it is unpacked
-        name = load.stored_dtype(self.full)
-        short = {long: short for short, long in DTYPES.items()}.get(name)
+        short = {long: short for short, long in DTYPES.items()}.get(self._dtype)
         if short is not None:
             return short
-        raise CheckpointError(f"{self.files.path} is stored as {name}; save it as bfloat16")
+        raise CheckpointError(f"{self.files.path} is stored as {self._dtype}; save it as bfloat16")
 
     @property
     def adapter_kept(self) -> bool:
@@ -110,12 +128,14 @@ class CheckpointSource:
         """The unquantized model on CPU in its own dtype, not to be changed; CheckpointError for
         damaged weights, PrecisionError for quantized ones.
         """
+        import torch
+
         if self.stored is not None:
             raise PrecisionError(f"{self.files.path} is quantized already: {self.stored.text}")
         if self._model is None:
-            model = load.load_weights(self.full, self.config)
+            model = load.load_weights(self.full, self.config, self._base_dtype)
             if self.files.kind == "adapter" and not self.adapter_kept:
-                model = attach_adapter(model, self.files).merge_and_unload()
+                model = merge_adapter(model, self.files, getattr(torch, self._dtype))
                 load.require_finite(model, self.files.path)
             self._model = model
         return self._model
@@ -173,7 +193,7 @@ def _describe(source: CheckpointSource) -> Checkpoint:
     if full is files:
         return facts
     try:
-        tokenizer = load.load_tokenizer(full, full)
+        tokenizer = tokens.load_tokenizer(full)
     except CheckpointError:  # a base without one, where the adapter brings its own
         tokenizer = source.tokenizer
     base = _hashed(full, tokenizer)
@@ -188,7 +208,7 @@ def _hashed(files: CheckpointFiles, tokenizer: PreTrainedTokenizerBase) -> Check
         revision=files.revision,
         format=files.kind,
         weights_sha256=find.files_sha256(files.weights),
-        tokenizer_sha256=load.tokenizer_sha256(tokenizer),
+        tokenizer_sha256=tokens.tokenizer_sha256(tokenizer),
     )
 
 
@@ -199,8 +219,8 @@ def _config_facts(files: CheckpointFiles, full: CheckpointFiles, config: Any) ->
         named = find.read_json(full.folder / "generation_config.json").get("eos_token_id")
     except CheckpointError:  # not there, or damaged: transformers takes config.json's
         named = facts.get("eos_token_id")
-    if load.named_ends(named) != load.named_ends(facts.get("eos_token_id")):
-        facts["generation_eos_token_id"] = load.named_ends(named)
+    if tokens.named_ends(named) != tokens.named_ends(facts.get("eos_token_id")):
+        facts["generation_eos_token_id"] = tokens.named_ends(named)
     if files.kind == "adapter":
         passing = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
         # PEFT keeps lists of modules as sets and writes them in any order.

@@ -162,6 +162,27 @@ def empty_model(config: Any, trust_remote_code: bool = False) -> PreTrainedModel
     return model
 
 
+def places(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, tuple[str, bool]]:
+    """Which weight of ``model`` each stored tensor becomes, and whether it does so as it is, not
+    cut or joined with others on the way. As transformers renames them; others are no weights of it.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    rules, known, found = get_model_conversion_mapping(model), model.state_dict(), {}
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    for name in stored:
+        for rename, convert in ((renamings, converters), ([], [])):
+            place, pattern = rename_source_key(
+                name, rename, convert, model.base_model_prefix, known
+            )
+            if place in known:
+                found[name] = (place, pattern is None)
+                break
+    return found
+
+
 def check_size(model: PreTrainedModel, path: str, stored: int, size: int, exact: bool) -> None:
     """Raise CheckpointError where ``model``, without memory yet, is larger by far than what is
     stored, or smaller. stored: weights, at most as many or (``exact``) just as many; size: bytes.

@@ -70,7 +70,7 @@ def make_records(
         prompts = [request for request in requests if isinstance(request, Generate)]
         _ask(prompts, partial(model.generate, prompts), answers, scoring)
         _ask(texts, partial(model.score, texts), answers, scoring)
-    return [scoring.records[place] for place in range(len(samples))]
+    return task.spec.of_one_run([scoring.records[place] for place in range(len(samples))])
 
 
 class _Scoring:

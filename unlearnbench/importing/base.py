@@ -72,14 +72,14 @@ class ModelResults:
 
     def read(self, path: Path) -> Any:
         """A JSON file's content, or a list of it where it has one value a line (``.jsonl``).
-        Raises ResultError where it is no JSON, as with NaN or an infinity.
+        Raises ResultError where it is no JSON. NaN and infinities are for the taker to refuse.
         """
         content = read_bytes(path, ResultError, _LARGEST)
         self.files[str(path.relative_to(self.root))] = hashlib.sha256(content).hexdigest()
         if path.suffix != ".jsonl":
-            return parse_json(path, content, ResultError, constants=False)
+            return parse_json(path, content, ResultError)
         lines = [line for line in content.split(b"\n") if line.strip()]
-        return [parse_json(path, line, ResultError, constants=False) for line in lines]
+        return [parse_json(path, line, ResultError) for line in lines]
 
     def answer(self, spec: TaskSpec, number: int, row: Mapping[str, object]) -> None:
         """Rescore one answer: ``prompt``, ``output``, ``target`` and the figures that were stated.
@@ -98,14 +98,16 @@ class ModelResults:
         self.records.setdefault(spec.task, []).append(record)
 
     def text(self, spec: TaskSpec, split: str, number: int, scores: object) -> None:
-        """Take over one text's attack scores; ResultError where one is missing or not finite."""
+        """Take over one text's attack scores. NaN, which the mean of no token is, counts as a text
+        too short for that attack; ResultError where another is not finite, or the task's is none.
+        """
         where = f"{self.model}: {spec.task}: {split}/{number}"
         if not isinstance(scores, dict) or not scores:
             raise ResultError(f"{where} has no attack scores")
-        for name, score in scores.items():
-            if not _is_number(score):
+        given = {name: float(score) for name, score in scores.items() if _is_number(score)}
+        for name in [*scores.keys() - given.keys(), spec.headline]:
+            if name not in given and (name == spec.headline or scores[name] == scores[name]):
                 raise ResultError(f"{where}: {one_line(name, 60)} is no finite number")
-        given = {name: float(score) for name, score in scores.items()}
         name = f"{split}/{number}"
         record = LikelihoodRecord(task=spec.task, id=name, split=split, scores=given)
         self.records.setdefault(spec.task, []).append(record)
@@ -178,9 +180,10 @@ def _write(
         if (path / "run.json").exists():
             raise OptionError(f"{path} holds a run already; use another --out")
         folder, tasks = RunFolder(path), {}
-        for name, records in sorted(found.records.items()):
+        for name, taken in sorted(found.records.items()):
+            records = registry.tasks[name].of_one_run(taken)
             sha256 = folder.write_records(name, records)
-            spec = registry.tasks[name].of_version(found.versions.get(name, 0.0))
+            spec = registry.of_version(name, found.versions.get(name, 0.0))
             tasks[name] = task_result(spec, records, sha256, seed=0)
             found.hold(name, tasks[name])
         result = RunResult(

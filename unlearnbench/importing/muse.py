@@ -110,8 +110,9 @@ def _take_texts(spec: TaskSpec, model: ModelResults, texts: object, auc_file: Pa
         if not isinstance(rows, list) or not rows:
             raise ResultError(f"{auc_file.parent}: {model.model}: no texts of {split}")
         for number, row in enumerate(rows):
-            scores = row.get("ppl") if isinstance(row, dict) else None
-            model.text(spec, split, number, scores)
+            row = row if isinstance(row, dict) else {}
+            flat = {key: row[key] for key in row if key.startswith(("PPL", "Min-"))}
+            model.text(spec, split, number, row.get("ppl", flat))
     stated = model.read(auc_file) if auc_file.is_file() else {}
     pair = "_".join(spec.asked_splits)
     for key, value in stated.items() if isinstance(stated, dict) else ():

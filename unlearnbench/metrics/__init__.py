@@ -5,7 +5,7 @@ See docs/add-a-metric.md. ``intervals`` holds what they share: estimates with th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class LikelihoodMetric(Protocol):
     """Turns token log-probabilities into attack scores, and two groups of them into a summary."""
 
     NAME: str
-    ATTACKS: tuple[str, ...]
-    """What every text gets, and a task may name as its headline."""
+    ATTACKS: Mapping[str, int]
+    """What a text gets that has so many scored tokens, and a task may name as its headline."""
     score_text: Callable[[Scored, str, Scored | None], dict[str, float]]
     summarize: Callable[..., LeakSummary]

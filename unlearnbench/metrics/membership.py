@@ -29,8 +29,10 @@ from unlearnbench.requests import Scored
 
 NAME = "privleak"
 K_PERCENTS = (5, 10, 20, 30, 40, 50, 60)
-_SHARES = [f"Min-{k}%" for k in K_PERCENTS]
-ATTACKS = ("PPL", "PPL/zlib", *_SHARES, *(f"{name}++" for name in _SHARES))
+_NEEDS = {k: -(-100 // k) for k in K_PERCENTS}
+ATTACKS = {"PPL": 1, "PPL/zlib": 1} | {
+    f"Min-{k}%{end}": need for end in ("", "++") for k, need in _NEEDS.items()
+}
 # Where the model is certain, the spread of log p over the vocabulary underflows to 0; the floor
 # keeps Min-K%++ finite there. Spreads that mean anything are orders of magnitude above it.
 STD_FLOOR = 1e-6
@@ -43,7 +45,7 @@ def _lowest(values: Array, percent: int) -> float:
     if k < 1:
         raise MetricError(
             f"a text of {len(values)} scored tokens is too short for Min-{percent}%, which needs "
-            f"{-(-100 // percent)}; remove the text or join it with others"
+            f"{_NEEDS[percent]}; remove the text or join it with others"
         )
     return float(np.sort(values)[:k].mean())
 
@@ -74,9 +76,10 @@ def score_text(scored: Scored, text: str, lowered: Scored | None = None) -> dict
 
     ``PPL`` is the mean negative log-probability (MUSE's name for the loss attack), ``PPL/zlib``
     the same over the bytes of the zlib-compressed text, ``PPL/lower`` over the loss of the
-    lower-cased text (``lowered``, a second pass), then Min-K% and Min-K%++.
-    Source: Carlini et al. 2021, arXiv 2012.07805, for the first three. Raises MetricError where the
-    text is too short, or a score is not finite.
+    lower-cased text (``lowered``, a second pass), then Min-K% and Min-K%++ for each K that leaves a
+    token of this text.
+    Source: Carlini et al. 2021, arXiv 2012.07805, for the first three. Raises MetricError where a
+    score is not finite.
     """
     loss = _loss(scored)
     compressed = len(zlib.compress(text.encode("utf-8", errors="surrogatepass")))
@@ -84,8 +87,9 @@ def score_text(scored: Scored, text: str, lowered: Scored | None = None) -> dict
     if lowered is not None:
         lower_loss = _loss(lowered)
         scores["PPL/lower"] = loss / lower_loss if lower_loss else math.nan
-    scores |= {f"Min-{k}%": min_k(scored.logprobs, k) for k in K_PERCENTS}
-    scores |= {f"Min-{k}%++": min_k_plus_plus(scored, k) for k in K_PERCENTS}
+    fitting = [k for k, need in _NEEDS.items() if need <= len(scored.logprobs)]
+    scores |= {f"Min-{k}%": min_k(scored.logprobs, k) for k in fitting}
+    scores |= {f"Min-{k}%++": min_k_plus_plus(scored, k) for k in fitting}
     bad = [name for name, value in scores.items() if not math.isfinite(value)]
     if bad:
         raise MetricError(f"text {scored.id}: {', '.join(bad)} is not finite")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from unlearnbench.checkpoints.load import end_tokens
+from unlearnbench.checkpoints.tokenizer import end_tokens
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models import generation, packable
 from unlearnbench.models.batches import A, Budget, Q, Tokens, run_in_batches, texts_budget

@@ -119,8 +119,6 @@ class TaskSpec(Strict):
 
     record_type: ClassVar[type[BaseModel]] = AnswerRecord
     """The type of every sample's record."""
-    optional_figures: ClassVar[frozenset[str]] = frozenset()
-    """Figures that the records of some runs have and those of others have not."""
     has_prompts: ClassVar[bool] = False
     """Whether a sample's text is a prompt, which a chat template may be put round."""
     needs_reference: ClassVar[bool] = False
@@ -146,6 +144,11 @@ class TaskSpec(Strict):
     def about(self) -> Literal["forget", "retain"]:
         """Whether the rows of ``own_split`` are to go or to stay."""
         return "retain" if self.want == "high" else "forget"
+
+    @property
+    def optional_figures(self) -> frozenset[str]:
+        """Figures that the records of some runs have and those of others have not."""
+        return frozenset()
 
     @property
     @abstractmethod
@@ -182,6 +185,10 @@ class TaskSpec(Strict):
         round; the last one counts. Raises MetricError where the answers cannot be scored.
         """
 
+    def of_one_run(self, records: Sequence[SampleRecord]) -> list[SampleRecord]:
+        """The records with those figures that all of them have; says which are left out."""
+        return list(records)
+
     def summarize(
         self, records: Sequence[SampleRecord], reference: TaskReference | None, seed: int
     ) -> dict[str, object]:
@@ -212,11 +219,6 @@ class TaskSpec(Strict):
     def without_blank(self) -> TaskSpec | None:
         """The version whose prompt leaves its last blank to the answer; None: there is none."""
         return None
-
-    def of_version(self, version: float) -> TaskSpec:
-        """The task in that version, where it has it; else as its file has it."""
-        other = self.without_blank()
-        return other if other is not None and other.version == version else self
 
     def harness_config(self) -> dict[str, object] | None:
         """The task as lm-evaluation-harness puts it; None where it cannot run there."""

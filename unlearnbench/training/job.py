@@ -128,7 +128,8 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     }
     folder.require_free(Fingerprint.of(request), job.resume)
     # Other texts of the same rows: another recipe.
-    read = job.corpus.model_dump(include={"text_field"}, exclude_defaults=True)
+    fields = {"text_field", "question_field", "answer_field"}
+    read = job.corpus.model_dump(include=fields, exclude_defaults=True)
     if encoder.blank_in_answer and any(each.is_qa for found in sets.values() for each in found):
         read["answer_blank"] = "answer"
     facts |= code | {

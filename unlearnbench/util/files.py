@@ -268,18 +268,12 @@ def read_json(path: Path, error: type[UnlearnbenchError], most: int | None = Non
     return parse_json(path, read_bytes(path, error, most), error)
 
 
-def parse_json(
-    path: Path, content: bytes, error: type[UnlearnbenchError], constants: bool = True
-) -> object:
-    """What ``path`` holds, or a line of it. ``constants``: NaN and Infinity, which are no JSON, are
-    taken; else they are refused with ``error``, as all that is no JSON.
+def parse_json(path: Path, content: bytes, error: type[UnlearnbenchError]) -> object:
+    """What ``path`` holds, or a line of it; NaN and Infinity, which are no JSON, are taken. Raises
+    ``error`` for all else that is no JSON.
     """
-
-    def refuse(name: str) -> object:
-        raise error(f"{path}: {name} is no measurement")
-
     try:
-        value: object = json.loads(content, parse_constant=None if constants else refuse)
+        value: object = json.loads(content)
     except (ValueError, RecursionError) as failed:
         raise error(f"{path} is no valid JSON: {one_line(failed, 150)}") from None
     return value

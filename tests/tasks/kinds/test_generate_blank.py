@@ -123,9 +123,10 @@ def test_the_second_version_is_the_task_that_a_file_would_say(name: str, tmp_pat
     }
     (tmp_path / path.name).write_text(json.dumps(fields), encoding="utf-8")
     second = read_task(tmp_path / path.name)
-    assert second == spec.without_blank() == spec.of_version(2.0)
+    registry = load_registry()
+    assert second == spec.without_blank() == registry.of_version(name, 2.0)
     assert second.definition_sha256 != FIRST[name]
-    assert spec.of_version(1.0) == spec.of_version(7.0) == spec
+    assert registry.of_version(name, 1.0) == registry.of_version(name, 7.0) == spec
 
 
 def test_its_prompt_ends_at_the_colon_and_shots_are_the_same(toy: Toy) -> None:

@@ -294,9 +294,8 @@ def place_blanks(
     ends = [t for t in tasks if t.spec.has_prompts and all(s.text[-1:] == " " for s in t.samples)]
     if not ends or not blank_in_answer(asked, tokenizer):
         return tuple(tasks)
-    moved, kept = [], []
-    for task in ends:
-        (kept if task.spec.without_blank() is None else moved).append(task.spec.task)
+    moved = [t.spec.task for t in ends if t.spec.without_blank() is not None]
+    kept = [t.spec.task for t in ends if t.spec.task not in moved]
     if kept and asked == "answer":
         raise OptionError(f"--answer-blank answer: {kept[0]} has no version_without_blank")
     if kept:

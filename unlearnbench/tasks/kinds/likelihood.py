@@ -6,12 +6,13 @@ the task states for this base model, there is an AUC and no PrivLeak.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from unlearnbench.errors import MetricError, OptionError, TaskError
+from unlearnbench.errors import MetricError, OptionError, TaskError, one_line
 from unlearnbench.requests import Answer, Request, Score, Scored
 from unlearnbench.results import (
     AttackResult,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from unlearnbench.metrics.intervals import Estimate
     from unlearnbench.metrics.membership import ReferenceScores
 
+log = logging.getLogger("unlearnbench")
 NAME = "token_loglikelihood"
 
 
@@ -48,6 +50,32 @@ class StatedReference(Strict):
     config: dict[str, str | int] = Field(min_length=1)
     """The fields of that base model's ``config.json`` by which it is recognised."""
     source: str
+
+    def differences(self, config: Mapping[str, object]) -> list[str]:
+        """The fields by which a checkpoint is of another base model. Rows behind the vocabulary's
+        are none: a few added tokens, or padding to a multiple of 64.
+        """
+        odd = []
+        for key, value in self.config.items():
+            there = config.get(key, "absent")
+            if there != value and not (key == "vocab_size" and _is_padded(there, value)):
+                odd.append(f"{key} {there} instead of {value}")
+        return odd
+
+    def reference(self) -> TaskReference:
+        """As PrivLeak's zero; the file gives its AUC alone."""
+        from unlearnbench.metrics.membership import ReferenceScores
+
+        where = f"{self.base_model}: {self.source}"
+        told = AucReference(auc=self.auc, kind="stated", source=where)
+        return TaskReference(ReferenceScores(self.auc), told)
+
+
+def _is_padded(rows: object, stated: object) -> bool:
+    if type(rows) is not int or type(stated) is not int:
+        return False
+    more = rows - stated
+    return 0 < more <= 8 or (0 < more <= 128 and rows % 64 == 0)
 
 
 class LikelihoodTask(TaskSpec):
@@ -61,7 +89,6 @@ class LikelihoodTask(TaskSpec):
     references: tuple[StatedReference, ...] = Field(default=(), strict=False)
 
     record_type: ClassVar[type[BaseModel]] = LikelihoodRecord
-    optional_figures: ClassVar[frozenset[str]] = frozenset({"PPL/lower"})  # of --ppl-lower
     needs_reference: ClassVar[bool] = True
 
     @model_validator(mode="after")
@@ -103,13 +130,20 @@ class LikelihoodTask(TaskSpec):
 
     def record(self, sample: Sample, answers: Sequence[Answer]) -> LikelihoodRecord:
         text, *lowered = [answer for answer in answers if isinstance(answer, Scored)]
+        scores = likelihood_metric(self.metric).score_text(text, sample.text, *lowered)
+        n_tokens = len(text.logprobs)
+        if self.attack not in scores:
+            raise MetricError(
+                f"{self.task}: {sample.id}: a text of {n_tokens} scored tokens is too short for "
+                f"{self.attack}, the task's attack; remove the text or join it with others"
+            )
         return LikelihoodRecord(
-            task=self.task,
-            id=sample.id,
-            split=sample.split,
-            n_tokens=len(text.logprobs),
-            scores=likelihood_metric(self.metric).score_text(text, sample.text, *lowered),
+            task=self.task, id=sample.id, split=sample.split, n_tokens=n_tokens, scores=scores
         )
+
+    def of_one_run(self, records: Sequence[SampleRecord]) -> list[SampleRecord]:
+        """An AUC is over all texts: an attack that one of them is too short for is left out."""
+        return _with_common_scores(records_of(self, LikelihoodRecord, records))
 
     def summarize(
         self, records: Sequence[SampleRecord], reference: TaskReference | None, seed: int
@@ -139,32 +173,29 @@ class LikelihoodTask(TaskSpec):
             fields["auc_reference"] = reference.recorded
         return fields
 
+    @property
+    def optional_figures(self) -> frozenset[str]:
+        """What ``--ppl-lower`` adds, and attacks that need longer texts than the task's own."""
+        needs = likelihood_metric(self.metric).ATTACKS
+        return frozenset({"PPL/lower", *(n for n in needs if needs[n] > needs.get(self.attack, 0))})
+
     def figures(self) -> set[str]:
-        return set(likelihood_metric(self.metric).ATTACKS)
+        return set(likelihood_metric(self.metric).ATTACKS) - self.optional_figures
 
     def stated_reference(self, config: Mapping[str, object]) -> TaskReference:
-        from unlearnbench.metrics.membership import ReferenceScores
-
         if not self.references:
             raise OptionError(
                 f"{self.task} states no reference; pass --reference RUN_DIR, a run of the "
                 "retrained model, or leave --reference out to get the AUC alone"
             )
         for stated in self.references:
-            if all(config.get(key) == value for key, value in stated.config.items()):
-                where = f"{stated.base_model}: {stated.source}"
-                told = AucReference(auc=stated.auc, kind="stated", source=where)
-                return TaskReference(ReferenceScores(stated.auc), told)
+            if not stated.differences(config):
+                return stated.reference()
         first = self.references[0]
-        odd = [
-            f"{key} {config.get(key, 'absent')} instead of {value}"
-            for key, value in first.config.items()
-            if config.get(key) != value
-        ]
         raise OptionError(
             f"{self.task}: the stated reference is for {first.base_model}, and this checkpoint is "
-            f"another model ({', '.join(odd)}); pass --reference RUN_DIR, a run of its own "
-            "retrained model"
+            f"another model ({one_line(', '.join(first.differences(config)), 300)}); pass "
+            "--reference RUN_DIR, a run of its own retrained model"
         )
 
     def stated_aucs(self) -> tuple[float, ...]:
@@ -197,6 +228,25 @@ class LikelihoodTask(TaskSpec):
             if self.attack not in record.scores:
                 raise MetricError(f"record {record.id} has no {self.attack}")
         return tuple(record.scores[self.attack] for record in own)
+
+
+def _with_common_scores(records: Sequence[LikelihoodRecord]) -> list[SampleRecord]:
+    """The records of one task with those attacks that all texts have; says which are left out."""
+    common = set.intersection(*(set(r.scores) for r in records))
+    if lost := sorted({name for r in records for name in r.scores} - common):
+        short = [r.id for r in records if not r.scores.keys() >= {*lost}]
+        log.warning(
+            "%s: %d of %d texts are too short for some attacks (%s), so this run is without %s",
+            records[0].task,
+            len(short),
+            len(records),
+            ", ".join(short[:5] + ["..."] * (len(short) > 5)),
+            one_line(", ".join(lost), 300),
+        )
+    kept = [{name: r.scores[name] for name in r.scores if name in common} for r in records]
+    return [
+        r.model_copy(update={"scores": scores}) for r, scores in zip(records, kept, strict=True)
+    ]
 
 
 TASK = LikelihoodTask
