@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from unlearnbench.metrics.membership import ReferenceScores
 
 PROTOCOLS = ("muse", "zhang2025")
+_NOT_DEFINING = {"description", "tag", "superseded_by", "version_without_blank"}
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=100)]
 # A folder below the data folder and an id on the hub: no empty part, no "..".
@@ -131,9 +132,7 @@ class TaskSpec(Strict):
     @property
     def definition_sha256(self) -> str:
         """Of everything in the task's definition that can move its score."""
-        still = {"description", "tag", "superseded_by", "version_without_blank"}
-        facts = self.model_dump(mode="json", exclude=still)
-        return content_sha256(facts)
+        return content_sha256(self.model_dump(mode="json", exclude=_NOT_DEFINING))
 
     @property
     def headline(self) -> str:
@@ -192,9 +191,7 @@ class TaskSpec(Strict):
     def summarize(
         self, records: Sequence[SampleRecord], reference: TaskReference | None, seed: int
     ) -> dict[str, object]:
-        """The fields of ``TaskResult`` that the records give; here n, and the mean score x 100.
-        Raises MetricError where they give no finite value.
-        """
+        """n and the mean score x 100, as fields of ``TaskResult``; MetricError if none is finite."""
         own = records_of(self, AnswerRecord, records)
         return mean_of_scores([r.score for r in own], [r.scores for r in own], seed)
 
@@ -251,9 +248,7 @@ class TaskSpec(Strict):
     def against(
         self, records: Sequence[SampleRecord], reference: ReferenceScores, seed: int
     ) -> Estimate:
-        """The task's value against a reference, and no other figure. Raises MetricError where the
-        two give no finite value.
-        """
+        """The value against a reference, no other figure; MetricError where it is not finite."""
         raise MetricError(f"{self.task} is measured against no reference")
 
 
