@@ -191,7 +191,7 @@ class TaskSpec(Strict):
     def summarize(
         self, records: Sequence[SampleRecord], reference: TaskReference | None, seed: int
     ) -> dict[str, object]:
-        """n and the mean score x 100, as fields of ``TaskResult``; MetricError if none is finite."""
+        """``TaskResult``'s n and mean score x 100; MetricError where they are no finite value."""
         own = records_of(self, AnswerRecord, records)
         return mean_of_scores([r.score for r in own], [r.scores for r in own], seed)
 
