@@ -65,7 +65,7 @@ class TrainOptions(OptionModel):
 
 
 class CorpusOptions(OptionModel):
-    """Where ``task:NAME`` finds its rows, the fields of a row (a.b is b within a), a pair's blank."""
+    """Where ``task:NAME`` finds its rows, the fields of a row (a.b: b in a), and a pair's blank."""
 
     text_field: str = Field(default="text", min_length=1, title="NAME")
     """The field of a row that holds its text."""
