@@ -155,8 +155,9 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tu
     special |= set(getattr(tokenizer, "added_tokens_decoder", {}))
     odd = [token for token in listed if type(token) is not int or token not in special]
     if odd:
+        where = "" if getattr(config, "_from_model_config", False) else "generation_"
         raise CheckpointError(
-            f"generation_config.json ends texts at token {one_line(odd[0], 40)}, an ordinary word "
+            f"{where}config.json ends texts at token {one_line(odd[0], 40)}, an ordinary word "
             "of the tokenizer; correct its eos_token_id"
         )
     ids: list[Any] = [*listed, *named_ends(tokenizer.eos_token_id)]
