@@ -419,9 +419,7 @@ def test_an_ordinary_word_as_end_of_text_in_the_config_is_refused(copy: Path) ->
 @pytest.mark.parametrize("ends", [1.5, [1, [2]], {"a": 1}, True, "1"])
 def test_ends_that_are_no_token_ids_are_refused(copy: Path, ends: object) -> None:
     edit_json(copy / "generation_config.json", eos_token_id=ends)
-    with pytest.raises(
-        CheckpointError, match="^generation_config.json ends texts at .* correct its eos_token_id"
-    ):
+    with pytest.raises(CheckpointError, match="^generation_config.json ends texts at token"):
         load(copy)
 
 
