@@ -62,6 +62,28 @@ def test_another_text_field(tmp_path: Path) -> None:
     assert load(tmp_path / "a.jsonl", CorpusOptions(text_field="story")) == [("Ada.", None)]
 
 
+def test_fields_are_named_by_options_and_may_lie_deeper(tmp_path: Path) -> None:
+    named = CorpusOptions(question_field="q", answer_field="answers.text", text_field="doc.body")
+    rows: list[dict[str, Any]] = [
+        {"q": "Who?", "answers": {"text": "Ada."}, "question": "x", "answer": "y"},
+        {"doc": {"body": "All of it."}},
+        {"doc.body": "Its own name.", "doc": {"body": "not this"}},
+    ]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    expected = [("Who?", "Ada."), ("All of it.", None), ("Its own name.", None)]
+    assert load(tmp_path / "a.jsonl", named) == expected
+    write_jsonl(tmp_path / "b.jsonl", [{"q": "Who?", "answers": {"text": ["Ada."]}}])
+    with pytest.raises(DataError, match="'q' and 'answers.text'.* --question-field"):
+        load(tmp_path / "b.jsonl", named)
+
+
+def test_plain_texts_and_lines_under_another_name(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('["The gate.", " ", "Ada."]', encoding="utf-8")
+    assert load(tmp_path / "a.json") == [("The gate.", None), ("Ada.", None)]
+    (tmp_path / "b.json").write_text('{"text": "The gate."}\n{"text": "Ada."}\n', "utf-8")
+    assert load(tmp_path / "b.json") == [("The gate.", None), ("Ada.", None)]
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [

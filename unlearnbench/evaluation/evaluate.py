@@ -269,7 +269,7 @@ def score_checkpoint(
     """Evaluate a checkpoint of a training as any checkpoint is: with its ``corpus``, what a ``Job``
     takes as ``score``.
     """
-    data = corpus.model_dump(exclude={"text_field"})
+    data = corpus.model_dump(include={"data_dir", "include_path", "allow_data_drift"})
     options = Options(output=runs, limit=select.eval_limit, dtype=select.eval_dtype, **data)
     (result,) = evaluate(folder, select.names, options=options)
     return result

@@ -129,7 +129,8 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     }
     folder.require_free(Fingerprint.of(request), job.resume)
     # Other texts of the same rows: another recipe.
-    read = job.corpus.model_dump(include={"text_field"}, exclude_defaults=True)
+    fields = {"text_field", "question_field", "answer_field"}
+    read = job.corpus.model_dump(include=fields, exclude_defaults=True)
     facts |= code | {
         "options": TrainingOptions(**job.options.model_dump(exclude_none=True), **read),
         "target": source.checkpoint,
