@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints import find, limits, load
 from unlearnbench.checkpoints import tokenizer as tokens
-from unlearnbench.checkpoints.adapter import attach_adapter, check_adapter_config
+from unlearnbench.checkpoints.adapter import attach_adapter, check_adapter_config, merge_adapter
 from unlearnbench.checkpoints.find import CheckpointFiles, find_checkpoint
 from unlearnbench.checkpoints.gguf import require_gguf_support
 from unlearnbench.checkpoints.options import LoadOptions
@@ -57,7 +57,7 @@ class CheckpointSource:
         packed = find.is_quantized(full.config)
         self.stored = stored_scheme(full.config, full.path) if packed else None
         """How its weights are quantized already; None where they are not."""
-        self._dtype = self._check_asked()
+        self._base_dtype, self._dtype = self._check_asked()
         if full.kind == "safetensors" and self.stored is None:  # narrower ones are widened
             size = max(size, full.elements * getattr(torch, self._dtype).itemsize)
             limits.require_memory(size, full.path)
@@ -74,9 +74,9 @@ class CheckpointSource:
         self.checkpoint = _describe(self)
         """What results record of it."""
 
-    def _check_asked(self) -> str:
+    def _check_asked(self) -> tuple[str, str]:
         """Hold what the configs ask for against what is stored, before anything is made of it;
-        gives the dtype of the weights.
+        gives the dtype that holds all weights, and what it is with an adapter merged in.
         """
         full, packed = self.full, self.stored is not None
         model, names = limits.empty_model(self.config), list[str]()
@@ -89,9 +89,17 @@ class CheckpointSource:
             schemes = [full.config.get(key) for key in find.SCHEMES]
             limits.check_patterns(schemes, names, f"{full.path}: quantization_config")
         if self.files.kind == "adapter":
-            check_adapter_config(self.files, names)
-        merged = self.files.kind == "adapter" and not self.adapter_kept
-        return load.stored_dtype(full, model, self.files if merged else None)
+            check_adapter_config(self.files, names, self.adapter_kept)
+        counts = load.count_dtypes(full, model)
+        base = load.widest_dtype(counts)
+        if self.files.kind == "adapter" and not self.adapter_kept:
+            counts += load.count_dtypes(self.files)
+        widest = load.widest_dtype(counts)
+        if len(counts) > 1:
+            message = "%s: its weights are stored as %s; loaded in %s, which rounds none of them"
+            said = " and ".join(f"{name} ({count} tensors)" for name, count in counts.most_common())
+            log.warning(message + "; --dtype says otherwise", self.files.path, said, widest)
+        return base, widest
 
     @property
     def parts(self) -> tuple[CheckpointSource]:
@@ -120,12 +128,14 @@ class CheckpointSource:
         """The unquantized model on CPU in its own dtype, not to be changed; CheckpointError for
         damaged weights, PrecisionError for quantized ones.
         """
+        import torch
+
         if self.stored is not None:
             raise PrecisionError(f"{self.files.path} is quantized already: {self.stored.text}")
         if self._model is None:
-            model = load.load_weights(self.full, self.config, self._dtype)
+            model = load.load_weights(self.full, self.config, self._base_dtype)
             if self.files.kind == "adapter" and not self.adapter_kept:
-                model = attach_adapter(model, self.files).merge_and_unload()
+                model = merge_adapter(model, self.files, getattr(torch, self._dtype))
                 load.require_finite(model, self.files.path)
             self._model = model
         return self._model

@@ -60,37 +60,28 @@ def load_config(files: CheckpointFiles) -> PretrainedConfig:
     return config
 
 
-def stored_dtype(
-    files: CheckpointFiles, model: PreTrainedModel | None, merged: CheckpointFiles | None = None
-) -> str:
-    """The dtype that holds every weight exactly, as torch names it: the widest that one is stored
-    in, float32 where bf16 meets fp16, and for pickles. A line says where there are several.
-    model: without memory; what it has no place for, as tables of positions, does not count.
-    merged: an adapter that is to be merged in.
+def count_dtypes(files: CheckpointFiles, model: PreTrainedModel | None = None) -> Counter[str]:
+    """How many tensors are stored in each dtype, as torch names it. model: without memory; what it
+    has no place for, as tables of positions, does not count.
     """
-    import torch
-
     tensors = files.tensors
     if model is not None:
         # Transformers leaves these in fp32 whatever it is told.
         kept = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
         homes = {name: home for name, (home, _) in places(model, tensors).items()}
-        tensors = {
-            name: tensors[name]
-            for name, home in homes.items()
-            if not any(part in home for part in kept)
-        }
-    stored = [*tensors.values(), *(merged.tensors.values() if merged else ())]
-    counts = Counter(_DTYPES[tensor.dtype] for tensor in stored if tensor.dtype in _DTYPES)
+        left = (name for name, home in homes.items() if not any(part in home for part in kept))
+        tensors = {name: tensors[name] for name in left}
+    return Counter(_DTYPES[tensor.dtype] for tensor in tensors.values() if tensor.dtype in _DTYPES)
+
+
+def widest_dtype(counts: Mapping[str, int]) -> str:
+    """That holds all of ``counts`` exactly: float32 where bf16 meets fp16, and for pickles."""
+    import torch
+
     if not counts:
         return "float32"
     widest = reduce(torch.promote_types, (getattr(torch, name) for name in counts))
-    found = str(widest).removeprefix("torch.")
-    if len(counts) > 1:
-        message = "%s: its weights are stored as %s; loaded in %s, which rounds none of them"
-        said = " and ".join(f"{name} ({count} tensors)" for name, count in counts.most_common())
-        log.warning(message + "; --dtype says otherwise", (merged or files).path, said, found)
-    return found
+    return str(widest).removeprefix("torch.")
 
 
 def device_map(device: str) -> Any:
