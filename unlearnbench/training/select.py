@@ -20,10 +20,10 @@ from unlearnbench.checkpoints.origin import Evaluated, Selection
 from unlearnbench.errors import OptionError, TrainingError, one_line
 from unlearnbench.results import LikelihoodRecord, RunResult, TaskResult
 from unlearnbench.runs.folder import RunFolder, read_run
-from unlearnbench.tasks.kinds.generate import blank_in_answer
 from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import limited_count
 from unlearnbench.tasks.spec import TaskSpec
+from unlearnbench.training.corpus import Encoder
 from unlearnbench.training.options import CorpusOptions, SelectOptions
 from unlearnbench.training.output import write_file
 from unlearnbench.util.process import is_main, process_count
@@ -47,7 +47,7 @@ class Selector(TrainerCallback):
     task: str
     threshold: float
     home: Path
-    tokenizer: Any
+    save_tokenizer: Callable[[Path], None]
     score: ScoreCheckpoint
     epoch: int = 1
     evaluated: list[Evaluated] = field(default_factory=list)
@@ -87,7 +87,7 @@ class Selector(TrainerCallback):
         if hasattr(model, "merge_and_unload"):
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        self.save_tokenizer(folder)
         tasks = self.score(folder, self.options, self.home / "runs").tasks
         found = {name: t.auc if t.value is None else t.value for name, t in tasks.items()}
         scores = {name: value for name, value in found.items() if value is not None}
@@ -122,7 +122,7 @@ def make_selector(
     options: SelectOptions,
     corpus: CorpusOptions,
     home: Path,
-    tokenizer: Any,
+    encoder: Encoder,
     score: ScoreCheckpoint | None,
 ) -> Selector:
     """Find the task that decides, and its threshold. Raises OptionError where none or several could
@@ -140,10 +140,10 @@ def make_selector(
             f"--select-task, one of {', '.join(names)}"
         )
     spec = specs[task]
-    if blank_in_answer(corpus.answer_blank, tokenizer):
+    if encoder.blank_in_answer:
         spec = spec.without_blank() or spec
     threshold = _threshold(options.retrained or "", spec, options.eval_limit)
-    return Selector(options, task, threshold, home, tokenizer, score)
+    return Selector(options, task, threshold, home, encoder.save, score)
 
 
 def _threshold(reference: str, spec: TaskSpec, limit: int | None) -> float:
