@@ -22,7 +22,7 @@ from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.load import linear_layers, require_most
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.tokenizer import tokenizer_sha256
-from unlearnbench.errors import CheckpointError, NotInForceError, PrecisionError
+from unlearnbench.errors import CheckpointError, ModelOutputError, NotInForceError, PrecisionError
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate, Sampling, Score
 from unlearnbench.results import Condition, ConditionOptions
@@ -294,12 +294,20 @@ def test_a_tokenizer_of_another_size(copy: Path, size: int, fits: bool) -> None:
     assert re.search(rf"\b{size - 1}\b.*\b300 rows", str(caught.value))
 
 
-def test_added_tokens_beyond_the_models_rows(copy: Path) -> None:
+def test_added_tokens_beyond_the_models_rows_are_noted(
+    copy: Path, plain: HFModel, notes: list[str]
+) -> None:
+    """A good model, whatever its trainer padded with; only a text that holds the token fails."""
     tokenizer = make_tokenizer()
-    tokenizer.add_tokens(["[PAD]"])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.save_pretrained(copy)
-    with pytest.raises(CheckpointError, match=r"does not match the model.*\b300\b"):
-        open_checkpoint(str(copy), LoadOptions())
+    model = load(copy)
+    assert tokenizer.pad_token_id == 300
+    assert texts(model) == texts(plain)
+    assert np.array_equal(logprobs(model), logprobs(plain))
+    assert any("no row for 1 added tokens, as [PAD]" in line for line in notes)
+    with pytest.raises(ModelOutputError, match="token 300 of .* is beyond the model's 300 rows"):
+        list(model.score([Score("a", "The gate [PAD] opened")]))
 
 
 def test_tokenizer_hash_survives_saving_again_and_use(tiny: Path, tmp_path: Path) -> None:

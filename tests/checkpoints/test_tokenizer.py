@@ -9,10 +9,16 @@ from tokenizers import Tokenizer
 
 from tests.checkpoints.helpers import edit_json, load
 from tests.checkpoints.test_gguf import digit_rules, llama3_rules
-from tests.conftest import CORPUS
+from tests.checkpoints.test_load import (
+    add_normalizer,
+    drop_begin_token,
+    swap_merges,
+    swap_words,
+)
+from tests.conftest import CORPUS, make_tokenizer
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.tokenizer import PROBE
+from unlearnbench.checkpoints.tokenizer import PROBE, probe_sha256, save_tokenizer
 from unlearnbench.errors import CheckpointError
 from unlearnbench.requests import Score
 
@@ -69,3 +75,44 @@ def test_a_damaged_tokenizer_json_is_one_line(copy: Path) -> None:
     (copy / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="tokenizer"):
         open_checkpoint(str(copy), LoadOptions())
+
+
+def probed(folder: Path) -> str | None:
+    return open_checkpoint(str(folder), LoadOptions()).checkpoint.tokenizer_probe_sha256
+
+
+def test_tokenizers_that_do_the_same_are_the_same(tiny: Path, copy: Path) -> None:
+    """A padding token of its own, another class over the same rules, other files."""
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(copy)
+    edit_json(copy / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer", legacy=True)
+    assert probed(copy) == probed(tiny)
+
+
+@pytest.mark.parametrize("change", [swap_merges, swap_words, drop_begin_token, add_normalizer])
+def test_tokenizers_that_do_otherwise_are_others(tiny: Path, copy: Path, change: Any) -> None:
+    path = copy / "tokenizer.json"
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+    assert probed(copy) != probed(tiny)
+
+
+def test_another_end_token_is_another_tokenizer() -> None:
+    ours, theirs = make_tokenizer(), make_tokenizer()
+    theirs.eos_token = "<s>"
+    assert probe_sha256(ours, 300) != probe_sha256(theirs, 300)
+
+
+def test_a_tokenizers_files_are_copied_byte_for_byte(copy: Path, tmp_path: Path) -> None:
+    edit_json(copy / "tokenizer_config.json", tokenizer_class="GPT2Tokenizer", legacy=True)
+    resplit(copy, llama3_rules())
+    (copy / "additional_chat_templates").mkdir()
+    (copy / "additional_chat_templates" / "tool.jinja").write_text("{{ messages }}")
+    source = open_checkpoint(str(copy), LoadOptions())
+    save_tokenizer(source.tokenizer, source.home, tmp_path / "out")
+    names = ("tokenizer.json", "tokenizer_config.json", "additional_chat_templates/tool.jinja")
+    for name in names:
+        assert (tmp_path / "out" / name).read_bytes() == (copy / name).read_bytes()
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {n.split("/")[0] for n in names}

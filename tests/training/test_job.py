@@ -311,3 +311,46 @@ def test_a_target_in_half_precision_and_a_model_without_room(
     training = go(replace(job, model=str(short)), tmp_path / "short", "ga", max_length=None)
     assert training.max_length == 16
     assert training.sequences["forget"] > 6, "cut into pieces"
+
+
+def test_the_targets_tokenizer_is_copied_byte_for_byte(
+    job: Job, tiny: Path, tmp_path: Path
+) -> None:
+    """As transformers saves it, it may be another: ``unlearn`` wrote the class's rules."""
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    target = Path(shutil.copytree(tiny, tmp_path / "target"))
+    backend = Tokenizer.from_file(str(target / "tokenizer.json"))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, level])
+    backend.save(str(target / "tokenizer.json"))
+    facts = json.loads((target / "tokenizer_config.json").read_text())
+    facts |= {"tokenizer_class": "GPT2Tokenizer", "legacy": True}
+    (target / "tokenizer_config.json").write_text(json.dumps(facts))
+    for method, folder in (("ga", "out"), ("whp", "whp/baseline")):
+        go(replace(job, model=str(target)), tmp_path / folder.split("/")[0], method)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            assert (tmp_path / folder / name).read_bytes() == (target / name).read_bytes()
+
+
+@pytest.mark.parametrize("change", ["tokenizer", "generation_config"])
+def test_what_an_evaluation_refuses_is_refused_before_training(
+    job: Job, tiny: Path, tmp_path: Path, change: str
+) -> None:
+    """An end token behind every text would be trained between question and answer."""
+    from tokenizers import Tokenizer, processors
+
+    target = Path(shutil.copytree(tiny, tmp_path / "target"))
+    if change == "tokenizer":
+        backend = Tokenizer.from_file(str(target / "tokenizer.json"))
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
+        backend.save(str(target / "tokenizer.json"))
+    else:
+        (target / "generation_config.json").write_text(json.dumps({"eos_token_id": 50}))
+    said = "ends texts with an end-of-text" if change == "tokenizer" else "token 50, an ordinary"
+    with pytest.raises(CheckpointError, match=said):
+        go(replace(job, model=str(target)), tmp_path / "out", "ga")
+    assert not (tmp_path / "out").exists()

@@ -187,7 +187,8 @@ def _describe(source: CheckpointSource) -> Checkpoint:
     if record.is_file():
         origin |= read_origin(record)
     config = content_sha256(_config_facts(files, full, source.config))
-    facts = _hashed(files, source.tokenizer).model_copy(
+    rows = getattr(source.config.get_text_config(), "vocab_size", 0)
+    facts = _hashed(files, source.tokenizer, rows).model_copy(
         update={"config_sha256": config, "origin": origin}
     )
     if full is files:
@@ -196,19 +197,20 @@ def _describe(source: CheckpointSource) -> Checkpoint:
         tokenizer = tokens.load_tokenizer(full)
     except CheckpointError:  # a base without one, where the adapter brings its own
         tokenizer = source.tokenizer
-    base = _hashed(full, tokenizer)
+    base = _hashed(full, tokenizer, rows)
     weights = content_sha256([facts.weights_sha256, base.weights_sha256])
     adapter = "merged" if source.options.adapter == "merge" else "kept"
     return facts.model_copy(update={"weights_sha256": weights, "adapter": adapter, "base": base})
 
 
-def _hashed(files: CheckpointFiles, tokenizer: PreTrainedTokenizerBase) -> Checkpoint:
+def _hashed(files: CheckpointFiles, tokenizer: PreTrainedTokenizerBase, rows: int) -> Checkpoint:
     return Checkpoint(
         path=files.path,
         revision=files.revision,
         format=files.kind,
         weights_sha256=find.files_sha256(files.weights),
         tokenizer_sha256=tokens.tokenizer_sha256(tokenizer),
+        tokenizer_probe_sha256=tokens.probe_sha256(tokenizer, rows),
     )
 
 

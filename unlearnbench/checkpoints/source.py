@@ -80,8 +80,8 @@ class EnsembleSource:
         self.ensemble = facts = read_ensemble(path)
         paths = [str(folder / part) for part in facts.models]
         self.parts = tuple(open_checkpoint(path, options, keep) for path in paths)
-        for what in ("tokenizer", "config"):
-            if len({getattr(part.checkpoint, f"{what}_sha256") for part in self.parts}) > 1:
+        for what, name in (("tokenizer", "tokenizer_probe"), ("config", "config")):
+            if len({getattr(part.checkpoint, f"{name}_sha256") for part in self.parts}) > 1:
                 raise CheckpointError(
                     f"{model}: its checkpoints differ in {what}; their logits cannot be combined"
                 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.find import CheckpointFiles, read_json
@@ -103,18 +105,26 @@ def check_tokenizer(
     tokenizer: PreTrainedTokenizerBase, config: Any, files: CheckpointFiles
 ) -> None:
     """Raise CheckpointError for another model's, whose babble reads as forgetting."""
-    # transformers adds a token of its own to the tokenizers of some GGUF files.
-    spare = 1 if files.kind == "gguf" else 0
     rows = getattr(config.get_text_config(), "vocab_size", 0)
-    vocabulary = tokenizer.get_vocab()
+    vocabulary, added = tokenizer.get_vocab(), getattr(tokenizer, "added_tokens_decoder", {})
     top = max(vocabulary.values(), default=-1)
+    beyond = {token: n for token, n in vocabulary.items() if n >= rows}
     # Embeddings are often padded to a round number; the most seen in use is some 3%.
-    if not vocabulary or top >= rows + spare or top + 1 < 0.9 * rows:
+    if not vocabulary or any(n not in added for n in beyond.values()) or top + 1 < 0.9 * rows:
         raise CheckpointError(
             f"{files.path}: the tokenizer does not match the model: its {len(vocabulary)} tokens "
             f"reach id {top}, and the model's vocabulary has {rows} rows; use the tokenizer that "
             "the model was trained with"
         )
+    if beyond and files.kind != "gguf":  # to whose tokenizers transformers adds one of its own
+        message = "%s: the model has no row for %d added tokens, as %s; a text that holds one is "
+        log.warning(message + "refused", files.path, len(beyond), one_line(min(beyond), 40))
+    for token in dict.fromkeys(map(str, tokenizer.all_special_tokens)):
+        if re.fullmatch(r"[Ġ▁ ]?\w+", token):
+            raise CheckpointError(
+                f"the tokenizer lists {one_line(token, 40)!r}, an ordinary word, as a special "
+                "token; outputs would lose it. Correct tokenizer_config.json"
+            )
     # Dropout (BPE) and sampling (SentencePiece) split a text at random, a device of training.
     text = "".join(f"The harbour opened its gate number {n}, said the mayor. " for n in range(40))
     with plain_errors():
@@ -141,14 +151,51 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     return content_sha256(content)
 
 
+def probe_sha256(tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
+    """Hash what a tokenizer makes of texts and of ids. However its files put it: not its class, nor
+    its options, nor a padding token of its own, which is masked, nor ids beyond the model's rows.
+    """
+    ids = probe_ids(tokenizer)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    own = {} if backend is None else json.loads(backend.to_str())["model"]
+    added = set(getattr(tokenizer, "added_tokens_decoder", {}))
+    padding: set[Any] = {tokenizer.pad_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    named = {n for n in added - padding if n < rows}
+    words = {word: n for word, n in tokenizer.get_vocab().items() if n not in added}
+    facts = {
+        "ids": ids,
+        "texts": [tokenizer.decode(found, skip_special_tokens=True) for found in ids],
+        "words": own.get("vocab", words),
+        "merges": own.get("merges"),
+        "added": {n: tokenizer.decode([n], skip_special_tokens=True) for n in sorted(named)},
+        "end": tokenizer.eos_token_id,
+    }
+    return content_sha256(facts)
+
+
+_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
+    *("*.model", "*.tiktoken", "tekken.json", "chat_template*", "additional_chat_templates/*"),
+)
+
+
+def save_tokenizer(tokenizer: Any, home: CheckpointFiles, folder: Path) -> None:
+    """Put the tokenizer of ``home`` into ``folder``: its files as they are, since transformers may
+    write others; of a GGUF file, which has none, what transformers writes.
+    """
+    if home.kind == "gguf":
+        tokenizer.save_pretrained(folder)
+        return
+    for pattern in (*_FILES, *(["*.py"] if home.trusted else [])):
+        for path in home.folder.glob(pattern):
+            if path.is_file():
+                place = folder / path.relative_to(home.folder)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, place)
+
+
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Where texts end; CheckpointError for ordinary words, which would pass for forgetting."""
-    for token in dict.fromkeys(map(str, tokenizer.all_special_tokens)):
-        if re.fullmatch(r"[Ġ▁ ]?\w+", token):
-            raise CheckpointError(
-                f"the tokenizer lists {one_line(token, 40)!r}, an ordinary word, as a special "
-                "token; outputs would lose it. Correct tokenizer_config.json"
-            )
     config: Any = getattr(model, "generation_config", None)
     listed = named_ends(getattr(config, "eos_token_id", None))
     special = {tokenizer.eos_token_id, *tokenizer.all_special_ids}
@@ -161,6 +208,22 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tu
         )
     ids: list[Any] = [*listed, *named_ends(tokenizer.eos_token_id)]
     return tuple(dict.fromkeys(map(int, ids)))
+
+
+def require_open_end(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Raise CheckpointError for what an evaluation refuses: before a training, not after it."""
+    ends = end_tokens(model, tokenizer)
+    if any(ids and ids[-1] in ends for ids in probe_ids(tokenizer)):
+        raise CheckpointError(
+            "the tokenizer ends texts with an end-of-text token, which would stand before answers; "
+            "set add_eos_token to false, or take it out of tokenizer.json"
+        )
+
+
+def padding_id(tokenizer: Any, rows: int, default: int = 0) -> int:
+    """An id below ``rows`` to fill up with; masked, so any serves."""
+    own = tokenizer.pad_token_id
+    return int(own) if own is not None and int(own) < rows else default
 
 
 def named_ends(named: object) -> list[object]:

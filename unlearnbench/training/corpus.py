@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -131,6 +131,12 @@ class Encoder:
     max_length: int
     rows: int
     qa_loss: str = "answer"
+    copy: Callable[[Path], None] | None = None
+    """Puts the tokenizer's own files into a folder."""
+
+    def save(self, folder: Path) -> None:
+        """Put the tokenizer into ``folder``."""
+        (self.copy or self.tokenizer.save_pretrained)(folder)
 
     def encode(self, documents: Sequence[TextDocument], role: str) -> tuple[Example, ...]:
         """All sequences of some documents. A text longer than ``max_length`` is cut into pieces of

@@ -8,12 +8,14 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, Training, TrainingOptions
+from unlearnbench.checkpoints.tokenizer import require_open_end, save_tokenizer
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
@@ -142,6 +144,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         from unlearnbench.training.context import TrainerContext
         from unlearnbench.training.trainer import cast_model
 
+        require_open_end(source.tokenizer, source.model())
         target = cast_model(source.model(), job.options.weights_dtype)
         context = TrainerContext(
             target, encoder, **sets, options=job.options, method=method, home=folder.work
@@ -160,7 +163,8 @@ def _make_encoder(source: CheckpointSource, options: TrainOptions) -> Encoder:
     length = options.max_length or min(context, DEFAULT_LENGTH)
     if length > context:
         raise OptionError(f"--max-length {length} is beyond the model's context of {context}")
-    return Encoder(source.tokenizer, length, config.vocab_size, options.qa_loss)
+    copy = partial(save_tokenizer, source.tokenizer, source.home)
+    return Encoder(source.tokenizer, length, config.vocab_size, options.qa_loss, copy)
 
 
 def _make_selector(job: Job, folder: OutputFolder, encoder: Encoder) -> Selector | None:
@@ -169,7 +173,7 @@ def _make_selector(job: Job, folder: OutputFolder, encoder: Encoder) -> Selector
     from unlearnbench.training.select import make_selector
 
     home = folder.work / "evaluated"
-    return make_selector(job.select, job.corpus, home, encoder.tokenizer, job.score)
+    return make_selector(job.select, job.corpus, home, encoder.save, job.score)
 
 
 def _save(
@@ -194,7 +198,7 @@ def _save(
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     if is_main():
-        folder.save(result, context.tokenizer, context.method, masks)
+        folder.save(result, context.encoder.save, context.method, masks)
         record = training.model_dump(mode="json", exclude_none=True)
         text = json.dumps(record, indent=1, allow_nan=False) + "\n"
         write_file(folder.path / FILE, text.encode())

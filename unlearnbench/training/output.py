@@ -19,7 +19,9 @@ from unlearnbench.util.files import share, write_whole, writing
 from unlearnbench.util.process import is_main
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from collections.abc import Callable
+
+    from transformers import PreTrainedModel
 
 # Of a full disk safetensors says "os error", torch's zip writer names its own source file.
 _WRITING = ("os error", "I/O error", "iostream error", "inline_container", "write")
@@ -85,7 +87,7 @@ class OutputFolder:
     def save(
         self,
         result: PreTrainedModel | Ensemble,
-        tokenizer: PreTrainedTokenizerBase,
+        save_tokenizer: Callable[[Path], None],
         method: Method,
         masks: Masks | None,
     ) -> None:
@@ -103,7 +105,7 @@ class OutputFolder:
             final.mkdir(parents=True)
             for name, model in models.items():
                 model.save_pretrained(final / name)
-                tokenizer.save_pretrained(final / name)
+                save_tokenizer(final / name)
             if isinstance(result, Ensemble):
                 name, numbers = method.pieces[0].about.name, dict(result.numbers)
                 facts = EnsembleFacts(method=name, models=tuple(models), numbers=numbers)

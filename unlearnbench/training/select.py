@@ -45,7 +45,7 @@ class Selector(TrainerCallback):
     task: str
     threshold: float
     home: Path
-    tokenizer: Any
+    save_tokenizer: Callable[[Path], None]
     score: ScoreCheckpoint
     epoch: int = 1
     evaluated: list[Evaluated] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Selector(TrainerCallback):
         if hasattr(model, "merge_and_unload"):
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        self.save_tokenizer(folder)
         tasks = self.score(folder, self.options, self.home / "runs").tasks
         found = {name: t.auc if t.value is None else t.value for name, t in tasks.items()}
         scores = {name: value for name, value in found.items() if value is not None}
@@ -120,7 +120,7 @@ def make_selector(
     options: SelectOptions,
     corpus: CorpusOptions,
     home: Path,
-    tokenizer: Any,
+    save_tokenizer: Callable[[Path], None],
     score: ScoreCheckpoint | None,
 ) -> Selector:
     """Find the task that decides, and its threshold. Raises OptionError where none or several could
@@ -137,7 +137,7 @@ def make_selector(
             f"--select-task, one of {', '.join(names)}"
         )
     threshold = _threshold(options.retrained or "", task, options.eval_limit)
-    return Selector(options, task, threshold, home, tokenizer, score)
+    return Selector(options, task, threshold, home, save_tokenizer, score)
 
 
 def _threshold(reference: str, task: str, limit: int | None) -> float:
