@@ -129,11 +129,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         "select": None if job.select is None else job.select.model_dump(),
     }
     folder.require_free(Fingerprint.of(request), job.resume)
-    # Other texts of the same rows: another recipe.
-    fields = {"text_field", "question_field", "answer_field"}
-    read = job.corpus.model_dump(include=fields, exclude_defaults=True)
-    if encoder.blank_in_answer and any(each.is_qa for found in sets.values() for each in found):
-        read["answer_blank"] = "answer"
+    read = _reading(job.corpus, encoder, sets)
     facts |= code | {
         "options": TrainingOptions(**job.options.model_dump(exclude_none=True), **read),
         "target": source.checkpoint,
@@ -169,6 +165,15 @@ def _make_encoder(source: CheckpointSource, job: Job) -> Encoder:
     moved = blank_in_answer(job.corpus.answer_blank, source.tokenizer)
     copy = partial(save_tokenizer, source.tokenizer, source.home)
     return Encoder(source.tokenizer, length, config.vocab_size, job.options.qa_loss, moved, copy)
+
+
+def _reading(corpus: CorpusOptions, encoder: Encoder, sets: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes other sequences of the same rows, and so another recipe."""
+    fields = {"text_field", "question_field", "answer_field"}
+    read = corpus.model_dump(include=fields, exclude_defaults=True)
+    if encoder.blank_in_answer and any(each.is_qa for found in sets.values() for each in found):
+        read["answer_blank"] = "answer"
+    return read
 
 
 def _make_selector(job: Job, folder: OutputFolder, encoder: Encoder) -> Selector | None:
