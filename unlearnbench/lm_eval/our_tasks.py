@@ -15,11 +15,11 @@ from lm_eval.api.task import ConfigurableTask
 
 from unlearnbench.errors import DataError, TaskError, UnlearnbenchError, one_line
 from unlearnbench.metrics.fluency import ngram_entropy
-from unlearnbench.tasks.kinds.generate import blank_in_answer
 from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions, load_samples, read_rows
 from unlearnbench.tasks.spec import generation_metric
 from unlearnbench.util.process import quiet_hub
+from unlearnbench.util.text import blank_in_answer
 
 
 class BridgeError(UnlearnbenchError, SystemExit):

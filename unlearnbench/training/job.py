@@ -20,11 +20,11 @@ from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
-from unlearnbench.tasks.kinds.generate import blank_in_answer
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, mask_record, write_file
 from unlearnbench.util.process import is_main, process_count
+from unlearnbench.util.text import blank_in_answer
 from unlearnbench.util.version import __version__
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import Toy, make_tokenizer
 from unlearnbench.errors import TaskError
-from unlearnbench.tasks.kinds.generate import blank_in_answer, joins_blank
 from unlearnbench.tasks.registry import builtin_task_dir, load_registry, read_task
 from unlearnbench.tasks.rows import DataOptions, load_samples
+from unlearnbench.util.text import blank_in_answer, joins_blank
 
 WORDS = ["a: Paris and the two in London", "a: The two of Paris", "Yes: No Paris"] * 20
 SIGNS = sorted({c for line in WORDS for c in line})

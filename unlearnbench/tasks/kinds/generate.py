@@ -30,12 +30,12 @@ from unlearnbench.tasks.spec import (
     require_pins,
 )
 from unlearnbench.tasks.templates import render_field
+from unlearnbench.util.text import blank_in_answer
 from unlearnbench.util.validation import first_fault
 
 NAME = "generate_until"
 # ROUGE compares all words of one text with all of the other: a stranger's record is bounded.
 _WORDS, _WORDS_A_TOKEN = 4096, 32
-_PROBE = ("Paris", "London", "the", "The", "two", "in", "of", "No", "Yes")
 
 log = logging.getLogger("unlearnbench")
 
@@ -255,33 +255,6 @@ class GenerationTask(GenerationFile):
 
 
 TASK = GenerationTask
-
-
-def joins_blank(tokenizer: Any) -> bool:
-    """Whether a blank and the word behind it become one token that holds both, as in byte-level
-    BPE. Llama-2's kind, which MUSE was made for, has words without a blank too: its decoder takes
-    the blank of the first word off.
-    """
-
-    def ids(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    before = ids("a:")
-    for word in _PROBE:
-        found = ids(f"a: {word}")
-        first = tokenizer.decode(found[len(before) : len(before) + 1])
-        if found[: len(before)] == before and first[:1] == " " and first.strip():
-            return True
-    return False
-
-
-def blank_in_answer(asked: str, tokenizer: Any) -> bool:
-    """Whether the blank behind "Answer:" is the answer's: ``answer``, not ``prompt``; ``auto``: as
-    the tokenizer joins. Without a tokenizer it stays in the prompt.
-    """
-    return asked == "answer" or (
-        asked == "auto" and tokenizer is not None and joins_blank(tokenizer)
-    )
 
 
 def place_blanks(
