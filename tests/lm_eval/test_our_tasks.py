@@ -232,3 +232,17 @@ def test_bad_arguments_of_our_model_are_one_line(arguments: dict[str, Any], mess
 
     with pytest.raises(unlearnbench.UnlearnbenchError, match=message):
         UnlearnbenchLM(device="cpu", **arguments)
+
+
+def test_lm_evals_own_default_of_a_gpu_falls_back_with_a_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """lm-eval's command passes cuda:0 where no --device was given; its own models fall back."""
+    from unlearnbench.lm_eval.model import _usable
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert _usable("cuda:0") == "cpu"
+    assert "no GPU here: --device cpu instead of cuda:0" in caplog.text
+    assert _usable("cpu") == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert _usable("cuda:1") == "cuda:1"

@@ -49,7 +49,8 @@ def test_every_method_makes_an_ordinary_checkpoint(
         "tokenizer_config.json",
         "unlearning.json",
     }
-    assert files == expected | ({"sure_mask.safetensors"} if "sure" in method else set())
+    assert files == expected | ({"masks"} if "sure" in method else set())
+    assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == {"model.safetensors"}
     assert all(math.isfinite(record.loss) for record in training.losses)
     assert len(training.losses) == 3 * (2 if method == "whp_ft" else 1)
     assert (tmp_path / "out/model.safetensors").stat().st_mode & 0o444 == 0o444
@@ -100,7 +101,7 @@ def test_sure_leaves_every_weight_outside_its_mask_bit_identical(
     knobs = {"sure_level": level, "sure_top": 0.1}
     training = go(job, tmp_path / "out", "npo_gdr_sure", knobs=knobs, lr=1e-2, max_steps=6)
     before, after = weights(tiny), weights(tmp_path / "out")
-    masks = load_file(tmp_path / "out/sure_mask.safetensors")
+    masks = load_file(tmp_path / "out/masks/sure_mask.safetensors")
     for name, tensor in before.items():
         held = ~masks[name] if name in masks else torch.ones(len(tensor), dtype=torch.bool)
         ours, theirs = after[name][held], tensor[held]

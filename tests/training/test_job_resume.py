@@ -195,5 +195,7 @@ def test_a_map_is_made_once(job: Job, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_map_made_one_sequence_at_a_time_is_the_same(job: Job, tmp_path: Path) -> None:
     go(job, tmp_path / "batches", "ga_gdr_sure")
     go(job, tmp_path / "single", "ga_gdr_sure", gradient_checkpointing=True)
-    maps = [load_file(tmp_path / name / "sure_mask.safetensors") for name in ("batches", "single")]
+    maps = [
+        load_file(tmp_path / name / "masks/sure_mask.safetensors") for name in ("batches", "single")
+    ]
     assert same(*maps)

@@ -202,8 +202,10 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tu
     special |= set(getattr(tokenizer, "added_tokens_decoder", {}))
     odd = [token for token in listed if type(token) is not int or token not in special]
     if odd:
+        stated = map(repr, named_ends(getattr(model.config, "eos_token_id", None)))
+        where = "" if repr(odd[0]) in stated else "generation_"
         raise CheckpointError(
-            f"generation_config.json ends texts at token {one_line(odd[0], 40)}, an ordinary word "
+            f"{where}config.json ends texts at token {one_line(odd[0], 40)}, an ordinary word "
             "of the tokenizer; correct its eos_token_id"
         )
     ids: list[Any] = [*listed, *named_ends(tokenizer.eos_token_id)]

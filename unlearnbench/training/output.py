@@ -113,7 +113,9 @@ class OutputFolder:
             chooser = method.piece("masks")
             if chooser is not None and masks is not None:
                 tensors = {name: mask.cpu().contiguous() for name, mask in masks.items()}
-                save_file(tensors, final / f"{chooser.about.name}_mask.safetensors")
+                # Not beside the weights: some tools take every *.safetensors there for weights.
+                (final / "masks").mkdir()
+                save_file(tensors, final / f"masks/{chooser.about.name}_mask.safetensors")
             self.take(final)
         except TrainingError:
             raise
