@@ -153,7 +153,10 @@ def check_loading(model: PreTrainedModel, info: dict[str, Any], path: str) -> No
 def require_finite(model: PreTrainedModel, path: str) -> None:
     """Raise CheckpointError where a weight is NaN or infinite."""
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if not tensor.is_floating_point():
+            continue
+        wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # of 8 bits torch can't say
+        if not bool(wide.isfinite().all()):
             raise CheckpointError(f"{path}: tensor {name} has NaN or infinite values; it is broken")
 
 
