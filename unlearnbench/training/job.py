@@ -151,8 +151,8 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         context.resume, context.progress = job.resume, job.progress
         source.release()
         context.selector = _make_selector(job, folder, encoder)
-        folder.claim(Fingerprint.of(request))
-        result, masks = context.run()
+        with folder.claim(Fingerprint.of(request)):
+            result, masks = context.run()
     return _save(folder, context, result, masks, facts, started)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,15 +75,27 @@ class OutputFolder:
                 f"{'; '.join(differences(there, request))}; use the same options or another --out"
             )
 
-    def claim(self, request: Fingerprint) -> None:
-        """Take the folder, so that an interrupted training is known again."""
-        if not is_main():
-            return
+    @contextlib.contextmanager
+    def claim(self, request: Fingerprint) -> Iterator[None]:
+        """Take the folder, so that an interrupted training is known again. It is given back where
+        an error leaves nothing to go on with.
+        """
         try:
-            self.work.mkdir(parents=True, exist_ok=True)
+            if is_main():
+                self.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainingError(f"{self.path} cannot be made ({error.strerror})") from None
-        write_file(self.claimed, json.dumps(dict(request.facts), sort_keys=True, indent=1).encode())
+        try:
+            if is_main():
+                facts = json.dumps(dict(request.facts), sort_keys=True, indent=1)
+                write_file(self.claimed, facts.encode())
+            yield
+        except UnlearnbenchError:
+            if is_main() and not any(map(_is_progress, self.work.rglob("*"))):
+                self.clean()
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
+            raise
 
     def save(
         self,
@@ -151,6 +164,12 @@ def mask_record(masks: Masks, model: Any) -> MaskRecord:
         weights=sum(len(mask) * sizes[name] for name, mask in masks.items()),
         chosen_weights=sum(n * sizes[name] for name, n in chosen.items()),
     )
+
+
+def _is_progress(path: Path) -> bool:
+    """Whether an unfinished training can go on with this; a mask is soon chosen again."""
+    saved = path.suffix == ".safetensors" and path.name != "mask.safetensors"
+    return saved or path.name.startswith("checkpoint-")
 
 
 def write_file(path: Path, content: bytes) -> None:
