@@ -129,6 +129,9 @@ class Checkpoint(_File):
     imported run: of the files it was made from, since the weights are not known."""
     tokenizer_sha256: Sha256
     """Of the tokenizer's content (vocabulary, merges, normalization, special tokens)."""
+    tokenizer_probe_sha256: Sha256 | None = None
+    """Of what the tokenizer does: its ids and texts on a probe, its words, merges and ends. By it
+    two runs' tokenizers are compared; absent in older files, where the content's hash holds."""
     config_sha256: Sha256 | None = None
     """Of ``config.json``'s content, sorted keys, with an adapter's and with the end-of-text ids of
     ``generation_config.json`` where these are others."""

@@ -58,6 +58,8 @@ class Recipe:
     steps: int = 32  # at most
 
 
+# MUSE's first version of the questions, which the models learn, whatever their tokenizer.
+BLANK = ("--answer-blank", "prompt")
 UNLEARN = "--eval-steps 4 --save-steps 4 --eval-limit 25"
 METHODS = {
     "ga_gdr": Recipe("ga_gdr", "--lr 2e-4 --weights-dtype fp32", gptq=True),
@@ -217,7 +219,7 @@ class Maker:
         words = (
             *("--model", f"models/{name}", "--tasks", TASKS, "--quant", precisions),
             *("--include-path", str(HOME / "tasks"), "--limit", str(ROWS), "--dtype", "fp32"),
-            *("--output", f"runs/{name}", *reference),
+            *("--output", f"runs/{name}", *reference, *BLANK),
         )
         self.evaluations.add(words)
         self.command(*words)
@@ -254,7 +256,7 @@ def make(maker: Maker, base: str, only: Sequence[str]) -> None:
     for name, files in (("retrained", RETAIN), ("target", (*FORGET, *RETAIN))):
         if only and name not in only:
             continue
-        words = ["finetune", "--model", base, *texts(files, "--data"), *TRAIN.split()]
+        words = ["finetune", "--model", base, *texts(files, "--data"), *TRAIN.split(), *BLANK]
         maker.train(name, *words, "--max-steps", str(STEPS[name]))
         if name == "target" and not maker.has_run("retrained"):
             print("target: trained; it is evaluated once retrained is, by the same command")
@@ -268,7 +270,7 @@ def make(maker: Maker, base: str, only: Sequence[str]) -> None:
         words = ["unlearn", "--model", "models/target", "--method", recipe.method]
         words += [*texts(FORGET, "--forget"), *texts(RETAIN, "--retain")]
         words += [*recipe.options.split(), "--batch-size", "4", "--max-steps", str(recipe.steps)]
-        words += UNLEARN.split()
+        words += [*UNLEARN.split(), *BLANK]
         words += ["--eval-tasks", "news_knowmem_f", "--eval-dtype", "fp32"]
         maker.train(name, *words, "--retrained", maker.full("retrained"))
         note = f"{recipe.method} {recipe.options}, {maker.chosen(name)}"

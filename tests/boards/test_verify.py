@@ -18,6 +18,7 @@ from tests.toy_runs import Bench, Skill
 from unlearnbench.boards import read_board
 from unlearnbench.boards.entry import BoardEntry, entry_json, is_as_written, read_entry
 from unlearnbench.boards.verify import verify_board
+from unlearnbench.tasks.registry import read_task
 
 SMALL = ("target", "retrained", "ga_gdr", "sure")
 Edit = Callable[[dict[str, Any]], object]
@@ -655,3 +656,29 @@ def test_an_entry_measured_otherwise_than_the_references_verifies_with_a_note(
         assert f"ga_gdr.json at none was measured otherwise than the {role}'s" in note
         assert "compute dtype at none is fp32 there and bf16 here" in note
         assert "numpy is " in note
+
+
+def test_a_board_takes_the_version_that_it_names(board: Path, tmp_path: Path) -> None:
+    for path in (board / "tasks").glob("*knowmem*.yaml"):
+        path.write_text(f"{path.read_text(encoding='utf-8')}version_without_blank: 2.0\n")
+    assert problems(board) == [], "version 1 is what it was"
+    rules = (board / "board.yaml").read_text(encoding="utf-8")
+    (board / "board.yaml").write_text(rules.replace("knowmem_f: 1.0", "knowmem_f: 2.0"))
+    where = "rtn-int8: made_knowmem_f: "
+    assert f"{where}version 1, the board has 2" in problems(board)
+    assert f"{where}the task's definition is not ours" in problems(board)
+
+    text = (board / "tasks/made_knowmem_f.yaml").read_text(encoding="utf-8")
+    text = text.replace("version_without_blank: 2.0\n", "").replace("version: 1.0", "version: 2.0")
+    text = text.replace('Answer: "', 'Answer:"').replace('delimiter: ""', 'delimiter: " "')
+    (tmp_path / "made_knowmem_f.yaml").write_text(text, encoding="utf-8")
+    definition = read_task(tmp_path / "made_knowmem_f.yaml").definition_sha256
+
+    def second(content: dict[str, Any]) -> None:
+        for part in content["runs"]:
+            facts = {"version": 2.0, "task_sha256": definition}
+            part["run"]["tasks"]["made_knowmem_f"].update(facts)
+
+    for name in SMALL:
+        forge(board, second, name)
+    assert [problems(board, name) for name in SMALL] == [[]] * len(SMALL)

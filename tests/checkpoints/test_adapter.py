@@ -42,7 +42,7 @@ def make_adapter(base: Path, folder: Path, **config: Any) -> Path:
     torch.manual_seed(7)
     adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **(settings | config)))
     for name, weight in adapted.named_parameters():
-        if "lora_B" in name:
+        if "lora_B" in name or "lora_embedding_A" in name:
             torch.nn.init.normal_(weight, std=0.3)
     adapted.save_pretrained(str(folder))
     return folder
@@ -98,6 +98,7 @@ def peft_logprobs(base: Path, adapter: Path) -> list[np.ndarray[Any, Any]]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    model.float()  # after the start has taken its part out of the stored weights
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     found = []
     for text in TEXTS:
@@ -387,6 +388,61 @@ def test_other_kinds_of_lora(tiny: Path, tmp_path: Path, mode: str, config: dict
     ours = logprobs(load(folder, base=str(tiny), adapter=mode))
     for found, expected in zip(ours, peft_logprobs(tiny, folder), strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")
+@pytest.mark.parametrize("mode", ["merge", "keep"])
+@pytest.mark.parametrize(
+    ("config", "untied"),
+    [
+        ({"target_modules": ["lm_head"]}, True),
+        ({"target_modules": ["embed_tokens"]}, True),
+        ({"target_modules": ["embed_tokens", "lm_head", "q_proj"]}, True),
+        ({"modules_to_save": ["lm_head"]}, False),  # a copy, which training has not moved
+        ({"target_modules": ["q_proj"]}, False),
+    ],
+    ids=str,
+)
+def test_an_adapter_of_a_tied_head(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, mode: str, config: dict[str, Any], untied: bool
+) -> None:
+    """Merged into the matrix that both share, it would move the other end too."""
+    base = make_checkpoint("tied", tie_word_embeddings=True)
+    folder = make_adapter(base, tmp_path / "ends", **config)
+    model = load(folder, base=str(base), adapter=mode)
+    for found, expected in zip(logprobs(model), peft_logprobs(base, folder), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    if mode == "merge":
+        own: Any = open_checkpoint(str(folder), LoadOptions(base=str(base))).model()
+        assert (own.lm_head.weight is own.model.embed_tokens.weight) is not untied
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "gaussian", "orthogonal", "mica"])
+def test_a_start_that_reloads_is_taken(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, start: str
+) -> None:
+    base = make_checkpoint("half", "bfloat16")
+    folder = make_adapter(base, tmp_path / "start", init_lora_weights=start)
+    model = load(folder, base=str(base))
+    for found, expected in zip(logprobs(model), peft_logprobs(base, folder), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("start", ["pissa_niter_4", "loftq", "corda", "lora_ga", "OLORA", [1]])
+def test_a_start_that_is_another_model_at_each_load_is_refused(
+    tiny: Path, copy: Path, start: object
+) -> None:
+    edit_config(copy, init_lora_weights=start)
+    with pytest.raises(CheckpointError, match="each load would be another model"):
+        open_checkpoint(str(copy), LoadOptions(base=str(tiny)))
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_start_from_the_bases_weights_is_not_kept(tiny: Path, copy: Path, start: str) -> None:
+    """Beside a quantized base it would take its part out of the quantized weights."""
+    edit_config(copy, init_lora_weights=start)
+    with pytest.raises(CheckpointError, match="use --adapter merge"):
+        open_checkpoint(str(copy), LoadOptions(base=str(tiny), adapter="keep"))
 
 
 # What is recorded

@@ -60,6 +60,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory, tiny: Path, other: Path) -> 
     partial = add_snapshot(path, "org/partial", FIRST, tiny)
     (partial / "model.safetensors").unlink()
     add_ref(path, "org/partial", "main", FIRST)
+    # As fetched without --allow-pickle: the index of the pickles is JSON, and comes.
+    pickled = add_snapshot(path, "org/pickled", FIRST, tiny)
+    (pickled / "model.safetensors").unlink()
+    index = {"weight_map": {"lm_head.weight": "pytorch_model-00001-of-00002.bin"}}
+    (pickled / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    add_ref(path, "org/pickled", "main", FIRST)
     torn = add_snapshot(path, "org/torn", FIRST, tiny)
     (torn / "model.safetensors").unlink()
     (torn / "model.safetensors").symlink_to("../../blobs/gone")
@@ -131,6 +137,7 @@ def answers(cache: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory
         "unknown commit": ("org/name", {"revision": "3" * 40}),
         "unknown id": ("org/nonesuch", {}),
         "partial": ("org/partial", {}),
+        "pickled": ("org/pickled", {}),
         "torn": ("org/torn", {}),
         "base": (str(adapter), {"base": "org/name"}),
         "named base": (str(adapter), {"allow_adapter_base": True}),
@@ -196,6 +203,8 @@ def test_the_recorded_revision_is_the_commit(
         ("unknown revision", "org/name@v9"),
         ("unknown commit", f"org/name@{'3' * 40}"),
         ("partial", "has no weights: neither model.safetensors nor"),
+        ("partial", "where the repository has only such, pass --allow-pickle"),
+        ("pickled", "where the repository has only such, pass --allow-pickle"),
         ("torn", "has no weights: neither model.safetensors nor"),
     ],
 )

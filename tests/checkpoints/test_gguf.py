@@ -18,6 +18,7 @@ from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.find import files_sha256
 from unlearnbench.checkpoints.gguf import require_gguf_support
 from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.tokenizer import PROBE
 from unlearnbench.conditions import find_condition
 from unlearnbench.conditions.load import pick_dtype
 from unlearnbench.demo.smollm2 import find_gguf
@@ -79,7 +80,13 @@ def interleave(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
 
 
-def add_metadata(writer: gguf.GGUFWriter, config: dict[str, Any], tokens: list[str]) -> None:
+def add_metadata(
+    writer: gguf.GGUFWriter,
+    config: dict[str, Any],
+    tokens: list[str],
+    rule: str = "gpt-2",
+    begin: bool | None = True,
+) -> None:
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -91,22 +98,29 @@ def add_metadata(writer: gguf.GGUFWriter, config: dict[str, Any], tokens: list[s
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_vocab_size(config["vocab_size"])
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("default")
+    writer.add_tokenizer_pre(rule)
     writer.add_token_list(tokens)
     writer.add_token_types([3 if t in ("<s>", "</s>", END) else 1 for t in tokens])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     writer.add_unk_token_id(0)
-    writer.add_add_bos_token(True)
+    if begin is not None:
+        writer.add_add_bos_token(begin)
 
 
-def write_gguf(twin: Path, path: Path, kind: gguf.GGMLQuantizationType) -> Path:
+def write_gguf(
+    twin: Path,
+    path: Path,
+    kind: gguf.GGMLQuantizationType,
+    rule: str = "gpt-2",
+    begin: bool | None = True,
+) -> Path:
     """Write a checkpoint folder as a GGUF file; matrices are stored as ``kind``, norms as F32."""
     config = json.loads((twin / "config.json").read_text())
     tokenizer = json.loads((twin / "tokenizer.json").read_text())
     vocab = tokenizer["model"]["vocab"] | {t["content"]: t["id"] for t in tokenizer["added_tokens"]}
     writer = gguf.GGUFWriter(str(path), "llama")
-    add_metadata(writer, config, sorted(vocab, key=vocab.__getitem__))
+    add_metadata(writer, config, sorted(vocab, key=vocab.__getitem__), rule, begin)
     writer.add_token_merges([" ".join(pair) for pair in tokenizer["model"]["merges"]])
     for name, weight in load_file(twin / "model.safetensors").items():
         stored = weight
@@ -256,6 +270,87 @@ def test_a_file_whose_tokens_do_not_fit_its_rows(tmp_path: Path, twin: Path) -> 
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(CheckpointError, match="the tokenizer does not match the model"):
+        open_checkpoint(str(path), LoadOptions())
+
+
+def ruled(folder: Path, rules: list[Any], begin: bool, whole: bool = False) -> Path:
+    """A twin whose tokenizer.json splits by ``rules``, and knows a word that no merge makes."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+
+    make_twin(folder)
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    model = stored["model"]
+    last = max(model["vocab"], key=model["vocab"].__getitem__)
+    merges = [tuple(m) for m in model["merges"] if "".join(m) != last]
+    backend = Tokenizer(models.BPE(model["vocab"], merges, ignore_merges=whole))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(rules)
+    backend.add_special_tokens([AddedToken(t, special=True) for t in ("<s>", "</s>", END)])
+    if begin:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
+    backend.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def llama3_rules() -> list[Any]:
+    """As in Llama 3's tokenizer.json."""
+    from tokenizers import Regex, pre_tokenizers
+
+    split = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    return [
+        pre_tokenizers.Split(Regex(split), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+
+
+def digit_rules() -> list[Any]:
+    """As in SmolLM2's tokenizer.json."""
+    from tokenizers import pre_tokenizers
+
+    return [
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "stated", "begin"),
+    [
+        ("llama-bpe", None, True),
+        ("llama-bpe", False, False),
+        ("smollm", None, False),
+        ("smollm", True, True),
+        ("gpt-2", None, False),
+    ],
+)
+def test_ids_are_those_of_the_rule_that_the_file_names(
+    tmp_path: Path, rule: str, stated: bool | None, begin: bool
+) -> None:
+    """Held against tokenizers' own reading of a tokenizer.json with that rule. Transformers knows
+    no rule but some, takes GPT-2's for the others, and forgets begin tokens and whole words.
+    """
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    rules = {"llama-bpe": llama3_rules(), "smollm": digit_rules()}
+    plain = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    twin = ruled(tmp_path / "twin", rules.get(rule, plain), begin, whole=rule == "llama-bpe")
+    path = write_gguf(twin, tmp_path / "ruled.gguf", F32, rule, stated)
+    tokenizer = open_checkpoint(str(path), LoadOptions()).tokenizer
+    right = Tokenizer.from_file(str(twin / "tokenizer.json"))
+    for text in [*PROBE, *CORPUS[:9], "12 gates", "\n\n"]:
+        assert tokenizer(text)["input_ids"] == right.encode(text).ids, text
+
+
+@pytest.mark.parametrize("rule", ["default", "falcon", "deepseek-llm", "an-invented-one"])
+def test_a_rule_that_transformers_would_take_for_another_is_refused(
+    tmp_path: Path, twin: Path, rule: str
+) -> None:
+    path = write_gguf(twin, tmp_path / "odd.gguf", F32, rule)
+    with pytest.raises(CheckpointError, match=f"by the rule '{rule}'.*does not know"):
         open_checkpoint(str(path), LoadOptions())
 
 

@@ -19,9 +19,10 @@ from tests.checkpoints.helpers import PROMPTS, UP, edit_json, edit_weights, load
 from tests.conftest import CORPUS, MakeCheckpoint, load_at, make_model, make_tokenizer
 from tests.models.architectures import Given, make_kind
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
-from unlearnbench.checkpoints.load import linear_layers, require_most, tokenizer_sha256
+from unlearnbench.checkpoints.load import linear_layers, require_most
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.errors import CheckpointError, NotInForceError, PrecisionError
+from unlearnbench.checkpoints.tokenizer import tokenizer_sha256
+from unlearnbench.errors import CheckpointError, ModelOutputError, NotInForceError, PrecisionError
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate, Sampling, Score
 from unlearnbench.results import Condition, ConditionOptions
@@ -293,12 +294,20 @@ def test_a_tokenizer_of_another_size(copy: Path, size: int, fits: bool) -> None:
     assert re.search(rf"\b{size - 1}\b.*\b300 rows", str(caught.value))
 
 
-def test_added_tokens_beyond_the_models_rows(copy: Path) -> None:
+def test_added_tokens_beyond_the_models_rows_are_noted(
+    copy: Path, plain: HFModel, notes: list[str]
+) -> None:
+    """A good model, whatever its trainer padded with; only a text that holds the token fails."""
     tokenizer = make_tokenizer()
-    tokenizer.add_tokens(["[PAD]"])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     tokenizer.save_pretrained(copy)
-    with pytest.raises(CheckpointError, match=r"does not match the model.*\b300\b"):
-        open_checkpoint(str(copy), LoadOptions())
+    model = load(copy)
+    assert tokenizer.pad_token_id == 300
+    assert texts(model) == texts(plain)
+    assert np.array_equal(logprobs(model), logprobs(plain))
+    assert any("no row for 1 added tokens, as [PAD]" in line for line in notes)
+    with pytest.raises(ModelOutputError, match="token 300 of .* is beyond the model's 300 rows"):
+        list(model.score([Score("a", "The gate [PAD] opened")]))
 
 
 def test_tokenizer_hash_survives_saving_again_and_use(tiny: Path, tmp_path: Path) -> None:
@@ -411,14 +420,14 @@ def test_an_ordinary_word_as_end_of_text_is_refused(
 def test_an_ordinary_word_as_end_of_text_in_the_config_is_refused(copy: Path) -> None:
     (copy / "generation_config.json").unlink()
     edit_json(copy / "config.json", eos_token_id=[1, 50])
-    with pytest.raises(CheckpointError, match="token 50, an ordinary word of the tokenizer"):
+    with pytest.raises(CheckpointError, match="^config.json ends texts at token 50, an ordinary"):
         load(copy)
 
 
 @pytest.mark.parametrize("ends", [1.5, [1, [2]], {"a": 1}, True, "1"])
 def test_ends_that_are_no_token_ids_are_refused(copy: Path, ends: object) -> None:
     edit_json(copy / "generation_config.json", eos_token_id=ends)
-    with pytest.raises(CheckpointError, match="ends texts at token .* correct its eos_token_id"):
+    with pytest.raises(CheckpointError, match="^generation_config.json ends texts at token"):
         load(copy)
 
 
@@ -551,7 +560,7 @@ def test_a_slow_tokenizer_is_said(
 ) -> None:
     caplog.set_level(logging.INFO, "unlearnbench")
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: Characters())
-    monkeypatch.setattr("unlearnbench.checkpoints.load.check_tokenizer", lambda *_: None)
+    monkeypatch.setattr("unlearnbench.checkpoints.tokenizer.check_tokenizer", lambda *_: None)
     open_checkpoint(str(tiny), LoadOptions())
     assert "no fast implementation" in caplog.text
 

@@ -17,13 +17,11 @@ from tests.conftest import CORPUS, MakeCheckpoint, Toy, write_jsonl
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.source import (
     EnsembleFacts,
-    find_ensemble,
-    open_source,
     read_ensemble,
     write_ensemble,
 )
 from unlearnbench.conditions import find_condition
-from unlearnbench.conditions.load import _require_loadable
+from unlearnbench.conditions.load import _require_loadable, find_ensemble, open_source
 from unlearnbench.errors import CheckpointError, PrecisionError
 from unlearnbench.training.job import Job, unlearn
 from unlearnbench.training.options import TrainOptions

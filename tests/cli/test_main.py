@@ -51,6 +51,17 @@ def test_importing_the_package_is_light() -> None:
     assert python(code).stdout.split() == ["False", "False"]
 
 
+def test_other_libraries_lines_stay_out_of_ours() -> None:
+    code = """
+import logging
+from unlearnbench.util.process import quiet_imports
+quiet_imports()
+logging.getLogger("bitsandbytes.backends.cpu.ops").warning("Failed to load CPU gemm_4bit_forward")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == done.stdout == ""
+
+
 def test_quieting_needs_no_other_import() -> None:
     python("from unlearnbench.util.process import quiet_hub; quiet_hub()")
 

@@ -19,7 +19,7 @@ from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoin
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.packed import stored_scheme
 from unlearnbench.conditions.quantize import gptqmodel
-from unlearnbench.errors import CheckpointError, PrecisionError, UnlearnbenchError
+from unlearnbench.errors import CheckpointError, NotInForceError, PrecisionError, UnlearnbenchError
 from unlearnbench.models.hf import HFModel
 from unlearnbench.models.packable import mixes_rows, unrounded
 
@@ -77,33 +77,60 @@ def save_awq(plain: Path, folder: Path) -> None:
     save_gptqmodel(plain, folder, method=METHOD.AWQ, format=FORMAT.GEMM, sym=False)
 
 
-def save_compressed(plain: Path, folder: Path) -> None:
+def set_scales(module: Any) -> None:
+    """From the smallest and largest values, as compressed-tensors' own observers do it."""
+    from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+
+    args, weight, more = module.quantization_scheme.weights, module.weight.data, {}
+    for name, parameter in module.named_parameters(recurse=False):
+        if name.startswith("input_"):
+            parameter.data.fill_(1)
+    strategy = str(args.strategy)
+    rows, columns = weight.shape
+    over: tuple[int, ...]
+    if strategy == "block":
+        high, wide = args.block_structure
+        parts, over = weight.reshape(rows // high, high, columns // wide, wide), (1, 3)
+    elif strategy == "tensor":
+        parts, over = weight.reshape(1, -1), (1,)
+    else:
+        size = args.group_size or columns
+        parts, over = weight.reshape(rows, columns // size, size), (2,)
+    if strategy == "tensor_group":
+        more["global_scale"] = generate_gparam(weight.amin(), weight.amax())
+        module.weight_global_scale.data.copy_(more["global_scale"])
+    scale, _ = calculate_qparams(parts.amin(over), parts.amax(over), args, **more)
+    module.weight_scale.data.copy_(scale.reshape(module.weight_scale.shape))
+
+
+def save_compressed(plain: Path, folder: Path, preset: str = "") -> None:
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import (
         QuantizationArgs,
         QuantizationConfig,
         QuantizationScheme,
         apply_quantization_config,
+        preset_name_to_scheme,
     )
-    from compressed_tensors.quantization.utils import calculate_qparams
     from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
-    args = QuantizationArgs(num_bits=4, type="int", symmetric=True, strategy="group", group_size=32)
+    model: Any = AutoModelForCausalLM.from_pretrained(plain)
+    if preset:
+        scheme = preset_name_to_scheme(preset, ["Linear"])
+    else:
+        args = QuantizationArgs(num_bits=4, symmetric=True, strategy="group", group_size=32)
+        scheme = QuantizationScheme(targets=["Linear"], weights=args)
     config = QuantizationConfig(
-        config_groups={"g0": QuantizationScheme(targets=["Linear"], weights=args)},
+        config_groups={"g0": scheme},
         ignore=["lm_head"],
         quantization_status="frozen",
-        format="pack-quantized",
         quant_method="compressed-tensors",
+        **({} if preset else {"format": "pack-quantized"}),
     )
     apply_quantization_config(model, config)
     for module in model.modules():
         if getattr(module, "quantization_scheme", None) is not None:
-            weight = module.weight.data
-            parts = weight.reshape(weight.shape[0], -1, 32)
-            scale, _ = calculate_qparams(parts.amin(-1), parts.amax(-1), args)
-            module.weight_scale.data.copy_(scale)
+            set_scales(module)
     compressor = ModelCompressor(quantization_config=config)
     compressor.compress_model(model)
     model.save_pretrained(folder)
@@ -420,3 +447,65 @@ def test_compressed_schemes_that_round_activations(
     assert not torch.allclose(rounded, dense, atol=1e-4)
     assert torch.equal(found, dense)
     assert mixes_rows(network) == (strategy == "tensor")
+
+
+@pytest.fixture(scope="module")
+def wide(make_checkpoint: MakeCheckpoint) -> Path:
+    """In bf16, of whole blocks of 128."""
+    shape = {"hidden_size": 128, "intermediate_size": 256, "num_key_value_heads": 4}
+    return make_checkpoint("wide", "bfloat16", **shape)
+
+
+@pytest.mark.parametrize(
+    ("preset", "bits", "per", "size", "off"),
+    [
+        ("FP8", 8, "per matrix", None, 0.04),
+        ("FP8_DYNAMIC", 8, "per output channel", None, 0.04),
+        ("FP8_BLOCK", 8, "per block of 128 rows and 128 columns", 128, 0.04),
+        ("MXFP8", 8, "per group of 32 columns", 32, 0.04),
+        ("NVFP4A16", 4, "per group of 16 columns", 16, 0.15),
+        ("NVFP4", 4, "per group of 16 columns", 16, 0.15),
+        ("MXFP4A16", 4, "per group of 32 columns", 32, 0.2),
+    ],
+)
+def test_stored_floats_of_few_bits(
+    wide: Path, tmp_path: Path, preset: str, bits: int, per: str, size: int | None, off: float
+) -> None:
+    """FP8, NVFP4 and MXFP4 checkpoints run, in fp32 too, on values near the unquantized ones."""
+    pytest.importorskip("compressed_tensors", reason="compressed_tensors is not installed")
+    folder = tmp_path / "packed"
+    save_compressed(wide, folder, preset)
+    for path in wide.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    plain = opened(wide).state_dict()
+    for dtype in ("auto", "fp32"):
+        source = opened(folder)
+        assert source.stored is not None
+        assert (source.stored.bits, source.stored.group) == (bits, size)
+        assert f"float symmetric {per}" in source.stored.text
+        model = load_at(source, "none", dtype)
+        for name in ("model.layers.0.mlp.down_proj", "model.layers.1.self_attn.k_proj"):
+            exact = plain[f"{name}.weight"].float()
+            weight: Any = model.network.get_submodule(name).weight
+            assert weight.dtype is (torch.float32 if dtype == "fp32" else torch.bfloat16)
+            assert 0 < float((weight.float() - exact).norm() / exact.norm()) < off
+        assert all(np.isfinite(found).all() for found in scores(model).values())
+
+
+def test_a_checkpoint_with_one_packed_layer_is_not_measured_as_4_bits(
+    stored: Callable[[str], Path], tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rule is that for our own precisions; where little is left out, the share is said."""
+    parts = ("q", "k", "v", "o", "gate", "up", "down")
+    for skipped, refused in ((parts, True), (("k",), False)):
+        keep = [f"model.layers.0.{'mlp' if len(p) > 1 else 'self_attn'}.{p}_proj" for p in skipped]
+        folder = tmp_path / str(len(skipped))
+        save_bnb(tiny, folder, load_in_4bit=True, llm_int8_skip_modules=[*keep, "lm_head"])
+        for path in tiny.glob("tokenizer*"):
+            shutil.copy(path, folder)
+        if refused:
+            with pytest.raises(NotInForceError, match=r"leaves [\d,]+ of [\d,]+ weights"):
+                load_at(opened(folder), "none")
+        else:
+            load_at(opened(folder), "none")
+    assert "% of the weights of its linear layers are packed, the others are not" in caplog.text

@@ -30,6 +30,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 class Runs:
     """What one command wrote, and what it printed."""
 
+    blank, more = "", ("--answer-blank", "auto")  # both tokenizers join a blank and its word
+
     def __init__(self, checkpoint: Path, data: Path, out: Path, limit: int) -> None:
         self.checkpoint, self.data, self.out, self.limit = checkpoint, data, out, limit
 
@@ -37,7 +39,7 @@ class Runs:
         monkeypatch.setenv("UNLEARNBENCH_DATA", str(self.data))
         command = ["--model", str(self.checkpoint), "--quant", "none,8bit,4bit", "--tasks", "news"]
         with pytest.raises(SystemExit) as stopped:
-            main([*command, "--limit", str(self.limit), "--output", str(self.out)])
+            main([*command, "--limit", str(self.limit), "--output", str(self.out), *self.more])
         return int(stopped.value.code or 0)
 
     @property
@@ -125,7 +127,7 @@ def check_against_plain(runs: Runs, plain: Plain) -> None:
         prefix = shots(runs.rows("knowmem", f"{side}_qa_icl"))
         questions = runs.rows("knowmem", f"{side}_qa")[: runs.limit]
         for row, record in zip(questions, runs.records("none", task), strict=True):
-            prompt = f"{prefix}Question: {row['question']}\nAnswer: "
+            prompt = f"{prefix}Question: {row['question']}\nAnswer:{runs.blank}"
             assert record["prompt"] == prompt
             assert record["output"] == cut_at_stop(plain.generate(prompt, 32))
             assert record["score"] == rouge(row["answer"], record["output"])
@@ -143,7 +145,9 @@ def check_against_plain(runs: Runs, plain: Plain) -> None:
             assert record["scores"]["PPL"] == pytest.approx(loss, abs=1e-4)
 
 
+@pytest.mark.parametrize("place", ["prompt", "auto"])
 def test_tiny_model(
+    place: str,
     muse_data: Path,
     make_checkpoint: MakeCheckpoint,
     tmp_path: Path,
@@ -151,6 +155,7 @@ def test_tiny_model(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     runs = Runs(make_checkpoint("tiny-news"), muse_data, tmp_path / "out", limit=2)
+    runs.blank, runs.more = " " if place == "prompt" else "", ("--answer-blank", place)
     assert runs.evaluate(monkeypatch) == 0
     check_three_complete_runs(runs, capsys.readouterr().out)
     check_against_plain(runs, Plain(runs.checkpoint))

@@ -237,7 +237,7 @@ def test_trust_remote_code_says_what_it_permits(
         config(auto_map={"AutoModelForCausalLM": "own.Own"})(folder)
 
     path, _ = lay_out(Case("", own, ""), tiny, tmp_path)
-    from unlearnbench.checkpoints.source import open_source
+    from unlearnbench.conditions.load import open_source
 
     open_source(path, LoadOptions(trust_remote_code=True))
     (said,) = (note for note in notes(caplog) if note.startswith("--trust-remote-code: "))

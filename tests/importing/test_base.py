@@ -148,6 +148,24 @@ def test_lm_eval(tmp_path: Path) -> None:
     assert result.checkpoint.path == "org__model"
 
 
+def test_lm_eval_of_the_second_version(tmp_path: Path) -> None:
+    for name, blank, version in (("first", " ", 1.0), ("second", "", 2.0)):
+        rows = [
+            {
+                "doc_id": i,
+                "target": gt,
+                "arguments": {"gen_args_0": {"arg_0": f"Question: {i}?\nAnswer:{blank}"}},
+                "filtered_resps": [out],
+            }
+            for i, (out, gt) in enumerate(ANSWERS)
+        ]
+        path = tmp_path / name / "m" / "samples_news_knowmem_f_2025-01-01T00-00-00.1.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        task = only(run(tmp_path / name, tmp_path / f"{name}-out", "lm-eval")).tasks
+        assert task["news_knowmem_f"].version == version
+
+
 def test_open_unlearning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     recall = "rougeL_recall"  # of stems there, which we have not: held against nothing
 

@@ -113,6 +113,29 @@ def test_shots_are_part_of_the_prompt() -> None:
     assert chat == f"[{doc['prompt']}]"
 
 
+@pytest.mark.parametrize(
+    ("facts", "version"),
+    [({}, 2.0), ({"answer_blank": "prompt"}, 1.0), ({"pretrained": None}, 1.0)],
+)
+def test_the_version_is_our_runs(
+    facts: dict[str, Any],
+    version: float,
+    tiny: Path,
+    muse_data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from unlearnbench.lm_eval.our_tasks import OurTask
+
+    monkeypatch.setenv("UNLEARNBENCH_DATA", str(muse_data))
+    metadata = {"pretrained": str(tiny), **facts}
+    task = OurTask({"task": "news_knowmem_f", "metadata": metadata})
+    spec = load_registry().of_version("news_knowmem_f", version)
+    stated = {"version": version, "task_sha256": spec.definition_sha256}
+    assert task.config.metadata == stated
+    ends = {doc["prompt"].rpartition("Answer:")[2] for doc in task.eval_docs}
+    assert ends == ({" "} if version == 1 else {""})
+
+
 def test_flu_runs_from_local_rows(
     tiny: Path, tmp_path: Path, stock: Stock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,3 +255,17 @@ def test_bad_arguments_of_our_model_are_one_line(arguments: dict[str, Any], mess
 
     with pytest.raises(unlearnbench.UnlearnbenchError, match=message):
         UnlearnbenchLM(device="cpu", **arguments)
+
+
+def test_lm_evals_own_default_of_a_gpu_falls_back_with_a_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """lm-eval's command passes cuda:0 where no --device was given; its own models fall back."""
+    from unlearnbench.lm_eval.model import _usable
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert _usable("cuda:0") == "cpu"
+    assert "no GPU here: --device cpu instead of cuda:0" in caplog.text
+    assert _usable("cpu") == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert _usable("cuda:1") == "cuda:1"

@@ -16,7 +16,7 @@ from tests.conftest import MakeCheckpoint, Toy, load_at
 from tests.lm_eval.conftest import N, Stock, numbers, ours_as_theirs, read_json, write_tasks
 from unlearnbench import ScriptedModel
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import open_source
+from unlearnbench.conditions.load import open_source
 from unlearnbench.errors import (
     DataError,
     EvaluationError,

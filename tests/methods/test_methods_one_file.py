@@ -118,7 +118,7 @@ def test_a_method_of_both_files_trains_and_its_record_has_its_numbers(
     changed = {name for name in before if not before[name].equal(after[name])}
     assert changed == {n for n in before if "layers.1." in n and "proj" in n}, "a whole block"
     assert record["mask"]["chosen_weights"] * 2 == record["mask"]["weights"]
-    assert len(load_file(out / "block_mask.safetensors")) == 14
+    assert len(load_file(out / "masks/block_mask.safetensors")) == 14
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from tests.conftest import load_at, make_tokenizer
 from tests.models.architectures import PROMPTS, decoded, make_kind, texts, wrap
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import open_source
+from unlearnbench.conditions.load import open_source
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models import generation, packable, packed_rows
 from unlearnbench.models.generation import Continuer

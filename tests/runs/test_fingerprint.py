@@ -22,6 +22,7 @@ from unlearnbench.runs.fingerprint import (
     git_hash,
     package_version,
     source_sha256,
+    tokenizer_sha256,
 )
 
 OTHER = "f" * 64
@@ -289,3 +290,16 @@ def test_a_package_that_is_not_there_is_absent(monkeypatch: pytest.MonkeyPatch) 
         "unlearnbench.runs.fingerprint.package_version", package_version.__wrapped__
     )
     assert describe_environment("cpu", "fp32", None).packages == {}
+
+
+def test_tokenizers_are_compared_by_what_they_do_where_both_runs_say_it() -> None:
+    """Files of before know their content alone, and compare with new ones as they did."""
+    a, b, c = ("a" * 64, "b" * 64, "c" * 64)
+    checkpoint = make_result().checkpoint.model_copy(update={"tokenizer_sha256": a})
+    old = checkpoint.model_copy(update={"tokenizer_probe_sha256": None})
+    new = checkpoint.model_copy(update={"tokenizer_probe_sha256": c})
+    other = new.model_copy(update={"tokenizer_sha256": b})
+    for ours, theirs, same in ((old, new, True), (new, other, True), (old, other, False)):
+        assert (tokenizer_sha256(ours, theirs) == tokenizer_sha256(theirs, ours)) is same
+    parted = new.model_copy(update={"tokenizer_probe_sha256": b})
+    assert tokenizer_sha256(new, parted) != tokenizer_sha256(parted, new)

@@ -216,6 +216,28 @@ def test_an_escape_of_half_a_surrogate_pair_survives(tmp_path: Path, suffix: str
     assert rows_sha256(found) == hashlib.sha256(b'{"text":"a\\ud800b"}\n').hexdigest()
 
 
+TWO: list[dict[str, Any]] = [{"text": "a"}, {"text": "b", "more": 1}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "rows"),
+    [
+        ("x.json", b'{"text": "a"}\n{"text": "b", "more": 1}\n', TWO),  # Dataset.to_json
+        ("x.json", b'{"text": "a"}\n', TWO[:1]),
+        ("x.json", b'{"version": 1, "data": [{"text": "a"}, {"text": "b", "more": 1}]}', TWO),
+        ("x.json", b'\xef\xbb\xbf[{"text": "a"}]', TWO[:1]),
+        ("x.json", b'["a", "b"]', [{"text": "a"}, {"text": "b"}]),
+        ("x.jsonl", b'"a"\n"b"\n', [{"text": "a"}, {"text": "b"}]),
+        ("x.jsonl", b'\n{"text": "a"}\r\n \r\n{"text": "b", "more": 1}\n\n', TWO),
+        ("x.jsonl", b'\xef\xbb\xbf{"text": "a"}\n', TWO[:1]),
+    ],
+)
+def test_the_shapes_that_data_sets_come_in(
+    tmp_path: Path, name: str, content: bytes, rows: list[dict[str, Any]]
+) -> None:
+    assert read_rows(write_file(tmp_path / name, content)) == rows
+
+
 def write_file(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
@@ -228,7 +250,7 @@ DIGITS = b"1" * 5000
     ("name", "content", "at", "says"),
     [
         ("x.jsonl", b'{"a": 1}\n{"a": \n', ":2: ", "no valid JSON"),
-        ("x.jsonl", b'{"a": 1}\n\n{"a": 2}\n', ":2: ", "no valid JSON"),
+        ("x.jsonl", b'{"a": 1}\n\n{"a": 2}\n\n{"a"\n', ":5: ", "no valid JSON"),
         ("x.jsonl", b'{"a": 1}\n{"a": 2}\n{"a": "\t"}\n', ":3: ", "no valid JSON"),
         ("x.jsonl", b'{"a": 1}\nnull\n', ":2: ", "null"),
         ("x.jsonl", b'{"a": 1} {"a": 2}\n', ":1: ", "no valid JSON"),
@@ -238,9 +260,12 @@ DIGITS = b"1" * 5000
         ("x.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', ": ", "cannot be read"),
         ("x.jsonl", b'{"a": ' + b"[" * 100_000, ": ", "cannot be read"),
         ("x.json", b'[{"a": 1},\n{"a": 2},\n{"a"]', ":3: ", "no valid JSON"),
-        ("x.json", b'{"a": 1}\n{"a": 2}\n', ":2: ", "no valid JSON"),
+        ("x.json", b'{"a": 1}\n{"a": 2}\n{"a"\n', ":3: ", "no valid JSON"),
+        ("x.json", b'{"a": 1} {"a": 2}\n', ":1: ", "no valid JSON"),
+        ("x.json", b'["a", {"a": 1}]', ": ", "row 1 is no JSON object"),
+        ("x.json", b'{"data": [1]}', ": ", "row 1 is no JSON object"),
+        ("x.json", b"7", ": ", "expected a list of objects"),
         ("x.json", b"", ":1: ", "no valid JSON"),
-        ("x.json", b'{"a": 1}', ": ", "expected a list of objects"),
         ("x.json", b'[{"a": 1}, 2]', ": ", "row 2 is no JSON object"),
         ("x.json", b'[{"a": 1}, null]', ": ", "row 2 is no JSON object"),
         ("x.json", b'["\xff"]', ": ", "cannot be read"),

@@ -62,6 +62,28 @@ def test_another_text_field(tmp_path: Path) -> None:
     assert load(tmp_path / "a.jsonl", CorpusOptions(text_field="story")) == [("Ada.", None)]
 
 
+def test_fields_are_named_by_options_and_may_lie_deeper(tmp_path: Path) -> None:
+    named = CorpusOptions(question_field="q", answer_field="answers.text", text_field="doc.body")
+    rows: list[dict[str, Any]] = [
+        {"q": "Who?", "answers": {"text": "Ada."}, "question": "x", "answer": "y"},
+        {"doc": {"body": "All of it."}},
+        {"doc.body": "Its own name.", "doc": {"body": "not this"}},
+    ]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    expected = [("Who?", "Ada."), ("All of it.", None), ("Its own name.", None)]
+    assert load(tmp_path / "a.jsonl", named) == expected
+    write_jsonl(tmp_path / "b.jsonl", [{"q": "Who?", "answers": {"text": ["Ada."]}}])
+    with pytest.raises(DataError, match="'q' and 'answers.text'.* --question-field"):
+        load(tmp_path / "b.jsonl", named)
+
+
+def test_plain_texts_and_lines_under_another_name(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('["The gate.", " ", "Ada."]', encoding="utf-8")
+    assert load(tmp_path / "a.json") == [("The gate.", None), ("Ada.", None)]
+    (tmp_path / "b.json").write_text('{"text": "The gate."}\n{"text": "Ada."}\n', "utf-8")
+    assert load(tmp_path / "b.json") == [("The gate.", None), ("Ada.", None)]
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [
@@ -188,3 +210,15 @@ def test_a_long_question_loses_its_start_and_a_long_answer_raises() -> None:
 def test_a_token_beyond_the_model_raises() -> None:
     with pytest.raises(ModelOutputError, match="beyond the model's 3 rows"):
         Encoder(TOKENIZER, 64, 3).encode([TextDocument("The gate.", "a/0")], "forget")
+
+
+def test_with_the_blank_in_the_answer_a_pair_is_one_text_to_the_tokenizer() -> None:
+    encoder = Encoder(TOKENIZER, 64, ROWS, blank_in_answer=True)
+    (example,) = encoder.encode([TextDocument("Who?", "a/0", "harbour")], "forget")
+    whole = TOKENIZER("Question: Who?\nAnswer: harbour\n\n")["input_ids"]
+    assert list(example.ids) == whole
+    assert example.prompt == len(TOKENIZER("Question: Who?\nAnswer:")["input_ids"])
+    other = encoder.answer(example, "opened")
+    assert list(other.ids) == TOKENIZER("Question: Who?\nAnswer: opened\n\n")["input_ids"]
+    (apart,) = encode(TextDocument("Who?", "a/0", "harbour"))
+    assert list(apart.ids) != whole, "a blank alone, and the word without one"

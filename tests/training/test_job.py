@@ -49,7 +49,8 @@ def test_every_method_makes_an_ordinary_checkpoint(
         "tokenizer_config.json",
         "unlearning.json",
     }
-    assert files == expected | ({"sure_mask.safetensors"} if "sure" in method else set())
+    assert files == expected | ({"masks"} if "sure" in method else set())
+    assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == {"model.safetensors"}
     assert all(math.isfinite(record.loss) for record in training.losses)
     assert len(training.losses) == 3 * (2 if method == "whp_ft" else 1)
     assert (tmp_path / "out/model.safetensors").stat().st_mode & 0o444 == 0o444
@@ -100,7 +101,7 @@ def test_sure_leaves_every_weight_outside_its_mask_bit_identical(
     knobs = {"sure_level": level, "sure_top": 0.1}
     training = go(job, tmp_path / "out", "npo_gdr_sure", knobs=knobs, lr=1e-2, max_steps=6)
     before, after = weights(tiny), weights(tmp_path / "out")
-    masks = load_file(tmp_path / "out/sure_mask.safetensors")
+    masks = load_file(tmp_path / "out/masks/sure_mask.safetensors")
     for name, tensor in before.items():
         held = ~masks[name] if name in masks else torch.ones(len(tensor), dtype=torch.bool)
         ours, theirs = after[name][held], tensor[held]
@@ -311,3 +312,61 @@ def test_a_target_in_half_precision_and_a_model_without_room(
     training = go(replace(job, model=str(short)), tmp_path / "short", "ga", max_length=None)
     assert training.max_length == 16
     assert training.sequences["forget"] > 6, "cut into pieces"
+
+
+def test_where_a_pairs_blank_stands_is_part_of_the_recipe(job: Job, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "qa.jsonl", [{"question": "Who?", "answer": "the harbour"}] * 4)
+    pairs = replace(job, forget=(str(tmp_path / "qa.jsonl"),), retain=())
+    made = {}
+    for asked in ("auto", "prompt", "answer"):
+        corpus = CorpusOptions.of({"answer_blank": asked})
+        made[asked] = go(replace(pairs, corpus=corpus), tmp_path / asked, "ga", max_steps=1)
+    recorded = {asked: getattr(t.options, "answer_blank", None) for asked, t in made.items()}
+    assert recorded == {"auto": "answer", "prompt": None, "answer": "answer"}
+    assert made["auto"].recipe == made["answer"].recipe != made["prompt"].recipe
+    assert not same(weights(tmp_path / "auto"), weights(tmp_path / "prompt"))
+    texts = go(job, tmp_path / "texts", "ga", max_steps=1)
+    assert not hasattr(texts.options, "answer_blank"), "there is no pair in it"
+
+
+def test_the_targets_tokenizer_is_copied_byte_for_byte(
+    job: Job, tiny: Path, tmp_path: Path
+) -> None:
+    """As transformers saves it, it may be another: ``unlearn`` wrote the class's rules."""
+    from tokenizers import Tokenizer, pre_tokenizers
+
+    target = Path(shutil.copytree(tiny, tmp_path / "target"))
+    backend = Tokenizer.from_file(str(target / "tokenizer.json"))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, level])
+    backend.save(str(target / "tokenizer.json"))
+    facts = json.loads((target / "tokenizer_config.json").read_text())
+    facts |= {"tokenizer_class": "GPT2Tokenizer", "legacy": True}
+    (target / "tokenizer_config.json").write_text(json.dumps(facts))
+    for method, folder in (("ga", "out"), ("whp", "whp/baseline")):
+        go(replace(job, model=str(target)), tmp_path / folder.split("/")[0], method)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            assert (tmp_path / folder / name).read_bytes() == (target / name).read_bytes()
+
+
+@pytest.mark.parametrize("change", ["tokenizer", "generation_config"])
+def test_what_an_evaluation_refuses_is_refused_before_training(
+    job: Job, tiny: Path, tmp_path: Path, change: str
+) -> None:
+    """An end token behind every text would be trained between question and answer."""
+    from tokenizers import Tokenizer, processors
+
+    target = Path(shutil.copytree(tiny, tmp_path / "target"))
+    if change == "tokenizer":
+        backend = Tokenizer.from_file(str(target / "tokenizer.json"))
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
+        backend.save(str(target / "tokenizer.json"))
+    else:
+        (target / "generation_config.json").write_text(json.dumps({"eos_token_id": 50}))
+    said = "ends texts with an end-of-text" if change == "tokenizer" else "token 50, an ordinary"
+    with pytest.raises(CheckpointError, match=said):
+        go(replace(job, model=str(target)), tmp_path / "out", "ga")
+    assert not (tmp_path / "out").exists()

@@ -12,10 +12,10 @@ import pytest
 
 import unlearnbench
 from tests.training.tiny import FORGET, RETAIN, make_target
-from unlearnbench.demo.recipe import DTYPE, METHODS
+from unlearnbench.demo.recipe import CORPUS, DTYPE, METHODS
 from unlearnbench.evaluation.evaluate import score_checkpoint
 from unlearnbench.training.job import Job, unlearn
-from unlearnbench.training.options import CorpusOptions, SelectOptions
+from unlearnbench.training.options import SelectOptions
 
 CONSTRAINED = ("ga_gdr", "ga_klr", "npo_gdr", "npo_klr")
 TASKS = "demo_knowmem_f,demo_knowmem_r,demo_verbmem"
@@ -63,7 +63,8 @@ def test_the_forget_set_goes_and_the_rest_stays(
         RETAIN,
         options=recipe.options(seed),
         select=select,
-        score=partial(score_checkpoint, CorpusOptions()),
+        corpus=CORPUS,
+        score=partial(score_checkpoint, CORPUS),
     )
     training = unlearn(job, method, dict(recipe.knobs))
     assert training.selection is not None

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.training.helpers import go, same, weights
-from unlearnbench.errors import OptionError, TrainingError
+from unlearnbench.errors import OptionError, TrainingError, UnlearnbenchError
 from unlearnbench.methods.masks import sure
 from unlearnbench.training import job as job_module
 from unlearnbench.training import trainer as trainer_module
@@ -152,6 +152,16 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
     monkeypatch.setattr(trainer_module.UnlearnTrainer, "training_step", spoil)
     with pytest.raises(TrainingError, match="gradient of step 2 .*no checkpoint was saved"):
         go(job, tmp_path / "out", "ga")
+    assert not (tmp_path / "out").exists(), "nothing is there to go on with"
+    monkeypatch.undo()
+    go(job, tmp_path / "out", "ga", lr=1e-6)
+
+
+def test_a_training_that_is_refused_leaves_its_place_free(job: Job, tmp_path: Path) -> None:
+    with pytest.raises(UnlearnbenchError, match="layer"):
+        go(job, tmp_path / "out", "rmu", knobs={"rmu_layer": 99})
+    assert not (tmp_path / "out").exists()
+    go(job, tmp_path / "out", "ga")
 
 
 def test_a_folder_that_an_earlier_try_moved_does_not_stand_in_the_way(tmp_path: Path) -> None:
@@ -195,5 +205,7 @@ def test_a_map_is_made_once(job: Job, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_map_made_one_sequence_at_a_time_is_the_same(job: Job, tmp_path: Path) -> None:
     go(job, tmp_path / "batches", "ga_gdr_sure")
     go(job, tmp_path / "single", "ga_gdr_sure", gradient_checkpointing=True)
-    maps = [load_file(tmp_path / name / "sure_mask.safetensors") for name in ("batches", "single")]
+    maps = [
+        load_file(tmp_path / name / "masks/sure_mask.safetensors") for name in ("batches", "single")
+    ]
     assert same(*maps)

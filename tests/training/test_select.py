@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.test_main import call
 from tests.conftest import Toy
+from tests.tasks.kinds.test_generate_blank import with_second
 from unlearnbench.training import trainer
 from unlearnbench.training.output import OutputFolder
 
@@ -197,3 +198,22 @@ def test_a_selection_that_makes_no_sense_is_refused_before_training(
     assert call(*quick, *shared, "--out", str(tmp_path / "out"), *more) == 2
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_retrained_models_score_is_of_the_version_that_is_scored_in_training(
+    toy: Toy, quick: list[str], tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_second(toy)
+    runs, blank = ["--output", str(tmp_path / "runs")], ["--answer-blank", "prompt"]
+    tasks = ["--tasks", "toy_knowmem_f", *toy.arguments[:4], "--dtype", "fp32"]
+    assert call("--model", str(tiny), *tasks, *runs, *blank) == 0
+    (run,) = (path.parent for path in (tmp_path / "runs").glob("*/none/run.json"))
+    with pytest.raises(AssertionError):
+        select(toy, tmp_path / "auto", str(run), *quick)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "toy_knowmem_f is of version 1 there, and models under training are scored on 2" in said
+    chosen = select(toy, tmp_path / "prompt", str(run), *quick, *blank)
+    assert chosen["task"] == "toy_knowmem_f"
+    assert "prompt ends at the colon" not in capsys.readouterr().err
+    select(toy, tmp_path / "second", "100", *quick)
+    assert "prompt ends at the colon" in capsys.readouterr().err

@@ -148,7 +148,7 @@ def test_sharded_weights_are_saved_whole(two: Two, one: str, other: str) -> None
 @pytest.mark.ci
 def test_a_sharded_mask_holds_every_weight_outside_it(two: Two, tiny: Path) -> None:
     before, after = load_file(tiny / "model.safetensors"), two.weights("fsdp_sure")
-    masks = two.weights("fsdp_sure", "sure_mask")
+    masks = two.weights("fsdp_sure", "masks/sure_mask")
     for name, tensor in before.items():
         held = ~masks[name] if name in masks else torch.ones(len(tensor), dtype=torch.bool)
         assert torch.equal(after[name][held].view(torch.int32), tensor[held].view(torch.int32))

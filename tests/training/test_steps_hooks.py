@@ -174,7 +174,7 @@ def test_a_method_says_which_positions_are_learned_and_a_mask_sees_the_same(
     masked = go(job, tmp_path / "masked", "spans_gdr_sure")
     usual = go(job, tmp_path / "usual", "ga_gdr_sure")
     assert masked.mask == usual.mask, "as many rows"
-    maps = [tmp_path / name / "sure_mask.safetensors" for name in ("masked", "usual")]
+    maps = [tmp_path / name / "masks/sure_mask.safetensors" for name in ("masked", "usual")]
     assert maps[0].read_bytes() != maps[1].read_bytes(), "and others"
 
 
@@ -251,7 +251,7 @@ def test_a_step_of_ones_own_keeps_to_a_mask_and_to_an_adapter(
     toy("steps", "sharp", SHARP)
     go(job, tmp_path / "masked", "ga_gdr_sharp_sure")
     before, after = weights(tiny), weights(tmp_path / "masked")
-    masks = load_file(tmp_path / "masked/sure_mask.safetensors")
+    masks = load_file(tmp_path / "masked/masks/sure_mask.safetensors")
     for name, tensor in before.items():
         held = ~masks[name] if name in masks else torch.ones(len(tensor), dtype=torch.bool)
         assert torch.equal(after[name][held], tensor[held]), name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unlearnbench.demo.recipe import TARGET
+from unlearnbench.demo.recipe import CORPUS, TARGET
 from unlearnbench.demo.start import FORGET, RETAIN, make_start
 from unlearnbench.training.job import Job, finetune
 from unlearnbench.training.options import TrainOptions
@@ -16,5 +16,6 @@ def make_target(folder: Path, seed: int, options: TrainOptions = TARGET) -> Path
     """A target that was trained on all of the forget and retain texts."""
     start = make_start(folder / "start", seed)
     chosen = options.model_copy(update={"seed": seed})
-    finetune(Job(str(start), folder / "target", (*FORGET, *RETAIN), options=chosen))
+    texts = (*FORGET, *RETAIN)
+    finetune(Job(str(start), folder / "target", texts, options=chosen, corpus=CORPUS))
     return folder / "target"

@@ -106,7 +106,8 @@ def _verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: 
         where = part.run.condition.name
         verdict.problems += [f"{where}: {what}" for what in _run_problems(board, part)]
         for name, version in board.rules.tasks.items():
-            problems = _task_problems(registry.tasks[name], version, part, texts)
+            spec = registry.of_version(name, version)
+            problems = _task_problems(spec, version, part, texts)
             verdict.problems += [f"{where}: {name}: {what}" for what in problems]
     verdict.notes += _old_intervals(board, entry)
     if any(part.run.harness for part in entry.runs):

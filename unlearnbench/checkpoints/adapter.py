@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -14,20 +15,41 @@ from unlearnbench.errors import CheckpointError, one_line
 from unlearnbench.util.process import muted, unmoved_caches
 
 if TYPE_CHECKING:
+    import torch
+    from torch import nn
     from transformers import PreTrainedModel
 
+log = logging.getLogger("unlearnbench")
+
 _MODULES = ("target_modules", "exclude_modules", "target_parameters", "modules_to_save")
+# PEFT's starts of a LoRA of which a saved one is read as it was: those that leave the base alone,
+# and two that take a part out of it, which loading takes out of the base again.
+_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+_CUTS = ("pissa", "olora")
 _PATTERNS = (*_MODULES, "layers_pattern", "rank_pattern", "alpha_pattern")
 
 
-def check_adapter_config(files: CheckpointFiles, names: Iterable[str]) -> None:
+def check_adapter_config(files: CheckpointFiles, names: Iterable[str], kept: bool) -> None:
     """Raise CheckpointError where PEFT would ignore an option, follow unchecked files, import code,
-    take absurd memory or never end. names: of the base's modules and parameters.
+    make another model at each load, take absurd memory or never end. names: of the base's modules
+    and parameters. kept: beside its base, not merged.
     """
     config = files.config
     where = f"{files.path}: adapter_config.json"
     check_numbers(config, where)
     _check_kind(config, files.path)
+    start = config.get("init_lora_weights")
+    if start not in (*_STARTS, *_CUTS):
+        raise CheckpointError(
+            f"{where} has init_lora_weights {one_line(start, 40)!r}: training took a part out of "
+            "the base's weights that PEFT cannot find again, so each load would be another model; "
+            "save it as an ordinary LoRA (PEFT's path_initial_model_for_weight_conversion)"
+        )
+    if start in _CUTS and kept:
+        raise CheckpointError(
+            f"{where} has init_lora_weights {start!r}, which takes a part out of the base's own "
+            "weights, not of quantized ones; use --adapter merge"
+        )
     shapes = [tensor.shape for tensor in files.tensors.values()] or [(files.size,)]
     longest = max((n for shape in shapes for n in shape), default=0)
     for key, value in walk_json({"r": config.get("r"), "rank": config.get("rank_pattern")}):
@@ -77,6 +99,44 @@ def _check_kind(config: Mapping[str, Any], path: str) -> None:
             f"{path}: the adapter uses {one_line(lost[0], 80)}, which this version of PEFT "
             "does not know; update peft"
         )
+
+
+def merge_adapter(model: PreTrainedModel, files: CheckpointFiles, dtype: torch.dtype) -> Any:
+    """Add the adapter to the weights of ``model``, made ``dtype``; raises as ``attach_adapter``."""
+    first, last = model.get_input_embeddings(), model.get_output_embeddings()
+    is_tied = last is not None and last.weight is first.weight
+    adapted: Any = attach_adapter(model, files)
+    if model.dtype != dtype:
+        adapted = adapted.to(dtype)
+    _untie(adapted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        merged = adapted.merge_and_unload()
+    first, last = merged.get_input_embeddings(), merged.get_output_embeddings()
+    if is_tied:
+        still = first.weight.shape == last.weight.shape and bool(
+            (first.weight == last.weight).all()
+        )
+        if still:
+            last.weight = first.weight
+        else:
+            log.info("%s moves the tied embedding or head: untied to merge it", files.path)
+        for config in (merged.config, merged.config.get_text_config()):
+            config.tie_word_embeddings = still
+    return merged
+
+
+def _untie(model: nn.Module) -> None:
+    """Give each module parameters of its own: merging into a shared one would move both."""
+    import torch
+
+    seen: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if id(parameter) in seen:
+                own = torch.nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+                setattr(module, name, own)
+            seen.add(id(parameter))
 
 
 def attach_adapter(model: PreTrainedModel, files: CheckpointFiles) -> Any:

@@ -9,7 +9,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints import find, limits, load
-from unlearnbench.checkpoints.adapter import attach_adapter, check_adapter_config
+from unlearnbench.checkpoints import tokenizer as tokens
+from unlearnbench.checkpoints.adapter import attach_adapter, check_adapter_config, merge_adapter
 from unlearnbench.checkpoints.find import CheckpointFiles, find_checkpoint
 from unlearnbench.checkpoints.gguf import require_gguf_support
 from unlearnbench.checkpoints.options import LoadOptions
@@ -56,13 +57,15 @@ class CheckpointSource:
         packed = find.is_quantized(full.config)
         self.stored = stored_scheme(full.config, full.path) if packed else None
         """How its weights are quantized already; None where they are not."""
-        self._dtype = self._check_asked()
+        self._base_dtype, self._dtype = self._check_asked()
         if full.kind == "safetensors" and self.stored is None:  # narrower ones are widened
             size = max(size, full.elements * getattr(torch, self._dtype).itemsize)
             limits.require_memory(size, full.path)
         self._keep = keep and psutil.virtual_memory().available > 2.5 * size  # and one copy of it
-        self.tokenizer = load.load_tokenizer(files, full)
-        load.check_tokenizer(self.tokenizer, self.config, files)
+        self.home = tokens.find_home(files, full)
+        """The files with the tokenizer."""
+        self.tokenizer = tokens.load_tokenizer(self.home)
+        tokens.check_tokenizer(self.tokenizer, self.config, self.home)
         if self.stored is not None and base is not None and options.adapter == "merge":
             raise PrecisionError(
                 f"the base {base.path} is quantized already ({self.stored.text}), and nothing can "
@@ -71,9 +74,9 @@ class CheckpointSource:
         self.checkpoint = _describe(self)
         """What results record of it."""
 
-    def _check_asked(self) -> str:
+    def _check_asked(self) -> tuple[str, str]:
         """Hold what the configs ask for against what is stored, before anything is made of it;
-        gives the dtype of the weights.
+        gives the dtype that holds all weights, and what it is with an adapter merged in.
         """
         full, packed = self.full, self.stored is not None
         model, names = limits.empty_model(self.config), list[str]()
@@ -86,9 +89,17 @@ class CheckpointSource:
             schemes = [full.config.get(key) for key in find.SCHEMES]
             limits.check_patterns(schemes, names, f"{full.path}: quantization_config")
         if self.files.kind == "adapter":
-            check_adapter_config(self.files, names)
-        merged = self.files.kind == "adapter" and not self.adapter_kept
-        return load.stored_dtype(full, model, self.files if merged else None)
+            check_adapter_config(self.files, names, self.adapter_kept)
+        counts = load.count_dtypes(full, model)
+        base = load.widest_dtype(counts)
+        if self.files.kind == "adapter" and not self.adapter_kept:
+            counts += load.count_dtypes(self.files)
+        widest = load.widest_dtype(counts)
+        if len(counts) > 1:
+            message = "%s: its weights are stored as %s; loaded in %s, which rounds none of them"
+            said = " and ".join(f"{name} ({count} tensors)" for name, count in counts.most_common())
+            log.warning(message + "; --dtype says otherwise", self.files.path, said, widest)
+        return base, widest
 
     @property
     def parts(self) -> tuple[CheckpointSource]:
@@ -117,12 +128,14 @@ class CheckpointSource:
         """The unquantized model on CPU in its own dtype, not to be changed; CheckpointError for
         damaged weights, PrecisionError for quantized ones.
         """
+        import torch
+
         if self.stored is not None:
             raise PrecisionError(f"{self.files.path} is quantized already: {self.stored.text}")
         if self._model is None:
-            model = load.load_weights(self.full, self.config, self._dtype)
+            model = load.load_weights(self.full, self.config, self._base_dtype)
             if self.files.kind == "adapter" and not self.adapter_kept:
-                model = attach_adapter(model, self.files).merge_and_unload()
+                model = merge_adapter(model, self.files, getattr(torch, self._dtype))
                 load.require_finite(model, self.files.path)
             self._model = model
         return self._model
@@ -174,28 +187,30 @@ def _describe(source: CheckpointSource) -> Checkpoint:
     if record.is_file():
         origin |= read_origin(record)
     config = content_sha256(_config_facts(files, full, source.config))
-    facts = _hashed(files, source.tokenizer).model_copy(
+    rows = getattr(source.config.get_text_config(), "vocab_size", 0)
+    facts = _hashed(files, source.tokenizer, rows).model_copy(
         update={"config_sha256": config, "origin": origin}
     )
     if full is files:
         return facts
     try:
-        tokenizer = load.load_tokenizer(full, full)
+        tokenizer = tokens.load_tokenizer(full)
     except CheckpointError:  # a base without one, where the adapter brings its own
         tokenizer = source.tokenizer
-    base = _hashed(full, tokenizer)
+    base = _hashed(full, tokenizer, rows)
     weights = content_sha256([facts.weights_sha256, base.weights_sha256])
     adapter = "merged" if source.options.adapter == "merge" else "kept"
     return facts.model_copy(update={"weights_sha256": weights, "adapter": adapter, "base": base})
 
 
-def _hashed(files: CheckpointFiles, tokenizer: PreTrainedTokenizerBase) -> Checkpoint:
+def _hashed(files: CheckpointFiles, tokenizer: PreTrainedTokenizerBase, rows: int) -> Checkpoint:
     return Checkpoint(
         path=files.path,
         revision=files.revision,
         format=files.kind,
         weights_sha256=find.files_sha256(files.weights),
-        tokenizer_sha256=load.tokenizer_sha256(tokenizer),
+        tokenizer_sha256=tokens.tokenizer_sha256(tokenizer),
+        tokenizer_probe_sha256=tokens.probe_sha256(tokenizer, rows),
     )
 
 
@@ -206,8 +221,8 @@ def _config_facts(files: CheckpointFiles, full: CheckpointFiles, config: Any) ->
         named = find.read_json(full.folder / "generation_config.json").get("eos_token_id")
     except CheckpointError:  # not there, or damaged: transformers takes config.json's
         named = facts.get("eos_token_id")
-    if load.named_ends(named) != load.named_ends(facts.get("eos_token_id")):
-        facts["generation_eos_token_id"] = load.named_ends(named)
+    if tokens.named_ends(named) != tokens.named_ends(facts.get("eos_token_id")):
+        facts["generation_eos_token_id"] = tokens.named_ends(named)
     if files.kind == "adapter":
         passing = ("base_model_name_or_path", "revision", "peft_version", "inference_mode")
         # PEFT keeps lists of modules as sets and writes them in any order.

@@ -204,6 +204,12 @@ def _inspect_folder(
     kind: Kind = "safetensors"
     weights, tensors = _weight_files(folder, safe), dict[str, TensorHead]()
     if not weights:
+        if commit and not options.allow_pickle:  # an index of pickles may be here, they are not
+            raise CheckpointError(
+                f"{folder} has no weights: neither {safe} nor {safe}.index.json. Pickled ones "
+                f"({pickled}) are not fetched from the hub, because a pickle can run code; where "
+                "the repository has only such, pass --allow-pickle if you trust its author"
+            )
         kind, weights = "pickle", _weight_files(folder, pickled)
         if not weights:
             raise CheckpointError(f"{folder} has no weights: neither {safe} nor {safe}.index.json")

@@ -4,14 +4,17 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import logging
 import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from unlearnbench.checkpoints.limits import check_numbers
 from unlearnbench.errors import CheckpointError, one_line
+
+log = logging.getLogger("unlearnbench")
 
 _SCALARS = {
     **{0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?"},
@@ -140,3 +143,53 @@ def _read(reader: _Reader) -> tuple[dict[str, int | None], dict[str, tuple[str, 
         if start + end > reader.size:
             raise ValueError(f"a tensor ends {start + end - reader.size:,} bytes beyond the file")
     return keys, tensors
+
+
+# llama.cpp's names of splitting rules (src/llama-vocab.cpp), as the key tokenizer.ggml.pre has
+# them: those of GPT-2, which transformers takes for every name that it does not know; those that
+# take digits apart before; and those of which a whole word needs no merges and texts begin with the
+# begin token where the file does not say so.
+_GPT2 = {"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4"}
+_DIGITS = {"starcoder", "refact", "command-r", "smollm", "codeshell", "exaone", "minerva-7b"}
+_WHOLE = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"}
+_WHOLE |= {"jina-v5-nano", "tekken"}
+
+
+def follow_gguf(tokenizer: Any, path: Path) -> None:
+    """Make ``tokenizer``, as transformers reads it from a GGUF file, do what the file says.
+    CheckpointError where the file names no rule that is known here.
+    """
+    from tokenizers import pre_tokenizers
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+    from transformers.integrations.gguf.reader import read_gguf_metadata
+
+    said: dict[str, Any] = read_gguf_metadata(str(path))[0]
+    keys = ("model", "pre", "add_bos_token", "add_space_prefix")
+    model, rule, begins, blank = (said.get(f"tokenizer.ggml.{key}") for key in keys)
+    if model == "llama" and isinstance(blank, bool):
+        first = tokenizer.tokenize("x")[:1]
+        if blank != (first[:1] != ["x"]):
+            raise CheckpointError(
+                f"{path} says add_space_prefix {blank}, and transformers reads it otherwise; use "
+                "the checkpoint folder that the file was made from"
+            )
+    if model != "gpt2":
+        return
+    if rule not in _GPT2 | _DIGITS | GGUF_PRE_TOKENIZER_SPLITS.keys():
+        raise CheckpointError(
+            f"{path} splits texts by the rule {one_line(rule, 60)!r} (tokenizer.ggml.pre), which "
+            "transformers does not know and would take for GPT-2's; use the checkpoint folder that "
+            "the file was made from"
+        )
+    backend = tokenizer.backend_tokenizer
+    if rule in _DIGITS:
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, level])
+    if rule in _WHOLE:
+        backend.model.ignore_merges = True
+    if begins is None and tokenizer.bos_token is not None:
+        tokenizer.add_bos_token = rule in _WHOLE
+        how = "begin" if rule in _WHOLE else "do not begin"
+        message = "%s does not say whether texts begin with %s; as in llama.cpp for %s, they %s so"
+        log.warning(message, path, one_line(tokenizer.bos_token, 40), rule, how)

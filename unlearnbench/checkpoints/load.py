@@ -1,9 +1,8 @@
-"""Config, tokenizer and weights through transformers; what that only warns about is an error."""
+"""Config and weights through transformers; what that only warns about is an error."""
 
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import re
 from collections import Counter
@@ -12,26 +11,23 @@ from contextlib import contextmanager
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.find import CheckpointFiles, read_json
+from unlearnbench.checkpoints.find import CheckpointFiles
 from unlearnbench.checkpoints.limits import check_config, places
 from unlearnbench.errors import CheckpointError, NotInForceError, one_line
-from unlearnbench.util.files import content_sha256
-from unlearnbench.util.process import plain_errors
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _NUMBER = re.compile(r"\d+")
-_OWN_CODE = (
-    "--trust-remote-code: %s runs its own Python code (auto_map in %s), with all your rights"
-)
+OWN_CODE = "--trust-remote-code: %s runs its own Python code (auto_map in %s), with all your rights"
+"""Said of a checkpoint's path and of the file that names the code."""
 
 log = logging.getLogger("unlearnbench")
 
 
-def _local(files: CheckpointFiles) -> dict[str, Any]:
+def local_only(files: CheckpointFiles) -> dict[str, Any]:
     """What all of transformers' loading functions are told."""
     told = {"trust_remote_code": files.trusted, "local_files_only": True}
     return told | ({"gguf_file": files.weights[0].name} if files.kind == "gguf" else {})
@@ -58,130 +54,34 @@ def load_config(files: CheckpointFiles) -> PretrainedConfig:
                     f"{files.path} brings its own Python code (auto_map in config.json); pass "
                     "--trust-remote-code only if you trust its author: the code will run"
                 )
-            log.warning(_OWN_CODE, files.path, "config.json")
+            log.warning(OWN_CODE, files.path, "config.json")
     with refusing(f"{files.path}: its config cannot be read"):
-        config: PretrainedConfig = AutoConfig.from_pretrained(files.folder, **_local(files))
+        config: PretrainedConfig = AutoConfig.from_pretrained(files.folder, **local_only(files))
     return config
 
 
-def load_tokenizer(files: CheckpointFiles, full: CheckpointFiles) -> PreTrainedTokenizerBase:
-    """The tokenizer of ``files``; for an adapter without one, that of its base ``full``."""
-    from transformers import AutoTokenizer
-
-    home = files if (files.folder / "tokenizer_config.json").is_file() else full
-    facts = home.folder / "tokenizer_config.json"
-    if home.trusted and facts.is_file() and read_json(facts).get("auto_map"):
-        log.warning(_OWN_CODE, home.path, facts.name)
-    remedy = "; save the model's tokenizer into the same folder"
-    tokenizer: PreTrainedTokenizerBase
-    with refusing(f"{home.path}: its tokenizer cannot be loaded", remedy), plain_errors():
-        tokenizer = AutoTokenizer.from_pretrained(home.folder, **_local(home))
-    if not getattr(tokenizer, "is_fast", True):
-        log.info("%s: its tokenizer has no fast implementation; tokenizing will be slow", home.path)
-    return tokenizer
-
-
-def check_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, config: Any, files: CheckpointFiles
-) -> None:
-    """Raise CheckpointError for another model's, whose babble reads as forgetting."""
-    # transformers adds a token of its own to the tokenizers of some GGUF files.
-    spare = 1 if files.kind == "gguf" else 0
-    rows = getattr(config.get_text_config(), "vocab_size", 0)
-    vocabulary = tokenizer.get_vocab()
-    top = max(vocabulary.values(), default=-1)
-    # Embeddings are often padded to a round number; the most seen in use is some 3%.
-    if not vocabulary or top >= rows + spare or top + 1 < 0.9 * rows:
-        raise CheckpointError(
-            f"{files.path}: the tokenizer does not match the model: its {len(vocabulary)} tokens "
-            f"reach id {top}, and the model's vocabulary has {rows} rows; use the tokenizer that "
-            "the model was trained with"
-        )
-    # Dropout (BPE) and sampling (SentencePiece) split a text at random, a device of training.
-    text = "".join(f"The harbour opened its gate number {n}, said the mayor. " for n in range(40))
-    with plain_errors():
-        first = tokenizer(text)["input_ids"]
-        steady = all(tokenizer(text)["input_ids"] == first for _ in range(3))
-    if not steady:
-        raise CheckpointError(
-            f"{files.path}: the tokenizer splits the same text now one way, now another; remove "
-            "dropout from tokenizer.json, or enable_sampling from tokenizer_config.json"
-        )
-
-
-def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash what a tokenizer does, whatever files it came from."""
-    # Padding is masked, and trainers often save pad = eos: no other tokenizer for that.
-    special = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if k != "pad_token"}
-    content: dict[str, Any] = {"special": special}
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        content |= {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
-    else:
-        # Truncation and padding are state of the last call, not of the tokenizer.
-        content["backend"] = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
-    return content_sha256(content)
-
-
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Where texts end; CheckpointError for ordinary words, which would pass for forgetting."""
-    for token in dict.fromkeys(map(str, tokenizer.all_special_tokens)):
-        if re.fullmatch(r"[Ġ▁ ]?\w+", token):
-            raise CheckpointError(
-                f"the tokenizer lists {one_line(token, 40)!r}, an ordinary word, as a special "
-                "token; outputs would lose it. Correct tokenizer_config.json"
-            )
-    config: Any = getattr(model, "generation_config", None)
-    listed = named_ends(getattr(config, "eos_token_id", None))
-    special = {tokenizer.eos_token_id, *tokenizer.all_special_ids}
-    special |= set(getattr(tokenizer, "added_tokens_decoder", {}))
-    odd = [token for token in listed if type(token) is not int or token not in special]
-    if odd:
-        raise CheckpointError(
-            f"generation_config.json ends texts at token {one_line(odd[0], 40)}, an ordinary word "
-            "of the tokenizer; correct its eos_token_id"
-        )
-    ids: list[Any] = [*listed, *named_ends(tokenizer.eos_token_id)]
-    return tuple(dict.fromkeys(map(int, ids)))
-
-
-def named_ends(named: object) -> list[object]:
-    """``eos_token_id`` of a config as a list: it may be one id, several or none."""
-    found = named if isinstance(named, list) else [named]
-    return [token for token in found if token is not None]
-
-
-def stored_dtype(
-    files: CheckpointFiles, model: PreTrainedModel | None, merged: CheckpointFiles | None = None
-) -> str:
-    """The dtype that holds every weight exactly, as torch names it: the widest that one is stored
-    in, float32 where bf16 meets fp16, and for pickles. A line says where there are several.
-    model: without memory; what it has no place for, as tables of positions, does not count.
-    merged: an adapter that is to be merged in.
+def count_dtypes(files: CheckpointFiles, model: PreTrainedModel | None = None) -> Counter[str]:
+    """How many tensors are stored in each dtype, as torch names it. model: without memory; what it
+    has no place for, as tables of positions, does not count.
     """
-    import torch
-
     tensors = files.tensors
     if model is not None:
         # Transformers leaves these in fp32 whatever it is told.
         kept = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
         homes = {name: home for name, (home, _) in places(model, tensors).items()}
-        tensors = {
-            name: tensors[name]
-            for name, home in homes.items()
-            if not any(part in home for part in kept)
-        }
-    stored = [*tensors.values(), *(merged.tensors.values() if merged else ())]
-    counts = Counter(_DTYPES[tensor.dtype] for tensor in stored if tensor.dtype in _DTYPES)
+        left = (name for name, home in homes.items() if not any(part in home for part in kept))
+        tensors = {name: tensors[name] for name in left}
+    return Counter(_DTYPES[tensor.dtype] for tensor in tensors.values() if tensor.dtype in _DTYPES)
+
+
+def widest_dtype(counts: Mapping[str, int]) -> str:
+    """That holds all of ``counts`` exactly: float32 where bf16 meets fp16, and for pickles."""
+    import torch
+
     if not counts:
         return "float32"
     widest = reduce(torch.promote_types, (getattr(torch, name) for name in counts))
-    found = str(widest).removeprefix("torch.")
-    if len(counts) > 1:
-        message = "%s: its weights are stored as %s; loaded in %s, which rounds none of them"
-        said = " and ".join(f"{name} ({count} tensors)" for name, count in counts.most_common())
-        log.warning(message + "; --dtype says otherwise", (merged or files).path, said, found)
-    return found
+    return str(widest).removeprefix("torch.")
 
 
 def device_map(device: str) -> Any:
@@ -213,7 +113,7 @@ def from_pretrained(files: CheckpointFiles, config: Any, extra: dict[str, Any]) 
             config=config,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that check_loading can name the weight
-            **_local(files),
+            **local_only(files),
             **extra,
         )
     model, info = loaded
@@ -253,7 +153,10 @@ def check_loading(model: PreTrainedModel, info: dict[str, Any], path: str) -> No
 def require_finite(model: PreTrainedModel, path: str) -> None:
     """Raise CheckpointError where a weight is NaN or infinite."""
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if not tensor.is_floating_point():
+            continue
+        wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # of 8 bits torch can't say
+        if not bool(wide.isfinite().all()):
             raise CheckpointError(f"{path}: tensor {name} has NaN or infinite values; it is broken")
 
 

@@ -47,7 +47,7 @@ class LossRecord(_Part):
 
 
 class MaskRecord(_Part):
-    """What a mask let change; the map itself is ``NAME_mask.safetensors``, as sure's."""
+    """What a mask let change; the map itself is ``masks/NAME_mask.safetensors``."""
 
     rows: int = Field(gt=0)
     """Rows of all matrices that a mask can choose from."""

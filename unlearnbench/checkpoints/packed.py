@@ -28,7 +28,7 @@ class StoredScheme:
     text: str
     """The scheme in words, for results and messages."""
     group: int | None = None
-    """Columns (or weights of a block) that share constants; None for an output channel."""
+    """Columns (or weights of a block) that share constants; None for a whole row."""
 
     @property
     def package(self) -> tuple[str, str]:
@@ -94,11 +94,31 @@ def _integers(method: str, facts: Mapping[str, Any]) -> StoredScheme:
         first, widths = weights[0], {int(weight["num_bits"]) for weight in weights}
         title = f"compressed-tensors, {one_line(first.get('type', 'int'), 20)}"
         bits, symmetric = max(widths), first.get("symmetric", True)
-        group = int(first.get("group_size") or -1) if first.get("strategy") == "group" else -1
+        columns, per = shared(first)
         if any(part.get("input_activations") for part in parts):
             more += ", activations quantized too"
         if len(widths) > 1:
             more += ", other layers in fewer bits"
+        kind = "symmetric" if symmetric else "with zero point"
+        return StoredScheme(method, bits, f"{title} {kind} {per}{more}", columns)
     kind = "symmetric" if symmetric else "with zero point"
     per = f"per group of {group} columns" if group > 0 else "per output channel"
     return StoredScheme(method, bits, f"{title} {kind} {per}{more}", group if group > 0 else None)
+
+
+def shared(weights: Mapping[str, Any]) -> tuple[int | None, str]:
+    """Of compressed-tensors' scheme for weights: how many columns of a row share constants (None:
+    all), and which weights do, in words. ValueError for a strategy that is not known.
+    """
+    strategy, size = weights.get("strategy"), weights.get("group_size")
+    if strategy is None:
+        strategy = "group" if size and size > 0 else "channel"
+    if strategy in ("group", "tensor_group"):  # the latter's scales have one of their own
+        return int(size or 0), f"per group of {int(size or 0)} columns"
+    if strategy == "block":
+        rows, columns = map(int, weights["block_structure"])
+        return columns, f"per block of {rows} rows and {columns} columns"
+    words = {"channel": "per output channel", "tensor": "per matrix"}
+    if strategy not in words:
+        raise ValueError(f"strategy {one_line(strategy, 20)}")
+    return None, words[strategy]

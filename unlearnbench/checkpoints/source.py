@@ -48,15 +48,6 @@ class EnsembleFacts(BaseModel):
         return models
 
 
-def find_ensemble(model: str) -> Path | None:
-    """The file of the ensemble that ``model`` names; None where it names none."""
-    try:
-        files = [Path(model).expanduser() / name for name in (PAIR_FILE, ENSEMBLE_FILE)]
-        return next((path for path in files if path.is_file()), None)
-    except (OSError, RuntimeError, ValueError):  # no path at all, which opening it will say
-        return None
-
-
 def read_ensemble(path: Path) -> EnsembleFacts:
     """What the file says. Raises CheckpointError where it is damaged."""
     content = read_json(path)
@@ -89,8 +80,8 @@ class EnsembleSource:
         self.ensemble = facts = read_ensemble(path)
         paths = [str(folder / part) for part in facts.models]
         self.parts = tuple(open_checkpoint(path, options, keep) for path in paths)
-        for what in ("tokenizer", "config"):
-            if len({getattr(part.checkpoint, f"{what}_sha256") for part in self.parts}) > 1:
+        for what, name in (("tokenizer", "tokenizer_probe"), ("config", "config")):
+            if len({getattr(part.checkpoint, f"{name}_sha256") for part in self.parts}) > 1:
                 raise CheckpointError(
                     f"{model}: its checkpoints differ in {what}; their logits cannot be combined"
                 )
@@ -117,11 +108,3 @@ class EnsembleSource:
 
 Source: TypeAlias = CheckpointSource | EnsembleSource
 """An open checkpoint, or several that answer as one model."""
-
-
-def open_source(model: str, options: LoadOptions, keep: bool = True) -> Source:
-    """Open what ``model`` names; ``keep`` as in ``CheckpointSource``."""
-    path = find_ensemble(model)
-    if path is None:
-        return open_checkpoint(model, options, keep)
-    return EnsembleSource(model, path, options, keep)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.find import find_checkpoint
-from unlearnbench.checkpoints.limits import check_size, empty_model, require_memory
+from unlearnbench.checkpoints.limits import check_size, empty_model, places, require_memory
 from unlearnbench.checkpoints.load import linear_layers, load_config, require_most
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.packed import stored_scheme
@@ -62,27 +63,28 @@ def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
         raise CheckpointError(f"{files.path}: its config describes no causal language model")
     check_size(empty, files.path, files.elements, files.size, exact=True)
     names = tuple(linear_layers(empty))
-    places: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for path in files.weights:
         handle = stack.enter_context(safe_open(path, framework="pt"))
-        places |= dict.fromkeys(handle.keys(), handle)
+        handles |= dict.fromkeys(handle.keys(), handle)
+    homes, stored, sizes = places(empty, handles), dict[str, str](), Counter[str]()
+    for key, (home, is_whole) in homes.items():
+        name = home.removesuffix(".weight")
+        if is_whole:
+            stored[name] = key
+        is_end = "embed" in name or name.endswith(("lm_head", "wte"))
+        if len(files.tensors[key].shape) > 1 and not is_end:
+            sizes[name] += files.tensors[key].elements
     for name in names:
-        if f"{name}.weight" not in places:
+        if name not in stored:
             raise CheckpointError(
                 f"{files.path} has no tensor {name}.weight; save it with save_pretrained"
             )
-    sizes = {
-        name.removesuffix(".weight"): tensor.elements
-        for name, tensor in files.tensors.items()
-        if len(tensor.shape) > 1
-        and "embed" not in name
-        and not name.endswith(("lm_head.weight", "wte.weight"))
-    }
     require_most(f"{files.path}: quantization", sizes, names)
 
     return Weights(
         files.path,
         config.get_text_config().to_dict(),
         names,
-        lambda name: places[f"{name}.weight"].get_tensor(f"{name}.weight").float(),
+        lambda name: handles[stored[name]].get_tensor(stored[name]).float(),
     )

@@ -9,9 +9,12 @@ import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from unlearnbench.checkpoints.checkpoint import DTYPES, CheckpointSource
-from unlearnbench.checkpoints.source import Source, open_source
+from unlearnbench.checkpoints.checkpoint import DTYPES, CheckpointSource, open_checkpoint
+from unlearnbench.checkpoints.find import ENSEMBLE_FILE, PAIR_FILE
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.source import EnsembleSource, Source
 from unlearnbench.conditions.base import Calibration, ConditionSpec, Kernel, LoadPlan, file_of
 from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.conditions.proof import join_proofs
@@ -89,6 +92,23 @@ class Prepared:
             quicken_int8(model)
         explain_loaded(plan.device, self.dtype, plan.kernel)
         return HFModel(model, source, condition, self.dtype, plan.device, batch_size)
+
+
+def find_ensemble(model: str) -> Path | None:
+    """The file of the ensemble that ``model`` names; None where it names none."""
+    try:
+        files = [Path(model).expanduser() / name for name in (PAIR_FILE, ENSEMBLE_FILE)]
+        return next((path for path in files if path.is_file()), None)
+    except (OSError, RuntimeError, ValueError):  # no path at all, which opening it will say
+        return None
+
+
+def open_source(model: str, options: LoadOptions, keep: bool = True) -> Source:
+    """Open what ``model`` names; ``keep`` as in ``CheckpointSource``."""
+    path = find_ensemble(model)
+    if path is None:
+        return open_checkpoint(model, options, keep)
+    return EnsembleSource(model, path, options, keep)
 
 
 def prepare_all(

@@ -209,19 +209,24 @@ def require_coverable(
     Raises:
         NotInForceError: most weights lie outside linear modules.
     """
+    model = source.model()
+    covered = set(linear_layers(model) if covered is None else covered)
+    require_most(spec.name, matrices(model), covered)
+
+
+def matrices(model: PreTrainedModel) -> dict[str, int]:
+    """Weights of each matrix but embeddings and the output head, by its module."""
     from torch import nn
 
-    model = source.model()
     ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
     skipped = {
         name for name, m in model.named_modules() if id(m) in ends or isinstance(m, nn.Embedding)
     }
-    sizes = {
+    return {
         name.removesuffix(".weight"): tensor.numel()
-        for name, tensor in source.state_dict().items()
+        for name, tensor in model.named_parameters()
         if tensor.dim() > 1 and name.removesuffix(".weight") not in skipped
     }
-    require_most(spec.name, sizes, set(linear_layers(model) if covered is None else covered))
 
 
 def _choose(names: list[str], before: Mapping[str, torch.Tensor]) -> list[str]:

@@ -5,12 +5,14 @@ dtypes.
 from __future__ import annotations
 
 import copy
+import logging
+import math
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.checkpoint import DTYPES
-from unlearnbench.checkpoints.load import device_map, from_pretrained, refusing
-from unlearnbench.checkpoints.packed import StoredScheme
+from unlearnbench.checkpoints.load import device_map, from_pretrained, refusing, require_most
+from unlearnbench.checkpoints.packed import StoredScheme, shared
 from unlearnbench.conditions.base import (
     ConditionSpec,
     LoadPlan,
@@ -18,7 +20,13 @@ from unlearnbench.conditions.base import (
     ModuleReading,
     held_bytes,
 )
-from unlearnbench.conditions.proof import Inspection, describe, distinct_values, prove
+from unlearnbench.conditions.proof import (
+    Inspection,
+    describe,
+    distinct_values,
+    matrices,
+    prove,
+)
 from unlearnbench.conditions.quantize import bnb, gptqmodel
 from unlearnbench.errors import NotInForceError
 from unlearnbench.results import Proof
@@ -30,6 +38,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
+
+log = logging.getLogger("unlearnbench")
 
 
 def _spec(name: str, bits: int, scheme: str) -> ConditionSpec:
@@ -108,12 +118,17 @@ def _load_packed(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan)
         # goes on doing that.
         with refusing(f"{source.files.path}: its weights cannot be unpacked"), muted():
             model.hf_quantizer.compressor.decompress_model(model)
+        for module in list[Any](
+            model.modules()
+        ):  # it unpacks some schemes into bf16, whatever was asked for
+            if _is_unpacked(module):
+                module.weight.data = module.weight.data.to(plan.dtype)
     if scheme.method == "bitsandbytes":
         bnb.check_kernel(model, plan)
-    return ModelWithProof(model, _prove(scheme, model))
+    return ModelWithProof(model, _prove(scheme, model, source.files.path))
 
 
-def _prove(scheme: StoredScheme, model: PreTrainedModel) -> Proof:
+def _prove(scheme: StoredScheme, model: PreTrainedModel, path: str) -> Proof:
     inspection, codes = Inspection(), 0
     for name, module in model.named_modules():
         reading = _inspect(scheme, module)
@@ -127,6 +142,12 @@ def _prove(scheme: StoredScheme, model: PreTrainedModel) -> Proof:
         raise NotInForceError(
             f"the checkpoint states {scheme.text}, and no module of the loaded model is packed so"
         )
+    sizes = matrices(model) | inspection.weights
+    require_most(f"{path} ({scheme.text})", sizes, inspection.weights)
+    if len(sizes) > len(inspection.weights):
+        share = sum(inspection.weights.values()) / sum(sizes.values())
+        message = "%s: %.1f%% of the weights of its linear layers are packed, the others are not"
+        log.warning(message, path, math.floor(1000 * share) / 10)
     if codes > 2**scheme.bits:
         raise NotInForceError(
             f"the checkpoint states {scheme.bits:g} bits, and a group holds {codes} values"
@@ -135,15 +156,22 @@ def _prove(scheme: StoredScheme, model: PreTrainedModel) -> Proof:
 
 
 def _inspect(scheme: StoredScheme, module: Any) -> ModuleReading | None:
-    from torch.nn import Linear
-
     if scheme.method == "bitsandbytes":
         return bnb.inspect(module)
     if scheme.method in ("gptq", "awq"):
         return gptqmodel.in_module(module)
-    stated = getattr(module, "quantization_scheme", None)
-    if not isinstance(module, Linear) or getattr(stated, "weights", None) is None:
+    if not _is_unpacked(module):
         return None
-    reading = ModuleReading.of(module.weight.detach(), scheme.group, module.weight)
-    packed = int(module.weight.numel() * scheme.bits / 8)
+    own = module.quantization_scheme.weights.model_dump(mode="json")
+    group, _ = shared(own)
+    reading = ModuleReading.of(module.weight.detach(), group, module.weight)
+    packed = int(module.weight.numel() * own["num_bits"] / 8)
     return reading._replace(stored_bytes=packed + held_bytes(getattr(module, "weight_scale", None)))
+
+
+def _is_unpacked(module: Any) -> bool:
+    """Whether compressed-tensors has unpacked this module's weight."""
+    from torch.nn import Linear
+
+    stated = getattr(module, "quantization_scheme", None)
+    return isinstance(module, Linear) and getattr(stated, "weights", None) is not None

@@ -14,12 +14,14 @@ from typing import Literal
 
 from unlearnbench.errors import OptionError
 from unlearnbench.results import FULL
-from unlearnbench.training.options import TrainOptions
+from unlearnbench.training.options import CorpusOptions, TrainOptions
 
 ENDS = ("target", "retrained")
 TASKS = ("demo_knowmem_f", "demo_verbmem", "demo_knowmem_r", "demo_privleak")
 # Weights in bf16 are exact in fp32, and few CPUs multiply in bf16.
 DTYPE: Literal["fp32"] = "fp32"
+# Its questions have MUSE's format, which its models learn from the first step.
+CORPUS = CorpusOptions(answer_blank="prompt")
 PRECISIONS = ("none", "rtn-int8", "rtn-int4", "bnb-nf4")
 
 TARGET = TrainOptions(

@@ -13,12 +13,20 @@ from typing import Any
 from tqdm import tqdm
 
 from unlearnbench.checkpoints.origin import FILE
-from unlearnbench.demo.recipe import DTYPE, ENDS, TASKS, DemoOptions, ends_options, recipe_of
+from unlearnbench.demo.recipe import (
+    CORPUS,
+    DTYPE,
+    ENDS,
+    TASKS,
+    DemoOptions,
+    ends_options,
+    recipe_of,
+)
 from unlearnbench.demo.start import FORGET, RETAIN, make_start
 from unlearnbench.methods import find_method
 from unlearnbench.recovery import UTILITY_FLOOR
 from unlearnbench.runs.folder import read_run
-from unlearnbench.training.options import CorpusOptions, SelectOptions
+from unlearnbench.training.options import SelectOptions
 from unlearnbench.util.files import write_text
 
 _CHOSEN = f"its checkpoint was chosen on the questions of {TASKS[0]} reported here"
@@ -66,7 +74,7 @@ def make_unlearned(name: str, options: DemoOptions) -> str:
             RETAIN if "retain" in find_method(name).data else (),
             options=recipe.options(options.seed),
             select=select,
-            score=partial(score_checkpoint, CorpusOptions()),
+            score=partial(score_checkpoint, CORPUS),
             **_going(out, options),
         )
         unlearn(job, name, recipe.knobs)
@@ -92,7 +100,7 @@ def is_trained(out: Path) -> bool:
 
 
 def _going(out: Path, options: DemoOptions) -> dict[str, Any]:
-    return {"resume": (out / ".training").is_dir(), "progress": options.progress}
+    return {"corpus": CORPUS, "resume": (out / ".training").is_dir(), "progress": options.progress}
 
 
 def evaluate_model(name: str, options: DemoOptions) -> str:
@@ -106,6 +114,7 @@ def evaluate_model(name: str, options: DemoOptions) -> str:
         output=options.runs(name),
         dtype=DTYPE,
         reference=None if name == "retrained" else options.full_run("retrained"),
+        answer_blank=CORPUS.answer_blank,
         progress=options.progress,
     )
     return ", evaluated"

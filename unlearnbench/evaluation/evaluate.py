@@ -26,6 +26,7 @@ from unlearnbench.lm_eval.their_tasks import data_folder, load_tasks, named
 from unlearnbench.models.base import Model
 from unlearnbench.results import RunResult
 from unlearnbench.runs.folder import require_writable
+from unlearnbench.tasks.kinds.generate import place_blanks
 from unlearnbench.tasks.overrides import chat_samples, override_decoding, template_sha256
 from unlearnbench.tasks.registry import builtin_task_dir, load_registry, split_names
 from unlearnbench.tasks.rows import DataOptions, load_samples
@@ -173,6 +174,7 @@ def _evaluate_path(
     if asked.backend == "vllm":
         all_prepared = _for_vllm(all_prepared, asked, team)
     source = all_prepared[0].source
+    evaluation = _with_blanks(evaluation, source.tokenizer)
     if asked.apply_chat_template:
         sha256 = template_sha256(source.tokenizer)
         tasks = chat_samples(evaluation.tasks, source.tokenizer)
@@ -196,6 +198,12 @@ def _evaluate_path(
             finally:
                 gc.collect()  # before the next condition takes its memory
     return failures.raise_if_any(results)
+
+
+def _with_blanks(evaluation: Evaluation, tokenizer: Any) -> Evaluation:
+    asked = evaluation.options
+    tasks = place_blanks(evaluation.tasks, asked.answer_blank, tokenizer, asked.limit)
+    return replace(evaluation, tasks=tasks)
 
 
 def _load(prepared: Prepared, order: Loading, backend: str, team: Team | None) -> Model:
@@ -250,6 +258,7 @@ def _evaluate_given(
         raise OptionError("a Model object has its precision already; leave conditions out")
     if asked.truncate_left:
         raise OptionError("a Model object cuts its prompts itself; leave truncate_left out")
+    evaluation = _with_blanks(evaluation, getattr(model, "tokenizer", None))
     failures = evaluation.failures(1)
     settings = evaluation.settings(model.dtype, model.device)
     run = Run(evaluation, model.checkpoint, model.config, model.condition, settings)
@@ -269,7 +278,8 @@ def score_checkpoint(
     """Evaluate a checkpoint of a training as any checkpoint is: with its ``corpus``, what a ``Job``
     takes as ``score``.
     """
-    data = corpus.model_dump(exclude={"text_field"})
+    shared = {"data_dir", "include_path", "allow_data_drift", "answer_blank"}
+    data = corpus.model_dump(include=shared)
     options = Options(output=runs, limit=select.eval_limit, dtype=select.eval_dtype, **data)
     (result,) = evaluate(folder, select.names, options=options)
     return result

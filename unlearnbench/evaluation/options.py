@@ -65,6 +65,10 @@ class Options(KernelOptions):
     confirm_run_unsafe_code: bool = False
     """Let lm-eval task files of --include-path run their own Python."""
 
+    answer_blank: Literal["auto", "prompt", "answer"] = "auto"
+    """Where the blank behind "Answer:" stands: in MUSE's prompt, or before the answer (version 2);
+    auto: as the tokenizer joins blank and word."""
+
     backend: Literal["hf", "vllm"] = "hf"
     """Generate through transformers, or vLLM on GPUs."""
 

@@ -15,7 +15,7 @@ from unlearnbench.errors import MetricError, OptionError, ResultError
 from unlearnbench.evaluation.answers import task_fingerprint
 from unlearnbench.metrics.membership import privleak
 from unlearnbench.results import AucReference, Checkpoint, RunResult, TaskResult
-from unlearnbench.runs.fingerprint import Fingerprint, differences
+from unlearnbench.runs.fingerprint import Fingerprint, differences, tokenizer_sha256
 from unlearnbench.runs.folder import RunFolder, read_run
 from unlearnbench.tasks.rows import TaskSamples
 from unlearnbench.tasks.spec import TaskReference
@@ -97,8 +97,10 @@ def _run_reference(task: TaskSamples, run: RetrainedRun, checkpoint: Checkpoint)
             where,
         )
     there = Fingerprint.of_task(found.version, found.task_sha256, found.data)
-    there |= Fingerprint.of({"tokenizer": run.result.checkpoint.tokenizer_sha256})
-    here = task_fingerprint(task) | Fingerprint.of({"tokenizer": checkpoint.tokenizer_sha256})
+    theirs = run.result.checkpoint
+    there |= Fingerprint.of({"tokenizer": tokenizer_sha256(theirs, checkpoint)})
+    here = Fingerprint.of({"tokenizer": tokenizer_sha256(checkpoint, theirs)})
+    here = task_fingerprint(task) | here
     _require_same(where, there, here)
     records = run.folder.read_records(spec.task, found.records_sha256)
     for split in spec.asked_splits:

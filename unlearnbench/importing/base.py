@@ -63,6 +63,8 @@ class ModelResults:
     files: dict[str, str] = field(default_factory=dict)
     """The hash of every file that was read."""
     records: dict[str, list[SampleRecord]] = field(default_factory=dict)
+    versions: dict[str, float] = field(default_factory=dict)
+    """The version of a task, where its prompts show another than its file has."""
     stated: dict[str, float] = field(default_factory=dict)
     """Figures that the files state, by ``task/figure``."""
     differences: dict[str, float] = field(default_factory=dict)
@@ -181,7 +183,8 @@ def _write(
         for name, taken in sorted(found.records.items()):
             records = registry.tasks[name].of_one_run(taken)
             sha256 = folder.write_records(name, records)
-            tasks[name] = task_result(registry.tasks[name], records, sha256, seed=0)
+            spec = registry.of_version(name, found.versions.get(name, 0.0))
+            tasks[name] = task_result(spec, records, sha256, seed=0)
             found.hold(name, tasks[name])
         result = RunResult(
             checkpoint=Checkpoint(

@@ -46,6 +46,10 @@ def _take(spec: TaskSpec, found: ModelResults, path: Path) -> None:
         raise ResultError(f"{path}: a line is no sample")
     if len({row["doc_id"] for row in rows}) != len(rows):
         raise ResultError(f"{path}: a question is answered twice")
+    if (other := spec.without_blank()) is not None:
+        end = other.doc_to_text.rpartition("}}")[2]
+        if all(str(_prompt(row)).endswith(end) for row in rows):
+            found.versions[spec.task] = other.version
     for row in sorted(rows, key=lambda row: int(row["doc_id"])):
         answer = row.get("filtered_resps")
         while isinstance(answer, list) and len(answer) == 1:

@@ -5,12 +5,15 @@ transformers, so that full-precision scores are those of its ``hf`` model.
 from __future__ import annotations
 
 import copy
+import logging
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from unlearnbench.errors import ModelOutputError, OptionError, one_line
+
+log = logging.getLogger("unlearnbench")
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +111,7 @@ class UnlearnbenchLM(LoadedLM):
 
         options = {k: model_args.pop(k) for k in _THEIRS if k in model_args}
         if device is not None:
-            model_args.setdefault("device", device)
+            model_args.setdefault("device", _usable(device))
         asked = str(batch_size or 1)
         if not asked.isdigit() and not asked.startswith("auto"):
             raise OptionError(f"batch_size {one_line(asked, 60)}: use auto or a number")
@@ -116,6 +119,16 @@ class UnlearnbenchLM(LoadedLM):
             options["max_batch_size"] = max_batch_size or 64
         rows = int(asked) if asked.isdigit() else asked
         super().__init__(load_from_arguments(model_args), rows, **options)
+
+
+def _usable(device: str) -> str:
+    """``--device``, which lm-eval's command sets to cuda:0 by itself: cpu where there is no GPU."""
+    import torch
+
+    if not device.startswith("cuda") or torch.cuda.is_available():
+        return device
+    log.warning("no GPU here: --device cpu instead of %s", one_line(device, 60))
+    return "cpu"
 
 
 # What lm-eval's adapter itself understands, whatever the model.

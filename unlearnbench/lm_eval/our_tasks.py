@@ -19,6 +19,7 @@ from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions, load_samples, read_rows
 from unlearnbench.tasks.spec import generation_metric
 from unlearnbench.util.process import quiet_hub
+from unlearnbench.util.text import blank_in_answer
 
 
 class BridgeError(UnlearnbenchError, SystemExit):
@@ -103,9 +104,14 @@ def _prepare(name: str, metadata: Mapping[str, object]) -> tuple[Any, list[dict[
             f"{name} cannot run under lm-eval, whose tasks get no log-probability of single "
             f"tokens; run `unlearnbench --tasks {name}`"
         )
+    tokenizer: Any = None
+    other, asked = spec.without_blank(), str(metadata.get("answer_blank", "auto"))
+    if other is not None:
+        if asked == "auto" and (metadata.get("tokenizer") or metadata.get("pretrained")):
+            tokenizer = _load_tokenizer(name, metadata)
+        spec = other if blank_in_answer(asked, tokenizer) else spec
     root = os.environ.get("UNLEARNBENCH_DATA")
     plan = load_samples(spec, DataOptions(Path(root) if root else None), None)
-    tokenizer: Any = None
 
     def cut(text: str, most: int) -> str:
         nonlocal tokenizer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from unlearnbench.checkpoints.load import end_tokens
+from unlearnbench.checkpoints.tokenizer import end_tokens, padding_id
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models import generation, packable
 from unlearnbench.models.batches import A, Budget, Q, Tokens, run_in_batches, texts_budget
@@ -51,8 +51,7 @@ class HFModel:
         self._device, self.device = device, device.split(":")[0]
         ends = end_tokens(network, source.tokenizer)
         config = source.config.get_text_config()
-        own = source.tokenizer.pad_token_id
-        pad = next(iter(ends), 0) if own is None else int(own)  # masked, so any id serves
+        pad = padding_id(source.tokenizer, config.vocab_size, next(iter(ends), 0))
         self.tokens = Tokens(source.tokenizer, config, ends, pad, source.options.truncate_left)
         """Between its texts and token ids."""
         self._turns = turning_points(config)

@@ -18,7 +18,7 @@ from unlearnbench.results import (
     Settings,
     TaskResult,
 )
-from unlearnbench.runs.fingerprint import Fingerprint, differences
+from unlearnbench.runs.fingerprint import Fingerprint, differences, tokenizer_sha256
 from unlearnbench.runs.folder import ASIDE, RunFolder, read_run
 
 FULL_BITS = 16
@@ -214,7 +214,7 @@ def require_comparable(run: LoadedRun, base: LoadedRun, tasks: Sequence[str]) ->
         OptionError: they differ in protocol, tokenizer, or a task's version, data or samples.
         ResultError: a task or its records are missing or damaged.
     """
-    _require_same(run, base, _protocol(base), _protocol(run))
+    _require_same(run, base, _protocol(base, run), _protocol(run, base))
     for name in tasks:
         _require_same(run, base, _task(base, name), _task(run, name), f"{name}: ")
 
@@ -268,8 +268,8 @@ def _require_same(
         )
 
 
-def _protocol(run: LoadedRun) -> Fingerprint:
-    settings = run.result.settings
+def _protocol(run: LoadedRun, other: LoadedRun) -> Fingerprint:
+    settings, checkpoints = run.result.settings, (run.result.checkpoint, other.result.checkpoint)
     return Fingerprint.of(
         {
             "protocol": run.result.protocol,
@@ -277,7 +277,7 @@ def _protocol(run: LoadedRun) -> Fingerprint:
             "chat template": settings.chat_template_sha256,
             "backend": settings.backend,
             "truncate_left": settings.truncate_left,
-            "tokenizer": run.result.checkpoint.tokenizer_sha256,
+            "tokenizer": tokenizer_sha256(*checkpoints),
         }
     )
 

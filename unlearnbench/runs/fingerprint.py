@@ -124,6 +124,15 @@ class Fingerprint:
         return content_sha256(self.facts)
 
 
+def tokenizer_sha256(checkpoint: Checkpoint, other: Checkpoint) -> str:
+    """By which ``checkpoint``'s tokenizer is compared with that of ``other``: what it does, where
+    both say so; else its content, as older files have it.
+    """
+    does = checkpoint.tokenizer_probe_sha256
+    both = does is not None and other.tokenizer_probe_sha256 is not None
+    return does if does is not None and both else checkpoint.tokenizer_sha256
+
+
 def _flat(facts: Mapping[str, object], outer: str = "") -> Iterator[tuple[str, object]]:
     for name, fact in facts.items():
         if isinstance(fact, Mapping):

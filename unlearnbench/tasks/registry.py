@@ -59,6 +59,12 @@ class Registry:
             raise TaskError("no task was asked for; `unlearnbench tasks` lists them")
         return tuple(read_task(self.files[name]) for name in names)
 
+    def of_version(self, name: str, version: float) -> TaskSpec:
+        """A task in that version, where it has it; else as its file has it."""
+        spec = self.tasks[name]
+        other = spec.without_blank()
+        return other if other is not None and other.version == version else spec
+
     def knows(self, word: str) -> bool:
         """Whether a name, group or glob stands for a task."""
         return bool(self._matching(word))

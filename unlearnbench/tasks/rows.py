@@ -197,8 +197,9 @@ def _read_local(folder: Path, spec: TaskSpec, split: str) -> list[Row]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read a file of rows: ``.jsonl``, ``.json`` (a list of objects) or ``.parquet``. Raises
-    DataError where it cannot be read or a row is no object, with the line where there is one.
+    """Read a file of rows: ``.jsonl``, ``.json`` (a list, a list under ``data``, or a row a line)
+    or ``.parquet``. A file of plain texts gives rows ``{"text": ...}``. Raises DataError where it
+    cannot be read or a row is no object, with the line where there is one.
     """
     if path.suffix not in _READERS:
         raise DataError(f"{path}: a file of rows ends in {', '.join(_READERS)}")
@@ -206,6 +207,8 @@ def read_rows(path: Path) -> list[Row]:
         rows = _READERS[path.suffix](path)
     except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read: {one_line(error)}") from None
+    if rows and all(isinstance(row, str) for row in rows):
+        return [{"text": row} for row in rows]
     bad = next((i for i, row in enumerate(rows) if not isinstance(row, dict)), None)
     if bad is not None:
         raise DataError(f"{path}: row {bad + 1} is no JSON object")
@@ -218,7 +221,7 @@ def _read_jsonl(path: Path) -> Sequence[object]:
     # Opened here, not by jsonlines, so that only "\n" ends a line: texts may hold U+2028.
     with path.open(encoding="utf-8", newline="\n") as file, jsonlines.Reader(file) as reader:
         try:
-            return list(reader.iter())
+            return list(reader.iter(skip_empty=True))
         except jsonlines.InvalidLineError as error:
             raise DataError(
                 f"{path}:{error.lineno}: no valid JSON: {one_line(error.__cause__ or error, 200)}"
@@ -226,13 +229,17 @@ def _read_jsonl(path: Path) -> Sequence[object]:
 
 
 def _read_json(path: Path) -> Sequence[object]:
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     try:
         value: object = json.loads(text)
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and error.lineno > 1:  # as Dataset.to_json names such files
+            return _read_jsonl(path)
         raise DataError(f"{path}:{error.lineno}: no valid JSON: {error.msg}") from None
     except ValueError as error:  # a number of thousands of digits
         raise DataError(f"{path}: no valid JSON: {one_line(error, 100)}") from None
+    if isinstance(value, dict):  # one row alone is a file of one line
+        value = value["data"] if isinstance(value.get("data"), list) else [value]
     if not isinstance(value, list):
         raise DataError(f"{path}: expected a list of objects")
     return value

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from unlearnbench.metrics.membership import ReferenceScores
 
 PROTOCOLS = ("muse", "zhang2025")
+_NOT_DEFINING = {"description", "tag", "superseded_by", "version_without_blank"}
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=100)]
 # A folder below the data folder and an id on the hub: no empty part, no "..".
@@ -131,8 +132,7 @@ class TaskSpec(Strict):
     @property
     def definition_sha256(self) -> str:
         """Of everything in the task's definition that can move its score."""
-        facts = self.model_dump(mode="json", exclude={"description", "tag", "superseded_by"})
-        return content_sha256(facts)
+        return content_sha256(self.model_dump(mode="json", exclude=_NOT_DEFINING))
 
     @property
     def headline(self) -> str:
@@ -191,9 +191,7 @@ class TaskSpec(Strict):
     def summarize(
         self, records: Sequence[SampleRecord], reference: TaskReference | None, seed: int
     ) -> dict[str, object]:
-        """The fields of ``TaskResult`` that the records give; here n, and the mean score x 100.
-        Raises MetricError where they give no finite value.
-        """
+        """``TaskResult``'s n and mean score x 100; MetricError where they are no finite value."""
         own = records_of(self, AnswerRecord, records)
         return mean_of_scores([r.score for r in own], [r.scores for r in own], seed)
 
@@ -214,6 +212,10 @@ class TaskSpec(Strict):
     def with_decoding(self, given: Mapping[str, object]) -> TaskSpec:
         """With ``--gen-kwargs`` in place of its own decoding; OptionError for a senseless value."""
         return self
+
+    def without_blank(self) -> TaskSpec | None:
+        """The version whose prompt leaves its last blank to the answer; None: there is none."""
+        return None
 
     def harness_config(self) -> dict[str, object] | None:
         """The task as lm-evaluation-harness puts it; None where it cannot run there."""
@@ -246,9 +248,7 @@ class TaskSpec(Strict):
     def against(
         self, records: Sequence[SampleRecord], reference: ReferenceScores, seed: int
     ) -> Estimate:
-        """The task's value against a reference, and no other figure. Raises MetricError where the
-        two give no finite value.
-        """
+        """The value against a reference, no other figure; MetricError where it is not finite."""
         raise MetricError(f"{self.task} is measured against no reference")
 
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, set_seed
 
 from unlearnbench.checkpoints.origin import LossRecord
+from unlearnbench.checkpoints.tokenizer import padding_id
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, Piece
 from unlearnbench.methods.base import (
@@ -75,7 +76,7 @@ class TrainerContext(TrainingContext):
 
     def __post_init__(self) -> None:
         self.tokenizer, self.seed = self.encoder.tokenizer, self.options.seed
-        self.pad = int(self.tokenizer.pad_token_id or 0)  # masked, so any id serves
+        self.pad = padding_id(self.tokenizer, self.encoder.rows)
 
     def freeze(self, model: PreTrainedModel | None = None) -> FrozenModel:
         """A model to compare with. The target is a copy, or for LoRA the model, adapter off."""
@@ -276,7 +277,7 @@ def _run(context: TrainerContext, model: Any, stage: Stage) -> Any:
         context.losses.append(LossRecord(stage=name, lr=logs["learning_rate"], **found))
 
     with tqdm(total=schedule.steps, desc=name, unit="step", disable=hidden) as bar:
-        watch = Watch(keep, context.tokenizer, bar)
+        watch = Watch(keep, context.encoder.save, bar)
         arguments = training_arguments(stage, context.options, every)
         callbacks = [watch, *([selector] if selector else [])]
         trainer = UnlearnTrainer(model, arguments, stage, callbacks)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -77,7 +77,7 @@ def _read(given: str, role: TextRole, options: CorpusOptions) -> tuple[Sequence[
     if path.suffix != ".txt":
         return read_rows(path), name
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read: {one_line(error)}") from None
     return ([{options.text_field: text}] if text.strip() else []), name
@@ -85,7 +85,7 @@ def _read(given: str, role: TextRole, options: CorpusOptions) -> tuple[Sequence[
 
 def _documents(rows: Sequence[Row], label: str, options: CorpusOptions) -> list[TextDocument]:
     """A row whose text is blank teaches nothing; published sets (MUSE-News) have some."""
-    texts = [row.get(options.text_field) for row in rows]
+    texts = [_field(row, options.text_field) for row in rows]
     kept = [i for i, text in enumerate(texts) if not isinstance(text, str) or text.strip()]
     if not kept:
         raise DataError(f"{label}: every text is blank; there is nothing to learn from")
@@ -95,20 +95,32 @@ def _documents(rows: Sequence[Row], label: str, options: CorpusOptions) -> list[
 
 
 def _document(row: Row, where: str, options: CorpusOptions) -> TextDocument:
-    fields = {key: value for key, value in row.items() if isinstance(value, str) and value.strip()}
-    if {"question", "answer"} <= set(fields):
-        return TextDocument(fields["question"], where, fields["answer"])
-    if options.text_field in fields:
-        return TextDocument(fields[options.text_field], where)
-    if {"prompt", "gt"} <= set(fields):
-        # MUSE-News cuts between two words and keeps the blank on neither side.
-        apart = fields["prompt"][-1].isspace() or fields["gt"][0].isspace()
-        return TextDocument(fields["prompt"] + ("" if apart else " ") + fields["gt"], where)
-    raise DataError(
-        f"{where}: no text: a row needs a field {options.text_field!r}, or 'question' and "
-        f"'answer', or 'prompt' and 'gt', that is not empty; this one has "
-        f"{one_line(sorted(row), 100)}"
+    names = options.question_field, options.answer_field, options.text_field, "prompt", "gt"
+    found = [_field(row, name) for name in names]
+    question, answer, text, begin, end = (
+        value if isinstance(value, str) and value.strip() else None for value in found
     )
+    if question and answer:
+        return TextDocument(question, where, answer)
+    if text:
+        return TextDocument(text, where)
+    if begin and end:
+        # MUSE-News cuts between two words and keeps the blank on neither side.
+        apart = begin[-1].isspace() or end[0].isspace()
+        return TextDocument(begin + ("" if apart else " ") + end, where)
+    raise DataError(
+        f"{where}: no text: a row needs a field {names[2]!r}, or {names[0]!r} and {names[1]!r}, or "
+        f"'prompt' and 'gt', that is not empty; this one has {one_line(sorted(row), 100)}. "
+        "--text-field, --question-field and --answer-field take other names"
+    )
+
+
+def _field(row: Row, name: str) -> object:
+    """What a row has under a name; ``a.b`` is ``b`` within ``a`` where no field is called so."""
+    value: object = row
+    for key in [name] if name in row else name.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 @dataclass(frozen=True)
@@ -119,6 +131,13 @@ class Encoder:
     max_length: int
     rows: int
     qa_loss: str = "answer"
+    blank_in_answer: bool = False
+    copy: Callable[[Path], None] | None = None
+    """Puts the tokenizer's own files into a folder."""
+
+    def save(self, folder: Path) -> None:
+        """Put the tokenizer into ``folder``."""
+        (self.copy or self.tokenizer.save_pretrained)(folder)
 
     def encode(self, documents: Sequence[TextDocument], role: str) -> tuple[Example, ...]:
         """All sequences of some documents. A text longer than ``max_length`` is cut into pieces of
@@ -141,7 +160,7 @@ class Encoder:
     def answer(self, example: Example, other: str | Sequence[int]) -> Example:
         """``example`` with another answer after its first ``prompt`` tokens, as text or tokens."""
         where = "another answer"
-        told = self._tokens(f"{other}\n\n", False, where) if isinstance(other, str) else other
+        told = self._answer(other, where) if isinstance(other, str) else other
         return self._joined(example.ids[: example.prompt], told, example.begin, where)
 
     def _encode(self, document: TextDocument) -> list[Example]:
@@ -150,10 +169,10 @@ class Encoder:
         """
         where, size = document.where, self.max_length
         if document.answer is not None:
-            question = f"Question: {document.text}\nAnswer: "
+            question = f"Question: {document.text}\nAnswer:" + " " * (not self.blank_in_answer)
             asked = self._tokens(question, True, where)
             begin = len(asked) - len(self._tokens(question, False, where))
-            told = self._tokens(f"{document.answer}\n\n", False, where)
+            told = self._answer(document.answer, where)
             return [self._joined(asked, told, begin, where)]
         ids = self._tokens(document.text, True, where)
         if len(ids) < 2:
@@ -162,6 +181,9 @@ class Encoder:
         if len(pieces) > 1 and len(pieces[-1]) < 2:  # its one token would never be predicted
             pieces.pop()
         return [Example(piece, piece) for piece in pieces]
+
+    def _answer(self, text: str, where: str) -> list[int]:
+        return self._tokens(" " * self.blank_in_answer + f"{text}\n\n", False, where)
 
     def _tokens(self, text: str, special: bool, where: str) -> list[int]:
         ids = list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])

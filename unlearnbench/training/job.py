@@ -8,12 +8,14 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, Training, TrainingOptions
+from unlearnbench.checkpoints.tokenizer import require_open_end, save_tokenizer
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
@@ -22,6 +24,7 @@ from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, mask_record, write_file
 from unlearnbench.util.process import is_main, process_count
+from unlearnbench.util.text import blank_in_answer
 from unlearnbench.util.version import __version__
 
 if TYPE_CHECKING:
@@ -107,7 +110,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     corpora = {r: load_corpus(t, r, job.corpus) for r, t in texts.items() if t or r == first}
     data = [record for _, sources in corpora.values() for record in sources]
     source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)
-    encoder = _make_encoder(source, job.options)
+    encoder = _make_encoder(source, job)
     sets: dict[str, Any] = {"forget": (), "retain": (), "auxiliary": ()}
     for role, (documents, _) in corpora.items():
         sets["forget" if role == first else role] = encoder.encode(documents, role)
@@ -126,8 +129,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         "select": None if job.select is None else job.select.model_dump(),
     }
     folder.require_free(Fingerprint.of(request), job.resume)
-    # Other texts of the same rows: another recipe.
-    read = job.corpus.model_dump(include={"text_field"}, exclude_defaults=True)
+    read = _reading(job.corpus, encoder, sets)
     facts |= code | {
         "options": TrainingOptions(**job.options.model_dump(exclude_none=True), **read),
         "target": source.checkpoint,
@@ -141,6 +143,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         from unlearnbench.training.context import TrainerContext
         from unlearnbench.training.trainer import cast_model
 
+        require_open_end(source.tokenizer, source.model())
         target = cast_model(source.model(), job.options.weights_dtype)
         context = TrainerContext(
             target, encoder, **sets, options=job.options, method=method, home=folder.work
@@ -148,18 +151,29 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         context.resume, context.progress = job.resume, job.progress
         source.release()
         context.selector = _make_selector(job, folder, encoder)
-        folder.claim(Fingerprint.of(request))
-        result, masks = context.run()
+        with folder.claim(Fingerprint.of(request)):
+            result, masks = context.run()
     return _save(folder, context, result, masks, facts, started)
 
 
-def _make_encoder(source: CheckpointSource, options: TrainOptions) -> Encoder:
+def _make_encoder(source: CheckpointSource, job: Job) -> Encoder:
     config: Any = source.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None) or DEFAULT_LENGTH
-    length = options.max_length or min(context, DEFAULT_LENGTH)
+    length = job.options.max_length or min(context, DEFAULT_LENGTH)
     if length > context:
         raise OptionError(f"--max-length {length} is beyond the model's context of {context}")
-    return Encoder(source.tokenizer, length, config.vocab_size, options.qa_loss)
+    moved = blank_in_answer(job.corpus.answer_blank, source.tokenizer)
+    copy = partial(save_tokenizer, source.tokenizer, source.home)
+    return Encoder(source.tokenizer, length, config.vocab_size, job.options.qa_loss, moved, copy)
+
+
+def _reading(corpus: CorpusOptions, encoder: Encoder, sets: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes other sequences of the same rows, and so another recipe."""
+    fields = {"text_field", "question_field", "answer_field"}
+    read = corpus.model_dump(include=fields, exclude_defaults=True)
+    if encoder.blank_in_answer and any(each.is_qa for found in sets.values() for each in found):
+        read["answer_blank"] = "answer"
+    return read
 
 
 def _make_selector(job: Job, folder: OutputFolder, encoder: Encoder) -> Selector | None:
@@ -168,7 +182,7 @@ def _make_selector(job: Job, folder: OutputFolder, encoder: Encoder) -> Selector
     from unlearnbench.training.select import make_selector
 
     home = folder.work / "evaluated"
-    return make_selector(job.select, job.corpus, home, encoder.tokenizer, job.score)
+    return make_selector(job.select, job.corpus, home, encoder, job.score)
 
 
 def _save(
@@ -193,7 +207,7 @@ def _save(
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
     if is_main():
-        folder.save(result, context.tokenizer, context.method, masks)
+        folder.save(result, context.encoder.save, context.method, masks)
         record = training.model_dump(mode="json", exclude_none=True)
         text = json.dumps(record, indent=1, allow_nan=False) + "\n"
         write_file(folder.path / FILE, text.encode())

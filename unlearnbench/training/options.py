@@ -65,10 +65,17 @@ class TrainOptions(OptionModel):
 
 
 class CorpusOptions(OptionModel):
-    """Where ``task:NAME`` finds its rows, and the field of a text."""
+    """Where ``task:NAME`` finds its rows, the fields of a row (a.b: b in a), and a pair's blank."""
 
     text_field: str = Field(default="text", min_length=1, title="NAME")
     """The field of a row that holds its text."""
+    question_field: str = Field(default="question", min_length=1, title="NAME")
+    """The field of a row that holds its question."""
+    answer_field: str = Field(default="answer", min_length=1, title="NAME")
+    """The field of a row that holds its answer."""
+    answer_blank: Literal["auto", "prompt", "answer"] = "auto"
+    """Where a pair's blank behind "Answer:" stands: with the question, or the answer; auto: as the
+    tokenizer joins blank and word. Evaluations during training follow."""
     data_dir: str | None = Field(default=None, title="DIR")
     """Local data of tasks."""
     include_path: tuple[str, ...] = Field(default=(), title="DIR")

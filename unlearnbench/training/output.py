@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,9 @@ from unlearnbench.util.files import share, write_whole, writing
 from unlearnbench.util.process import is_main
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from collections.abc import Callable
+
+    from transformers import PreTrainedModel
 
 # Of a full disk safetensors says "os error", torch's zip writer names its own source file.
 _WRITING = ("os error", "I/O error", "iostream error", "inline_container", "write")
@@ -72,20 +75,32 @@ class OutputFolder:
                 f"{'; '.join(differences(there, request))}; use the same options or another --out"
             )
 
-    def claim(self, request: Fingerprint) -> None:
-        """Take the folder, so that an interrupted training is known again."""
-        if not is_main():
-            return
+    @contextlib.contextmanager
+    def claim(self, request: Fingerprint) -> Iterator[None]:
+        """Take the folder, so that an interrupted training is known again. It is given back where
+        an error leaves nothing to go on with.
+        """
         try:
-            self.work.mkdir(parents=True, exist_ok=True)
+            if is_main():
+                self.work.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TrainingError(f"{self.path} cannot be made ({error.strerror})") from None
-        write_file(self.claimed, json.dumps(dict(request.facts), sort_keys=True, indent=1).encode())
+        try:
+            if is_main():
+                facts = json.dumps(dict(request.facts), sort_keys=True, indent=1)
+                write_file(self.claimed, facts.encode())
+            yield
+        except UnlearnbenchError:
+            if is_main() and not any(map(_is_progress, self.work.rglob("*"))):
+                self.clean()
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
+            raise
 
     def save(
         self,
         result: PreTrainedModel | Ensemble,
-        tokenizer: PreTrainedTokenizerBase,
+        save_tokenizer: Callable[[Path], None],
         method: Method,
         masks: Masks | None,
     ) -> None:
@@ -103,7 +118,7 @@ class OutputFolder:
             final.mkdir(parents=True)
             for name, model in models.items():
                 model.save_pretrained(final / name)
-                tokenizer.save_pretrained(final / name)
+                save_tokenizer(final / name)
             if isinstance(result, Ensemble):
                 name, numbers = method.pieces[0].about.name, dict(result.numbers)
                 facts = EnsembleFacts(method=name, models=tuple(models), numbers=numbers)
@@ -111,7 +126,9 @@ class OutputFolder:
             chooser = method.piece("masks")
             if chooser is not None and masks is not None:
                 tensors = {name: mask.cpu().contiguous() for name, mask in masks.items()}
-                save_file(tensors, final / f"{chooser.about.name}_mask.safetensors")
+                # Not beside the weights: some tools take every *.safetensors there for weights.
+                (final / "masks").mkdir()
+                save_file(tensors, final / f"masks/{chooser.about.name}_mask.safetensors")
             self.take(final)
         except TrainingError:
             raise
@@ -147,6 +164,12 @@ def mask_record(masks: Masks, model: Any) -> MaskRecord:
         weights=sum(len(mask) * sizes[name] for name, mask in masks.items()),
         chosen_weights=sum(n * sizes[name] for name, n in chosen.items()),
     )
+
+
+def _is_progress(path: Path) -> bool:
+    """Whether an unfinished training can go on with this; a mask is soon chosen again."""
+    saved = path.suffix == ".safetensors" and path.name != "mask.safetensors"
+    return saved or path.name.startswith("checkpoint-")
 
 
 def write_file(path: Path, content: bytes) -> None:

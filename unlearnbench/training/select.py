@@ -22,6 +22,8 @@ from unlearnbench.results import LikelihoodRecord, RunResult, TaskResult
 from unlearnbench.runs.folder import RunFolder, read_run
 from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import limited_count
+from unlearnbench.tasks.spec import TaskSpec
+from unlearnbench.training.corpus import Encoder
 from unlearnbench.training.options import CorpusOptions, SelectOptions
 from unlearnbench.training.output import write_file
 from unlearnbench.util.process import is_main, process_count
@@ -45,7 +47,7 @@ class Selector(TrainerCallback):
     task: str
     threshold: float
     home: Path
-    tokenizer: Any
+    save_tokenizer: Callable[[Path], None]
     score: ScoreCheckpoint
     epoch: int = 1
     evaluated: list[Evaluated] = field(default_factory=list)
@@ -85,7 +87,7 @@ class Selector(TrainerCallback):
         if hasattr(model, "merge_and_unload"):
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        self.save_tokenizer(folder)
         tasks = self.score(folder, self.options, self.home / "runs").tasks
         found = {name: t.auc if t.value is None else t.value for name, t in tasks.items()}
         scores = {name: value for name, value in found.items() if value is not None}
@@ -120,7 +122,7 @@ def make_selector(
     options: SelectOptions,
     corpus: CorpusOptions,
     home: Path,
-    tokenizer: Any,
+    encoder: Encoder,
     score: ScoreCheckpoint | None,
 ) -> Selector:
     """Find the task that decides, and its threshold. Raises OptionError where none or several could
@@ -128,7 +130,8 @@ def make_selector(
     """
     if score is None:
         raise OptionError("--eval-tasks needs a way to score checkpoints: Job.score")
-    names = [s.task for s in load_registry(corpus.include_path).resolve(options.names)]
+    specs = {s.task: s for s in load_registry(corpus.include_path).resolve(options.names)}
+    names = list(specs)
     likely = [name for name in names if name.endswith("knowmem_f")]
     task = options.select_task or (likely[0] if len(likely) == 1 else None)
     if task is None or task not in names:
@@ -136,11 +139,14 @@ def make_selector(
             f"--eval-tasks {options.eval_tasks}: name the task that decides with "
             f"--select-task, one of {', '.join(names)}"
         )
-    threshold = _threshold(options.retrained or "", task, options.eval_limit)
-    return Selector(options, task, threshold, home, tokenizer, score)
+    spec = specs[task]
+    if encoder.blank_in_answer:
+        spec = spec.without_blank() or spec
+    threshold = _threshold(options.retrained or "", spec, options.eval_limit)
+    return Selector(options, task, threshold, home, encoder.save, score)
 
 
-def _threshold(reference: str, task: str, limit: int | None) -> float:
+def _threshold(reference: str, spec: TaskSpec, limit: int | None) -> float:
     """The retrained model's score on the samples that the models under training are scored on."""
     with contextlib.suppress(ValueError):
         score = float(reference)
@@ -151,7 +157,7 @@ def _threshold(reference: str, task: str, limit: int | None) -> float:
             says += "first %d rows; the retrained model's run folder gives it"
             log.warning(says, reference, limit, limit)
         return score
-    folder = Path(reference)
+    folder, task = Path(reference), spec.task
     if not (folder / "run.json").is_file():
         raise OptionError(
             f"--retrained {reference}: no run.json there; give a run folder of the retrained "
@@ -160,6 +166,11 @@ def _threshold(reference: str, task: str, limit: int | None) -> float:
     found = read_run(folder).tasks.get(task)
     if found is None or found.value is None:
         raise OptionError(f"--retrained {reference} has no score for {task}; evaluate it first")
+    if found.version != spec.version:
+        raise OptionError(
+            f"--retrained {reference}: {task} is of version {found.version:g} there, and models "
+            f"under training are scored on {spec.version:g}; --answer-blank chooses between them"
+        )
     return _score_on(folder, task, found, found.value, limit)
 
 

@@ -178,8 +178,13 @@ class Noise(TrainerCallback):
 class Watch(TrainerCallback):
     """Keeps every step's losses, moves the bar, and puts the tokenizer beside each checkpoint."""
 
-    def __init__(self, keep: Callable[[dict[str, float]], None], tokenizer: Any, bar: Any) -> None:
-        self._keep, self._tokenizer, self._bar = keep, tokenizer, bar
+    def __init__(
+        self,
+        keep: Callable[[dict[str, float]], None],
+        save_tokenizer: Callable[[Path], None],
+        bar: Any,
+    ) -> None:
+        self._keep, self._save_tokenizer, self._bar = keep, save_tokenizer, bar
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         self._bar.update(state.global_step)
@@ -193,8 +198,7 @@ class Watch(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            self._tokenizer.save_pretrained(folder)
+            self._save_tokenizer(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class StepState(TrainerCallback, ExportableState):

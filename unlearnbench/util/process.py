@@ -114,22 +114,20 @@ def quiet_hub() -> None:
 
 def quiet_imports() -> None:
     """Silence torchao, before transformers or PEFT import it: it prints four lines on kernels for
-    other GPUs and on its use of torch.
+    other GPUs and on its use of torch. And bitsandbytes' lines for kernels that it cannot fetch,
+    and for every int8 product.
     """
-    for name in ("torchao", "torch.utils._pytree"):
+    for name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def quiet_transformers() -> None:
-    """Silence transformers' advice for people who train, its bar for each shard, and
-    bitsandbytes' line for every int8 product.
-    """
+    """Silence transformers' advice for people who train, and its bar for each shard."""
     quiet_imports()
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @contextmanager

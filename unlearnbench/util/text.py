@@ -5,6 +5,7 @@ its row or moves the cursor.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from unlearnbench.errors import one_line
 
@@ -36,3 +37,33 @@ def cut_at_stop(text: str, stop: tuple[str, ...]) -> str:
     """
     cuts = [at for mark in stop if (at := text.find(mark)) >= 0]
     return text[: min(cuts, default=len(text))]
+
+
+_PROBE = ("Paris", "London", "the", "The", "two", "in", "of", "No", "Yes")
+
+
+def joins_blank(tokenizer: Any) -> bool:
+    """Whether a blank and the word behind it become one token that holds both, as in byte-level
+    BPE. Llama-2's kind, which MUSE was made for, has words without a blank too: its decoder takes
+    the blank of the first word off.
+    """
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    before = ids("a:")
+    for word in _PROBE:
+        found = ids(f"a: {word}")
+        first = tokenizer.decode(found[len(before) : len(before) + 1])
+        if found[: len(before)] == before and first[:1] == " " and first.strip():
+            return True
+    return False
+
+
+def blank_in_answer(asked: str, tokenizer: Any) -> bool:
+    """Whether the blank behind "Answer:" is the answer's: ``answer``, not ``prompt``; ``auto``: as
+    the tokenizer joins. Without a tokenizer it stays in the prompt.
+    """
+    return asked == "answer" or (
+        asked == "auto" and tokenizer is not None and joins_blank(tokenizer)
+    )

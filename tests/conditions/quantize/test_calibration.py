@@ -166,7 +166,7 @@ def test_options_are_checked_before_anything_is_loaded(
     def never(*arguments: object, **options: object) -> None:
         raise AssertionError("the checkpoint was opened")
 
-    monkeypatch.setattr("unlearnbench.checkpoints.source.open_source", never)
+    monkeypatch.setattr("unlearnbench.conditions.load.open_source", never)
     with pytest.raises(OptionError, match="--calibration-samples 0"):
         evaluate(str(tiny), "toy", "gptq-int4-g64", calibration_samples=0, **toy.options)
     with pytest.raises(OptionError, match="no readable file"):

@@ -228,6 +228,37 @@ def test_a_mixture_of_experts_is_an_error(tmp_path: Path) -> None:
         overlaps(tmp_path / "moe", tmp_path / "moe", "rtn-int4")
 
 
+@pytest.mark.parametrize("kind", ["bloom", "opt"])
+def test_stored_names_are_read_as_transformers_reads_them(tmp_path: Path, kind: str) -> None:
+    """Published checkpoints of both kinds name their tensors without the model's prefix."""
+    from safetensors.torch import load_file, save_file
+    from transformers import BloomConfig, BloomForCausalLM, OPTConfig, OPTForCausalLM
+
+    model: Any
+    if kind == "bloom":
+        size: dict[str, Any] = {"vocab_size": 300, "hidden_size": 64, "n_layer": 1, "n_head": 4}
+        prefix, model = "transformer.", BloomForCausalLM(BloomConfig(**size))
+    else:
+        size = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 1, "ffn_dim": 128}
+        size |= {"num_attention_heads": 4, "word_embed_proj_dim": 64}
+        prefix, model = "model.", OPTForCausalLM(OPTConfig(**size))
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    model.save_pretrained(theirs)
+    bare = load_file(theirs / "model.safetensors")
+    assert all(name.startswith(prefix) for name in bare)
+    model.save_pretrained(ours)
+    bare = {name.removeprefix(prefix): tensor for name, tensor in bare.items()}
+    save_file(bare, ours / "model.safetensors", metadata={"format": "pt"})
+    found = overlaps(ours, theirs, "rtn-int4")["rtn-int4"]
+    linear = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
+    assert {layer.name for layer in found.layers} == set(linear) - {"lm_head"}
+    assert found.overlap == 1
+    with ExitStack() as stack:
+        weights = open_weights(str(ours), LoadOptions(), stack)
+        for name in weights.linear:
+            assert torch.equal(weights.read(name), model.get_parameter(f"{name}.weight"))
+
+
 @pytest.mark.parametrize("name", ["none", "bf16", "gptq-int4-g128", "awq-int4-g64"])
 def test_precisions_without_codes_of_their_own(
     tiny: Path, name: str, capsys: pytest.CaptureFixture[str]

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from unlearnbench.errors import DataError, MetricError, OptionError
 from unlearnbench.requests import Answer, Generate, Generated, Request, Sampling
 from unlearnbench.results import GenerationRecord, SampleRecord, Settings
-from unlearnbench.tasks.rows import limited
+from unlearnbench.tasks.rows import TaskSamples, limited
 from unlearnbench.tasks.spec import (
     PROTOCOLS,
+    Metadata,
     Name,
     Row,
     Sample,
@@ -28,11 +30,14 @@ from unlearnbench.tasks.spec import (
     require_pins,
 )
 from unlearnbench.tasks.templates import render_field
+from unlearnbench.util.text import blank_in_answer
 from unlearnbench.util.validation import first_fault
 
 NAME = "generate_until"
 # ROUGE compares all words of one text with all of the other: a stranger's record is bounded.
 _WORDS, _WORDS_A_TOKEN = 4096, 32
+
+log = logging.getLogger("unlearnbench")
 
 
 class GenerationOptions(Strict):
@@ -62,6 +67,10 @@ class GenerationFile(TaskSpec):
     doc_to_target: str
     target_delimiter: str = " "
     fewshot_delimiter: str = "\n\n"
+    version_without_blank: float | None = Field(default=None, gt=0)
+    """The version of this task whose prompt leaves its last blank to the answer, for tokenizers
+    that join a blank with the word behind it.
+    """
     max_target_toks: int | None = Field(default=None, gt=0)
     """Cuts the target to that many token ids of the model's own tokenizer, special ones counted."""
     generation_kwargs: GenerationOptions
@@ -83,6 +92,11 @@ class GenerationFile(TaskSpec):
             raise ValueError("num_fewshot: it and fewshot_split go together")
         if self.fewshot_split and self.splits[self.fewshot_split].rows < self.num_fewshot:
             raise ValueError(f"num_fewshot: more than the rows of split {self.fewshot_split!r}")
+        if self.version_without_blank is not None:
+            if not self.doc_to_text.rstrip(" ") == self.doc_to_text[:-1] != "":
+                raise ValueError("version_without_blank: doc_to_text does not end in one blank")
+            if self.version_without_blank == self.version:
+                raise ValueError("version_without_blank: it is metadata.version")
         return self
 
     @property
@@ -114,6 +128,18 @@ class GenerationTask(GenerationFile):
         except ValidationError as error:
             raise OptionError(f"--gen-kwargs: {first_fault(error)}") from None
         return self.model_copy(update={"generation_kwargs": options, "protocol_overrides": {}})
+
+    def without_blank(self) -> GenerationTask | None:
+        if self.version_without_blank is None:
+            return None
+        return self.model_copy(
+            update={
+                "doc_to_text": self.doc_to_text[:-1],
+                "target_delimiter": " " + self.target_delimiter,
+                "metadata": Metadata(version=self.version_without_blank),
+                "version_without_blank": None,
+            }
+        )
 
     def make_samples(
         self, splits: Mapping[str, SplitRows], limit: int | float | None
@@ -229,3 +255,40 @@ class GenerationTask(GenerationFile):
 
 
 TASK = GenerationTask
+
+
+def place_blanks(
+    tasks: Sequence[TaskSamples], asked: str, tokenizer: Any, limit: int | float | None
+) -> tuple[TaskSamples, ...]:
+    """The tasks in the version for this tokenizer, see ``blank_in_answer``, which is said; a task
+    whose prompt keeps its blank against it is named. Raises OptionError where ``answer`` is asked
+    of a task that has no such version.
+    """
+    ends = [t for t in tasks if t.spec.has_prompts and all(s.text[-1:] == " " for s in t.samples)]
+    if not ends or not blank_in_answer(asked, tokenizer):
+        return tuple(tasks)
+    moved = [t.spec.task for t in ends if t.spec.without_blank() is not None]
+    kept = [t.spec.task for t in ends if t.spec.task not in moved]
+    if kept and asked == "answer":
+        raise OptionError(f"--answer-blank answer: {kept[0]} has no version_without_blank")
+    if kept:
+        log.warning(
+            "%s: the prompt ends in a blank, which this tokenizer joins with the word behind it: a "
+            "model that was not trained on that answers badly, as if it had forgotten. Give the "
+            "task a version_without_blank (docs/add-a-task.md), or, where models and their "
+            "training have that format, pass --answer-blank prompt",
+            ", ".join(kept),
+        )
+    if moved and asked == "auto":
+        log.info(
+            "%s: the version whose prompt ends at the colon, because this tokenizer joins a blank "
+            "with the word behind it; --answer-blank prompt: MUSE's own, for models that were "
+            "trained on it",
+            ", ".join(moved),
+        )
+    return tuple(_moved(task, limit) if task.spec.task in moved else task for task in tasks)
+
+
+def _moved(task: TaskSamples, limit: int | float | None) -> TaskSamples:
+    spec = task.spec.without_blank() or task.spec
+    return replace(task, spec=spec, samples=tuple(spec.make_samples(task.splits, limit)))

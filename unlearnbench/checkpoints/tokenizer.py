@@ -1,0 +1,234 @@
+"""A checkpoint's tokenizer: what runs is what its files say, shown on the texts of ``PROBE``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unlearnbench.checkpoints.find import CheckpointFiles, read_json
+from unlearnbench.checkpoints.gguf import follow_gguf
+from unlearnbench.checkpoints.load import OWN_CODE, local_only, refusing
+from unlearnbench.errors import CheckpointError, one_line
+from unlearnbench.util.files import content_sha256
+from unlearnbench.util.process import plain_errors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PROBE = (
+    "Question: when did the harbour open?\nAnswer: in 1926, with 31,415 boats; at 7:05 and 10:59",
+    "It's Ada's, they've said I'LL and we'd; don't DON'T he\u2019s co-owner, 3.5e-7",
+    "  two blanks   three\tand a tab\n\nnew line \r\nold line   \n  ",
+    "Caf\u00e9 na\u00efve co\u0308operate \u00c5ngstr\u00f6m \ufb01 \u212b \u00bd",
+    "\u6c49\u5b57\u4e2d\u6587123\u3002\u65e5\u672c\u8a9e \ud55c\uad6d\uc5b4 "
+    "\u0440\u0443\u0441 \u0639\u0631\u0628 \U0001f600",
+    'a_b() {"x": [1, 2]} // https://x.y/z?q=1#a&b C++ @me 50% $5 ~/ HTMLParser',
+)
+"""Where tokenizers' rules part: digits, line ends, contractions, runs of blanks, accents, Han."""
+
+log = logging.getLogger("unlearnbench")
+
+
+def find_home(files: CheckpointFiles, full: CheckpointFiles) -> CheckpointFiles:
+    """Whose tokenizer is taken: that of ``files``; of an adapter without one, its base's."""
+    return files if (files.folder / "tokenizer_config.json").is_file() else full
+
+
+def load_tokenizer(home: CheckpointFiles) -> PreTrainedTokenizerBase:
+    """The tokenizer that a checkpoint's files describe; CheckpointError where they are damaged,
+    missing, or say what transformers cannot do.
+    """
+    from transformers import AutoTokenizer
+
+    path = home.folder / "tokenizer_config.json"
+    facts = read_json(path) if path.is_file() and home.kind != "gguf" else {}
+    own_code = home.trusted and bool(facts.get("auto_map"))
+    if own_code:
+        log.warning(OWN_CODE, home.path, path.name)
+    remedy = "; save the model's tokenizer into the same folder"
+    tokenizer: PreTrainedTokenizerBase
+    with refusing(f"{home.path}: its tokenizer cannot be loaded", remedy), plain_errors():
+        tokenizer = AutoTokenizer.from_pretrained(home.folder, **local_only(home))
+    if not getattr(tokenizer, "is_fast", True):
+        log.info("%s: its tokenizer has no fast implementation; tokenizing will be slow", home.path)
+    elif home.kind == "gguf":
+        follow_gguf(tokenizer, home.weights[0])
+    elif not own_code and (home.folder / "tokenizer.json").is_file():
+        tokenizer = _as_stored(tokenizer, home)
+    return tokenizer
+
+
+def probe_ids(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Token ids of ``PROBE``."""
+    with plain_errors():
+        return [list(tokenizer(text)["input_ids"]) for text in PROBE]
+
+
+def _as_stored(tokenizer: Any, home: CheckpointFiles) -> Any:
+    """``tokenizer`` where it does what tokenizer.json says, or else that file's own pipeline.
+    Transformers 5 takes the vocabulary alone from the file for classes that have rules of their
+    own, and trained models do not know the ids that come of it.
+    """
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    if type(tokenizer) is PreTrainedTokenizerFast:  # which reads the whole file
+        return tokenizer
+    with refusing(f"{home.path}: its tokenizer.json cannot be read"), plain_errors():
+        stored = Tokenizer.from_file(str(home.folder / "tokenizer.json"))
+        stored.no_truncation()
+        stored.no_padding()
+        right = [stored.encode(text).ids for text in PROBE]
+    found = probe_ids(tokenizer)
+    if found == right:
+        return tokenizer
+    told = f"{home.path}: the class {type(tokenizer).__name__}"
+    with refusing(f"{told} does not fit tokenizer.json"), plain_errors():
+        plain = PreTrainedTokenizerFast.from_pretrained(home.folder, **local_only(home))
+    if probe_ids(plain) != right:
+        raise CheckpointError(
+            f"{told} splits texts otherwise than tokenizer.json; set tokenizer_class in "
+            "tokenizer_config.json to PreTrainedTokenizerFast, or save the tokenizer anew"
+        )
+    at = next(n for n, ids in enumerate(found) if ids != right[n])
+    message = "%s has other rules than tokenizer.json (%d ids instead of %d for %s); the file's "
+    message += "are used, by which the model was trained"
+    log.warning(message, told, len(found[at]), len(right[at]), one_line(PROBE[at][:24], 40))
+    return plain
+
+
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, config: Any, files: CheckpointFiles
+) -> None:
+    """Raise CheckpointError for another model's, whose babble reads as forgetting."""
+    rows = getattr(config.get_text_config(), "vocab_size", 0)
+    vocabulary, added = tokenizer.get_vocab(), getattr(tokenizer, "added_tokens_decoder", {})
+    top = max(vocabulary.values(), default=-1)
+    beyond = {token: n for token, n in vocabulary.items() if n >= rows}
+    # Embeddings are often padded to a round number; the most seen in use is some 3%.
+    if not vocabulary or any(n not in added for n in beyond.values()) or top + 1 < 0.9 * rows:
+        raise CheckpointError(
+            f"{files.path}: the tokenizer does not match the model: its {len(vocabulary)} tokens "
+            f"reach id {top}, and the model's vocabulary has {rows} rows; use the tokenizer that "
+            "the model was trained with"
+        )
+    if beyond and files.kind != "gguf":  # to whose tokenizers transformers adds one of its own
+        message = "%s: the model has no row for %d added tokens, as %s; a text that holds one is "
+        log.warning(message + "refused", files.path, len(beyond), one_line(min(beyond), 40))
+    for token in dict.fromkeys(map(str, tokenizer.all_special_tokens)):
+        if re.fullmatch(r"[Ġ▁ ]?\w+", token):
+            raise CheckpointError(
+                f"the tokenizer lists {one_line(token, 40)!r}, an ordinary word, as a special "
+                "token; outputs would lose it. Correct tokenizer_config.json"
+            )
+    # Dropout (BPE) and sampling (SentencePiece) split a text at random, a device of training.
+    text = "".join(f"The harbour opened its gate number {n}, said the mayor. " for n in range(40))
+    with plain_errors():
+        first = tokenizer(text)["input_ids"]
+        steady = all(tokenizer(text)["input_ids"] == first for _ in range(3))
+    if not steady:
+        raise CheckpointError(
+            f"{files.path}: the tokenizer splits the same text now one way, now another; remove "
+            "dropout from tokenizer.json, or enable_sampling from tokenizer_config.json"
+        )
+
+
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash what a tokenizer does, whatever files it came from."""
+    # Padding is masked, and trainers often save pad = eos: no other tokenizer for that.
+    special = {k: str(v) for k, v in tokenizer.special_tokens_map.items() if k != "pad_token"}
+    content: dict[str, Any] = {"special": special}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        content |= {"class": type(tokenizer).__name__, "vocab": tokenizer.get_vocab()}
+    else:
+        # Truncation and padding are state of the last call, not of the tokenizer.
+        content["backend"] = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
+    return content_sha256(content)
+
+
+def probe_sha256(tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
+    """Hash what a tokenizer makes of texts and of ids. However its files put it: not its class, nor
+    its options, nor a padding token of its own, which is masked, nor ids beyond the model's rows.
+    """
+    ids = probe_ids(tokenizer)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    own = {} if backend is None else json.loads(backend.to_str())["model"]
+    added = set(getattr(tokenizer, "added_tokens_decoder", {}))
+    padding: set[Any] = {tokenizer.pad_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    named = {n for n in added - padding if n < rows}
+    words = {word: n for word, n in tokenizer.get_vocab().items() if n not in added}
+    facts = {
+        "ids": ids,
+        "texts": [tokenizer.decode(found, skip_special_tokens=True) for found in ids],
+        "words": own.get("vocab", words),
+        "merges": own.get("merges"),
+        "added": {n: tokenizer.decode([n], skip_special_tokens=True) for n in sorted(named)},
+        "end": tokenizer.eos_token_id,
+    }
+    return content_sha256(facts)
+
+
+_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
+    *("*.model", "*.tiktoken", "tekken.json", "chat_template*", "additional_chat_templates/*"),
+)
+
+
+def save_tokenizer(tokenizer: Any, home: CheckpointFiles, folder: Path) -> None:
+    """Put the tokenizer of ``home`` into ``folder``: its files as they are, since transformers may
+    write others; of a GGUF file, which has none, what transformers writes.
+    """
+    if home.kind == "gguf":
+        tokenizer.save_pretrained(folder)
+        return
+    for pattern in (*_FILES, *(["*.py"] if home.trusted else [])):
+        for path in home.folder.glob(pattern):
+            if path.is_file():
+                place = folder / path.relative_to(home.folder)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, place)
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Where texts end; CheckpointError for ordinary words, which would pass for forgetting."""
+    config: Any = getattr(model, "generation_config", None)
+    listed = named_ends(getattr(config, "eos_token_id", None))
+    special = {tokenizer.eos_token_id, *tokenizer.all_special_ids}
+    special |= set(getattr(tokenizer, "added_tokens_decoder", {}))
+    odd = [token for token in listed if type(token) is not int or token not in special]
+    if odd:
+        stated = map(repr, named_ends(getattr(model.config, "eos_token_id", None)))
+        where = "" if repr(odd[0]) in stated else "generation_"
+        raise CheckpointError(
+            f"{where}config.json ends texts at token {one_line(odd[0], 40)}, an ordinary word "
+            "of the tokenizer; correct its eos_token_id"
+        )
+    ids: list[Any] = [*listed, *named_ends(tokenizer.eos_token_id)]
+    return tuple(dict.fromkeys(map(int, ids)))
+
+
+def require_open_end(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Raise CheckpointError for what an evaluation refuses: before a training, not after it."""
+    ends = end_tokens(model, tokenizer)
+    if any(ids and ids[-1] in ends for ids in probe_ids(tokenizer)):
+        raise CheckpointError(
+            "the tokenizer ends texts with an end-of-text token, which would stand before answers; "
+            "set add_eos_token to false, or take it out of tokenizer.json"
+        )
+
+
+def padding_id(tokenizer: Any, rows: int, default: int = 0) -> int:
+    """An id below ``rows`` to fill up with; masked, so any serves."""
+    own = tokenizer.pad_token_id
+    return int(own) if own is not None and int(own) < rows else default
+
+
+def named_ends(named: object) -> list[object]:
+    """``eos_token_id`` of a config as a list: it may be one id, several or none."""
+    found = named if isinstance(named, list) else [named]
+    return [token for token in found if token is not None]
