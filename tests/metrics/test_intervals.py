@@ -266,7 +266,7 @@ def test_an_unseen_sample_is_as_far_out_as_one_that_was_seen() -> None:
     alike = mean(points(*(50 + 0.2 * (narrow - 50))), draw(40, 0))
     assert alike.ci is not None
     most = 50 * (1 - 0.025 ** (1 / 40))
-    assert alike.ci[1] > 50 + most, "no one stands out, and yet there may be one at 100"
+    assert alike.ci[1] > 50 + 0.9 * most, "none stands out, and yet there may be one at 100"
 
 
 @pytest.mark.parametrize(("moved", "n"), [(50, 50), (20, 50), (22, 40), (12, 60), (8, 16), (5, 20)])
