@@ -22,8 +22,8 @@ import pytest
 from tests.cli.test_main import call
 from tests.independent.boards import board_differences
 from tests.independent.rows import comparison, differences
-from tests.recovery.test_independent import models
 from tests.recovery.test_policy import run_steps
+from tests.recovery.test_recovery_independent import models
 from unlearnbench.boards.plots import BLUE, ORANGE
 
 Rows = dict[tuple[str, str, str], dict[str, Any]]
