@@ -57,7 +57,7 @@ class Runs:
         self.start, self.log = start, toy.out.parent / "kept.log"
         self.arguments = [
             *("--model", str(tiny), "--tasks", "toy", "--batch-size", "1"),
-            *("--quant", "none,rtn-int4", *toy.arguments),
+            *("--quant", "none,rtn-int4", "--answer-blank", "prompt", *toy.arguments),
         ]
 
     def until(self, answers: int) -> Started:
