@@ -41,7 +41,7 @@ def _distinct(values: Array, total: float) -> tuple[Array, Array]:
 
 def _stand_out(values: Array) -> int:
     """How many lie more than a tenth of the scale, 10 points, from the median."""
-    return int((np.abs(values - np.median(values)) > 10).sum())
+    return int((np.abs(values - np.median(values)) > 10 * (1 + 1e-9)).sum())
 
 
 def is_sparse(points: Array) -> bool:
