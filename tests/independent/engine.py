@@ -275,6 +275,8 @@ class Figure:
 
     def differs(self, ends: Sequence[float] | None, digits: float) -> str:
         """What differs in a stated interval. ``digits``: how far its numbers are rounded."""
+        if ends is not None and self.ends is not None and self.ends[0] < ends[0] == -100.0:
+            ends = (self.ends[0], ends[1])  # of trainings: PrivLeak cannot be lower
         if self.interval is None or ends is None:
             ours = self.ends
             return "" if ours is ends is None else f"interval {ends}, ours {ours}"
