@@ -19,7 +19,7 @@ from unlearnbench.boards.plots import _front
 from unlearnbench.boards.ranking import Place, _mark, rank_entries
 from unlearnbench.boards.tables import cell, verdicts
 from unlearnbench.boards.verify import verify_board
-from unlearnbench.recovery.statistics import RecoveryRow
+from unlearnbench.recovery.verdicts import RecoveryRow
 from unlearnbench.runs.folder import read_run
 
 FILES = ("README.md", "board.csv", "index.html")

@@ -21,7 +21,7 @@ from unlearnbench.demo.recipe import METHODS, PRECISIONS, DemoOptions
 from unlearnbench.demo.start import DATA
 from unlearnbench.demo.work import is_trained
 from unlearnbench.errors import EvaluationError, Failure, MetricError, OptionError
-from unlearnbench.recovery.statistics import RecoveryRow
+from unlearnbench.recovery.verdicts import RecoveryRow
 from unlearnbench.tasks.registry import builtin_task_dir
 
 KEYS = {"models": "one", "runs": "two", "board": "three"}

@@ -11,16 +11,8 @@ from numpy.typing import NDArray
 
 from tests.metrics.test_intervals_coverage import three
 from unlearnbench.metrics.intervals import Estimate, Values, auc, draw
-from unlearnbench.recovery.statistics import (
-    Cell,
-    RecoveryRow,
-    Scale,
-    Want,
-    generation_scores,
-    leak_scores,
-    mark_significant,
-    measure,
-)
+from unlearnbench.recovery.statistics import Cell, Scale, generation_scores, leak_scores, measure
+from unlearnbench.recovery.verdicts import RecoveryRow, Want, mark_significant
 
 Array = NDArray[np.float64]
 N = 100

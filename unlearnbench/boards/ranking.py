@@ -10,7 +10,7 @@ from unlearnbench.boards.resampling import MeanShares, comparable_tasks, mean_sh
 from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.recovery.compare import Comparison, TaskStanding
 from unlearnbench.recovery.reports import share
-from unlearnbench.recovery.statistics import RecoveryRow, mark_significant, target_keeps
+from unlearnbench.recovery.verdicts import RecoveryRow, mark_significant, target_keeps
 from unlearnbench.results import FULL
 from unlearnbench.runs.entries import Entry, join_trainings
 

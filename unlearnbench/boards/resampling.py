@@ -11,7 +11,7 @@ import numpy as np
 
 from unlearnbench.metrics.intervals import Array, Estimate, Values, average, pooled, ratio
 from unlearnbench.recovery.compare import SEED, Comparison
-from unlearnbench.recovery.statistics import MIN_GAP, target_keeps
+from unlearnbench.recovery.verdicts import MIN_GAP, target_keeps
 from unlearnbench.results import FULL
 from unlearnbench.runs.entries import Entry, LoadedRun
 

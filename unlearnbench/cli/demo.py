@@ -17,7 +17,7 @@ from unlearnbench.demo.recipe import METHODS, PRECISIONS, TASKS, DemoOptions
 from unlearnbench.errors import printable
 from unlearnbench.recovery import UTILITY_FLOOR
 from unlearnbench.recovery.reports import recovery_table
-from unlearnbench.recovery.statistics import RecoveryRow
+from unlearnbench.recovery.verdicts import RecoveryRow
 from unlearnbench.results import FULL
 from unlearnbench.tasks.registry import split_names
 from unlearnbench.util.text import text_table

@@ -10,16 +10,8 @@ from pathlib import Path
 from unlearnbench.errors import MetricError, OptionError, ResultError, one_line
 from unlearnbench.metrics.intervals import CONFIDENCE, Estimate, Values, draw
 from unlearnbench.recovery import UTILITY_FLOOR
-from unlearnbench.recovery.statistics import (
-    Cell,
-    RecoveryRow,
-    Scale,
-    Want,
-    generation_scores,
-    leak_scores,
-    mark_significant,
-    measure,
-)
+from unlearnbench.recovery.statistics import Cell, Scale, generation_scores, leak_scores, measure
+from unlearnbench.recovery.verdicts import RecoveryRow, Want, mark_significant
 from unlearnbench.results import FULL, LikelihoodRecord
 from unlearnbench.runs.entries import (
     Entry,

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.metrics.intervals import CONFIDENCE, Bounds, Estimate
 from unlearnbench.recovery.compare import Comparison, TaskStanding
-from unlearnbench.recovery.statistics import GONE, MIN_GAP
+from unlearnbench.recovery.verdicts import GONE, MIN_GAP
 from unlearnbench.results import FULL
 from unlearnbench.runs.entries import Entry
 

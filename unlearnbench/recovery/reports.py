@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from unlearnbench.errors import one_line
 from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.recovery.policy import Finding
-from unlearnbench.recovery.statistics import RecoveryRow
+from unlearnbench.recovery.verdicts import RecoveryRow
 from unlearnbench.util.text import text_table
 
 _HEAD = ["entry", "task", "condition", "full", "quantized", "target", "retrained", "change"]
