@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from unlearnbench.metrics.intervals import auc
-from unlearnbench.metrics.membership import K_PERCENTS, ReferenceScores, privleak, summarize
+from unlearnbench.metrics.membership import K_PERCENTS, ReferenceScores, auc, privleak, summarize
 from unlearnbench.metrics.rouge import score_output
 
 MODELS = ["target", "retrain", "ga_gdr", "npo_klr"]

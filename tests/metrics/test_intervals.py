@@ -17,17 +17,15 @@ from unlearnbench.errors import MetricError
 from unlearnbench.metrics.intervals import (
     Estimate,
     Values,
-    auc,
     average,
     draw,
     holm,
     mean,
-    pair_wins,
     pooled,
     ratio,
     with_trainings,
 )
-from unlearnbench.metrics.membership import leak_estimate
+from unlearnbench.metrics.membership import auc, leak_estimate, pair_wins
 
 Array = NDArray[np.float64]
 
@@ -420,3 +418,27 @@ def test_the_draws_leave_the_global_generators_alone() -> None:
     mean(points(1, 2, 4), draw(3, 0))
     assert random.getstate() == state
     assert (np.random.get_state(legacy=False)["state"]["key"] == before).all()
+
+
+def test_a_score_that_cannot_be_below_0_is_not_tested_against_it() -> None:
+    own, draws = points(10, 50, 90), draw(3, 0)
+    assert mean(own, draws).p is None
+    assert mean(own.minus(points(20, 20, 20)), draws).p is not None
+
+
+@given(st.lists(st.floats(0, 100), min_size=2, max_size=25), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_p_is_a_probability_whatever_moves(scores: list[float], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    before = points(*np.clip(np.array(scores) * rng.uniform(0, 1.2, len(scores)), 0, 100))
+    found = mean(points(*scores).minus(before), draw(len(scores), 0)).p
+    assert found is not None
+    assert 0 < found <= 1
+
+
+def test_privleak_has_no_interval_where_the_zero_explodes() -> None:
+    own, zero = groups(normal(0, 50), normal(1, 50, 1)), groups(normal(2, 50), normal(3, 50, 4))
+    assert 0 < zero.mean < 0.05
+    found = leak_estimate(own, zero, draw(50, 0, 50))
+    assert found.value == pytest.approx(100 * (own.mean / zero.mean - 1))
+    assert (found.ci, found.stderr) == (None, None)

@@ -16,16 +16,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from unlearnbench.metrics.intervals import (
-    Estimate,
-    Values,
-    average,
-    draw,
-    mean,
-    pair_wins,
-    pooled,
-    ratio,
-)
+from unlearnbench.metrics.intervals import Estimate, Values, average, draw, mean, pooled, ratio
+from unlearnbench.metrics.membership import pair_wins
 from unlearnbench.recovery.statistics import Scale
 
 Array = NDArray[np.float64]

@@ -77,7 +77,9 @@ def test_where_the_target_itself_forgets_nothing_is_decided(
     assert check(weak_at_4_bits(tmp_path), "npo", policy) == 2
     out = capsys.readouterr().out
     (line,) = [line for line in out.splitlines() if "rtn-int4" in line]
-    assert "the target itself forgets at this precision: 25.0, in full precision 87.5" in line
+    assert (
+        "the target itself knows too little at this precision: 25.0, in full precision 87.5" in line
+    )
 
 
 def test_what_comes_back_fails_at_int4_only(

@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.metrics.test_intervals_coverage import three
-from unlearnbench.metrics.intervals import Estimate, Values, auc, draw
+from unlearnbench.metrics.intervals import Estimate, Values, draw
+from unlearnbench.metrics.membership import auc
 from unlearnbench.recovery.statistics import Cell, Scale, generation_scores, leak_scores, measure
 from unlearnbench.recovery.verdicts import RecoveryRow, Want, mark_significant
 

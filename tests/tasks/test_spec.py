@@ -170,6 +170,7 @@ def test_a_task_without_shots_reads_one_split(tmp_path: Path) -> None:
         ("{rows: 3}", "{rows: 0}", "rows: 0", "splits.test.rows: "),
         ("{rows: 3}", "{rows: 3, sha256: 0a}", "sha256", "splits.test.sha256: "),
         ("want: low", "want: lower", "want", "want: "),
+        ("want: low", "want: zero", "want", "want: "),
         # Duplicates, aliases, tags.
         ("want: low\n", "want: low\nmetric: bleu\n", "bleu", "duplicate key 'metric'"),
         ("    rows: 2", "    rows: 2\n    rows: 4", "rows: 4", "duplicate key 'rows'"),
@@ -231,6 +232,7 @@ def test_faults_of_a_generation_task(
         ),
         ("    source: nowhere\n", "", "auc", "key 'references.0.source' is missing"),
         ("want: zero", "want: zero\nnum_fewshot: 1", "num_fewshot", "unknown key 'num_fewshot'"),
+        ("want: zero", "want: low", "want", "want: "),
         ('"0a0a', '"0A0a', "sha256", "splits.holdout.sha256: "),
         ("_split: holdout", "_split: forget", "nonmember_split", "must differ"),
         ("_split: holdout", "_split: other", "nonmember_split", "splits has no entry for other"),

@@ -118,10 +118,8 @@ def _load_packed(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan)
         # goes on doing that.
         with refusing(f"{source.files.path}: its weights cannot be unpacked"), muted():
             model.hf_quantizer.compressor.decompress_model(model)
-        for module in list[Any](
-            model.modules()
-        ):  # it unpacks some schemes into bf16, whatever was asked for
-            if _is_unpacked(module):
+        for module in list[Any](model.modules()):
+            if _is_unpacked(module):  # some schemes into bf16, whatever was asked for
                 module.weight.data = module.weight.data.to(plan.dtype)
     if scheme.method == "bitsandbytes":
         bnb.check_kernel(model, plan)

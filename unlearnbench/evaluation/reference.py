@@ -13,7 +13,7 @@ from typing import Literal
 
 from unlearnbench.errors import MetricError, OptionError, ResultError
 from unlearnbench.evaluation.answers import task_fingerprint
-from unlearnbench.metrics.membership import privleak
+from unlearnbench.metrics.membership import LEAST_REFERENCE, privleak
 from unlearnbench.results import AucReference, Checkpoint, RunResult, TaskResult
 from unlearnbench.runs.fingerprint import Fingerprint, differences, tokenizer_sha256
 from unlearnbench.runs.folder import RunFolder, read_run
@@ -69,7 +69,7 @@ def find_references(
             reference = task.spec.stated_reference(config)
         else:
             reference = _run_reference(task, asked, checkpoint)
-        if reference.scores.auc < 0.05:
+        if reference.scores.auc < LEAST_REFERENCE:
             log.warning(
                 "%s: the reference AUC is %.3g; so near 0 PrivLeak explodes, read the AUC instead",
                 task.spec.task,

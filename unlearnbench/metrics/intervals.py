@@ -46,7 +46,7 @@ class Estimate:
     stderr: float | None = None
     """None for a single sample, and where all are alike: they show no spread."""
     p: float | None = None
-    """Of means: two-sided, against 0."""
+    """Of means that can lie on either side of 0: two-sided, against it."""
 
     def scaled(self, factor: float, offset: float = 0.0) -> Estimate:
         """The estimate of ``factor x value + offset``, factor above 0."""
@@ -220,7 +220,8 @@ def mean(values: Values, draws: Draws) -> Estimate:
         return Estimate(values.mean)
     spread = _Spread(values, None, draws, values.is_sparse)
     ends = (spread.end(0.0, 0), spread.end(0.0, 1))
-    return Estimate(values.mean, ends, values.stderr, spread.p())
+    low, high = values.bounds
+    return Estimate(values.mean, ends, values.stderr, spread.p() if low < 0 < high else None)
 
 
 def ratio(top: Values, bottom: Values, draws: Draws) -> Estimate:
@@ -234,8 +235,8 @@ def ratio(top: Values, bottom: Values, draws: Draws) -> Estimate:
         return Estimate(point)
     rest = top.minus(bottom, point)
     stderr = None if rest.stderr is None else rest.stderr / abs(bottom.mean)
-    below = mean(bottom, draws).ci
-    if below is None or below[0] <= 0 <= below[1]:
+    below = _Spread(bottom, None, draws, bottom.is_sparse)
+    if below.end(0.0, 0) <= 0 <= below.end(0.0, 1):
         return Estimate(point, None, stderr)
     sparse = top.is_sparse or bottom.is_sparse or rest.is_sparse
     spread = _Spread(top, bottom, draws, sparse)
@@ -374,37 +375,16 @@ class _Spread:
             unseen = max(last, min(unseen, -float(np.abs(seen).max())))
             parts.append(np.append(seen, unseen) / (len(seen) + 1))
         x, mass = np.concatenate(parts), np.concatenate([[*g.mass, 1.0] for g in self._groups])
-        if x.min() >= 0:
-            return float(not x.any())
 
         def slope(s: float) -> float:
             return float((mass * x / (1 - s * x)).sum())
 
+        if slope(0.0) <= 0:  # the unseen one outweighs the others: 0 is nothing rare
+            return 1.0
         s = brentq(slope, (1 - 1e-12) / x.min(), 0.0)
         w = -math.sqrt(2 * float((mass * np.log1p(-s * x)).sum()))
         u = s * math.sqrt(float((mass * (x / (1 - s * x)) ** 2).sum()))
         return max(1e-300, float(norm.cdf(w) + norm.pdf(w) * (1 / w - 1 / u)))
-
-
-def auc(members: Sequence[float] | Array, nonmembers: Sequence[float] | Array) -> float:
-    """Probability that a non-member scores below (looks more like a member than) a member, ties
-    counting half. Near 0: members are recognised. Shapes (m,), (n,); scores lower = member.
-
-    Example:
-        >>> auc([1.0, 2.0], [3.0, 4.0])
-        0.0
-    """
-    from sklearn.metrics import roc_auc_score
-
-    low, high = finite(members), finite(nonmembers)
-    labels = np.concatenate([np.ones(len(low)), np.zeros(len(high))])
-    return float(roc_auc_score(labels, np.concatenate([low, high])))
-
-
-def pair_wins(members: Sequence[float] | Array, nonmembers: Sequence[float] | Array) -> Array:
-    """Shape (m, n), mean ``auc``: 1 where the member scores above the non-member, 1/2 for a tie."""
-    low, high = finite(members)[:, None], finite(nonmembers)[None, :]
-    return np.asarray((low > high) + 0.5 * (low == high))
 
 
 def average(found: Sequence[Estimate]) -> Estimate:

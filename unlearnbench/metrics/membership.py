@@ -19,10 +19,9 @@ from unlearnbench.metrics.intervals import (
     Draws,
     Estimate,
     Values,
-    auc,
     draw,
+    finite,
     mean,
-    pair_wins,
     ratio,
 )
 from unlearnbench.requests import Scored
@@ -36,6 +35,8 @@ ATTACKS = {"PPL": 1, "PPL/zlib": 1} | {
 # Where the model is certain, the spread of log p over the vocabulary underflows to 0; the floor
 # keeps Min-K%++ finite there. Spreads that mean anything are orders of magnitude above it.
 STD_FLOOR = 1e-6
+LEAST_REFERENCE = 0.05
+"""Below this AUC of the retrained model PrivLeak explodes: it has a value, and no interval."""
 
 
 def _lowest(values: Array, percent: int) -> float:
@@ -169,10 +170,33 @@ def summarize(
     return LeakSummary(attacks[attack], attacks, replace(leak, value=value, p=None))
 
 
+def auc(members: Sequence[float] | Array, nonmembers: Sequence[float] | Array) -> float:
+    """Probability that a non-member scores below (looks more like a member than) a member, ties
+    counting half. Near 0: members are recognised. Shapes (m,), (n,); scores lower = member.
+
+    Example:
+        >>> auc([1.0, 2.0], [3.0, 4.0])
+        0.0
+    """
+    from sklearn.metrics import roc_auc_score
+
+    low, high = finite(members), finite(nonmembers)
+    labels = np.concatenate([np.ones(len(low)), np.zeros(len(high))])
+    return float(roc_auc_score(labels, np.concatenate([low, high])))
+
+
+def pair_wins(members: Sequence[float] | Array, nonmembers: Sequence[float] | Array) -> Array:
+    """Shape (m, n), mean ``auc``: 1 where the member scores above the non-member, 1/2 for a tie."""
+    low, high = finite(members)[:, None], finite(nonmembers)[None, :]
+    return np.asarray((low > high) + 0.5 * (low == high))
+
+
 def leak_estimate(own: Values, zero: Values, draws: Draws) -> Estimate:
     """PrivLeak of pairs of texts against the retrained model's. Where few texts decide, its
     interval holds at least what the AUC's own exact one becomes.
     """
+    if zero.mean < LEAST_REFERENCE:
+        return Estimate(privleak(own.mean, zero.mean))
     found = ratio(own, zero, draws)
     exact = mean(own, draws).ci if own.is_sparse else None
     if found.ci is not None:

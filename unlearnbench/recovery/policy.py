@@ -173,8 +173,9 @@ class _Judge:
         if share is not None:
             return self._judge(rule, row.n, share, (-math.inf, most))
         if row.had_forgotten:
-            scores = f"{row.target:.1f}, in full precision {row.target_full:.1f}"
-            message = f"the target itself forgets at this precision: {scores}"
+            known = row.target, row.target_full, row.full
+            scores = "{:.1f}, in full precision {:.1f}, the checkpoint {:.1f}".format(*known)
+            message = f"the target itself knows too little at this precision: {scores}"
             return self._finding(rule, "not decided", message)
         forgotten, least = row.leakage("forgotten"), MIN_GAP
         if forgotten.value >= MIN_GAP:  # and yet not far enough on the way to the retrained model

@@ -20,12 +20,11 @@ from unlearnbench.metrics.intervals import (
     Estimate,
     Values,
     mean,
-    pair_wins,
     pooled,
     ratio,
     with_trainings,
 )
-from unlearnbench.metrics.membership import leak_estimate, privleak
+from unlearnbench.metrics.membership import LEAST_REFERENCE, leak_estimate, pair_wins, privleak
 from unlearnbench.recovery import UTILITY_FLOOR
 from unlearnbench.recovery.verdicts import (
     GONE,
@@ -61,7 +60,8 @@ class Scale:
     def difference(self, models: Sequence[Values]) -> Estimate:
         """The mean of differences of scores, on the task's scale."""
         if self.zero is not None:
-            return self.share(models, [self.zero] * len(models)).scaled(100)
+            found = self.share(models, [self.zero] * len(models)).scaled(100)
+            return found if self.zero.mean >= LEAST_REFERENCE else Estimate(found.value)
         every = pooled(models)
         found, singles = mean(every, self.draws), [values.mean for values in models]
         return with_trainings(found, singles, self.draws.confidence, every.bounds)

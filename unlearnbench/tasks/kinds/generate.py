@@ -61,6 +61,7 @@ class GenerationFile(TaskSpec):
     """The fields of a task with prompts to continue."""
 
     output_type: Literal["generate_until"]
+    want: Literal["low", "high"]
     test_split: Name
     fewshot_split: Name | None = None
     num_fewshot: int = Field(default=0, ge=0)

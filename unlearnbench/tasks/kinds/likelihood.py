@@ -82,6 +82,7 @@ class LikelihoodTask(TaskSpec):
     """Texts to score token by token; two groups of texts are told apart by a membership attack."""
 
     output_type: Literal["token_loglikelihood"]
+    want: Literal["zero"]
     member_split: Name
     nonmember_split: Name
     attack: str
@@ -202,8 +203,7 @@ class LikelihoodTask(TaskSpec):
         return tuple(stated.auc for stated in self.references)
 
     def reference_scores(self, records: Sequence[SampleRecord]) -> ReferenceScores:
-        from unlearnbench.metrics.intervals import auc
-        from unlearnbench.metrics.membership import ReferenceScores
+        from unlearnbench.metrics.membership import ReferenceScores, auc
 
         members, nonmembers = (self._scores(records, split) for split in self.asked_splits)
         return ReferenceScores(auc(members, nonmembers), members, nonmembers)
