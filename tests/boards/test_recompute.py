@@ -154,6 +154,8 @@ def test_recompute_changes_nothing_where_an_entry_is_wrong(
     assert not (board / "README.md").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_privleaks_own_interval_is_against_its_references_records(
     bench: Bench, board: Path, tmp_path: Path
 ) -> None:
@@ -186,6 +188,8 @@ def test_privleaks_own_interval_is_against_its_references_records(
     assert said(board, "again") == []
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_stated_reference_counts_as_exact(board: Path) -> None:
     """PrivLeak is affine in the AUC then, and so is its interval."""
     path = board / "tasks/made_privleak.yaml"
@@ -213,6 +217,8 @@ def test_a_stated_reference_counts_as_exact(board: Path) -> None:
             assert result["ci"][0] < result["ci"][1]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_an_entry_of_format_1_becomes_one_of_format_2(tmp_path: Path) -> None:
     board = tmp_path / "smollm2-news"
     kept = shutil.ignore_patterns("ga*", "npo*", "*.html")

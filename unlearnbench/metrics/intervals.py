@@ -321,10 +321,10 @@ class _Spread:
             if len(other) == 0:
                 return unseen
             if (other == other[0]).all():
-                from scipy.stats import beta
+                from scipy.special import betaincinv
 
                 share = group.mass[seen == unseen].sum(), group.mass[seen != unseen].sum()
-                most = float(beta.ppf(1 - self._tail, share[0] + 1, share[1]))
+                most = float(betaincinv(share[0] + 1, share[1], 1 - self._tail))
                 return float(other[0] + (unseen - other[0]) * most)
         drawn = self._drawn(r, side)
         k = max(1, int(self._tail * (len(drawn) + 1)))
@@ -365,7 +365,7 @@ class _Spread:
         sample stands beyond 0 too, as far as any that was seen stands on either side.
         """
         from scipy.optimize import brentq
-        from scipy.stats import norm
+        from scipy.special import ndtr
 
         offset = self._top.mean * (len(self._groups) - 1) / len(self._groups)
         last, parts = sign * (self._top.bounds[side] - offset), []
@@ -384,7 +384,8 @@ class _Spread:
         s = brentq(slope, (1 - 1e-12) / x.min(), 0.0)
         w = -math.sqrt(2 * float((mass * np.log1p(-s * x)).sum()))
         u = s * math.sqrt(float((mass * (x / (1 - s * x)) ** 2).sum()))
-        return max(1e-300, float(norm.cdf(w) + norm.pdf(w) * (1 / w - 1 / u)))
+        density = math.exp(-w * w / 2) / math.sqrt(2 * math.pi)
+        return max(1e-300, float(ndtr(w)) + density * (1 / w - 1 / u))
 
 
 def average(found: Sequence[Estimate]) -> Estimate:

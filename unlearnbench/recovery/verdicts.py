@@ -181,14 +181,14 @@ def mark_significant(rows: Sequence[RecoveryRow]) -> list[RecoveryRow]:
     """Holm's correction over the changes of all forget tasks; a row whose change does not hold is
     no longer said to recover.
     """
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
     marked = list(rows)
     family = {i: row.p for i, row in enumerate(rows) if row.want != "high" and row.p is not None}
     for (i, p), holds in zip(family.items(), holm([*family.values()]), strict=True):
         row, update = rows[i], dict[str, Any](significant=holds)
         if row.verdict == "recovers" and not holds:
-            times = norm.isf((1 - CONFIDENCE) / len(family) / 2) / norm.isf(p / 2)
+            times = ndtri((1 - CONFIDENCE) / len(family) / 2) / ndtri(p / 2)
             update |= {"verdict": "not decided"}
             if row.seeds == 1:
                 update |= {"samples_needed": _enough(row.n, float(times))}
