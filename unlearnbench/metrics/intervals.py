@@ -385,7 +385,7 @@ class _Spread:
         w = -math.sqrt(2 * float((mass * np.log1p(-s * x)).sum()))
         u = s * math.sqrt(float((mass * (x / (1 - s * x)) ** 2).sum()))
         density = math.exp(-w * w / 2) / math.sqrt(2 * math.pi)
-        return max(1e-300, float(ndtr(w)) + density * (1 / w - 1 / u))
+        return float(max(1e-300, ndtr(w) + density * (1 / w - 1 / u)))
 
 
 def average(found: Sequence[Estimate]) -> Estimate:
