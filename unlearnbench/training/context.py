@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from unlearnbench.methods.base import (
 from unlearnbench.methods.rows import Batch, Example, Role, sequence_logprobs
 from unlearnbench.training.batches import Rows, Sums, as_batch, collate, make_schedule, sums_of
 from unlearnbench.training.corpus import Encoder
+from unlearnbench.training.dtypes import ROUNDED, as_saved, cast_model
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.output import last_checkpoint, run_trainer
 from unlearnbench.training.steps import Watch
@@ -40,7 +41,6 @@ from unlearnbench.training.trainer import (
     Reference,
     Stage,
     UnlearnTrainer,
-    cast_model,
     descent,
     device,
     training_arguments,
@@ -224,7 +224,10 @@ def make_stage(
     beside = piece.about.alternatives if piece is not None and loss is not descent else 0
     schedule = make_schedule(sets, o, beside)
     home = context.home / name
-    return Stage(home, schedule, loss, context.pad, l1=o.l1, noise=o.weight_noise)
+    rounding = o.weights_dtype if o.weights_dtype in ROUNDED else None
+    return Stage(
+        home, schedule, loss, context.pad, l1=o.l1, noise=o.weight_noise, rounding=rounding
+    )
 
 
 def train(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreTrainedModel:
@@ -289,6 +292,7 @@ def _run(context: TrainerContext, model: Any, stage: Stage) -> Any:
                 keep(logs)
         if selector is not None:
             selector.whole_model, selector.epoch = trainer.whole_model, schedule.epoch
+            selector.as_saved = partial(as_saved, dtype=context.options.weights_dtype, keep=True)
         run_trainer(trainer, last, stage.folder)
         trained: Any = trainer.whole_model()
     trained.config.use_cache = use_cache

@@ -141,7 +141,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         # Libraries' advice about their own internals; ours are errors, not warnings.
         warnings.simplefilter("ignore")
         from unlearnbench.training.context import TrainerContext
-        from unlearnbench.training.trainer import cast_model
+        from unlearnbench.training.dtypes import as_saved, cast_model
 
         require_open_end(source.tokenizer, source.model())
         target = cast_model(source.model(), job.options.weights_dtype)
@@ -153,6 +153,8 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         context.selector = _make_selector(job, folder, encoder)
         with folder.claim(Fingerprint.of(request)):
             result, masks = context.run()
+        for model in result.models.values() if isinstance(result, Ensemble) else [result]:
+            as_saved(model, job.options.weights_dtype)
     return _save(folder, context, result, masks, facts, started)
 
 
