@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("unlearnbench")
 
+Forecast = Callable[[PreTrainedModel, TrainOptions, int], None]
+"""(model, options, steps): says what a training can move."""
+
 
 @dataclass
 class TrainerContext(TrainingContext):
@@ -70,6 +73,7 @@ class TrainerContext(TrainingContext):
     resume: bool = False
     progress: bool = False
     selector: Selector | None = None
+    forecast: Forecast | None = None
     losses: list[LossRecord] = field(default_factory=list)
     """Every step's, filled as it goes."""
     _frozen: dict[str, FrozenModel] = field(default_factory=dict)
@@ -260,6 +264,13 @@ def train(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreT
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in learner.parameters()):
         raise OptionError("no parameter of this model would be trained; use another method")
+    # An adapter's products are rounded once, when they are merged.
+    if (
+        context.forecast is not None
+        and options.lora_rank is None
+        and stage.folder.name == "unlearn"
+    ):
+        context.forecast(model, options, stage.schedule.steps)
     trained = _run(context, learner, stage)
     is_merged = options.lora_rank is not None and not options.keep_adapter
     return trained.merge_and_unload() if is_merged else trained  # type: ignore[no-any-return]

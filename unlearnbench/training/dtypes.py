@@ -75,7 +75,8 @@ class RoundWeights(TrainerCallback):
                 continue
             if weight.device not in generators:
                 made = torch.Generator(weight.device)
-                made.manual_seed((self._seed << 32) + state.global_step)
+                # torch's generator on CPU takes 32 bits: steps of one seed must not meet another's.
+                made.manual_seed((self._seed * 1_000_003 + state.global_step) % 2**32)
                 generators[weight.device] = made
             weight.copy_(round_stochastic(weight, generators[weight.device]))
 

@@ -158,7 +158,7 @@ def two(ours: Any, theirs: Any) -> tuple[Weights, Weights]:
 
 def test_survival_against_a_loop_in_double_precision_for_every_scheme() -> None:
     rng = np.random.default_rng(0)
-    theirs = np.asarray(rng.standard_t(3, (6, 128)) * 0.02, np.float32)
+    theirs = np.asarray(rng.standard_t(3, (8, 160)) * 0.02, np.float32)
     ours = theirs + np.asarray(rng.standard_normal(theirs.shape) * 4e-3, np.float32)
     names = [n for n, s in conditions.precisions().items() if conditions.has_codes(s)]
     names = [n for n in names if not _missing(n)]
@@ -174,9 +174,10 @@ def test_survival_against_a_loop_in_double_precision_for_every_scheme() -> None:
                 update += moved * moved
         found = PrecisionOverlap(name, (layer,)).survival
         assert found == pytest.approx(kept / update, rel=1e-5), name
-        assert 0.5 < kept / update < 1.6, name  # and it is not trivially 1
+        assert np.isfinite(kept), name
     survivals = [layer.kept / layer.update for layer in layers]
-    assert len(set(survivals)) > len(names) - 3  # double quantization has the same codes
+    assert min(survivals) < 0.5 < 1.05 < max(survivals)  # and they are not trivially 1
+    assert len(set(survivals)) > 50
 
 
 GRID = np.array([[7, 0.1, -0.3, 2.2, -4, 0.2]], np.float32)  # a step of rtn-int4 is 1
