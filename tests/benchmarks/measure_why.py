@@ -127,7 +127,9 @@ def scores(name: str, home: DemoOptions) -> dict[str, float]:
         )
         for result in results:
             key = "knowmem_r" if task == RETAIN_TASK else result.condition.name
-            found[key] = result.tasks[task].value
+            value = result.tasks[task].value
+            assert value is not None, "KnowMem always has one"
+            found[key] = value
     return found
 
 

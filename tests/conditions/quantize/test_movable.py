@@ -34,8 +34,9 @@ def binade(top: float, digits: int) -> list[Fraction]:
     return [Fraction(top) * (n + i) / (2 * n) for i in range(n)]
 
 
-@pytest.mark.parametrize("lr", RATES)
-@pytest.mark.parametrize(("dtype", "digits"), [("bf16", 8), ("fp16", 11)])
+@pytest.mark.parametrize(
+    ("dtype", "digits", "lr"), [*(("bf16", 8, lr) for lr in RATES), ("fp16", 11, 1e-5)]
+)
 def test_the_limit_against_brute_force(lr: float, dtype: str, digits: int) -> None:
     highest, step = limit(lr, dtype), Fraction(lr)
     for exponent in range(-3, 3):
@@ -46,8 +47,7 @@ def test_the_limit_against_brute_force(lr: float, dtype: str, digits: int) -> No
             assert up <= max(w, Fraction(highest)), "in no step beyond it"
     # The words: a step rounds away below 2^(e - digits).
     e = np.floor(np.log2(highest))
-    assert lr < 2.0 ** (e - digits + 1)
-    assert lr > 2.0 ** (e - digits)
+    assert 2.0 ** (e - 1 - digits) < lr < 2.0 ** (e - digits)
 
 
 def test_torch_rounds_so() -> None:
@@ -71,7 +71,7 @@ def test_a_weight_never_grows_beyond_the_limit() -> None:
 def test_reach_against_a_loop() -> None:
     rng = np.random.default_rng(0)
     weight = np.asarray(rng.standard_normal((4, 50)) * 0.01, np.float32)
-    highest, way = 0.004, 0.003
+    highest, way = 0.004, 0.001
     movable = leaving = 0
     for row in weight:
         step = np.abs(row).max() / np.float32(7)
@@ -97,7 +97,7 @@ def weights(half_bin: float) -> list[torch.Tensor]:
 def test_forecast_says_what_is_held_and_what_helps() -> None:
     lr = 1e-5  # moves nothing beyond 2^-8
     (held,) = forecast(weights(0.005), "bf16", lr, 1.0, ["rtn-int4"])
-    assert held.startswith("weights in bf16 at --lr 1e-05, rtn-int4: 41.")
+    assert held.startswith("weights in bf16 at --lr 1e-05, rtn-int4: 40.6%")
     assert "0% of those out of their bin; expect that what is forgotten comes back" in held
     assert held.endswith("use --weights-dtype fp32 or --lr 2e-05")
     (rounded,) = forecast(weights(0.005), "bf16-rounded", lr, 1.0, ["rtn-int4"])
