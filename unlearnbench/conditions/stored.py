@@ -11,7 +11,15 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.checkpoint import DTYPES
-from unlearnbench.checkpoints.load import device_map, from_pretrained, refusing, require_most
+from unlearnbench.checkpoints.load import (
+    device_map,
+    from_pretrained,
+    matrices,
+    out_first,
+    refusing,
+    require_most,
+    text_modules,
+)
 from unlearnbench.checkpoints.packed import StoredScheme, shared
 from unlearnbench.conditions.base import (
     ConditionSpec,
@@ -20,13 +28,7 @@ from unlearnbench.conditions.base import (
     ModuleReading,
     held_bytes,
 )
-from unlearnbench.conditions.proof import (
-    Inspection,
-    describe,
-    distinct_values,
-    matrices,
-    prove,
-)
+from unlearnbench.conditions.proof import Inspection, describe, distinct_values, prove
 from unlearnbench.conditions.quantize import bnb, gptqmodel
 from unlearnbench.errors import NotInForceError
 from unlearnbench.results import Proof
@@ -66,6 +68,7 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     """
     import torch
     from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
 
     if source.stored is not None:
         return _load_packed(source, source.stored, plan)
@@ -76,12 +79,13 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     model = source.build(plan.dtype, plan.device, state=state)
 
     def inspect(name: str, module: nn.Module) -> ModuleReading | None:
-        if storage is None or not isinstance(module, Linear):
+        if storage is None or not isinstance(module, (Linear, Conv1D)):
             return None
         narrow = storage if storage.itemsize <= plan.dtype.itemsize else plan.dtype
         if not torch.equal(module.weight.to(narrow).to(plan.dtype), module.weight):
             raise NotInForceError(f"{spec.name}: a weight is not rounded to {storage}")
-        return ModuleReading.of(module.weight, None, module.weight)
+        weight = out_first(module, module.weight)
+        return ModuleReading.of(weight, None, weight)
 
     return ModelWithProof(model, prove(spec, source, model, inspect))
 
@@ -128,7 +132,7 @@ def _load_packed(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan)
 
 def _prove(scheme: StoredScheme, model: PreTrainedModel, path: str) -> Proof:
     inspection, codes = Inspection(), 0
-    for name, module in model.named_modules():
+    for name, module in text_modules(model).items():
         reading = _inspect(scheme, module)
         if reading is None:
             continue

@@ -22,7 +22,7 @@ from unlearnbench.conditions.base import (
     ModelWithProof,
     ModuleReading,
 )
-from unlearnbench.conditions.proof import finish, require_coverable
+from unlearnbench.conditions.proof import finish, require_coverable, require_linear
 from unlearnbench.errors import NotInForceError, PrecisionError, UnlearnbenchError, one_line
 from unlearnbench.util.process import muted, unmoved_caches
 
@@ -82,6 +82,7 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
         NotInForceError: a layer was not quantized.
     """
     assert plan.calibration is not None  # noqa: S101 - load.prepare sees to it
+    require_linear(spec, source)
     require_coverable(spec, source)  # and the checkpoint's own faults are told as such
     size = int(spec.options["group_size"])
     is_awq = spec.name.startswith("awq")
