@@ -32,7 +32,13 @@ from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoin
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.errors import PrecisionError
 
-SIZE = {"vocab_size": 300, "n_embd": 64, "n_layer": 1, "n_head": 4, "initializer_range": 0.2}
+SIZE: dict[str, Any] = {
+    "vocab_size": 300,
+    "n_embd": 64,
+    "n_layer": 1,
+    "n_head": 4,
+    "initializer_range": 0.2,
+}
 LAYERS = 4  # c_attn, c_proj, c_fc, c_proj
 WEIGHTS = 64 * 192 + 64 * 64 + 2 * 64 * 256
 
@@ -47,9 +53,9 @@ def transposed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         else OpenAIGPTLMHeadModel(OpenAIGPTConfig(**SIZE))
     )
     with torch.no_grad():
-        for module in model.modules():
+        for module in list[Any](model.modules()):
             if isinstance(module, Conv1D):  # outputs of unlike sizes, so that their steps differ
-                module.weight *= torch.linspace(0.5, 2.0, module.nf)
+                module.weight.mul_(torch.linspace(0.5, 2.0, module.nf))
                 module.bias.normal_()
     model.save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
@@ -148,7 +154,8 @@ def test_int8_holds_codes_by_output(transposed: Path, opened: CheckpointSource) 
     name = next(name for name, m in plain.named_modules() if isinstance(m, Conv1D))
     weight = plain.get_submodule(name).weight.detach().half().double().numpy().T
     exact = 127 * weight / np.abs(weight).max(axis=1, keepdims=True)
-    codes = model.network.get_submodule(name).weight.data.numpy()
+    layer: Any = model.network.get_submodule(name)
+    codes = layer.weight.data.numpy()
     assert codes.shape == exact.shape
     assert np.abs(codes - exact).max() <= 0.51
     rounded = reference(transposed, lambda w: by_rtn(w, 8))  # of activations it does not know

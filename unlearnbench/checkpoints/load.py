@@ -12,7 +12,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from unlearnbench.checkpoints.find import CheckpointFiles
-from unlearnbench.checkpoints.limits import check_config, places
+from unlearnbench.checkpoints.limits import auto_class, check_config, places
 from unlearnbench.errors import CheckpointError, NotInForceError, one_line
 
 if TYPE_CHECKING:
@@ -115,10 +115,8 @@ def load_weights(files: CheckpointFiles, config: PretrainedConfig, dtype: str) -
 
 def from_pretrained(files: CheckpointFiles, config: Any, extra: dict[str, Any]) -> PreTrainedModel:
     """Transformers' own loading; CheckpointError for missing, damaged or non-finite weights."""
-    from transformers import AutoModelForCausalLM
-
     with refusing(f"{files.path}: its weights cannot be loaded"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class(config).from_pretrained(
             files.folder,
             config=config,
             output_loading_info=True,

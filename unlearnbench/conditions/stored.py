@@ -7,7 +7,8 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.checkpoint import DTYPES
@@ -113,11 +114,13 @@ def _load_packed(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan)
     config.quantization_config = facts
     extra = {"use_safetensors": True, "dtype": plan.dtype, "device_map": device_map(plan.device)}
     is_gptqmodel = scheme.method in ("gptq", "awq")
-    with gptqmodel.gptqmodel() if is_gptqmodel else nullcontext():
+    is_compressed = scheme.method == "compressed-tensors"
+    library = gptqmodel.gptqmodel if is_gptqmodel else _packed_zero_points
+    with library() if is_gptqmodel or is_compressed else nullcontext():
         model: Any = from_pretrained(source.full, config, extra)
         if is_gptqmodel and plan.device == "cpu":
             gptqmodel.without_compilation(model)
-    if scheme.method == "compressed-tensors":
+    if is_compressed:
         # It would do so at the first forward, after the proof; a scheme that quantizes activations
         # goes on doing that.
         with refusing(f"{source.files.path}: its weights cannot be unpacked"), muted():
@@ -128,6 +131,37 @@ def _load_packed(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan)
     if scheme.method == "bitsandbytes":
         bnb.check_kernel(model, plan)
     return ModelWithProof(model, _prove(scheme, model, source.files.path))
+
+
+@contextmanager
+def _packed_zero_points() -> Iterator[None]:
+    """Meanwhile compressed-tensors makes room for zero points as they are stored. Its version 0.20
+    packs weights, but not zero points, in a model that has no memory yet, and then finds those of a
+    checkpoint of another shape.
+    """
+    import torch
+    from compressed_tensors.compressors.pack_quantized.base import (
+        PACK_ZP_STRATS,
+        PackedQuantizationCompressor,
+    )
+
+    before: Any = PackedQuantizationCompressor.__dict__["compress"]
+
+    def compress(kind: Any, state: Any, scheme: Any) -> Any:
+        found, args = before.__func__(kind, state, scheme), scheme.weights
+        zero = found.get("weight_zero_point")
+        if zero is not None and zero.is_meta and args.strategy in PACK_ZP_STRATS:
+            rows = math.ceil(zero.shape[0] * args.num_bits / 32)
+            found["weight_zero_point"] = torch.empty(
+                (rows, *zero.shape[1:]), dtype=torch.int32, device="meta"
+            )
+        return found
+
+    setattr(PackedQuantizationCompressor, "compress", classmethod(compress))  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(PackedQuantizationCompressor, "compress", before)  # noqa: B010
 
 
 def _prove(scheme: StoredScheme, model: PreTrainedModel, path: str) -> Proof:
@@ -144,7 +178,9 @@ def _prove(scheme: StoredScheme, model: PreTrainedModel, path: str) -> Proof:
         raise NotInForceError(
             f"the checkpoint states {scheme.text}, and no module of the loaded model is packed so"
         )
-    sizes = matrices(model) | inspection.weights
+    inside = inspection.weights  # with their scales and zero points
+    others = matrices(model).items()
+    sizes = {n: size for n, size in others if n.rpartition(".")[0] not in inside} | inside
     require_most(f"{path} ({scheme.text})", sizes, inspection.weights)
     if len(sizes) > len(inspection.weights):
         share = sum(inspection.weights.values()) / sum(sizes.values())
@@ -167,8 +203,10 @@ def _inspect(scheme: StoredScheme, module: Any) -> ModuleReading | None:
     own = module.quantization_scheme.weights.model_dump(mode="json")
     group, _ = shared(own)
     reading = ModuleReading.of(module.weight.detach(), group, module.weight)
-    packed = int(module.weight.numel() * own["num_bits"] / 8)
-    return reading._replace(stored_bytes=packed + held_bytes(getattr(module, "weight_scale", None)))
+    zero = getattr(module, "weight_zero_point", None)
+    codes = module.weight.numel() + (zero.numel() if zero is not None else 0)
+    scales = held_bytes(getattr(module, "weight_scale", None))
+    return reading._replace(stored_bytes=int(codes * own["num_bits"] / 8) + scales)
 
 
 def _is_unpacked(module: Any) -> bool:

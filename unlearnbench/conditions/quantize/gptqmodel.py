@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlearnbench.checkpoints.limits import auto_class
 from unlearnbench.checkpoints.load import check_loading, linear_layers
 from unlearnbench.conditions.base import (
     Calibration,
@@ -186,7 +187,7 @@ def _load_awq(
     """By way of a temporary folder, because the library quantizes only what it loads itself."""
     from gptqmodel import GPTQModel, QuantizeConfig
     from gptqmodel.quantization import FORMAT, METHOD
-    from transformers import AutoModelForCausalLM, AwqConfig
+    from transformers import AwqConfig
 
     config = QuantizeConfig(
         bits=4,
@@ -208,7 +209,7 @@ def _load_awq(
         # On CPU the library's choice; on GPUs its kernels repack the weights, and only this one can
         # be looked into.
         backend: Any = "auto" if plan.device == "cpu" else "awq_torch"
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class(source.config).from_pretrained(
             packed,
             dtype=plan.dtype,
             device_map={"": plan.device},
