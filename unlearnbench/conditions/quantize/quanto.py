@@ -62,8 +62,8 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     """
     from transformers import QuantoConfig
 
-    require_no_stale_lock()
     require_linear(spec, source)
+    require_no_stale_lock()
     skipped = left_alone(source.model())
     config = QuantoConfig(weights=str(spec.options["weights"]), modules_to_not_convert=skipped)
     model = source.build(plan.dtype, plan.device, quantization_config=config)
