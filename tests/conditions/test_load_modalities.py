@@ -20,6 +20,7 @@ from unlearnbench.checkpoints.limits import auto_class, empty_model
 from unlearnbench.checkpoints.load import left_alone, linear_layers, matrices
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.weights import open_weights
+from unlearnbench.errors import PrecisionError
 
 _TEXT: dict[str, Any] = {
     "vocab_size": 300,
@@ -239,6 +240,13 @@ def test_every_condition_leaves_the_rest_alone(
             logits = plain(wrapped)(input_ids=ids).logits[0].double().log_softmax(-1)
         theirs = logits[range(ids.shape[1] - 1), ids[0, 1:]].numpy()
         np.testing.assert_allclose(scores(model)[TEXTS[3]], theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gptq-int4-g64", "awq-int4-g64"])
+def test_what_is_made_of_text_models_only_says_so(opened: CheckpointSource, name: str) -> None:
+    require_library(name)
+    with pytest.raises(PrecisionError, match="made of models of text only, and .* takes images"):
+        load(opened, name)
 
 
 def test_inspect_reads_what_text_passes_through(wrapped: Path) -> None:

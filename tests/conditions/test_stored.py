@@ -100,8 +100,10 @@ def set_scales(module: Any) -> None:
     if strategy == "tensor_group":
         more["global_scale"] = generate_gparam(weight.amin(), weight.amax())
         module.weight_global_scale.data.copy_(more["global_scale"])
-    scale, _ = calculate_qparams(parts.amin(over), parts.amax(over), args, **more)
+    scale, zero = calculate_qparams(parts.amin(over), parts.amax(over), args, **more)
     module.weight_scale.data.copy_(scale.reshape(module.weight_scale.shape))
+    if not args.symmetric:
+        module.weight_zero_point.data.copy_(zero.reshape(module.weight_zero_point.shape))
 
 
 def save_compressed(plain: Path, folder: Path, preset: str = "") -> None:

@@ -249,7 +249,7 @@ def test_sure_chooses_among_the_outputs_of_gpt2(job: Job, tmp_path: Path) -> Non
     target = GPT2LMHeadModel(GPT2Config(**size, bos_token_id=0, eos_token_id=1))
     target.save_pretrained(tmp_path / "gpt2")
     make_tokenizer().save_pretrained(tmp_path / "gpt2")
-    go(replace(job, model=str(tmp_path / "gpt2")), tmp_path / "out", "ga_sure")
+    go(replace(job, model=str(tmp_path / "gpt2")), tmp_path / "out", "ga_gdr_sure")
     masks = load_file(tmp_path / "out/masks/sure_mask.safetensors")
     before, after = weights(tmp_path / "gpt2"), weights(tmp_path / "out")
     inner = {n: m for n, m in target.named_modules() if type(m).__name__ == "Conv1D"}

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.limits import auto_class
-from unlearnbench.checkpoints.load import check_loading, linear_layers
+from unlearnbench.checkpoints.load import check_loading, left_alone, linear_layers
 from unlearnbench.conditions.base import (
     Calibration,
     ConditionSpec,
@@ -84,6 +83,11 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     """
     assert plan.calibration is not None  # noqa: S101 - load.prepare sees to it
     require_linear(spec, source)
+    if left_alone(source.model()) is not None:
+        raise PrecisionError(
+            f"{spec.name} is made of models of text only, and {source.files.path} takes images or "
+            "sound too; use a bnb, rtn, gguf, hqq, quanto or torchao precision"
+        )
     require_coverable(spec, source)  # and the checkpoint's own faults are told as such
     size = int(spec.options["group_size"])
     is_awq = spec.name.startswith("awq")
@@ -187,7 +191,7 @@ def _load_awq(
     """By way of a temporary folder, because the library quantizes only what it loads itself."""
     from gptqmodel import GPTQModel, QuantizeConfig
     from gptqmodel.quantization import FORMAT, METHOD
-    from transformers import AwqConfig
+    from transformers import AutoModelForCausalLM, AwqConfig
 
     config = QuantizeConfig(
         bits=4,
@@ -209,7 +213,7 @@ def _load_awq(
         # On CPU the library's choice; on GPUs its kernels repack the weights, and only this one can
         # be looked into.
         backend: Any = "auto" if plan.device == "cpu" else "awq_torch"
-        loaded: Any = auto_class(source.config).from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             packed,
             dtype=plan.dtype,
             device_map={"": plan.device},
