@@ -122,6 +122,9 @@ def logits(model: Any) -> torch.Tensor:
     return found
 
 
+@pytest.mark.field(
+    "Weights", "GPT-2, OpenAI GPT (Conv1D) at bnb, rtn, gguf, hqq, pruned, noised", "runs"
+)
 @pytest.mark.parametrize("name", ROUNDINGS)
 def test_outputs_are_rounded_as_a_linears(
     transposed: Path, opened: CheckpointSource, name: str
@@ -180,6 +183,9 @@ def test_the_packed_weights_answer_as_the_dense_ones(opened: CheckpointSource) -
     assert float((one - two).abs().max()) < 0.05 * float(two.std())
 
 
+@pytest.mark.field(
+    "Weights", "GPT-2, OpenAI GPT at gptq, awq, quanto, torchao", "refused: these pass Conv1D over"
+)
 @pytest.mark.parametrize("name", ["quanto-int8", "torchao-int8", "gptq-int4-g64", "awq-int4-g64"])
 def test_a_library_that_passes_over_it_is_refused(opened: CheckpointSource, name: str) -> None:
     require_library(name)

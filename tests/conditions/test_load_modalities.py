@@ -110,6 +110,8 @@ KINDS: dict[str, tuple[str, dict[str, Any], set[str]]] = {
         {"model.embed_tokens_extend"},
     ),
 }
+QUICKLY = ("gemma3", "llava", "mllama", "phi4-multimodal")
+SLOW = (pytest.mark.slow, pytest.mark.ci)
 IDS = torch.tensor([[0, 5, 9, 33, 7]])
 
 
@@ -125,7 +127,14 @@ def make(kind: str) -> Any:
     return auto_class(config).from_config(config).eval()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.field(
+    "Weights",
+    "Gemma 3, Gemma 4, Llava, Mistral 3, Qwen2-VL, Llama 3.2 Vision, Fuyu, GIT, Phi-4 multimodal",
+    "run on text; other parts are left alone and not counted",
+)
+@pytest.mark.parametrize(
+    "kind", [k if k in QUICKLY else pytest.param(k, marks=[*SLOW]) for k in KINDS]
+)
 def test_the_linear_layers_are_those_that_a_text_reaches(kind: str) -> None:
     model, reached = make(kind), set()
     for name, module in model.named_modules():
@@ -153,10 +162,12 @@ def test_a_model_with_an_encoder_of_its_own_is_no_causal_one() -> None:
     known = transformers.Florence2Config()  # which turns images and text into other text
     assert known.is_encoder_decoder
     assert auto_class(known) is transformers.AutoModelForCausalLM
-    assert empty_model(known) is None
 
 
-@pytest.fixture(scope="module", params=["gemma3", "llava", "qwen2-vl"])
+@pytest.fixture(
+    scope="module",
+    params=["gemma3", *(pytest.param(kind, marks=[*SLOW]) for kind in ("llava", "qwen2-vl"))],
+)
 def wrapped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder: Path = tmp_path_factory.mktemp("modalities") / str(request.param)
     model = make(request.param)
@@ -210,14 +221,8 @@ def test_only_text_is_rounded_and_counted(wrapped: Path, opened: CheckpointSourc
 @pytest.mark.parametrize(
     "name",
     [
-        "none",
-        "bf16",
-        "bnb-nf4",
-        "bnb-int8",
-        "prune-magnitude-30",
-        "hqq-int4-g64",
-        "torchao-int8",
-        "quanto-int8",
+        *("none", "bf16", "bnb-nf4", "bnb-int8", "prune-magnitude-30"),
+        *(pytest.param(n, marks=[*SLOW]) for n in ("hqq-int4-g64", "torchao-int8", "quanto-int8")),
     ],
 )
 def test_every_condition_leaves_the_rest_alone(
@@ -242,6 +247,9 @@ def test_every_condition_leaves_the_rest_alone(
         np.testing.assert_allclose(scores(model)[TEXTS[3]], theirs, atol=1e-5)
 
 
+@pytest.mark.field(
+    "Weights", "models that take images, at gptq, awq", "refused: made of models of text only"
+)
 @pytest.mark.parametrize("name", ["gptq-int4-g64", "awq-int4-g64"])
 def test_what_is_made_of_text_models_only_says_so(opened: CheckpointSource, name: str) -> None:
     require_library(name)

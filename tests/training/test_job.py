@@ -34,6 +34,7 @@ EVERY = [
 ]
 
 
+@pytest.mark.field("Data, files, commands", "a mask beside the weights", "in `masks/`")
 @pytest.mark.parametrize("method", EVERY)
 def test_every_method_makes_an_ordinary_checkpoint(
     job: Job, tiny: Path, tmp_path: Path, method: str
@@ -241,6 +242,7 @@ def test_the_soft_threshold_is_the_proximal_step_of_l1() -> None:
     assert np.abs(found - expected).max() < 1e-12
 
 
+@pytest.mark.field("Weights", "SURE, L1, weight noise on GPT-2", "runs, by its outputs")
 def test_sure_chooses_among_the_outputs_of_gpt2(job: Job, tmp_path: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -352,6 +354,9 @@ def test_where_a_pairs_blank_stands_is_part_of_the_recipe(job: Job, tmp_path: Pa
     assert not hasattr(texts.options, "answer_blank"), "there is no pair in it"
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers", "unlearned copy of a target", "tokenizer files byte for byte"
+)
 def test_the_targets_tokenizer_is_copied_byte_for_byte(
     job: Job, tiny: Path, tmp_path: Path
 ) -> None:
@@ -373,6 +378,11 @@ def test_the_targets_tokenizer_is_copied_byte_for_byte(
             assert (tmp_path / folder / name).read_bytes() == (target / name).read_bytes()
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "end token behind every text, ordinary word as end",
+    "refused, before a training too",
+)
 @pytest.mark.parametrize("change", ["tokenizer", "generation_config"])
 def test_what_an_evaluation_refuses_is_refused_before_training(
     job: Job, tiny: Path, tmp_path: Path, change: str
