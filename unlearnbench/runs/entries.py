@@ -22,6 +22,8 @@ from unlearnbench.runs.fingerprint import Fingerprint, differences, tokenizer_sh
 from unlearnbench.runs.folder import ASIDE, RunFolder, read_run
 
 FULL_BITS = 16
+ASKED = ("add_bos_token", "max_length", "think_end_token", "enable_thinking", "date_string")
+"""Settings that move what a model reads, or where its answer begins."""
 
 
 @dataclass(frozen=True)
@@ -275,8 +277,9 @@ def _protocol(run: LoadedRun, other: LoadedRun) -> Fingerprint:
             "protocol": run.result.protocol,
             "gen_kwargs": settings.gen_kwargs,
             "chat template": settings.chat_template_sha256,
-            "backend": settings.backend,
             "truncate_left": settings.truncate_left,
+            **{name: getattr(settings, name) for name in ASKED},
+            "backend": settings.backend,
             "tokenizer": tokenizer_sha256(*checkpoints),
         }
     )
