@@ -136,6 +136,11 @@ def test_a_tokenizers_files_are_copied_byte_for_byte(copy: Path, tmp_path: Path)
     assert {p.name for p in (tmp_path / "out").iterdir()} == {n.split("/")[0] for n in names}
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "`add_bos_token`",
+    "runs; refused where the tokenizer cannot do it alone",
+)
 def test_texts_begin_as_asked_and_stay_otherwise(copy: Path) -> None:
     with_begin = [[0, *make_tokenizer()(t, add_special_tokens=False).input_ids] for t in PROBE]
     tokenizer = make_tokenizer()
@@ -157,6 +162,7 @@ def test_texts_begin_as_asked_and_stay_otherwise(copy: Path) -> None:
         begin_texts(none, True)
 
 
+@pytest.mark.field("Prompts and tokenizers", "`think_end_token` that is several tokens", "refused")
 def test_a_thought_ends_with_a_token_or_its_id() -> None:
     tokenizer = make_tokenizer()
     assert thought_end(tokenizer, None) is None

@@ -43,6 +43,16 @@ def run(model: Any, toy: Toy, out: str = "out", **options: Any) -> tuple[RunResu
     return result, [record.prompt for record in found]
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "chat template that reads the day (Llama 3, SmolLM3, Mistral)",
+    "runs on 26 Jul 2024, or `--date-string`",
+)
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "chat template that reads `enable_thinking` (Qwen3, SmolLM3)",
+    "runs without thinking, or `--enable-thinking`",
+)
 def test_two_days_ask_the_same_and_say_what(
     talking: Callable[[str], Path], toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,6 +77,7 @@ def test_two_days_ask_the_same_and_say_what(
         require_comparable(one.full, two.full, [NAME])
 
 
+@pytest.mark.field("Prompts and tokenizers", "half a task, or a task, of other prompts", "refused")
 def test_half_a_task_of_other_prompts_is_not_gone_on_with(
     talking: Callable[[str], Path], toy: Toy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

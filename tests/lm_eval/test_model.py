@@ -31,6 +31,11 @@ def beginless(tiny: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.field(
+    "Data, files, commands",
+    "`add_bos_token`, `max_length` of lm-eval's `--model_args`",
+    "run as in `hf`",
+)
 @pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.parametrize("begins", [True, False])

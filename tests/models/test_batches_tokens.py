@@ -81,6 +81,9 @@ def asked(path: Path, **options: Any) -> Any:
     return prepared.load()
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers", "thought that does not end in the tokens it has", "refused"
+)
 def test_an_answer_begins_behind_the_thought(tiny: Path) -> None:
     model = asked(tiny, think_end_token="7")
     ids = make_tokenizer()("\nno Question: yes", add_special_tokens=False).input_ids

@@ -73,6 +73,11 @@ def test_a_template_begins_as_it_did(start: str) -> None:
     assert render(ASK, with_template(text), {}) == by_jinja(text, datetime(2024, 7, 26))
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "chat template that begins answers with an open think block (DeepSeek-R1)",
+    "refused, unless thinking is asked for",
+)
 def test_an_open_thought_is_refused_unless_asked_for() -> None:
     tokenizer = with_template(TEMPLATES["deepseek-r1"])
     with pytest.raises(CheckpointError, match=r"<think>.*--think-end-token '</think>'") as raised:
