@@ -61,7 +61,7 @@ def set_today(monkeypatch: pytest.MonkeyPatch, *day: int) -> None:
 
     class Clock(datetime):
         @classmethod
-        def now(cls, tz: Any = None) -> datetime:
+        def now(cls, tz: Any = None) -> Any:
             return datetime(*day)  # type: ignore[arg-type]
 
     monkeypatch.setattr("transformers.utils.chat_template_utils.datetime", Clock)

@@ -106,7 +106,7 @@ def test_an_open_thought_ends_a_run_before_it_begins(
     model = talking("deepseek-r1")
     with pytest.raises(CheckpointError, match="open think block, <think>"):
         run(model, toy, apply_chat_template=True)
-    options = {"apply_chat_template": True, "enable_thinking": True}
+    options: dict[str, Any] = {"apply_chat_template": True, "enable_thinking": True}
     with pytest.raises(OptionError, match="--think-end-token </think>: no single token"):
         run(model, toy, **options, think_end_token="</think>")
 

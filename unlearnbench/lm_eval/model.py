@@ -41,25 +41,24 @@ class LoadedLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     ) -> None:
         self._ours, self._progress = model, progress
         # A copy: lm-eval gives the tokenizer a pad token and turns its padding side.
-        tokenizer = copy.deepcopy(model.tokenizer)
-        told = {"enable_thinking": False, **(chat or {})}
+        self._told = told = {"enable_thinking": False, **(chat or {})}
         super().__init__(
             pretrained=model.network,
-            tokenizer=tokenizer,
+            tokenizer=copy.deepcopy(model.tokenizer),
             batch_size=batch_size,
             add_bos_token=model.options.add_bos_token,
             max_length=model.options.max_length,
             think_end_token=model.tokens.thought_end,
             enable_thinking=bool(told["enable_thinking"]),
+            chat_template_args=told,
             **options,
         )
-        if tokenizer.chat_template:
-            self.chat_template_args = template_arguments(tokenizer, told)
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """See lm-eval's ``LM``. CheckpointError where the answer would begin inside a thought."""
+        self.chat_template_args = template_arguments(self.tokenizer, self._told)
         text = super().apply_chat_template(chat_history, add_generation_prompt)
         return require_no_thought(text, bool(self.enable_thinking))
 

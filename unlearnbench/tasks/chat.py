@@ -19,6 +19,7 @@ DATE = "26 Jul 2024"
 """What a template's day is: Llama 3's own, where it knows none."""
 _DAY = "%d %b %Y"
 _CODES = (*"aAbBcCdDeFgGhHIjklmMnpPrRStTuUVwWxXyYzZf", *("-d", "-e", "-m", "-j", "-H", "-I"))
+_MACRO = "{%- macro strftime_now(format) %}"
 
 
 def read_date(text: object) -> str:
@@ -40,7 +41,7 @@ def template_arguments(tokenizer: Any, given: Mapping[str, Any]) -> dict[str, An
     """
     told = {"date_string": DATE, "enable_thinking": False, **given}
     text = _template(tokenizer, given)
-    if "strftime_now" in text:
+    if "strftime_now" in text and not text.startswith(_MACRO):
         told["chat_template"] = _clock(told["date_string"]) + text
     return told
 
@@ -67,7 +68,7 @@ def _clock(date: object) -> str:
     pairs = [("%%", "\0"), *known, ("\0", "%")]
     steps = "".join(f".replace({json.dumps(old)}, {json.dumps(new)})" for old, new in pairs)
     # The line end is the block's, which Jinja takes off: the template begins as it did.
-    return f"{{%- macro strftime_now(format) %}}{{{{ format{steps} }}}}{{% endmacro %}}\n"
+    return f"{_MACRO}{{{{ format{steps} }}}}{{% endmacro %}}\n"
 
 
 def chat_settings(tokenizer: Any, date: str, thinking: bool) -> dict[str, Any]:
