@@ -11,7 +11,7 @@ import pytest
 from tests.chat_templates import TEMPLATES, set_today
 from tests.conftest import make_tokenizer
 from unlearnbench.errors import CheckpointError, OptionError
-from unlearnbench.tasks.chat import chat_settings, read_date, render
+from unlearnbench.tasks.chat import DATE, chat_options, chat_settings, render
 
 ASK = [{"role": "user", "content": "Which gate is 3?"}]
 DATED = ["llama-3.1", "llama-3.2", "mistral-small", "smollm3"]
@@ -53,7 +53,8 @@ def test_every_day_has_the_prompts_of_one(name: str, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("name", DATED)
 def test_another_day_is_told_by_both_names(name: str) -> None:
     tokenizer = with_template(TEMPLATES[name])
-    told = {"date_string": read_date("5 Apr 2025"), "enable_thinking": False}
+    told = chat_options("5 Apr 2025", thinking=False, end=None)
+    assert told == {"date_string": "05 Apr 2025", "enable_thinking": False}
     found = render(ASK, tokenizer, told)
     assert found == by_jinja(TEMPLATES[name], datetime(2025, 4, 5), **told)
     assert "Apr" in found or "2025-04-05, a Saturday" in found
@@ -108,14 +109,15 @@ def test_an_open_thought_is_refused_unless_asked_for() -> None:
 def test_what_a_template_reads_is_recorded(
     name: str, thinking: bool, expected: dict[str, Any]
 ) -> None:
-    found = chat_settings(with_template(TEMPLATES[name]), "26 Jul 2024", thinking)
+    found = chat_settings(with_template(TEMPLATES[name]), chat_options(DATE, thinking, "</think>"))
     del found["chat_template_sha256"]
     assert found == expected
 
 
 def test_what_cannot_be_rendered_is_one_line() -> None:
+    told = chat_options(DATE, True, "</think>")
     with pytest.raises(OptionError, match="--enable-thinking.*does not read"):
-        chat_settings(with_template(TEMPLATES["llama-3.1"]), "26 Jul 2024", thinking=True)
+        chat_settings(with_template(TEMPLATES["llama-3.1"]), told)
     with pytest.raises(CheckpointError, match="has no chat template"):
         render(ASK, make_tokenizer(), {})
     with pytest.raises(CheckpointError, match="chat templates: "):

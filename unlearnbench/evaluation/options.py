@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from unlearnbench.conditions.options import KernelOptions
-from unlearnbench.tasks.chat import DATE, read_date
+from unlearnbench.tasks.chat import DATE
 from unlearnbench.util.validation import auto_or_count, count_or_share
 
 
@@ -63,7 +63,7 @@ class Options(KernelOptions):
     apply_chat_template: bool = False
     """Prompts go through the chat template."""
 
-    date_string: Annotated[str, AfterValidator(read_date)] = Field(default=DATE, title="DATE")
+    date_string: str = Field(default=DATE, title="DATE")
     """The day that a chat template is told, whatever day it is; recorded."""
 
     enable_thinking: bool = False
@@ -87,20 +87,3 @@ class Options(KernelOptions):
 
     progress: bool = False
     """Show progress bars, as the command line always does."""
-
-    @model_validator(mode="after")
-    def _thoughts_end(self) -> Options:
-        if self.enable_thinking and not self.apply_chat_template:
-            raise ValueError("--enable-thinking is for --apply-chat-template; give both")
-        if self.enable_thinking and self.think_end_token is None:
-            raise ValueError(
-                "--enable-thinking needs --think-end-token, as '</think>': answers begin behind it"
-            )
-        return self
-
-    @property
-    def chat(self) -> dict[str, object] | None:
-        """What a chat template is told, by its own names; None where prompts go through none."""
-        if not self.apply_chat_template:
-            return None
-        return {"date_string": self.date_string, "enable_thinking": self.enable_thinking}

@@ -22,13 +22,22 @@ _CODES = (*"aAbBcCdDeFgGhHIjklmMnpPrRStTuUVwWxXyYzZf", *("-d", "-e", "-m", "-j",
 _MACRO = "{%- macro strftime_now(format) %}"
 
 
-def read_date(text: object) -> str:
-    """``text``, shown to be a date as templates have it (``26 Jul 2024``); else ValueError."""
+def chat_options(date: str, thinking: bool, end: str | None) -> dict[str, Any]:
+    """What a template is told, by its own names. OptionError where ``date`` is none as templates
+    have it, or a thought would have no ``end``.
+    """
+    if thinking and end is None:
+        raise OptionError(
+            "--enable-thinking needs --think-end-token, as '</think>': answers begin behind it"
+        )
+    return {"date_string": _read_date(date).strftime(_DAY), "enable_thinking": thinking}
+
+
+def _read_date(text: object) -> datetime:
     try:
-        day = datetime.strptime(str(text), _DAY)
+        return datetime.strptime(str(text), _DAY)
     except ValueError:
-        raise ValueError(f"{one_line(text, 40)!r} is no date as {DATE!r}") from None
-    return day.strftime(_DAY)
+        raise OptionError(f"date_string: {one_line(text, 40)!r} is no date as {DATE!r}") from None
 
 
 def template_arguments(tokenizer: Any, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,10 +69,7 @@ def _template(tokenizer: Any, given: Mapping[str, Any]) -> str:
 
 def _clock(date: object) -> str:
     """A macro in front of a template, which hides the function of that name."""
-    try:
-        day = datetime.strptime(read_date(date), _DAY)
-    except ValueError as error:
-        raise OptionError(f"date_string: {error}") from None
+    day = _read_date(date)
     known = [(f"%{code}", day.strftime(f"%{code}")) for code in _CODES]
     pairs = [("%%", "\0"), *known, ("\0", "%")]
     steps = "".join(f".replace({json.dumps(old)}, {json.dumps(new)})" for old, new in pairs)
@@ -71,9 +77,9 @@ def _clock(date: object) -> str:
     return f"{_MACRO}{{{{ format{steps} }}}}{{% endmacro %}}\n"
 
 
-def chat_settings(tokenizer: Any, date: str, thinking: bool) -> dict[str, Any]:
-    """What ``Settings`` record of the tokenizer's template: its SHA-256, and the date and whether
-    to think where it reads them.
+def chat_settings(tokenizer: Any, told: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``Settings`` record of the tokenizer's template: its SHA-256, and of what it is ``told``
+    (see ``chat_options``) what it reads.
 
     Raises:
         CheckpointError: it has none. OptionError: thinking was asked for, and it offers none.
@@ -81,16 +87,16 @@ def chat_settings(tokenizer: Any, date: str, thinking: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     text = _template(tokenizer, {})
     if "strftime_now" in text or "date_string" in text:
-        found["date_string"] = date
-    if thinking or "enable_thinking" in text:
+        found["date_string"] = told["date_string"]
+    thinking, reads = told["enable_thinking"], "enable_thinking" in text
+    if thinking or reads:
         found["enable_thinking"] = thinking
-    if thinking and "enable_thinking" not in text:
-        told = {"date_string": date, "enable_thinking": True}
-        if not open_thought(render([{"role": "user", "content": "?"}], tokenizer, told)):
-            raise OptionError(
-                "--enable-thinking: the chat template does not read enable_thinking, and begins no "
-                "answer with a think block; leave it out"
-            )
+    ask = [{"role": "user", "content": "?"}]
+    if thinking and not reads and not open_thought(render(ask, tokenizer, told)):
+        raise OptionError(
+            "--enable-thinking: the chat template does not read enable_thinking, and begins no "
+            "answer with a think block; leave it out"
+        )
     stored = tokenizer.chat_template
     whole = stored if isinstance(stored, str) else json.dumps(stored, sort_keys=True)
     sha256 = hashlib.sha256(whole.encode("utf-8", errors="surrogatepass")).hexdigest()
