@@ -25,7 +25,8 @@ from unlearnbench.results import (
     SampleRecord,
     TaskResult,
 )
-from unlearnbench.runs.entries import ASKED, require_alike
+from unlearnbench.runs.entries import require_alike
+from unlearnbench.runs.fingerprint import ASKED
 from unlearnbench.runs.folder import encode_records
 from unlearnbench.tasks.registry import Registry
 from unlearnbench.tasks.rows import limited_count, task_result

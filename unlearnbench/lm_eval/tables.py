@@ -7,8 +7,8 @@ from pathlib import Path
 
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.results import HarnessMetric, HarnessResult, RunResult
-from unlearnbench.runs.entries import ASKED, Entry
-from unlearnbench.runs.fingerprint import Fingerprint, differences
+from unlearnbench.runs.entries import Entry
+from unlearnbench.runs.fingerprint import ASKED, Fingerprint, differences
 from unlearnbench.util.text import text_table
 
 

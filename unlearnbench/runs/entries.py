@@ -18,12 +18,10 @@ from unlearnbench.results import (
     Settings,
     TaskResult,
 )
-from unlearnbench.runs.fingerprint import Fingerprint, differences, tokenizer_sha256
+from unlearnbench.runs.fingerprint import ASKED, Fingerprint, differences, tokenizer_sha256
 from unlearnbench.runs.folder import ASIDE, RunFolder, read_run
 
 FULL_BITS = 16
-ASKED = ("add_bos_token", "max_length", "think_end_token", "enable_thinking", "date_string")
-"""Settings that move what a model reads, or where its answer begins."""
 
 
 @dataclass(frozen=True)
