@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 TESTS = Path(__file__).parent
+EVERY = TESTS / "contracts" / "every.json"
+"""What becomes of each architecture and tokenizer class: ``python -m tests.contracts.every``."""
 HEAD = """\
 # What checkpoints, tokenizers and files are taken
 
