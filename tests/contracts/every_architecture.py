@@ -15,8 +15,8 @@ import numpy as np
 
 from tests.conftest import CORPUS, load_at, make_tokenizer
 from tests.models.architectures import by_loop, figures
+from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import open_checkpoint
 from unlearnbench.errors import UnlearnbenchError, one_line
 from unlearnbench.requests import Generate, Score
 
@@ -180,7 +180,8 @@ def plain_answers(folder: Path) -> tuple[list[str], list[Any], float]:
         given = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
         with torch.no_grad():
             out = model.generate(**given, max_new_tokens=_NEW)
-        texts.append(tokenizer.decode(out[0, given.input_ids.shape[1] :], skip_special_tokens=True))
+        new = out[0, given.input_ids.shape[1] :]
+        texts.append(str(tokenizer.decode(new, skip_special_tokens=True)))
     return texts, scored, moved
 
 
@@ -208,8 +209,8 @@ def outcome(name: str, folder: Path) -> str:
     try:
         ours, figured, said = our_answers(folder)
     except UnlearnbenchError as error:
-        said = re.sub(r"^(0|none|PATH): ", "", str(error).replace(str(folder), "PATH"))
-        return f"refused: {one_line(said, 200)}"
+        line = re.sub(r"^(0|none|PATH): ", "", str(error).replace(str(folder), "PATH"))
+        return f"refused: {one_line(line, 200)}"
     except Exception as error:
         return f"FAILS: {type(error).__name__}: {one_line(error, 200)}"
     wrong = [f"text {n}" for n, own in enumerate(ours) if own != texts[n]]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import CORPUS, make_model, make_tokenizer
+from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.source import open_checkpoint
 from unlearnbench.checkpoints.tokenizer import PROBE
 from unlearnbench.errors import UnlearnbenchError, one_line
 
@@ -68,7 +68,7 @@ def other_rules(folder: Path) -> None:
     """Have tokenizer.json split otherwise than its class: digits one by one, bytes."""
     from tokenizers import Tokenizer, pre_tokenizers
 
-    backend = make_tokenizer().backend_tokenizer  # type: ignore[attr-defined]
+    backend = make_tokenizer().backend_tokenizer
     digits = pre_tokenizers.Digits(individual_digits=True)
     level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([digits, level])
