@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.find import CheckpointFiles, read_json
+from unlearnbench.checkpoints.find import (
+    TOKENIZER_FILES,
+    CheckpointFiles,
+    find_checkpoint,
+    find_tokenizer,
+    read_json,
+)
 from unlearnbench.checkpoints.gguf import follow_gguf
+from unlearnbench.checkpoints.limits import check_config
 from unlearnbench.checkpoints.load import OWN_CODE, local_only, refusing
+from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.errors import CheckpointError, one_line
 from unlearnbench.util.files import content_sha256
 from unlearnbench.util.process import plain_errors
@@ -30,15 +40,44 @@ PROBE = (
 )
 """Where tokenizers' rules part: digits, line ends, contractions, runs of blanks, accents, Han."""
 
+# More than any model has; only what else its config.json asks for moves a tokenizer.
+_MOST_LAYERS = 2**16
+
 # Tokens without a row that a tokenizer may have: a library or a training adds some, no thousand.
 _MOST_ADDED = 100
 
 log = logging.getLogger("unlearnbench")
 
 
-def find_home(files: CheckpointFiles, full: CheckpointFiles) -> CheckpointFiles:
-    """Whose tokenizer is taken: that of ``files``; of an adapter without one, its base's."""
-    return files if (files.folder / "tokenizer_config.json").is_file() else full
+def find_home(
+    files: CheckpointFiles, full: CheckpointFiles, options: LoadOptions
+) -> CheckpointFiles:
+    """Whose tokenizer is taken: what ``--tokenizer`` names, or else that of ``files``; of an
+    adapter without one, its base's. CheckpointError where there is none.
+    """
+    names = ("tokenizer.json", "tokenizer_config.json")
+    own = files if any((files.folder / name).is_file() for name in names) else full
+    if options.tokenizer is None:
+        return own
+    if own.kind == "gguf" or _tokenizer_files(own.folder):
+        message = "--tokenizer: the tokenizer of %s is left out for that of %s"
+        log.warning(message, own.path, one_line(options.tokenizer, 120))
+    return find_tokenizer(options.tokenizer, options)
+
+
+def open_tokenizer(
+    name: str, options: LoadOptions, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, ``.gguf`` file or hub id, whether weights are beside it or not.
+    Raises CheckpointError as ``find_tokenizer`` and ``load_tokenizer``.
+    """
+    find = find_checkpoint if name.endswith(".gguf") else find_tokenizer
+    return load_tokenizer(find(name, options, revision))
+
+
+def _tokenizer_files(folder: Path) -> list[Path]:
+    found = (path for pattern in TOKENIZER_FILES for path in folder.glob(pattern))
+    return [path for path in found if path.is_file()]
 
 
 def load_tokenizer(home: CheckpointFiles) -> PreTrainedTokenizerBase:
@@ -47,14 +86,21 @@ def load_tokenizer(home: CheckpointFiles) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
+    remedy = "save the model's tokenizer into the same folder, or name it with --tokenizer PATH|ID"
+    remedy += " (in --model_args tokenizer=PATH|ID)"
     path = home.folder / "tokenizer_config.json"
-    facts = read_json(path) if path.is_file() and home.kind != "gguf" else {}
+    facts: dict[str, object] = {}
+    if home.kind != "gguf":
+        if not _tokenizer_files(home.folder):
+            raise CheckpointError(f"{home.path} has no tokenizer; {remedy}")
+        facts = read_json(path) if path.is_file() else {}
+        config = home.folder / "config.json"  # by which transformers may choose the class
+        check_config(read_json(config) if config.is_file() else {}, _MOST_LAYERS, home.path)
     own_code = home.trusted and bool(facts.get("auto_map"))
     if own_code:
         log.warning(OWN_CODE, home.path, path.name)
-    remedy = "; save the model's tokenizer into the same folder"
     tokenizer: PreTrainedTokenizerBase
-    with refusing(f"{home.path}: its tokenizer cannot be loaded", remedy), plain_errors():
+    with refusing(f"{home.path}: its tokenizer cannot be loaded", f"; {remedy}"), plain_errors():
         tokenizer = AutoTokenizer.from_pretrained(home.folder, **local_only(home))
     if not getattr(tokenizer, "is_fast", True):
         log.info("%s: its tokenizer has no fast implementation; tokenizing will be slow", home.path)
@@ -177,25 +223,28 @@ def probe_sha256(tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
     return content_sha256(facts)
 
 
-_FILES = (
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
-    *("*.model", "*.tiktoken", "tekken.json", "chat_template*", "additional_chat_templates/*"),
-)
-
-
 def save_tokenizer(tokenizer: Any, home: CheckpointFiles, folder: Path) -> None:
     """Put the tokenizer of ``home`` into ``folder``: its files as they are, since transformers may
-    write others; of a GGUF file, which has none, what transformers writes.
+    write others; of a GGUF file, which has none, what transformers writes, and so of a tokenizer
+    from elsewhere that would do otherwise beside the model's config.json, which stands there.
     """
-    if home.kind == "gguf":
+    copied = home.kind != "gguf"
+    if copied:
+        code = home.folder.glob("*.py") if home.trusted else ()
+        for path in (*_tokenizer_files(home.folder), *code):
+            place = folder / path.relative_to(home.folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+        if not home.weights:
+            copied = _does_the_same(tokenizer, replace(home, folder=folder))
+    if not copied:
         tokenizer.save_pretrained(folder)
-        return
-    for pattern in (*_FILES, *(["*.py"] if home.trusted else [])):
-        for path in home.folder.glob(pattern):
-            if path.is_file():
-                place = folder / path.relative_to(home.folder)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, place)
+
+
+def _does_the_same(tokenizer: Any, other: CheckpointFiles) -> bool:
+    with contextlib.suppress(CheckpointError):
+        return probe_ids(load_tokenizer(other)) == probe_ids(tokenizer)
+    return False
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -217,12 +266,12 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tu
 
 
 def require_open_end(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Raise CheckpointError for what an evaluation refuses: before a training, not after it."""
+    """Raise CheckpointError where the tokenizer ends texts by itself."""
     ends = end_tokens(model, tokenizer)
     if any(ids and ids[-1] in ends for ids in probe_ids(tokenizer)):
         raise CheckpointError(
-            "the tokenizer ends texts with an end-of-text token, which would stand before answers; "
-            "set add_eos_token to false, or take it out of tokenizer.json"
+            "the tokenizer ends texts with an end-of-text token, which would stand before answers "
+            "and be scored with texts; set add_eos_token to false, or take it out of tokenizer.json"
         )
 
 

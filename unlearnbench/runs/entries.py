@@ -199,7 +199,7 @@ def _checkpoint_key(result: RunResult) -> str:
     checkpoint = result.checkpoint
     if checkpoint.format == "imported":  # its weights are not known, only whose results they are
         return f"imported {checkpoint.path}"
-    return f"{checkpoint.weights_sha256} {checkpoint.tokenizer_sha256} {checkpoint.adapter}"
+    return f"{checkpoint.weights_sha256} {checkpoint.adapter}"
 
 
 def run_key(run: LoadedRun) -> str:
@@ -234,10 +234,18 @@ def require_alike(entry: Entry) -> None:
     """Show that an entry's runs differ in what is done to the weights alone.
 
     Raises:
-        OptionError: two differ in compute dtype (a storage precision has its own), or in the seed
-            where answers are sampled.
+        OptionError: two differ in tokenizer, in compute dtype (a storage precision has its own), or
+            in the seed where answers are sampled.
     """
     first: dict[str, tuple[LoadedRun, object]] = {}
+    one = next(iter(entry.runs.values()))
+    for run in entry.runs.values():
+        checkpoints = one.result.checkpoint, run.result.checkpoint
+        if tokenizer_sha256(*checkpoints) != tokenizer_sha256(*reversed(checkpoints)):
+            raise OptionError(
+                f"{one.where} and {run.where} are runs of the same weights with two tokenizers; "
+                "evaluate one of them anew (--fresh) with the other's --tokenizer"
+            )
     for run in entry.runs.values():
         settings, facts = run.result.settings, dict[str, object]()
         if run.condition not in STORED or run.condition == FULL:

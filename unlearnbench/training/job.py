@@ -124,6 +124,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         **facts,
         "options": job.options.model_dump(mode="json"),
         "target": source.checkpoint.weights_sha256,
+        "tokenizer": source.checkpoint.tokenizer and source.checkpoint.tokenizer_probe_sha256,
         "data": [part.sha256 for part in data],
         "sequences": hashlib.sha256(repr(sets).encode()).hexdigest(),
         "select": None if job.select is None else job.select.model_dump(),
