@@ -24,7 +24,6 @@ from unlearnbench.results import (
     RunResult,
     Settings,
 )
-from unlearnbench.runs.fingerprint import Fingerprint
 from unlearnbench.runs.folder import RunFolder, model_folder_name, read_run, require_writable
 
 RECORD = GenerationRecord(
@@ -244,7 +243,7 @@ def test_records_are_told_apart_by_their_fields(folder: RunFolder) -> None:
 def check_settings(
     folder: RunFolder, found: RunResult, asked: Settings, checkpoint: Checkpoint, how: Condition
 ) -> None:
-    folder.require_same(found, Fingerprint.of_run(checkpoint, asked, how))
+    folder.require_same(found, checkpoint, asked, how)
 
 
 def test_the_same_configuration_is_accepted(folder: RunFolder) -> None:
