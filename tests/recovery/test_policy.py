@@ -244,7 +244,7 @@ def test_a_certificate_knows_a_tokenizer_by_what_it_does(bench: Bench, tmp_path:
     content = read_json(file)
     assert isinstance(content, dict)
     assert content["tokenizer_probe_sha256"] == "a" * 64
-    cases = {
+    cases: dict[str, tuple[dict[str, object], int]] = {
         "saved anew": ({"tokenizer_sha256": "0" * 64}, 0),
         "another": ({"tokenizer_probe_sha256": "0" * 64}, 2),
         "older": ({"tokenizer_probe_sha256": None}, 0),
