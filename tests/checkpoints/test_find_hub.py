@@ -206,6 +206,11 @@ def test_the_recorded_revision_is_the_commit(
     assert found["weights_sha256"] == files_sha256([folder / "model.safetensors"])
 
 
+@pytest.mark.field(
+    "Data, files, commands",
+    "hub repository with `.bin` weights only",
+    "refused, names `--allow-pickle`",
+)
 @pytest.mark.parametrize(
     ("label", "said"),
     [
@@ -232,6 +237,11 @@ def test_the_commit_of_an_adapters_base_is_recorded(answers: dict[str, Any], lab
     assert found["base"]["weights_sha256"] == answers["main"]["weights_sha256"]
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "a checkpoint without a tokenizer",
+    "with `--tokenizer`, a folder or hub id; refused without",
+)
 def test_a_tokenizer_has_a_commit_of_its_own(answers: dict[str, Any]) -> None:
     found, own = answers["tokenizer"], answers["main"]
     assert found["tokenizer"] == {"path": "org/tok", "revision": SECOND}

@@ -39,6 +39,11 @@ def resplit(folder: Path, rules: list[Any]) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "class GPT2, CodeGen, Qwen2, GPTNeoX, Bart or Cohere over another splitter in tokenizer.json",
+    "with a note: the file's rules run",
+)
 @pytest.mark.parametrize("rules", [llama3_rules(), digit_rules()], ids=["llama3", "digits"])
 @pytest.mark.parametrize("name", CLASSES)
 def test_ids_are_those_of_tokenizer_json_whatever_the_class(
@@ -83,6 +88,11 @@ def probed(folder: Path) -> str | None:
     return open_checkpoint(str(folder), LoadOptions()).checkpoint.tokenizer_probe_sha256
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "`legacy: true`, another class over the same rules, a pad token of its own",
+    "the same tokenizer",
+)
 def test_tokenizers_that_do_the_same_are_the_same(tiny: Path, copy: Path) -> None:
     """A padding token of its own, another class over the same rules, other files."""
     tokenizer = make_tokenizer()
@@ -135,6 +145,11 @@ def elsewhere(tmp_path: Path) -> Path:
     return tmp_path / "elsewhere"
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "a checkpoint without a tokenizer",
+    "with `--tokenizer`, a folder or hub id; refused without",
+)
 def test_a_checkpoint_without_a_tokenizer_takes_one_from_elsewhere(
     tiny: Path, bare: Path, elsewhere: Path, notes: list[str]
 ) -> None:
@@ -155,6 +170,11 @@ def test_a_checkpoint_without_a_tokenizer_takes_one_from_elsewhere(
     assert notes == []
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "`--tokenizer` for a checkpoint that has one",
+    "with a note: its own is left out",
+)
 def test_a_tokenizer_from_elsewhere_in_place_of_its_own_is_said(
     copy: Path, elsewhere: Path, notes: list[str]
 ) -> None:
@@ -181,6 +201,11 @@ def huge_config(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "`--tokenizer` of another vocabulary, with more ids than rows, or a folder without one",
+    "refused",
+)
 @pytest.mark.parametrize(
     ("make", "said"),
     [

@@ -44,6 +44,11 @@ def call(places: dict[str, Path], toy: Toy, tokenizer: str, tasks: str = "toy_pr
     return int(str(caught.value.code))
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "a run resumed with a tokenizer from another place that does the same",
+    "goes on",
+)
 def test_a_run_goes_on_with_a_tokenizer_that_does_the_same(
     places: dict[str, Path],
     toy: Toy,

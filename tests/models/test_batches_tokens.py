@@ -57,6 +57,11 @@ def test_truncate_counts_special_tokens(tiny: Path) -> None:
     assert model.truncate(text, len(ids)) == text
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "end token behind every text, ordinary word as end",
+    "refused, before a training too",
+)
 def test_a_tokenizer_that_ends_texts_is_refused_before_the_first(
     make_checkpoint: MakeCheckpoint,
 ) -> None:

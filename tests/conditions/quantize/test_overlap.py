@@ -228,6 +228,7 @@ def test_a_mixture_of_experts_is_an_error(tmp_path: Path) -> None:
         overlaps(tmp_path / "moe", tmp_path / "moe", "rtn-int4")
 
 
+@pytest.mark.field("Weights", "`inspect` of Bloom, OPT without prefix", "runs")
 @pytest.mark.parametrize("kind", ["bloom", "opt"])
 def test_stored_names_are_read_as_transformers_reads_them(tmp_path: Path, kind: str) -> None:
     """Published checkpoints of both kinds name their tensors without the model's prefix."""
