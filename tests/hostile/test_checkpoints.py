@@ -223,9 +223,13 @@ def test_inspect_quants_and_unlearn_refuse_it_too(
 
 AS_TOKENIZER = (
     "remote code of a tokenizer",
-    "a pipe as the config",
+    "tokenizer.json outside",
+    "templates outside",
+    "a pipe as the tokenizer",
     "10^9 layers",
-    *(name for name, one in CASES.items() if one.kind == "tokenizer"),
+    "a tokenizer nested deeply",
+    "a pattern that never ends",
+    "a tokenizer of a terabyte",
 )
 
 
