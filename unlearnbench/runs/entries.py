@@ -240,13 +240,7 @@ def require_alike(entry: Entry) -> None:
     first: dict[str, tuple[LoadedRun, object]] = {}
     one = next(iter(entry.runs.values()))
     for run in entry.runs.values():
-        checkpoints = one.result.checkpoint, run.result.checkpoint
-        if tokenizer_sha256(*checkpoints) != tokenizer_sha256(*reversed(checkpoints)):
-            raise OptionError(
-                f"{one.where} and {run.where} are runs of the same weights with two tokenizers; "
-                "evaluate one of them anew (--fresh) with the other's --tokenizer"
-            )
-    for run in entry.runs.values():
+        _require_same(run, one, _tokenizer(one, run), _tokenizer(run, one))
         settings, facts = run.result.settings, dict[str, object]()
         if run.condition not in STORED or run.condition == FULL:
             facts["dtype"] = settings.dtype
@@ -277,17 +271,15 @@ def _require_same(
 
 
 def _protocol(run: LoadedRun, other: LoadedRun) -> Fingerprint:
-    settings, checkpoints = run.result.settings, (run.result.checkpoint, other.result.checkpoint)
-    return Fingerprint.of(
-        {
-            "protocol": run.result.protocol,
-            "gen_kwargs": settings.gen_kwargs,
-            "chat template": settings.chat_template_sha256,
-            "backend": settings.backend,
-            "truncate_left": settings.truncate_left,
-            "tokenizer": tokenizer_sha256(*checkpoints),
-        }
-    )
+    settings, names = run.result.settings, ("gen_kwargs", "backend", "truncate_left")
+    facts = {"protocol": run.result.protocol, "chat template": settings.chat_template_sha256}
+    facts |= {name: getattr(settings, name) for name in names}
+    return Fingerprint.of(facts) | _tokenizer(run, other)
+
+
+def _tokenizer(run: LoadedRun, other: LoadedRun) -> Fingerprint:
+    found = tokenizer_sha256(run.result.checkpoint, other.result.checkpoint)
+    return Fingerprint.of({"tokenizer": found})
 
 
 def _task(run: LoadedRun, name: str) -> Fingerprint:
