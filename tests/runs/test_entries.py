@@ -124,8 +124,6 @@ def test_an_entrys_runs_have_one_tokenizer(
         return
     said = "out/rtn-int4 cannot be compared with out/none: tokenizer is"
     with pytest.raises(OptionError, match=said):
-        OptionError, match="out/rtn-int4 cannot be compared with out/none: tokenizer is"
-    ):
         require_alike(entry(*runs))
 
 
