@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import re
-import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +19,7 @@ from unlearnbench.checkpoints.gguf import follow_gguf
 from unlearnbench.checkpoints.limits import check_config
 from unlearnbench.checkpoints.load import OWN_CODE, local_only, refusing
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.errors import CheckpointError, one_line
+from unlearnbench.errors import CheckpointError, OptionError, one_line
 from unlearnbench.util.files import content_sha256
 from unlearnbench.util.process import plain_errors
 
@@ -59,7 +56,7 @@ def find_home(
     own = files if any((files.folder / name).is_file() for name in names) else full
     if options.tokenizer is None:
         return own
-    if own.kind == "gguf" or _tokenizer_files(own.folder):
+    if own.kind == "gguf" or tokenizer_files(own.folder):
         message = "--tokenizer: the tokenizer of %s is left out for that of %s"
         log.warning(message, own.path, one_line(options.tokenizer, 120))
     return find_tokenizer(options.tokenizer, options)
@@ -75,14 +72,15 @@ def open_tokenizer(
     return load_tokenizer(find(name, options, revision))
 
 
-def _tokenizer_files(folder: Path) -> list[Path]:
+def tokenizer_files(folder: Path) -> list[Path]:
+    """What a folder's tokenizer is stored in."""
     found = (path for pattern in TOKENIZER_FILES for path in folder.glob(pattern))
     return [path for path in found if path.is_file()]
 
 
-def load_tokenizer(home: CheckpointFiles) -> PreTrainedTokenizerBase:
+def load_tokenizer(home: CheckpointFiles, begin: bool | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer that a checkpoint's files describe; CheckpointError where they are damaged,
-    missing, or say what transformers cannot do.
+    missing, or say what transformers cannot do. begin: see ``begin_texts``, None: as they say.
     """
     from transformers import AutoTokenizer
 
@@ -91,7 +89,7 @@ def load_tokenizer(home: CheckpointFiles) -> PreTrainedTokenizerBase:
     path = home.folder / "tokenizer_config.json"
     facts: dict[str, object] = {}
     if home.kind != "gguf":
-        if not _tokenizer_files(home.folder):
+        if not tokenizer_files(home.folder):
             raise CheckpointError(f"{home.path} has no tokenizer; {remedy}")
         facts = read_json(path) if path.is_file() else {}
         config = home.folder / "config.json"  # by which transformers may choose the class
@@ -108,7 +106,32 @@ def load_tokenizer(home: CheckpointFiles) -> PreTrainedTokenizerBase:
         follow_gguf(tokenizer, home.weights[0])
     elif not own_code and (home.folder / "tokenizer.json").is_file():
         tokenizer = _as_stored(tokenizer, home)
+    if begin is not None:
+        begin_texts(tokenizer, begin)
     return tokenizer
+
+
+def begin_texts(tokenizer: Any, asked: bool) -> None:
+    """Have every text begin with the begin token, or none; OptionError where that cannot be done
+    without another change.
+    """
+    begin = [tokenizer.bos_token_id]
+
+    def own(ids: list[int]) -> list[int]:
+        return ids[1:] if ids[:1] == begin else ids
+
+    before = probe_ids(tokenizer)
+    if all((ids[:1] == begin) == asked for ids in before):
+        return
+    with plain_errors():
+        tokenizer.add_bos_token = asked
+    after = probe_ids(tokenizer)
+    right = all((ids[:1] == begin) == asked for ids in after)
+    if not right or [*map(own, before)] != [*map(own, after)]:
+        raise OptionError(
+            f"add_bos_token={asked}: this tokenizer cannot be made to begin texts "
+            f"{'with' if asked else 'without'} its begin token"
+        )
 
 
 def probe_ids(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -223,30 +246,6 @@ def probe_sha256(tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
     return content_sha256(facts)
 
 
-def save_tokenizer(tokenizer: Any, home: CheckpointFiles, folder: Path) -> None:
-    """Put the tokenizer of ``home`` into ``folder``: its files as they are, since transformers may
-    write others; of a GGUF file, which has none, what transformers writes, and so of a tokenizer
-    from elsewhere that would do otherwise beside the model's config.json, which stands there.
-    """
-    copied = home.kind != "gguf"
-    if copied:
-        code = home.folder.glob("*.py") if home.trusted else ()
-        for path in (*_tokenizer_files(home.folder), *code):
-            place = folder / path.relative_to(home.folder)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
-        if not home.weights:
-            copied = _does_the_same(tokenizer, replace(home, folder=folder))
-    if not copied:
-        tokenizer.save_pretrained(folder)
-
-
-def _does_the_same(tokenizer: Any, other: CheckpointFiles) -> bool:
-    with contextlib.suppress(CheckpointError):
-        return probe_ids(load_tokenizer(other)) == probe_ids(tokenizer)
-    return False
-
-
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Where texts end; CheckpointError for ordinary words, which would pass for forgetting."""
     config: Any = getattr(model, "generation_config", None)
@@ -279,6 +278,23 @@ def padding_id(tokenizer: Any, rows: int, default: int = 0) -> int:
     """An id below ``rows`` to fill up with; masked, so any serves."""
     own = tokenizer.pad_token_id
     return int(own) if own is not None and int(own) < rows else default
+
+
+def thought_end(tokenizer: Any, asked: str | None) -> int | None:
+    """The id of ``--think-end-token``, which may be one itself; OptionError where it is no single
+    token of the tokenizer's.
+    """
+    if asked is None:
+        return None
+    if asked.isdecimal() and int(asked) < len(tokenizer):
+        return int(asked)
+    ids = list(tokenizer(asked, add_special_tokens=False)["input_ids"])
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        raise OptionError(
+            f"--think-end-token {one_line(asked, 40)}: no single token of the checkpoint's "
+            "tokenizer, so its model was not trained to end thoughts with it"
+        )
+    return int(ids[0])
 
 
 def named_ends(named: object) -> list[object]:

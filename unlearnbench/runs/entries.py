@@ -18,7 +18,7 @@ from unlearnbench.results import (
     Settings,
     TaskResult,
 )
-from unlearnbench.runs.fingerprint import Fingerprint, differences, tokenizer_sha256
+from unlearnbench.runs.fingerprint import ASKED, Fingerprint, differences, tokenizer_sha256
 from unlearnbench.runs.folder import ASIDE, RunFolder, read_run
 
 FULL_BITS = 16
@@ -271,7 +271,7 @@ def _require_same(
 
 
 def _protocol(run: LoadedRun, other: LoadedRun) -> Fingerprint:
-    settings, names = run.result.settings, ("gen_kwargs", "backend", "truncate_left")
+    settings, names = run.result.settings, ("gen_kwargs", "truncate_left", *ASKED, "backend")
     facts = {"protocol": run.result.protocol, "chat template": settings.chat_template_sha256}
     facts |= {name: getattr(settings, name) for name in names}
     return Fingerprint.of(facts) | _tokenizer(run, other)

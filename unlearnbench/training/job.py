@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, Training, TrainingOptions
-from unlearnbench.checkpoints.tokenizer import require_open_end, save_tokenizer
+from unlearnbench.checkpoints.tokenizer import require_open_end
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
-from unlearnbench.training.output import OutputFolder, mask_record, write_file
+from unlearnbench.training.output import OutputFolder, mask_record, save_tokenizer, write_file
 from unlearnbench.util.process import is_main, process_count
 from unlearnbench.util.text import blank_in_answer
 from unlearnbench.util.version import __version__
