@@ -37,9 +37,6 @@ PROBE = (
 )
 """Where tokenizers' rules part: digits, line ends, contractions, runs of blanks, accents, Han."""
 
-# More than any model has; only what else its config.json asks for moves a tokenizer.
-_MOST_LAYERS = 2**16
-
 # Tokens without a row that a tokenizer may have: a library or a training adds some, no thousand.
 _MOST_ADDED = 100
 
@@ -85,7 +82,6 @@ def load_tokenizer(home: CheckpointFiles, begin: bool | None = None) -> PreTrain
     from transformers import AutoTokenizer
 
     remedy = "save the model's tokenizer into the same folder, or name it with --tokenizer PATH|ID"
-    remedy += " (in --model_args tokenizer=PATH|ID)"
     path = home.folder / "tokenizer_config.json"
     facts: dict[str, object] = {}
     if home.kind != "gguf":
@@ -93,7 +89,8 @@ def load_tokenizer(home: CheckpointFiles, begin: bool | None = None) -> PreTrain
             raise CheckpointError(f"{home.path} has no tokenizer; {remedy}")
         facts = read_json(path) if path.is_file() else {}
         config = home.folder / "config.json"  # by which transformers may choose the class
-        check_config(read_json(config) if config.is_file() else {}, _MOST_LAYERS, home.path)
+        if config.is_file():
+            check_config(read_json(config), 2**16, home.path)  # weights beside it do not matter
     own_code = home.trusted and bool(facts.get("auto_map"))
     if own_code:
         log.warning(OWN_CODE, home.path, path.name)
