@@ -62,7 +62,7 @@ class CheckpointSource:
             size = max(size, full.elements * getattr(torch, self._dtype).itemsize)
             limits.require_memory(size, full.path)
         self._keep = keep and psutil.virtual_memory().available > 2.5 * size  # and one copy of it
-        self.home = tokens.find_home(files, full, options)
+        self.home = find.find_home(files, full, options)
         """The files with the tokenizer."""
         self.tokenizer = tokens.load_tokenizer(self.home, options.add_bos_token)
         tokens.check_tokenizer(self.tokenizer, self.config, self.home)

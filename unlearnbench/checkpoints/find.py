@@ -155,6 +155,28 @@ def find_tokenizer(name: str, options: LoadOptions, revision: str | None = None)
     return CheckpointFiles(name, folder, "safetensors", (), {}, commit, {}, trusted)
 
 
+def find_home(
+    files: CheckpointFiles, full: CheckpointFiles, options: LoadOptions
+) -> CheckpointFiles:
+    """Whose tokenizer is taken: what ``--tokenizer`` names, or else that of ``files``; of an
+    adapter without one, its base's. CheckpointError where there is none.
+    """
+    names = ("tokenizer.json", "tokenizer_config.json")
+    own = files if any((files.folder / name).is_file() for name in names) else full
+    if options.tokenizer is None:
+        return own
+    if own.kind == "gguf" or tokenizer_files(own.folder):
+        message = "--tokenizer: the tokenizer of %s is left out for that of %s"
+        log.warning(message, own.path, one_line(options.tokenizer, 120))
+    return find_tokenizer(options.tokenizer, options)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """What a folder's tokenizer is stored in."""
+    found = (path for pattern in TOKENIZER_FILES for path in folder.glob(pattern))
+    return [path for path in found if path.is_file()]
+
+
 def _as_path(name: str, what: str = _CHECKPOINT) -> Path:
     try:
         path = Path(name).expanduser()

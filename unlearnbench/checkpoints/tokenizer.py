@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.find import (
-    TOKENIZER_FILES,
     CheckpointFiles,
     find_checkpoint,
     find_tokenizer,
     read_json,
+    tokenizer_files,
 )
 from unlearnbench.checkpoints.gguf import follow_gguf
 from unlearnbench.checkpoints.limits import check_config
@@ -43,22 +42,6 @@ _MOST_ADDED = 100
 log = logging.getLogger("unlearnbench")
 
 
-def find_home(
-    files: CheckpointFiles, full: CheckpointFiles, options: LoadOptions
-) -> CheckpointFiles:
-    """Whose tokenizer is taken: what ``--tokenizer`` names, or else that of ``files``; of an
-    adapter without one, its base's. CheckpointError where there is none.
-    """
-    names = ("tokenizer.json", "tokenizer_config.json")
-    own = files if any((files.folder / name).is_file() for name in names) else full
-    if options.tokenizer is None:
-        return own
-    if own.kind == "gguf" or tokenizer_files(own.folder):
-        message = "--tokenizer: the tokenizer of %s is left out for that of %s"
-        log.warning(message, own.path, one_line(options.tokenizer, 120))
-    return find_tokenizer(options.tokenizer, options)
-
-
 def open_tokenizer(
     name: str, options: LoadOptions, revision: str | None = None
 ) -> PreTrainedTokenizerBase:
@@ -67,12 +50,6 @@ def open_tokenizer(
     """
     find = find_checkpoint if name.endswith(".gguf") else find_tokenizer
     return load_tokenizer(find(name, options, revision))
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """What a folder's tokenizer is stored in."""
-    found = (path for pattern in TOKENIZER_FILES for path in folder.glob(pattern))
-    return [path for path in found if path.is_file()]
 
 
 def load_tokenizer(home: CheckpointFiles, begin: bool | None = None) -> PreTrainedTokenizerBase:

@@ -116,12 +116,8 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     sets: dict[str, Any] = {"forget": (), "retain": (), "auxiliary": ()}
     for role, (documents, _) in corpora.items():
         sets["forget" if role == first else role] = encoder.encode(documents, role)
-    facts: dict[str, Any] = {
-        "kind": kind,
-        "method": method.name,
-        "knobs": method.numbers,
-        "processes": process_count(),
-    }
+    facts: dict[str, Any] = {"kind": kind, "method": method.name, "knobs": method.numbers}
+    facts["processes"] = process_count()
     request = {
         **facts,
         "options": job.options.model_dump(mode="json"),

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.find import CheckpointFiles
+from unlearnbench.checkpoints.find import CheckpointFiles, tokenizer_files
 from unlearnbench.checkpoints.origin import FILE, MaskRecord
 from unlearnbench.checkpoints.source import EnsembleFacts, write_ensemble
-from unlearnbench.checkpoints.tokenizer import load_tokenizer, probe_ids, tokenizer_files
+from unlearnbench.checkpoints.tokenizer import load_tokenizer, probe_ids
 from unlearnbench.errors import (
     CheckpointError,
     OptionError,
