@@ -34,6 +34,7 @@ from unlearnbench.training.batches import Rows, Sums, as_batch, collate, make_sc
 from unlearnbench.training.corpus import Encoder
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.output import last_checkpoint, run_trainer
+from unlearnbench.training.rounded import PLAIN, survival
 from unlearnbench.training.steps import Watch
 from unlearnbench.training.trainer import (
     Combined,
@@ -223,8 +224,9 @@ def make_stage(
     o, piece = context.options, context.method.piece("forget")
     beside = piece.about.alternatives if piece is not None and loss is not descent else 0
     schedule = make_schedule(sets, o, beside)
+    survive = survival(o) if name == context.method.stage else PLAIN
     home = context.home / name
-    return Stage(home, schedule, loss, context.pad, l1=o.l1, noise=o.weight_noise)
+    return Stage(home, schedule, loss, context.pad, l1=o.l1, noise=o.weight_noise, survive=survive)
 
 
 def train(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreTrainedModel:

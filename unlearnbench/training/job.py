@@ -16,6 +16,7 @@ from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoin
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, Training, TrainingOptions
 from unlearnbench.checkpoints.tokenizer import require_open_end, save_tokenizer
+from unlearnbench.conditions.base import has_codes, resolve
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
@@ -99,6 +100,9 @@ def finetune(job: Job) -> Training:
 
 def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Training:
     """Check everything, train, save."""
+    if job.options.survive is not None:
+        names = _survived(job.options.survive, method)
+        job = replace(job, options=job.options.model_copy(update={"survive": names}))
     if job.options.keep_adapter and job.options.lora_rank is None:
         raise OptionError("--keep-adapter: there is an adapter only with --lora-rank")
     started = time.monotonic()
@@ -154,6 +158,24 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         with folder.claim(Fingerprint.of(request)):
             result, masks = context.run()
     return _save(folder, context, result, masks, facts, started)
+
+
+def _survived(asked: str, method: Method) -> str:
+    """The names in full of the conditions that a training is to survive. Raises OptionError where
+    one does not follow from the weights alone, or ``method`` trains no output.
+    """
+    specs = resolve([name.strip() for name in asked.split(",") if name.strip()])
+    for spec in specs:
+        if not has_codes(spec) or "dequantized" not in spec.kernels:
+            raise OptionError(
+                f"--survive {spec.name}: it does not follow from the weights alone; use precisions "
+                "that do, as rtn-int4, bnb-nf4 or gguf-q4_0"
+            )
+        if (lacking := spec.missing()) is not None:
+            raise OptionError(f"--survive {spec.name}: {lacking}")
+    if method.stage is None:
+        raise OptionError(f"--survive: {method.name} does not train the model that it makes")
+    return ",".join(spec.name for spec in specs)
 
 
 def _make_encoder(source: CheckpointSource, job: Job) -> Encoder:
