@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from unlearnbench.checkpoints.load import out_first
 from unlearnbench.conditions.base import ConditionSpec, encode, resolve
 from unlearnbench.errors import OptionError
 from unlearnbench.methods.base import inner_linears
@@ -76,7 +77,9 @@ def _layers(model: Any) -> list[Any]:
         return list(inner_linears(model).values())
     from peft.tuners.lora import LoraLayer
 
-    return [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    inner = {id(layer) for layer in inner_linears(model.get_base_model()).values()}
+    adapted: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    return [layer for layer in adapted if id(layer.base_layer) in inner]
 
 
 def _forward(layer: Any, function: Rounding, x: torch.Tensor) -> torch.Tensor:
@@ -88,6 +91,7 @@ def _forward(layer: Any, function: Rounding, x: torch.Tensor) -> torch.Tensor:
     weight = own.weight
     for name in getattr(layer, "active_adapters", ()):
         weight = weight + layer.get_delta_weight(name).to(weight.dtype)
+    weight = out_first(own, weight)
     with torch.no_grad():
         value = function(weight.detach()).to(weight.dtype)
     rounded = _StraightThrough.apply(weight, value)  # type: ignore[no-untyped-call]

@@ -124,7 +124,7 @@ class Shrink(TrainerCallback):
 
 class Noise(TrainerCallback):
     """Takes each gradient under uniform noise on every inner linear weight, ``width`` steps of int4
-    wide (a step: the row's largest magnitude / 7), and updates the weights without it. What is
+    wide (a step: the output's largest weight / 7), and updates the weights without it. What is
     learned so survives rounding, which is much like such noise: "UNIQ", arXiv 1804.10969.
     """
 
@@ -136,9 +136,10 @@ class Noise(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         for module in self._modules:
             self._kept.append(module.weight.clone())
-            step = module.weight.abs().amax(dim=1, keepdim=True) / 7
-            noise = torch.rand_like(module.weight) - 0.5
-            module.weight.add_(noise * step * self._width)
+            weight = out_first(module, module.weight)
+            step = weight.abs().amax(dim=1, keepdim=True) / 7
+            noise = torch.rand_like(weight) - 0.5
+            weight.add_(noise * step * self._width)
 
     @torch.no_grad()
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
