@@ -15,6 +15,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from unlearnbench.checkpoints.load import out_first
 from unlearnbench.errors import TrainingError
 from unlearnbench.methods.base import BatchLoss, Gradient, OptimizerStep, inner_linears
 from unlearnbench.methods.rows import Batch, Role
