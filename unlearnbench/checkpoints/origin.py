@@ -133,6 +133,8 @@ class Training(_Part):
             exclude={"options": {"seed", "save_steps", "gradient_checkpointing"}},
         )
         given["target"] = self.target.weights_sha256
+        if self.target.tokenizer is not None:
+            given["tokenizer"] = self.target.tokenizer_probe_sha256
         given["data"] = [(part.role, part.sha256) for part in self.data]
         if (chosen := self.selection) is not None:  # its first step is how often it looks
             rule = (chosen.rule, chosen.task, chosen.threshold, chosen.rows)
@@ -152,6 +154,7 @@ def read_origin(path: Path) -> dict[str, str]:
         "steps": training.losses[-1].step if training.losses else 0,
     }
     facts |= training.knobs
+    facts |= {n: v for n, v in training.options.model_dump().items() if n.startswith("survive")}
     facts["recipe"] = training.recipe
     if training.selection is not None:
         facts["selected"] = training.selection
