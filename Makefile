@@ -7,7 +7,7 @@ SET_UP := $(VENV)/.set-up
 # Files that each fuzzer of `make fuzz` tries: ten minutes on 2 cores.
 FUZZ_EXAMPLES ?= 4000
 
-.PHONY: help setup demo example test test-slow test-ci test-long fuzz structure audit check format vllm-env bench precisions training leaderboards schema clean
+.PHONY: help setup demo example test test-slow test-ci test-long fuzz structure audit check format vllm-env bench precisions training leaderboards schema field clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /: /'
@@ -88,6 +88,9 @@ leaderboards: $(SET_UP) ## recompute every board's entries, then write its table
 
 schema: $(SET_UP) ## write docs/schema from the result types
 	$(BIN)/python -m tests.schemas docs/schema
+
+field: $(SET_UP) ## write docs/field.md from the tests' marks
+	$(BIN)/python -m tests.field docs/field.md
 
 clean: ## remove .venv and everything that was made
 	rm -rf $(VENV) build dist demo-out demo-out-dense example-out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.find import find_checkpoint
 from unlearnbench.checkpoints.limits import check_size, empty_model, places, require_memory
-from unlearnbench.checkpoints.load import linear_layers, load_config, require_most
+from unlearnbench.checkpoints.load import (
+    linear_layers,
+    load_config,
+    matrices,
+    out_first,
+    require_most,
+)
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.packed import stored_scheme
 from unlearnbench.errors import CheckpointError, PrecisionError
@@ -42,12 +47,12 @@ def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
     files = find_checkpoint(model, options, options.revision)
     if files.kind != "safetensors":
         source = open_checkpoint(model, options)
-        state = source.state_dict()
+        whole = linear_layers(source.model())
         return Weights(
             files.path,
             source.config.get_text_config().to_dict(),
-            tuple(linear_layers(source.model())),
-            lambda name: state[f"{name}.weight"].float(),
+            tuple(whole),
+            lambda name: out_first(whole[name], whole[name].weight.detach()).float().contiguous(),
         )
     largest = max(tensor.elements for tensor in files.tensors.values())
     require_memory(4 * largest, files.path)  # one matrix in fp32
@@ -62,29 +67,22 @@ def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
     if empty is None:
         raise CheckpointError(f"{files.path}: its config describes no causal language model")
     check_size(empty, files.path, files.elements, files.size, exact=True)
-    names = tuple(linear_layers(empty))
+    layers = linear_layers(empty)
     handles: dict[str, Any] = {}
     for path in files.weights:
         handle = stack.enter_context(safe_open(path, framework="pt"))
         handles |= dict.fromkeys(handle.keys(), handle)
-    homes, stored, sizes = places(empty, handles), dict[str, str](), Counter[str]()
-    for key, (home, is_whole) in homes.items():
-        name = home.removesuffix(".weight")
-        if is_whole:
-            stored[name] = key
-        is_end = "embed" in name or name.endswith(("lm_head", "wte"))
-        if len(files.tensors[key].shape) > 1 and not is_end:
-            sizes[name] += files.tensors[key].elements
-    for name in names:
+    homes = places(empty, handles).items()
+    stored = {home.removesuffix(".weight"): key for key, (home, is_whole) in homes if is_whole}
+    for name in layers:
         if name not in stored:
             raise CheckpointError(
                 f"{files.path} has no tensor {name}.weight; save it with save_pretrained"
             )
-    require_most(f"{files.path}: quantization", sizes, names)
+    require_most(f"{files.path}: quantization", matrices(empty), layers)
 
-    return Weights(
-        files.path,
-        config.get_text_config().to_dict(),
-        names,
-        lambda name: handles[stored[name]].get_tensor(stored[name]).float(),
-    )
+    def read(name: str) -> torch.Tensor:
+        tensor = handles[stored[name]].get_tensor(stored[name])
+        return out_first(layers[name], tensor).float().contiguous()
+
+    return Weights(files.path, config.get_text_config().to_dict(), tuple(layers), read)
