@@ -6,14 +6,12 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import send_to_device
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import PreTrainedModel, set_seed
 
@@ -33,6 +31,8 @@ from unlearnbench.methods.base import (
 from unlearnbench.methods.rows import Batch, Example, Role, sequence_logprobs
 from unlearnbench.training.batches import Rows, Sums, as_batch, collate, make_schedule, sums_of
 from unlearnbench.training.corpus import Encoder
+from unlearnbench.training.dtypes import ROUNDED, as_saved, cast_model
+from unlearnbench.training.masks import choose_masks
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.output import last_checkpoint, run_trainer
 from unlearnbench.training.steps import Watch
@@ -41,7 +41,6 @@ from unlearnbench.training.trainer import (
     Reference,
     Stage,
     UnlearnTrainer,
-    cast_model,
     descent,
     device,
     training_arguments,
@@ -52,6 +51,9 @@ if TYPE_CHECKING:
     from unlearnbench.training.select import Selector
 
 log = logging.getLogger("unlearnbench")
+
+Forecast = Callable[[PreTrainedModel, TrainOptions, int], None]
+"""(model, options, steps): says what a training can move."""
 
 
 @dataclass
@@ -71,6 +73,7 @@ class TrainerContext(TrainingContext):
     resume: bool = False
     progress: bool = False
     selector: Selector | None = None
+    forecast: Forecast | None = None
     losses: list[LossRecord] = field(default_factory=list)
     """Every step's, filled as it goes."""
     _frozen: dict[str, FrozenModel] = field(default_factory=dict)
@@ -114,7 +117,7 @@ class TrainerContext(TrainingContext):
         if not self.method.pieces:
             return self.descend(self.model, self.forget, "finetune"), None
         chooser, stepper = self.method.piece("masks"), self.method.piece("steps")
-        masks = None if chooser is None else choose_masks(self, chooser)
+        masks = None if chooser is None else choose_masks(self, chooser, self.home)
         loss = Combined(self.method, self.references(*self.method.terms))
         stage = make_stage(self, "unlearn", self._sets(self.prepared), loss)
         gradient = None if stepper is None else stepper.hook("gradient")
@@ -203,20 +206,6 @@ class TrainerContext(TrainingContext):
             yield as_batch(send_to_device(inputs, device()))
 
 
-def choose_masks(context: TrainerContext, chooser: Piece) -> Masks:
-    """The method's map. Made once: a resumed training and the other processes read it, since
-    gradients of GPUs differ from run to run.
-    """
-    path = context.home / "mask.safetensors"
-    if is_main() and not path.exists():
-        made: Masks = chooser.module.choose(context, chooser.options)
-        save_file({n: m.cpu().contiguous() for n, m in made.items()}, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
-    if process_count() > 1:
-        PartialState(cpu=device() == "cpu").wait_for_everyone()
-    return load_file(path, device=device())
-
-
 def make_stage(
     context: TrainerContext, name: str, sets: Mapping[Role, Sequence[Example]], loss: BatchLoss
 ) -> Stage:
@@ -225,7 +214,10 @@ def make_stage(
     beside = piece.about.alternatives if piece is not None and loss is not descent else 0
     schedule = make_schedule(sets, o, beside)
     home = context.home / name
-    return Stage(home, schedule, loss, context.pad, l1=o.l1, noise=o.weight_noise)
+    rounding = o.weights_dtype if o.weights_dtype in ROUNDED else None
+    return Stage(
+        home, schedule, loss, context.pad, l1=o.l1, noise=o.weight_noise, rounding=rounding
+    )
 
 
 def train(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreTrainedModel:
@@ -258,6 +250,13 @@ def train(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreT
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in learner.parameters()):
         raise OptionError("no parameter of this model would be trained; use another method")
+    # An adapter's products are rounded once, when they are merged.
+    if (
+        context.forecast is not None
+        and options.lora_rank is None
+        and stage.folder.name == "unlearn"
+    ):
+        context.forecast(model, options, stage.schedule.steps)
     trained = _run(context, learner, stage)
     is_merged = options.lora_rank is not None and not options.keep_adapter
     return trained.merge_and_unload() if is_merged else trained  # type: ignore[no-any-return]
@@ -290,6 +289,7 @@ def _run(context: TrainerContext, model: Any, stage: Stage) -> Any:
                 keep(logs)
         if selector is not None:
             selector.whole_model, selector.epoch = trainer.whole_model, schedule.epoch
+            selector.as_saved = partial(as_saved, dtype=context.options.weights_dtype, keep=True)
         run_trainer(trainer, last, stage.folder)
         trained: Any = trainer.whole_model()
     trained.config.use_cache = use_cache

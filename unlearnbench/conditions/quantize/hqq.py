@@ -101,5 +101,4 @@ def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
         weight.float(), device=str(weight.device), compute_dtype=torch.float32, **options
     )
     codes = Quantizer.unpack[meta["packing"]](packed, dtype=torch.uint8).reshape(weight.shape)
-    width = meta["scale"].reshape(-1, 1).expand(-1, _GROUP).reshape(weight.shape)
-    return Codes(codes, width)
+    return Codes(codes, Quantizer.dequantize(packed, meta).reshape(weight.shape))
