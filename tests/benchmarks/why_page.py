@@ -1,10 +1,10 @@
 """The tables, the plot and the published curve of docs/why.md, from stored figures.
 
-    make why-page WHY="--cells why-out --demo 0=demo-out"     # gather, then write
-    make why-page                                             # write again from docs/why-pairs.json
+    make why-page CELLS=why-out     # gather what `make why` measured, then write
+    make why-page                   # write again from docs/why-pairs.json
 
-A pair is a checkpoint at a precision: of the cells of `make why`, and of the models and runs of
-finished demos. The curve goes to the package, where `inspect` forecasts from it.
+A pair is a checkpoint at a precision. The curve goes to the package, where `inspect` forecasts from
+it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from tests.benchmarks import measure_why
-from unlearnbench.checkpoints.origin import FILE
 from unlearnbench.conditions.quantize.forecast import CURVE
-from unlearnbench.demo.recipe import METHODS, TASKS, DemoOptions
-from unlearnbench.results import FULL
-from unlearnbench.runs.folder import read_run
 from unlearnbench.util.files import write_text
 from unlearnbench.util.text import text_table
 
@@ -41,11 +36,11 @@ Pair = dict[str, Any]
 
 
 def of_cells(out: Path) -> list[Pair]:
-    """The cells of the experiment that are done."""
+    """The cells that are done."""
     pairs = []
     for path in sorted((out / "cells").glob("*.json")):
         cell = json.loads(path.read_bytes())
-        keep = ("seed", "method", "lr", "dtype", "steps", "knowmem_r", "moved", "movable")
+        keep = ("model", "seed", "method", "lr", "dtype", "steps", "knowmem_r", "moved", "movable")
         for name, found in cell["precisions"].items():
             there = {
                 "precision": name,
@@ -54,46 +49,8 @@ def of_cells(out: Path) -> list[Pair]:
                 "target": found["target_knowmem_f"],
             }
             codes = {k: found[k] for k in ("survival", "codes_changed")}
-            pairs.append({"model": "dense", **{k: cell[k] for k in keep}, **there, **codes})
+            pairs.append({**{k: cell[k] for k in keep}, **there, **codes})
     return pairs
-
-
-def of_demo(out: Path, seed: int) -> list[Pair]:
-    """The unlearned models of a demo at its quantized precisions."""
-    home, pairs = DemoOptions(out, seed), []
-    target = _scores(home, "target", TASKS[0])
-    for name in METHODS:
-        if not (home.model(name) / FILE).exists():
-            continue
-        record = json.loads((home.model(name) / FILE).read_bytes())
-        own, codes = _scores(home, name, TASKS[0]), measure_why.bins(name, home)
-        for precision in own.keys() & codes.keys():
-            found = codes[precision]
-            pairs.append(
-                {
-                    "model": "sparse",
-                    "seed": seed,
-                    "method": name,
-                    "lr": record["options"]["lr"],
-                    "dtype": record["options"]["weights_dtype"],
-                    "steps": record["selection"]["chosen_step"],
-                    "knowmem_r": _scores(home, name, TASKS[2])[FULL],
-                    "moved": found.changed_share,
-                    "movable": None,
-                    "precision": precision,
-                    "full": own[FULL],
-                    "there": own[precision],
-                    "target": target[precision],
-                    "survival": found.survival,
-                    "codes_changed": 1 - found.overlap,
-                }
-            )
-    return sorted(pairs, key=lambda pair: (pair["method"], pair["precision"]))
-
-
-def _scores(home: DemoOptions, name: str, task: str) -> dict[str, float]:
-    runs = [read_run(path.parent) for path in home.runs(name).glob("*/*/run.json")]
-    return {run.condition.name: float(run.tasks[task].value or 0.0) for run in runs}
 
 
 def recovered(pair: Pair) -> float | None:
@@ -232,13 +189,9 @@ def main() -> None:
     """Gather what is named, and write everything."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=Path)
-    parser.add_argument("--demo", action="append", default=[], metavar="SEED=DIR")
     options = parser.parse_args()
-    if options.cells or options.demo:
-        pairs = of_cells(options.cells) if options.cells else []
-        for part in options.demo:
-            seed, _, folder = part.partition("=")
-            pairs += of_demo(Path(folder), int(seed))
+    if options.cells:
+        pairs = of_cells(options.cells)
         lines = ",\n".join(json.dumps(_rounded(pair)) for pair in pairs)
         write_text(PAIRS, f"[\n{lines}\n]\n")
     pairs = json.loads(PAIRS.read_bytes())

@@ -1,4 +1,4 @@
-"""What an update survival lets expect: the range of what came back in the checkpoints of docs/why.md.
+"""What an update survival lets expect: the range of what came back where docs/why.md measured it.
 The curve is made by tests/benchmarks/why_page.py from the figures stored there.
 """
 
