@@ -145,11 +145,11 @@ def compare_codes(
             if not bool(tensor.isfinite().all()):
                 raise CheckpointError(f"{path}: {name} has NaN or infinite values; it is broken")
         found, changed = [], int((ours != theirs).sum())
-        update = _product(ours, theirs, ours, theirs)
+        update = product(ours, theirs, ours, theirs)
         for spec in specs:
             one, two = conditions.encode(spec, ours), conditions.encode(spec, theirs)
             same = int((one.codes == two.codes).sum())
-            kept = _product(one.values, two.values, ours, theirs)
+            kept = product(one.values, two.values, ours, theirs)
             if not math.isfinite(kept):
                 raise CheckpointError(
                     f"{unlearned.path} or {target.path}: {name} has values that {spec.name} cannot "
@@ -159,8 +159,8 @@ def compare_codes(
         yield name, found
 
 
-def _product(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -> float:
-    """<a - b, c - d>, in double precision, piece by piece."""
+def product(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -> float:
+    """<a - b, c - d> of tensors of one shape, in double precision, piece by piece."""
     pieces = zip(*(t.reshape(-1).split(_CHUNK) for t in (a, b, c, d)), strict=True)
     return math.fsum(
         float((w.double() - x.double()) @ (y.double() - z.double())) for w, x, y, z in pieces
