@@ -29,7 +29,7 @@ PAGE = ROOT / "docs/why.md"
 PLOT = ROOT / "docs/images/why.svg"
 # Points to get back, below which a share of them is noise: with 48 questions, one is 2 points.
 LEAST = 20.0
-EDGES = (-math.inf, 0.1, 0.3, 0.5, 0.7, 0.9, math.inf)
+EDGES = (-math.inf, 0.3, 0.5, 0.7, 0.9, math.inf)
 SHOWN = ("rtn-int8", "rtn-int6", "rtn-int5", "rtn-int4", "rtn-int4-g32", "bnb-nf4", "bnb-fp4")
 
 Pair = dict[str, Any]
@@ -107,7 +107,7 @@ def target_table(pairs: Sequence[Pair]) -> str:
 def demo_table(pairs: Sequence[Pair]) -> str:
     """Of the demo's sparse model."""
     sparse = [p for p in pairs if p["model"] == "sparse"]
-    names = ("rtn-int8", "rtn-int4", "bnb-nf4")
+    names = ("rtn-int8", "rtn-int6", "rtn-int5", "rtn-int4", "bnb-nf4", "bnb-fp4")
     rows = []
     for seed, method, dtype, lr in sorted(
         {(p["seed"], p["method"], p["dtype"], p["lr"]) for p in sparse}

@@ -79,7 +79,7 @@ def test_a_weight_never_grows_beyond_the_limit() -> None:
 
 def test_a_made_up_training_against_a_loop_of_numpy() -> None:
     """The same draws, added and rounded in double precision."""
-    weight, rates = torch.linspace(-0.03, 0.03, 257)[None], [4e-5] * 20
+    weight, rates = torch.linspace(-0.03, 0.03, 33)[None], [4e-5] * 8
     generator = torch.Generator().manual_seed(0)
     now = np.array([[float(near(Fraction(w), 8)) for w in weight[0].double().tolist()]])
     drift = torch.empty_like(weight).normal_(0, _DRIFT, generator=generator).double().numpy()
@@ -88,20 +88,20 @@ def test_a_made_up_training_against_a_loop_of_numpy() -> None:
         now = now - lr * np.clip(step + drift, -1, 1)
         now = np.array([[float(near(Fraction(w), 8)) for w in now[0]]])
     (found,) = imagined([weight], "bf16", rates)
-    assert (found.numpy() != now).mean() < 0.01  # float32 on the edge of two numbers
+    assert (found.numpy() != now).mean() < 0.05  # float32 on the edge of two numbers
     assert (found != weight.bfloat16()).any()
     assert torch.equal(found, imagined([weight], "bf16-rounded", rates)[0])
 
 
 def weights(half_bin: float) -> list[torch.Tensor]:
-    """Normal weights in rows whose zero bin of rtn-int4 reaches ``half_bin``."""
+    """Normal numbers of bf16 in rows whose zero bin of rtn-int4 reaches ``half_bin``."""
     rows = torch.randn(16, 256, generator=torch.Generator().manual_seed(1)) * half_bin
     rows[:, 0] = 14 * half_bin
-    return [rows]
+    return [rows.bfloat16().float()]
 
 
 def test_what_is_held_is_told_with_what_helps() -> None:
-    rates = [1e-5] * 200  # nothing grows beyond 2^-8
+    rates = [1e-5] * 100  # nothing grows beyond 2^-8
     head, four, eight = tell(weights(0.008), "bf16", rates, ["rtn-int4", "rtn-int8"])
     assert re.fullmatch(
         r"weights in bf16 at --lr 1e-05: 3\d.* the inner weights can move, those up to 0.00391",
@@ -119,8 +119,8 @@ def test_what_is_held_is_told_with_what_helps() -> None:
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16-sr"])
 def test_nothing_is_held_where_rounding_keeps_the_mean(dtype: str) -> None:
-    rows = [w.bfloat16().float() for w in weights(0.008)]
-    ours = imagined(rows, dtype, [1e-5] * 200)
+    rows = weights(0.008)
+    ours = imagined(rows, dtype, [1e-5] * 100)
     found = survival(ours, rows, conditions.find_condition("rtn-int8"))
     assert found == pytest.approx(1, abs=0.1)
     head, _ = tell(rows, dtype, [1e-5] * 5, ["rtn-int8"])

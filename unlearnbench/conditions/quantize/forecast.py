@@ -8,7 +8,7 @@ import functools
 import json
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 CURVE = Path(__file__).parent / "data" / "survival.json"
 _FEW = 5  # pairs, below which there is no range
@@ -25,8 +25,8 @@ class Expected(NamedTuple):
 
 
 @functools.cache
-def _curve() -> list[dict[str, float]]:
-    rows: list[dict[str, float]] = json.loads(CURVE.read_bytes())
+def _curve() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(CURVE.read_bytes())
     return rows
 
 
