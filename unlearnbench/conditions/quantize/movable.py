@@ -32,6 +32,7 @@ _STEPS = 500  # made up at most
 # models went 0.11 to 0.15 of the sum of learning rates (docs/why.md).
 _DRIFT, _SPREAD = 0.15, 0.3
 _KEPT = 0.7  # survival below which help is named
+_HELP = "--weights-dtype fp32 or bf16-sr or --survive {}"
 _RATES = (2, 4, 8)
 
 
@@ -59,7 +60,7 @@ def imagined(
     """The weights after a made-up training: one step for each learning rate."""
     import torch
 
-    from unlearnbench.training.dtypes import round_nearest, round_stochastic
+    from unlearnbench.util.bf16 import round_nearest, round_stochastic
 
     generator = torch.Generator().manual_seed(0)
     moved = []
@@ -111,7 +112,7 @@ def tell(
         line = "before training, by a made-up one: " + forecast(found, spec.name)
         if found < _KEPT and kind in SIGNIFICANT:
             line += "; more is kept by " + " or ".join(
-                ["--weights-dtype fp32 or bf16-sr", *_larger(theirs, spec, dtype, used)]
+                [_HELP.format(spec.name), *_larger(theirs, spec, dtype, used)]
             )
         lines.append(line)
     return lines
