@@ -84,8 +84,8 @@ def survival(
     """Update survival over some rows."""
     kept = update = 0.0
     for one, two in zip(ours, theirs, strict=True):
-        values = (conditions.encode(spec, weight).values for weight in (one, two))
-        kept += product(*values, one, two)
+        ends = [conditions.encode(spec, weight).values for weight in (one, two)]
+        kept += product(ends[0], ends[1], one, two)
         update += product(one, two, one, two)
     return kept / update if update else 1.0
 
