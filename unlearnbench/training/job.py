@@ -21,6 +21,7 @@ from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
+from unlearnbench.training.alternatives import GENERIC, WORDS, attach
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, mask_record, write_file
@@ -47,6 +48,8 @@ class Job:
     retain: tuple[str, ...] = ()
     auxiliary: tuple[str, ...] = ()
     """A third set, for the methods that read one."""
+    alternative: str | None = None
+    """Other answers, for the methods that read them: a file, retain, generic or refuse."""
     options: TrainOptions = field(default_factory=TrainOptions)
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
     load: LoadOptions = field(default_factory=LoadOptions)
@@ -81,6 +84,12 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
             raise OptionError(f"{method} learns from a set of {role} texts; give --{role}")
         if given and role not in found.data:
             raise OptionError(f"{method} has no {role} term; leave --{role} out")
+    if found.wants_alternatives != (job.alternative is not None):
+        says = "give --alternative FILE, retain, generic or refuse"
+        wants = f"{method} reads other answers to what is forgotten; {says}"
+        raise OptionError(wants if found.wants_alternatives else f"{method} reads no other answers")
+    if job.alternative == "retain" and not job.retain:
+        raise OptionError("--alternative retain: give --retain, and a method with a retain term")
     if found.piece("masks") is not None and job.options.lora_rank is not None:
         raise OptionError(
             f"{method}: a mask chooses weights, and LoRA trains none; drop --lora-rank"
@@ -120,6 +129,11 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     sets: dict[str, Any] = {"forget": (), "retain": (), "auxiliary": ()}
     for role, (documents, _) in corpora.items():
         sets["forget" if role == first else role] = encoder.encode(documents, role)
+    if job.alternative is not None:
+        known = {role: found for role, (found, _) in corpora.items()}
+        seed = job.options.seed
+        sets["forget"], more = attach(job.alternative, known, encoder, job.corpus, seed)
+        data += more
     facts: dict[str, Any] = {
         "kind": kind,
         "method": method.name,
@@ -131,11 +145,14 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         "options": job.options.model_dump(mode="json"),
         "target": source.checkpoint.weights_sha256,
         "data": [part.sha256 for part in data],
+        "alternative": job.alternative,
         "sequences": hashlib.sha256(repr(sets).encode()).hexdigest(),
         "select": None if job.select is None else job.select.model_dump(),
     }
     folder.require_free(Fingerprint.of(request), job.resume)
     read = _reading(job.corpus, encoder, sets)
+    if job.alternative in WORDS:
+        read["alternative"] = job.alternative
     facts |= code | {
         "options": TrainingOptions(**job.options.model_dump(exclude_none=True), **read),
         "target": source.checkpoint,
@@ -155,6 +172,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
             target, encoder, **sets, options=job.options, method=method, home=folder.work
         )
         context.resume, context.progress = job.resume, job.progress
+        context.is_generic = job.alternative == GENERIC
         context.forecast = job.forecast if kind == "unlearn" else None
         source.release()
         context.selector = _make_selector(job, folder, encoder)
