@@ -97,7 +97,7 @@ def test_a_rounding_that_changes_nothing_doubles_the_loss() -> None:
 
 
 # What is offered where weights alone decide, one of each kind; GPTQ, say, needs texts.
-NAMES = ("rtn-int4", "rtn-int4-g32-asym", "bnb-nf4", "bnb-fp4-dq", "gguf-q4_0", "quanto-int4")
+NAMES = ("rtn-int4", "rtn-int4-g32-asym", "bnb-nf4", "bnb-fp4-dq", "gguf-q4_0")
 
 
 @pytest.mark.parametrize("name", NAMES)

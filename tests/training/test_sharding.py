@@ -190,7 +190,14 @@ def trainer(**more: Any) -> Any:
 
 def stage(**more: Any) -> Any:
     """What ``require_supported`` asks of a training."""
-    facts = {"masks": None, "l1": 0.0, "noise": 0.0, "gradient": None, "survive": PLAIN}
+    facts: dict[str, Any] = {
+        "masks": None,
+        "l1": 0.0,
+        "noise": 0.0,
+        "rounding": None,
+        "gradient": None,
+    }
+    facts["survive"] = PLAIN
     return SimpleNamespace(**(facts | more))
 
 

@@ -221,12 +221,13 @@ class UnlearnTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *given: Any, **named: Any) -> Any:
         terms = self._stage.loss(model, as_batch(inputs))
-        self._require_finite(terms["loss"].item(), "the loss")
+        loss = self._factor * terms["loss"]
+        self._require_finite(loss.item(), "the loss")
         for name, value in terms.items():
             known = self._terms.get(name, torch.zeros_like(value))
             self._terms[name] = known + self._factor * value.detach()
         # Gradients are averaged over processes, and each has a share of the mean, not the mean.
-        return self._factor * terms["loss"] * self.accelerator.num_processes
+        return loss * self.accelerator.num_processes
 
     def _require_finite(self, value: float, what: str) -> None:
         steps.require_finite(math.isfinite(value), what, self.state.global_step + 1, self.args)
