@@ -108,19 +108,25 @@ def _from_retain(
     if any(row.is_qa for _, row in rows):
         require_no_answers([(d.where, d.answer or "") for d in pairs], corpus)
     rng = random.Random(seed)  # noqa: S311 - a seeded generator is the point
-    for _, row in rows:
-        kind, there = ("pairs", len(pairs)) if row.is_qa else ("texts", len(texts))
-        if not there:
+    for document, row in rows:
+        own, kind = row.ids[row.prompt :], "pairs" if row.is_qa else "texts"
+        found: list[str | tuple[int, ...]] = (
+            [
+                d.answer
+                for d in pairs
+                if d.answer and _plain(d.answer) != _plain(document.answer or "")
+            ]
+            if row.is_qa
+            else [
+                e.ids[e.prompt :][: len(own)] for e in texts if e.ids[e.prompt :][: len(own)] != own
+            ]
+        )
+        if not found:
             raise OptionError(
                 f"--alternative retain: the forget set has {kind} and the retain set has none"
             )
-        drawn = rng.sample(range(there), min(_DRAWN, there))
-        room = len(row.ids) - row.prompt
-        told: list[str | tuple[int, ...]] = [
-            (pairs[n].answer or "") if row.is_qa else texts[n].ids[texts[n].prompt :][:room]
-            for n in drawn
-        ]
-        yield replace(row, alternatives=tuple(encoder.answer(row, other) for other in told))
+        drawn = rng.sample(found, min(_DRAWN, len(found)))
+        yield replace(row, alternatives=tuple(encoder.answer(row, other) for other in drawn))
 
 
 def _from_file(
