@@ -111,11 +111,7 @@ def finetune(job: Job) -> Training:
 
 def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Training:
     """Check everything, train, save."""
-    if job.options.survive is not None:
-        names = _survived(job.options.survive, method)
-        job = replace(job, options=job.options.model_copy(update={"survive": names}))
-    if job.options.keep_adapter and job.options.lora_rank is None:
-        raise OptionError("--keep-adapter: there is an adapter only with --lora-rank")
+    job = _checked(job, method)
     started = time.monotonic()
     # Now: by the end of a long training the files may be others than those that ran.
     code: dict[str, Any] = {"git_hash": git_hash(), "source_sha256": source_sha256()}
@@ -181,6 +177,16 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         for model in result.models.values() if isinstance(result, Ensemble) else [result]:
             as_saved(model, job.options.weights_dtype)
     return _save(folder, context, result, masks, facts, started)
+
+
+def _checked(job: Job, method: Method) -> Job:
+    """The job, with the conditions that it is to survive by their names in full."""
+    if job.options.keep_adapter and job.options.lora_rank is None:
+        raise OptionError("--keep-adapter: there is an adapter only with --lora-rank")
+    if job.options.survive is None:
+        return job
+    names = _survived(job.options.survive, method)
+    return replace(job, options=job.options.model_copy(update={"survive": names}))
 
 
 def _survived(asked: str, method: Method) -> str:
