@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,10 @@ def pairs(job: Job, tmp_path: Path) -> Job:
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     """Each forget row's answer and its alternatives, as the loss reads them."""
     found: list[tuple[str, list[str]]] = []
-    prepared = TrainerContext.prepared.func
+    whole: Any = vars(TrainerContext)["prepared"]
 
     def keep(self: Any) -> Any:
-        examples = prepared(self)
+        examples = whole.func(self)
         for e in examples:
             texts = [self.tokenizer.decode(x.ids[x.prompt :]) for x in (e, *e.alternatives)]
             shown = [self.tokenizer.decode(x.ids[: x.prompt]) for x in (e, *e.alternatives)]
@@ -46,8 +47,6 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
             assert all(label == -100 for x in e.alternatives for label in x.labels[: x.prompt])
             found.append((texts[0], texts[1:]))
         return examples
-
-    from functools import cached_property
 
     made = cached_property(keep)
     made.__set_name__(TrainerContext, "prepared")

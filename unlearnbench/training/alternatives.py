@@ -110,17 +110,13 @@ def _from_retain(
     rng = random.Random(seed)  # noqa: S311 - a seeded generator is the point
     for document, row in rows:
         own, kind = row.ids[row.prompt :], "pairs" if row.is_qa else "texts"
-        found: list[str | tuple[int, ...]] = (
-            [
-                d.answer
-                for d in pairs
-                if d.answer and _plain(d.answer) != _plain(document.answer or "")
-            ]
-            if row.is_qa
-            else [
-                e.ids[e.prompt :][: len(own)] for e in texts if e.ids[e.prompt :][: len(own)] != own
-            ]
-        )
+        found: list[str | tuple[int, ...]]
+        if row.is_qa:
+            answers = [d.answer for d in pairs if d.answer is not None]
+            found = [a for a in answers if _plain(a) != _plain(document.answer or "")]
+        else:
+            ends = [e.ids[e.prompt :][: len(own)] for e in texts]
+            found = [end for end in ends if end != own]
         if not found:
             raise OptionError(
                 f"--alternative retain: the forget set has {kind} and the retain set has none"

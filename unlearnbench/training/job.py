@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.origin import FILE, Training, TrainingOptions
+from unlearnbench.checkpoints.origin import FILE, SourceRecord, Training, TrainingOptions
 from unlearnbench.checkpoints.tokenizer import require_open_end, save_tokenizer
 from unlearnbench.conditions.base import has_codes, resolve
 from unlearnbench.errors import OptionError
@@ -122,14 +122,8 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     data = [record for _, sources in corpora.values() for record in sources]
     source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)
     encoder = _make_encoder(source, job)
-    sets: dict[str, Any] = {"forget": (), "retain": (), "auxiliary": ()}
-    for role, (documents, _) in corpora.items():
-        sets["forget" if role == first else role] = encoder.encode(documents, role)
-    if job.alternative is not None:
-        known = {role: found for role, (found, _) in corpora.items()}
-        seed = job.options.seed
-        sets["forget"], more = attach(job.alternative, known, encoder, job.corpus, seed)
-        data += more
+    sets, more = _sets(job, corpora, encoder)
+    data += more
     facts: dict[str, Any] = {
         "kind": kind,
         "method": method.name,
@@ -141,14 +135,11 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         "options": job.options.model_dump(mode="json"),
         "target": source.checkpoint.weights_sha256,
         "data": [part.sha256 for part in data],
-        "alternative": job.alternative,
         "sequences": hashlib.sha256(repr(sets).encode()).hexdigest(),
         "select": None if job.select is None else job.select.model_dump(),
     }
     folder.require_free(Fingerprint.of(request), job.resume)
-    read = _reading(job.corpus, encoder, sets)
-    if job.alternative in WORDS:
-        read["alternative"] = job.alternative
+    read = _reading(job, encoder, sets)
     facts |= code | {
         "options": TrainingOptions(**job.options.model_dump(exclude_none=True), **read),
         "target": source.checkpoint,
@@ -177,6 +168,21 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         for model in result.models.values() if isinstance(result, Ensemble) else [result]:
             as_saved(model, job.options.weights_dtype)
     return _save(folder, context, result, masks, facts, started)
+
+
+def _sets(
+    job: Job, corpora: Mapping[TextRole, Any], encoder: Encoder
+) -> tuple[dict[str, Any], list[SourceRecord]]:
+    """The sequences of each set, and what identifies a file of other answers."""
+    sets: dict[str, Any] = {"forget": (), "retain": (), "auxiliary": ()}
+    known: dict[TextRole, Any] = {role: documents for role, (documents, _) in corpora.items()}
+    for role, documents in known.items():
+        sets["forget" if role == "data" else role] = encoder.encode(documents, role)
+    more: list[SourceRecord] = []
+    if job.alternative is not None:
+        given = job.alternative
+        sets["forget"], more = attach(given, known, encoder, job.corpus, job.options.seed)
+    return sets, more
 
 
 def _checked(job: Job, method: Method) -> Job:
@@ -218,12 +224,14 @@ def _make_encoder(source: CheckpointSource, job: Job) -> Encoder:
     return Encoder(source.tokenizer, length, config.vocab_size, job.options.qa_loss, moved, copy)
 
 
-def _reading(corpus: CorpusOptions, encoder: Encoder, sets: Mapping[str, Any]) -> dict[str, Any]:
+def _reading(job: Job, encoder: Encoder, sets: Mapping[str, Any]) -> dict[str, Any]:
     """What makes other sequences of the same rows, and so another recipe."""
     fields = {"text_field", "question_field", "answer_field"}
-    read = corpus.model_dump(include=fields, exclude_defaults=True)
+    read = job.corpus.model_dump(include=fields, exclude_defaults=True)
     if encoder.blank_in_answer and any(each.is_qa for found in sets.values() for each in found):
         read["answer_blank"] = "answer"
+    if job.alternative in WORDS:
+        read["alternative"] = job.alternative
     return read
 
 

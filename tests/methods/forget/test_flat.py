@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from tests.methods.forget.helpers import WIDTH, WORDS, loss, part
 from unlearnbench.methods.rows import IGNORED, Part
 
-VALUES = {
+VALUES: dict[str, Callable[[float, float], float]] = {
     "kl": lambda e, f: -e + math.exp(f - 1),
     "tv": lambda e, f: (math.tanh(f) - math.tanh(e)) / 2,
     "pearson": lambda e, f: -e + f * f / 4 + f,
