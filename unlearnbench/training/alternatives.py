@@ -191,7 +191,7 @@ def require_no_answers(given: Sequence[tuple[str, str]], corpus: CorpusOptions) 
         )
 
 
-def with_generic(context: TrainingContext, examples: Sequence[Example]) -> tuple[Example, ...]:
+def with_generic(context: TrainingContext) -> tuple[Example, ...]:
     """Beside each row the words that the target would use if it knew nothing special: its labels in
     Who's Harry Potter's fine-tuning, from the first token of the answer on.
     """
@@ -200,7 +200,7 @@ def with_generic(context: TrainingContext, examples: Sequence[Example]) -> tuple
     models = context.copy_of_target(), context.reinforce()
     labelled = context.relabel(models, lambda b, r, y: generic_labels(b, r, y, _STRENGTH))
     made = []
-    for example, other in zip(examples, labelled, strict=True):
+    for example, other in zip(context.forget, labelled, strict=True):
         told = [t if t != IGNORED else i for t, i in zip(other.labels, example.ids, strict=True)]
         made.append(
             replace(example, alternatives=(context.answer(example, told[example.prompt :]),))

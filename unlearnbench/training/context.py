@@ -138,10 +138,9 @@ class TrainerContext(TrainingContext):
         piece = self.method.piece("forget")
         if piece is None:
             return self.forget
-        make, about = piece.hook("examples"), piece.about
+        make = with_generic if self.is_generic else piece.hook("examples")
+        about = piece.about
         examples = self.forget if make is None else tuple(make(self))
-        if self.is_generic:
-            examples = with_generic(self, examples)
         if any(len(example.alternatives) < about.alternatives for example in examples):
             raise OptionError(
                 f"{about.name} reads {about.alternatives} other answers beside each text, and a "
