@@ -215,5 +215,5 @@ def _plain(text: str) -> str:
 
 
 def _some(names: Iterator[str]) -> str:
-    listed = [one_line(name, 120) for name in names]
+    listed = [one_line(name, 400) for name in names]
     return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
