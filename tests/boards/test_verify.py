@@ -17,7 +17,8 @@ from tests.cli.test_main import call
 from tests.toy_runs import Bench, Skill
 from unlearnbench.boards import read_board, verify
 from unlearnbench.boards.entry import Board, BoardEntry, entry_json, is_as_written, read_entry
-from unlearnbench.boards.verify import Verdict, verify_board
+from unlearnbench.boards.verify import verify_board
+from unlearnbench.boards.verify_anchors import Verdict
 from unlearnbench.tasks.registry import Registry, read_task
 
 SMALL = ("target", "retrained", "ga_gdr", "sure")
