@@ -159,11 +159,43 @@ class Codes(NamedTuple):
     """The mean distance of two neighbouring levels, of a shape that broadcasts to (out, in)."""
 
 
+class Levels(NamedTuple):
+    """Where a weight lies on a quantizer's grid; each of shape (out, in), in float32."""
+
+    values: torch.Tensor
+    """In force."""
+    below: torch.Tensor
+    """The next lower level. NaN where there is none, and for a weight that the grid hangs on, as a
+    group's largest: moved, it would move all levels."""
+    above: torch.Tensor
+    """The next higher level, in the same way."""
+
+    @classmethod
+    def of(
+        cls,
+        weight: torch.Tensor,
+        nearby: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        bounds: tuple[torch.Tensor, torch.Tensor],
+    ) -> Levels:
+        """nearby: the level below, its own and the one above, where an end is its own neighbour;
+        bounds: the group's values that the grid hangs on. No level goes beyond them, not by a
+        rounding error.
+        """
+        low, high = bounds
+        below, values, above = (level.float().clamp(low, high) for level in nearby)
+        fixed, nan = (weight == low) | (weight == high), float("nan")
+        return cls(
+            values,
+            below.masked_fill(fixed | (below >= values), nan),
+            above.masked_fill(fixed | (above <= values), nan),
+        )
+
+
 class ConditionFile(Protocol):
     """A file that offers conditions. It imports its heavy library inside its functions.
 
-    Optional are ``FAMILY`` and ``parse``, for conditions whose names hold a number, and ``encode``,
-    where a quantizer's codes follow from a weight alone.
+    Optional are ``FAMILY`` and ``parse``, for conditions whose names hold a number, ``encode``,
+    where a quantizer's codes follow from a weight alone, and ``levels`` beside it.
     """
 
     CONDITIONS: tuple[ConditionSpec, ...]
@@ -175,6 +207,8 @@ class ConditionFile(Protocol):
     for a number out of bounds."""
     encode: Callable[[ConditionSpec, torch.Tensor], Codes]
     """(spec, weight of shape (out, in)) -> its codes, without a model."""
+    levels: Callable[[ConditionSpec, torch.Tensor], Levels]
+    """(spec, weight of shape (out, in)) -> its levels and their neighbours, without a model."""
     load: Callable[[ConditionSpec, CheckpointSource, LoadPlan], ModelWithProof]
     """(spec, checkpoint, dtype, device and the like) -> the model and the proof."""
 
@@ -219,6 +253,16 @@ def has_codes(spec: ConditionSpec) -> bool:
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     """Quantize one weight of shape (out, in) without a model; for specs with ``has_codes``."""
     return file_of(spec).encode(spec, weight)
+
+
+def has_levels(spec: ConditionSpec) -> bool:
+    """Whether the levels next to a weight's own are known."""
+    return spec.bits is not None and hasattr(file_of(spec), "levels")
+
+
+def levels(spec: ConditionSpec, weight: torch.Tensor) -> Levels:
+    """One weight of shape (out, in) on its grid, without a model; for specs with ``has_levels``."""
+    return file_of(spec).levels(spec, weight)
 
 
 def find_condition(name: str) -> ConditionSpec:
