@@ -50,8 +50,8 @@ def mend(
 
     ``grid``: from Q(U), codes are moved by one step in the direction of d, those of the cheapest
     extra squared error for their gain of projection first, until <W - Q(T), d> is ``strength`` times
-    |d|^2. ``concentrated``: from T, weights are moved to the centre of the next bin, or of
-    U's own where that is farther, until <W - T, d> is. What a row has too little or too much is the next row's. A row is left as it is
+    |d|^2. ``concentrated``: from T, weights are moved to the centre of the next bin, until
+    <W - T, d> is. What a row has too little or too much is the next row's. A row is left as it is
     where all that it moved lies on levels already: rounding takes nothing away.
 
     Deterministic, whatever the number of threads; of equals the column that comes first moves.
@@ -87,8 +87,6 @@ def _concentrated(
     here, there = grid(ours), grid(theirs)
     d, begin = ours.double() - theirs.double(), theirs.double()
     toward = there.above.where(d > 0, there.below).double()
-    beyond = (here.values - begin).abs() > (toward - begin).abs()  # on a fine grid
-    toward = here.values.double().where(beyond, toward)
     cost, need = (toward - begin) ** 2, strength * _sums(d * d)
     return _finish(ours, here, d, (theirs, begin, toward), (cost, need), owed)
 
