@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
@@ -31,6 +31,8 @@ class Weights:
     """The linear layers but the head, by name."""
     read: Callable[[str], torch.Tensor]
     """Gives a module's weight, (out, in), in fp32."""
+    stored: Mapping[str, str] = field(default_factory=dict)
+    """The name of its tensor in the files; empty where they are not safetensors."""
 
 
 def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
@@ -87,4 +89,5 @@ def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
         config.get_text_config().to_dict(),
         names,
         lambda name: handles[stored[name]].get_tensor(stored[name]).float(),
+        {name: stored[name] for name in names},
     )

@@ -1,9 +1,9 @@
 """One weight matrix mended: the same update, carried by few weights in whole steps of a grid.
 
-An update d = U - T that is spread thin over many weights inside their bins is lost by rounding: of
-its projection <Q(U) - Q(T), d> little of |d|^2 is left. Its effect on a loss is, to first order, its
-projection on d. So the projection is kept and its carrier changed, row by row, the most projection
-for the least squared change first. See docs/repair.md.
+An update d = U - T that is spread thin over many weights inside their bins is lost by rounding:
+<Q(U) - Q(T), d>, its projection, is little of |d|^2. Its effect on a loss is, to first order, that
+projection. So the projection is kept and its carrier changed, row by row, the most projection for
+the least squared change first. See docs/repair.md.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def mend(
 ) -> Mended:
     """Mend one matrix, (out, in), for one grid.
 
-    ``grid``: from Q(U), codes are moved by one step in the direction of d, those of the cheapest
-    extra squared error for their gain of projection first, until <W - Q(T), d> is ``strength`` times
-    |d|^2. ``concentrated``: from T, weights are moved to the centre of the next bin, until
+    ``grid``: from Q(U), codes are moved by one step in the direction of d, those of the least
+    extra squared error for their gain of projection first, until <W - Q(T), d> is ``strength``
+    times |d|^2. ``concentrated``: from T, weights are moved to the centre of the next bin, until
     <W - T, d> is. What a row has too little or too much is the next row's. A row is left as it is
     where all that it moved lies on levels already: rounding takes nothing away.
 

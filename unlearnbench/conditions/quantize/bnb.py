@@ -193,7 +193,8 @@ def levels(spec: ConditionSpec, weight: torch.Tensor) -> Levels:
     short = -exact.numel() % _BLOCK
     blocks = torch.nn.functional.pad(exact.flatten(), (0, short)).reshape(-1, _BLOCK)
     high = blocks.abs().amax(1).repeat_interleave(_BLOCK)[: exact.numel()].reshape(exact.shape)
-    table = get_4bit_type(str(spec.options["quant_type"]), device="cpu")
+    kind = str(spec.options["quant_type"])
+    table = get_4bit_type(kind, device="cpu")  # type: ignore[no-untyped-call]
     own, inf = table[codes.long()], torch.tensor([float("inf")])
     # FP4's levels of 0.0052 on either side of 0 are no step away from it.
     wide = torch.cat([-inf, table[(table == 0) | (table.abs() > _LEAST_STEP)].unique(), inf])
