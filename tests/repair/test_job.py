@@ -189,7 +189,9 @@ def test_bad_input(
         assert len(said.strip().splitlines()) == 1
         assert not out.parent.exists() or not any(out.parent.iterdir())
 
-    refused("one architecture only", of=make_checkpoint("wide", intermediate_size=96))
+    wide, exact = make_checkpoint("wide", intermediate_size=96), make_checkpoint("exact")
+    capsys.readouterr()
+    refused("one architecture only", of=wide)
     edited = shutil.copytree(target, tmp_path / "words")
     known = json.loads((edited / "tokenizer.json").read_text())
     known["model"]["merges"] = known["model"]["merges"][:5]
@@ -203,7 +205,6 @@ def test_bad_input(
     refused("NaN or infinite", of=broken)
     refused("does not know the levels of awq-int4-g64", "--for", "awq-int4-g64")
     refused("unknown condition", "--for", "int44")
-    exact = make_checkpoint("exact")
     other = shutil.copytree(exact, tmp_path / "moved")
     edit_weights(other, lambda w: w["model.layers.1.mlp.up_proj.weight"].mul_(1.01))
     fine = "--for", "rtn-int8", "--weights-dtype", "bf16"
