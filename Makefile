@@ -7,7 +7,7 @@ SET_UP := $(VENV)/.set-up
 # Files that each fuzzer of `make fuzz` tries: ten minutes on 2 cores.
 FUZZ_EXAMPLES ?= 4000
 
-.PHONY: help setup demo example test test-slow test-ci test-long fuzz structure audit check format vllm-env bench precisions training leaderboards schema clean
+.PHONY: help setup demo example test test-slow test-ci test-long fuzz structure audit check format vllm-env bench precisions why training leaderboards schema field clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /: /'
@@ -74,6 +74,9 @@ bench: $(SET_UP) ## measure speed and memory against other evaluators, some thre
 	$(BIN)/python -W ignore -m tests.benchmarks.measure_speed --model tiny --repeats 3 --parts tasks
 	$(BIN)/python -W ignore -m tests.benchmarks.measure_speed --model smollm2
 
+why: $(SET_UP) ## the experiment of docs/why.md, hours on 2 cores; goes on where it was interrupted
+	$(BIN)/python -W ignore -m tests.benchmarks.measure_why --out why-out
+
 precisions: $(SET_UP) ## measure every precision on SmolLM2-135M: the table of docs/precisions.md
 	$(BIN)/python tests/benchmarks/measure_precisions.py \
 	  --model "$$($(BIN)/python -m unlearnbench.demo.smollm2)"
@@ -88,6 +91,9 @@ leaderboards: $(SET_UP) ## recompute every board's entries, then write its table
 
 schema: $(SET_UP) ## write docs/schema from the result types
 	$(BIN)/python -m tests.schemas docs/schema
+
+field: $(SET_UP) ## write docs/field.md from the tests' marks
+	$(BIN)/python -m tests.field docs/field.md
 
 clean: ## remove .venv and everything that was made
 	rm -rf $(VENV) build dist demo-out demo-out-dense example-out

@@ -1,4 +1,4 @@
-"""The plan of the package holds: its limits, its layers, and tests that mirror it."""
+"""The plan of the package holds: its limits, its layers, tests that mirror it, a page from them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.field import field_marks, field_page
 from tests.structure import PACKAGE, ROOT, Figure, modules, text_figures, trip_figure
 
 # Folders of tests that go across the rooms; every other one mirrors a room.
@@ -107,3 +108,17 @@ def test_every_test_file_names_a_module() -> None:
         if not any((home / f"{name}.py").exists() for home in homes for name in names):
             strays.append(below.as_posix())
     assert strays == []
+
+
+def test_the_page_on_the_field_is_what_the_tests_say() -> None:
+    page = (ROOT / "docs" / "field.md").read_text(encoding="utf-8")
+    assert page == field_page(), "docs/field.md is out of date: run `make field`"
+
+
+def test_a_mark_for_the_page_names_one_of_its_sections(tmp_path: Path) -> None:
+    path = tmp_path / "test_it.py"
+    path.write_text("@pytest.mark.field('Weights', 'b', 'runs')\ndef test(): ...")
+    assert list(field_marks(path)) == [("Weights", "b", "runs")]
+    path.write_text("@pytest.mark.field('No', 'b', 'runs')\ndef test(): ...")
+    with pytest.raises(ValueError, match=r"test_it\.py:1: 'No' is none of"):
+        list(field_marks(path))

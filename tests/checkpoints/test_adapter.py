@@ -370,6 +370,11 @@ def test_a_truncated_adapter(tiny: Path, copy: Path) -> None:
         open_checkpoint(str(copy), LoadOptions(base=str(tiny)))
 
 
+@pytest.mark.field(
+    "Weights",
+    "LoRA with DoRA, rsLoRA, modules to save, layers of its choice, trained biases",
+    "runs",
+)
 @pytest.mark.parametrize("mode", ["merge", "keep"])
 @pytest.mark.parametrize(
     "config",
@@ -390,6 +395,7 @@ def test_other_kinds_of_lora(tiny: Path, tmp_path: Path, mode: str, config: dict
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.field("Weights", "adapter on a tied head or embedding", "untied, with a note")
 @pytest.mark.filterwarnings("ignore::UserWarning:peft")
 @pytest.mark.parametrize("mode", ["merge", "keep"])
 @pytest.mark.parametrize(
@@ -417,6 +423,7 @@ def test_an_adapter_of_a_tied_head(
         assert (own.lm_head.weight is own.model.embed_tokens.weight) is not untied
 
 
+@pytest.mark.field("Weights", "LoRA started by gaussian, orthogonal, mica, pissa, olora", "runs")
 @pytest.mark.parametrize("start", ["pissa", "olora", "gaussian", "orthogonal", "mica"])
 def test_a_start_that_reloads_is_taken(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, start: str
@@ -428,6 +435,11 @@ def test_a_start_that_reloads_is_taken(
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.field(
+    "Weights",
+    "LoRA started by pissa_niter, loftq, corda, lora_ga",
+    "refused: another model at each load",
+)
 @pytest.mark.parametrize("start", ["pissa_niter_4", "loftq", "corda", "lora_ga", "OLORA", [1]])
 def test_a_start_that_is_another_model_at_each_load_is_refused(
     tiny: Path, copy: Path, start: object
@@ -437,6 +449,9 @@ def test_a_start_that_is_another_model_at_each_load_is_refused(
         open_checkpoint(str(copy), LoadOptions(base=str(tiny)))
 
 
+@pytest.mark.field(
+    "Weights", "LoRA started by pissa, olora, with `--adapter keep`", "refused: `--adapter merge`"
+)
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_a_start_from_the_bases_weights_is_not_kept(tiny: Path, copy: Path, start: str) -> None:
     """Beside a quantized base it would take its part out of the quantized weights."""
@@ -503,6 +518,7 @@ def test_config_hash_does_not_see_what_saving_an_adapter_again_changes(
     assert ours.config_sha256 == theirs.config_sha256
 
 
+@pytest.mark.field("Weights", "fp32 adapter over a bf16 base", "merged in fp32, with a note")
 def test_a_wider_adapter_is_merged_in_its_own_dtype(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -579,6 +595,9 @@ def test_a_pickled_adapter_with_a_missing_tensor(tiny: Path, copy: Path) -> None
         load(copy, base=str(tiny), allow_pickle=True)
 
 
+@pytest.mark.field(
+    "Weights", "an adapter that waits for certain words, or learns a prompt", "refused"
+)
 @pytest.mark.parametrize("mode", ["merge", "keep"])
 def test_an_adapter_that_waits_for_certain_words_is_refused(
     tiny: Path, tmp_path: Path, mode: Any
@@ -589,6 +608,9 @@ def test_an_adapter_that_waits_for_certain_words_is_refused(
         load(found, base=str(tiny), adapter=mode)
 
 
+@pytest.mark.field(
+    "Weights", "an adapter that waits for certain words, or learns a prompt", "refused"
+)
 @pytest.mark.parametrize("mode", ["merge", "keep"])
 def test_an_adapter_that_learns_a_prompt_is_refused(tiny: Path, copy: Path, mode: str) -> None:
     edit_config(copy, peft_type="PROMPT_TUNING", num_virtual_tokens=5)

@@ -146,6 +146,7 @@ def widen(folder: Path, dtype: torch.dtype = torch.float32, by: float = 1.001) -
     return folder
 
 
+@pytest.mark.field("Weights", "weights in several dtypes", "the widest, with a note")
 @pytest.mark.parametrize("precision", ["none", "rtn-int8"])
 def test_the_widest_stored_dtype_wins(
     make_checkpoint: MakeCheckpoint, tmp_path: Path, notes: list[str], precision: str
@@ -170,6 +171,7 @@ def test_the_widest_stored_dtype_wins(
     assert "bfloat16 (18 tensors) and float32 (3 tensors); loaded in float32" in said
 
 
+@pytest.mark.field("Weights", "bf16 beside fp16", "loads in fp32, with a note")
 def test_bf16_beside_fp16_loads_in_fp32(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     """Neither of the two holds the other."""
     narrow = make_checkpoint("mixed", "bfloat16")

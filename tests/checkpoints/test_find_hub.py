@@ -196,6 +196,11 @@ def test_the_recorded_revision_is_the_commit(
     assert found["weights_sha256"] == files_sha256([folder / "model.safetensors"])
 
 
+@pytest.mark.field(
+    "Data, files, commands",
+    "hub repository with `.bin` weights only",
+    "refused, names `--allow-pickle`",
+)
 @pytest.mark.parametrize(
     ("label", "said"),
     [

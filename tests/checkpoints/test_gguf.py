@@ -317,6 +317,11 @@ def digit_rules() -> list[Any]:
     ]
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "GGUF `gpt-2`, `smollm`, `llama-bpe`",
+    "runs (a note without `add_bos_token`)",
+)
 @pytest.mark.parametrize(
     ("rule", "stated", "begin"),
     [
@@ -345,6 +350,11 @@ def test_ids_are_those_of_the_rule_that_the_file_names(
         assert tokenizer(text)["input_ids"] == right.encode(text).ids, text
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "GGUF `default`, `falcon`, `deepseek-llm`, an invented rule",
+    "refused",
+)
 @pytest.mark.parametrize("rule", ["default", "falcon", "deepseek-llm", "an-invented-one"])
 def test_a_rule_that_transformers_would_take_for_another_is_refused(
     tmp_path: Path, twin: Path, rule: str

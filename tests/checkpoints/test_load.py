@@ -146,6 +146,7 @@ def test_tied_embeddings_need_no_head(make_checkpoint: MakeCheckpoint) -> None:
     assert len(logprobs(load(folder))) > 0
 
 
+@pytest.mark.field("Weights", "pickled weights (`.bin`)", "with `--allow-pickle`")
 def test_pickled_weights_when_allowed(tiny: Path, copy: Path, plain: HFModel) -> None:
     torch.save(load_file(tiny / "model.safetensors"), copy / "pytorch_model.bin")
     (copy / "model.safetensors").unlink()
@@ -294,6 +295,11 @@ def test_a_tokenizer_of_another_size(copy: Path, size: int, fits: bool) -> None:
     assert re.search(rf"\b{size - 1}\b.*\b300 rows", str(caught.value))
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "added `[PAD]` or special token beyond the model's rows",
+    "with a note; a text that holds one is refused",
+)
 def test_added_tokens_beyond_the_models_rows_are_noted(
     copy: Path, plain: HFModel, notes: list[str]
 ) -> None:

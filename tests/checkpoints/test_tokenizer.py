@@ -37,6 +37,11 @@ def resplit(folder: Path, rules: list[Any]) -> Tokenizer:
     return Tokenizer.from_file(str(path))
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "class GPT2, CodeGen, Qwen2, GPTNeoX, Bart or Cohere over another splitter in tokenizer.json",
+    "with a note: the file's rules run",
+)
 @pytest.mark.parametrize("rules", [llama3_rules(), digit_rules()], ids=["llama3", "digits"])
 @pytest.mark.parametrize("name", CLASSES)
 def test_ids_are_those_of_tokenizer_json_whatever_the_class(
@@ -81,6 +86,11 @@ def probed(folder: Path) -> str | None:
     return open_checkpoint(str(folder), LoadOptions()).checkpoint.tokenizer_probe_sha256
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "`legacy: true`, another class over the same rules, a pad token of its own",
+    "the same tokenizer",
+)
 def test_tokenizers_that_do_the_same_are_the_same(tiny: Path, copy: Path) -> None:
     """A padding token of its own, another class over the same rules, other files."""
     tokenizer = make_tokenizer()

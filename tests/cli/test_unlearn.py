@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from tests.cli.test_main import call, imported
 from tests.conftest import MakeCheckpoint
+from unlearnbench.conditions.quantize.movable import COMMON
 from unlearnbench.training.options import TrainOptions
 
 
@@ -197,3 +198,14 @@ def test_texts_longer_than_the_context_are_cut_and_that_is_said(
     assert record["sequences"]["forget"] > 4
     assert call(*quick, "--model", short, "--max-length", "17", "--out", str(tmp_path / "b")) == 2
     assert "--max-length 17 is beyond the model's context of 16" in capsys.readouterr().err
+
+
+def test_what_can_move_is_said_before_the_first_step(
+    quick: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*quick, "--weights-dtype", "bf16", "--lr", "1e-6") == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if line.startswith("weights in bf16 at --lr 1e-06, ")]
+    assert [line.split(", ")[1].split(":")[0] for line in told] == list(COMMON)
+    assert "expect that what is forgotten comes back, and use --weights-dtype fp32" in told[1]
+    assert lines[-1].endswith("steps")

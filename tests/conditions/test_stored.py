@@ -456,6 +456,7 @@ def wide(make_checkpoint: MakeCheckpoint) -> Path:
     return make_checkpoint("wide", "bfloat16", **shape)
 
 
+@pytest.mark.field("Weights", "compressed-tensors FP8, MXFP8, NVFP4, MXFP4", "runs")
 @pytest.mark.parametrize(
     ("preset", "bits", "per", "size", "off"),
     [
@@ -492,6 +493,10 @@ def test_stored_floats_of_few_bits(
         assert all(np.isfinite(found).all() for found in scores(model).values())
 
 
+@pytest.mark.field("Weights", "stored quantized, less than a tenth not packed", "with a note")
+@pytest.mark.field(
+    "Weights", "stored quantized, over a tenth of the linear weights not packed", "refused"
+)
 def test_a_checkpoint_with_one_packed_layer_is_not_measured_as_4_bits(
     stored: Callable[[str], Path], tiny: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

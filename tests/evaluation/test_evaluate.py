@@ -641,6 +641,11 @@ def test_one_non_finite_text_stops_the_task(toy: Toy) -> None:
     assert not list(toy.out.rglob("run.json"))
 
 
+@pytest.mark.field(
+    "Data, files, commands",
+    "text too short for some membership attacks",
+    "with a note: these are left out",
+)
 @pytest.mark.parametrize("n", [3, 14, 19])
 def test_attacks_that_one_text_is_too_short_for_are_left_out(
     toy: Toy, n: int, caplog: pytest.LogCaptureFixture
@@ -666,6 +671,9 @@ def test_attacks_that_one_text_is_too_short_for_are_left_out(
     assert again == part  # read from the folder
 
 
+@pytest.mark.field(
+    "Data, files, commands", "text too short for the task's attack", "refused, by row"
+)
 def test_a_text_too_short_for_the_tasks_attack_stops_the_task_by_name(toy: Toy) -> None:
     texts = levels(toy)
     short = rows(toy, "privleak/forget.jsonl")[1]["text"]

@@ -43,6 +43,11 @@ def run(model: Any, toy: Toy, out: str = "out", **options: Any) -> tuple[RunResu
 FIRST, SECOND = (1.0, ["\nAnswer: "] * 3), (2.0, ["?\nAnswer:"] * 3)
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "KnowMem, a tokenizer that joins blank and word (byte-level BPE, Gemma)",
+    "version 2 of the task, with a note",
+)
 @pytest.mark.parametrize(
     ("joins", "asked", "expected", "said"),
     [
@@ -72,6 +77,11 @@ def test_the_version_in_use(
     assert all(f"{NAME}: the version whose prompt ends at the colon" in line for line in lines)
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "versions 1 and 2 of a task compared, resumed, or as reference",
+    "refused",
+)
 def test_versions_never_mix(tiny: Path, toy: Toy) -> None:
     with_second(toy)
     first, _ = run(tiny, toy, "first", answer_blank="prompt")
@@ -86,6 +96,11 @@ def test_versions_never_mix(tiny: Path, toy: Toy) -> None:
         require_comparable(loaded[0], loaded[1], [NAME])
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "own task whose prompt ends in a blank, a tokenizer that joins it and the word",
+    "with a note",
+)
 def test_a_users_task_that_keeps_its_blank_is_named(
     tiny: Path, apart: Path, toy: Toy, caplog: pytest.LogCaptureFixture
 ) -> None:

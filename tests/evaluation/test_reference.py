@@ -234,6 +234,9 @@ LLAMA_2 = {
 }
 
 
+@pytest.mark.field(
+    "Data, files, commands", "stated reference, Llama-2 with added or padded rows", "runs"
+)
 @pytest.mark.parametrize("name", ["news_privleak", "books_privleak"])
 @pytest.mark.parametrize(
     ("rows", "is_llama_2"),
@@ -254,6 +257,9 @@ def test_added_and_padded_rows_make_no_other_base_model(
             spec.stated_reference(config)
 
 
+@pytest.mark.field(
+    "Data, files, commands", "stated reference, Code Llama, another vocabulary", "refused"
+)
 @pytest.mark.parametrize(
     ("config", "said"),
     [

@@ -86,6 +86,9 @@ def flat(scores: dict[str, float]) -> dict[str, object]:
     return {"text": "t", "id": 7, **scores}
 
 
+@pytest.mark.field(
+    "Data, files, commands", "import of the paper's own flat `privleak/log.json`", "runs"
+)
 @pytest.mark.parametrize("shape", [flat, lambda scores: {"text": "t", "ppl": scores}])
 def test_the_second_layout(tmp_path: Path, shape: Callable[[Any], Any]) -> None:
     root = tmp_path / "temp"
@@ -108,6 +111,7 @@ def test_the_second_layout(tmp_path: Path, shape: Callable[[Any], Any]) -> None:
     assert differences["news_verbmem/forget/0/rougeL"] == pytest.approx(1 - 0.25)
 
 
+@pytest.mark.field("Data, files, commands", "import, NaN in a secondary attack", "with a note")
 def test_a_text_without_one_attack_costs_that_attack_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -233,6 +237,9 @@ BAD: list[tuple[str, object, str]] = [
 ]
 
 
+@pytest.mark.field(
+    "Data, files, commands", "import, NaN in the headline attack, or an infinity", "refused"
+)
 @pytest.mark.parametrize(("file", "content", "words"), BAD)
 def test_bad_files_are_one_line(
     tmp_path: Path,

@@ -152,6 +152,17 @@ class Interval:
         return low, _solve(lambda r: tail - self.left_out_above(r), self.point)
 
 
+@dataclass
+class Wider(Interval):
+    """At least as wide as ``least`` is on either side."""
+
+    least: Interval
+
+    def _chance(self, r: float, unseen_high: bool) -> float:
+        both = [super()._chance(r, unseen_high), self.least._chance(r, unseen_high)]
+        return min(both) if unseen_high else max(both)
+
+
 def _solve(rising: Callable[[float], float], start: float) -> float:
     """Where a function that rises through 0 beyond ``start`` does so, or jumps over it."""
     step = 1e-3 * max(1.0, abs(start))
@@ -216,6 +227,19 @@ def ratio_interval(top: Sum, bottom: Sum) -> Interval | None:
     point = top.mean / bottom.mean
     sides = (top.points, bottom.points, top.merged(bottom, point)[0])
     return Interval(lambda r: top.merged(bottom, r), point, any(map(is_sparse, sides)))
+
+
+def leak_interval(own: Sum, zero: Sum) -> Interval | None:
+    """Of AUC / zero's AUC: where few texts decide, at least as wide as the AUC's own interval."""
+    found = ratio_interval(own, zero)
+    points, low, high = own.merged(Sum(()), 0.0)
+    if found is None or not is_sparse(points):
+        return found
+
+    def line(r: float) -> tuple[Array, float, float]:
+        return points - r * zero.mean, low - r * zero.mean, high - r * zero.mean
+
+    return Wider(found.line, found.point, found.sparse, Interval(line, found.point, True))
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.independent.engine import Figure, Sum, of, shared, summed
+from tests.independent.engine import Figure, Sum, leak_interval, mean_of, of, shared, summed
 from tests.independent.files import Model
 
 GAP = 5.0  # points, below which there is nothing to recover
@@ -104,10 +104,16 @@ def row(models: Sequence[Model], target: Model, retrained: Model, precision: str
     first = models[0].cells[precision, task]
     zero = first.want == "zero"
 
-    def points(sums: Sequence[Sum], shift: float = 0.0) -> Figure:
-        return shared(sums, never, 100.0, shift) if zero else summed(sums)
-
     itself = precision == "none" and models[0].weights == retrained.weights
+
+    def points(sums: Sequence[Sum], shift: float = 0.0) -> Figure:
+        if not zero:
+            return summed(sums)
+        found = shared(sums, never, 100.0, shift)
+        if shift and not itself:  # PrivLeak, no difference
+            found.interval = leak_interval(mean_of(sums), never[0])
+        return found
+
     shift = -100.0 if zero else 0.0
     figures = {
         "full": points(full, shift),

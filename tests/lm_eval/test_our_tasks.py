@@ -257,6 +257,11 @@ def test_bad_arguments_of_our_model_are_one_line(arguments: dict[str, Any], mess
         UnlearnbenchLM(device="cpu", **arguments)
 
 
+@pytest.mark.field(
+    "Data, files, commands",
+    "`python -m unlearnbench.lm_eval` without `--device`, no GPU",
+    "on the CPU, with a note",
+)
 def test_lm_evals_own_default_of_a_gpu_falls_back_with_a_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -219,6 +219,11 @@ def test_an_escape_of_half_a_surrogate_pair_survives(tmp_path: Path, suffix: str
 TWO: list[dict[str, Any]] = [{"text": "a"}, {"text": "b", "more": 1}]
 
 
+@pytest.mark.field(
+    "Data, files, commands",
+    'JSON Lines named `.json`, plain strings, `{"data": []}`, blank lines, byte order mark',
+    "runs",
+)
 @pytest.mark.parametrize(
     ("name", "content", "rows"),
     [

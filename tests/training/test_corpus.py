@@ -62,6 +62,9 @@ def test_another_text_field(tmp_path: Path) -> None:
     assert load(tmp_path / "a.jsonl", CorpusOptions(text_field="story")) == [("Ada.", None)]
 
 
+@pytest.mark.field(
+    "Data, files, commands", "fields by name or path (`--question-field a.b`)", "runs"
+)
 def test_fields_are_named_by_options_and_may_lie_deeper(tmp_path: Path) -> None:
     named = CorpusOptions(question_field="q", answer_field="answers.text", text_field="doc.body")
     rows: list[dict[str, Any]] = [

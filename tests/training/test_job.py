@@ -33,6 +33,7 @@ EVERY = [
 ]
 
 
+@pytest.mark.field("Data, files, commands", "a mask beside the weights", "in `masks/`")
 @pytest.mark.parametrize("method", EVERY)
 def test_every_method_makes_an_ordinary_checkpoint(
     job: Job, tiny: Path, tmp_path: Path, method: str
@@ -329,6 +330,9 @@ def test_where_a_pairs_blank_stands_is_part_of_the_recipe(job: Job, tmp_path: Pa
     assert not hasattr(texts.options, "answer_blank"), "there is no pair in it"
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers", "unlearned copy of a target", "tokenizer files byte for byte"
+)
 def test_the_targets_tokenizer_is_copied_byte_for_byte(
     job: Job, tiny: Path, tmp_path: Path
 ) -> None:
@@ -350,6 +354,11 @@ def test_the_targets_tokenizer_is_copied_byte_for_byte(
             assert (tmp_path / folder / name).read_bytes() == (target / name).read_bytes()
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "end token behind every text, ordinary word as end",
+    "refused, before a training too",
+)
 @pytest.mark.parametrize("change", ["tokenizer", "generation_config"])
 def test_what_an_evaluation_refuses_is_refused_before_training(
     job: Job, tiny: Path, tmp_path: Path, change: str

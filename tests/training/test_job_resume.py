@@ -157,6 +157,9 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(
     go(job, tmp_path / "out", "ga", lr=1e-6)
 
 
+@pytest.mark.field(
+    "Data, files, commands", "a training that is refused", "its folder is given back"
+)
 def test_a_training_that_is_refused_leaves_its_place_free(job: Job, tmp_path: Path) -> None:
     with pytest.raises(UnlearnbenchError, match="layer"):
         go(job, tmp_path / "out", "rmu", knobs={"rmu_layer": 99})

@@ -200,6 +200,11 @@ def test_a_selection_that_makes_no_sense_is_refused_before_training(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "versions 1 and 2 of a task compared, resumed, or as reference",
+    "refused",
+)
 def test_the_retrained_models_score_is_of_the_version_that_is_scored_in_training(
     toy: Toy, quick: list[str], tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

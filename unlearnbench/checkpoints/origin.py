@@ -123,7 +123,7 @@ class TrainingOptions(_Part):
     __pydantic_extra__: dict[str, float | int | str | bool]
 
     lr: float = Field(gt=0)
-    weights_dtype: Literal["auto", "fp32", "bf16"]
+    weights_dtype: Literal["auto", "fp32", "bf16", "bf16-rounded", "bf16-sr"]
     seed: int = Field(ge=0, lt=2**31)
 
 

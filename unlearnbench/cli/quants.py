@@ -142,14 +142,17 @@ def _counts(counts: dict[str, int]) -> str:
     metavar="NAMES",
 )
 @click.option("--json", "json_file", metavar="FILE", help="Write every figure.")
-@click.option("--plot", metavar="FILE", help="Draw the overlap by layer (.png, .svg, .pdf).")
+@click.option(
+    "--plot", metavar="FILE", help="Draw survival and overlap by block (.png, .svg, .pdf)."
+)
 @field_options(LoadOptions, without={"truncate_left"})
 def inspect_bins(
     model: str, target: str, quant: str, json_file: str | None, plot: str | None, **given: Any
 ) -> None:
-    """Will it come back? Compare quantized codes with the target's, without running a model.
+    """Will it come back? What quantization leaves of the update, without running a model.
 
-    Where nearly all codes are the same, the quantized model is nearly the quantized target.
+    Update survival is the share of (model - target) that is left when both are quantized: where it
+    is small, the quantized model is nearly the quantized target. Bin overlap stands beside it.
     """
     from tqdm import tqdm
 

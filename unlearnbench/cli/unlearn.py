@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,7 @@ def unlearn(**given: Any) -> None:
     names = {field.name for piece in pieces().values() for field in piece.fields}
     asked = {name: given.pop(name) for name in names}
     method = _required(given, "method")
-    job = _job(given, given.pop("forget"))
+    job = replace(_job(given, given.pop("forget")), forecast=_forecast)
     _say(run(job, method, {n: v for n, v in asked.items() if v is not None}), job.out)
 
 
@@ -133,6 +134,22 @@ def _job(given: dict[str, Any], texts: tuple[str, ...]) -> Job:
         resume=given["resume"],
         progress=True,
     )
+
+
+def _forecast(model: Any, options: TrainOptions, steps: int) -> None:
+    """Say which weights the training can move, and whether they can leave their bins."""
+    if not is_main():
+        return
+    from unlearnbench.conditions.quantize.movable import COMMON, forecast, rows_of
+    from unlearnbench.methods.base import inner_linears
+
+    stored = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+    own = stored[str(model.dtype).removeprefix("torch.")]
+    dtype = own if options.weights_dtype == "auto" else options.weights_dtype
+    way = options.lr * (steps if options.schedule == "constant" else steps / 2)
+    rows = rows_of(module.weight for module in inner_linears(model).values())
+    for line in forecast(rows, dtype, options.lr, way, COMMON):
+        click.echo(line)
 
 
 def _required(given: dict[str, Any], name: str) -> str:

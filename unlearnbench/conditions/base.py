@@ -155,8 +155,8 @@ class Codes(NamedTuple):
 
     codes: torch.Tensor
     """Integers, (out, in)."""
-    width: torch.Tensor
-    """The mean distance of two neighbouring levels, of a shape that broadcasts to (out, in)."""
+    values: torch.Tensor
+    """What the codes stand for, (out, in), in float32: the weight in force."""
 
 
 class Levels(NamedTuple):
@@ -206,7 +206,7 @@ class ConditionFile(Protocol):
     """The condition that a name stands for; None for a name of another kind. Raises PrecisionError
     for a number out of bounds."""
     encode: Callable[[ConditionSpec, torch.Tensor], Codes]
-    """(spec, weight of shape (out, in)) -> its codes, without a model."""
+    """(spec, weight of shape (out, in)) -> its codes and their values, without a model."""
     levels: Callable[[ConditionSpec, torch.Tensor], Levels]
     """(spec, weight of shape (out, in)) -> its levels and their neighbours, without a model."""
     load: Callable[[ConditionSpec, CheckpointSource, LoadPlan], ModelWithProof]

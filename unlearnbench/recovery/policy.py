@@ -119,9 +119,7 @@ def exit_status(findings: Sequence[Finding]) -> int:
     return 1 if "fail" in outcomes else 2 if "not decided" in outcomes else 0
 
 
-def come_back(
-    comparison: Comparison, findings: Sequence[Finding]
-) -> list[tuple[Entry, list[str]]]:
+def come_back(comparison: Comparison, findings: Sequence[Finding]) -> list[tuple[Entry, list[str]]]:
     """The entries that had forgotten and know again once they are quantized, and the precisions at
     which a rule fails for that.
     """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from unlearnbench import conditions
 from unlearnbench.conditions.base import ConditionSpec
+from unlearnbench.conditions.quantize.overlap import product
 from unlearnbench.errors import CheckpointError, NotInForceError
 from unlearnbench.repair.method import Mended, Strategy, mend
 from unlearnbench.results import FULL
@@ -83,7 +84,7 @@ class Mender:
         strength, grid = self.strength, partial(conditions.levels, first)
         for _ in range(_TRIES):
             found = mend(ours, theirs, grid, self.strategy, strength)
-            size = _projection(ours, theirs, ours, theirs)
+            size = product(ours, theirs, ours, theirs)
             if not others or size == 0:
                 break
             kept = [_kept(spec, ours, theirs, found.weight) / size for spec in others]
@@ -116,11 +117,11 @@ class Mender:
         totals.moved += found.moved
         totals.rows += len(ours)
         totals.rows_left += found.left
-        totals.update += _projection(ours, theirs, ours, theirs)
-        totals.change += _projection(weight, ours, weight, ours)
-        totals.weight += _projection(ours, ours * 0, ours, ours * 0)
+        totals.update += product(ours, theirs, ours, theirs)
+        totals.change += product(weight, ours, weight, ours)
+        totals.weight += product(ours, ours * 0, ours, ours * 0)
         for sums, values in ((totals.before, ours), (totals.after, weight)):
-            full = _projection(values, theirs, ours, theirs)
+            full = product(values, theirs, ours, theirs)
             sums[FULL] = sums.get(FULL, 0.0) + full
             for name, spec in self.measured.items():
                 sums[name] = sums.get(name, 0.0) + _kept(spec, ours, theirs, values)
@@ -130,20 +131,12 @@ def _parts(weight: torch.Tensor) -> list[torch.Tensor]:
     return list(weight.split(max(1, _AT_ONCE // (weight.shape[1] * _ROWS)) * _ROWS))
 
 
-def _projection(
-    one: torch.Tensor, other: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor
-) -> float:
-    """<one - other, ours - theirs>, in doubles."""
-    parts = zip(*map(_parts, (one, other, ours, theirs)), strict=True)
-    return sum(float(((a.double() - b) * (u.double() - t)).sum()) for a, b, u, t in parts)
-
-
 def _kept(
     spec: ConditionSpec, ours: torch.Tensor, theirs: torch.Tensor, weight: torch.Tensor
 ) -> float:
     """<Q(weight) - Q(theirs), ours - theirs>."""
     total = 0.0
     for u, t, w in zip(*map(_parts, (ours, theirs, weight)), strict=True):
-        found, target = (conditions.levels(spec, part).values for part in (w, t))
-        total += _projection(found, target, u, t)
+        found, target = (conditions.encode(spec, part).values for part in (w, t))
+        total += product(found, target, u, t)
     return total

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from unlearnbench.methods.base import (
 from unlearnbench.methods.rows import Batch, Example, Role, sequence_logprobs
 from unlearnbench.training.batches import Rows, Sums, as_batch, collate, make_schedule, sums_of
 from unlearnbench.training.corpus import Encoder
+from unlearnbench.training.dtypes import ROUNDED, as_saved, cast_model
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.output import last_checkpoint, run_trainer
 from unlearnbench.training.steps import Watch
@@ -40,7 +41,6 @@ from unlearnbench.training.trainer import (
     Reference,
     Stage,
     UnlearnTrainer,
-    cast_model,
     descent,
     device,
     training_arguments,
@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from unlearnbench.training.select import Selector
 
 log = logging.getLogger("unlearnbench")
+
+Forecast = Callable[[PreTrainedModel, TrainOptions, int], None]
+"""(model, options, steps): says what a training can move."""
 
 
 @dataclass
@@ -70,6 +73,7 @@ class TrainerContext(TrainingContext):
     resume: bool = False
     progress: bool = False
     selector: Selector | None = None
+    forecast: Forecast | None = None
     losses: list[LossRecord] = field(default_factory=list)
     """Every step's, filled as it goes."""
     _frozen: dict[str, FrozenModel] = field(default_factory=dict)
@@ -224,7 +228,10 @@ def make_stage(
     beside = piece.about.alternatives if piece is not None and loss is not descent else 0
     schedule = make_schedule(sets, o, beside)
     home = context.home / name
-    return Stage(home, schedule, loss, context.pad, l1=o.l1, noise=o.weight_noise)
+    rounding = o.weights_dtype if o.weights_dtype in ROUNDED else None
+    return Stage(
+        home, schedule, loss, context.pad, l1=o.l1, noise=o.weight_noise, rounding=rounding
+    )
 
 
 def train(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreTrainedModel:
@@ -257,6 +264,13 @@ def train(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreT
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in learner.parameters()):
         raise OptionError("no parameter of this model would be trained; use another method")
+    # An adapter's products are rounded once, when they are merged.
+    if (
+        context.forecast is not None
+        and options.lora_rank is None
+        and stage.folder.name == "unlearn"
+    ):
+        context.forecast(model, options, stage.schedule.steps)
     trained = _run(context, learner, stage)
     is_merged = options.lora_rank is not None and not options.keep_adapter
     return trained.merge_and_unload() if is_merged else trained  # type: ignore[no-any-return]
@@ -289,6 +303,7 @@ def _run(context: TrainerContext, model: Any, stage: Stage) -> Any:
                 keep(logs)
         if selector is not None:
             selector.whole_model, selector.epoch = trainer.whole_model, schedule.epoch
+            selector.as_saved = partial(as_saved, dtype=context.options.weights_dtype, keep=True)
         run_trainer(trainer, last, stage.folder)
         trained: Any = trainer.whole_model()
     trained.config.use_cache = use_cache

@@ -28,7 +28,7 @@ from unlearnbench.util.text import blank_in_answer
 from unlearnbench.util.version import __version__
 
 if TYPE_CHECKING:
-    from unlearnbench.training.context import TrainerContext
+    from unlearnbench.training.context import Forecast, TrainerContext
     from unlearnbench.training.select import ScoreCheckpoint, Selector
 
 DEFAULT_LENGTH = 2048
@@ -53,6 +53,8 @@ class Job:
     """Evaluate during training and keep the first that meets the rule."""
     score: ScoreCheckpoint | None = None
     """How ``select`` evaluates."""
+    forecast: Forecast | None = None
+    """Called with the model before the first step of ``unlearn``."""
     resume: bool = False
     progress: bool = False
 
@@ -141,7 +143,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         # Libraries' advice about their own internals; ours are errors, not warnings.
         warnings.simplefilter("ignore")
         from unlearnbench.training.context import TrainerContext
-        from unlearnbench.training.trainer import cast_model
+        from unlearnbench.training.dtypes import as_saved, cast_model
 
         require_open_end(source.tokenizer, source.model())
         target = cast_model(source.model(), job.options.weights_dtype)
@@ -149,10 +151,13 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
             target, encoder, **sets, options=job.options, method=method, home=folder.work
         )
         context.resume, context.progress = job.resume, job.progress
+        context.forecast = job.forecast if kind == "unlearn" else None
         source.release()
         context.selector = _make_selector(job, folder, encoder)
         with folder.claim(Fingerprint.of(request)):
             result, masks = context.run()
+        for model in result.models.values() if isinstance(result, Ensemble) else [result]:
+            as_saved(model, job.options.weights_dtype)
     return _save(folder, context, result, masks, facts, started)
 
 

@@ -38,8 +38,9 @@ class TrainOptions(OptionModel):
     """Which tokens of a question-answer pair are learned."""
     pack: int = Field(default=1, gt=0)
     """Question-answer pairs in one sequence, drawn anew in each epoch."""
-    weights_dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """The dtype of weights, gradients and optimizer state; auto: the checkpoint's own."""
+    weights_dtype: Literal["auto", "fp32", "bf16", "bf16-rounded", "bf16-sr"] = "auto"
+    """The dtype of weights, gradients and optimizer state; auto: the checkpoint's own;
+    bf16-rounded: fp32, but weights are rounded to bf16 after each step; bf16-sr: stochastically."""
     reference_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """The dtype of frozen models to compare with, as KL terms do; auto: as the weights."""
     lora_rank: int | None = Field(default=None, gt=0)

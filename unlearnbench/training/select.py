@@ -52,6 +52,7 @@ class Selector(TrainerCallback):
     epoch: int = 1
     evaluated: list[Evaluated] = field(default_factory=list)
     whole_model: Callable[[], Any] = field(init=False)
+    as_saved: Callable[[Any], Any] = field(init=False)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Take over what was evaluated before an interruption, up to the checkpoint gone on from;
@@ -86,7 +87,7 @@ class Selector(TrainerCallback):
         folder = self.home / f"step-{step}"
         if hasattr(model, "merge_and_unload"):
             model = copy.deepcopy(model).merge_and_unload()
-        model.save_pretrained(folder)
+        self.as_saved(model).save_pretrained(folder)
         self.save_tokenizer(folder)
         tasks = self.score(folder, self.options, self.home / "runs").tasks
         found = {name: t.auc if t.value is None else t.value for name, t in tasks.items()}

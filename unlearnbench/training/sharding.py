@@ -40,8 +40,9 @@ def require_supported(trainer: Any, stage: Any) -> bool:
 
 def _require_deepspeed(trainer: Any, stage: Any) -> None:
     masked = stage.masks is not None
-    if masked or stage.l1:
-        what = "a mask works on gradients" if masked else "--l1 works on weights"
+    if masked or stage.l1 or stage.rounding:
+        option = "--l1" if stage.l1 else "rounding after each step"
+        what = "a mask works on gradients" if masked else f"{option} works on weights"
         raise OptionError(f"{what} that DeepSpeed keeps to itself; use DDP or FSDP 2")
     config = trainer.accelerator.state.deepspeed_plugin.deepspeed_config
     for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):

@@ -20,7 +20,7 @@ from unlearnbench.methods import Method, Piece
 from unlearnbench.methods.base import BatchLoss, FrozenModel, Gradient, Masks, OptimizerStep
 from unlearnbench.methods.retain import gdr
 from unlearnbench.methods.rows import Batch, Part, Role
-from unlearnbench.training import sharding, steps
+from unlearnbench.training import dtypes, sharding, steps
 from unlearnbench.training.batches import Schedule, as_batch, collate
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.util.process import process_count
@@ -102,12 +102,6 @@ def device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
-def cast_model(model: Any, dtype: str) -> Any:
-    """``model`` in fp32 or bf16; auto: as it is."""
-    kinds = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    return model.to(kinds[dtype]) if dtype in kinds else model
-
-
 @dataclass(frozen=True)
 class Stage:
     """One training of one model."""
@@ -127,6 +121,8 @@ class Stage:
     """Soft-threshold after each step, in units of the learning rate."""
     noise: float = 0.0
     """See ``steps.Noise``."""
+    rounding: str | None = None
+    """A dtype of ``dtypes.ROUNDED``, whose numbers the weights are put on."""
 
 
 def training_arguments(stage: Stage, options: TrainOptions, save_steps: int) -> TrainingArguments:
@@ -198,6 +194,7 @@ class UnlearnTrainer(Trainer):
                 steps.RequireFinite(),
                 *([steps.Shrink(model, stage.l1)] if stage.l1 else []),
                 *([steps.Noise(model, stage.noise)] if stage.noise else []),
+                *([dtypes.RoundWeights(stage.rounding, args.seed)] if stage.rounding else []),
                 *([self._state] if stage.gradient else []),
                 *callbacks,
             ],

@@ -1,10 +1,14 @@
-"""Bin overlap against numpy, from files, for every kind of checkpoint."""
+"""Bin overlap and update survival against numpy, from files, for every kind of checkpoint."""
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from tests.conditions.quantize.test_quantize_references import FP4, NF4, q4_0, q8_0, q_1, rtn
 from tests.conftest import MakeCheckpoint
 from unlearnbench import conditions
 from unlearnbench.checkpoints.options import LoadOptions
@@ -23,6 +28,7 @@ from unlearnbench.conditions.quantize.overlap import (
     PrecisionOverlap,
     compare_codes,
     forecast,
+    overlap_table,
     plot_overlap,
 )
 from unlearnbench.errors import CheckpointError, OptionError, PrecisionError
@@ -85,24 +91,140 @@ def test_every_figure_against_numpy(tiny: Path, moved: Path, bits: int) -> None:
         # fp32 against double precision: a weight on the edge of two bins may fall either way.
         assert abs(layer.same - int((one == two).sum())) <= 2
         assert layer.changed == int((u != t).sum())
-        update = float((np.abs(u.astype(np.float64) - t) / step).mean())
-        assert layer.update / layer.measured == pytest.approx(update, rel=1e-4, abs=1e-12)
+        moved_by = u.astype(np.float64) - t
+        assert layer.update == pytest.approx(float((moved_by**2).sum()), rel=1e-12)
+        # The steps of the two differ where a row's largest weight moved.
+        kept = float(((one * numpy_codes(u, bits)[1] - two * step) * moved_by).sum())
+        assert layer.kept == pytest.approx(kept, rel=1e-3, abs=1e-12)
         same, changed = same + layer.same, changed + layer.changed
     assert found.overlap == same / WEIGHTS
     assert found.changed_share == changed / WEIGHTS
     assert 0.49 < found.changed_share < 0.51  # one of two layers
     blocks = found.by_block()
     assert list(blocks) == ["model.layers.0", "model.layers.1"]
-    assert blocks["model.layers.1"] == 1
-    assert blocks["model.layers.0"] < 1
+    assert blocks["model.layers.1"].overlap == 1
+    assert blocks["model.layers.1"].survival is None
+    assert blocks["model.layers.0"].overlap < 1
+    assert blocks["model.layers.0"].survival == found.survival
+    modules = found.by_module()
+    assert next(iter(modules)) == "self_attn.q_proj"
+    assert len(modules) == 7
+    assert sum(each.weights for each in modules.values()) == WEIGHTS
+    assert all(len(each.layers) == 2 for each in modules.values())
+
+
+def in_blocks(size: int, of: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda w: of(w.reshape(-1, size)).reshape(w.shape)
+
+
+def from_book(book: Any) -> Callable[[Any], Any]:
+    def nearest(w: Any) -> Any:
+        scale = np.abs(w).max(axis=1, keepdims=True)
+        return book[np.abs(w[..., None] / scale[..., None] - book).argmin(-1)] * scale
+
+    return in_blocks(64, nearest)
+
+
+FORMULAS = {
+    "bnb-nf4": from_book(NF4),
+    "bnb-fp4": from_book(FP4),
+    "gguf-q8_0": in_blocks(32, q8_0),
+    "gguf-q5_1": in_blocks(32, lambda x: q_1(x, 5)),
+    "gguf-q4_1": in_blocks(32, lambda x: q_1(x, 4)),
+    "gguf-q4_0": in_blocks(32, q4_0),
+}
+
+
+def reference(name: str, weight: Any) -> Any:
+    """The weight in force, by the formula in numpy where there is one; what the others' libraries
+    make of it is held against the loaded model's weights elsewhere.
+    """
+    spec = conditions.find_condition(name)
+    if name.startswith("rtn"):
+        size = spec.options["group_size"]
+        group = None if size == "channel" else int(size)
+        codes, step, zero = rtn(weight, int(spec.bits or 0), group, not spec.options["symmetric"])
+        return (codes.astype(np.float64) - zero) * step
+    if name in FORMULAS:
+        return FORMULAS[name](weight)
+    return conditions.encode(spec, torch.from_numpy(weight)).values.numpy()
+
+
+def _given(weight: torch.Tensor, _: str) -> torch.Tensor:
+    return weight
+
+
+def two(ours: Any, theirs: Any) -> tuple[Weights, Weights]:
+    facts = {"model_type": "llama"}
+    return tuple(  # type: ignore[return-value]
+        Weights(name, facts, ("a",), partial(_given, torch.as_tensor(w)))
+        for name, w in (("u", ours), ("t", theirs))
+    )
+
+
+def test_survival_against_a_loop_in_double_precision_for_every_scheme() -> None:
+    rng = np.random.default_rng(0)
+    theirs = np.asarray(rng.standard_t(3, (8, 160)) * 0.02, np.float32)
+    ours = theirs + np.asarray(rng.standard_normal(theirs.shape) * 4e-3, np.float32)
+    names = [n for n, s in conditions.precisions().items() if conditions.has_codes(s)]
+    names = [n for n in names if not _missing(n)]
+    assert {"rtn-int6-g32-asym", "bnb-nf4-dq", "bnb-int8", *FORMULAS} <= set(names)
+    ((_, layers),) = compare_codes(*two(ours, theirs), conditions.resolve(names))
+    for name, layer in zip(names, layers, strict=True):
+        u, t = reference(name, ours), reference(name, theirs)
+        kept = update = 0.0
+        for i in range(len(ours)):
+            for j in range(len(ours[i])):
+                moved = float(ours[i][j]) - float(theirs[i][j])
+                kept += (float(u[i][j]) - float(t[i][j])) * moved
+                update += moved * moved
+        found = PrecisionOverlap(name, (layer,)).survival
+        assert found == pytest.approx(kept / update, rel=1e-5), name
+        assert np.isfinite(kept), name
+    survivals = [layer.kept / layer.update for layer in layers]
+    assert min(survivals) < 0.5 < 1.05 < max(survivals)  # and they are not trivially 1
+    assert len(set(survivals)) > 50
+
+
+GRID = np.array([[7, 0.1, -0.3, 2.2, -4, 0.2]], np.float32)  # a step of rtn-int4 is 1
+
+
+@pytest.mark.parametrize(
+    ("update", "survival"),
+    [
+        ([0, 1, -2, 3, 1, 0], 1.0),  # whole steps
+        ([0, 0.3, -0.1, 0, 0, -0.4], 0.0),  # inside the zero bin
+        ([0, 0, 0, 0.4, 0, 0], 2.5),  # over an edge: the whole step for 0.4 of one
+        ([0, 0.3, 0, 0, 1, 0], 1 / 1.09),
+    ],
+)
+def test_survival_in_the_limits(update: list[float], survival: float) -> None:
+    ours = GRID + np.array([update], np.float32)
+    ((_, (layer,)),) = compare_codes(*two(ours, GRID), conditions.resolve(["rtn-int4"]))
+    assert PrecisionOverlap("", (layer,)).survival == pytest.approx(survival, rel=1e-6, abs=1e-9)
+
+
+def test_a_matrix_is_taken_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    theirs = rng.standard_normal((7, 64))
+    ours = theirs + rng.standard_normal((7, 64)) * 0.05
+    pair = two(np.float32(ours), np.float32(theirs))
+    ((_, whole),) = compare_codes(*pair, conditions.resolve(["rtn-int4"]))
+    monkeypatch.setattr("unlearnbench.conditions.quantize.overlap._CHUNK", 50)
+    ((_, pieces),) = compare_codes(*pair, conditions.resolve(["rtn-int4"]))
+    assert pieces[0].kept == pytest.approx(whole[0].kept, rel=1e-12)
+
+
+def test_values_that_a_precision_cannot_hold_are_an_error() -> None:
+    weight = np.full((2, 64), 1e5, np.float32)  # LLM.int8() goes through float16
+    with pytest.raises(CheckpointError, match="a has values that bnb-int8 cannot hold"):
+        list(compare_codes(*two(weight * 1.01, weight), conditions.resolve(["bnb-int8"])))
 
 
 def test_more_bits_keep_fewer_codes(tiny: Path, moved: Path) -> None:
     found = overlaps(moved, tiny, "rtn-int8,rtn-int6,rtn-int4,rtn-int3,rtn-int2")
     shares = [p.overlap for p in found.values()]
     assert shares == sorted(shares)
-    updates = [p.mean_update for p in found.values()]
-    assert updates == sorted(updates, reverse=True)
 
 
 def test_every_precision_with_codes_sees_the_same_weights(tiny: Path, moved: Path) -> None:
@@ -112,7 +234,7 @@ def test_every_precision_with_codes_sees_the_same_weights(tiny: Path, moved: Pat
     for name, found in overlaps(moved, tiny, ",".join(names)).items():
         assert found.weights == WEIGHTS, name
         assert 0.5 < found.overlap < 1, name
-        assert found.by_block()["model.layers.1"] == 1, name
+        assert found.by_block()["model.layers.1"].overlap == 1, name
 
 
 def _missing(name: str) -> bool:
@@ -122,39 +244,28 @@ def _missing(name: str) -> bool:
 
 def test_the_same_checkpoint_twice(tiny: Path) -> None:
     found = overlaps(tiny, tiny, "bnb-nf4")["bnb-nf4"]
-    assert (found.overlap, found.changed_share, found.mean_update) == (1, 0, 0)
-    assert "the same weights" in forecast(found)
-
-
-def test_a_group_of_zeros_has_no_bins(tiny: Path) -> None:
-    weight = torch.randn(4, 8)
-    weight[1] = 0
-    facts = {"model_type": "llama"}
-    target = Weights("t", facts, ("a",), lambda _: weight)
-    other = Weights("u", facts, ("a",), lambda _: weight + 0.001)
-    ((_, (layer,)),) = compare_codes(other, target, conditions.resolve(["rtn-int4"]))
-    assert layer.measured == 3 * 8
-    assert np.isfinite(layer.update)
+    assert (found.overlap, found.changed_share, found.survival) == (1, 0, None)
+    assert "no update whose survival could be told" in forecast(found)
 
 
 @pytest.mark.parametrize(
-    ("same", "words"),
+    ("kept", "words"),
     [
-        (1000, "100.000% of rtn-int4 codes unchanged: expect recovery"),
-        (999, "99.900% of rtn-int4 codes unchanged: expect recovery"),
-        (995, "recovery is likely"),
-        (950, "recovery is possible"),
-        (500, "the update outlives quantization"),
+        (0.08, "survival 0.04 at rtn-int4: expect that what was forgotten comes back"),
+        (-0.2, "comes back"),
+        (1.2, "may come back"),
+        (1.9, "outlives"),
+        (math.inf, "outlives"),
     ],
 )
-def test_forecast(same: int, words: str) -> None:
-    layer = LayerOverlap("a.0.b", 1000, same, 10, 1.0, 1000)
+def test_forecast(kept: float, words: str) -> None:
+    layer = LayerOverlap("a.0.b", 1000, 999, 10, kept, 2.0)
     assert words in forecast(PrecisionOverlap("rtn-int4", (layer,)))
 
 
 def test_a_share_just_below_all_is_not_shown_as_all() -> None:
-    layer = LayerOverlap("a", 10**8, 10**8 - 1, 1, 0.1, 10**8)
-    assert "99.999%" in forecast(PrecisionOverlap("rtn-int4", (layer,)))
+    layer = LayerOverlap("a", 10**8, 10**8 - 1, 1, 0.1, 0.2)
+    assert "0.500, 99.999%" in overlap_table([PrecisionOverlap("rtn-int4", (layer,))])
 
 
 def test_shards_pickles_and_adapters_give_what_one_file_gives(
@@ -228,6 +339,7 @@ def test_a_mixture_of_experts_is_an_error(tmp_path: Path) -> None:
         overlaps(tmp_path / "moe", tmp_path / "moe", "rtn-int4")
 
 
+@pytest.mark.field("Weights", "`inspect` of Bloom, OPT without prefix", "runs")
 @pytest.mark.parametrize("kind", ["bloom", "opt"])
 def test_stored_names_are_read_as_transformers_reads_them(tmp_path: Path, kind: str) -> None:
     """Published checkpoints of both kinds name their tensors without the model's prefix."""
@@ -276,20 +388,24 @@ def test_command_writes_table_json_and_plot(
     arguments += ["--quant", "int8,int4", "--json", str(facts), "--plot", str(plot)]
     assert run(arguments) == 0
     shown = capsys.readouterr().out
-    assert "model.layers.0" in shown
-    assert "rtn-int4 codes unchanged" in shown
+    assert re.search(r"model.layers.1 +\| no update, 100.000%", shown)
+    assert "| mlp.up_proj " in shown
+    assert " at rtn-int4: " in shown
     content = json.loads(facts.read_text())
     assert set(content["precisions"]) == {"rtn-int8", "rtn-int4"}
     expected = overlaps(moved, tiny, "rtn-int4")["rtn-int4"]
     part = content["precisions"]["rtn-int4"]
-    assert part["overlap"] == expected.overlap
+    assert (part["overlap"], part["survival"]) == (expected.overlap, expected.survival)
     assert len(part["layers"]) == LINEAR
     assert part["layers"]["model.layers.1.mlp.up_proj"]["overlap"] == 1
+    assert part["layers"]["model.layers.1.mlp.up_proj"]["survival"] is None
+    assert part["blocks"]["model.layers.0"]["survival"] == expected.survival
+    assert part["modules"]["mlp.up_proj"]["weights"] == WEIGHTS * 64 * 128 // (WEIGHTS // 2)
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_bad_files_are_one_line(tiny: Path, tmp_path: Path) -> None:
-    layer = LayerOverlap("a.0.b", 10, 9, 1, 1.0, 10)
+    layer = LayerOverlap("a.0.b", 10, 9, 1, 1.0, 10.0)
     found = [PrecisionOverlap("rtn-int4", (layer,))]
     with pytest.raises(OptionError, match="ending in .png"):
         plot_overlap(tmp_path / "plot.txt", found)

@@ -67,6 +67,11 @@ def trained(kind: str) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
 
 
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "KnowMem, a tokenizer of Llama-2's kind, WordPiece, characters",
+    "version 1 of the task",
+)
 @pytest.mark.parametrize(
     ("kind", "joins"),
     [

@@ -158,26 +158,28 @@ def inspect(module: Any, spec: ConditionSpec | None = None) -> ModuleReading | N
 
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
-    """The codes of one weight, without a model. Neighbouring levels of NF4 and FP4 lie at unequal
-    distances; the width is their mean, 2 absmax / 15.
+    """The codes of one weight, without a model. Those of bnb-int8 are taken from float16, as
+    bitsandbytes takes them; its columns of 16 bits depend on activations, and are left out.
     """
     import bitsandbytes as bnb
     import torch
 
     exact = weight.float().contiguous()
     if spec.bits == 8:
-        absmax = exact.abs().amax(dim=1, keepdim=True)
-        codes, _, _ = bnb.functional.int8_vectorwise_quant(exact.half())
-        return Codes(codes, absmax / 127)
+        codes, absmax, _ = bnb.functional.int8_vectorwise_quant(exact.half())
+        return Codes(codes, codes.float() * (absmax.float()[:, None] / 127))
     packed, state = bnb.functional.quantize_4bit(
-        exact, blocksize=_BLOCK, quant_type=str(spec.options["quant_type"])
+        exact.reshape(1, -1),  # one row of blocks; see check_kernel
+        blocksize=_BLOCK,
+        compress_statistics=bool(spec.options["double_quant"]),
+        quant_type=str(spec.options["quant_type"]),
     )
+    values = bnb.functional.dequantize_4bit(packed, state)
     flat = packed.flatten()
     codes = torch.stack([flat >> 4, flat & 15], dim=1).flatten()[: exact.numel()]
     if spec.options["quant_type"] == "fp4":
         codes[codes == 8] = 0  # minus zero
-    width = (state.absmax * 2 / 15).repeat_interleave(_BLOCK)[: exact.numel()]
-    return Codes(codes.reshape(exact.shape), width.reshape(exact.shape))
+    return Codes(codes.reshape(exact.shape), values.reshape(exact.shape))
 
 
 def levels(spec: ConditionSpec, weight: torch.Tensor) -> Levels:

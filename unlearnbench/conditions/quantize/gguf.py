@@ -89,9 +89,8 @@ def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     import torch
 
     kind = str(spec.options["type"])
-    packed, _ = _round(spec, "the weight", weight)
+    packed, values = _round(spec, "the weight", weight)
     each = packed.reshape(-1, packed.shape[-1] // (weight.shape[1] // _BLOCK))
-    scale = np.abs(each[:, :2].copy().view(np.float16).astype(np.float32))
     codes: NDArray[Any] = each[:, _HEADER[kind] :]
     if kind != "Q8_0":
         nibbles = codes[:, -16:]
@@ -103,9 +102,7 @@ def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
         codes = low | high
     else:
         codes = codes.view(np.int8)
-    shape = weight.shape
-    width = np.repeat(scale, _BLOCK, axis=1).reshape(shape)
-    return Codes(torch.from_numpy(codes.reshape(shape).copy()), torch.from_numpy(width))
+    return Codes(torch.from_numpy(codes.reshape(weight.shape).copy()), torch.from_numpy(values))
 
 
 def levels(spec: ConditionSpec, weight: torch.Tensor) -> Levels:

@@ -94,8 +94,8 @@ def _inspect(spec: ConditionSpec, module: nn.Module) -> ModuleReading | None:
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     """Codes without a model."""
-    codes, scale, _ = _solve(weight)
-    return Codes(codes, scale)
+    codes, scale, zero = _solve(weight)
+    return Codes(codes, (codes.float() - zero) * scale)
 
 
 def levels(spec: ConditionSpec, weight: torch.Tensor) -> Levels:

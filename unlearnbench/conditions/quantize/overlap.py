@@ -1,15 +1,17 @@
-"""Bin overlap: how many quantized codes an unlearned checkpoint shares with its target. No forward
-pass; tensors are read one pair at a time.
+"""What rounding leaves of an unlearned checkpoint's update. No forward pass; tensors are read one
+pair at a time.
 
-Where nearly all codes are the same, the quantized unlearned model is nearly the quantized target,
-and what was forgotten comes back (arXiv 2410.16454, section 5).
+Update survival is <Q(U) - Q(T), U - T> / |U - T|^2: the share of the update that is still there
+when both are quantized, along the update. Bin overlap is the share of weights whose code is the
+same (arXiv 2410.16454, section 5); it is high wherever updates are small, and does not tell.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,16 +22,18 @@ from unlearnbench.errors import CheckpointError, OptionError, PrecisionError, on
 from unlearnbench.util.files import writing
 
 if TYPE_CHECKING:
+    import torch
+
     from unlearnbench.checkpoints.weights import Weights
 
 
-# What an overlap of at least so much lets expect.
+# What a survival of at least so much lets expect.
 _FORECASTS = (
-    (0.999, "expect recovery"),
-    (0.99, "recovery is likely, measure it"),
-    (0.9, "recovery is possible, measure it"),
-    (0.0, "the update outlives quantization"),
+    (0.9, "the update outlives quantization"),
+    (0.4, "part of what was forgotten may come back, measure it"),
+    (-math.inf, "expect that what was forgotten comes back"),
 )
+_CHUNK = 2**20  # weights that are held in double precision at a time
 
 
 @dataclass(frozen=True)
@@ -42,10 +46,10 @@ class LayerOverlap:
     """Weights whose code is the same in both checkpoints."""
     changed: int
     """Weights that differ at all."""
+    kept: float
+    """<Q(U) - Q(T), U - T>, in double precision."""
     update: float
-    """The sum of |difference| / bin width, over ``measured`` weights."""
-    measured: int
-    """Weights in groups that are not all zero."""
+    """|U - T|^2, in double precision."""
 
 
 @dataclass(frozen=True)
@@ -71,37 +75,50 @@ class PrecisionOverlap:
         return sum(layer.changed for layer in self.layers) / self.weights
 
     @property
-    def mean_update(self) -> float:
-        """Mean |difference| over the bin width (the distance of two neighbouring levels)."""
-        measured = sum(layer.measured for layer in self.layers)
-        return sum(layer.update for layer in self.layers) / measured if measured else 0.0
-
-    def by_block(self) -> dict[str, float]:
-        """Overlap by transformer block (``model.layers.3``; a matrix outside of one has its own
-        name), in the model's order.
+    def survival(self) -> float | None:
+        """Share of the update that is left after rounding, along the update; below 0 or above 1
+        where rounding turns it round or enlarges it. None: nothing was updated.
         """
+        update = math.fsum(layer.update for layer in self.layers)
+        return math.fsum(layer.kept for layer in self.layers) / update if update else None
+
+    def by_block(self) -> dict[str, PrecisionOverlap]:
+        """By transformer block (``model.layers.3``; a matrix outside of one has its own name), in
+        the model's order.
+        """
+        return self._grouped(lambda name, block: block or name)
+
+    def by_module(self) -> dict[str, PrecisionOverlap]:
+        """By a matrix's name inside its block (``mlp.up_proj``), over all blocks."""
+        return self._grouped(lambda name, block: name[len(block) :].lstrip("."))
+
+    def _grouped(self, key: Callable[[str, str], str]) -> dict[str, PrecisionOverlap]:
         parts: dict[str, list[LayerOverlap]] = {}
         for layer in self.layers:
-            match = re.match(r"(.*?\.\d+)(?=\.)", layer.name)
-            parts.setdefault(match[1] if match else layer.name, []).append(layer)
-        return {n: PrecisionOverlap(self.precision, tuple(p)).overlap for n, p in parts.items()}
+            match = re.match(r".*?\.\d+(?=\.)", layer.name)
+            parts.setdefault(key(layer.name, match[0] if match else ""), []).append(layer)
+        return {name: PrecisionOverlap(self.precision, tuple(p)) for name, p in parts.items()}
 
     def figures(self) -> dict[str, object]:
         """What ``--json`` writes of these matrices together."""
         return {
+            "survival": self.survival,
             "overlap": self.overlap,
             "changed_share": self.changed_share,
-            "mean_update_over_width": self.mean_update,
             "weights": self.weights,
         }
 
 
 def forecast(found: PrecisionOverlap) -> str:
-    """One line on what the overlap lets expect; a heuristic, which a run replaces."""
-    if found.changed_share == 0:
-        return "the two checkpoints hold the same weights: nothing was unlearned in these layers"
-    expected = next(words for least, words in _FORECASTS if found.overlap >= least)
-    return f"{_percent(found.overlap)} of {found.precision} codes unchanged: {expected}"
+    """One line on what the survival lets expect; a heuristic, which a run replaces."""
+    survival = found.survival
+    if survival is None:
+        return (
+            "the two checkpoints hold the same weights: nothing was unlearned in these layers, and "
+            "there is no update whose survival could be told"
+        )
+    expected = next(words for least, words in _FORECASTS if survival >= least)
+    return f"survival {survival:.2f} at {found.precision}: {expected}"
 
 
 def _percent(share: float) -> str:
@@ -145,14 +162,26 @@ def compare_codes(
             if not bool(tensor.isfinite().all()):
                 raise CheckpointError(f"{path}: {name} has NaN or infinite values; it is broken")
         found, changed = [], int((ours != theirs).sum())
+        update = product(ours, theirs, ours, theirs)
         for spec in specs:
             one, two = conditions.encode(spec, ours), conditions.encode(spec, theirs)
             same = int((one.codes == two.codes).sum())
-            width = two.width.float().expand(theirs.shape)
-            steps = (ours - theirs).abs() / width.where(width > 0, 1.0)
-            update, measured = float(steps[width > 0].double().sum()), int((width > 0).sum())
-            found.append(LayerOverlap(name, ours.numel(), same, changed, update, measured))
+            kept = product(one.values, two.values, ours, theirs)
+            if not math.isfinite(kept):
+                raise CheckpointError(
+                    f"{unlearned.path} or {target.path}: {name} has values that {spec.name} cannot "
+                    "hold; leave that precision out"
+                )
+            found.append(LayerOverlap(name, ours.numel(), same, changed, kept, update))
         yield name, found
+
+
+def product(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -> float:
+    """<a - b, c - d>, in double precision, piece by piece."""
+    pieces = zip(*(t.reshape(-1).split(_CHUNK) for t in (a, b, c, d)), strict=True)
+    return math.fsum(
+        float((w.double() - x.double()) @ (y.double() - z.double())) for w, x, y, z in pieces
+    )
 
 
 def require_alike(unlearned: Weights, target: Weights) -> None:
@@ -173,27 +202,58 @@ def require_alike(unlearned: Weights, target: Weights) -> None:
 
 
 def overlap_table(found: Sequence[PrecisionOverlap]) -> str:
-    """Two tables: a summary line a precision, and the overlap of every transformer block."""
+    """Survival and overlap of every transformer block, of every module over all blocks, and of all
+    together with a forecast, a table each.
+    """
     from unlearnbench.util.text import text_table
 
-    rows = []
-    for p in found:
-        changed, same = _percent(p.changed_share), _percent(p.overlap)
-        rows.append([p.precision, f"{p.weights:,}", changed, f"{p.mean_update:.4g}", same])
-    head = ["precision", "weights", "changed", "mean update / bin", "same code"]
-    summary = text_table(rows, head)
-    shares = [p.by_block() for p in found]
-    lines = [[block, *(_percent(share[block]) for share in shares)] for block in shares[0]]
-    layers = text_table(lines, ["same code in", *(p.precision for p in found)])
-    return f"{layers}\n\n{summary}\n\n" + "\n".join(forecast(p) for p in found)
+    tables = []
+    for what, parts in (
+        ("block", [p.by_block() for p in found]),
+        ("module", [p.by_module() for p in found]),
+    ):
+        lines = [[part, *(_shown(each[part]) for each in parts)] for part in parts[0]]
+        tables.append(text_table(lines, [f"survival, same code: {what}", *_names(found)]))
+    rows = [
+        [
+            p.precision,
+            f"{p.weights:,}",
+            _percent(p.changed_share),
+            _survival(p),
+            _percent(p.overlap),
+        ]
+        for p in found
+    ]
+    head = ["precision", "weights", "changed", "update survival", "same code"]
+    tables += [text_table(rows, head), "\n".join(forecast(p) for p in found)]
+    return "\n\n".join(tables)
+
+
+def _names(found: Sequence[PrecisionOverlap]) -> list[str]:
+    return [p.precision for p in found]
+
+
+def _survival(found: PrecisionOverlap) -> str:
+    return "no update" if found.survival is None else f"{found.survival:.3f}"
+
+
+def _shown(found: PrecisionOverlap) -> str:
+    return f"{_survival(found)}, {_percent(found.overlap)}"
 
 
 def write_json(path: Path, found: Sequence[PrecisionOverlap], facts: Mapping[str, str]) -> None:
-    """Write every figure: ``{"model", "target", "precisions": {name: {"overlap", ...}}}``."""
+    """Write every figure: ``{"model", "target", "precisions": {name: {"survival", ...}}}``; a
+    survival of null says that nothing was updated.
+    """
     precisions = {}
     for p in found:
         layers = {x.name: PrecisionOverlap(p.precision, (x,)).figures() for x in p.layers}
-        precisions[p.precision] = {**p.figures(), "forecast": forecast(p), "layers": layers}
+        parts = {
+            "blocks": {name: part.figures() for name, part in p.by_block().items()},
+            "modules": {name: part.figures() for name, part in p.by_module().items()},
+            "layers": layers,
+        }
+        precisions[p.precision] = {**p.figures(), "forecast": forecast(p), **parts}
     content = {**facts, "precisions": precisions}
     _write(path, json.dumps(content, indent=2, allow_nan=False).encode("ascii") + b"\n")
 
@@ -204,7 +264,8 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def plot_overlap(path: Path, found: Sequence[PrecisionOverlap]) -> None:
-    """Draw the overlap of every transformer block, a line a precision. The suffix says the format.
+    """Draw survival and overlap of every transformer block, a line a precision. The suffix says the
+    format.
 
     Raises:
         OptionError: a suffix that matplotlib does not know, or a file that cannot be written.
@@ -214,21 +275,28 @@ def plot_overlap(path: Path, found: Sequence[PrecisionOverlap]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 7), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     kinds = canvas.get_supported_filetypes()
     kind = path.suffix[1:].lower()
     if kind not in kinds:
         raise OptionError(f"--plot {path}: use a file ending in .png, .svg or .pdf")
-    axes = figure.add_subplot()
+    upper, lower = figure.subplots(2, sharex=True)
     for p in found:
-        percents = [100 * share for share in p.by_block().values()]
-        axes.plot(range(len(percents)), percents, marker=".", label=p.precision)
-    axes.set_xlabel("transformer block")
-    axes.set_ylabel("weights with the same code in model and target, %")
-    axes.set_ylim(top=100.5)
-    axes.grid(alpha=0.3)
-    axes.legend()
+        parts = list(p.by_block().values())
+        survivals = [math.nan if x.survival is None else x.survival for x in parts]
+        upper.plot(range(len(parts)), survivals, marker=".", label=p.precision)
+        shares = [100 * x.overlap for x in parts]
+        lower.plot(range(len(parts)), shares, marker=".", label=p.precision)
+    upper.set_ylabel("update survival")
+    upper.axhline(1, color="grey", linewidth=0.8)
+    upper.axhline(0, color="grey", linewidth=0.8)
+    lower.set_xlabel("transformer block")
+    lower.set_ylabel("same code in model and target, %")
+    lower.set_ylim(top=100.5)
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
+    upper.legend()
     buffer = io.BytesIO()
     figure.savefig(buffer, format=kind)
     _write(path, buffer.getvalue())

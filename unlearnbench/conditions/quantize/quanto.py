@@ -124,9 +124,5 @@ def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     )
     freeze(module)
     found = module.weight
-    scale: torch.Tensor = found._scale
-    if spec.bits == 8:
-        return Codes(found._data, scale)
-    size = found._group_size or weight.shape[1]
-    codes = found._data.unpack().reshape(weight.shape)
-    return Codes(codes, scale.expand(-1, size).reshape(weight.shape))
+    codes = found._data if spec.bits == 8 else found._data.unpack().reshape(weight.shape)
+    return Codes(codes, found.dequantize().detach())

@@ -71,10 +71,6 @@ class Quantized(NamedTuple):
         rows, columns = self.codes.shape
         return constants.reshape(rows, -1).repeat_interleave(self.size, dim=1)[:, :columns]
 
-    def width(self) -> torch.Tensor:
-        """The step of every weight, (out, in)."""
-        return self.spread(self.step)
-
 
 def quantize(
     weight: torch.Tensor, bits: int, group: int | None = None, asym: bool = False
@@ -117,7 +113,7 @@ def _group(spec: ConditionSpec) -> int | None:
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     """Codes without a model."""
     found = _quantize(spec, weight)
-    return Codes(found.codes.short(), found.width())
+    return Codes(found.codes.short(), found.values())
 
 
 def levels(spec: ConditionSpec, weight: torch.Tensor) -> Levels:

@@ -73,4 +73,4 @@ def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     linear = dense_linear(weight.float())
     quantize_(linear, Int8WeightOnlyConfig())
     found: Any = linear.weight
-    return Codes(found.qdata, found.scale)
+    return Codes(found.qdata, found.dequantize())
