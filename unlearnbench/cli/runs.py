@@ -138,7 +138,7 @@ def check_runs(
 
 
 def _advice(comparison: Comparison, findings: Sequence[Finding]) -> list[str]:
-    """A line for each checkpoint that comes back when it is quantized, and can perhaps be mended."""
+    """A line for each checkpoint that comes back when it is quantized, and may be mended."""
     target, lines = comparison.target.full.result.checkpoint.path, []
     for entry, failed in come_back(comparison, findings):
         known = conditions.precisions()
@@ -146,8 +146,8 @@ def _advice(comparison: Comparison, findings: Sequence[Finding]) -> list[str]:
         if names:
             model = entry.full.result.checkpoint.path
             lines.append(
-                f"what was forgotten comes back at {', '.join(names)}; mend it: unlearnbench repair "
-                f"--model {one_line(model, 200)} --target {one_line(target, 200)} --for "
+                f"what was forgotten comes back at {', '.join(names)}; mend it: unlearnbench "
+                f"repair --model {one_line(model, 200)} --target {one_line(target, 200)} --for "
                 f"{','.join(names)} --out DIR (docs/repair.md)"
             )
     return lines
