@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.conditions.helpers import TEXTS, answers, in_folder, load, scores
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, load_at
@@ -99,8 +100,10 @@ def set_scales(module: Any) -> None:
     if strategy == "tensor_group":
         more["global_scale"] = generate_gparam(weight.amin(), weight.amax())
         module.weight_global_scale.data.copy_(more["global_scale"])
-    scale, _ = calculate_qparams(parts.amin(over), parts.amax(over), args, **more)
+    scale, zero = calculate_qparams(parts.amin(over), parts.amax(over), args, **more)
     module.weight_scale.data.copy_(scale.reshape(module.weight_scale.shape))
+    if not args.symmetric:
+        module.weight_zero_point.data.copy_(zero.reshape(module.weight_zero_point.shape))
 
 
 def save_compressed(plain: Path, folder: Path, preset: str = "") -> None:
@@ -491,6 +494,57 @@ def test_stored_floats_of_few_bits(
             assert weight.dtype is (torch.float32 if dtype == "fp32" else torch.bfloat16)
             assert 0 < float((weight.float() - exact).norm() / exact.norm()) < off
         assert all(np.isfinite(found).all() for found in scores(model).values())
+
+
+def nibbles(packed: np.ndarray[Any, Any], axis: int) -> np.ndarray[Any, Any]:
+    """Eight signed codes of each int32, the lowest bits first, along ``axis``."""
+    words = np.moveaxis(packed.view(np.uint32), axis, -1)
+    codes = (words[..., None] >> np.arange(0, 32, 4, dtype=np.uint32)) & 15
+    return np.moveaxis(codes.reshape(*words.shape[:-1], -1).astype(np.float32) - 8, -1, axis)
+
+
+@pytest.mark.field("Weights", "compressed-tensors W4A16_ASYM (packed zero points)", "runs")
+def test_packed_zero_points_run(
+    wide: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """W4A16_ASYM, as llm-compressor's AWQ writes it: each weight as its file says."""
+    pytest.importorskip("compressed_tensors", reason="compressed_tensors is not installed")
+    from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
+
+    folder = tmp_path / "packed"
+    save_compressed(wide, folder, "W4A16_ASYM")
+    for path in wide.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    before = PackedQuantizationCompressor.__dict__["compress"]
+    model = load_at(opened(folder), "none", "fp32")
+    assert PackedQuantizationCompressor.__dict__["compress"] is before, "the library is as it was"
+    scheme = "compressed-tensors, int with zero point per group of 128 columns"
+    assert model.condition.options.scheme == f"as stored: {scheme}"
+    assert "are packed, the others are not" not in caplog.text
+    state, plain = load_file(folder / "model.safetensors"), opened(wide).state_dict()
+    zeros = set[float]()
+    for name in ("model.layers.0.mlp.down_proj", "model.layers.1.self_attn.k_proj"):
+        part = {
+            n.removeprefix(f"{name}.weight_"): t for n, t in state.items() if n.startswith(name)
+        }
+        codes = nibbles(part["packed"].numpy(), 1)
+        zero = nibbles(part["zero_point"].numpy(), 0)
+        scale = part["scale"].float().numpy()
+        expected = (codes - zero.repeat(128, 1)) * scale.repeat(128, 1)
+        layer: Any = model.network.get_submodule(name)
+        np.testing.assert_allclose(layer.weight.float().numpy(), expected, rtol=1e-2, atol=1e-6)
+        exact = plain[f"{name}.weight"].float().numpy()
+        assert np.linalg.norm(expected - exact) < 0.15 * np.linalg.norm(exact)
+        zeros |= {*zero.flatten().tolist()}
+    assert len(zeros) > 2
+    proof = model.condition.proof
+    assert proof is not None
+    groups = proof.covered_weights // 128
+    rest = sum(proof.uncovered.values())
+    assert proof.weight_bytes == proof.covered_weights // 2 + groups // 2 + 4 * groups + 4 * rest
+    assert proof.codes is not None
+    assert proof.codes <= 16
+    assert all(np.isfinite(found).all() for found in scores(model).values())
 
 
 @pytest.mark.field("Weights", "stored quantized, less than a tenth not packed", "with a note")

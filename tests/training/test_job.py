@@ -7,13 +7,14 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import MakeCheckpoint, write_jsonl
+from tests.conftest import MakeCheckpoint, make_tokenizer, write_jsonl
 from tests.training.helpers import go, same, weights
 from unlearnbench.checkpoints.find import read_json
 from unlearnbench.checkpoints.origin import FILE, Training, read_origin
@@ -239,6 +240,29 @@ def test_the_soft_threshold_is_the_proximal_step_of_l1() -> None:
     found = layer.weight.detach().numpy()
     assert 0 < (found == 0).mean() < 1
     assert np.abs(found - expected).max() < 1e-12
+
+
+@pytest.mark.field("Weights", "SURE, L1, weight noise on GPT-2", "runs, by its outputs")
+def test_sure_chooses_among_the_outputs_of_gpt2(job: Job, tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    size: dict[str, Any] = {"vocab_size": 300, "n_embd": 32, "n_layer": 1, "n_head": 2}
+    target = GPT2LMHeadModel(GPT2Config(**size, bos_token_id=0, eos_token_id=1))
+    target.save_pretrained(tmp_path / "gpt2")
+    make_tokenizer().save_pretrained(tmp_path / "gpt2")
+    go(replace(job, model=str(tmp_path / "gpt2")), tmp_path / "out", "ga_gdr_sure")
+    masks = load_file(tmp_path / "out/masks/sure_mask.safetensors")
+    before, after = weights(tmp_path / "gpt2"), weights(tmp_path / "out")
+    inner = {n: m for n, m in target.named_modules() if type(m).__name__ == "Conv1D"}
+    assert set(masks) == {f"{name}.weight" for name in inner}
+    assert sum(int(mask.sum()) for mask in masks.values()) == math.ceil(0.05 * (96 + 32 + 128 + 32))
+    for name, mask in masks.items():
+        assert mask.shape == (before[name].shape[1],)
+        moved = (after[name] != before[name]).any(dim=0)
+        assert torch.equal(moved, mask), "columns are outputs"
+    others = set(before) - set(masks)
+    assert all(torch.equal(before[name], after[name]) for name in others)
 
 
 def test_the_head_is_no_inner_layer(tiny: Path) -> None:

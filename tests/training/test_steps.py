@@ -13,7 +13,8 @@ from unlearnbench.methods import find_method
 from unlearnbench.methods.base import Gradient, inner_linears
 from unlearnbench.methods.rows import Batch, Example
 from unlearnbench.training.batches import Rows, as_batch, collate, sums_of
-from unlearnbench.training.steps import WholeStep
+from unlearnbench.training.sharding import mask_gradients
+from unlearnbench.training.steps import Noise, WholeStep
 from unlearnbench.training.trainer import Combined
 
 ROWS: list[Rows] = [
@@ -128,6 +129,64 @@ def test_a_gradient_through_rounded_weights_is_that_of_the_rounded_model(
     for name, parameter in other.named_parameters():
         assert torch.allclose(found.of[name], parameter.grad, rtol=0, atol=1e-12), name
     assert torch.equal(step.forget().of["lm_head.weight"], plain_head(model)), "only in the block"
+
+
+def gpt2() -> Any:
+    """Its Conv1D hold their weights as (in, out)."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    size: dict[str, Any] = {
+        "vocab_size": 40,
+        "n_embd": 16,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_positions": 32,
+    }
+    return GPT2LMHeadModel(GPT2Config(**size)).double().eval()
+
+
+def turned(model: Any) -> dict[str, Any]:
+    return {n: m for n, m in model.named_modules() if type(m).__name__ == "Conv1D"}
+
+
+def test_a_conv1d_is_rounded_by_its_outputs_which_are_columns() -> None:
+    model, other = gpt2(), gpt2()
+    step = WholeStep(model, Combined(find_method("ga")), batches(4), 1, {})
+    with step.through(rounded):
+        found = step.forget()
+    assert list(inner_linears(model)) == list(turned(other))
+    with torch.no_grad():
+        for layer in turned(other).values():
+            layer.weight.copy_(rounded(layer.weight.T.contiguous()).T)
+    (batch,) = batches(4)
+    Combined(find_method("ga"))(other, batch.only("forget"))["loss"].backward()
+    for name, parameter in other.named_parameters():
+        assert torch.allclose(found.of[name], parameter.grad, rtol=0, atol=1e-12), name
+
+
+def test_a_conv1ds_noise_is_as_wide_as_its_columns_steps() -> None:
+    model, before = gpt2(), gpt2()
+    Noise(model, 1.0).on_step_begin(None, None, None)
+    for name, layer in turned(before).items():
+        weight = layer.weight.detach()
+        shares = model.get_submodule(name).weight.detach() - weight
+        shares = shares / (weight.abs().amax(dim=0) / 7)
+        assert float(shares.abs().max()) <= 0.5
+        assert float(shares.std()) == pytest.approx(12**-0.5, abs=0.03)
+
+
+def test_a_mask_holds_a_conv1ds_columns_still() -> None:
+    model = gpt2()
+    (batch,) = batches(4)
+    Combined(find_method("ga"))(model, batch.only("forget"))["loss"].backward()
+    before = {n: layer.weight.grad.clone() for n, layer in turned(model).items()}
+    masks = {f"{n}.weight": torch.arange(grad.shape[1]) % 3 == 0 for n, grad in before.items()}
+    mask_gradients(model, masks)
+    for name, layer in turned(model).items():
+        kept = masks[f"{name}.weight"]
+        assert torch.equal(layer.weight.grad[:, kept], before[name][:, kept])
+        assert not layer.weight.grad[:, ~kept].any()
 
 
 def plain_head(model: Any) -> torch.Tensor:

@@ -144,17 +144,31 @@ def check_patterns(facts: object, names: Iterable[str], where: str) -> None:
         raise CheckpointError(f"{said} is no usable regular expression; name the modules")
 
 
+def auto_class(config: Any) -> Any:
+    """What transformers opens a model with: one for causal language models, or where it knows none
+    of this kind, one for models that take images beside text, which run without an image here.
+    """
+    import transformers
+
+    known, wider = (
+        transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+        transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    )
+    if type(config) in known or type(config) not in wider or config.is_encoder_decoder:
+        return transformers.AutoModelForCausalLM
+    return transformers.AutoModelForImageTextToText
+
+
 def empty_model(config: Any, trust_remote_code: bool = False) -> PreTrainedModel | None:
     """The model that ``config`` describes, without memory; None where loading will say why not."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     plain = copy.deepcopy(config)
     if getattr(plain, "quantization_config", None) is not None:
         del plain.quantization_config
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            model: PreTrainedModel = auto_class(plain).from_config(
                 plain, trust_remote_code=trust_remote_code
             )
     except Exception:  # a damaged config can fail anywhere in the library

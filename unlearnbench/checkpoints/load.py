@@ -9,18 +9,28 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from unlearnbench.checkpoints.find import CheckpointFiles
-from unlearnbench.checkpoints.limits import check_config, places
+from unlearnbench.checkpoints.limits import auto_class, check_config, places
 from unlearnbench.errors import CheckpointError, NotInForceError, one_line
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.pytorch_utils import Conv1D
 
 _DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _NUMBER = re.compile(r"\d+")
+# Parts inside a decoder that only images or sound enter.
+_NO_TEXT = {
+    "GitVisionModel",
+    "GitProjection",
+    "MllamaCrossAttentionDecoderLayer",
+    "Phi4MultimodalFeatureEmbedding",
+}
+LinearLayer: TypeAlias = "nn.Linear | Conv1D"
 OWN_CODE = "--trust-remote-code: %s runs its own Python code (auto_map in %s), with all your rights"
 """Said of a checkpoint's path and of the file that names the code."""
 
@@ -105,10 +115,8 @@ def load_weights(files: CheckpointFiles, config: PretrainedConfig, dtype: str) -
 
 def from_pretrained(files: CheckpointFiles, config: Any, extra: dict[str, Any]) -> PreTrainedModel:
     """Transformers' own loading; CheckpointError for missing, damaged or non-finite weights."""
-    from transformers import AutoModelForCausalLM
-
     with refusing(f"{files.path}: its weights cannot be loaded"):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class(config).from_pretrained(
             files.folder,
             config=config,
             output_loading_info=True,
@@ -160,13 +168,74 @@ def require_finite(model: PreTrainedModel, path: str) -> None:
             raise CheckpointError(f"{path}: tensor {name} has NaN or infinite values; it is broken")
 
 
-def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    """All but the output head, by name: what quantization, pruning and masks act on."""
+def text_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules that text passes through, by name: all of a language model, and of one that takes
+    images or sound too its decoder and output head.
+    """
+    every = dict(model.named_modules())
+    config: Any = getattr(model, "config", None)
+    whole: Any = model
+    parts = [model]
+    if config is not None and config.get_text_config(decoder=True) is not config:
+        parts = [part for part in (whole.get_decoder(), whole.get_output_embeddings()) if part]
+    inside = {id(module) for part in parts for module in part.modules()}
+    for module in every.values():
+        if type(module).__name__ in _NO_TEXT:
+            inside -= {id(part) for part in module.modules()}
+    return {name: module for name, module in every.items() if id(module) in inside}
+
+
+def left_alone(model: PreTrainedModel) -> list[str] | None:
+    """What a library is told not to quantize: modules that text does not pass through, each with
+    all that is inside it, and the output head; None where that is all, which libraries know.
+    """
+    text = {id(module) for module in text_modules(model).values()}
+    head, names, found = model.get_output_embeddings(), list[str](), list[str]()
+    for name, module in model.named_modules():
+        if module is head:
+            names.append(name)
+        is_new = not any(name.startswith(f"{known}.") for known in found)
+        if is_new and not any(id(part) in text for part in module.modules()):
+            found.append(name)
+    return found + names if found else None
+
+
+def linear_layers(model: nn.Module) -> dict[str, LinearLayer]:
+    """Those that text passes through but the output head, by name: what quantization, pruning and
+    masks act on. ``out_first`` says how a weight lies.
+    """
     from torch import nn
+    from transformers.pytorch_utils import Conv1D
 
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    linear = {n: part for n, part in model.named_modules() if isinstance(part, nn.Linear)}
+    found = text_modules(model).items()
+    linear = {name: part for name, part in found if isinstance(part, (nn.Linear, Conv1D))}
     return {name: module for name, module in linear.items() if module is not head}
+
+
+def out_first(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of the shape of ``module``'s weight as (out, in), or back again; a view. GPT-2's
+    Conv1D holds its weight as (in, out), all others as (out, in).
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    return tensor.T if isinstance(module, Conv1D) else tensor
+
+
+def matrices(model: PreTrainedModel) -> dict[str, int]:
+    """Weights of each matrix that text passes through but embeddings and the output head, by its
+    module.
+    """
+    from torch import nn
+
+    ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
+    return {
+        f"{name}.{key}".removesuffix(".weight"): tensor.numel()
+        for name, module in text_modules(model).items()
+        if id(module) not in ends and not isinstance(module, nn.Embedding)
+        for key, tensor in module.named_parameters(recurse=False)
+        if tensor.dim() > 1
+    }
 
 
 def require_most(what: str, sizes: Mapping[str, int], covered: Collection[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -11,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.find import find_checkpoint
 from unlearnbench.checkpoints.limits import check_size, empty_model, places, require_memory
-from unlearnbench.checkpoints.load import linear_layers, load_config, require_most
+from unlearnbench.checkpoints.load import (
+    linear_layers,
+    load_config,
+    matrices,
+    out_first,
+    require_most,
+)
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.packed import stored_scheme
 from unlearnbench.errors import CheckpointError, PrecisionError
@@ -33,6 +38,8 @@ class Weights:
     """Gives a module's weight, (out, in), in fp32."""
     stored: Mapping[str, str] = field(default_factory=dict)
     """The name of its tensor in the files; empty where they are not safetensors."""
+    keep: Callable[[str, torch.Tensor], torch.Tensor] = lambda _, weight: weight
+    """Turns a module's weight, (out, in), as the files have it."""
 
 
 def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
@@ -44,12 +51,12 @@ def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
     files = find_checkpoint(model, options, options.revision)
     if files.kind != "safetensors":
         source = open_checkpoint(model, options)
-        state = source.state_dict()
+        whole = linear_layers(source.model())
         return Weights(
             files.path,
             source.config.get_text_config().to_dict(),
-            tuple(linear_layers(source.model())),
-            lambda name: state[f"{name}.weight"].float(),
+            tuple(whole),
+            lambda name: out_first(whole[name], whole[name].weight.detach()).float().contiguous(),
         )
     largest = max(tensor.elements for tensor in files.tensors.values())
     require_memory(4 * largest, files.path)  # one matrix in fp32
@@ -64,30 +71,27 @@ def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
     if empty is None:
         raise CheckpointError(f"{files.path}: its config describes no causal language model")
     check_size(empty, files.path, files.elements, files.size, exact=True)
-    names = tuple(linear_layers(empty))
+    layers = linear_layers(empty)
     handles: dict[str, Any] = {}
     for path in files.weights:
         handle = stack.enter_context(safe_open(path, framework="pt"))
         handles |= dict.fromkeys(handle.keys(), handle)
-    homes, stored, sizes = places(empty, handles), dict[str, str](), Counter[str]()
-    for key, (home, is_whole) in homes.items():
-        name = home.removesuffix(".weight")
-        if is_whole:
-            stored[name] = key
-        is_end = "embed" in name or name.endswith(("lm_head", "wte"))
-        if len(files.tensors[key].shape) > 1 and not is_end:
-            sizes[name] += files.tensors[key].elements
-    for name in names:
+    homes = places(empty, handles).items()
+    stored = {home.removesuffix(".weight"): key for key, (home, is_whole) in homes if is_whole}
+    for name in layers:
         if name not in stored:
             raise CheckpointError(
                 f"{files.path} has no tensor {name}.weight; save it with save_pretrained"
             )
-    require_most(f"{files.path}: quantization", sizes, names)
+    require_most(f"{files.path}: quantization", matrices(empty), layers)
 
-    return Weights(
-        files.path,
-        config.get_text_config().to_dict(),
-        names,
-        lambda name: handles[stored[name]].get_tensor(stored[name]).float(),
-        {name: stored[name] for name in names},
-    )
+    def read(name: str) -> torch.Tensor:
+        tensor = handles[stored[name]].get_tensor(stored[name])
+        return out_first(layers[name], tensor).float().contiguous()
+
+    def keep(name: str, weight: torch.Tensor) -> torch.Tensor:
+        return out_first(layers[name], weight).contiguous()
+
+    own = {name: stored[name] for name in layers}
+    facts = config.get_text_config().to_dict()
+    return Weights(files.path, facts, tuple(layers), read, own, keep)

@@ -324,6 +324,23 @@ def groups(weight: torch.Tensor, size: int | None) -> torch.Tensor:
     return weight.reshape(-1, size)
 
 
+def dense_like(
+    origin: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> nn.Module:
+    """A plain linear module of ``origin``'s kind; weight: (out, in)."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    if not isinstance(origin, Conv1D):
+        return dense_linear(weight, bias)
+    with torch.device("meta"):
+        made = Conv1D(*weight.shape)
+    made.weight = torch.nn.Parameter(weight.detach().T.contiguous(), requires_grad=False)
+    if bias is not None:
+        made.bias = torch.nn.Parameter(bias.detach(), requires_grad=False)
+    return made
+
+
 def dense_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
     """A plain linear module that holds ``weight`` and ``bias`` as they are."""
     from torch import nn

@@ -9,18 +9,24 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from unlearnbench.checkpoints.load import linear_layers, require_most
+from unlearnbench.checkpoints.load import (
+    linear_layers,
+    matrices,
+    out_first,
+    require_most,
+    text_modules,
+)
 from unlearnbench.conditions.base import (
     ConditionSpec,
     Inspect,
     LoadPlan,
     ModelWithProof,
     ModuleReading,
-    dense_linear,
+    dense_like,
     dtype_name,
     held_bytes,
 )
-from unlearnbench.errors import NotInForceError
+from unlearnbench.errors import NotInForceError, PrecisionError
 from unlearnbench.results import FULL, ON_GRID, Proof
 
 if TYPE_CHECKING:
@@ -92,12 +98,13 @@ def finish(
         NotInForceError: see ``prove``.
     """
     proof = prove(spec, source, model, inspect, judge)
-    for name, module in list(model.named_modules()) if plan.kernel == "dequantized" else []:
+    for name, module in text_modules(model).items() if plan.kernel == "dequantized" else []:
         reading = inspect(name, module)
         if reading is not None:
             bias = getattr(module, "bias", None)
             bias = None if bias is None else bias.to(plan.dtype)
-            model.set_submodule(name, dense_linear(reading.weight.to(plan.dtype), bias))
+            origin = source.model().get_submodule(name)
+            model.set_submodule(name, dense_like(origin, reading.weight.to(plan.dtype), bias))
     return ModelWithProof(model, proof)
 
 
@@ -124,14 +131,14 @@ def load_changed(
     model = source.build(plan.dtype, plan.device)
     layers = linear_layers(model)
     for name, layer in layers.items():
-        weight = change(name, before[f"{name}.weight"])
+        weight = change(name, out_first(layer, before[f"{name}.weight"]))
         weight = weight.to(device=layer.weight.device, dtype=plan.dtype)
-        layer.weight = Parameter(weight, requires_grad=False)
+        layer.weight = Parameter(out_first(layer, weight).contiguous(), requires_grad=False)
 
     def inspect(name: str, module: nn.Module) -> ModuleReading | None:
         if name not in layers:
             return None
-        weight = module.get_parameter("weight")
+        weight = out_first(module, module.get_parameter("weight"))
         reading = ModuleReading.of(weight, group, weight)
         return reading._replace(stored_bytes=stored_bytes(weight))
 
@@ -154,16 +161,18 @@ def prove(
             checkpoint's at all, or ``judge`` says so.
     """
     before = source.state_dict()
-    names = list(linear_layers(source.model()))
+    origin = source.model()
+    names, text = list(linear_layers(origin)), text_modules(origin)
     chosen = set(_choose(names, before))
     inspection = Inspection()
-    for name, module in model.named_modules():
+    for name, module in text_modules(model).items():
         reading = inspect(name, module)
         if reading is not None:
             inspection.add(name, reading)
             own = before.get(f"{name}.weight")
             if own is None:
                 raise NotInForceError(f"module {name} has no weight in the checkpoint")
+            own = out_first(origin.get_submodule(name), own)
             if reading.weight.shape != own.shape:
                 raise NotInForceError(
                     f"module {name} has shape {tuple(reading.weight.shape)}, and the checkpoint's "
@@ -181,7 +190,8 @@ def prove(
     if spec.kind == "stored" and spec.name != FULL:
         facts["uncovered"] = {}  # a storage dtype spares nothing
     # Tied weights of the checkpoint count once.
-    total = sum({t.data_ptr(): t.numel() for t in before.values()}.values())
+    own_text = (t for name, t in before.items() if name.rpartition(".")[0] in text)
+    total = sum({t.data_ptr(): t.numel() for t in own_text}.values())
     return Proof.model_validate(facts | {"total_weights": total} | _summary(inspection.compared))
 
 
@@ -200,6 +210,23 @@ def _require_all(spec: ConditionSpec, names: list[str], covered: Collection[str]
         )
 
 
+def require_linear(spec: ConditionSpec, source: CheckpointSource) -> None:
+    """Refuse layers that ``spec``'s library passes over.
+
+    Raises:
+        PrecisionError: names one.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    for name, layer in linear_layers(source.model()).items():
+        if isinstance(layer, Conv1D):
+            raise PrecisionError(
+                f"{spec.name}: {spec.backend} quantizes torch's Linear only, and {name} is a "
+                "Conv1D, which holds its weight transposed (GPT-2's kind); use a bnb, rtn, gguf "
+                "or hqq precision"
+            )
+
+
 def require_coverable(
     spec: ConditionSpec, source: CheckpointSource, covered: Collection[str] | None = None
 ) -> None:
@@ -212,21 +239,6 @@ def require_coverable(
     model = source.model()
     covered = set(linear_layers(model) if covered is None else covered)
     require_most(spec.name, matrices(model), covered)
-
-
-def matrices(model: PreTrainedModel) -> dict[str, int]:
-    """Weights of each matrix but embeddings and the output head, by its module."""
-    from torch import nn
-
-    ends = {id(model.get_input_embeddings()), id(model.get_output_embeddings())}
-    skipped = {
-        name for name, m in model.named_modules() if id(m) in ends or isinstance(m, nn.Embedding)
-    }
-    return {
-        name.removesuffix(".weight"): tensor.numel()
-        for name, tensor in model.named_parameters()
-        if tensor.dim() > 1 and name.removesuffix(".weight") not in skipped
-    }
 
 
 def _choose(names: list[str], before: Mapping[str, torch.Tensor]) -> list[str]:
@@ -287,14 +299,16 @@ def distinct_values(groups: torch.Tensor) -> int:
 
 
 def describe(model: PreTrainedModel, inspection: Inspection) -> dict[str, object]:
-    """The fields of ``Proof`` that need no unquantized weights."""
+    """The fields of ``Proof`` that need no unquantized weights, of what text passes through."""
     from torch import nn
+    from transformers.pytorch_utils import Conv1D
 
-    inside = inspection.weights
+    inside, text = inspection.weights, text_modules(model)
     rest = {
         name: parameter
         for name, parameter in model.named_parameters()  # tied ones once
-        if name.rpartition(".")[0] not in inside or name.endswith(".bias")
+        if name.rpartition(".")[0] in text.keys() - inside.keys()
+        or (name.endswith(".bias") and name.rpartition(".")[0] in text)
     }
     dtypes, uncovered = Counter(inspection.dtypes), Counter[str]()
     for name, parameter in rest.items():
@@ -302,8 +316,8 @@ def describe(model: PreTrainedModel, inspection: Inspection) -> dict[str, object
         uncovered[_pattern(name)] += parameter.numel()
     types = Counter(
         type(module).__name__
-        for name, module in model.named_modules()
-        if name in inside or isinstance(module, nn.Linear)
+        for name, module in text.items()
+        if name in inside or isinstance(module, (nn.Linear, Conv1D))
     )
     covered = sum(inside.values())
     return {

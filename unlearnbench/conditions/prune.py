@@ -2,7 +2,8 @@
 weights that are smallest in magnitude is set to 0 (Han et al. 2015, arXiv 1506.02626).
 
 Of a matrix of n weights exactly k = round(S n / 100) are pruned (a half rounds to the even number);
-of weights of one magnitude those that come first in memory go first. The others keep their bits.
+of weights of one magnitude those that come first go first, output after output. The others keep
+their bits.
 """
 
 from __future__ import annotations

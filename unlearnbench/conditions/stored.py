@@ -7,11 +7,20 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.checkpoint import DTYPES
-from unlearnbench.checkpoints.load import device_map, from_pretrained, refusing, require_most
+from unlearnbench.checkpoints.load import (
+    device_map,
+    from_pretrained,
+    matrices,
+    out_first,
+    refusing,
+    require_most,
+    text_modules,
+)
 from unlearnbench.checkpoints.packed import StoredScheme, shared
 from unlearnbench.conditions.base import (
     ConditionSpec,
@@ -20,13 +29,7 @@ from unlearnbench.conditions.base import (
     ModuleReading,
     held_bytes,
 )
-from unlearnbench.conditions.proof import (
-    Inspection,
-    describe,
-    distinct_values,
-    matrices,
-    prove,
-)
+from unlearnbench.conditions.proof import Inspection, describe, distinct_values, prove
 from unlearnbench.conditions.quantize import bnb, gptqmodel
 from unlearnbench.errors import NotInForceError
 from unlearnbench.results import Proof
@@ -66,6 +69,7 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     """
     import torch
     from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
 
     if source.stored is not None:
         return _load_packed(source, source.stored, plan)
@@ -76,12 +80,13 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     model = source.build(plan.dtype, plan.device, state=state)
 
     def inspect(name: str, module: nn.Module) -> ModuleReading | None:
-        if storage is None or not isinstance(module, Linear):
+        if storage is None or not isinstance(module, (Linear, Conv1D)):
             return None
         narrow = storage if storage.itemsize <= plan.dtype.itemsize else plan.dtype
         if not torch.equal(module.weight.to(narrow).to(plan.dtype), module.weight):
             raise NotInForceError(f"{spec.name}: a weight is not rounded to {storage}")
-        return ModuleReading.of(module.weight, None, module.weight)
+        weight = out_first(module, module.weight)
+        return ModuleReading.of(weight, None, weight)
 
     return ModelWithProof(model, prove(spec, source, model, inspect))
 
@@ -109,11 +114,13 @@ def _load_packed(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan)
     config.quantization_config = facts
     extra = {"use_safetensors": True, "dtype": plan.dtype, "device_map": device_map(plan.device)}
     is_gptqmodel = scheme.method in ("gptq", "awq")
-    with gptqmodel.gptqmodel() if is_gptqmodel else nullcontext():
+    is_compressed = scheme.method == "compressed-tensors"
+    library = gptqmodel.gptqmodel if is_gptqmodel else _packed_zero_points
+    with library() if is_gptqmodel or is_compressed else nullcontext():
         model: Any = from_pretrained(source.full, config, extra)
         if is_gptqmodel and plan.device == "cpu":
             gptqmodel.without_compilation(model)
-    if scheme.method == "compressed-tensors":
+    if is_compressed:
         # It would do so at the first forward, after the proof; a scheme that quantizes activations
         # goes on doing that.
         with refusing(f"{source.files.path}: its weights cannot be unpacked"), muted():
@@ -126,9 +133,40 @@ def _load_packed(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan)
     return ModelWithProof(model, _prove(scheme, model, source.files.path))
 
 
+@contextmanager
+def _packed_zero_points() -> Iterator[None]:
+    """Meanwhile compressed-tensors makes room for zero points as they are stored. Its version 0.20
+    packs weights, but not zero points, in a model that has no memory yet, and then finds those of a
+    checkpoint of another shape.
+    """
+    import torch
+    from compressed_tensors.compressors.pack_quantized.base import (
+        PACK_ZP_STRATS,
+        PackedQuantizationCompressor,
+    )
+
+    before: Any = PackedQuantizationCompressor.__dict__["compress"]
+
+    def compress(kind: Any, state: Any, scheme: Any) -> Any:
+        found, args = before.__func__(kind, state, scheme), scheme.weights
+        zero = found.get("weight_zero_point")
+        if zero is not None and zero.is_meta and args.strategy in PACK_ZP_STRATS:
+            rows = math.ceil(zero.shape[0] * args.num_bits / 32)
+            found["weight_zero_point"] = torch.empty(
+                (rows, *zero.shape[1:]), dtype=torch.int32, device="meta"
+            )
+        return found
+
+    setattr(PackedQuantizationCompressor, "compress", classmethod(compress))  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(PackedQuantizationCompressor, "compress", before)  # noqa: B010
+
+
 def _prove(scheme: StoredScheme, model: PreTrainedModel, path: str) -> Proof:
     inspection, codes = Inspection(), 0
-    for name, module in model.named_modules():
+    for name, module in text_modules(model).items():
         reading = _inspect(scheme, module)
         if reading is None:
             continue
@@ -140,7 +178,9 @@ def _prove(scheme: StoredScheme, model: PreTrainedModel, path: str) -> Proof:
         raise NotInForceError(
             f"the checkpoint states {scheme.text}, and no module of the loaded model is packed so"
         )
-    sizes = matrices(model) | inspection.weights
+    inside = inspection.weights  # with their scales and zero points
+    others = matrices(model).items()
+    sizes = {n: size for n, size in others if n.rpartition(".")[0] not in inside} | inside
     require_most(f"{path} ({scheme.text})", sizes, inspection.weights)
     if len(sizes) > len(inspection.weights):
         share = sum(inspection.weights.values()) / sum(sizes.values())
@@ -163,8 +203,10 @@ def _inspect(scheme: StoredScheme, module: Any) -> ModuleReading | None:
     own = module.quantization_scheme.weights.model_dump(mode="json")
     group, _ = shared(own)
     reading = ModuleReading.of(module.weight.detach(), group, module.weight)
-    packed = int(module.weight.numel() * own["num_bits"] / 8)
-    return reading._replace(stored_bytes=packed + held_bytes(getattr(module, "weight_scale", None)))
+    zero = getattr(module, "weight_zero_point", None)
+    codes = module.weight.numel() + (zero.numel() if zero is not None else 0)
+    scales = held_bytes(getattr(module, "weight_scale", None))
+    return reading._replace(stored_bytes=int(codes * own["num_bits"] / 8) + scales)
 
 
 def _is_unpacked(module: Any) -> bool:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from unlearnbench.checkpoints.load import linear_layers
+from unlearnbench.checkpoints.load import LinearLayer, linear_layers
 from unlearnbench.errors import CheckpointError
 from unlearnbench.methods.rows import Batch, Example, Role, Tensor
 
@@ -52,8 +52,9 @@ class About:
 
 
 Masks = Mapping[str, Tensor]
-"""Rows that may change, bool (rows,), by parameter; every other parameter stays. A whole module may
-change where its mask is all true."""
+"""Rows that may change, bool (rows,), by parameter (of a linear layer its outputs, which are the
+columns of a Conv1D); every other parameter stays. A whole module may change where its mask is all
+true."""
 
 BatchLoss = Callable[[Any, Batch], dict[str, Tensor]]
 """What a training asks of (model, batch): the terms of the loss, ``loss`` among them, as shares of
@@ -105,7 +106,7 @@ class OptimizerStep(Protocol):
 
     def through(self, function: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
         """A block in which inner linear layers compute with ``function(weight)``, as rounded; the
-        gradient goes to the weight as if ``function`` were not there.
+        gradient goes to the weight, (out, in), as if ``function`` were not there.
         """
 
 
@@ -141,7 +142,9 @@ class TrainingContext(Protocol):
         """Train the target on all sets; only parameters whose name ``learns`` accepts change."""
 
     def forget_gradient(self) -> dict[str, Tensor]:
-        """The forget loss' gradient at the target, float32, for every inner linear weight."""
+        """The forget loss' gradient at the target, float32, (out, in), by the parameter of every
+        inner linear weight.
+        """
 
     def relabel(
         self, models: Sequence[PreTrainedModel], label: Callable[..., Tensor]
@@ -164,9 +167,9 @@ class Ensemble:
     """What ``combine`` needs to know."""
 
 
-def inner_linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers of a model but its output head, by name: what quantization touches. Raises
-    CheckpointError where there is none.
+def inner_linears(model: nn.Module) -> dict[str, LinearLayer]:
+    """The linear layers of a model but its output head, by name: what quantization touches.
+    ``out_first`` says how their weights lie. Raises CheckpointError where there is none.
     """
     if found := linear_layers(model):
         return found

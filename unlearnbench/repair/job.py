@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,7 +58,7 @@ class RepairJob:
     progress: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Pair:
     """Both checkpoints, opened."""
 
@@ -66,7 +66,7 @@ class _Pair:
     """Of the model; an adapter's are merged and unpacked."""
     ours: Weights
     theirs: Weights
-    facts: tuple[Checkpoint, Checkpoint] = field(default=())  # type: ignore[assignment]
+    facts: tuple[Checkpoint, Checkpoint]
     """What is recorded of the model and the target."""
 
 
@@ -225,11 +225,12 @@ def _write(
                 def give(key: str, file: Any = file, heads: Any = heads) -> torch.Tensor:
                     bar.update()
                     name, kind = modules.get(key), _TORCH.get(heads[key].dtype)
+                    if name is not None:
+                        both = pair.ours.read(name), pair.theirs.read(name)
+                        found = mender.mend(name, *both, getattr(torch, str(kind)))
+                        return pair.ours.keep(name, found)
                     own: torch.Tensor = file.get_tensor(key)
-                    dtype = own.dtype if kind is None else getattr(torch, kind)
-                    if name is None:
-                        return own.to(dtype)
-                    return mender.mend(name, own.float(), pair.theirs.read(name), dtype)
+                    return own if kind is None else own.to(getattr(torch, kind))
 
                 write_shard(work / path.name, heads, give)
     if len(plan) > 1:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import PreTrainedModel, set_seed
 
+from unlearnbench.checkpoints.load import out_first
 from unlearnbench.checkpoints.origin import LossRecord
 from unlearnbench.checkpoints.tokenizer import padding_id
 from unlearnbench.errors import OptionError
@@ -170,15 +171,15 @@ class TrainerContext(TrainingContext):
         ]
         loss = Combined(self.method, self.references(piece))
         model: Any = self.model.to(device()).eval()  # type: ignore[arg-type]
-        weights = {f"{n}.weight": m.weight for n, m in inner_linears(model).items()}
-        sums = {n: torch.zeros_like(w, dtype=torch.float32) for n, w in weights.items()}
+        layers = {f"{name}.weight": layer for name, layer in inner_linears(model).items()}
+        sums = {n: torch.zeros_like(m.weight, dtype=torch.float32) for n, m in layers.items()}
         for batch in self._batches(rows, sums_of(rows)):
             loss(model, batch)["loss"].backward()
-            for name, weight in weights.items():
-                if weight.grad is not None:
-                    sums[name] += weight.grad
+            for name, layer in layers.items():
+                if layer.weight.grad is not None:
+                    sums[name] += layer.weight.grad
             model.zero_grad(set_to_none=True)
-        return sums
+        return {name: out_first(layers[name], total) for name, total in sums.items()}
 
     @torch.no_grad()
     def _each(

@@ -90,15 +90,19 @@ def local(tensor: Any) -> Any:
 
 
 def mask_gradients(model: Any, masks: Any) -> None:
-    """Zero the gradient of every row outside its mask, bool (rows,); a sharded gradient's mask is
-    cut as the gradient is.
+    """Zero the gradient of every row (of a Conv1D: column) outside its mask, bool (rows,); a
+    gradient's mask is cut as the gradient is, which is by rows.
     """
     from torch.distributed.tensor import DTensor, distribute_tensor
+    from transformers.pytorch_utils import Conv1D
 
     for name, parameter in model.named_parameters():
         if name not in masks or parameter.grad is None:
             continue
         gradient, held = parameter.grad, ~masks[name].to(parameter.grad.device)
+        if isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D):
+            local(gradient).masked_fill_(held, 0.0)
+            continue
         if isinstance(gradient, DTensor):
             mesh, placements = gradient.device_mesh, gradient.placements
             held = distribute_tensor(held, mesh, placements, src_data_rank=None).to_local()

@@ -16,6 +16,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from unlearnbench.checkpoints.load import out_first
 from unlearnbench.errors import OptionError, TrainingError
 from unlearnbench.methods.base import BatchLoss, Gradient, OptimizerStep, inner_linears
 from unlearnbench.methods.rows import Batch, Role
@@ -92,10 +93,11 @@ class WholeStep(OptimizerStep):
 def _forward(
     module: Any, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
 ) -> torch.Tensor:
+    weight = out_first(module, module.weight)
     with torch.no_grad():
-        value = function(module.weight)
-    weight = _StraightThrough.apply(module.weight, value)  # type: ignore[no-untyped-call]
-    return torch.nn.functional.linear(x, weight, module.bias)
+        value = function(weight)
+    through = _StraightThrough.apply(weight, value)  # type: ignore[no-untyped-call]
+    return torch.nn.functional.linear(x, through, module.bias)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -152,7 +154,7 @@ class Shrink(TrainerCallback):
 
 class Noise(TrainerCallback):
     """Takes each gradient under uniform noise on every inner linear weight, ``width`` steps of int4
-    wide (a step: the row's largest magnitude / 7), and updates the weights without it. What is
+    wide (a step: the output's largest weight / 7), and updates the weights without it. What is
     learned so survives rounding, which is much like such noise: "UNIQ", arXiv 1804.10969.
     """
 
@@ -164,9 +166,10 @@ class Noise(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         for module in self._modules:
             self._kept.append(module.weight.clone())
-            step = module.weight.abs().amax(dim=1, keepdim=True) / 7
-            noise = torch.rand_like(module.weight) - 0.5
-            module.weight.add_(noise * step * self._width)
+            weight = out_first(module, module.weight)
+            step = weight.abs().amax(dim=1, keepdim=True) / 7
+            noise = torch.rand_like(weight) - 0.5
+            weight.add_(noise * step * self._width)
 
     @torch.no_grad()
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:

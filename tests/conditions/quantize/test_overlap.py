@@ -371,6 +371,39 @@ def test_stored_names_are_read_as_transformers_reads_them(tmp_path: Path, kind: 
             assert torch.equal(weights.read(name), model.get_parameter(f"{name}.weight"))
 
 
+@pytest.mark.field("Weights", "`inspect` of GPT-2", "runs")
+def test_the_columns_of_gpt2_are_outputs(tmp_path: Path) -> None:
+    """Its Conv1D are stored as (in, out); published files name them without the prefix."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folders, stored = (tmp_path / "ours", tmp_path / "theirs"), []
+    for seed, folder in enumerate(folders):
+        torch.manual_seed(0)
+        size: dict[str, Any] = {"vocab_size": 300, "n_embd": 64, "n_layer": 1, "n_head": 4}
+        model: Any = GPT2LMHeadModel(GPT2Config(**size))
+        torch.manual_seed(1)
+        if seed:
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight += 2e-3 * torch.randn_like(weight)
+        model.transformer.save_pretrained(folder)
+        _edit_config(folder / "config.json", architectures=["GPT2LMHeadModel"])
+        stored.append(tensors(folder))
+    assert "h.0.attn.c_attn.weight" in stored[0]
+    found = overlaps(*folders, "rtn-int4")["rtn-int4"]
+    assert len(found.layers) == 4
+    for layer in found.layers:
+        u, t = (part[f"{layer.name.removeprefix('transformer.')}.weight"].T for part in stored)
+        (one, _), (two, _) = numpy_codes(u, 4), numpy_codes(t, 4)
+        assert abs(layer.same - int((one == two).sum())) <= 2
+        (one, _), (two, _) = numpy_codes(u.T, 4), numpy_codes(t.T, 4)
+        assert abs(layer.same - int((one == two).sum())) > 10, "by rows it would be another number"
+
+
+def _edit_config(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 @pytest.mark.parametrize("name", ["none", "bf16", "gptq-int4-g128", "awq-int4-g64"])
 def test_precisions_without_codes_of_their_own(
     tiny: Path, name: str, capsys: pytest.CaptureFixture[str]

@@ -9,6 +9,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
+from unlearnbench.checkpoints.load import left_alone
 from unlearnbench.conditions.base import (
     Codes,
     ConditionSpec,
@@ -73,12 +74,16 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     """
     from transformers import BitsAndBytesConfig
 
+    skipped = left_alone(source.model())
     if spec.bits == 8:
         threshold = float(spec.options["threshold"])
-        config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=threshold)
+        config = BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_threshold=threshold, llm_int8_skip_modules=skipped
+        )
     else:
         config = BitsAndBytesConfig(
             load_in_4bit=True,
+            llm_int8_skip_modules=skipped,
             bnb_4bit_quant_type=str(spec.options["quant_type"]),
             bnb_4bit_use_double_quant=bool(spec.options["double_quant"]),
             bnb_4bit_compute_dtype=plan.dtype,

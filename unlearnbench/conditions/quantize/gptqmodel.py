@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.load import check_loading, linear_layers
+from unlearnbench.checkpoints.load import check_loading, left_alone, linear_layers
 from unlearnbench.conditions.base import (
     Calibration,
     ConditionSpec,
@@ -22,7 +22,7 @@ from unlearnbench.conditions.base import (
     ModelWithProof,
     ModuleReading,
 )
-from unlearnbench.conditions.proof import finish, require_coverable
+from unlearnbench.conditions.proof import finish, require_coverable, require_linear
 from unlearnbench.errors import NotInForceError, PrecisionError, UnlearnbenchError, one_line
 from unlearnbench.util.process import muted, unmoved_caches
 
@@ -82,6 +82,12 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
         NotInForceError: a layer was not quantized.
     """
     assert plan.calibration is not None  # noqa: S101 - load.prepare sees to it
+    require_linear(spec, source)
+    if left_alone(source.model()) is not None:
+        raise PrecisionError(
+            f"{spec.name} is made of models of text only, and {source.files.path} takes images or "
+            "sound too; use a bnb, rtn, gguf, hqq, quanto or torchao precision"
+        )
     require_coverable(spec, source)  # and the checkpoint's own faults are told as such
     size = int(spec.options["group_size"])
     is_awq = spec.name.startswith("awq")

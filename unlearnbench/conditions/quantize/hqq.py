@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.load import linear_layers
+from unlearnbench.checkpoints.load import linear_layers, out_first
 from unlearnbench.conditions.base import (
     Codes,
     ConditionSpec,
@@ -58,7 +58,7 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     model = source.build(plan.dtype, plan.device)
 
     for name, layer in linear_layers(model).items():
-        weight = before[f"{name}.weight"]
+        weight = out_first(layer, before[f"{name}.weight"])
         if weight.numel() % _GROUP:
             raise NotInForceError(
                 f"{spec.name}: the {weight.numel()} weights of {name} make no groups of {_GROUP}"

@@ -12,6 +12,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlearnbench.checkpoints.load import left_alone
 from unlearnbench.conditions.base import (
     Codes,
     ConditionSpec,
@@ -20,7 +21,7 @@ from unlearnbench.conditions.base import (
     ModuleReading,
     dense_linear,
 )
-from unlearnbench.conditions.proof import finish
+from unlearnbench.conditions.proof import finish, require_linear
 from unlearnbench.errors import NotInForceError, PrecisionError
 
 if TYPE_CHECKING:
@@ -55,13 +56,16 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     """Quantize every linear layer but the output head.
 
     Raises:
-        PrecisionError: a killed process left the extension's build locked.
+        PrecisionError: a killed process left the extension's build locked, or quanto passes over a
+            layer.
         NotInForceError: the loaded modules are not what was asked for.
     """
     from transformers import QuantoConfig
 
+    require_linear(spec, source)
     require_no_stale_lock()
-    config = QuantoConfig(weights=str(spec.options["weights"]))
+    skipped = left_alone(source.model())
+    config = QuantoConfig(weights=str(spec.options["weights"]), modules_to_not_convert=skipped)
     model = source.build(plan.dtype, plan.device, quantization_config=config)
     return finish(spec, source, model, lambda _, module: _inspect(spec, module), plan)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from unlearnbench.checkpoints.load import left_alone
 from unlearnbench.conditions.base import (
     Codes,
     ConditionSpec,
@@ -15,7 +16,7 @@ from unlearnbench.conditions.base import (
     ModuleReading,
     dense_linear,
 )
-from unlearnbench.conditions.proof import finish
+from unlearnbench.conditions.proof import finish, require_linear
 from unlearnbench.errors import NotInForceError
 
 if TYPE_CHECKING:
@@ -44,12 +45,15 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     """Quantize every linear layer but the output head.
 
     Raises:
+        PrecisionError: torchao passes over a layer.
         NotInForceError: the loaded modules are not what was asked for.
     """
     from torchao.quantization import Int8WeightOnlyConfig
     from transformers import TorchAoConfig
 
-    config = TorchAoConfig(Int8WeightOnlyConfig())
+    require_linear(spec, source)
+    skipped = left_alone(source.model())
+    config = TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=skipped)
     model = source.build(plan.dtype, plan.device, quantization_config=config)
     return finish(spec, source, model, lambda _, module: _inspect(module), plan)
 
