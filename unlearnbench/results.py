@@ -352,6 +352,17 @@ class Settings(_File):
     """Whether the lower-cased texts were scored too."""
     chat_template_sha256: Sha256 | None = None
     """Of the chat template that the prompts of generation tasks went through; absent without."""
+    date_string: str | None = None
+    """The day that the chat template was told; absent where it reads none."""
+    enable_thinking: bool | None = None
+    """Whether the chat template was told to let the model think; absent where it reads nothing of
+    the kind."""
+    think_end_token: str | None = None
+    """The token, or its id, behind which answers were taken to begin; absent without."""
+    add_bos_token: bool | None = None
+    """Whether texts were made to begin with the begin token; absent where the tokenizer decided."""
+    max_length: int | None = Field(default=None, gt=0)
+    """The context in tokens that ``--max-length`` asked for; absent where it was the model's."""
     gen_kwargs: str | None = None
     """What ``--gen-kwargs`` put in place of the tasks' own decoding, as JSON; absent without."""
     backend: Literal["vllm"] | None = None

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from tests.checkpoints.helpers import edit_json, load
 from tests.checkpoints.test_gguf import digit_rules, llama3_rules
@@ -18,8 +19,15 @@ from tests.checkpoints.test_load import (
 from tests.conftest import CORPUS, make_tokenizer
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.tokenizer import PROBE, probe_sha256, save_tokenizer
-from unlearnbench.errors import CheckpointError
+from unlearnbench.checkpoints.tokenizer import (
+    PROBE,
+    begin_texts,
+    probe_ids,
+    probe_sha256,
+    save_tokenizer,
+    thought_end,
+)
+from unlearnbench.errors import CheckpointError, OptionError
 from unlearnbench.requests import Score
 
 CLASSES = ["GPT2Tokenizer", "CodeGenTokenizer", "Qwen2Tokenizer", "GPTNeoXTokenizer"]
@@ -126,3 +134,39 @@ def test_a_tokenizers_files_are_copied_byte_for_byte(copy: Path, tmp_path: Path)
     for name in names:
         assert (tmp_path / "out" / name).read_bytes() == (copy / name).read_bytes()
     assert {p.name for p in (tmp_path / "out").iterdir()} == {n.split("/")[0] for n in names}
+
+
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "`add_bos_token`",
+    "runs; refused where the tokenizer cannot do it alone",
+)
+def test_texts_begin_as_asked_and_stay_otherwise(copy: Path) -> None:
+    with_begin = [[0, *make_tokenizer()(t, add_special_tokens=False).input_ids] for t in PROBE]
+    tokenizer = make_tokenizer()
+    for asked in (True, False, True):
+        begin_texts(tokenizer, asked)
+        assert probe_ids(tokenizer) == [ids[not asked :] for ids in with_begin]
+    source = open_checkpoint(str(copy), LoadOptions(add_bos_token=False))
+    assert source.checkpoint.tokenizer_probe_sha256 != probed(copy)
+    ends = make_tokenizer()
+    backend: Any = ends.backend_tokenizer
+    end = [("<s>", 0), ("</s>", 1)]
+    backend.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=end)
+    with pytest.raises(OptionError, match="add_bos_token=False: this tokenizer cannot"):
+        begin_texts(ends, False)
+    none = make_tokenizer()
+    begin_texts(none, False)
+    none.bos_token = None
+    with pytest.raises(OptionError, match="add_bos_token=True: this tokenizer cannot"):
+        begin_texts(none, True)
+
+
+@pytest.mark.field("Prompts and tokenizers", "`think_end_token` that is several tokens", "refused")
+def test_a_thought_ends_with_a_token_or_its_id() -> None:
+    tokenizer = make_tokenizer()
+    assert thought_end(tokenizer, None) is None
+    assert thought_end(tokenizer, "17") == 17
+    assert thought_end(tokenizer, "</s>") == 1
+    with pytest.raises(OptionError, match="--think-end-token </think>: no single token"):
+        thought_end(tokenizer, "</think>")

@@ -9,7 +9,10 @@ import pytest
 from tests.conftest import CORPUS, MakeCheckpoint, make_tokenizer
 from tests.models.architectures import Given, make_kind, wrap
 from tests.models.test_hf import PROMPTS, load
-from unlearnbench.errors import ModelOutputError
+from unlearnbench.conditions import resolve
+from unlearnbench.conditions.load import prepare_all
+from unlearnbench.conditions.options import KernelOptions
+from unlearnbench.errors import ModelOutputError, OptionError
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate, Score
 from unlearnbench.results import Condition, ConditionOptions
@@ -70,3 +73,52 @@ def test_a_tokenizer_that_ends_prompts_is_an_error(make_checkpoint: MakeCheckpoi
     (path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     with pytest.raises(ModelOutputError, match="t: the tokenizer ends prompts"):
         list(load(path).generate([Generate("t", PROMPTS[4], 4)]))
+
+
+def asked(path: Path, **options: Any) -> Any:
+    """The model of a checkpoint, read as the options say."""
+    (prepared,) = prepare_all(str(path), resolve(["none"]), KernelOptions(**options))
+    return prepared.load()
+
+
+@pytest.mark.field(
+    "Prompts and tokenizers", "thought that does not end in the tokens it has", "refused"
+)
+def test_an_answer_begins_behind_the_thought(tiny: Path) -> None:
+    model = asked(tiny, think_end_token="7")
+    ids = make_tokenizer()("\nno Question: yes", add_special_tokens=False).input_ids
+    request = Generate("a", "x", 99, stop=("Question:",))
+    assert model.tokens.stopped(request, ids) is False, "a thought may hold a stop string"
+    assert model.tokens.stopped(request, [5, 7, *ids]) is True
+    found = model.tokens.answer(request, [*ids, 7, 7, *ids, 1, 9])
+    assert found.text == "no ", "behind the last end, without the blanks before it"
+    assert len(ids) + 2 < found.n_tokens < 2 * len(ids) + 2, "the thought is counted"
+    assert model.tokens.answer(request, ids).text == "\nno ", "no thought: the whole"
+    for prompt, begun in (("x<think>\n", ""), ("x", " <think>\n")):
+        row = make_tokenizer()(begun + "I never end", add_special_tokens=False).input_ids
+        with pytest.raises(ModelOutputError, match="a: the thought did not end within .*max_gen"):
+            model.tokens.answer(Generate("a", prompt, 99), row)
+
+
+def test_thoughts_are_taken_off_however_answers_are_made(tiny: Path) -> None:
+    (plain,) = asked(tiny).generate([Generate("a", PROMPTS[4], 12)])
+    row = make_tokenizer()(plain.text, add_special_tokens=False).input_ids
+    end = row[3]  # as if it were the token behind a thought
+    rest = row[max(at for at, token in enumerate(row) if token == end) + 1 :]
+    expected = str(make_tokenizer().decode(rest)).lstrip()
+    model = asked(tiny, think_end_token=str(end))
+    (packed,) = model.generate([Generate("a", PROMPTS[4], 12)])
+    model._continuer = "as for a model that cannot"
+    (padded,) = model.generate([Generate("a", PROMPTS[4], 12)])
+    assert packed.text == padded.text == expected != plain.text
+    assert packed.n_tokens == padded.n_tokens == plain.n_tokens
+
+
+def test_a_shorter_context_is_held(tiny: Path) -> None:
+    ids = make_tokenizer()(CORPUS[0]).input_ids
+    with pytest.raises(ModelOutputError, match="context of 32"):
+        list(asked(tiny, max_length=32).score([Score("t", CORPUS[0])]))
+    model = asked(tiny, max_length=32, truncate_left=True)
+    assert model.tokens.fit("t", ids, 8) == [ids[0], *ids[-23:]]
+    with pytest.raises(OptionError, match=r"--max-length 99999: the model's context is \d+"):
+        asked(tiny, max_length=99999)

@@ -271,6 +271,11 @@ OTHER = "f" * 64
         ({"chat_template_sha256": OTHER}, "chat_template_sha256 is absent there and ffff"),
         ({"backend": "vllm"}, "backend is absent there and vllm here"),
         ({"truncate_left": True}, "truncate_left is absent there and True here"),
+        ({"date_string": "26 Jul 2024"}, "date_string is absent there and 26 Jul 2024 here"),
+        ({"enable_thinking": False}, "enable_thinking is absent there and False here"),
+        ({"think_end_token": "</think>"}, "think_end_token is absent there and </think> here"),
+        ({"add_bos_token": True}, "add_bos_token is absent there and True here"),
+        ({"max_length": 9}, "max_length is absent there and 9 here"),
     ],
 )
 def test_each_setting_that_differs_is_named_with_both_values(
@@ -297,6 +302,11 @@ def test_every_setting_takes_part() -> None:
         "chat_template_sha256",
         "backend",
         "truncate_left",
+        "date_string",
+        "enable_thinking",
+        "think_end_token",
+        "add_bos_token",
+        "max_length",
     }
 
 

@@ -26,6 +26,7 @@ from unlearnbench.results import (
     TaskResult,
 )
 from unlearnbench.runs.entries import require_alike
+from unlearnbench.runs.fingerprint import ASKED
 from unlearnbench.runs.folder import encode_records
 from unlearnbench.tasks.registry import Registry
 from unlearnbench.tasks.rows import limited_count, task_result
@@ -144,7 +145,7 @@ def _run_problems(board: Board, part: EntryRun) -> Iterator[str]:
     run, rules = part.run, board.rules
     if run.protocol != rules.protocol or run.settings.protocol != run.protocol:
         yield f"protocol is {one_line(run.protocol)}, not {rules.protocol}"
-    for name in ("gen_kwargs", "chat_template_sha256"):
+    for name in ("gen_kwargs", "chat_template_sha256", *ASKED):
         if getattr(run.settings, name) is not None:
             yield f"made with {name}, so its prompts or decoding are not the protocol's"
     if run.imported is not None:

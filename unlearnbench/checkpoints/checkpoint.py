@@ -64,7 +64,7 @@ class CheckpointSource:
         self._keep = keep and psutil.virtual_memory().available > 2.5 * size  # and one copy of it
         self.home = tokens.find_home(files, full)
         """The files with the tokenizer."""
-        self.tokenizer = tokens.load_tokenizer(self.home)
+        self.tokenizer = tokens.load_tokenizer(self.home, options.add_bos_token)
         tokens.check_tokenizer(self.tokenizer, self.config, self.home)
         if self.stored is not None and base is not None and options.adapter == "merge":
             raise PrecisionError(

@@ -26,3 +26,13 @@ class LoadOptions(OptionModel):
     """Load pickled weights (.bin)."""
     truncate_left: bool = False
     """Cut prompts beyond the model's context on the left; recorded."""
+    max_length: int | None = Field(default=None, gt=0, title="N")
+    """Context in tokens, where less than the model's own; recorded."""
+    add_bos_token: bool | None = None
+    """Begin every text with the begin token, or none; default: as the tokenizer does; recorded."""
+    think_end_token: str | None = Field(default=None, title="TOKEN|ID")
+    """Answers begin behind this token, as </think>; recorded."""
+
+
+ASKING = frozenset({"truncate_left", "max_length", "add_bos_token", "think_end_token"})
+"""Those that say how a model is asked, which commands that ask nothing leave out."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unlearnbench.checkpoints.find import CheckpointFiles, read_json
 from unlearnbench.checkpoints.gguf import follow_gguf
 from unlearnbench.checkpoints.load import OWN_CODE, local_only, refusing
-from unlearnbench.errors import CheckpointError, one_line
+from unlearnbench.errors import CheckpointError, OptionError, one_line
 from unlearnbench.util.files import content_sha256
 from unlearnbench.util.process import plain_errors
 
@@ -41,9 +41,9 @@ def find_home(files: CheckpointFiles, full: CheckpointFiles) -> CheckpointFiles:
     return files if (files.folder / "tokenizer_config.json").is_file() else full
 
 
-def load_tokenizer(home: CheckpointFiles) -> PreTrainedTokenizerBase:
+def load_tokenizer(home: CheckpointFiles, begin: bool | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer that a checkpoint's files describe; CheckpointError where they are damaged,
-    missing, or say what transformers cannot do.
+    missing, or say what transformers cannot do. begin: see ``begin_texts``, None: as they say.
     """
     from transformers import AutoTokenizer
 
@@ -62,7 +62,32 @@ def load_tokenizer(home: CheckpointFiles) -> PreTrainedTokenizerBase:
         follow_gguf(tokenizer, home.weights[0])
     elif not own_code and (home.folder / "tokenizer.json").is_file():
         tokenizer = _as_stored(tokenizer, home)
+    if begin is not None:
+        begin_texts(tokenizer, begin)
     return tokenizer
+
+
+def begin_texts(tokenizer: Any, asked: bool) -> None:
+    """Have every text begin with the begin token, or none; OptionError where that cannot be done
+    without another change.
+    """
+    begin = [tokenizer.bos_token_id]
+
+    def own(ids: list[int]) -> list[int]:
+        return ids[1:] if ids[:1] == begin else ids
+
+    before = probe_ids(tokenizer)
+    if all((ids[:1] == begin) == asked for ids in before):
+        return
+    with plain_errors():
+        tokenizer.add_bos_token = asked
+    after = probe_ids(tokenizer)
+    right = all((ids[:1] == begin) == asked for ids in after)
+    if not right or [*map(own, before)] != [*map(own, after)]:
+        raise OptionError(
+            f"add_bos_token={asked}: this tokenizer cannot be made to begin texts "
+            f"{'with' if asked else 'without'} its begin token"
+        )
 
 
 def probe_ids(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -230,6 +255,23 @@ def padding_id(tokenizer: Any, rows: int, default: int = 0) -> int:
     """An id below ``rows`` to fill up with; masked, so any serves."""
     own = tokenizer.pad_token_id
     return int(own) if own is not None and int(own) < rows else default
+
+
+def thought_end(tokenizer: Any, asked: str | None) -> int | None:
+    """The id of ``--think-end-token``, which may be one itself; OptionError where it is no single
+    token of the tokenizer's.
+    """
+    if asked is None:
+        return None
+    if asked.isdecimal() and int(asked) < len(tokenizer):
+        return int(asked)
+    ids = list(tokenizer(asked, add_special_tokens=False)["input_ids"])
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        raise OptionError(
+            f"--think-end-token {one_line(asked, 40)}: no single token of the checkpoint's "
+            "tokenizer, so its model was not trained to end thoughts with it"
+        )
+    return int(ids[0])
 
 
 def named_ends(named: object) -> list[object]:

@@ -60,7 +60,10 @@ def make_option(
     elif not isinstance(default, (bool, int, float)):
         default = str(default)
     shown = default is not None and default is not False and default != []
-    spellings = [f"--{name.replace('_', '-')}", *([also] if also else []), name]
+    spelled = f"--{name.replace('_', '-')}"
+    if kind == bool | None:  # not given, it is neither
+        spelled += f"/--no-{spelled[2:]}"
+    spellings = [spelled, *([also] if also else []), name]
     return click.Option(
         spellings, default=default, show_default=shown, help=help, metavar=metavar, **shape
     )

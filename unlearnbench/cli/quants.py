@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from unlearnbench import conditions
-from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.options import ASKING, LoadOptions
 from unlearnbench.cli.options import field_options, taken
 from unlearnbench.conditions.base import ConditionSpec
 from unlearnbench.conditions.options import KernelOptions
@@ -27,7 +27,7 @@ from unlearnbench.util.text import text_table
     "--quant", multiple=True, metavar="NAMES", help="Precisions; default: all, or none of --model."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@field_options(KernelOptions, without={"truncate_left"})
+@field_options(KernelOptions, without=ASKING)
 def show_quants(model: str | None, quant: Sequence[str], as_json: bool, **given: Any) -> None:
     """List every precision, and whether it can run here; with --model, prove it.
 
@@ -145,7 +145,7 @@ def _counts(counts: dict[str, int]) -> str:
 @click.option(
     "--plot", metavar="FILE", help="Draw survival and overlap by block (.png, .svg, .pdf)."
 )
-@field_options(LoadOptions, without={"truncate_left"})
+@field_options(LoadOptions, without=ASKING)
 def inspect_bins(
     model: str, target: str, quant: str, json_file: str | None, plot: str | None, **given: Any
 ) -> None:

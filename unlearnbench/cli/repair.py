@@ -9,7 +9,7 @@ import click
 from pydantic import Field
 
 from unlearnbench import conditions
-from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.options import ASKING, LoadOptions
 from unlearnbench.cli.options import field_options, taken, verbose_option
 from unlearnbench.conditions.base import ConditionSpec
 from unlearnbench.errors import OptionError, PrecisionError, one_line, printable
@@ -45,7 +45,7 @@ class RepairOptions(OptionModel):
 @click.option(
     "--quant", default=_REPORT, show_default=True, metavar="NAMES", help="What the table is of."
 )
-@field_options(LoadOptions, without={"truncate_left", "adapter"})
+@field_options(LoadOptions, without={"adapter", *ASKING})
 @verbose_option
 def repair_model(
     model: str, target: str, out: str, names: str, report: str | None, quant: str, **given: Any

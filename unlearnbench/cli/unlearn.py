@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.options import ASKING, LoadOptions
 from unlearnbench.cli.options import (
     config_option,
     field_options,
@@ -63,7 +63,7 @@ _out = click.option("--out", metavar="DIR", help="Gets the new checkpoint and un
 _resume = click.option(
     "--resume", is_flag=True, help="Go on with an interrupted training in --out."
 )
-_load = field_options(LoadOptions, {"base", "adapter", "allow_adapter_base", "truncate_left"})
+_load = field_options(LoadOptions, {"base", "adapter", "allow_adapter_base", *ASKING})
 
 
 @click.command("unlearn", cls=_UnlearnCommand)

@@ -39,6 +39,9 @@ ALIASES = {
 # Files of this folder that all conditions share.
 _SHARED = ("base", "load", "options", "proof", "quantize")
 
+# Of a group's range: by so much may constants in few bits put an end of a grid beyond it.
+_SLACK = 1e-3
+
 Kernel: TypeAlias = Literal["native", "dequantized"]
 
 
@@ -163,7 +166,7 @@ class Levels(NamedTuple):
     """Where a weight lies on a quantizer's grid; each of shape (out, in), in float32."""
 
     values: torch.Tensor
-    """In force."""
+    """In force; where the end of a grid reaches beyond what it hangs on, drawn in to that."""
     below: torch.Tensor
     """The next lower level. NaN where there is none, and for a weight that the grid hangs on, as a
     group's largest: moved, it would move all levels."""
@@ -178,16 +181,18 @@ class Levels(NamedTuple):
         bounds: tuple[torch.Tensor, torch.Tensor],
     ) -> Levels:
         """nearby: the level below, its own and the one above, where an end is its own neighbour;
-        bounds: the group's values that the grid hangs on. No level goes beyond them, not by a
-        rounding error.
+        bounds: the group's values that the grid hangs on. A level that lies beyond them by a
+        rounding error is drawn in, one that lies farther is none.
         """
         low, high = bounds
+        fixed, slack = (weight == low) | (weight == high), (high - low) * _SLACK
+        ends = fixed | (nearby[0] < low - slack), fixed | (nearby[2] > high + slack)
         below, values, above = (level.float().clamp(low, high) for level in nearby)
-        fixed, nan = (weight == low) | (weight == high), float("nan")
+        nan = float("nan")
         return cls(
             values,
-            below.masked_fill(fixed | (below >= values), nan),
-            above.masked_fill(fixed | (above <= values), nan),
+            below.masked_fill(ends[0] | (below >= values), nan),
+            above.masked_fill(ends[1] | (above <= values), nan),
         )
 
 

@@ -15,6 +15,7 @@ from unlearnbench.checkpoints.checkpoint import DTYPES, CheckpointSource, open_c
 from unlearnbench.checkpoints.find import ENSEMBLE_FILE, PAIR_FILE
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.source import EnsembleSource, Source
+from unlearnbench.checkpoints.tokenizer import thought_end
 from unlearnbench.conditions.base import Calibration, ConditionSpec, Kernel, LoadPlan, file_of
 from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.conditions.proof import join_proofs
@@ -146,6 +147,7 @@ def prepare(
 
     device, kernel = _pick_device_and_kernel(spec, options)
     _require_loadable(source, spec)
+    _require_askable(source, options)
     if spec.calibrated and calibration is None:
         raise PrecisionError(f"{spec.name} needs calibration texts; give --calibration")
     dtype = pick_dtype(options.dtype, spec, source.own_dtype, device)
@@ -192,6 +194,16 @@ def _require_loadable(source: Source, spec: ConditionSpec) -> None:
         raise PrecisionError(
             f"{source.files.path} is quantized already ({stored.text}) and cannot be loaded "
             f"as {spec.name}; use --quant none for it as it is, or give the unquantized checkpoint"
+        )
+
+
+def _require_askable(source: Source, options: LoadOptions) -> None:
+    """Refuse what the model cannot be asked, whatever its weights are."""
+    thought_end(source.tokenizer, options.think_end_token)
+    context = getattr(source.config.get_text_config(), "max_position_embeddings", None)
+    if options.max_length and isinstance(context, int) and options.max_length > context:
+        raise OptionError(
+            f"--max-length {options.max_length}: the model's context is {context} tokens"
         )
 
 

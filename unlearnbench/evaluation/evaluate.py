@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlearnbench.checkpoints.options import ASKING
 from unlearnbench.conditions import resolve
 from unlearnbench.conditions.base import Calibration, ConditionSpec
 from unlearnbench.errors import DataError, OptionError
@@ -26,8 +27,9 @@ from unlearnbench.lm_eval.their_tasks import data_folder, load_tasks, named
 from unlearnbench.models.base import Model
 from unlearnbench.results import RunResult
 from unlearnbench.runs.folder import require_writable
+from unlearnbench.tasks.chat import DATE, chat_options, chat_samples, chat_settings
 from unlearnbench.tasks.kinds.generate import place_blanks
-from unlearnbench.tasks.overrides import chat_samples, override_decoding, template_sha256
+from unlearnbench.tasks.overrides import override_decoding
 from unlearnbench.tasks.registry import builtin_task_dir, load_registry, split_names
 from unlearnbench.tasks.rows import DataOptions, load_samples
 from unlearnbench.tasks.spec import TaskSpec
@@ -147,7 +149,7 @@ def _open_suite(
     return Suite(
         loaded,
         limit=asked.limit,
-        chat_template=asked.apply_chat_template,
+        chat=_chat(asked),
         gen_kwargs=asked.gen_kwargs,
         trust=asked.confirm_run_unsafe_code,
         batch_size=None if asked.batch_size == "auto" else asked.batch_size,
@@ -175,10 +177,10 @@ def _evaluate_path(
         all_prepared = _for_vllm(all_prepared, asked, team)
     source = all_prepared[0].source
     evaluation = _with_blanks(evaluation, source.tokenizer)
-    if asked.apply_chat_template:
-        sha256 = template_sha256(source.tokenizer)
-        tasks = chat_samples(evaluation.tasks, source.tokenizer)
-        evaluation = replace(evaluation, tasks=tuple(tasks), chat_template_sha256=sha256)
+    if (told := _chat(asked)) is not None:
+        tasks = chat_samples(evaluation.tasks, source.tokenizer, told)
+        chat = chat_settings(source.tokenizer, told)
+        evaluation = replace(evaluation, tasks=tuple(tasks), chat=chat)
     config = source.config.to_dict()
     failures, results, runs = evaluation.failures(len(specs)), [], []
     with ExitStack() as locks:
@@ -198,6 +200,15 @@ def _evaluate_path(
             finally:
                 gc.collect()  # before the next condition takes its memory
     return failures.raise_if_any(results)
+
+
+def _chat(asked: Options) -> dict[str, Any] | None:
+    """What a chat template is told; None where prompts go through none."""
+    if asked.apply_chat_template:
+        return chat_options(asked.date_string, asked.enable_thinking, asked.think_end_token)
+    if asked.enable_thinking or asked.date_string != DATE:
+        raise OptionError("--enable-thinking and --date-string need --apply-chat-template")
+    return None
 
 
 def _with_blanks(evaluation: Evaluation, tokenizer: Any) -> Evaluation:
@@ -250,14 +261,15 @@ def _evaluate_given(
     evaluation: Evaluation, model: Model, conditions: str | Sequence[str]
 ) -> list[RunResult]:
     asked = evaluation.options
-    if asked.apply_chat_template:
+    if _chat(asked) is not None:
         raise OptionError("a Model object has no tokenizer to template its prompts; give a path")
     if asked.backend != "hf" or evaluation.processes > 1:
         raise OptionError("a Model object runs as it is; leave backend and team out")
     if split_names(conditions) != ["none"]:
         raise OptionError("a Model object has its precision already; leave conditions out")
-    if asked.truncate_left:
-        raise OptionError("a Model object cuts its prompts itself; leave truncate_left out")
+    for name in sorted(ASKING):
+        if getattr(asked, name) != Options.model_fields[name].default:
+            raise OptionError(f"a Model object reads its prompts itself; leave {name} out")
     evaluation = _with_blanks(evaluation, getattr(model, "tokenizer", None))
     failures = evaluation.failures(1)
     settings = evaluation.settings(model.dtype, model.device)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from unlearnbench.conditions.options import KernelOptions
+from unlearnbench.tasks.chat import DATE
 from unlearnbench.util.validation import auto_or_count, count_or_share
 
 
@@ -61,6 +62,12 @@ class Options(KernelOptions):
 
     apply_chat_template: bool = False
     """Prompts go through the chat template."""
+
+    date_string: str = Field(default=DATE, title="DATE")
+    """The day that a chat template is told, whatever day it is; recorded."""
+
+    enable_thinking: bool = False
+    """Let the chat template begin a thought, which --think-end-token ends; recorded."""
 
     confirm_run_unsafe_code: bool = False
     """Let lm-eval task files of --include-path run their own Python."""

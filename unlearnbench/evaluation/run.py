@@ -12,11 +12,11 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from unlearnbench.errors import DataError, ResultError
+from unlearnbench.errors import DataError, ResultError, one_line
 from unlearnbench.evaluation.answers import Journal, make_records, request_ids, task_fingerprint
 from unlearnbench.evaluation.options import Options
 from unlearnbench.evaluation.outcome import Failures
@@ -27,6 +27,7 @@ from unlearnbench.results import (
     Checkpoint,
     Condition,
     Environment,
+    GenerationRecord,
     HarnessResult,
     RunResult,
     SampleRecord,
@@ -43,7 +44,7 @@ from unlearnbench.runs.fingerprint import (
 from unlearnbench.runs.folder import RunFolder, encode_records, run_path
 from unlearnbench.tasks.rows import TaskSamples
 from unlearnbench.tasks.spec import TaskReference
-from unlearnbench.util.files import lock_folder
+from unlearnbench.util.files import content_sha256, lock_folder
 
 log = logging.getLogger("unlearnbench")
 R = TypeVar("R", TaskResult, HarnessResult)
@@ -59,7 +60,8 @@ class Evaluation:
     suite: Suite | None = None
     """lm-eval's tasks, where some were asked for."""
     processes: int = 1
-    chat_template_sha256: str | None = None
+    chat: Mapping[str, Any] = field(default_factory=dict)
+    """What ``Settings`` record of the chat template; empty without one."""
 
     @property
     def batch_size(self) -> int | None:
@@ -86,7 +88,10 @@ class Evaluation:
             limit=options.limit,
             ppl_lower=options.ppl_lower,
             gen_kwargs=json.dumps(dict(given), sort_keys=True) if given else None,
-            chat_template_sha256=self.chat_template_sha256,
+            **self.chat,
+            think_end_token=options.think_end_token,
+            add_bos_token=options.add_bos_token,
+            max_length=options.max_length,
             truncate_left=options.truncate_left or None,
             backend=None if options.backend == "hf" else options.backend,
         )
@@ -313,7 +318,8 @@ def _open_journal(
     """The answers that an interrupted run left, if any, of just this measurement."""
     name = task.spec.task
     asked, kind = request_ids(task, settings)
-    own = Fingerprint.of({"task": name, "samples": len(task.samples)})
+    texts = content_sha256([[sample.id, sample.text] for sample in task.samples])
+    own = Fingerprint.of({"task": name, "samples": len(task.samples), "rendered prompts": texts})
     fingerprint = fingerprint | task_fingerprint(task) | own
     journal = Journal(folder.journal_file(name), fingerprint, asked, kind)
     if not fresh:
@@ -340,6 +346,13 @@ def _take_over(
             "use another --output"
         )
     records = folder.read_records(name, earlier.records_sha256)
+    asked = {sample.id: sample.text for sample in task.samples}
+    for record in records:
+        if isinstance(record, GenerationRecord) and record.prompt != asked.get(record.id):
+            raise ResultError(
+                f"{folder.path} holds {name} with another prompt of {one_line(record.id, 60)}; use "
+                "another --output, or --fresh"
+            )
     result = task.result(records, earlier.records_sha256, reference, seed)
     result = result.model_copy(update={"environment": earlier.environment})
     if reference is None and earlier.auc_reference is not None:

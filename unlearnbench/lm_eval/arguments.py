@@ -27,8 +27,16 @@ _SAME = (
     "quant_kernel",
     "calibration",
     "calibration_samples",
+    "add_bos_token",
+    "max_length",
+    "enable_thinking",
+    "think_end_token",
 )
-_FLAGS = ("trust_remote_code", "allow_adapter_base", "allow_pickle")
+_FLAGS = (
+    *("trust_remote_code", "allow_adapter_base", "allow_pickle"),
+    *("add_bos_token", "enable_thinking"),
+)
+_NUMBERS = ("calibration_samples", "max_length")
 _BITSANDBYTES = (
     "load_in_4bit",
     "load_in_8bit",
@@ -128,9 +136,9 @@ def _plain(key: str, value: object) -> object:
         return _dtype(key, value)
     if key in _FLAGS and not isinstance(value, bool):
         raise OptionError(f"--model-args: {key} is True or False")
-    if key == "calibration_samples" and not isinstance(value, int):
+    if key in _NUMBERS and type(value) is not int:
         raise OptionError(f"--model-args: {key} is a number")
-    return value if key in (*_FLAGS, "calibration_samples") else str(value)
+    return value if key in (*_FLAGS, *_NUMBERS) else str(value)
 
 
 def _dtype(key: str, value: object) -> str:

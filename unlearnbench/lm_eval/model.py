@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from unlearnbench.errors import ModelOutputError, OptionError, one_line
+from unlearnbench.tasks.chat import require_no_thought, template_arguments
 
 log = logging.getLogger("unlearnbench")
 
@@ -26,19 +28,39 @@ class LoadedLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
     are not finite: their argmax is some token, and a broken model would score as one that forgot.
 
     batch_size: a number, or ``auto`` for lm-eval's own search, which needs a GPU to be of use.
+    chat: what a chat template is told, by its own names. How texts become tokens is the model's.
     """
 
     def __init__(
-        self, model: HFModel, batch_size: int | str = 1, progress: bool = True, **options: Any
+        self,
+        model: HFModel,
+        batch_size: int | str = 1,
+        progress: bool = True,
+        chat: Mapping[str, object] | None = None,
+        **options: Any,
     ) -> None:
         self._ours, self._progress = model, progress
         # A copy: lm-eval gives the tokenizer a pad token and turns its padding side.
+        self._told = told = {"enable_thinking": False, **(chat or {})}
         super().__init__(
             pretrained=model.network,
             tokenizer=copy.deepcopy(model.tokenizer),
             batch_size=batch_size,
+            add_bos_token=model.options.add_bos_token,
+            max_length=model.options.max_length,
+            think_end_token=model.tokens.thought_end,
+            enable_thinking=bool(told["enable_thinking"]),
+            chat_template_args=told,
             **options,
         )
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """See lm-eval's ``LM``. CheckpointError where the answer would begin inside a thought."""
+        self.chat_template_args = template_arguments(self.tokenizer, self._told)
+        text = super().apply_chat_template(chat_history, add_generation_prompt)
+        return require_no_thought(text, bool(self.enable_thinking))
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
         """See lm-eval's ``LM``."""
@@ -110,6 +132,9 @@ class UnlearnbenchLM(LoadedLM):
         from unlearnbench.lm_eval.arguments import load_from_arguments
 
         options = {k: model_args.pop(k) for k in _THEIRS if k in model_args}
+        chat = dict(model_args.pop("chat_template_args", None) or {})
+        if "enable_thinking" in model_args:
+            chat["enable_thinking"] = model_args.pop("enable_thinking")
         if device is not None:
             model_args.setdefault("device", _usable(device))
         asked = str(batch_size or 1)
@@ -118,7 +143,7 @@ class UnlearnbenchLM(LoadedLM):
         if not asked.isdigit():
             options["max_batch_size"] = max_batch_size or 64
         rows = int(asked) if asked.isdigit() else asked
-        super().__init__(load_from_arguments(model_args), rows, **options)
+        super().__init__(load_from_arguments(model_args), rows, chat=chat, **options)
 
 
 def _usable(device: str) -> str:
@@ -132,14 +157,4 @@ def _usable(device: str) -> str:
 
 
 # What lm-eval's adapter itself understands, whatever the model.
-_THEIRS = (
-    "add_bos_token",
-    "chat_template_args",
-    "enable_thinking",
-    "logits_cache",
-    "max_length",
-    "prefix_token_id",
-    "softmax_dtype",
-    "think_end_token",
-    "truncation",
-)
+_THEIRS = ("logits_cache", "prefix_token_id", "softmax_dtype", "truncation")

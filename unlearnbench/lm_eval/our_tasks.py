@@ -15,6 +15,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from unlearnbench.errors import DataError, TaskError, UnlearnbenchError, one_line
 from unlearnbench.metrics.fluency import ngram_entropy
+from unlearnbench.tasks.chat import render
 from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions, load_samples, read_rows
 from unlearnbench.tasks.spec import generation_metric
@@ -94,7 +95,17 @@ class OurTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no types
         turns = [{"role": "user", "content": doc["prompt"]}]
         if system_instruction:
             turns.insert(0, {"role": "system", "content": system_instruction})
-        return chat_template(turns, add_generation_prompt=True)
+        model = getattr(chat_template, "__self__", None)
+        tokenizer, told = (
+            getattr(model, "tokenizer", None),
+            getattr(model, "chat_template_args", {}),
+        )
+        if not getattr(tokenizer, "chat_template", None):  # rendered elsewhere, as by a server
+            return chat_template(turns, add_generation_prompt=True)
+        try:
+            return render(turns, tokenizer, told)
+        except UnlearnbenchError as error:
+            raise BridgeError(str(error)) from None
 
 
 def _prepare(name: str, metadata: Mapping[str, object]) -> tuple[Any, list[dict[str, str]]]:

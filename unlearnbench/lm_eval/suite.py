@@ -39,7 +39,8 @@ class Suite:
 
     loaded: Loaded
     limit: int | float | None = None
-    chat_template: bool = False
+    chat: Mapping[str, object] | None = None
+    """What the chat template is told; None where prompts go through none."""
     gen_kwargs: Mapping[str, object] = field(default_factory=dict)
     trust: bool = False
     batch_size: int | None = None
@@ -101,10 +102,10 @@ class Suite:
             from unlearnbench.lm_eval.model import LoadedLM
 
             if mixes_rows(model.network):  # a prompt's scores must not depend on its neighbours
-                return LoadedLM(model, 1, self.progress)
+                return LoadedLM(model, 1, self.progress, self.chat)
             # lm-eval's own search for the largest batch is of no use on a CPU.
             auto: int | str = 1 if model.device == "cpu" else "auto"
-            return LoadedLM(model, self.batch_size or auto, self.progress)
+            return LoadedLM(model, self.batch_size or auto, self.progress, self.chat)
 
     def measure(self, name: str, lm: Any) -> tuple[HarnessResult, bytes]:
         """A task's result, and the content of its samples' file.
@@ -123,8 +124,8 @@ class Suite:
                     {"tasks": {name: task}, "groups": {}},
                     limit=self.limit,
                     log_samples=True,
-                    apply_chat_template=self.chat_template,
-                    fewshot_as_multiturn=self.chat_template,
+                    apply_chat_template=self.chat is not None,
+                    fewshot_as_multiturn=self.chat is not None,
                     confirm_run_unsafe_code=self.trust,
                 )
             except (UnlearnbenchError, KeyboardInterrupt):

@@ -8,7 +8,7 @@ from pathlib import Path
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.results import HarnessMetric, HarnessResult, RunResult
 from unlearnbench.runs.entries import Entry
-from unlearnbench.runs.fingerprint import Fingerprint, differences
+from unlearnbench.runs.fingerprint import ASKED, Fingerprint, differences
 from unlearnbench.util.text import text_table
 
 
@@ -53,13 +53,15 @@ _SAME = ("version", "lm_eval", "n", "num_fewshot", "config_sha256", "documents_s
 
 def require_same_harness(entries: Sequence[Entry]) -> None:
     """Show that an lm-eval task that several runs hold was the same one; raise OptionError where
-    they differ in version, configuration, documents or prompts.
+    they differ in version, configuration, documents or prompts, or in how the model was asked.
     """
     first: dict[str, tuple[Path, Fingerprint]] = {}
     for entry in entries:
         for run in entry.runs.values():
             for task, result in (run.result.harness or {}).items():
-                here = Fingerprint.of({name: getattr(result, name) for name in _SAME})
+                asked = {name: getattr(run.result.settings, name) for name in ASKED}
+                facts = {name: getattr(result, name) for name in _SAME} | asked
+                here = Fingerprint.of(facts)
                 path, there = first.setdefault(task, (run.path, here))
                 if there != here:
                     raise OptionError(

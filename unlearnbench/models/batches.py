@@ -11,7 +11,7 @@ import torch
 
 from unlearnbench.errors import ModelOutputError, one_line
 from unlearnbench.requests import Generate, Generated, Score, Scored
-from unlearnbench.util.text import cut_at_stop
+from unlearnbench.util.text import cut_at_stop, open_thought
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -166,7 +166,11 @@ class Tokens:
     pad: int
     """An id to fill up with."""
     truncate_left: bool = False
-    """Cut what exceeds the model's context on the left, behind its special tokens."""
+    """Cut what exceeds the context on the left, behind its special tokens."""
+    max_length: int | None = None
+    """The context, where it is less than the model's."""
+    thought_end: int | None = None
+    """The id behind which answers begin."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids, special ones too; ModelOutputError for one that the model has not."""
@@ -195,7 +199,7 @@ class Tokens:
 
     def fit(self, name: str, ids: list[int], new: int) -> list[int]:
         """The ids, cut where asked for; ModelOutputError for none, or beyond the context."""
-        context = getattr(self.config, "max_position_embeddings", None)
+        context = self.max_length or getattr(self.config, "max_position_embeddings", None)
         if not ids:
             raise ModelOutputError(f"{name}: the prompt has no tokens")
         if not isinstance(context, int) or len(ids) + new <= context:
@@ -213,10 +217,10 @@ class Tokens:
         return [*ids[:kept], *ids[-room:]]
 
     def stopped(self, request: Generate, new: Sequence[int]) -> bool:
-        """Whether a continuation holds one of the request's stop strings."""
-        if not request.stop:
+        """Whether a continuation holds one of the request's stop strings; a thought may."""
+        if not request.stop or (self.thought_end is not None and self.thought_end not in new):
             return False
-        text = self.decode(new)
+        text = self._behind_thought(new)
         return any(stop in text for stop in request.stop)
 
     def answer(self, request: Generate, new: Sequence[int]) -> Generated:
@@ -227,7 +231,28 @@ class Tokens:
             if self.stopped(request, kept[:n]):
                 kept = kept[:n]
                 break
-        return Generated(request.id, cut_at_stop(self.decode(kept), request.stop), len(kept))
+        return self.finished(request, kept)
+
+    def finished(self, request: Generate, kept: Sequence[int]) -> Generated:
+        """The answer of a continuation that is no longer than it should be; ModelOutputError for a
+        thought that did not end: there is no answer.
+        """
+        if self.thought_end is not None and self.thought_end not in kept:
+            begun = str(self.tokenizer.decode(list(kept[:16]), skip_special_tokens=False))
+            if open_thought(request.prompt, begun):
+                raise ModelOutputError(
+                    f"{request.id}: the thought did not end within {len(kept)} tokens, so there is "
+                    "no answer; give it more (--gen-kwargs max_gen_toks=N), or do not ask for one"
+                )
+        text = cut_at_stop(self._behind_thought(kept), request.stop)
+        return Generated(request.id, text, len(kept))
+
+    def _behind_thought(self, new: Sequence[int]) -> str:
+        """The text of new tokens, that behind a thought without the blanks before it."""
+        if self.thought_end is None or self.thought_end not in new:
+            return self.decode(new)
+        end = max(at for at, token in enumerate(new) if token == self.thought_end)
+        return self.decode(new[end + 1 :]).lstrip()
 
     def tensors(
         self, rows: Sequence[list[int]], device: str, left: bool

@@ -17,7 +17,6 @@ from unlearnbench.models.batches import Budget, Tokens, generation_budget, padde
 from unlearnbench.models.packed_rows import Packed, RowCache, Step, attending
 from unlearnbench.requests import Generate, Generated, Sampling
 from unlearnbench.util.process import explain
-from unlearnbench.util.text import cut_at_stop
 
 _PACKED_TOKENS = {"cpu": 2048, "cuda": 16_384}
 # Running a shorter prefix apart saves less than it costs.
@@ -242,10 +241,7 @@ class PackedPrompts:
         found = self._continuer.continue_rows(
             self._cache, len(self._start), own, chooser.choose, ending
         )
-        return [
-            Generated(request.id, cut_at_stop(self._tokens.decode(row), request.stop), len(row))
-            for (request, _), row in zip(batch, found, strict=True)
-        ]
+        return [self._tokens.finished(r, row) for (r, _), row in zip(batch, found, strict=True)]
 
 
 def padded_budget(model: Any, device: str, new: int, alone: bool) -> Budget:

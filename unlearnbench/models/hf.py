@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from unlearnbench.checkpoints.tokenizer import end_tokens, padding_id
+from unlearnbench.checkpoints.tokenizer import end_tokens, padding_id, thought_end
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models import generation, packable
 from unlearnbench.models.batches import A, Budget, Q, Tokens, run_in_batches, texts_budget
@@ -52,7 +52,11 @@ class HFModel:
         ends = end_tokens(network, source.tokenizer)
         config = source.config.get_text_config()
         pad = padding_id(source.tokenizer, config.vocab_size, next(iter(ends), 0))
-        self.tokens = Tokens(source.tokenizer, config, ends, pad, source.options.truncate_left)
+        self.options = options = source.options
+        last = thought_end(source.tokenizer, options.think_end_token)
+        self.tokens = Tokens(
+            source.tokenizer, config, ends, pad, options.truncate_left, options.max_length, last
+        )
         """Between its texts and token ids."""
         self._turns = turning_points(config)
         self._head: Head | None = None

@@ -121,7 +121,8 @@ class VllmModel(Delegate):
             SamplingParams(
                 temperature=0.0,
                 max_tokens=request.max_new_tokens,
-                stop=list(request.stop),
+                # A thought may hold one of them.
+                stop=list(request.stop if self._tokens.thought_end is None else ()),
                 stop_token_ids=list(self._tokens.ends),
                 ignore_eos=True,  # ends are those above, which were checked
                 logprobs=1,

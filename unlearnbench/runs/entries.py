@@ -18,7 +18,7 @@ from unlearnbench.results import (
     Settings,
     TaskResult,
 )
-from unlearnbench.runs.fingerprint import Fingerprint, differences, tokenizer_sha256
+from unlearnbench.runs.fingerprint import ASKED, Fingerprint, differences, tokenizer_sha256
 from unlearnbench.runs.folder import ASIDE, RunFolder, read_run
 
 FULL_BITS = 16
@@ -275,8 +275,9 @@ def _protocol(run: LoadedRun, other: LoadedRun) -> Fingerprint:
             "protocol": run.result.protocol,
             "gen_kwargs": settings.gen_kwargs,
             "chat template": settings.chat_template_sha256,
-            "backend": settings.backend,
             "truncate_left": settings.truncate_left,
+            **{name: getattr(settings, name) for name in ASKED},
+            "backend": settings.backend,
             "tokenizer": tokenizer_sha256(*checkpoints),
         }
     )

@@ -4,6 +4,7 @@ its row or moves the cursor.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,24 @@ def cut_at_stop(text: str, stop: tuple[str, ...]) -> str:
     """
     cuts = [at for mark in stop if (at := text.find(mark)) >= 0]
     return text[: min(cuts, default=len(text))]
+
+
+# The tags that reasoning models put before their thoughts: <think>, [THINK], <seed:think>,
+# <thought>, <reasoning>, <|START_THINKING|>.
+_TAG = r"[<\[]\|?(?!end)[a-z_:]*(?:think|thinking|thought|reasoning)\|?[>\]]"
+
+
+def open_thought(prompt: str, answer: str = "") -> str:
+    """The tag of the thought that a prompt ends in, or that its answer begins with; empty where
+    there is none.
+
+    Example:
+        >>> open_thought("assistant: <think> "), open_thought("<think> </think> ")
+        ('<think>', '')
+    """
+    at_end = re.search(rf"({_TAG})\s*$", prompt[-100:], re.IGNORECASE)
+    found = at_end or re.match(rf"\s*({_TAG})", answer, re.IGNORECASE)
+    return found[1] if found else ""
 
 
 _PROBE = ("Paris", "London", "the", "The", "two", "in", "of", "No", "Yes")
