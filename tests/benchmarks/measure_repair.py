@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any, TypeAlias
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -39,6 +40,7 @@ PRECISIONS = (
 METHODS = ("ga_gdr", "ga_klr", "npo_gdr", "npo_klr", "ga_gdr_sure")
 VARIANTS = ("unlearned", "grid 1", "concentrated 1", "random signs", "stochastic rounding")
 FORGET, RETAIN = TASKS[0], TASKS[2]
+Row: TypeAlias = dict[str, Any]
 INT4 = conditions.find_condition("rtn-int4")
 
 
@@ -99,7 +101,7 @@ def _either(levels: Levels, up: torch.Tensor) -> torch.Tensor:
 
 def measure(
     demos: Sequence[Path], out: Path, methods: Iterable[str], variants: Sequence[str]
-) -> list[dict[str, object]]:
+) -> list[Row]:
     """One row a demo, method and variant, with its scores by precision and task."""
     from unlearnbench.evaluation.evaluate import evaluate
 
@@ -132,13 +134,13 @@ def measure(
     return rows
 
 
-def one_row(row: dict[str, object]) -> str:
-    scores: dict[str, dict[str, float]] = row["scores"]  # type: ignore[assignment]
+def one_row(row: Row) -> str:
+    scores: dict[str, dict[str, float]] = row["scores"]
     shown = " ".join(f"{p} {s[FORGET]:.0f}/{s[RETAIN]:.0f}" for p, s in scores.items())
     return f"{row['demo']} {row['method']} {row['variant']}: {shown}"
 
 
-def tables(rows: Sequence[dict[str, object]]) -> str:
+def tables(rows: Sequence[Row]) -> str:
     """A table a task: each variant at each precision, the mean over methods and, of several demos,
     the range of the demos' means.
     """
@@ -151,7 +153,7 @@ def tables(rows: Sequence[dict[str, object]]) -> str:
                 by_demo: dict[str, list[float]] = {}
                 for row in rows:
                     if row["variant"] == variant:
-                        value = row["scores"][precision][task]  # type: ignore[index]
+                        value = row["scores"][precision][task]
                         by_demo.setdefault(str(row["demo"]), []).append(value)
                 means = [fmean(values) for values in by_demo.values()]
                 span = f" ({min(means):.0f} to {max(means):.0f})" if len(means) > 1 else ""
@@ -161,7 +163,7 @@ def tables(rows: Sequence[dict[str, object]]) -> str:
     return "\n\n".join(parts)
 
 
-def plot(rows: Sequence[dict[str, object]], path: Path) -> None:
+def plot(rows: Sequence[Row], path: Path) -> None:
     """Forget against retain: a point a model and precision, a colour a variant."""
     from matplotlib.figure import Figure
 
@@ -174,7 +176,7 @@ def plot(rows: Sequence[dict[str, object]], path: Path) -> None:
                 (scores[RETAIN], scores[FORGET])
                 for row in rows
                 if row["variant"] == variant
-                for name, scores in row["scores"].items()  # type: ignore[attr-defined]
+                for name, scores in row["scores"].items()
                 if (name == FULL) == (axes is left) and name not in ("rtn-int8", "rtn-int5")
             ]
             axes.scatter(*zip(*points, strict=True), s=14, alpha=0.7, label=variant)

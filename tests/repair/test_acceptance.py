@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,13 +27,13 @@ def test_what_is_mended_does_not_come_back(seed: int, tmp_path: Path) -> None:
     home = Path(given) / f"seed{seed}" if given else tmp_path / f"seed{seed}"
     if not given:
         run_demo(DemoOptions(home, seed, METHODS), print)
-    rows = measure([home], tmp_path / "out", METHODS, ("unlearned", "grid 1"))
-    found = {(row["method"], row["variant"]): row["scores"] for row in rows}
+    rows = measure([home], tmp_path / "out", METHODS, ("unlearned", "concentrated 1"))
+    found: Any = {(row["method"], row["variant"]): row["scores"] for row in rows}
     known, failed, judged = found["target", "target"], [], 0
     for method in METHODS:
         if (method, "unlearned") not in found:
             continue
-        before, after = found[method, "unlearned"], found[method, "grid 1"]
+        before, after = found[method, "unlearned"], found[method, "concentrated 1"]
         low, back = before["none"][FORGET], before["rtn-int4"][FORGET]
         if back - low < 0.2 * (known["rtn-int4"][FORGET] - low):
             continue  # it does not come back

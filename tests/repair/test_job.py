@@ -59,7 +59,8 @@ def rounded_to(weight: torch.Tensor) -> torch.Tensor:
 
 def command(model: Path, target: Path, out: Path, *more: str) -> list[str]:
     asked = "--model", str(model), "--target", str(target), "--out", str(out)
-    return ["repair", *asked, *(() if "--quant" in more else ("--quant", "rtn-int4")), *more]
+    how = () if "--strategy" in more else ("--strategy", "grid")
+    return ["repair", *asked, *(() if "--quant" in more else ("--quant", "rtn-int4")), *how, *more]
 
 
 @pytest.mark.parametrize("dtype", ["auto", "fp32"])
@@ -211,7 +212,7 @@ def test_bad_input(
     refused("would not be those", *fine, by=other, of=exact)
     refused("--strength", "--strength", "0")
     refused("no such path", of=tmp_path / "nowhere.x" / "y.gguf")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 0))
     refused("GiB are free")
     monkeypatch.undo()
 

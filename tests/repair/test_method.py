@@ -43,7 +43,7 @@ def by_hand(unlearned: Doubles, target: Doubles, strategy: Strategy) -> tuple[Do
     def rounded(row: Doubles) -> Doubles:
         step = np.float32(np.abs(row).max()) / np.float32(7)
         codes: Doubles = np.round(row.astype(np.float32) / step).astype(np.float64)
-        return codes * step
+        return codes * float(step)
 
     d = unlearned - target
     base = unlearned if strategy == "grid" else target

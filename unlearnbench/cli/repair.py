@@ -23,9 +23,9 @@ _REPORT = "rtn-int8,rtn-int5,rtn-int4,rtn-int4-g64,bnb-nf4,bnb-fp4,gguf-q4_0"
 class RepairOptions(OptionModel):
     """How a checkpoint is mended."""
 
-    strategy: Literal["grid", "concentrated"] = "grid"
-    """grid: all weights on the precision's levels, some a step farther than rounding takes them.
-    concentrated: the target's weights, but for a few that take a whole step.
+    strategy: Literal["concentrated", "grid"] = "concentrated"
+    """concentrated: the target's weights, but for a few that take a whole step. grid: all weights
+    on the precision's levels, some a step farther than rounding takes them.
     """
     strength: float = Field(default=1.0, gt=0, le=4, title="SHARE")
     """Of the update's projection, that is to be left after rounding."""

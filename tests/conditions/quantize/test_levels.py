@@ -40,12 +40,13 @@ def test_a_move_is_that_of_a_code(name: str, weight: torch.Tensor) -> None:
     spec = SPECS[name]
     found, coded = conditions.levels(spec, weight), conditions.encode(spec, weight)
     # The constants of some are in few bits.
-    close = {"rtol": 4e-3, "atol": 2e-3} if name.endswith("-dq") or name == "bnb-int8" else {}
+    rough = name.endswith("-dq") or name == "bnb-int8"
+    rtol, atol = (4e-3, 2e-3) if rough else (1e-5, 1e-8)
 
     def same(one: torch.Tensor, other: torch.Tensor) -> bool:
         """But for ends of a grid that reach beyond what it hangs on, and are drawn in."""
         ends = 0.15 if "asym" in name or "gguf" in name else 0.0
-        return float((~one.isclose(other, **close)).float().mean()) <= ends
+        return float((~one.isclose(other, rtol=rtol, atol=atol)).float().mean()) <= ends
 
     assert same(found.values, coded.values)
     draw = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.2
