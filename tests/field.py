@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import ast
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 TESTS = Path(__file__).parent
+EVERY = TESTS / "contracts" / "every.json"
+"""What becomes of each architecture and tokenizer class: ``python -m tests.contracts.every``."""
 HEAD = """\
 # What checkpoints, tokenizers and files are taken
 
@@ -19,6 +22,15 @@ what was done, or it is refused with a line that says what to do. Each row is he
 it names, below `tests/`, and made from its mark: `make field`.
 """
 SECTIONS = ("Prompts and tokenizers", "Weights", "Data, files, commands")
+
+ARCHITECTURES = """\
+Each model type of the installed transformers, made tiny; a BERT as a decoder. What runs gives
+continuations and scores of plain transformers in fp32, one prompt at a time; "padded" and "one
+prompt at a time" say how it generates, which takes longer. Held by `contracts/test_every.py`."""
+CLASSES = """\
+Each class of the installed transformers, trained on a few lines: over its own rules, and over a
+tokenizer.json that splits otherwise. What runs gives the ids of the file as the tokenizers library
+reads it, of a class without that file those of transformers. Held by `contracts/test_every.py`."""
 
 Row = tuple[str, str, str]
 
@@ -50,7 +62,24 @@ def field_page() -> str:
             if where == section:
                 lines.append(f"| {case} | {outcome} | {', '.join(dict.fromkeys(tests))} |")
         lines.append("")
+    lines += every_tables(json.loads(EVERY.read_text(encoding="utf-8")))
     return "\n".join(lines)
+
+
+def every_tables(known: dict[str, str | list[str]]) -> list[str]:
+    """Tables of what becomes of architectures (a text each) and tokenizer classes (a list: over the
+    class's own rules, and over others), as lines.
+    """
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, found in known.items():
+        key: tuple[str, ...] = (found,) if isinstance(found, str) else (found[0], (*found, "")[1])
+        groups.setdefault(key, []).append(f"`{name}`")
+    lines = ["## Architectures", "", ARCHITECTURES, "", "| | model types |", "|---|---|"]
+    tables = {1: lines, 2: ["## Tokenizer classes", "", CLASSES, "", "| | | |", "|---|---|---|"]}
+    tables[2][4] = "| own rules | other rules in tokenizer.json | classes |"
+    for key, names in sorted(groups.items(), key=lambda group: (group[0][0][:3], -len(group[1]))):
+        tables[len(key)].append(f"| {' | '.join(key)} | {', '.join(names)} |")
+    return [*tables[1], "", *tables[2], ""]
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ PRECISIONS = (
     *("rtn-int8", "rtn-int6", "rtn-int5", "rtn-int4", "rtn-int4-g32", "rtn-int4-g64"),
     *("bnb-nf4", "bnb-fp4", "gguf-q8_0", "gguf-q4_0"),
 )
-DTYPES = ("bf16", "fp32", "bf16-rounded", "bf16-sr")
+DTYPES = ("fp32", "bf16-rounded", "bf16-sr", "bf16")
 RATES = (4e-5, 2e-5, 8e-5)
 STEPS, EVERY = 480, 48
 

@@ -72,6 +72,19 @@ def test_ids_are_those_of_tokenizer_json_whatever_the_class(
     assert not wrong or f"the class {type(replaced).__name__} has" in told[0]
 
 
+@pytest.mark.parametrize("name", ["BertTokenizer", "GemmaTokenizer", "LayoutLMv3Tokenizer"])
+def test_a_class_that_fails_on_the_files_rules_gives_way_to_them(
+    copy: Path, name: str, notes: list[str]
+) -> None:
+    """As where tokenizer.json lacks the class's token for unknown words; an internal error once."""
+    right = resplit(copy, digit_rules())
+    edit_json(copy / "tokenizer_config.json", tokenizer_class=name)
+    tokenizer = open_checkpoint(str(copy), LoadOptions()).tokenizer
+    for text in PROBE:
+        assert tokenizer(text)["input_ids"] == right.encode(text).ids, text
+    assert any("has other rules than tokenizer.json" in line for line in notes)
+
+
 def test_scores_do_not_depend_on_the_class(copy: Path) -> None:
     resplit(copy, llama3_rules())
     found = []

@@ -5,17 +5,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.conftest import load_at, make_tokenizer
-from tests.models.architectures import PROMPTS, decoded, make_kind, texts, wrap
+from tests.models.architectures import (
+    PROMPTS,
+    by_loop,
+    decoded,
+    figures,
+    make_kind,
+    texts,
+    wrap,
+)
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.conditions.load import open_source
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models import generation, packable, packed_rows
 from unlearnbench.models.generation import Continuer
-from unlearnbench.requests import Generate
+from unlearnbench.requests import Generate, Score
 
 
 def test_a_model_whose_packed_logits_are_wrong_falls_back(
@@ -162,3 +171,52 @@ def test_the_comparison_is_with_the_model_as_given(llama: Any) -> None:
     ids = make_tokenizer()(PROMPTS[0]).input_ids
     with torch.no_grad():
         assert "other logits" in str(packable.find_continuer(Around(), "cpu", ids))
+
+
+def from_config(kind: str, **more: Any) -> Any:
+    """A tiny model that ``architectures`` does not have."""
+    import transformers
+
+    torch.manual_seed(3)
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 48, "vocab_size": 300, "initializer_range": 0.3}
+    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    config = getattr(transformers, kind)(**(sizes | ends | more))
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+@pytest.mark.field("Weights", "a BERT or another model that sees later tokens", "refused")
+def test_a_model_that_sees_later_tokens_is_refused() -> None:
+    """It would know beforehand what is scored, and babble where it continues."""
+    model = wrap(from_config("BertConfig"))
+    for ask in (
+        lambda: list(model.score([Score("a", PROMPTS[0])])),
+        lambda: list(model.generate([Generate("a", PROMPTS[0], 4)])),
+    ):
+        with pytest.raises(ModelOutputError, match="no causal language model.*is_decoder"):
+            ask()
+    decoder = wrap(from_config("BertConfig", is_decoder=True))
+    (scored,) = decoder.score([Score("a", PROMPTS[0])])
+    right = np.array(by_loop(decoder.network, PROMPTS[0]))
+    np.testing.assert_allclose(figures(scored), right, rtol=0, atol=1e-4)
+
+
+def test_padding_that_moves_only_later_tokens_is_found() -> None:
+    """GIT's first new token is that of the prompt alone, and the ones behind it are not."""
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    vision |= {"intermediate_size": 48, "image_size": 32}
+    network = from_config("GitConfig", vision_config=vision)
+    prompts = [PROMPTS[0][:9], PROMPTS[0][:60], PROMPTS[1][100:130]]
+    model, right = wrap(network), wrap(network, 1)
+    assert texts(model, prompts, 12) == texts(right, prompts, 12)
+    assert model._padding_moves
+
+
+def test_a_window_of_0_is_none(llama: Any) -> None:
+    llama.config.sliding_window = 0
+    try:
+        assert packable.short_window(llama, 100) is None
+        llama.config.sliding_window = 40
+        assert "sliding_window of 40" in str(packable.short_window(llama, 100))
+    finally:
+        del llama.config.sliding_window

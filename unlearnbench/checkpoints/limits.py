@@ -206,12 +206,13 @@ def check_size(model: PreTrainedModel, path: str, stored: int, size: int, exact:
     remedy = "correct config.json or save the checkpoint again"
     if asked > _TIED * stored + _SLACK:
         raise CheckpointError(f"{says}; refused before memory is taken: {remedy}")
-    if exact and _TIED * asked < stored:
+    tables = sum(buffer.numel() for buffer in model.buffers())  # MiniMax's are stored
+    if exact and _TIED * (asked + tables) < stored:
         raise CheckpointError(f"{says}: most would be left out; {remedy}")
-    tables = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
-    if tables > _TIED * size + _BUFFERS:
+    taken = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    if taken > _TIED * size + _BUFFERS:
         raise CheckpointError(
-            f"{path}: its config asks for tables of {tables / _GIB:,.1f} GiB beside the weights, "
+            f"{path}: its config asks for tables of {taken / _GIB:,.1f} GiB beside the weights, "
             "as for masks and positions; refused: correct max_position_embeddings or n_positions "
             "in config.json"
         )

@@ -202,7 +202,7 @@ class Tokens:
         context = self.max_length or getattr(self.config, "max_position_embeddings", None)
         if not ids:
             raise ModelOutputError(f"{name}: the prompt has no tokens")
-        if not isinstance(context, int) or len(ids) + new <= context:
+        if not isinstance(context, int) or context <= 0 or len(ids) + new <= context:
             return ids
         special = set(self.tokenizer.all_special_ids)
         kept = next((at for at, token in enumerate(ids) if token not in special), 0)

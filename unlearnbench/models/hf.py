@@ -93,6 +93,7 @@ class HFModel:
     def find_continuer(self, ids: list[int], longest: int) -> Continuer | str:
         """What runs prompts like ``ids`` unpadded, or why nothing can. longest: with the answer."""
         if self._continuer is None:
+            self._require_causal(ids)
             with torch.no_grad():
                 self._continuer = packable.find_continuer(self.network, self._device, ids)
         if isinstance(self._continuer, str):
@@ -123,12 +124,22 @@ class HFModel:
             sides.setdefault(side_of(self._turns, len(ids), 0), []).append((request, ids))
         for texts in sides.values():
             if self._head is None:
+                self._require_causal(texts[0][1])
                 few, _ = self.tokens.tensors([texts[0][1][:8]], self._device, left=False)
                 with torch.no_grad():
                     self._head = find_head(self.network, few)
             run = partial(self._head.score, self.tokens, self._device, self.condition.name)
             budget = self._head.budget(self.network, self.device)
             yield from self._in_batches(texts, run, budget, skip)
+
+    def _require_causal(self, ids: list[int]) -> None:
+        known = self._head is not None or self._continuer is not None
+        if not known and packable.sees_ahead(self.network, self._device, ids):
+            raise ModelOutputError(
+                f"{self.condition.name}: the model is no causal language model: later tokens move "
+                "what it says of earlier ones; if it was trained as a decoder, set is_decoder to "
+                "true in config.json"
+            )
 
     def _in_batches(
         self,

@@ -107,22 +107,41 @@ def _moves_logits(own: torch.Tensor, found: torch.Tensor, model: Any) -> bool:
 
 
 def padding_moves(model: Any, tokens: Tokens, ids: Sequence[int]) -> bool:
-    """Whether a longer prompt beside it moves one: without a mask (RWKV) padding reads as text."""
+    """Whether a longer prompt beside it moves one: without a mask (RWKV) padding reads as text, and
+    others lose it behind the first new token (GIT).
+    """
     few = _unlike_tokens(ids, int(tokens.config.vocab_size))
-    first = []
+    seen = []
     with torch.no_grad(), unrounded(model):
         for rows in ([few[:7]], [few[:7], few]):
             inputs, mask = tokens.tensors(rows, str(model.device), left=True)
             output = model.generate(
                 input_ids=inputs,
                 attention_mask=mask,
-                max_new_tokens=1,
+                max_new_tokens=3,
+                min_new_tokens=3,
                 output_logits=True,
                 return_dict_in_generate=True,
             )
-            first.append(output.logits[0].float()[0])
-    alone, beside = first  # NaN in ``alone`` is said with the sample's name when it is asked
+            seen.append(torch.stack(output.logits)[:, 0].float())
+    alone, beside = seen  # NaN in ``alone`` is said with the sample's name when it is asked
     return bool(alone.isfinite().all()) and _moves_logits(alone, beside, model)
+
+
+def sees_ahead(model: Any, device: str, ids: Sequence[int]) -> bool:
+    """Whether later tokens move the logits of earlier ones, as in a BERT that is no decoder: what
+    is scored would be known beforehand.
+    """
+    few = _unlike_tokens(ids, int(model.config.get_text_config().vocab_size))
+    try:
+        with torch.no_grad(), unrounded(model):
+            rows = [torch.tensor([own], device=device) for own in (few[:7], few)]
+            part, whole = (model(input_ids=row).logits[0, :7].float() for row in rows)
+    except Exception as error:  # what fails here fails, and says why, where it is asked
+        if is_out_of_memory(error):
+            raise
+        return False
+    return bool(part.isfinite().all()) and _moves_logits(part, whole, model)
 
 
 def short_window(model: Any, longest: int) -> str | None:
@@ -133,7 +152,8 @@ def short_window(model: Any, longest: int) -> str | None:
     layers = layer_configs(model.config)
     for name in ("sliding_window", "attention_chunk_size"):
         found = [getattr(layer, name, None) for layer in layers]
-        window = min((size for size in found if isinstance(size, int)), default=longest)
+        # Of 0 there is none: Qwen 2's mixtures of experts say so.
+        window = min((size for size in found if isinstance(size, int) and size), default=longest)
         if window < longest:
             return f"its {name} of {window} is shorter than the longest prompt and answer"
     return None

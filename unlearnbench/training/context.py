@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import send_to_device
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import PreTrainedModel, set_seed
 
@@ -34,6 +32,7 @@ from unlearnbench.methods.rows import Batch, Example, Role, sequence_logprobs
 from unlearnbench.training.batches import Rows, Sums, as_batch, collate, make_schedule, sums_of
 from unlearnbench.training.corpus import Encoder
 from unlearnbench.training.dtypes import ROUNDED, as_saved, cast_model
+from unlearnbench.training.masks import choose_masks
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.output import last_checkpoint, run_trainer
 from unlearnbench.training.steps import Watch
@@ -118,7 +117,7 @@ class TrainerContext(TrainingContext):
         if not self.method.pieces:
             return self.descend(self.model, self.forget, "finetune"), None
         chooser, stepper = self.method.piece("masks"), self.method.piece("steps")
-        masks = None if chooser is None else choose_masks(self, chooser)
+        masks = None if chooser is None else choose_masks(self, chooser, self.home)
         loss = Combined(self.method, self.references(*self.method.terms))
         stage = make_stage(self, "unlearn", self._sets(self.prepared), loss)
         gradient = None if stepper is None else stepper.hook("gradient")
@@ -205,20 +204,6 @@ class TrainerContext(TrainingContext):
             chunk = rows[at : at + size]
             inputs = collate([(row, whole or sums_of(chunk)) for row in chunk], self.pad)
             yield as_batch(send_to_device(inputs, device()))
-
-
-def choose_masks(context: TrainerContext, chooser: Piece) -> Masks:
-    """The method's map. Made once: a resumed training and the other processes read it, since
-    gradients of GPUs differ from run to run.
-    """
-    path = context.home / "mask.safetensors"
-    if is_main() and not path.exists():
-        made: Masks = chooser.module.choose(context, chooser.options)
-        save_file({n: m.cpu().contiguous() for n, m in made.items()}, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
-    if process_count() > 1:
-        PartialState(cpu=device() == "cpu").wait_for_everyone()
-    return load_file(path, device=device())
 
 
 def make_stage(

@@ -213,7 +213,9 @@ def overlap_table(found: Sequence[PrecisionOverlap]) -> str:
         ("module", [p.by_module() for p in found]),
     ):
         lines = [[part, *(_shown(each[part]) for each in parts)] for part in parts[0]]
-        tables.append(text_table(lines, [f"survival, same code: {what}", *_names(found)]))
+        tables.append(
+            text_table(lines, [f"survival, same code: {what}", *(p.precision for p in found)])
+        )
     rows = [
         [
             p.precision,
@@ -227,10 +229,6 @@ def overlap_table(found: Sequence[PrecisionOverlap]) -> str:
     head = ["precision", "weights", "changed", "update survival", "same code"]
     tables += [text_table(rows, head), "\n".join(forecast(p) for p in found)]
     return "\n\n".join(tables)
-
-
-def _names(found: Sequence[PrecisionOverlap]) -> list[str]:
-    return [p.precision for p in found]
 
 
 def _survival(found: PrecisionOverlap) -> str:
