@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unlearnbench import __version__
 from unlearnbench.checkpoints.checkpoint import hash_files, open_checkpoint
 from unlearnbench.checkpoints.find import CheckpointFiles, TensorHead, find_checkpoint
 from unlearnbench.checkpoints.load import load_config
@@ -29,6 +28,7 @@ from unlearnbench.repair.method import Strategy
 from unlearnbench.results import Checkpoint
 from unlearnbench.runs.fingerprint import git_hash, source_sha256
 from unlearnbench.util.files import share
+from unlearnbench.util.version import __version__
 
 if TYPE_CHECKING:
     import torch
