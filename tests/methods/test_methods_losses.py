@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -71,14 +73,84 @@ def klr(logits: Array, labels: list[list[int]], reference: Array, numbers: Any) 
     return float(numbers.retain_weight * total / count)
 
 
-Plain = Callable[[Array, list[list[int]], Array, Any], float]
+def predictions(logits: Array, labels: list[list[int]]) -> list[tuple[int, int, int]]:
+    """(row, position whose logits predict it, label) of every learned token."""
+    return [
+        (i, t - 1, label)
+        for i, row in enumerate(labels)
+        for t, label in enumerate(row)
+        if t and label >= 0
+    ]
+
+
+def unlikelihood(logits: Array, labels: list[list[int]], reference: Array, numbers: Any) -> float:
+    found = [
+        -math.log(1 - math.exp(log_softmax(logits[i, t])[label]))
+        for i, t, label in predictions(logits, labels)
+    ]
+    return sum(found) / len(found)
+
+
+def satimp(
+    logits: Array,
+    labels: list[list[int]],
+    reference: Array,
+    numbers: Any,
+    held: Array | None = None,
+) -> float:
+    """``held``: the logits that the weights are taken at, which have no gradient."""
+    found = []
+    for i, t, label in predictions(logits, labels):
+        p = math.exp(log_softmax((logits if held is None else held)[i, t])[label])
+        weight = p**numbers.beta1 * (1 - p) ** numbers.beta2
+        found.append(weight * log_softmax(logits[i, t])[label])
+    return float(sum(found) / len(found))
+
+
+def wga(
+    logits: Array,
+    labels: list[list[int]],
+    reference: Array,
+    numbers: Any,
+    held: Array | None = None,
+) -> float:
+    powers = SimpleNamespace(beta1=numbers.beta, beta2=0.0)
+    return satimp(logits, labels, reference, powers, held)
+
+
+def undial(logits: Array, labels: list[list[int]], reference: Array, numbers: Any) -> float:
+    found = []
+    for i, t, label in predictions(logits, labels):
+        moved = reference[i, t].copy()
+        moved[label] -= numbers.beta
+        found.append(-float(np.exp(log_softmax(moved)) @ log_softmax(logits[i, t])))
+    return sum(found) / len(found)
+
+
+def pdu(logits: Array, labels: list[list[int]], reference: Array, numbers: Any) -> float:
+    found = [
+        (logits[i, t].max() - logits[i, t].mean()) ** 2 for i, t, _ in predictions(logits, labels)
+    ]
+    return float(sum(found) / len(found))
+
+
+Plain = Callable[..., float]
 LOSSES: dict[str, tuple[Plain, dict[str, float]]] = {
     "ga": (ga, {}),
     "npo": (npo, {"beta": 0.3}),
     "simnpo": (simnpo, {"beta": 1.7, "gamma": 0.4}),
+    "unlikelihood": (unlikelihood, {}),
+    "wga": (wga, {"beta": 0.7}),
+    "satimp": (satimp, {"beta1": 2.5, "beta2": 0.6}),
+    "undial": (undial, {"beta": 2.0}),
+    "pdu": (pdu, {}),
     "gdr": (gdr, {"retain_weight": 1.5}),
     "klr": (klr, {"retain_weight": 2.5}),
 }
+COMPARED = ("klr", "undial")
+"""Those that read a frozen model's logits."""
+HELD = ("wga", "satimp")
+"""Those with weights that have no gradient."""
 
 
 def chosen(name: str) -> tuple[Plain, Any]:
@@ -101,7 +173,7 @@ def inputs(name: str, seed: int = 0) -> tuple[Array, list[list[int]], Array]:
     labels[1, 5:] = IGNORED  # padding
     labels[2, :3] = IGNORED  # a question
     labels[3, 0] = 0  # a begin token, which nothing predicts
-    reference = rng.normal(size=(ROWS, WIDTH, WORDS)) * 3 if name == "klr" else -rng.random(ROWS)
+    reference = rng.normal(size=(ROWS, WIDTH, WORDS)) * 3 if name in COMPARED else -rng.random(ROWS)
     return logits, labels.tolist(), reference
 
 
@@ -125,6 +197,8 @@ def test_the_loss_is_the_papers(name: str, seed: int) -> None:
 def test_the_gradient_is_the_papers(name: str) -> None:
     plain, knobs = chosen(name)
     logits, labels, reference = inputs(name)
+    if name in HELD:
+        plain = partial(plain, held=logits)
     given = torch.tensor(logits, requires_grad=True)
     module(name).loss(part(given, labels, reference), knobs).backward()
     assert given.grad is not None
@@ -154,7 +228,7 @@ def test_padding_and_its_logits_change_nothing(name: str) -> None:
     logits, labels, reference = inputs(name)
     wide = np.concatenate([logits, np.full((ROWS, 3, WORDS), 50.0)], axis=1)
     padded = [[*row, *[IGNORED] * 3] for row in labels]
-    if name == "klr":
+    if name in COMPARED:
         reference = np.concatenate([reference, np.full((ROWS, 3, WORDS), -9.0)], axis=1)
         narrow = reference[:, :WIDTH]
     else:
@@ -219,7 +293,7 @@ def test_npo_at_the_target_has_half_the_gradient_of_sequence_ascent() -> None:
     assert torch.allclose(given.grad, other.grad, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["npo", "klr"])
+@pytest.mark.parametrize("name", ["npo", "klr", "undial"])
 def test_a_loss_without_its_reference_raises(name: str) -> None:
     logits, labels, reference = inputs(name)
     given = part(torch.tensor(logits), labels, reference)

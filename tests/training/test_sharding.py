@@ -19,6 +19,7 @@ from tests.cli.test_main import call
 from tests.conftest import CORPUS, Toy, write_jsonl
 from unlearnbench.errors import OptionError
 from unlearnbench.training import sharding
+from unlearnbench.training.rounded import PLAIN, Survive
 
 # As `accelerate launch --use_fsdp --fsdp_version 2 ...` sets them.
 FSDP = {
@@ -29,6 +30,8 @@ FSDP = {
     "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
 }
 SURE = ["--method", "ga_gdr_sure", "--lr", "1e-3", "--max-steps", "4", "--save-steps", "2"]
+SURVIVE = ["--method", "ga_gdr", "--survive", "rtn-int4", "--micro-batch-size", "1"]
+SURVIVE += ["--max-steps", "3", "--save-steps", "0"]
 LORA = ["--method", "npo_klr", "--lora-rank", "4", "--max-steps", "3", "--save-steps", "0"]
 
 
@@ -54,6 +57,7 @@ class Two:
         sharded = {"environment": FSDP, "accelerators": True}
         runs = [
             self._run("ddp", npo),
+            self._run("ddp_survive", SURVIVE),
             self._run("fsdp", npo, **sharded),
             self._run("fsdp_lora", LORA, **sharded),
             self._run("fsdp_sure", SURE, **sharded, stop_at=3),
@@ -62,7 +66,12 @@ class Two:
             self._run("uneven", [*LORA, "--batch-size", "3"]),
         ]
         self.done = self._launch(runs)
-        for name, rest in (("one", npo), ("one_lora", LORA), ("one_sure", SURE)):
+        for name, rest in (
+            ("one", npo),
+            ("one_lora", LORA),
+            ("one_sure", SURE),
+            ("one_survive", SURVIVE),
+        ):
             assert call(*self.command(name, rest)) == 0
 
     def command(self, name: str, rest: list[str]) -> list[str]:
@@ -103,17 +112,20 @@ def two(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Two:
 @pytest.mark.ci
 def test_each_run_ends_as_it_should(two: Two) -> None:
     assert two.done.returncode == 0, two.done.stderr[-3000:]
-    assert "statuses [0, 0, 0, -1, 0, 2, 2]" in two.done.stdout, two.done.stderr[-3000:]
+    assert "statuses [0, 0, 0, 0, -1, 0, 2, 2]" in two.done.stdout, two.done.stderr[-3000:]
     assert two.done.stdout.count("npo_klr, 10 steps") == 2, "one process of each speaks"
 
 
 @pytest.mark.slow
 @pytest.mark.ci
-@pytest.mark.parametrize("name", ["ddp", "fsdp"])
-def test_two_processes_give_the_losses_of_one(two: Two, name: str) -> None:
-    first, second = two.record("one"), two.record(name)
+@pytest.mark.parametrize(
+    ("one", "name", "steps"),
+    [("one", "ddp", 10), ("one", "fsdp", 10), ("one_survive", "ddp_survive", 3)],
+)
+def test_two_processes_give_the_losses_of_one(two: Two, one: str, name: str, steps: int) -> None:
+    first, second = two.record(one), two.record(name)
     assert (first["processes"], second["processes"]) == (1, 2)
-    assert len(second["losses"]) == 10
+    assert len(second["losses"]) == steps
     for ours, theirs in zip(first["losses"], second["losses"], strict=True):
         for key in ("loss", "forget", "grad_norm"):
             assert theirs[key] == pytest.approx(ours[key], rel=1e-4)
@@ -178,7 +190,15 @@ def trainer(**more: Any) -> Any:
 
 def stage(**more: Any) -> Any:
     """What ``require_supported`` asks of a training."""
-    return SimpleNamespace(**({"masks": None, "l1": 0.0, "noise": 0.0, "gradient": None} | more))
+    facts: dict[str, Any] = {
+        "masks": None,
+        "l1": 0.0,
+        "noise": 0.0,
+        "rounding": None,
+        "gradient": None,
+    }
+    facts["survive"] = PLAIN
+    return SimpleNamespace(**(facts | more))
 
 
 @pytest.mark.parametrize(
@@ -212,6 +232,8 @@ def test_sharding_is_known_before_training() -> None:
     for sharded in (fsdp, deepspeed):
         with pytest.raises(OptionError, match="--weight-noise needs whole weights"):
             sharding.require_supported(sharded, stage(noise=1.0))
+        with pytest.raises(OptionError, match="--survive needs whole weights"):
+            sharding.require_supported(sharded, stage(survive=Survive([torch.clone])))
         with pytest.raises(OptionError, match="own gradient needs whole weights"):
             sharding.require_supported(sharded, stage(gradient=print))
 

@@ -327,5 +327,7 @@ def test_a_training_at_rounded_weights_moves_the_weights_themselves(
     moved = weights(tmp_path / "out")["model.layers.0.mlp.up_proj.weight"]
     before = weights(tiny)["model.layers.0.mlp.up_proj.weight"]
     assert 0 < float((moved - before).abs().max()) < 1e-2, "the weights are not rounded"
-    with pytest.raises(OptionError, match="leave LoRA out"):
-        go(job, tmp_path / "lora", "ga_gdr_rounded_lora")
+    adapted = go(job, tmp_path / "lora", "ga_gdr_rounded_lora")
+    assert adapted.losses[0].loss == pytest.approx(found.losses[0].loss, rel=1e-5), "B is 0 yet"
+    with pytest.raises(OptionError, match="rounded already; --survive goes with no method that"):
+        go(job, tmp_path / "twice", "ga_gdr_rounded", survive="int4")

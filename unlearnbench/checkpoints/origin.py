@@ -198,6 +198,7 @@ def read_origin(path: Path) -> dict[str, str]:
         "steps": training.losses[-1].step if training.losses else 0,
     }
     facts |= training.knobs
+    facts |= {n: v for n, v in training.options.model_dump().items() if n.startswith("survive")}
     facts["recipe"] = training.recipe
     if training.selection is not None:
         facts["selected"] = training.selection

@@ -48,7 +48,7 @@ COMMANDS = {
     "import": ("runs", "Turn another tool's result folders into runs."),
     "inspect": ("quants", "Will it come back? Compare quantized codes with the target's."),
     "leaderboard": ("runs", "Boards of entries: add one, build tables and page, verify."),
-    "methods": ("unlearn", "List the unlearning methods, or show one."),
+    "methods": ("methods", "List the unlearning methods, or show one."),
     "push": ("runs", "Push run folders and board entries to the Hugging Face hub."),
     "quants": ("quants", "List every precision, and whether it can run here."),
     "repair": ("repair", "Mend an unlearned checkpoint, so that it survives quantization."),

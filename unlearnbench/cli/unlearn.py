@@ -1,8 +1,7 @@
-"""The commands that make models: ``unlearn``, ``finetune``, and ``methods``, which lists them."""
+"""The commands that make models: ``unlearn`` and ``finetune``."""
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,8 @@ from unlearnbench.cli.options import (
     taken,
     verbose_option,
 )
-from unlearnbench.errors import OptionError, one_line, printable
-from unlearnbench.methods import Piece, find_method, method_names, pieces
+from unlearnbench.errors import OptionError, one_line
+from unlearnbench.methods import pieces
 from unlearnbench.methods.options import Field
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
 from unlearnbench.util.process import is_main
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from unlearnbench.checkpoints.origin import Training
     from unlearnbench.training.job import Job
 
-_KINDS = {"masks": "mask", "steps": "step"}
 # What a configuration file may not set: whether to trust files, and what to do with earlier ones.
 _CLOSED = {"verbose", "resume", "trust_remote_code", "allow_pickle"}
 _SOURCE = "FILE|task:NAME"
@@ -161,27 +159,3 @@ def _required(given: dict[str, Any], name: str) -> str:
 def _say(training: Training, out: Path) -> None:
     if is_main():
         click.echo(one_line(f"{out}: {training.method}, {len(training.losses)} steps"))
-
-
-@click.command("methods")
-@click.argument("name", required=False)
-def methods(name: str | None) -> None:
-    """List the unlearning methods, or show one: equation, source, options."""
-    found = pieces().values() if name is None else find_method(name).pieces
-    click.echo(printable("\n\n".join(_describe(piece) for piece in found)))
-    if name is None:
-        click.echo("\nmethods: " + _wrapped(", ".join(method_names()), "  "))
-        click.echo("each but those with a mask also with _lora, or --lora-rank")
-
-
-def _describe(piece: Piece) -> str:
-    about = piece.about
-    options = ", ".join(f"{field.flag} {field.default}" for field in piece.fields) or "none"
-    lines = [about.equation, f"source: {about.source}", f"options: {options}"]
-    lines += [f"differs: {about.differs}"] if about.differs else []
-    head = f"{about.name} ({_KINDS.get(piece.kind, piece.kind)}): {about.title}"
-    return "\n".join([head, *(_wrapped(f"  {line}", "    ") for line in lines)])
-
-
-def _wrapped(text: str, indent: str) -> str:
-    return textwrap.fill(text, 98, subsequent_indent=indent, break_on_hyphens=False)

@@ -62,6 +62,12 @@ class Method:
         return next((piece for piece in self.pieces if piece.kind == kind), None)
 
     @property
+    def stage(self) -> str | None:
+        """The training that makes the output; None where it is made without."""
+        whole = self.piece("whole")
+        return whole.about.stage if whole else "unlearn" if self.pieces else "finetune"
+
+    @property
     def terms(self) -> tuple[Piece, ...]:
         """What its loss is made of: the forget loss and the terms on other texts."""
         return tuple(piece for piece in self.pieces if piece.kind in ("forget", "retain"))

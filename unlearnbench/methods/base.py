@@ -47,6 +47,12 @@ class About:
     """Frozen models whose logits its loss reads: ``target``, or names of its ``references``."""
     alternatives: int = 0
     """How many other answers stand beside each forget row of a batch."""
+    stage: str | None = None
+    """Of a whole method: the name of the training that makes its output; None: it is made without,
+    from models that were trained."""
+    cost: str = ""
+    """What it takes beside a forward and a backward pass over its rows, and what the other fields
+    say already."""
     differs: str = ""
     """Where released code computes something else, in a sentence."""
 
@@ -106,7 +112,8 @@ class OptimizerStep(Protocol):
 
     def through(self, function: Callable[[Tensor], Tensor]) -> AbstractContextManager[None]:
         """A block in which inner linear layers compute with ``function(weight)``, as rounded; the
-        gradient goes to the weight, (out, in), as if ``function`` were not there.
+        gradient goes to the weight, (out, in), or to its adapter, as if ``function`` were not
+        there.
         """
 
 

@@ -141,6 +141,17 @@ class Batch:
         )
 
 
+def learned_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits that predict learned tokens, (tokens, vocabulary) in at least float32, and those
+    tokens, (tokens,); row after row.
+    """
+    import torch
+
+    learned = labels[:, 1:] != IGNORED
+    found = logits[:, :-1][learned]
+    return found.to(torch.promote_types(found.dtype, torch.float32)), labels[:, 1:][learned]
+
+
 def token_logprobs(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-probability of each learned token given those before it, (rows, width - 1), in at least
     float32; exactly 0 where the label is IGNORED. logits: (rows, width, vocabulary); labels: (rows,

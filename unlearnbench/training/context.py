@@ -35,6 +35,7 @@ from unlearnbench.training.dtypes import ROUNDED, as_saved, cast_model
 from unlearnbench.training.masks import choose_masks
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.output import last_checkpoint, run_trainer
+from unlearnbench.training.rounded import PLAIN, survival
 from unlearnbench.training.steps import Watch
 from unlearnbench.training.trainer import (
     Combined,
@@ -213,11 +214,11 @@ def make_stage(
     o, piece = context.options, context.method.piece("forget")
     beside = piece.about.alternatives if piece is not None and loss is not descent else 0
     schedule = make_schedule(sets, o, beside)
+    survive = survival(o) if name == context.method.stage else PLAIN
     home = context.home / name
     rounding = o.weights_dtype if o.weights_dtype in ROUNDED else None
-    return Stage(
-        home, schedule, loss, context.pad, l1=o.l1, noise=o.weight_noise, rounding=rounding
-    )
+    more: dict[str, Any] = {"l1": o.l1, "noise": o.weight_noise, "rounding": rounding}
+    return Stage(home, schedule, loss, context.pad, **more, survive=survive)
 
 
 def train(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreTrainedModel:

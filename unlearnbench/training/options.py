@@ -34,6 +34,11 @@ class TrainOptions(OptionModel):
     """Soft-threshold of the inner linear weights after each step, in units of the learning rate."""
     weight_noise: float = Field(default=0.0, ge=0)
     """Train under noise so many int4 steps wide: what is learned survives rounding."""
+    survive: str | None = Field(default=None, min_length=1, title="CONDITIONS")
+    """Take every term of the loss at the weights as these conditions round them too, as
+    rtn-int4,bnb-nf4."""
+    survive_weight: float | None = Field(default=None, ge=0)
+    """Factor of the terms at each of --survive; default: 1."""
     qa_loss: Literal["answer", "all"] = "answer"
     """Which tokens of a question-answer pair are learned."""
     pack: int = Field(default=1, gt=0)
@@ -62,6 +67,8 @@ class TrainOptions(OptionModel):
         if (self.l1 or self.weight_noise) and self.lora_rank is not None:
             option = "--l1" if self.l1 else "--weight-noise"
             raise ValueError(f"{option}: it moves the weights, which LoRA does not train")
+        if self.survive_weight is not None and self.survive is None:
+            raise ValueError("--survive-weight is for --survive, which is missing")
         return self
 
 

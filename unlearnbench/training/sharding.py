@@ -32,8 +32,13 @@ def require_supported(trainer: Any, stage: Any) -> bool:
         _require_deepspeed(trainer, stage)
     elif trainer.is_fsdp_enabled and not state.is_fsdp2:
         raise OptionError("FSDP version 1 is not supported; use --fsdp_version 2")
-    if any(sharded.values()) and (stage.noise or stage.gradient is not None):
-        what = "--weight-noise" if stage.noise else "this method's own gradient"
+    whole = {
+        "--weight-noise": stage.noise,
+        "--survive": stage.survive.roundings,
+        "this method's own gradient": stage.gradient is not None,
+    }
+    if any(sharded.values()) and any(whole.values()):
+        what = next(name for name, asked in whole.items() if asked)
         raise OptionError(f"{what} needs whole weights; train without sharding")
     return any(sharded.values())
 

@@ -6,9 +6,8 @@ accumulated; and the callbacks of the Trainer: checks, noise, shrinking, and wha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from unlearnbench.checkpoints.load import out_first
-from unlearnbench.errors import OptionError, TrainingError
+from unlearnbench.errors import TrainingError
 from unlearnbench.methods.base import BatchLoss, Gradient, OptimizerStep, inner_linears
 from unlearnbench.methods.rows import Batch, Role
 from unlearnbench.training import sharding
+from unlearnbench.training.rounded import PLAIN, Rounding, Survive, through
 from unlearnbench.util.process import process_count
 
 
@@ -35,6 +35,7 @@ class WholeStep(OptimizerStep):
     batches: Sequence[Batch]
     number: int
     state: dict[str, float]
+    survive: Survive = PLAIN
 
     def __post_init__(self) -> None:
         self.weights = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
@@ -51,15 +52,18 @@ class WholeStep(OptimizerStep):
         for batch in self.batches:
             if not any(role in batch.rows for role in roles):
                 continue
-            with torch.enable_grad():  # also where a method moves weights meanwhile
-                found = self.loss(self.model, batch.only(*roles))
-                loss = found.pop("loss")
-                shares = torch.autograd.grad(loss, list(self.weights.values()), allow_unused=True)
-            for name, share in zip(of, shares, strict=True):
-                if share is not None:
-                    of[name] += share
-            for name, value in found.items():
-                terms[name] = terms.get(name, torch.zeros_like(value)) + value.detach()
+            for factor, place in self.survive.places(self.model):
+                with torch.enable_grad(), place:  # also where a method moves weights meanwhile
+                    found = self.loss(self.model, batch.only(*roles))
+                    loss = factor * found.pop("loss")
+                    given = list(self.weights.values())
+                    shares = torch.autograd.grad(loss, given, allow_unused=True)
+                for name, share in zip(of, shares, strict=True):
+                    if share is not None:
+                        of[name] += share
+                for name, value in found.items():
+                    known = terms.get(name, torch.zeros_like(value))
+                    terms[name] = known + factor * value.detach()
         if process_count() > 1:
             for tensor in (*of.values(), *terms.values()):
                 torch.distributed.all_reduce(tensor)
@@ -75,41 +79,8 @@ class WholeStep(OptimizerStep):
                 for weight, value in zip(self.weights.values(), kept, strict=True):
                     weight.copy_(value)
 
-    @contextmanager
-    def through(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-        """Raises OptionError where an adapter learns: its products are no weights of the model."""
-        if hasattr(self.model, "peft_config"):
-            raise OptionError("this method works on the weights themselves; leave LoRA out")
-        modules: list[Any] = list(inner_linears(self.model).values())
-        for module in modules:
-            module.forward = partial(_forward, module, function)
-        try:
-            yield
-        finally:
-            for module in modules:
-                del module.forward
-
-
-def _forward(
-    module: Any, function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
-) -> torch.Tensor:
-    weight = out_first(module, module.weight)
-    with torch.no_grad():
-        value = function(weight)
-    through = _StraightThrough.apply(weight, value)  # type: ignore[no-untyped-call]
-    return torch.nn.functional.linear(x, through, module.bias)
-
-
-class _StraightThrough(torch.autograd.Function):
-    """The value of the second; its gradient goes to the first unchanged."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradients[0], None
+    def through(self, function: Rounding) -> AbstractContextManager[None]:
+        return through(self.model, function)
 
 
 def require_finite(fine: bool, what: str, step: int, args: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from unlearnbench.methods.rows import Batch, Part, Role
 from unlearnbench.training import dtypes, sharding, steps
 from unlearnbench.training.batches import Schedule, as_batch, collate
 from unlearnbench.training.options import TrainOptions
+from unlearnbench.training.rounded import PLAIN, Survive
 from unlearnbench.util.process import process_count
 
 _PATIENCE = 7 * 24 * 3600  # seconds that processes wait while the main one evaluates or saves
@@ -121,6 +123,7 @@ class Stage:
     """Soft-threshold after each step, in units of the learning rate."""
     noise: float = 0.0
     """See ``steps.Noise``."""
+    survive: Survive = PLAIN
     rounding: str | None = None
     """A dtype of ``dtypes.ROUNDED``, whose numbers the weights are put on."""
 
@@ -202,6 +205,7 @@ class UnlearnTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # our own bar shows the loss
         self._stage = stage
         self._terms: dict[str, torch.Tensor] = {}
+        self._factor = 1.0  # of the pass that is being made
         # Our loss is a share of the whole step's mean: not to be divided by accumulated batches.
         self.loss_is_scaled_for_ga = True
         # The batches of the step that is being made, where a method makes its gradient itself.
@@ -217,11 +221,13 @@ class UnlearnTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *given: Any, **named: Any) -> Any:
         terms = self._stage.loss(model, as_batch(inputs))
-        self._require_finite(terms["loss"].item(), "the loss")
+        loss = self._factor * terms["loss"]
+        self._require_finite(loss.item(), "the loss")
         for name, value in terms.items():
-            self._terms[name] = self._terms.get(name, torch.zeros_like(value)) + value.detach()
+            known = self._terms.get(name, torch.zeros_like(value))
+            self._terms[name] = known + self._factor * value.detach()
         # Gradients are averaged over processes, and each has a share of the mean, not the mean.
-        return terms["loss"] * self.accelerator.num_processes
+        return loss * self.accelerator.num_processes
 
     def _require_finite(self, value: float, what: str) -> None:
         steps.require_finite(math.isfinite(value), what, self.state.global_step + 1, self.args)
@@ -235,13 +241,26 @@ class UnlearnTrainer(Trainer):
         if self._stage.gradient is not None:
             loss = self._make_gradient(model)
         else:
-            loss = super().training_step(model, inputs, *given)
+            loss = self._backward(model, inputs, *given)
         if self._stage.masks is not None:
             sharding.mask_gradients(self.accelerator.unwrap_model(model), self._stage.masks)
         if self.is_deepspeed_enabled:  # which has updated the weights by now, but saved nothing
             norm = model.get_global_grad_norm()
             self._require_finite(0.0 if norm is None else float(norm), "the gradient")
         return loss
+
+    def _backward(self, model: Any, inputs: dict[str, Any], *given: Any) -> torch.Tensor:
+        """One pass after another, so that only one's activations are held; processes add up their
+        gradients at the last.
+        """
+        places = self._stage.survive.places(self.accelerator.unwrap_model(model))
+        losses = []
+        for left, (factor, place) in zip(reversed(range(len(places))), places, strict=True):
+            self._factor = factor
+            wait = self.accelerator.no_sync(model) if left else nullcontext()
+            with wait, place:
+                losses.append(super().training_step(model, inputs, *given))
+        return sum(losses[1:], losses[0])
 
     def _make_gradient(self, model: Any) -> torch.Tensor:
         """The whole step's gradient at its first batch, and nothing at the others."""
@@ -252,7 +271,8 @@ class UnlearnTrainer(Trainer):
         batches = [as_batch(self._prepare_inputs(inputs)) for inputs in self._waiting]
         self._waiting = []
         bare, number = self.accelerator.unwrap_model(model), self.state.global_step + 1
-        step = steps.WholeStep(bare, self._stage.loss, batches, number, self._state.numbers)
+        kept, survive = self._state.numbers, self._stage.survive
+        step = steps.WholeStep(bare, self._stage.loss, batches, number, kept, survive)
         gradient = self._stage.gradient(step)
         loss = sum(gradient.terms.values())
         self._require_finite(loss, "the loss")

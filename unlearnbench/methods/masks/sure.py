@@ -28,6 +28,7 @@ ABOUT = About(
     "gradient at theta_target has the largest norms",
     source="Zhang et al. 2025, arXiv 2410.16454",
     options=SureOptions,
+    cost="a forward and a backward pass over the forget set before training",
     differs="Released code builds the mask and never applies it to a gradient. The paper selects "
     "modules; rows of weight matrices are the default here.",
 )

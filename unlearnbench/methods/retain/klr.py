@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from unlearnbench.methods.base import About
 from unlearnbench.methods.options import option
-from unlearnbench.methods.rows import IGNORED, Part, Tensor
+from unlearnbench.methods.rows import Part, Tensor, learned_logits
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,10 @@ ABOUT = About(
 
 def loss(part: Part, options: KlrOptions) -> Tensor:
     """KL between next-token distributions at every learned position, times its weight, in nats."""
-    import torch
-
-    learned = part.labels[:, 1:] != IGNORED
     # Chosen positions first: log-softmax over the vocabulary is the largest tensor here.
-    ours, theirs = part.logits[:, :-1][learned], part.reference()[:, :-1][learned]
-    dtype = torch.promote_types(ours.dtype, torch.float32)
-    log_p = torch.log_softmax(ours.to(dtype), dim=-1)
-    log_q = torch.log_softmax(theirs.to(dtype), dim=-1)
+    log_p, log_q = (
+        learned_logits(logits, part.labels)[0].log_softmax(dim=-1)
+        for logits in (part.logits, part.reference())
+    )
     mean = (log_q.exp() * (log_q - log_p)).sum() / part.all_tokens
     return options.retain_weight * mean

@@ -29,6 +29,8 @@ ABOUT = About(
     source="Li et al. 2024, arXiv 2403.03218, section 4",
     options=RmuOptions,
     data=("retain",),
+    cost="a forward pass of a frozen model in each step, and its memory",
+    stage="unlearn",
     differs="Released code divides both squared norms by the hidden size and trains one MLP matrix "
     "of each of the three layers; here all weights of the three learn.",
 )

@@ -24,6 +24,7 @@ ABOUT = About(
     "target trained further on the forget set",
     source="Ilharco et al. 2023, arXiv 2212.04089; MUSE, arXiv 2407.06460",
     options=TaskVectorOptions,
+    cost="a training on the forget set, and the target twice in memory",
     differs="Released code of arXiv 2410.16454 scores the same for every alpha: its weights do not "
     "change.",
 )

@@ -24,6 +24,7 @@ ABOUT = About(
     "further on the forget set",
     source="Eldan and Russinovich 2023, arXiv 2310.02238; MUSE, arXiv 2407.06460",
     options=WhpOptions,
+    cost="a training on the forget set; two models answer at evaluation",
 )
 
 

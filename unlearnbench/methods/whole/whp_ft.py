@@ -24,6 +24,8 @@ ABOUT = About(
     "cross-entropy",
     source="Eldan and Russinovich 2023, arXiv 2310.02238",
     options=WhpFtOptions,
+    cost="a training on the forget set before, and two models in memory",
+    stage="generic",
     differs="The paper also replaces the names of a text by generic ones before labelling, with a "
     "list made by another language model; there is no such list here.",
 )

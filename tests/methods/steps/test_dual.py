@@ -1,0 +1,48 @@
+"""The multiplier of primal-dual unlearning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.helpers import go
+from unlearnbench.methods.base import Gradient
+from unlearnbench.methods.steps import dual
+from unlearnbench.training.job import Job
+
+
+class Step:
+    """A step whose retain loss is what the list says."""
+
+    def __init__(self, retains: list[float]) -> None:
+        self.state: dict[str, float] = {}
+        self._retains = retains
+
+    def forget(self) -> Gradient:
+        return Gradient({"forget": 2.0}, {"w": 3.0})  # type: ignore[dict-item]
+
+    def retain(self) -> Gradient:
+        return Gradient({"retain": self._retains.pop(0)}, {"w": 1.0})  # type: ignore[dict-item]
+
+
+def test_the_multiplier_follows_the_retain_loss_and_never_falls_below_0() -> None:
+    """By hand: 1, then 1 + 2 (0.8 - 0.3) = 2, then 2 + 2 (0.1 - 0.3) = 1.6, then 0."""
+    step: Any = Step([0.8, 0.1, -3.0, 0.3])
+    options = dual.DualOptions(dual_start=1.0, dual_rate=2.0, dual_limit=0.3)
+    found = [dual.gradient(step, options) for _ in range(4)]
+    assert [g.of["w"] for g in found] == pytest.approx([3 + m for m in (1.0, 2.0, 1.6, 0.0)])
+    assert [g.terms["retain"] for g in found] == pytest.approx([0.8, 0.2, -4.8, 0.0])
+    assert step.state["multiplier"] == 0.0
+
+
+def test_a_multiplier_that_stays_is_the_retain_weight(job: Job, tmp_path: Path) -> None:
+    fixed = go(job, tmp_path / "fixed", "pdu_gdr", knobs={"retain_weight": 7.0})
+    knobs = {"dual_start": 7.0, "dual_rate": 0.0}
+    found = go(job, tmp_path / "out", "pdu_gdr_dual", knobs=knobs)
+    for ours, theirs in zip(found.losses, fixed.losses, strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-4)
+    moving = go(job, tmp_path / "moving", "pdu_gdr_dual", knobs={**knobs, "dual_rate": 5.0})
+    assert moving.losses[0].loss == found.losses[0].loss
+    assert moving.losses[1].retain != pytest.approx(found.losses[1].retain, rel=1e-2)

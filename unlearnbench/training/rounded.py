@@ -1,0 +1,110 @@
+"""Losses at rounded weights: a model whose inner linear layers compute with another weight while
+the gradient goes to their own, and ``--survive``, which takes every term there too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+
+from unlearnbench.checkpoints.load import out_first
+from unlearnbench.conditions.base import ConditionSpec, encode, resolve
+from unlearnbench.errors import OptionError
+from unlearnbench.methods.base import inner_linears
+from unlearnbench.training.options import TrainOptions
+
+Rounding: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""A weight of shape (out, in) as a quantizer would leave it."""
+
+
+@dataclass(frozen=True)
+class Survive:
+    """Where every term of a loss is taken beside the weights as they are."""
+
+    roundings: Sequence[Rounding]
+    weight: float = 1.0
+    """Factor of the terms at each."""
+
+    def places(self, model: Any) -> list[tuple[float, AbstractContextManager[None]]]:
+        """The factor and the block for each forward pass: as the weights are, then rounded."""
+        rounded = self.roundings if self.weight else ()
+        return [(1.0, nullcontext()), *((self.weight, through(model, f)) for f in rounded)]
+
+
+PLAIN = Survive(())
+"""Only at the weights as they are."""
+
+
+def survival(options: TrainOptions) -> Survive:
+    """What ``--survive`` asks for; its names are checked already."""
+    if options.survive is None:
+        return PLAIN
+    specs = resolve(options.survive.split(","))
+    weight = 1.0 if options.survive_weight is None else options.survive_weight
+    return Survive([partial(_values, spec) for spec in specs], weight)
+
+
+def _values(spec: ConditionSpec, weight: torch.Tensor) -> torch.Tensor:
+    return encode(spec, weight).values
+
+
+@contextmanager
+def through(model: Any, function: Rounding) -> Iterator[None]:
+    """A block in which inner linear layers compute with ``function(weight)``, and its gradient goes
+    to the weight unchanged. The weight of a layer with a LoRA adapter is the merged one, so that
+    the gradient goes to the adapter; with its adapter off a layer computes as it always does.
+    Raises OptionError inside another such block.
+    """
+    layers = _layers(model)
+    if any("forward" in vars(layer) for layer in layers):
+        raise OptionError("weights are rounded already; --survive goes with no method that does so")
+    for layer in layers:
+        layer.forward = partial(_forward, layer, function)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _layers(model: Any) -> list[Any]:
+    if not hasattr(model, "peft_config"):
+        return list(inner_linears(model).values())
+    from peft.tuners.lora import LoraLayer
+
+    inner = {id(layer) for layer in inner_linears(model.get_base_model()).values()}
+    adapted: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    return [layer for layer in adapted if id(layer.base_layer) in inner]
+
+
+def _forward(layer: Any, function: Rounding, x: torch.Tensor) -> torch.Tensor:
+    own = layer
+    if hasattr(layer, "base_layer"):
+        own = layer.base_layer
+        if layer.disable_adapters:  # a frozen reference, not the model under training
+            return own(x)  # type: ignore[no-any-return]
+    weight = own.weight
+    for name in getattr(layer, "active_adapters", ()):
+        weight = weight + layer.get_delta_weight(name).to(weight.dtype)
+    weight = out_first(own, weight)
+    with torch.no_grad():
+        value = function(weight.detach()).to(weight.dtype)
+    rounded = _StraightThrough.apply(weight, value)  # type: ignore[no-untyped-call]
+    return torch.nn.functional.linear(x, rounded, own.bias)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The value of the second; its gradient goes to the first unchanged."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradients[0], None
