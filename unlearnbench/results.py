@@ -116,6 +116,15 @@ SampleRecord: TypeAlias = GenerationRecord | LikelihoodRecord | AnswerRecord
 RECORD_ADAPTER: TypeAdapter[SampleRecord] = TypeAdapter(SampleRecord)
 
 
+class TokenizerSource(_File):
+    """Where a tokenizer is from that is not the checkpoint's own."""
+
+    path: str
+    """As given to ``--tokenizer``: a folder or a hub id."""
+    revision: str | None = None
+    """The hub commit that was loaded; absent for local files."""
+
+
 class Checkpoint(_File):
     """Which model was measured. Hashes identify it; names do not."""
 
@@ -132,6 +141,8 @@ class Checkpoint(_File):
     tokenizer_probe_sha256: Sha256 | None = None
     """Of what the tokenizer does: its ids and texts on a probe, its words, merges and ends. By it
     two runs' tokenizers are compared; absent in older files, where the content's hash holds."""
+    tokenizer: TokenizerSource | None = None
+    """Absent where the tokenizer is the checkpoint's own, or its base's."""
     config_sha256: Sha256 | None = None
     """Of ``config.json``'s content, sorted keys, with an adapter's and with the end-of-text ids of
     ``generation_config.json`` where these are others."""

@@ -70,6 +70,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory, tiny: Path, other: Path) -> 
     (torn / "model.safetensors").unlink()
     (torn / "model.safetensors").symlink_to("../../blobs/gone")
     add_ref(path, "org/torn", "main", FIRST)
+    bare = add_snapshot(path, "org/bare", FIRST, tiny)
+    for file in bare.glob("tokenizer*"):
+        file.unlink()
+    add_ref(path, "org/bare", "main", FIRST)
+    alone = add_snapshot(path, "org/tok", SECOND, tiny)
+    for name in ("model.safetensors", "generation_config.json"):
+        (alone / name).unlink()
+    add_ref(path, "org/tok", "main", SECOND)
     return path
 
 
@@ -141,6 +149,8 @@ def answers(cache: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory
         "torn": ("org/torn", {}),
         "base": (str(adapter), {"base": "org/name"}),
         "named base": (str(adapter), {"allow_adapter_base": True}),
+        "tokenizer": ("org/bare", {"tokenizer": "org/tok"}),
+        "no tokenizer": ("org/bare", {"tokenizer": "org/bare"}),
     }
     cwd = tmp_path_factory.mktemp("cwd")
     toy = Toy(cwd)
@@ -225,6 +235,20 @@ def test_the_commit_of_an_adapters_base_is_recorded(answers: dict[str, Any], lab
     assert "revision" not in found
     assert (found["base"]["path"], found["base"]["revision"]) == ("org/name", FIRST)
     assert found["base"]["weights_sha256"] == answers["main"]["weights_sha256"]
+
+
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "a checkpoint without a tokenizer",
+    "with `--tokenizer`, a folder or hub id; refused without",
+)
+def test_a_tokenizer_has_a_commit_of_its_own(answers: dict[str, Any]) -> None:
+    found, own = answers["tokenizer"], answers["main"]
+    assert found["tokenizer"] == {"path": "org/tok", "revision": SECOND}
+    assert (found["revision"], "tokenizer" in own) == (FIRST, False)
+    same = ("weights_sha256", "tokenizer_sha256", "tokenizer_probe_sha256")
+    assert [found[key] for key in same] == [own[key] for key in same]
+    assert "org/bare has no tokenizer" in answers["no tokenizer"]
 
 
 def test_the_command_line_loads_from_the_cache(answers: dict[str, Any], tiny: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.checkpoints.test_load import (
     swap_merges,
     swap_words,
 )
-from tests.conftest import CORPUS, make_tokenizer
+from tests.conftest import CORPUS, load_at, make_tokenizer
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.tokenizer import (
@@ -24,11 +25,12 @@ from unlearnbench.checkpoints.tokenizer import (
     begin_texts,
     probe_ids,
     probe_sha256,
-    save_tokenizer,
     thought_end,
 )
 from unlearnbench.errors import CheckpointError, OptionError
 from unlearnbench.requests import Score
+from unlearnbench.results import TokenizerSource
+from unlearnbench.training.output import save_tokenizer
 
 CLASSES = ["GPT2Tokenizer", "CodeGenTokenizer", "Qwen2Tokenizer", "GPTNeoXTokenizer"]
 CLASSES += ["BartTokenizer", "CohereTokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast"]
@@ -147,6 +149,148 @@ def test_a_tokenizers_files_are_copied_byte_for_byte(copy: Path, tmp_path: Path)
     for name in names:
         assert (tmp_path / "out" / name).read_bytes() == (copy / name).read_bytes()
     assert {p.name for p in (tmp_path / "out").iterdir()} == {n.split("/")[0] for n in names}
+
+
+@pytest.fixture
+def bare(copy: Path) -> Path:
+    """The tiny checkpoint without its tokenizer, as some are published."""
+    for path in copy.glob("tokenizer*"):
+        path.unlink()
+    return copy
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A folder with the tokenizer alone."""
+    make_tokenizer().save_pretrained(tmp_path / "elsewhere")
+    return tmp_path / "elsewhere"
+
+
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "a checkpoint without a tokenizer",
+    "with `--tokenizer`, a folder or hub id; refused without",
+)
+def test_a_checkpoint_without_a_tokenizer_takes_one_from_elsewhere(
+    tiny: Path, bare: Path, elsewhere: Path, notes: list[str]
+) -> None:
+    with pytest.raises(CheckpointError, match=r"copy has no tokenizer; .*--tokenizer PATH\|ID"):
+        open_checkpoint(str(bare), LoadOptions())
+    source = open_checkpoint(str(bare), LoadOptions(tokenizer=str(elsewhere)))
+    right = Tokenizer.from_file(str(tiny / "tokenizer.json"))
+    for text in PROBE:
+        assert source.tokenizer(text)["input_ids"] == right.encode(text).ids
+    models = load_at(source, "none"), load(tiny)
+    (one,), (other,) = (model.score([Score("a", PROBE[0])]) for model in models)
+    assert one.logprobs.tolist() == other.logprobs.tolist()
+    own = open_checkpoint(str(tiny), LoadOptions()).checkpoint
+    found = source.checkpoint
+    assert (found.tokenizer, own.tokenizer) == (TokenizerSource(path=str(elsewhere)), None)
+    assert found.tokenizer_probe_sha256 == own.tokenizer_probe_sha256
+    assert (found.weights_sha256, found.config_sha256) == (own.weights_sha256, own.config_sha256)
+    assert notes == []
+
+
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "`--tokenizer` for a checkpoint that has one",
+    "with a note: its own is left out",
+)
+def test_a_tokenizer_from_elsewhere_in_place_of_its_own_is_said(
+    copy: Path, elsewhere: Path, notes: list[str]
+) -> None:
+    swapped = json.loads((copy / "tokenizer.json").read_text())
+    swap_words(swapped)
+    (copy / "tokenizer.json").write_text(json.dumps(swapped))
+    found = open_checkpoint(str(copy), LoadOptions(tokenizer=str(elsewhere))).checkpoint
+    assert found.tokenizer_probe_sha256 != probed(copy)
+    assert [line for line in notes if "is left out for that of" in line]
+
+
+def small(folder: Path) -> Path:
+    make_tokenizer(260).save_pretrained(folder)
+    return folder
+
+
+def large(folder: Path) -> Path:
+    make_tokenizer(301).save_pretrained(folder)
+    return folder
+
+
+def huge_config(folder: Path) -> Path:
+    (folder / "config.json").write_text(json.dumps({"num_hidden_layers": 10**9}))
+    return folder
+
+
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "`--tokenizer` of another vocabulary, with more ids than rows, or a folder without one",
+    "refused",
+)
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda f: f / "tokenizer.json", "is a file; --tokenizer takes a folder or a hub id"),
+        (lambda f: f / "nope", "no such path: .*nope; give a folder with the tokenizer"),
+        (lambda f: "a\0b", "no such path: .*give a folder with the tokenizer"),
+        (lambda f: "org/nope", "no folder org/nope here.*path of a folder with the tokenizer"),
+        (lambda f: (f.parent / "empty").mkdir() or f.parent / "empty", "empty has no tokenizer"),
+        (small, "elsewhere: the tokenizer does not match the model"),
+        (large, "elsewhere: the tokenizer does not match the model"),
+        (huge_config, "elsewhere: config.json has num_hidden_layers 1000000000"),
+    ],
+    ids=["file", "nowhere", "nul", "hub", "empty", "small", "large", "config"],
+)
+def test_a_tokenizer_from_elsewhere_that_does_not_serve_is_one_line(
+    bare: Path, elsewhere: Path, make: Any, said: str
+) -> None:
+    with pytest.raises(CheckpointError, match=said) as caught:
+        open_checkpoint(str(bare), LoadOptions(tokenizer=str(make(elsewhere))))
+    assert str(caught.value).isprintable()
+
+
+def test_of_another_repository_the_tokenizer_alone_is_fetched(
+    bare: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
+
+    asked: dict[str, Any] = {}
+    commit = Path(shutil.copytree(elsewhere, elsewhere.parent / ("4" * 40)))
+
+    def snapshot_download(repo: str, **options: Any) -> str:
+        asked.update(repo=repo, **options)
+        return str(commit)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    found = open_checkpoint(str(bare), LoadOptions(tokenizer="org/tok")).checkpoint
+    assert found.tokenizer == TokenizerSource(path="org/tok", revision=commit.name)
+    assert (asked["repo"], asked["revision"]) == ("org/tok", None)
+    names = ["tokenizer.json", "tokenizer.model", "special_tokens_map.json", "config.json"]
+    others = ["model-00001-of-00002.safetensors", "pytorch_model.bin", "x.py", "original/x.model"]
+    patterns = {key: asked[key] for key in ("allow_patterns", "ignore_patterns")}
+    assert list(filter_repo_objects([*names, *others], **patterns)) == names
+
+
+def test_a_copied_tokenizer_does_the_same_beside_another_config(
+    tiny: Path, bare: Path, tmp_path: Path
+) -> None:
+    """Its class may be known from its own config.json alone, which is not the model's."""
+    from transformers import AutoTokenizer, GPT2Config
+
+    named = tmp_path / "named"
+    named.mkdir()
+    model = json.loads((tiny / "tokenizer.json").read_text())["model"]
+    (named / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (named / "merges.txt").write_text("".join(f"{a} {b}\n" for a, b in model["merges"]))
+    GPT2Config(vocab_size=300).save_pretrained(named)
+    facts = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "</s>"}
+    (named / "tokenizer_config.json").write_text(json.dumps(facts))
+    source = open_checkpoint(str(bare), LoadOptions(tokenizer=str(named)))
+    save_tokenizer(source.tokenizer, source.home, bare)
+    again = open_checkpoint(str(bare), LoadOptions())
+    plain: Any = AutoTokenizer.from_pretrained(named)
+    for text in PROBE:
+        assert again.tokenizer(text)["input_ids"] == plain(text)["input_ids"], text
 
 
 @pytest.mark.field(

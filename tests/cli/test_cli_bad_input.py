@@ -209,7 +209,7 @@ MODELS: dict[str, tuple[Build, Sequence[str]]] = {
     "corrupt config": (corrupt_config, [r"tiny/config\.json is no valid JSON"]),
     "truncated": (truncated, [r"model\.safetensors is truncated", "copy or download it again"]),
     "no weights": (no_weights, [r"tiny has no weights: neither model\.safetensors nor"]),
-    "no tokenizer": (no_tokenizer, ["tiny: its tokenizer", "save the model's tokenizer into"]),
+    "no tokenizer": (no_tokenizer, ["tiny has no tokenizer; save the model's", "--tokenizer PATH"]),
     "small tokenizer": (
         small_tokenizer,
         ["tiny: the tokenizer does not match", "use the tokenizer that the model was trained with"],

@@ -221,6 +221,34 @@ def test_inspect_quants_and_unlearn_refuse_it_too(
     assert not (tmp_path / CANARY).exists()
 
 
+AS_TOKENIZER = (
+    "remote code of a tokenizer",
+    "tokenizer.json outside",
+    "templates outside",
+    "a pipe as the tokenizer",
+    "10^9 layers",
+    "a tokenizer nested deeply",
+    "a pattern that never ends",
+    "a tokenizer of a terabyte",
+)
+
+
+@pytest.mark.usefixtures("_compiled")
+@pytest.mark.parametrize("name", AS_TOKENIZER)
+def test_a_hostile_folder_given_as_tokenizer_ends_in_one_line_too(
+    tiny: Path, tmp_path: Path, name: str
+) -> None:
+    path, options = lay_out(CASES[name], tiny, tmp_path)
+    given = options.model_copy(update={"tokenizer": path})
+    before = snapshot(tmp_path)
+    with watched(tmp_path) as seen, pytest.raises(UnlearnbenchError) as caught:
+        use(str(tiny), given)
+    require_one_line(str(caught.value), CASES[name].said)
+    assert seen == []
+    assert snapshot(tmp_path) == before
+    assert not (tmp_path / CANARY).exists()
+
+
 def test_the_corpus_is_as_the_docs_say() -> None:
     counts = Counter(found.kind for found in CASES.values())
     text = (Path(__file__).parents[2] / "SECURITY.md").read_text()

@@ -42,6 +42,7 @@ def test_what_is_no_pair(text: str) -> None:
             "pretrained=a,revision=v1,dtype=bfloat16",
             {"model": "a", "revision": "v1", "dtype": "bf16"},
         ),
+        ("pretrained=a,tokenizer=b/c", {"model": "a", "tokenizer": "b/c"}),
         ("pretrained=base,peft=adapter", {"model": "adapter", "base": "base"}),
         ("pretrained=a,load_in_8bit=True", {"model": "a", "quant": "bnb-int8"}),
         ("pretrained=a,load_in_4bit=True", {"model": "a", "quant": "bnb-fp4"}),

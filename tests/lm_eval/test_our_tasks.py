@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import unlearnbench
 from tests.conftest import write_jsonl
 from tests.lm_eval.conftest import Stock, numbers, ours_as_theirs, read_json
+from unlearnbench.checkpoints.tokenizer import PROBE
 from unlearnbench.errors import DataError
 from unlearnbench.lm_eval import BRIDGE
 from unlearnbench.metrics.fluency import ngram_entropy
@@ -134,6 +136,28 @@ def test_the_version_is_our_runs(
     assert task.config.metadata == stated
     ends = {doc["prompt"].rpartition("Answer:")[2] for doc in task.eval_docs}
     assert ends == ({" "} if version == 1 else {""})
+
+
+def test_the_tokenizer_is_read_as_for_our_own_runs(tiny: Path, tmp_path: Path) -> None:
+    """By its file's rules, not its class's; ``tokenizer`` names another than the model's."""
+    from tests.checkpoints.test_gguf import llama3_rules
+    from tests.checkpoints.test_tokenizer import resplit
+    from unlearnbench.lm_eval.our_tasks import _load_tokenizer
+
+    model = Path(shutil.copytree(tiny, tmp_path / "model"))
+    right = resplit(model, llama3_rules())
+    facts = json.loads((model / "tokenizer_config.json").read_text())
+    changed = json.dumps(facts | {"tokenizer_class": "GPT2Tokenizer"})
+    (model / "tokenizer_config.json").write_text(changed)
+    for given in ({"pretrained": str(model)}, {"pretrained": "x", "tokenizer": str(model)}):
+        tokenizer = _load_tokenizer("demo_verbmem", given)
+        assert [tokenizer(text)["input_ids"] for text in PROBE] == [
+            right.encode(text).ids for text in PROBE
+        ]
+    (model / "tokenizer.json").unlink()
+    (model / "tokenizer_config.json").unlink()
+    with pytest.raises(unlearnbench.UnlearnbenchError, match="model has no tokenizer"):
+        _load_tokenizer("demo_verbmem", {"pretrained": str(model)})
 
 
 def test_flu_runs_from_local_rows(

@@ -12,7 +12,7 @@ from tests.models.test_hf import PROMPTS, load
 from unlearnbench.conditions import resolve
 from unlearnbench.conditions.load import prepare_all
 from unlearnbench.conditions.options import KernelOptions
-from unlearnbench.errors import ModelOutputError, OptionError
+from unlearnbench.errors import CheckpointError, ModelOutputError, OptionError
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate, Score
 from unlearnbench.results import Condition, ConditionOptions
@@ -60,7 +60,15 @@ def test_truncate_counts_special_tokens(tiny: Path) -> None:
     assert model.truncate(text, len(ids)) == text
 
 
-def test_a_tokenizer_that_ends_prompts_is_an_error(make_checkpoint: MakeCheckpoint) -> None:
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "end token behind every text, ordinary word as end",
+    "refused, before a training too",
+)
+def test_a_tokenizer_that_ends_texts_is_refused_before_the_first(
+    make_checkpoint: MakeCheckpoint,
+) -> None:
+    """Prompts would go on behind the end, and PrivLeak would score it with every text."""
     path = make_checkpoint("ends-prompts")
     tokenizer = json.loads((path / "tokenizer.json").read_text(encoding="utf-8"))
     end = {"SpecialToken": {"id": "</s>", "type_id": 0}}
@@ -71,8 +79,15 @@ def test_a_tokenizer_that_ends_prompts_is_an_error(make_checkpoint: MakeCheckpoi
         "tokens": ["</s>"],
     }
     (path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    with pytest.raises(ModelOutputError, match="t: the tokenizer ends prompts"):
-        list(load(path).generate([Generate("t", PROMPTS[4], 4)]))
+    with pytest.raises(CheckpointError, match="ends texts with an end-of-text token"):
+        load(path)
+
+
+def test_a_prompt_that_ends_with_an_end_token_is_an_error(tiny: Path) -> None:
+    model = load(tiny)
+    with pytest.raises(ModelOutputError, match="t: the prompt ends with an end-of-text token"):
+        list(model.generate([Generate("t", f"{PROMPTS[4]}</s>", 4)]))
+    assert len(list(model.score([Score("t", f"{PROMPTS[4]}</s>")]))) == 1
 
 
 def asked(path: Path, **options: Any) -> Any:

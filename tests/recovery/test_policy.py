@@ -234,6 +234,32 @@ def test_a_certificate_is_written_on_a_pass_and_verified(bench: Bench, tmp_path:
     assert call(*again[:-1], str(forged)) == 2
 
 
+def test_a_certificate_knows_a_tokenizer_by_what_it_does(bench: Bench, tmp_path: Path) -> None:
+    """Of runs made again with the tokenizer saved anew; an older certificate knows its content."""
+    for name in ("target", "retrained"):
+        for run in Path(shutil.copytree(folder(bench, name), tmp_path / name)).iterdir():
+            edit(run, "checkpoint", "tokenizer_probe_sha256", value="a" * 64)
+    retrained = str(tmp_path / "retrained")
+    ends = ["--target", str(tmp_path / "target"), "--retrained", retrained]
+    file, policy = tmp_path / "certificate.json", tmp_path / "policy.yaml"
+    policy.write_text(POLICY, encoding="utf-8")
+    asked = ["check", retrained, *ends]
+    assert call(*asked, "--policy", str(policy), "--certify", str(file)) == 0
+    content = read_json(file)
+    assert isinstance(content, dict)
+    assert content["tokenizer_probe_sha256"] == "a" * 64
+    cases: dict[str, tuple[dict[str, object], int]] = {
+        "saved anew": ({"tokenizer_sha256": "0" * 64}, 0),
+        "another": ({"tokenizer_probe_sha256": "0" * 64}, 2),
+        "older": ({"tokenizer_probe_sha256": None}, 0),
+        "older, another": ({"tokenizer_probe_sha256": None, "tokenizer_sha256": "0" * 64}, 2),
+    }
+    for name, (changes, status) in cases.items():
+        stated = {k: v for k, v in (content | changes).items() if v is not None}
+        file.write_text(json.dumps(stated), encoding="utf-8")
+        assert call(*asked, "--verify-certificate", str(file)) == status, name
+
+
 def test_other_runs_do_not_verify(
     bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

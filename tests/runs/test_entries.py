@@ -13,6 +13,7 @@ from unlearnbench.runs.entries import (
     join_trainings,
     require_alike,
     require_same_condition,
+    run_key,
 )
 
 SAMPLED = {"gen_kwargs": '{"do_sample": true, "temperature": 0.7}'}
@@ -93,6 +94,36 @@ def test_an_entrys_runs_differ_in_their_weights_alone(
     shared = {k: v for k, v in settings.items() if k in ("protocol", "gen_kwargs")}
     runs = loaded("none", shared), loaded(condition, settings)
     with pytest.raises(OptionError, match=f"out/none was made with {said}.*evaluate one of them"):
+        require_alike(entry(*runs))
+
+
+def with_tokenizer(condition: str, content: str, does: str | None) -> LoadedRun:
+    run = loaded(condition)
+    update = {"tokenizer_sha256": content * 64, "tokenizer_probe_sha256": does and does * 64}
+    checkpoint = run.result.checkpoint.model_copy(update=update)
+    return LoadedRun(run.path, run.result.model_copy(update={"checkpoint": checkpoint}))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (("a", None), ("a", None), True),
+        (("a", None), ("a", "c"), True),
+        (("a", "c"), ("b", "c"), True),
+        (("a", None), ("b", "c"), False),
+        (("a", "c"), ("a", "d"), False),
+    ],
+)
+def test_an_entrys_runs_have_one_tokenizer(
+    one: tuple[str, str | None], other: tuple[str, str | None], same: bool
+) -> None:
+    runs = with_tokenizer("none", *one), with_tokenizer("rtn-int4", *other)
+    assert run_key(runs[0]).split()[:-1] == run_key(runs[1]).split()[:-1], "one checkpoint"
+    if same:
+        require_alike(entry(*runs))
+        return
+    said = "out/rtn-int4 cannot be compared with out/none: tokenizer is"
+    with pytest.raises(OptionError, match=said):
         require_alike(entry(*runs))
 
 

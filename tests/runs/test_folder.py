@@ -23,8 +23,8 @@ from unlearnbench.results import (
     Proof,
     RunResult,
     Settings,
+    TokenizerSource,
 )
-from unlearnbench.runs.fingerprint import Fingerprint
 from unlearnbench.runs.folder import RunFolder, model_folder_name, read_run, require_writable
 
 RECORD = GenerationRecord(
@@ -244,7 +244,7 @@ def test_records_are_told_apart_by_their_fields(folder: RunFolder) -> None:
 def check_settings(
     folder: RunFolder, found: RunResult, asked: Settings, checkpoint: Checkpoint, how: Condition
 ) -> None:
-    folder.require_same(found, Fingerprint.of_run(checkpoint, asked, how))
+    folder.require_same(found, checkpoint, asked, how)
 
 
 def test_the_same_configuration_is_accepted(folder: RunFolder) -> None:
@@ -439,3 +439,18 @@ def test_a_folder_that_refuses_files_is_not_writable(
     monkeypatch.setattr("tempfile.TemporaryFile", fail)
     with pytest.raises(ResultError, match="No space left on device"):
         require_writable(tmp_path)
+
+
+def test_tokenizers_that_do_the_same_share_a_folder(folder: RunFolder) -> None:
+    """From another place, saved by another release; one that does otherwise is another run."""
+    known = CHECKPOINT.model_copy(update={"tokenizer_probe_sha256": SHA})
+    found = make_result().model_copy(update={"checkpoint": known})
+    source = TokenizerSource(path="elsewhere")
+    saved = known.model_copy(update={"tokenizer_sha256": OTHER, "tokenizer": source})
+    check_settings(folder, found, SETTINGS, saved, CONDITION)
+    does = known.model_copy(update={"tokenizer_probe_sha256": OTHER})
+    with pytest.raises(ResultError, match="tokenizer is 0123456789ab there and ffffffffffff here"):
+        check_settings(folder, found, SETTINGS, does, CONDITION)
+    check_settings(folder, make_result(), SETTINGS, known, CONDITION)  # one of an older release
+    with pytest.raises(ResultError, match="tokenizer is 0123456789ab there and ffffffffffff here"):
+        check_settings(folder, make_result(), SETTINGS, saved, CONDITION)

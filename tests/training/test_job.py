@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 
 from tests.conftest import MakeCheckpoint, make_tokenizer, write_jsonl
 from tests.training.helpers import go, same, weights
+from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.find import read_json
+from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, Training, read_origin
 from unlearnbench.errors import CheckpointError, DataError, OptionError
 from unlearnbench.methods import find_method, method_names
@@ -376,6 +378,32 @@ def test_the_targets_tokenizer_is_copied_byte_for_byte(
         go(replace(job, model=str(target)), tmp_path / folder.split("/")[0], method)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             assert (tmp_path / folder / name).read_bytes() == (target / name).read_bytes()
+
+
+@pytest.mark.field(
+    "Prompts and tokenizers",
+    "a checkpoint without a tokenizer",
+    "with `--tokenizer`, a folder or hub id; refused without",
+)
+def test_a_targets_tokenizer_may_be_elsewhere(job: Job, tiny: Path, tmp_path: Path) -> None:
+    target = Path(shutil.copytree(tiny, tmp_path / "target"))
+    (tmp_path / "tok").mkdir()
+    for path in target.glob("tokenizer*"):
+        path.rename(tmp_path / "tok" / path.name)
+    bare = replace(job, model=str(target))
+    with pytest.raises(CheckpointError, match="target has no tokenizer.*--tokenizer PATH"):
+        go(bare, tmp_path / "out", "ga")
+    named = replace(bare, load=LoadOptions(tokenizer=str(tmp_path / "tok")))
+    training = go(named, tmp_path / "out", "ga")
+    own = go(job, tmp_path / "own", "ga")
+    assert same(weights(tmp_path / "out"), weights(tmp_path / "own"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        given = (tmp_path / "tok" / name).read_bytes()
+        assert (tmp_path / "out" / name).read_bytes() == given
+    record = json.loads((tmp_path / "out" / FILE).read_text())
+    assert record["target"]["tokenizer"] == {"path": str(tmp_path / "tok")}
+    assert training.recipe != own.recipe
+    assert open_checkpoint(str(tmp_path / "out"), LoadOptions()).checkpoint.tokenizer is None
 
 
 @pytest.mark.field(

@@ -199,8 +199,11 @@ def _last(path: str) -> str:
 
 
 def _named(checkpoint: Checkpoint) -> Checkpoint:
-    base = None if checkpoint.base is None else _named(checkpoint.base)
-    return checkpoint.model_copy(update={"path": _last(checkpoint.path), "base": base})
+    base, given = checkpoint.base and _named(checkpoint.base), checkpoint.tokenizer
+    if given is not None:
+        given = given.model_copy(update={"path": _last(given.path)})
+    update = {"path": _last(checkpoint.path), "base": base, "tokenizer": given}
+    return checkpoint.model_copy(update=update)
 
 
 def _without_folders(task: TaskResult) -> TaskResult:

@@ -99,7 +99,7 @@ def _verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: 
         require_alike(entry.loaded())
     except (OptionError, ResultError) as error:
         verdict.problems.append(one_line(error, 300))
-    for field_name in ("weights_sha256", "tokenizer_sha256", "format"):
+    for field_name in ("weights_sha256", "format"):
         if len({getattr(part.run.checkpoint, field_name) for part in entry.runs}) > 1:
             verdict.problems.append(f"its runs are of several checkpoints: {field_name} differs")
     texts = entry.texts and board.rules.publish_texts

@@ -17,7 +17,7 @@ from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, read_origin
 from unlearnbench.checkpoints.packed import stored_scheme
 from unlearnbench.errors import CheckpointError, OptionError, PrecisionError, one_line
-from unlearnbench.results import Checkpoint
+from unlearnbench.results import Checkpoint, TokenizerSource
 from unlearnbench.util.files import content_sha256
 from unlearnbench.util.process import quiet_transformers
 
@@ -62,7 +62,7 @@ class CheckpointSource:
             size = max(size, full.elements * getattr(torch, self._dtype).itemsize)
             limits.require_memory(size, full.path)
         self._keep = keep and psutil.virtual_memory().available > 2.5 * size  # and one copy of it
-        self.home = tokens.find_home(files, full)
+        self.home = find.find_home(files, full, options)
         """The files with the tokenizer."""
         self.tokenizer = tokens.load_tokenizer(self.home, options.add_bos_token)
         tokens.check_tokenizer(self.tokenizer, self.config, self.home)
@@ -188,8 +188,11 @@ def _describe(source: CheckpointSource) -> Checkpoint:
         origin |= read_origin(record)
     config = content_sha256(_config_facts(files, full, source.config))
     rows = getattr(source.config.get_text_config(), "vocab_size", 0)
+    given = None
+    if source.options.tokenizer is not None:
+        given = TokenizerSource(path=source.home.path, revision=source.home.revision)
     facts = hash_files(files, source.tokenizer, rows).model_copy(
-        update={"config_sha256": config, "origin": origin}
+        update={"config_sha256": config, "origin": origin, "tokenizer": given}
     )
     if full is files:
         return facts

@@ -41,6 +41,13 @@ _SMALL_FILES = re.compile(
 )
 # Named by the libraries as where further templates are; the only folder below that they read.
 _TEMPLATES = "additional_chat_templates"
+TOKENIZER_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
+    *("*.model", "*.tiktoken", "tekken.json", "chat_template*", f"{_TEMPLATES}/*"),
+)
+"""What a tokenizer may be stored in; all that is needed of another repository's."""
+# What is asked for where nothing was found.
+_CHECKPOINT, _TOKENIZER = "a checkpoint folder", "a folder with the tokenizer"
 _MANY = 2**16  # tensors of a pickle, whose inside is not looked at
 # safetensors itself takes 100 MB; a head of 100,000 tensors has some 12 MB.
 _MAX_HEAD = 32 * 2**20
@@ -116,16 +123,12 @@ def find_checkpoint(
     model: str, options: LoadOptions, revision: str | None = None
 ) -> CheckpointFiles:
     """Of a folder, a ``.gguf`` file or a hub id; CheckpointError for missing or damaged ones."""
-    try:
-        path = Path(model).expanduser()
-        path.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, no such home, a NUL
-        said = f"no such path: {one_line(model, 120)} ({one_line(error, 80)})"
-        raise CheckpointError(f"{said}; give a checkpoint folder") from None
+    path = _as_path(model)
     if path.is_dir():
         return _inspect_folder(model, path, None, options)
     if not path.is_file():
-        folder = _download(model, revision, options)
+        wanted = _HUB_PATTERNS + ["*.bin"] * options.allow_pickle
+        folder = _download(model, revision, wanted, options)
         return _inspect_folder(model, folder, folder.name, options)
     if path.suffix != ".gguf":
         raise CheckpointError(
@@ -136,13 +139,67 @@ def find_checkpoint(
     return CheckpointFiles(model, path.parent, "gguf", (path,), {}, None, tensors, trusted)
 
 
-def _download(model: str, revision: str | None, options: LoadOptions) -> Path:
+def find_tokenizer(name: str, options: LoadOptions, revision: str | None = None) -> CheckpointFiles:
+    """The files of a folder or hub id of which only the tokenizer is wanted: no weights are there,
+    or looked at. CheckpointError where there is nothing, or nothing that may be read.
+    """
+    folder, commit = _as_path(name, _TOKENIZER), None
+    if folder.is_file():
+        raise CheckpointError(f"{name} is a file; --tokenizer takes a folder or a hub id")
+    if not folder.is_dir():
+        wanted = ["config.json", *TOKENIZER_FILES]
+        folder = _download(name, revision, wanted, options, _TOKENIZER)
+        commit = folder.name
+    check_folder(folder)
+    trusted = options.trust_remote_code
+    return CheckpointFiles(name, folder, "safetensors", (), {}, commit, {}, trusted)
+
+
+def find_home(
+    files: CheckpointFiles, full: CheckpointFiles, options: LoadOptions
+) -> CheckpointFiles:
+    """Whose tokenizer is taken: what ``--tokenizer`` names, or else that of ``files``; of an
+    adapter without one, its base's. CheckpointError where there is none.
+    """
+    names = ("tokenizer.json", "tokenizer_config.json")
+    own = files if any((files.folder / name).is_file() for name in names) else full
+    if options.tokenizer is None:
+        return own
+    if own.kind == "gguf" or tokenizer_files(own.folder):
+        message = "--tokenizer: the tokenizer of %s is left out for that of %s"
+        log.warning(message, own.path, one_line(options.tokenizer, 120))
+    return find_tokenizer(options.tokenizer, options)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """What a folder's tokenizer is stored in."""
+    found = (path for pattern in TOKENIZER_FILES for path in folder.glob(pattern))
+    return [path for path in found if path.is_file()]
+
+
+def _as_path(name: str, what: str = _CHECKPOINT) -> Path:
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such home, a NUL
+        said = f"no such path: {one_line(name, 120)} ({one_line(error, 80)})"
+        raise CheckpointError(f"{said}; give {what}") from None
+    return path
+
+
+def _download(
+    model: str,
+    revision: str | None,
+    patterns: list[str],
+    options: LoadOptions,
+    what: str = _CHECKPOINT,
+) -> Path:
     if not _HUB_ID.match(model) or model.endswith(".gguf"):
-        raise CheckpointError(f"no such path: {one_line(model)}; give a checkpoint folder")
+        raise CheckpointError(f"no such path: {one_line(model)}; give {what}")
     from huggingface_hub import snapshot_download
 
     quiet_hub()
-    wanted = _HUB_PATTERNS + ["*.bin"] * options.allow_pickle + ["*.py"] * options.trust_remote_code
+    wanted = patterns + ["*.py"] * options.trust_remote_code
     try:
         return Path(
             snapshot_download(
@@ -153,7 +210,7 @@ def _download(model: str, revision: str | None, options: LoadOptions) -> Path:
         at = f"@{revision}" if revision else ""
         raise CheckpointError(
             f"no folder {model} here, and no {model}{at} from the hub; check the name, or give the "
-            f"path of a checkpoint folder ({one_line(error, 150)})"
+            f"path of {what} ({one_line(error, 150)})"
         ) from error
 
 

@@ -16,6 +16,8 @@ class LoadOptions(OptionModel):
     """Hub revision of --model."""
     base: str | None = Field(default=None, title="PATH|ID")
     """Base model of an adapter folder."""
+    tokenizer: str | None = Field(default=None, title="PATH|ID")
+    """A folder or hub id with the tokenizer, for a checkpoint that has none."""
     adapter: Literal["merge", "keep"] = "merge"
     """Merge an adapter before quantizing, or keep it beside the quantized base."""
     allow_adapter_base: bool = False

@@ -167,6 +167,8 @@ class Training(_Part):
             exclude={"options": {"seed", "save_steps", "gradient_checkpointing"}},
         )
         given["target"] = self.target.weights_sha256
+        if self.target.tokenizer is not None:
+            given["tokenizer"] = self.target.tokenizer_probe_sha256
         given["data"] = [(part.role, part.sha256) for part in self.data]
         if (chosen := self.selection) is not None:  # its first step is how often it looks
             rule = (chosen.rule, chosen.task, chosen.threshold, chosen.rows)

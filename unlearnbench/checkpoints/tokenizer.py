@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.find import CheckpointFiles, read_json
+from unlearnbench.checkpoints.find import (
+    CheckpointFiles,
+    find_checkpoint,
+    find_tokenizer,
+    read_json,
+    tokenizer_files,
+)
 from unlearnbench.checkpoints.gguf import follow_gguf
+from unlearnbench.checkpoints.limits import check_config
 from unlearnbench.checkpoints.load import OWN_CODE, local_only, refusing
+from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.errors import CheckpointError, OptionError, one_line
 from unlearnbench.util.files import content_sha256
 from unlearnbench.util.process import plain_errors
@@ -36,9 +42,14 @@ _MOST_ADDED = 100
 log = logging.getLogger("unlearnbench")
 
 
-def find_home(files: CheckpointFiles, full: CheckpointFiles) -> CheckpointFiles:
-    """Whose tokenizer is taken: that of ``files``; of an adapter without one, its base's."""
-    return files if (files.folder / "tokenizer_config.json").is_file() else full
+def open_tokenizer(
+    name: str, options: LoadOptions, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder, ``.gguf`` file or hub id, whether weights are beside it or not.
+    Raises CheckpointError as ``find_tokenizer`` and ``load_tokenizer``.
+    """
+    find = find_checkpoint if name.endswith(".gguf") else find_tokenizer
+    return load_tokenizer(find(name, options, revision))
 
 
 def load_tokenizer(home: CheckpointFiles, begin: bool | None = None) -> PreTrainedTokenizerBase:
@@ -47,14 +58,21 @@ def load_tokenizer(home: CheckpointFiles, begin: bool | None = None) -> PreTrain
     """
     from transformers import AutoTokenizer
 
+    remedy = "save the model's tokenizer into the same folder, or name it with --tokenizer PATH|ID"
     path = home.folder / "tokenizer_config.json"
-    facts = read_json(path) if path.is_file() and home.kind != "gguf" else {}
+    facts: dict[str, object] = {}
+    if home.kind != "gguf":
+        if not tokenizer_files(home.folder):
+            raise CheckpointError(f"{home.path} has no tokenizer; {remedy}")
+        facts = read_json(path) if path.is_file() else {}
+        config = home.folder / "config.json"  # by which transformers may choose the class
+        if config.is_file():
+            check_config(read_json(config), 2**16, home.path)  # weights beside it do not matter
     own_code = home.trusted and bool(facts.get("auto_map"))
     if own_code:
         log.warning(OWN_CODE, home.path, path.name)
-    remedy = "; save the model's tokenizer into the same folder"
     tokenizer: PreTrainedTokenizerBase
-    with refusing(f"{home.path}: its tokenizer cannot be loaded", remedy), plain_errors():
+    with refusing(f"{home.path}: its tokenizer cannot be loaded", f"; {remedy}"), plain_errors():
         tokenizer = AutoTokenizer.from_pretrained(home.folder, **local_only(home))
     if not getattr(tokenizer, "is_fast", True):
         log.info("%s: its tokenizer has no fast implementation; tokenizing will be slow", home.path)
@@ -215,27 +233,6 @@ def probe_sha256(tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
     return content_sha256(facts)
 
 
-_FILES = (
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
-    *("*.model", "*.tiktoken", "tekken.json", "chat_template*", "additional_chat_templates/*"),
-)
-
-
-def save_tokenizer(tokenizer: Any, home: CheckpointFiles, folder: Path) -> None:
-    """Put the tokenizer of ``home`` into ``folder``: its files as they are, since transformers may
-    write others; of a GGUF file, which has none, what transformers writes.
-    """
-    if home.kind == "gguf":
-        tokenizer.save_pretrained(folder)
-        return
-    for pattern in (*_FILES, *(["*.py"] if home.trusted else [])):
-        for path in home.folder.glob(pattern):
-            if path.is_file():
-                place = folder / path.relative_to(home.folder)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, place)
-
-
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Where texts end; CheckpointError for ordinary words, which would pass for forgetting."""
     config: Any = getattr(model, "generation_config", None)
@@ -255,12 +252,12 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tu
 
 
 def require_open_end(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
-    """Raise CheckpointError for what an evaluation refuses: before a training, not after it."""
+    """Raise CheckpointError where the tokenizer ends texts by itself."""
     ends = end_tokens(model, tokenizer)
     if any(ids and ids[-1] in ends for ids in probe_ids(tokenizer)):
         raise CheckpointError(
-            "the tokenizer ends texts with an end-of-text token, which would stand before answers; "
-            "set add_eos_token to false, or take it out of tokenizer.json"
+            "the tokenizer ends texts with an end-of-text token, which would stand before answers "
+            "and be scored with texts; set add_eos_token to false, or take it out of tokenizer.json"
         )
 
 

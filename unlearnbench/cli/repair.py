@@ -45,7 +45,7 @@ class RepairOptions(OptionModel):
 @click.option(
     "--quant", default=_REPORT, show_default=True, metavar="NAMES", help="What the table is of."
 )
-@field_options(LoadOptions, without={"adapter", *ASKING})
+@field_options(LoadOptions, without={"adapter", "tokenizer", *ASKING})
 @verbose_option
 def repair_model(
     model: str, target: str, out: str, names: str, report: str | None, quant: str, **given: Any

@@ -149,8 +149,7 @@ class Run:
             OptionError: the reference is none for these tasks.
         """
         self._evaluation, self._settings, self._condition = evaluation, settings, condition
-        self._origin = checkpoint.origin
-        self._fingerprint = Fingerprint.of_run(checkpoint, settings, condition)
+        self._checkpoint = checkpoint
         self._references = {}
         if (reference := evaluation.reference) is not None:
             self._references = find_references(evaluation.tasks, reference, checkpoint, config)
@@ -171,13 +170,14 @@ class Run:
         self._lock()
         self._stored = None if fresh else folder.read()
         made_by = (
-            self._fingerprint
+            Fingerprint.of_run(self._checkpoint, self._settings, self._condition)
             | Fingerprint.of({"processes": evaluation.processes})
             | Fingerprint.of_machine(self._settings, self._condition, evaluation.batch_size)
         )
         tasks, harness = {}, {}
         if self._stored is not None:
-            folder.require_same(self._stored, self._fingerprint)
+            asked = self._checkpoint, self._settings, self._condition
+            folder.require_same(self._stored, *asked)
             sources = {e.source_sha256 for e in environments(self._stored).values()}
             if sources - {source_sha256()}:
                 log.warning("%s was begun with another version of unlearnbench", folder.path)
@@ -195,7 +195,7 @@ class Run:
             if harness and not self._harness_todo:
                 harness |= suite.aggregate(harness)  # old results may belong to another group now
         if self._stored is not None:
-            self.result = _as_now(self._stored, self._origin, tasks, harness)
+            self.result = _as_now(self._stored, self._checkpoint, tasks, harness)
 
     def measure(self, load: Callable[[], Model], failures: Failures) -> RunResult | None:
         """Have a model measured on what is to do, and return the run as it stands; None where it
@@ -284,14 +284,17 @@ class Run:
 
 def _as_now(
     stored: RunResult,
-    origin: dict[str, str],
+    now: Checkpoint,
     tasks: Mapping[str, TaskResult],
     harness: Mapping[str, HarnessResult],
 ) -> RunResult:
-    """A stored run with its results as taken over. Of the same weights an earlier release may have
-    known less: which training they are of.
+    """A stored run with its results as taken over. Of the same checkpoint an earlier release may
+    have known less: which training it is of, what its tokenizer does.
     """
-    checkpoint = stored.checkpoint.model_copy(update={"origin": stored.checkpoint.origin | origin})
+    then = stored.checkpoint
+    does = then.tokenizer_probe_sha256 or now.tokenizer_probe_sha256
+    known_now = {"origin": then.origin | now.origin, "tokenizer_probe_sha256": does}
+    checkpoint = then.model_copy(update=known_now)
     known = {"tasks": _sorted(tasks), "harness": _sorted(harness) or None}
     return stored.model_copy(update={**known, "checkpoint": checkpoint})
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # lm-eval's words for what our options say, and ours, which are taken as they are.
 _SAME = (
     "revision",
+    "tokenizer",
     "device",
     "dtype",
     "trust_remote_code",

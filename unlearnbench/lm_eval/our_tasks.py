@@ -13,6 +13,8 @@ from typing import Any
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask
 
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.tokenizer import open_tokenizer
 from unlearnbench.errors import DataError, TaskError, UnlearnbenchError, one_line
 from unlearnbench.metrics.fluency import ngram_entropy
 from unlearnbench.tasks.chat import render
@@ -138,31 +140,34 @@ def _prepare(name: str, metadata: Mapping[str, object]) -> tuple[Any, list[dict[
 
 
 def _load_tokenizer(task: str, metadata: Mapping[str, object]) -> Any:
-    """The model's own, found as lm-eval's ``hf`` model finds it."""
-    from transformers import AutoTokenizer
-
+    """The model's own, found as lm-eval's ``hf`` model finds it, and read as for our own runs."""
     name = metadata.get("tokenizer") or metadata.get("pretrained")
     if not isinstance(name, str):
         raise TaskError(
             f"{task} cuts its targets by the model's tokenizer, and nothing names the model; pass "
             "--model_args pretrained=..., or metadata={'pretrained': ...} to the TaskManager"
         )
-    path, options = Path(name), {}
-    if path.suffix == ".gguf":
-        name, options = str(path.parent), {"gguf_file": path.name}
-    elif metadata.get("gguf_file"):
-        options = {"gguf_file": str(metadata["gguf_file"])}
+    path, own = Path(name), not metadata.get("tokenizer")
+    revision = str(metadata["revision"]) if own and metadata.get("revision") else None
+    if own and metadata.get("gguf_file"):
+        name = str(_find_gguf(task, path, str(metadata["gguf_file"]), revision))
     elif (path / "adapter_config.json").is_file() and not any(path.glob("tokenizer*")):
         name = str(metadata.get("base") or name)
+    options = LoadOptions(trust_remote_code=metadata.get("trust_remote_code") is True)
+    return open_tokenizer(name, options, revision)
+
+
+def _find_gguf(task: str, model: Path, name: str, revision: str | None) -> Path:
+    if model.is_dir():
+        return model / name
+    from huggingface_hub import hf_hub_download
+
+    quiet_hub()
     try:
-        return AutoTokenizer.from_pretrained(
-            name,
-            revision=str(metadata.get("revision") or "main"),
-            trust_remote_code=metadata.get("trust_remote_code") is True,
-            **options,
-        )
-    except (OSError, ValueError) as error:
-        raise TaskError(f"{task}: no tokenizer in {name}: {one_line(error, 200)}") from None
+        return Path(hf_hub_download(model.as_posix(), name, revision=revision))
+    except Exception as error:  # the hub client's errors have no common base
+        said = f"{task}: no {name} in {model} ({one_line(error, 200)})"
+        raise TaskError(f"{said}; check gguf_file in --model_args") from None
 
 
 def score_document(doc: Mapping[str, str], results: Sequence[str]) -> dict[str, float]:

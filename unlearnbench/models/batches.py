@@ -192,8 +192,8 @@ class Tokens:
         ids = self.fit(request.id, self.encode(request.prompt), request.max_new_tokens)
         if ids[-1] in self.ends:
             raise ModelOutputError(
-                f"{request.id}: the tokenizer ends prompts with an end-of-text token, after "
-                "which any model writes something else; set add_eos_token to false"
+                f"{request.id}: the prompt ends with an end-of-text token, after which any model "
+                "writes something else; take it out of the task's prompt, or the chat template"
             )
         return ids
 

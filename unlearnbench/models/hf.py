@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import GenerationConfig
 
-from unlearnbench.checkpoints.tokenizer import end_tokens, padding_id, thought_end
+from unlearnbench.checkpoints.tokenizer import end_tokens, padding_id, require_open_end, thought_end
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models import generation, packable
 from unlearnbench.models.batches import A, Budget, Q, Tokens, run_in_batches, texts_budget
@@ -49,6 +49,7 @@ class HFModel:
             first: Any = network.get_input_embeddings()
             device = str(first.weight.device)
         self._device, self.device = device, device.split(":")[0]
+        require_open_end(source.tokenizer, network)
         ends = end_tokens(network, source.tokenizer)
         config = source.config.get_text_config()
         pad = padding_id(source.tokenizer, config.vocab_size, next(iter(ends), 0))

@@ -15,6 +15,7 @@ from unlearnbench.recovery.compare import Comparison, open_comparison
 from unlearnbench.recovery.policy import Finding, Policy, check, exit_status
 from unlearnbench.results import FORMAT_VERSION, FULL, Document, Role, upgrade
 from unlearnbench.runs.entries import Entry, LoadedRun
+from unlearnbench.runs.fingerprint import tokenizer_sha256
 from unlearnbench.util.files import read_json
 from unlearnbench.util.validation import as_model
 from unlearnbench.util.version import __version__
@@ -39,6 +40,8 @@ class Certificate(Document):
     """As given to the runs; the hash identifies it, not this."""
     weights_sha256: str
     tokenizer_sha256: str
+    tokenizer_probe_sha256: str | None = None
+    """By which the tokenizer is known, as between runs; absent in older certificates."""
     conditions: tuple[str, ...]
     epsilon: float
     """Most points above the retrained model."""
@@ -103,6 +106,7 @@ def certify(comparison: Comparison, policy: Policy, findings: Sequence[Finding])
         checkpoint=checkpoint.path,
         weights_sha256=checkpoint.weights_sha256,
         tokenizer_sha256=checkpoint.tokenizer_sha256,
+        tokenizer_probe_sha256=checkpoint.tokenizer_probe_sha256,
         conditions=policy.precisions,
         epsilon=policy.max_excess or 0.0,
         policy=policy,
@@ -153,8 +157,11 @@ def verify_certificate(
     if exit_status(findings) != 0:
         return findings
     again = certify(comparison, policy, findings)
-    for field in ("weights_sha256", "tokenizer_sha256", "protocol", "conditions", "epsilon"):
-        stated, found = getattr(certificate, field), getattr(again, field)
+    pair = certificate, again
+    facts = {"tokenizer": (tokenizer_sha256(*pair), tokenizer_sha256(*reversed(pair)))}
+    for field in ("weights_sha256", "protocol", "conditions", "epsilon"):
+        facts[field] = getattr(certificate, field), getattr(again, field)
+    for field, (stated, found) in facts.items():
         if stated != found:
             raise ResultError(f"the certificate is not of these runs: {field} differs")
     theirs, ours = (

@@ -199,7 +199,7 @@ def _checkpoint_key(result: RunResult) -> str:
     checkpoint = result.checkpoint
     if checkpoint.format == "imported":  # its weights are not known, only whose results they are
         return f"imported {checkpoint.path}"
-    return f"{checkpoint.weights_sha256} {checkpoint.tokenizer_sha256} {checkpoint.adapter}"
+    return f"{checkpoint.weights_sha256} {checkpoint.adapter}"
 
 
 def run_key(run: LoadedRun) -> str:
@@ -234,11 +234,13 @@ def require_alike(entry: Entry) -> None:
     """Show that an entry's runs differ in what is done to the weights alone.
 
     Raises:
-        OptionError: two differ in compute dtype (a storage precision has its own), or in the seed
-            where answers are sampled.
+        OptionError: two differ in tokenizer, in compute dtype (a storage precision has its own), or
+            in the seed where answers are sampled.
     """
     first: dict[str, tuple[LoadedRun, object]] = {}
+    one = next(iter(entry.runs.values()))
     for run in entry.runs.values():
+        _require_same(run, one, _tokenizer(one, run), _tokenizer(run, one))
         settings, facts = run.result.settings, dict[str, object]()
         if run.condition not in STORED or run.condition == FULL:
             facts["dtype"] = settings.dtype
@@ -269,18 +271,15 @@ def _require_same(
 
 
 def _protocol(run: LoadedRun, other: LoadedRun) -> Fingerprint:
-    settings, checkpoints = run.result.settings, (run.result.checkpoint, other.result.checkpoint)
-    return Fingerprint.of(
-        {
-            "protocol": run.result.protocol,
-            "gen_kwargs": settings.gen_kwargs,
-            "chat template": settings.chat_template_sha256,
-            "truncate_left": settings.truncate_left,
-            **{name: getattr(settings, name) for name in ASKED},
-            "backend": settings.backend,
-            "tokenizer": tokenizer_sha256(*checkpoints),
-        }
-    )
+    settings, names = run.result.settings, ("gen_kwargs", "truncate_left", *ASKED, "backend")
+    facts = {"protocol": run.result.protocol, "chat template": settings.chat_template_sha256}
+    facts |= {name: getattr(settings, name) for name in names}
+    return Fingerprint.of(facts) | _tokenizer(run, other)
+
+
+def _tokenizer(run: LoadedRun, other: LoadedRun) -> Fingerprint:
+    found = tokenizer_sha256(run.result.checkpoint, other.result.checkpoint)
+    return Fingerprint.of({"tokenizer": found})
 
 
 def _task(run: LoadedRun, name: str) -> Fingerprint:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from unlearnbench.errors import one_line
 from unlearnbench.results import (
@@ -61,14 +61,20 @@ class Fingerprint:
 
     @classmethod
     def of_run(
-        cls, checkpoint: Checkpoint, settings: Settings, condition: Condition
+        cls,
+        checkpoint: Checkpoint,
+        settings: Settings,
+        condition: Condition,
+        other: Checkpoint | None = None,
     ) -> Fingerprint:
-        """What a run folder holds one of. Hashes tell checkpoints apart, names do not."""
+        """What a run folder holds one of. Hashes tell checkpoints apart, names do not. other: whose
+        tokenizer that of ``checkpoint`` is compared with, see ``tokenizer_sha256``.
+        """
         facts = {
             "condition": condition.name,
             "quant-kernel": condition.options.kernel,
             "weights": checkpoint.weights_sha256,
-            "tokenizer": checkpoint.tokenizer_sha256,
+            "tokenizer": tokenizer_sha256(checkpoint, other or checkpoint),
             "config": checkpoint.config_sha256 or "none",
             "adapter": checkpoint.adapter or "none",
         }
@@ -126,7 +132,16 @@ class Fingerprint:
         return content_sha256(self.facts)
 
 
-def tokenizer_sha256(checkpoint: Checkpoint, other: Checkpoint) -> str:
+class KnowsTokenizer(Protocol):
+    """What says which tokenizer it is about: a checkpoint, a certificate."""
+
+    @property
+    def tokenizer_sha256(self) -> str: ...
+    @property
+    def tokenizer_probe_sha256(self) -> str | None: ...
+
+
+def tokenizer_sha256(checkpoint: KnowsTokenizer, other: KnowsTokenizer) -> str:
     """By which ``checkpoint``'s tokenizer is compared with that of ``other``: what it does, where
     both say so; else its content, as older files have it.
     """

@@ -21,8 +21,10 @@ from unlearnbench.results import (
     FORMAT_VERSION,
     RECORD_ADAPTER,
     Checkpoint,
+    Condition,
     RunResult,
     SampleRecord,
+    Settings,
 )
 from unlearnbench.runs.fingerprint import Fingerprint, differences
 from unlearnbench.util.files import (
@@ -135,11 +137,15 @@ class RunFolder:
         except ResultError as error:
             raise ResultError(f"{error}; remove {self.path} to evaluate again") from None
 
-    def require_same(self, found: RunResult, asked: Fingerprint) -> None:
+    def require_same(
+        self, found: RunResult, checkpoint: Checkpoint, settings: Settings, condition: Condition
+    ) -> None:
         """Refuse to mix runs in one folder: raise ResultError, which names what differs, where the
-        run ``found`` here is not what is ``asked`` for.
+        run ``found`` here is not what is asked for.
         """
-        there = Fingerprint.of_run(found.checkpoint, found.settings, found.condition)
+        own = found.checkpoint
+        there = Fingerprint.of_run(own, found.settings, found.condition, checkpoint)
+        asked = Fingerprint.of_run(checkpoint, settings, condition, own)
         if there != asked:
             raise ResultError(
                 f"{self.path} holds a run of another configuration: "

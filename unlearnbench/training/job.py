@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, Training, TrainingOptions
-from unlearnbench.checkpoints.tokenizer import require_open_end, save_tokenizer
+from unlearnbench.checkpoints.tokenizer import require_open_end
 from unlearnbench.conditions.base import has_codes, resolve
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
@@ -23,7 +23,7 @@ from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
-from unlearnbench.training.output import OutputFolder, mask_record, write_file
+from unlearnbench.training.output import OutputFolder, mask_record, save_tokenizer, write_file
 from unlearnbench.util.process import is_main, process_count
 from unlearnbench.util.text import blank_in_answer
 from unlearnbench.util.version import __version__
@@ -126,6 +126,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         **facts,
         "options": job.options.model_dump(mode="json"),
         "target": source.checkpoint.weights_sha256,
+        "tokenizer": source.checkpoint.tokenizer and source.checkpoint.tokenizer_probe_sha256,
         "data": [part.sha256 for part in data],
         "sequences": hashlib.sha256(repr(sets).encode()).hexdigest(),
         "select": None if job.select is None else job.select.model_dump(),

@@ -6,13 +6,21 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unlearnbench.checkpoints.find import CheckpointFiles, tokenizer_files
 from unlearnbench.checkpoints.origin import FILE, MaskRecord
 from unlearnbench.checkpoints.source import EnsembleFacts, write_ensemble
-from unlearnbench.errors import OptionError, TrainingError, UnlearnbenchError, one_line
+from unlearnbench.checkpoints.tokenizer import load_tokenizer, probe_ids
+from unlearnbench.errors import (
+    CheckpointError,
+    OptionError,
+    TrainingError,
+    UnlearnbenchError,
+    one_line,
+)
 from unlearnbench.methods import Method
 from unlearnbench.methods.base import Ensemble, Masks
 from unlearnbench.runs.fingerprint import Fingerprint, differences
@@ -152,6 +160,30 @@ class OutputFolder:
     def clean(self) -> None:
         """Remove the training's checkpoints."""
         shutil.rmtree(self.work, ignore_errors=True)
+
+
+def save_tokenizer(tokenizer: Any, home: CheckpointFiles, folder: Path) -> None:
+    """Put the tokenizer of ``home`` into ``folder``: its files as they are, since transformers may
+    write others; of a GGUF file, which has none, what transformers writes, and so of a tokenizer
+    from elsewhere that would do otherwise beside the model's config.json, which stands there.
+    """
+    copied = home.kind != "gguf"
+    if copied:
+        code = home.folder.glob("*.py") if home.trusted else ()
+        for path in (*tokenizer_files(home.folder), *code):
+            place = folder / path.relative_to(home.folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+        if not home.weights:
+            copied = _does_the_same(tokenizer, replace(home, folder=folder))
+    if not copied:
+        tokenizer.save_pretrained(folder)
+
+
+def _does_the_same(tokenizer: Any, other: CheckpointFiles) -> bool:
+    with contextlib.suppress(CheckpointError):
+        return probe_ids(load_tokenizer(other)) == probe_ids(tokenizer)
+    return False
 
 
 def mask_record(masks: Masks, model: Any) -> MaskRecord:
