@@ -7,7 +7,7 @@ SET_UP := $(VENV)/.set-up
 # Files that each fuzzer of `make fuzz` tries: ten minutes on 2 cores.
 FUZZ_EXAMPLES ?= 4000
 
-.PHONY: help setup demo example test test-slow test-ci test-long fuzz structure audit check format vllm-env bench precisions why training leaderboards schema field clean
+.PHONY: help setup demo example test test-slow test-ci test-long fuzz structure audit check format vllm-env bench precisions why why-page training leaderboards schema field clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /: /'
@@ -76,6 +76,9 @@ bench: $(SET_UP) ## measure speed and memory against other evaluators, some thre
 
 why: $(SET_UP) ## the experiment of docs/why.md, hours on 2 cores; goes on where it was interrupted
 	$(BIN)/python -W ignore -m tests.benchmarks.measure_why --out why-out
+
+why-page: $(SET_UP) ## the tables, plot and curve of docs/why.md; CELLS=why-out gathers that first
+	$(BIN)/python -W ignore -m tests.benchmarks.why_page $(if $(CELLS),--cells $(CELLS))
 
 precisions: $(SET_UP) ## measure every precision on SmolLM2-135M: the table of docs/precisions.md
 	$(BIN)/python tests/benchmarks/measure_precisions.py \

@@ -4,8 +4,9 @@
 
 On the demo's dense model (without its L1 step), for each seed, method, learning rate and dtype: a
 training that stops where the demo's do (KnowMem_f at most a quarter of the target's) or after 480
-steps, its KnowMem_f at every precision, codes changed, and update survival. Each cell is written to
-``OUT/cells`` when it is done. The most telling cells come first.
+steps, its KnowMem_f at every precision, codes changed, and update survival. `--demo 0=DIR` measures
+the unlearned models of a finished demo in the same way. Each cell is written to ``OUT/cells`` when
+it is done. The most telling cells come first.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from unlearnbench import conditions
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE
 from unlearnbench.checkpoints.weights import open_weights
+from unlearnbench.conditions.quantize.movable import limit
 from unlearnbench.conditions.quantize.overlap import PrecisionOverlap, compare_codes
 from unlearnbench.demo import work
 from unlearnbench.demo.recipe import CORPUS, DTYPE, METHODS, TASKS, DemoOptions
@@ -78,40 +80,39 @@ def make_target(home: DemoOptions) -> dict[str, float]:
     if not (home.model("start") / "config.json").exists():
         work.start("start", home)
     work.make_end("target", home)
-    return scores("target", home)
+    return scores("target", home, home.out / "runs")
 
 
-def train(cell: Cell, home: DemoOptions, threshold: float) -> dict[str, Any]:
-    """Unlearn; what its record says."""
+def train(cell: Cell, home: DemoOptions, threshold: float) -> None:
+    """Unlearn, unless that is done."""
     from unlearnbench.evaluation.evaluate import score_checkpoint
     from unlearnbench.training.job import Job, unlearn
 
     out, recipe = home.model(cell.name), METHODS[cell.method]
-    if not work.is_trained(out):
-        options = recipe.options(cell.seed).model_copy(
-            update={
-                "lr": cell.lr,
-                "weights_dtype": cell.dtype,
-                "max_steps": STEPS,
-                "save_steps": EVERY,
-            }
-        )
-        select = SelectOptions(
-            eval_tasks=FORGET_TASK,
-            retrained=str(threshold),
-            eval_steps=EVERY,
-            eval_dtype=DTYPE,
-        )
-        target = str(home.model("target"))
-        job = Job(target, out, FORGET, RETAIN, options=options, corpus=CORPUS, select=select)
-        score = partial(score_checkpoint, CORPUS)
-        resume = (out / ".training").is_dir()
-        unlearn(Job(**{**vars(job), "score": score, "resume": resume}), cell.method, recipe.knobs)
-    record: dict[str, Any] = json.loads((out / FILE).read_bytes())
-    return record
+    if work.is_trained(out):
+        return
+    options = recipe.options(cell.seed).model_copy(
+        update={
+            "lr": cell.lr,
+            "weights_dtype": cell.dtype,
+            "max_steps": STEPS,
+            "save_steps": EVERY,
+        }
+    )
+    select = SelectOptions(
+        eval_tasks=FORGET_TASK,
+        retrained=str(threshold),
+        eval_steps=EVERY,
+        eval_dtype=DTYPE,
+    )
+    target = str(home.model("target"))
+    job = Job(target, out, FORGET, RETAIN, options=options, corpus=CORPUS, select=select)
+    score = partial(score_checkpoint, CORPUS)
+    resume = (out / ".training").is_dir()
+    unlearn(Job(**{**vars(job), "score": score, "resume": resume}), cell.method, recipe.knobs)
 
 
-def scores(name: str, home: DemoOptions) -> dict[str, float]:
+def scores(name: str, home: DemoOptions, runs: Path) -> dict[str, float]:
     """KnowMem_f of a model at every precision, by its name; KnowMem_r in full precision."""
     from unlearnbench.evaluation.evaluate import evaluate
 
@@ -121,7 +122,7 @@ def scores(name: str, home: DemoOptions) -> dict[str, float]:
             home.model(name),
             (task,),
             precisions,
-            output=home.out / "runs" / task / name,
+            output=runs / task / name,
             dtype=DTYPE,
             answer_blank=CORPUS.answer_blank,
         )
@@ -145,14 +146,25 @@ def bins(name: str, home: DemoOptions) -> dict[str, PrecisionOverlap]:
     }
 
 
-def run(cell: Cell, out: Path) -> dict[str, Any]:
-    """Everything that is kept of a cell."""
-    home = DemoOptions(out / f"seed{cell.seed}", cell.seed, dense=True)
-    target = make_target(home)
-    record = train(cell, home, METHODS[cell.method].goal * target[FULL])
-    own, codes = scores(cell.name, home), bins(cell.name, home)
+def movable(home: DemoOptions, lr: float) -> float:
+    """The share of the target's inner weights that can move in bf16 at this learning rate."""
+    with ExitStack() as stack:
+        target = open_weights(str(home.model("target")), LoadOptions(), stack)
+        weights = [target.read(name).abs() for name in target.linear]
+    moving = sum(int((w <= limit(lr, "bf16")).sum()) for w in weights)
+    return moving / sum(w.numel() for w in weights)
+
+
+def measure(name: str, home: DemoOptions, runs: Path, target: dict[str, float]) -> dict[str, Any]:
+    """Everything that is kept of an unlearned model."""
+    record = json.loads((home.model(name) / FILE).read_bytes())
+    own, codes, options = scores(name, home, runs), bins(name, home), record["options"]
     return {
-        **asdict(cell),
+        "model": "dense" if home.dense else "sparse",
+        "seed": home.seed,
+        "method": record["method"],
+        "lr": options["lr"],
+        "dtype": options["weights_dtype"],
         "steps": record["selection"]["chosen_step"],
         "reached": record["selection"]["reached"],
         "seconds": record["seconds"],
@@ -161,6 +173,7 @@ def run(cell: Cell, out: Path) -> dict[str, Any]:
         "target_knowmem_f": target[FULL],
         "target_knowmem_r": target["knowmem_r"],
         "moved": codes[PRECISIONS[0]].changed_share,
+        "movable": movable(home, options["lr"]),
         "precisions": {
             p: {
                 "knowmem_f": own[p],
@@ -173,28 +186,55 @@ def run(cell: Cell, out: Path) -> dict[str, Any]:
     }
 
 
+def keep(path: Path, found: dict[str, Any]) -> None:
+    """Write a cell, and say what it found."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(found, indent=1) + "\n")
+    four = found["precisions"]["rtn-int4"]
+    print(
+        f"{path.stem}: {found['steps']} steps in {found['seconds']:.0f} s, KnowMem_f "
+        f"{found['knowmem_f']:.1f}, at rtn-int4 {four['knowmem_f']:.1f}, survival "
+        f"{four['survival']:.2f}",
+        flush=True,
+    )
+
+
+def run_cells(out: Path, seeds: list[int]) -> None:
+    """All trainings of the experiment that are not done."""
+    for cell in cells(seeds):
+        path = out / "cells" / f"{cell.name}-seed{cell.seed}.json"
+        if path.exists():
+            continue
+        home = DemoOptions(out / f"seed{cell.seed}", cell.seed, dense=True)
+        target = make_target(home)
+        train(cell, home, METHODS[cell.method].goal * target[FULL])
+        keep(path, measure(cell.name, home, home.out / "runs", target))
+
+
+def run_demo(out: Path, folder: Path, seed: int) -> None:
+    """The unlearned models of a finished demo at every precision."""
+    home, runs = DemoOptions(folder, seed), out / f"demo{seed}"
+    for name in METHODS:
+        path = out / "cells" / f"demo-{name}-seed{seed}.json"
+        if not path.exists() and (home.model(name) / FILE).exists():
+            keep(path, measure(name, home, runs, scores("target", home, runs)))
+
+
 def main() -> None:
+    """Do what is not done."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("why-out"))
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--seeds", default="0,1,2", help="none: no training")
+    parser.add_argument("--demo", action="append", default=[], metavar="SEED=DIR")
     options = parser.parse_args()
     quiet_transformers()
-    for cell in cells([int(seed) for seed in options.seeds.split(",")]):
-        path = options.out / "cells" / f"{cell.name}-seed{cell.seed}.json"
-        if path.exists():
-            continue
-        found = run(cell, options.out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(found, indent=1) + "\n")
-        four = found["precisions"]["rtn-int4"]
-        print(
-            f"seed {cell.seed} {cell.name}: {found['steps']} steps in {found['seconds']:.0f} s, "
-            f"KnowMem_f {found['knowmem_f']:.1f}, at rtn-int4 {four['knowmem_f']:.1f}, survival "
-            f"{four['survival']}",
-            flush=True,
-        )
+    for part in options.demo:
+        seed, _, folder = part.partition("=")
+        run_demo(options.out, Path(folder), int(seed))
+    if options.seeds != "none":
+        run_cells(options.out, [int(seed) for seed in options.seeds.split(",")])
 
 
 if __name__ == "__main__":

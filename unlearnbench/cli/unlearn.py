@@ -135,18 +135,19 @@ def _job(given: dict[str, Any], texts: tuple[str, ...]) -> Job:
 
 
 def _forecast(model: Any, options: TrainOptions, steps: int) -> None:
-    """Say which weights the training can move, and whether they can leave their bins."""
+    """Say which weights the training can move, and what rounding will leave of that."""
     if not is_main():
         return
-    from unlearnbench.conditions.quantize.movable import COMMON, forecast, rows_of
+    from unlearnbench.conditions.quantize.movable import COMMON, rows_of, tell
     from unlearnbench.methods.base import inner_linears
 
     stored = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
     own = stored[str(model.dtype).removeprefix("torch.")]
     dtype = own if options.weights_dtype == "auto" else options.weights_dtype
-    way = options.lr * (steps if options.schedule == "constant" else steps / 2)
+    falls = options.schedule != "constant"
+    rates = [options.lr * (1 - falls * step / steps) for step in range(steps)]
     rows = rows_of(module.weight for module in inner_linears(model).values())
-    for line in forecast(rows, dtype, options.lr, way, COMMON):
+    for line in tell(rows, dtype, rates, COMMON):
         click.echo(line)
 
 

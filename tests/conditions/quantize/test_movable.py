@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import Any
 
@@ -10,7 +11,15 @@ import pytest
 import torch
 
 from unlearnbench import conditions
-from unlearnbench.conditions.quantize.movable import forecast, limit, reach, rows_of
+from unlearnbench.conditions.quantize.movable import (
+    _DRIFT,
+    _SPREAD,
+    imagined,
+    limit,
+    rows_of,
+    survival,
+    tell,
+)
 
 RATES = [1e-6, 1e-5, 3e-5, 8e-5, 1e-3]
 
@@ -68,64 +77,67 @@ def test_a_weight_never_grows_beyond_the_limit() -> None:
     assert weight.tolist() == [limit(8e-5, "bf16")] * 2
 
 
-def test_reach_against_a_loop() -> None:
-    rng = np.random.default_rng(0)
-    weight = np.asarray(rng.standard_normal((4, 50)) * 0.01, np.float32)
-    highest, way = 0.004, 0.001
-    movable = leaving = 0
-    for row in weight:
-        step = np.abs(row).max() / np.float32(7)
-        for w in row:
-            if abs(w) > highest:
-                continue
-            movable += 1
-            ends = (min(w + way, highest), max(w - way, -highest))
-            leaving += any(np.round(end / step) != np.round(w / step) for end in ends)
-    found = reach([torch.from_numpy(weight)], conditions.find_condition("rtn-int4"), highest, way)
-    assert found.movable == movable / weight.size
-    assert found.leaving == leaving / movable
-    assert 0 < found.leaving < 1
+def test_a_made_up_training_against_a_loop_of_numpy() -> None:
+    """The same draws, added and rounded in double precision."""
+    weight, rates = torch.linspace(-0.03, 0.03, 33)[None], [4e-5] * 8
+    generator = torch.Generator().manual_seed(0)
+    now = np.array([[float(near(Fraction(w), 8)) for w in weight[0].double().tolist()]])
+    drift = torch.empty_like(weight).normal_(0, _DRIFT, generator=generator).double().numpy()
+    for lr in rates:
+        step = torch.empty_like(weight).normal_(0, _SPREAD, generator=generator).double().numpy()
+        now = now - lr * np.clip(step + drift, -1, 1)
+        now = np.array([[float(near(Fraction(w), 8)) for w in now[0]]])
+    (found,) = imagined([weight], "bf16", rates)
+    assert (found.numpy() != now).mean() < 0.05  # float32 on the edge of two numbers
+    assert (found != weight.bfloat16()).any()
+    assert torch.equal(found, imagined([weight], "bf16-rounded", rates)[0])
 
 
 def weights(half_bin: float) -> list[torch.Tensor]:
-    """Rows whose zero bin of rtn-int4 reaches ``half_bin``."""
-    row = torch.linspace(-1.9, 1.9, 256).repeat(4, 1) * half_bin
-    row[:, 0] = 14 * half_bin
-    return [row]
+    """Normal numbers of bf16 in rows whose zero bin of rtn-int4 reaches ``half_bin``."""
+    rows = torch.randn(16, 256, generator=torch.Generator().manual_seed(1)) * half_bin
+    rows[:, 0] = 14 * half_bin
+    return [rows.bfloat16().float()]
 
 
-def test_forecast_says_what_is_held_and_what_helps() -> None:
-    lr = 1e-5  # moves nothing beyond 2^-8
-    (held,) = forecast(weights(0.005), "bf16", lr, 1.0, ["rtn-int4"])
-    assert held.startswith("weights in bf16 at --lr 1e-05, rtn-int4: 40.6%")
-    assert "0% of those out of their bin; expect that what is forgotten comes back" in held
-    assert held.endswith("use --weights-dtype fp32 or --lr 2e-05")
-    (rounded,) = forecast(weights(0.005), "bf16-rounded", lr, 1.0, ["rtn-int4"])
-    assert rounded == held.replace("in bf16 at", "in bf16-rounded at")
-    (eight,) = forecast(weights(0.005), "bf16", lr, 1.0, ["rtn-int8"])
-    assert "100% of those out of their bin" in eight
-    assert "expect" not in eight
-    (far,) = forecast(weights(50.0), "bf16", lr, 1.0, ["rtn-int4"])
-    assert far.endswith("use --weights-dtype fp32")
+def test_what_is_held_is_told_with_what_helps() -> None:
+    rates = [1e-5] * 100  # nothing grows beyond 2^-8
+    head, four, eight = tell(weights(0.008), "bf16", rates, ["rtn-int4", "rtn-int8"])
+    assert re.fullmatch(
+        r"weights in bf16 at --lr 1e-05: 3\d.* the inner weights can move, those up to 0.00391",
+        head,
+    )
+    assert "survival 0.00 at rtn-int4" in four
+    helps = "; more is kept by --weights-dtype fp32 or bf16-sr or --survive rtn-int4"
+    assert f"{helps} or --lr " in four
+    assert re.search(r"survival (0\.[89]|1\.0)\d at rtn-int8", eight)
+    assert "kept by" not in eight
+    rounded = tell(weights(0.008), "bf16-rounded", rates, ["rtn-int4"])
+    assert rounded[1] == four
+    (_, far) = tell(weights(5.0), "bf16", rates, ["rtn-int4"])
+    assert far.endswith(helps), "no rate of those tried helps"
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16-sr"])
 def test_nothing_is_held_where_rounding_keeps_the_mean(dtype: str) -> None:
-    (line,) = forecast(weights(0.005), dtype, 1e-5, 1.0, ["rtn-int8", "rtn-int4"])
-    assert "all inner weights can move" in line
-    assert "(rtn-int8, rtn-int4)" in line
+    rows = weights(0.008)
+    ours = imagined(rows, dtype, [1e-5] * 100)
+    found = survival(ours, rows, conditions.find_condition("rtn-int8"))
+    assert found == pytest.approx(1, abs=0.1)
+    head, _ = tell(rows, dtype, [1e-5] * 5, ["rtn-int8"])
+    assert head == f"weights in {dtype} at --lr 1e-05: all inner weights can move"
 
 
-def test_few_steps_go_no_farther() -> None:
-    (line,) = forecast(weights(0.003), "bf16", 1e-5, 1e-5, ["rtn-int4"])
-    assert "expect" in line
-    (line,) = forecast(weights(0.003), "bf16", 1e-5, 1e-2, ["rtn-int4"])
-    assert "expect" not in line
+def test_nothing_moved_is_no_division_by_zero() -> None:
+    rows = weights(1.0)
+    assert survival(rows, rows, conditions.find_condition("rtn-int4")) == 1
 
 
-def test_rows_are_spread_over_a_matrix() -> None:
+def test_rows_are_spread_over_a_matrix_and_matrices_over_a_model() -> None:
     matrices: list[Any] = [torch.arange(100.0)[:, None].bfloat16(), torch.ones(3, 2)]
     first, second = rows_of(matrices)
     assert first.dtype == torch.float32
     assert first[:, 0].tolist() == list(range(0, 100, 7))
     assert second.shape == (3, 2)
+    large = rows_of([torch.zeros(8, 4096, device="cpu").expand(8, 4096)] * 224)
+    assert 2**17 <= sum(w.numel() for w in large) <= 2**18 + 4096

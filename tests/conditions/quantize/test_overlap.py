@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 from collections.abc import Callable
@@ -27,7 +26,6 @@ from unlearnbench.conditions.quantize.overlap import (
     LayerOverlap,
     PrecisionOverlap,
     compare_codes,
-    forecast,
     overlap_table,
     plot_overlap,
 )
@@ -245,22 +243,7 @@ def _missing(name: str) -> bool:
 def test_the_same_checkpoint_twice(tiny: Path) -> None:
     found = overlaps(tiny, tiny, "bnb-nf4")["bnb-nf4"]
     assert (found.overlap, found.changed_share, found.survival) == (1, 0, None)
-    assert "no update whose survival could be told" in forecast(found)
-
-
-@pytest.mark.parametrize(
-    ("kept", "words"),
-    [
-        (0.08, "survival 0.04 at rtn-int4: expect that what was forgotten comes back"),
-        (-0.2, "comes back"),
-        (1.2, "may come back"),
-        (1.9, "outlives"),
-        (math.inf, "outlives"),
-    ],
-)
-def test_forecast(kept: float, words: str) -> None:
-    layer = LayerOverlap("a.0.b", 1000, 999, 10, kept, 2.0)
-    assert words in forecast(PrecisionOverlap("rtn-int4", (layer,)))
+    assert "no update whose survival could be told" in overlap_table([found])
 
 
 def test_a_share_just_below_all_is_not_shown_as_all() -> None:

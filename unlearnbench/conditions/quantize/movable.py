@@ -1,22 +1,24 @@
-"""Which weights a training can move, and whether they can leave their bins: told before its first
-step from dtype, learning rate, steps and the target's weights.
+"""What rounding will leave of a training, told before its first step from dtype, learning rate,
+steps and the target's weights.
 
 A number of bf16 with |w| in [2^e, 2^(e+1)) has neighbours 2^(e-7) away (fp16: 2^(e-10)). A step of
 AdamW is lr x u with u at most about 1, and one below half that distance rounds away. So weights of
 ``limit`` and above stand still, and those below freeze when they have grown to it. Where a
-quantizer's zero bin is wider than that, no weight that can move ever leaves its bin: the quantized
-model stays the quantized target. In fp32, and with stochastic rounding, every weight moves.
+quantizer's zero bin is wider than that, no weight that can move ever leaves its bin. How much of an
+update is left is found by making one up: every sampled weight drifts, as measured weights do on
+average, and is rounded after each step; then both ends are quantized.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unlearnbench import conditions
 from unlearnbench.conditions.base import ConditionSpec
+from unlearnbench.conditions.quantize.forecast import forecast
+from unlearnbench.conditions.quantize.overlap import product
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +26,14 @@ if TYPE_CHECKING:
 # Significant bits of the dtypes whose rounding holds weights still.
 SIGNIFICANT = {"bf16": 8, "fp16": 11}
 COMMON = ("rtn-int8", "rtn-int4", "bnb-nf4", "bnb-fp4")
-_ROWS = 16  # read of each matrix
-_HELD = 0.1  # share of what can move that leaves its bin, below which bins hold
-_RATES = (2, 4, 8, 16, 32)  # times the learning rate, looked at where it is too small
+_ROWS, _WEIGHTS = 16, 2**18  # at most so many rows of a matrix, about so many weights in all
+_STEPS = 500  # made up at most
+# Of u: the spread of its mean over a training, and that of a step about it. Weights of the demo's
+# models went 0.11 to 0.15 of the sum of learning rates (docs/why.md).
+_DRIFT, _SPREAD = 0.15, 0.3
+_KEPT = 0.7  # survival below which help is named
+_HELP = "--weights-dtype fp32 or bf16-sr or --survive {}"
+_RATES = (2, 4, 8)
 
 
 def limit(lr: float, dtype: str) -> float:
@@ -36,73 +43,87 @@ def limit(lr: float, dtype: str) -> float:
     return float(2.0 ** math.ceil(math.log2(lr) + SIGNIFICANT[dtype]))
 
 
-@dataclass(frozen=True)
-class Reach:
-    """What can happen to some weights at one precision."""
-
-    movable: float
-    """Share of them that can move at all."""
-    leaving: float
-    """Share of those that can get another code."""
-
-
-def reach(
-    weights: Sequence[torch.Tensor], spec: ConditionSpec, highest: float, way: float
-) -> Reach:
-    """Of weights of shape (out, in): those at or below ``highest`` can move, not beyond it, and not
-    farther than ``way`` from where they are.
-    """
-    movable = leaving = 0
-    for weight in weights:
-        can_move = weight.abs() <= highest
-        codes = conditions.encode(spec, weight).codes
-        leaves = can_move.new_zeros(can_move.shape)
-        for step in (way, -way):
-            there = (weight + step).clamp(-highest, highest)
-            leaves |= conditions.encode(spec, there.where(can_move, weight)).codes != codes
-        movable += int(can_move.sum())
-        leaving += int((leaves & can_move).sum())
-    total = sum(weight.numel() for weight in weights)
-    return Reach(movable / total, leaving / movable if movable else 0.0)
-
-
 def rows_of(matrices: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Some rows of each matrix, evenly spread, in float32: bins are those of a row or of less."""
-    return [w.detach()[:: -(-len(w) // _ROWS)].float().cpu() for w in matrices]
-
-
-def forecast(
-    weights: Sequence[torch.Tensor], dtype: str, lr: float, way: float, precisions: Sequence[str]
-) -> list[str]:
-    """Lines on what a training can move, one a precision. dtype: fp32, bf16, fp16, bf16-rounded or
-    bf16-sr; lr: the highest learning rate; way: the sum of the learning rates of all steps.
+    """Some rows of matrices (out, in), evenly spread, in float32: bins are those of a row or less.
+    Of a large model not every matrix is read.
     """
-    kind = dtype.removesuffix("-rounded")
-    if kind not in SIGNIFICANT:
-        return [
-            f"weights in {dtype} at --lr {lr:g}: all inner weights can move, each a little, and "
-            f"rounding keeps that on average ({', '.join(precisions)})"
-        ]
-    lines = []
+    every = list(matrices)
+    columns = sum(w.shape[1] for w in every)
+    count = max(1, min(_ROWS, _WEIGHTS // columns))
+    chosen = every[:: -(-columns // _WEIGHTS)]
+    return [w.detach()[:: -(-len(w) // count)].float().cpu() for w in chosen]
+
+
+def imagined(
+    weights: Sequence[torch.Tensor], dtype: str, rates: Sequence[float]
+) -> list[torch.Tensor]:
+    """The weights after a made-up training: one step for each learning rate."""
+    import torch
+
+    from unlearnbench.util.bf16 import round_nearest, round_stochastic
+
+    generator = torch.Generator().manual_seed(0)
+    moved = []
+    for weight in weights:
+        now = round_nearest(weight) if dtype.startswith("bf16") else weight.clone()
+        drift = torch.empty_like(now).normal_(0, _DRIFT, generator=generator)
+        for lr in rates:
+            step = torch.empty_like(now).normal_(0, _SPREAD, generator=generator)
+            now -= lr * (step + drift).clamp_(-1, 1)
+            if dtype == "bf16-sr":
+                now = round_stochastic(now, generator)
+            elif dtype != "fp32":
+                now = now.to(torch.float16 if dtype == "fp16" else torch.bfloat16).float()
+        moved.append(now)
+    return moved
+
+
+def survival(
+    ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], spec: ConditionSpec
+) -> float:
+    """Update survival over some rows."""
+    kept = update = 0.0
+    for one, two in zip(ours, theirs, strict=True):
+        ends = [conditions.encode(spec, weight).values for weight in (one, two)]
+        kept += product(ends[0], ends[1], one, two)
+        update += product(one, two, one, two)
+    return kept / update if update else 1.0
+
+
+def tell(
+    weights: Sequence[torch.Tensor], dtype: str, rates: Sequence[float], precisions: Sequence[str]
+) -> list[str]:
+    """A line on what a training can move, and one a precision on what is left of it. dtype: fp32,
+    bf16, fp16, bf16-rounded or bf16-sr; rates: the learning rate of each step.
+    """
+    peak, kind = max(rates), dtype.removesuffix("-rounded")
+    head = f"weights in {dtype} at --lr {peak:g}: all inner weights can move"
+    if kind in SIGNIFICANT:
+        highest = limit(peak, kind)
+        moving = sum(int((w.abs() <= highest).sum()) for w in weights)
+        share = 100 * moving / sum(w.numel() for w in weights)
+        head = f"weights in {dtype} at --lr {peak:g}: {share:.3g}% of the inner weights can move, "
+        head += f"those up to {highest:.3g}"
+    used = rates[:_STEPS]
+    theirs, ours = list(weights), imagined(weights, dtype, used)
+    lines = [head]
     for spec in conditions.resolve(precisions):
-        found = reach(weights, spec, limit(lr, kind), way)
-        line = (
-            f"weights in {dtype} at --lr {lr:g}, {spec.name}: {100 * found.movable:.3g}% of the "
-            f"inner weights can move, {100 * found.leaving:.3g}% of those out of their bin"
-        )
-        if found.leaving < _HELD:
-            line += "; expect that what is forgotten comes back, and use " + " or ".join(
-                ["--weights-dtype fp32", *_larger(weights, spec, kind, lr, way)]
+        found = survival(ours, theirs, spec)
+        line = "before training, by a made-up one: " + forecast(found, spec.name)
+        if found < _KEPT and kind in SIGNIFICANT:
+            line += "; more is kept by " + " or ".join(
+                [_HELP.format(spec.name), *_larger(theirs, spec, dtype, used)]
             )
         lines.append(line)
     return lines
 
 
 def _larger(
-    weights: Sequence[torch.Tensor], spec: ConditionSpec, kind: str, lr: float, way: float
+    weights: Sequence[torch.Tensor], spec: ConditionSpec, dtype: str, rates: Sequence[float]
 ) -> list[str]:
-    """The least of some larger learning rates at which half of what can move can leave its bin."""
+    """The least of some larger learning rates that keeps nearly all."""
     for times in _RATES:
-        if reach(weights, spec, limit(times * lr, kind), times * way).leaving >= 0.5:
-            return [f"--lr {times * lr:g}"]
+        ours = imagined(weights, dtype, [times * lr for lr in rates])
+        if survival(ours, weights, spec) >= 0.9:
+            return [f"--lr {times * max(rates):g}"]
     return []

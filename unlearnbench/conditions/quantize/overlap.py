@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from unlearnbench import conditions
 from unlearnbench.conditions.base import ConditionSpec
+from unlearnbench.conditions.quantize.forecast import forecast
 from unlearnbench.errors import CheckpointError, OptionError, PrecisionError, one_line
 from unlearnbench.util.files import writing
 
@@ -27,12 +28,6 @@ if TYPE_CHECKING:
     from unlearnbench.checkpoints.weights import Weights
 
 
-# What a survival of at least so much lets expect.
-_FORECASTS = (
-    (0.9, "the update outlives quantization"),
-    (0.4, "part of what was forgotten may come back, measure it"),
-    (-math.inf, "expect that what was forgotten comes back"),
-)
 _CHUNK = 2**20  # weights that are held in double precision at a time
 
 
@@ -109,18 +104,6 @@ class PrecisionOverlap:
         }
 
 
-def forecast(found: PrecisionOverlap) -> str:
-    """One line on what the survival lets expect; a heuristic, which a run replaces."""
-    survival = found.survival
-    if survival is None:
-        return (
-            "the two checkpoints hold the same weights: nothing was unlearned in these layers, and "
-            "there is no update whose survival could be told"
-        )
-    expected = next(words for least, words in _FORECASTS if survival >= least)
-    return f"survival {survival:.2f} at {found.precision}: {expected}"
-
-
 def _percent(share: float) -> str:
     """Never rounded up to 100."""
     return f"{int(share * 1e5) / 1e3:.3f}%" if share > 0.99 else f"{100 * share:.1f}%"
@@ -177,7 +160,7 @@ def compare_codes(
 
 
 def product(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -> float:
-    """<a - b, c - d>, in double precision, piece by piece."""
+    """<a - b, c - d> of tensors of one shape, in double precision, piece by piece."""
     pieces = zip(*(t.reshape(-1).split(_CHUNK) for t in (a, b, c, d)), strict=True)
     return math.fsum(
         float((w.double() - x.double()) @ (y.double() - z.double())) for w, x, y, z in pieces
@@ -227,7 +210,7 @@ def overlap_table(found: Sequence[PrecisionOverlap]) -> str:
         for p in found
     ]
     head = ["precision", "weights", "changed", "update survival", "same code"]
-    tables += [text_table(rows, head), "\n".join(forecast(p) for p in found)]
+    tables += [text_table(rows, head), "\n".join(forecast(p.survival, p.precision) for p in found)]
     return "\n\n".join(tables)
 
 
@@ -251,7 +234,11 @@ def write_json(path: Path, found: Sequence[PrecisionOverlap], facts: Mapping[str
             "modules": {name: part.figures() for name, part in p.by_module().items()},
             "layers": layers,
         }
-        precisions[p.precision] = {**p.figures(), "forecast": forecast(p), **parts}
+        precisions[p.precision] = {
+            **p.figures(),
+            "forecast": forecast(p.survival, p.precision),
+            **parts,
+        }
     content = {**facts, "precisions": precisions}
     _write(path, json.dumps(content, indent=2, allow_nan=False).encode("ascii") + b"\n")
 
