@@ -18,7 +18,7 @@ from unlearnbench.checkpoints.load import load_config
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, Repaired, RepairRecord, Training, read_record
 from unlearnbench.checkpoints.shards import size_of, write_index, write_shard
-from unlearnbench.checkpoints.tokenizer import load_tokenizer, save_tokenizer
+from unlearnbench.checkpoints.tokenizer import load_tokenizer
 from unlearnbench.checkpoints.weights import Weights, open_weights
 from unlearnbench.conditions.base import ConditionSpec
 from unlearnbench.conditions.quantize.overlap import require_alike
@@ -27,6 +27,7 @@ from unlearnbench.repair.matrices import Mender, Totals
 from unlearnbench.repair.method import Strategy
 from unlearnbench.results import Checkpoint
 from unlearnbench.runs.fingerprint import git_hash, source_sha256
+from unlearnbench.training.output import save_tokenizer
 from unlearnbench.util.files import share
 from unlearnbench.util.version import __version__
 
