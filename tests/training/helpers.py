@@ -19,9 +19,14 @@ QUICK = TrainOptions(lr=1e-3, max_steps=3, batch_size=4, max_length=48, save_ste
 
 
 def go(job: Job, out: Path, method: str, **options: Any) -> Training:
-    """Unlearn with some options changed; the retain set only where the method has use for it."""
+    """Unlearn with some options changed; the retain set and other answers only where the method has
+    use for them.
+    """
     knobs = options.pop("knobs", {})
-    retain = job.retain if "retain" in find_method(method).data else ()
+    found = find_method(method)
+    retain = job.retain if "retain" in found.data else ()
+    if found.wants_alternatives and job.alternative is None:
+        job = replace(job, alternative="refuse")
     chosen = job.options.model_copy(update=options)
     return unlearn(replace(job, out=out, retain=retain, options=chosen), method, knobs)
 

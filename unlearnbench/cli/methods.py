@@ -74,7 +74,8 @@ def _facts(piece: Piece) -> dict[str, Any]:
 
 def _needs(piece: Piece) -> list[str]:
     """What has to be given beside the forget set."""
-    return [f"--{role}" for role in piece.about.data]
+    other = ["--alternative"] if piece.about.alternatives else []
+    return [f"--{role}" for role in piece.about.data] + other
 
 
 def _cost(piece: Piece) -> str:

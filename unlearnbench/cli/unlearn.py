@@ -72,6 +72,11 @@ _load = field_options(LoadOptions, {"base", "adapter", "allow_adapter_base", *AS
 @click.option("--forget", multiple=True, metavar=_SOURCE, help="Repeatable.")
 @click.option("--retain", multiple=True, metavar=_SOURCE, help="Repeatable.")
 @click.option("--auxiliary", multiple=True, metavar=_SOURCE, help="A third set, if one is read.")
+@click.option(
+    "--alternative",
+    metavar="FILE|retain|generic|refuse",
+    help="Other answers to what is forgotten, for the methods that read them.",
+)
 @field_options(TrainOptions, {"l1", "weight_noise", "pack"})
 @_resume
 @field_options(CorpusOptions)
@@ -124,6 +129,7 @@ def _job(given: dict[str, Any], texts: tuple[str, ...]) -> Job:
         forget=texts,
         retain=given.get("retain", ()),
         auxiliary=given.get("auxiliary", ()),
+        alternative=given.get("alternative"),
         options=taken(TrainOptions, given),
         corpus=corpus,
         load=taken(LoadOptions, given),

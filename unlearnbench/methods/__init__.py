@@ -78,6 +78,12 @@ class Method:
         return frozenset(role for piece in self.pieces for role in piece.about.data)
 
     @property
+    def wants_alternatives(self) -> bool:
+        """Whether its loss reads other answers, and does not make them itself."""
+        piece = self.piece("forget")
+        return piece is not None and bool(piece.about.alternatives) and not piece.hook("examples")
+
+    @property
     def numbers(self) -> dict[str, Value]:
         """The value of every option, in the order of their names."""
         found = {f.name: getattr(p.options, f.name) for p in self.pieces for f in p.fields}

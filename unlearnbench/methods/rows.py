@@ -87,6 +87,12 @@ class Part:
             raise OptionError(f"this loss needs the {name}'s logits")
         return self.references[name]
 
+    def others(self) -> Part:
+        """The other answers. Raises OptionError where the batch has none."""
+        if self.alternatives is None:
+            raise OptionError("this loss needs other answers beside each forget text")
+        return self.alternatives
+
     def target_sequences(self) -> Tensor:
         """The target's log-probability of each row. Raises OptionError where it is not known."""
         if self.sequences is None:

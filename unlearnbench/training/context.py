@@ -29,6 +29,7 @@ from unlearnbench.methods.base import (
     inner_linears,
 )
 from unlearnbench.methods.rows import Batch, Example, Role, sequence_logprobs
+from unlearnbench.training.alternatives import with_generic
 from unlearnbench.training.batches import Rows, Sums, as_batch, collate, make_schedule, sums_of
 from unlearnbench.training.corpus import Encoder
 from unlearnbench.training.dtypes import ROUNDED, as_saved, cast_model
@@ -74,6 +75,8 @@ class TrainerContext(TrainingContext):
     resume: bool = False
     progress: bool = False
     selector: Selector | None = None
+    is_generic: bool = False
+    """Whether generic words stand beside each forget row."""
     forecast: Forecast | None = None
     losses: list[LossRecord] = field(default_factory=list)
     """Every step's, filled as it goes."""
@@ -135,7 +138,8 @@ class TrainerContext(TrainingContext):
         piece = self.method.piece("forget")
         if piece is None:
             return self.forget
-        make, about = piece.hook("examples"), piece.about
+        make = with_generic if self.is_generic else piece.hook("examples")
+        about = piece.about
         examples = self.forget if make is None else tuple(make(self))
         if any(len(example.alternatives) < about.alternatives for example in examples):
             raise OptionError(

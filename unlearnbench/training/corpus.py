@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -144,7 +144,7 @@ class Encoder:
         that length, all kept; a question is cut from its left. How many were cut is said. Raises
         DataError where a text has fewer than two tokens, or an answer alone is too long.
         """
-        parts = [self._encode(document) for document in documents]
+        parts = [self.encode_one(document) for document in documents]
         examples = tuple(example for part in parts for example in part)
         if long := sum(len(part) > 1 for part in parts):
             log.warning(
@@ -158,14 +158,21 @@ class Encoder:
         return examples
 
     def answer(self, example: Example, other: str | Sequence[int]) -> Example:
-        """``example`` with another answer after its first ``prompt`` tokens, as text or tokens."""
+        """``example`` with another answer after its first ``prompt`` tokens, as text or tokens; one
+        that goes on a text is cut at ``max_length``.
+        """
         where = "another answer"
+        if not example.is_qa:
+            told = self._tokens(other, False, where) if isinstance(other, str) else other
+            ids = (*example.ids[: example.prompt], *told)[: self.max_length]
+            hidden = (IGNORED,) * example.prompt
+            return replace(example, ids=ids, labels=(*hidden, *ids[len(hidden) :]))
         told = self._answer(other, where) if isinstance(other, str) else other
         return self._joined(example.ids[: example.prompt], told, example.begin, where)
 
-    def _encode(self, document: TextDocument) -> list[Example]:
-        """A pair is in the words of the KnowMem prompts. Its answer is encoded by itself, because
-        there the prompt ends before it and no token spans both.
+    def encode_one(self, document: TextDocument) -> list[Example]:
+        """The sequences of one document. A pair is in the words of the KnowMem prompts. Its answer
+        is encoded by itself, because there the prompt ends before it and no token spans both.
         """
         where, size = document.where, self.max_length
         if document.answer is not None:

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.origin import FILE, Training, TrainingOptions
+from unlearnbench.checkpoints.origin import FILE, SourceRecord, Training, TrainingOptions
 from unlearnbench.checkpoints.tokenizer import require_open_end
 from unlearnbench.conditions.base import has_codes, resolve
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
+from unlearnbench.training.alternatives import GENERIC, WORDS, attach
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, mask_record, save_tokenizer, write_file
@@ -47,6 +48,8 @@ class Job:
     retain: tuple[str, ...] = ()
     auxiliary: tuple[str, ...] = ()
     """A third set, for the methods that read one."""
+    alternative: str | None = None
+    """Other answers, for the methods that read them: a file, retain, generic or refuse."""
     options: TrainOptions = field(default_factory=TrainOptions)
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
     load: LoadOptions = field(default_factory=LoadOptions)
@@ -81,6 +84,12 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
             raise OptionError(f"{method} learns from a set of {role} texts; give --{role}")
         if given and role not in found.data:
             raise OptionError(f"{method} has no {role} term; leave --{role} out")
+    if found.wants_alternatives != (job.alternative is not None):
+        says = "give --alternative FILE, retain, generic or refuse"
+        wants = f"{method} reads other answers to what is forgotten; {says}"
+        raise OptionError(wants if found.wants_alternatives else f"{method} reads no other answers")
+    if job.alternative == "retain" and not job.retain:
+        raise OptionError("--alternative retain: give --retain, and a method with a retain term")
     if found.piece("masks") is not None and job.options.lora_rank is not None:
         raise OptionError(
             f"{method}: a mask chooses weights, and LoRA trains none; drop --lora-rank"
@@ -113,9 +122,8 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     data = [record for _, sources in corpora.values() for record in sources]
     source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)
     encoder = _make_encoder(source, job)
-    sets: dict[str, Any] = {"forget": (), "retain": (), "auxiliary": ()}
-    for role, (documents, _) in corpora.items():
-        sets["forget" if role == first else role] = encoder.encode(documents, role)
+    sets, more = _sets(job, corpora, encoder)
+    data += more
     facts: dict[str, Any] = {
         "kind": kind,
         "method": method.name,
@@ -132,7 +140,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         "select": None if job.select is None else job.select.model_dump(),
     }
     folder.require_free(Fingerprint.of(request), job.resume)
-    read = _reading(job.corpus, encoder, sets)
+    read = _reading(job, encoder, sets)
     facts |= code | {
         "options": TrainingOptions(**job.options.model_dump(exclude_none=True), **read),
         "target": source.checkpoint,
@@ -152,6 +160,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
             target, encoder, **sets, options=job.options, method=method, home=folder.work
         )
         context.resume, context.progress = job.resume, job.progress
+        context.is_generic = job.alternative == GENERIC
         context.forecast = job.forecast if kind == "unlearn" else None
         source.release()
         context.selector = _make_selector(job, folder, encoder)
@@ -160,6 +169,21 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         for model in result.models.values() if isinstance(result, Ensemble) else [result]:
             as_saved(model, job.options.weights_dtype)
     return _save(folder, context, result, masks, facts, started)
+
+
+def _sets(
+    job: Job, corpora: Mapping[TextRole, Any], encoder: Encoder
+) -> tuple[dict[str, Any], list[SourceRecord]]:
+    """The sequences of each set, and what identifies a file of other answers."""
+    sets: dict[str, Any] = {"forget": (), "retain": (), "auxiliary": ()}
+    known: dict[TextRole, Any] = {role: documents for role, (documents, _) in corpora.items()}
+    for role, documents in known.items():
+        sets["forget" if role == "data" else role] = encoder.encode(documents, role)
+    more: list[SourceRecord] = []
+    if job.alternative is not None:
+        given = job.alternative
+        sets["forget"], more = attach(given, known, encoder, job.corpus, job.options.seed)
+    return sets, more
 
 
 def _checked(job: Job, method: Method) -> Job:
@@ -201,12 +225,14 @@ def _make_encoder(source: CheckpointSource, job: Job) -> Encoder:
     return Encoder(source.tokenizer, length, config.vocab_size, job.options.qa_loss, moved, copy)
 
 
-def _reading(corpus: CorpusOptions, encoder: Encoder, sets: Mapping[str, Any]) -> dict[str, Any]:
+def _reading(job: Job, encoder: Encoder, sets: Mapping[str, Any]) -> dict[str, Any]:
     """What makes other sequences of the same rows, and so another recipe."""
     fields = {"text_field", "question_field", "answer_field"}
-    read = corpus.model_dump(include=fields, exclude_defaults=True)
+    read = job.corpus.model_dump(include=fields, exclude_defaults=True)
     if encoder.blank_in_answer and any(each.is_qa for found in sets.values() for each in found):
         read["answer_blank"] = "answer"
+    if job.alternative in WORDS:
+        read["alternative"] = job.alternative
     return read
 
 
