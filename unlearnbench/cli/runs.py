@@ -18,12 +18,12 @@ from unlearnbench.boards.recompute import recompute_board
 from unlearnbench.boards.tables import build_board
 from unlearnbench.boards.verify import verify_board
 from unlearnbench.cli.options import PushOptions, field_options, taken, verbose_option
-from unlearnbench.errors import OptionError, PrecisionError, ResultError, one_line, printable
+from unlearnbench.errors import OptionError, PrecisionError, ResultError, printable
 from unlearnbench.importing import ImportOptions, import_runs
 from unlearnbench.lm_eval.tables import utility_table
 from unlearnbench.recovery import UTILITY_FLOOR, certificate, reports
-from unlearnbench.recovery.compare import Comparison, compare, open_comparison
-from unlearnbench.recovery.policy import Finding, Policy, check, come_back, exit_status
+from unlearnbench.recovery.compare import compare, open_comparison
+from unlearnbench.recovery.policy import Policy, check, exit_status
 from unlearnbench.recovery.reports import recovery_table, rows_json
 from unlearnbench.util.files import write_text, writing
 from unlearnbench.util.validation import read_yaml_model
@@ -111,7 +111,7 @@ def check_runs(
         policy = _read_policy(Path(policy_file))
         comparison = open_comparison(*paths, confidence=policy.confidence)
         findings = check(comparison, policy)
-        advice = _advice(comparison, findings)
+        advice = reports.advice(comparison, findings)
         if certify_file is not None and exit_status(findings) == 0:
             passed = certificate.certify(comparison, policy, findings)
             write_text(Path(certify_file), certificate.certificate_json(passed))
@@ -135,22 +135,6 @@ def check_runs(
         click.echo(printable(f"\n{line}"))
     click.echo(f"\n{_VERDICTS[exit_status(findings)]}")
     return exit_status(findings)
-
-
-def _advice(comparison: Comparison, findings: Sequence[Finding]) -> list[str]:
-    """A line for each checkpoint that comes back when it is quantized, and may be mended."""
-    target, lines = comparison.target.full.result.checkpoint.path, []
-    for entry, failed in come_back(comparison, findings):
-        known = conditions.precisions()
-        names = [n for n in failed if n in known and conditions.has_levels(known[n])]
-        if names:
-            model = entry.full.result.checkpoint.path
-            lines.append(
-                f"what was forgotten comes back at {', '.join(names)}; mend it: unlearnbench "
-                f"repair --model {one_line(model, 200)} --target {one_line(target, 200)} --for "
-                f"{','.join(names)} --out DIR (docs/repair.md)"
-            )
-    return lines
 
 
 def _read_policy(path: Path) -> Policy:
