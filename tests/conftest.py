@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.browser import browser  # noqa: F401 - a fixture for all
+from unlearnbench.util.process import quiet_imports
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Models of a few thousand weights run many times faster on one thread; read when torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Tests import libraries as the command line does; tests/cli/test_main.py asks what it prints.
+quiet_imports()
 
 # Tokenizers for tiny models are trained on this.
 CORPUS = [

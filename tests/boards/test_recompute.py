@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.boards.conftest import ROWS
-from tests.boards.test_verify import ENTRIES, Edit, board, forge, of_format_1, run_at, small
+from tests.boards.test_verify import ENTRIES, Edit, board, forge, of_format_1, run_at, small, write
 from tests.cli.test_main import call
 from tests.toy_runs import Bench, Skill
 from unlearnbench.boards import read_board
@@ -18,6 +18,7 @@ from unlearnbench.boards.entry import is_as_written, read_entry
 from unlearnbench.boards.verify import verify_board
 
 __all__ = ["board", "small"]
+pytestmark = pytest.mark.usefixtures("no_plots")
 AT = ("none", "rtn-int4", "rtn-int8")
 OLD = "holds intervals of the old kind, which are not checked: "
 
@@ -112,7 +113,7 @@ def test_recompute_gives_what_the_runs_would(
     names = sorted(path.stem for path in board.glob("entries/*.json"))
     fresh = {name: figures(board, name) for name in names}
     for name in names:
-        forge(board, aged, name)
+        write(board, aged, name)
         assert figures(board, name) != fresh[name]
     capsys.readouterr()
     assert call("leaderboard", "build", "--recompute", str(board)) == 0
@@ -122,7 +123,8 @@ def test_recompute_gives_what_the_runs_would(
     for name in names:
         assert figures(board, name) == fresh[name]
         assert {result["intervals"] for _, _, result in results(board, name)} == {"bounded"}
-        assert said(board, name) == []
+    _, found = verify_board(read_board(board))
+    assert [[*v.missing, *v.problems, *v.notes] for v in found] == [[]] * len(names)
     before = {path: path.read_bytes() for path in board.rglob("*.*") if path.is_file()}
     assert call("leaderboard", "build", "--recompute", str(board)) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3, "there was nothing old"
@@ -143,8 +145,8 @@ def wrong_value(content: dict[str, Any]) -> None:
 def test_recompute_changes_nothing_where_an_entry_is_wrong(
     board: Path, capsys: pytest.CaptureFixture[str], name: str, edit: Edit, words: str
 ) -> None:
-    forge(board, aged)
-    forge(board, edit, name)
+    write(board, aged)
+    write(board, edit, name)
     before = {path: path.read_bytes() for path in board.glob("entries/*")}
     assert call("leaderboard", "build", "--recompute", str(board)) == 2
     error = capsys.readouterr().err
@@ -208,7 +210,7 @@ def test_a_stated_reference_counts_as_exact(board: Path) -> None:
             part["run"]["tasks"]["made_privleak"] = result
 
     for file in sorted(board.glob("entries/*.json")):
-        forge(board, edit, file.stem)
+        write(board, edit, file.stem)
     assert call("leaderboard", "build", "--recompute", str(board)) == 0
     for _, task, result in results(board, "sure"):
         if task == "made_privleak":

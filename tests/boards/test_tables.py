@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.boards.conftest import BOARD, NAMES, MakeBoard
+from tests.boards.conftest import BOARD, NAMES, MakeBoard, without_plots
 from tests.cli.test_main import call
 from tests.toy_runs import Bench, Skill, weak_at_4_bits
 from unlearnbench.boards import find_boards, plots, read_board
@@ -28,14 +28,19 @@ FILES = ("README.md", "board.csv", "index.html")
 @pytest.fixture(scope="module")
 def built(made_board: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     board: Path = shutil.copytree(made_board, tmp_path_factory.mktemp("built") / "made")
-    assert call("leaderboard", "build", str(board)) == 0
+    with without_plots():
+        assert call("leaderboard", "build", str(board)) == 0
     return board
 
 
-def test_build_writes_the_same_bytes_again(built: Path) -> None:
-    before = {name: (built / name).read_bytes() for name in FILES}
-    assert call("leaderboard", "build", str(built.parent)) == 0
-    assert before == {name: (built / name).read_bytes() for name in FILES}
+def test_build_writes_the_same_bytes_again(make_board: MakeBoard) -> None:
+    """Its plots too."""
+    board = make_board(names=("target", "retrained", "sure"))
+    assert call("leaderboard", "build", str(board)) == 0
+    before = {name: (board / name).read_bytes() for name in FILES}
+    assert before["index.html"].count(b"<svg role") == 3
+    assert call("leaderboard", "build", str(board.parent)) == 0
+    assert before == {name: (board / name).read_bytes() for name in FILES}
 
 
 def value(bench: Bench, name: str, precision: str, task: str = "made_knowmem_f") -> float:
@@ -81,7 +86,8 @@ def weak(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("weak")
     board = add_all(root / "board", weak_at_4_bits(root))
     assert call("leaderboard", "verify", str(board)) == 0
-    assert call("leaderboard", "build", str(board)) == 0
+    with without_plots():
+        assert call("leaderboard", "build", str(board)) == 0
     return board
 
 
@@ -100,6 +106,7 @@ def test_no_share_at_a_precision_that_makes_the_target_itself_forget(weak: Path)
     assert rows["ga_gdr", "made_knowmem_f", "rtn-int8"]["recovered"] != ""
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_the_table_says_what_made_the_entries_and_where_they_were_measured(
     made_board: Path, tmp_path: Path, bench: Bench
 ) -> None:
@@ -123,6 +130,7 @@ def test_the_table_says_what_made_the_entries_and_where_they_were_measured(
     assert text.count(f"Python {sys.version.split()[0]}") == len(threads)  # not for each run
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_every_machine_that_a_task_was_measured_on_is_named(
     made_board: Path, tmp_path: Path
 ) -> None:
@@ -287,6 +295,7 @@ def test_a_target_without_a_precision_is_no_board(
     assert "target: no run at rtn-int3" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_an_incomplete_entry_is_shown_and_never_ranked(make_board: MakeBoard) -> None:
     folder = make_board(BOARD, names=(*NAMES[:3], "partial"))
     assert call("leaderboard", "build", str(folder)) == 0
@@ -297,6 +306,7 @@ def test_an_incomplete_entry_is_shown_and_never_ranked(make_board: MakeBoard) ->
     assert (place.rank, place.state) == (None, "incomplete: no run at rtn-int4")
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_an_entry_without_full_precision_is_shown_too(make_board: MakeBoard) -> None:
     board = make_board()
     path = board / "entries/npo.json"
@@ -364,6 +374,7 @@ def test_the_pareto_front_by_hand() -> None:
     assert _front([]) == []
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_the_front_leaves_out_what_is_not_ranked(
     built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,6 +416,7 @@ def test_an_entry_names_no_folder_of_its_maker(
         assert f'"{name}"' in text
 
 
+@pytest.mark.usefixtures("no_plots")
 def test_trainings_of_one_recipe_take_one_place(tmp_path: Path) -> None:
     made = Bench(tmp_path / "runs", n=24)
 

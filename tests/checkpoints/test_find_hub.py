@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import json
-import os
 import shutil
-import subprocess
-import sys
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.cli.test_main import call
 from tests.conftest import Toy
+from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.find import files_sha256
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.errors import UnlearnbenchError
 
 FIRST, SECOND = "1" * 40, "2f" * 20
 
@@ -81,92 +86,60 @@ def cache(tmp_path_factory: pytest.TempPathFactory, tiny: Path, other: Path) -> 
     return path
 
 
-def run_offline(cache: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_CACHE": str(cache),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+def said(*arguments: str) -> dict[str, Any]:
+    """What a command line leaves behind."""
+    out, err, before = io.StringIO(), io.StringIO(), time.monotonic()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = call(*arguments)
+    seconds = time.monotonic() - before
+    return {"code": code, "out": out.getvalue(), "err": err.getvalue(), "seconds": seconds}
 
 
-ASK = """
-import contextlib, io, json, sys, time, warnings
-from pathlib import Path
-from unlearnbench.cli import main
-from unlearnbench.errors import UnlearnbenchError
-from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.checkpoint import open_checkpoint
-found = []
-for model, options in json.loads(sys.argv[1]):
+def asked(model: str, **options: Any) -> Any:
+    """What ``open_checkpoint`` says of a model."""
     try:
         source = open_checkpoint(model, LoadOptions(**options))
-        if source.files.kind == "adapter":
-            warnings.simplefilter("ignore")
-        source.model()
-        found.append(json.loads(source.checkpoint.model_dump_json(exclude_none=True)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT's, on an adapter
+            source.model()
     except UnlearnbenchError as error:
-        found.append(f"{type(error).__name__}: {error}")
-def call(*arguments):
-    out, err, before = io.StringIO(), io.StringIO(), time.monotonic()
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            main(arguments)
-    except SystemExit as stopped:
-        said = {"code": stopped.code, "out": out.getvalue(), "err": err.getvalue()}
-        return said | {"seconds": time.monotonic() - before}
-found.append(call("--model", "org/nonesuch", *sys.argv[3:]))
-run = call("--model", "org/name", *sys.argv[3:])
-(folder,) = Path(sys.argv[2]).glob("*/*")
-checkpoint = json.loads((folder / "run.json").read_text())["checkpoint"]
-found.append(run | {"folder": str(folder), "checkpoint": checkpoint})
-print(json.dumps(found))
-"""
+        return f"{type(error).__name__}: {error}"
+    return source.checkpoint.model_dump(mode="json", exclude_none=True)
 
 
 @pytest.fixture(scope="module")
 def answers(cache: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What ``open_checkpoint`` says of many models, all asked in one process, by label."""
-    questions: dict[str, tuple[str, dict[str, object]]] = {
-        "main": ("org/name", {}),
-        "no organization": ("plain", {}),
-        "tag": ("org/name", {"revision": "v2"}),
-        "commit": ("org/name", {"revision": SECOND}),
-        "unknown revision": ("org/name", {"revision": "v9"}),
-        "unknown commit": ("org/name", {"revision": "3" * 40}),
-        "unknown id": ("org/nonesuch", {}),
-        "partial": ("org/partial", {}),
-        "pickled": ("org/pickled", {}),
-        "torn": ("org/torn", {}),
-        "base": (str(adapter), {"base": "org/name"}),
-        "named base": (str(adapter), {"allow_adapter_base": True}),
-        "tokenizer": ("org/bare", {"tokenizer": "org/tok"}),
-        "no tokenizer": ("org/bare", {"tokenizer": "org/bare"}),
-    }
-    cwd = tmp_path_factory.mktemp("cwd")
-    toy = Toy(cwd)
+    """What is said of many models while ``cache`` is the hub's, by label."""
+    toy = Toy(tmp_path_factory.mktemp("cwd"))
     command = ["--tasks", "toy_verbmem", *toy.arguments]
-    asked = json.dumps(list(questions.values()))
-    done = run_offline(cache, cwd, "-c", ASK, asked, str(toy.out), *command)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    return dict(zip([*questions, "refused", "command line"], found, strict=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+        run = said("--model", "org/name", *command)
+        (folder,) = toy.out.glob("*/*")
+        checkpoint = json.loads((folder / "run.json").read_text())["checkpoint"]
+        return {
+            "main": asked("org/name"),
+            "no organization": asked("plain"),
+            "tag": asked("org/name", revision="v2"),
+            "commit": asked("org/name", revision=SECOND),
+            "unknown revision": asked("org/name", revision="v9"),
+            "unknown commit": asked("org/name", revision="3" * 40),
+            "unknown id": asked("org/nonesuch"),
+            "partial": asked("org/partial"),
+            "pickled": asked("org/pickled"),
+            "torn": asked("org/torn"),
+            "base": asked(str(adapter), base="org/name"),
+            "named base": asked(str(adapter), allow_adapter_base=True),
+            "tokenizer": asked("org/bare", tokenizer="org/tok"),
+            "no tokenizer": asked("org/bare", tokenizer="org/bare"),
+            "refused": said("--model", "org/nonesuch", *command),
+            "command line": run | {"folder": str(folder), "checkpoint": checkpoint},
+        }
 
 
 @pytest.fixture(scope="module")
 def adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An adapter whose config names the hub's org/name as its base."""
-    import warnings
-
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -212,7 +185,7 @@ def test_the_recorded_revision_is_the_commit(
     "refused, names `--allow-pickle`",
 )
 @pytest.mark.parametrize(
-    ("label", "said"),
+    ("label", "words"),
     [
         ("unknown id", "no folder org/nonesuch here"),
         ("unknown revision", "org/name@v9"),
@@ -223,9 +196,9 @@ def test_the_recorded_revision_is_the_commit(
         ("torn", "has no weights: neither model.safetensors nor"),
     ],
 )
-def test_what_the_cache_does_not_hold(answers: dict[str, Any], label: str, said: str) -> None:
+def test_what_the_cache_does_not_hold(answers: dict[str, Any], label: str, words: str) -> None:
     assert answers[label].startswith("CheckpointError: ")
-    assert said in answers[label]
+    assert words in answers[label]
     assert answers[label].isprintable()
 
 

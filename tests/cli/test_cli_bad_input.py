@@ -399,7 +399,7 @@ def test_verbose_shows_the_traceback_too(scene: Scene, call: Call, case: str) ->
     assert all(re.search(pattern, last) for pattern in said)
 
 
-SPAWNED = ["no model", "unknown task", "malformed split", "limit 0", "dtype", "zero rows"]
+SPAWNED = ["no model", "zero rows"]  # before anything heavy is imported, and after
 
 
 @pytest.mark.parametrize("case", SPAWNED)

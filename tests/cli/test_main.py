@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 import unlearnbench
-from tests.conftest import Toy
+from tests.conftest import MakeCheckpoint, Toy
 from unlearnbench.cli import main
 
 
@@ -60,6 +61,26 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").warning("Failed to load CPU g
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == done.stdout == ""
+
+
+# What a run says on stderr: how a condition is met, a bar for each task, and where its samples are.
+_OURS = re.compile(r"\S+ on cpu, compute dtype .*|toy_verbmem( \[\S+\])?: .*|")
+
+
+@pytest.mark.slow  # GPTQ and AWQ take a minute
+def test_no_library_of_any_precision_speaks_among_our_lines(
+    make_checkpoint: MakeCheckpoint, toy: Toy, tmp_path: Path
+) -> None:
+    conditions = "none,4bit,8bit,rtn-int4,gguf-q4_0,hqq-int4-g64,quanto-int8,torchao-int8"
+    words = ["--model", str(make_checkpoint(num_key_value_heads=4)), "--tasks", "toy_verbmem"]
+    words += ["--quant", f"{conditions},gptq-int4-g64,awq-int4-g64", "--limit", "1"]
+    words += ["--data-dir", str(toy.data), "--include-path", str(toy.tasks)]
+    command = [sys.executable, "-m", "unlearnbench", *words, "--output", str(tmp_path / "runs")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-1000:]
+    lines = done.stderr.replace("\r", "\n").splitlines()
+    assert len(lines) > 20
+    assert [line for line in lines if not _OURS.fullmatch(line)] == []
 
 
 def test_quieting_needs_no_other_import() -> None:

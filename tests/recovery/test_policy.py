@@ -435,12 +435,11 @@ def run_steps(tmp_path: Path, inputs: dict[str, str]) -> tuple[int, str]:
 
 
 def test_the_actions_steps_gate_runs(bench: Bench, tmp_path: Path) -> None:
-    status, out = run_action(bench, tmp_path, {"runs": str(folder(bench, "retrained"))})
-    assert (status, out.splitlines()[-1]) == (0, "pass")
-    assert (tmp_path / "summary.md").is_file()
+    """What passes is in the next test."""
     status, out = run_action(bench, tmp_path, {"runs": str(folder(bench, "target"))})
     assert status == 1
     assert "::error title=" in out
+    assert (tmp_path / "summary.md").is_file()
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ class Meter:
     seconds: float = 0.0
     peak: int = 0
     """Bytes; the most that this process and those below it held together, looked at five times a
-    second (resident memory; pages that several share count for each)."""
+    second (resident memory; pages that several programs share count for each)."""
 
     def __str__(self) -> str:
         return f"took {self.seconds:.0f} s and at most {self.peak / 1e9:.1f} GB"
@@ -46,8 +46,12 @@ def measured() -> Iterator[Meter]:
 
 
 def _held() -> int:
-    own, total = psutil.Process(), 0
-    for process in [own, *own.children(recursive=True)]:
+    own = psutil.Process()
+    total, lines = own.memory_info().rss, {own.pid: own.cmdline()}
+    for process in own.children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it has just ended
-            total += process.memory_info().rss
+            lines[process.pid] = process.cmdline()
+            # Between its start and its program, a child is its parent: the same pages, once more.
+            if lines[process.pid] != lines.get(process.ppid()):
+                total += process.memory_info().rss
     return total
