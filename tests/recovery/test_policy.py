@@ -67,6 +67,7 @@ def test_the_target_fails(bench: Bench, capsys: pytest.CaptureFixture[str]) -> N
     assert check(bench, "target", POLICY) == 1
     out = capsys.readouterr().out
     assert "had not forgotten" in out
+    assert "unlearnbench repair" not in out
     assert out.splitlines()[-1] == "FAIL"
 
 
@@ -86,9 +87,12 @@ def test_what_comes_back_fails_at_int4_only(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert check(bench, "ga_gdr", POLICY) == 1
-    failed = [line for line in capsys.readouterr().out.splitlines() if " fail " in line]
+    said = capsys.readouterr().out.splitlines()
+    failed = [line for line in said if " fail " in line]
     assert failed
     assert all("rtn-int4" in line for line in failed)
+    (advice,) = [line for line in said if "unlearnbench repair" in line]
+    assert "--for rtn-int4 --out" in advice
     rules = {word for line in failed for word in line.split() if word.startswith("max_")}
     assert rules == {"max_recovered", "max_excess", "max_privleak"}
     assert check(bench, "ga_gdr", POLICY.replace("none, int8, int4", "none, int8")) == 0

@@ -191,7 +191,7 @@ def _describe(source: CheckpointSource) -> Checkpoint:
     given = None
     if source.options.tokenizer is not None:
         given = TokenizerSource(path=source.home.path, revision=source.home.revision)
-    facts = _hashed(files, source.tokenizer, rows).model_copy(
+    facts = hash_files(files, source.tokenizer, rows).model_copy(
         update={"config_sha256": config, "origin": origin, "tokenizer": given}
     )
     if full is files:
@@ -200,13 +200,14 @@ def _describe(source: CheckpointSource) -> Checkpoint:
         tokenizer = tokens.load_tokenizer(full)
     except CheckpointError:  # a base without one, where the adapter brings its own
         tokenizer = source.tokenizer
-    base = _hashed(full, tokenizer, rows)
+    base = hash_files(full, tokenizer, rows)
     weights = content_sha256([facts.weights_sha256, base.weights_sha256])
     adapter = "merged" if source.options.adapter == "merge" else "kept"
     return facts.model_copy(update={"weights_sha256": weights, "adapter": adapter, "base": base})
 
 
-def _hashed(files: CheckpointFiles, tokenizer: PreTrainedTokenizerBase, rows: int) -> Checkpoint:
+def hash_files(files: CheckpointFiles, tokenizer: PreTrainedTokenizerBase, rows: int) -> Checkpoint:
+    """What results record of files; rows: of the model's embedding."""
     return Checkpoint(
         path=files.path,
         revision=files.revision,

@@ -84,6 +84,38 @@ class Selection(_Part):
         return says if self.reached else f"{says}, never low enough: the last step"
 
 
+class RepairRecord(_Part):
+    """How weights were mended after a training; see docs/repair.md."""
+
+    strategy: Literal["grid", "concentrated"]
+    strength: float = Field(gt=0)
+    """The share of the update's projection that is kept."""
+    precisions: tuple[Word, ...] = Field(strict=False, min_length=1)
+    """That it was mended for."""
+    model: Checkpoint
+    target: Checkpoint
+    dtype: Literal["auto", "fp32", "bf16"]
+    moved: int = Field(ge=0)
+    """Weights that took a whole step."""
+    weights: int = Field(gt=0)
+    unlearnbench: str
+    git_hash: str | None = None
+    source_sha256: Sha256
+    created: str
+
+    def __str__(self) -> str:
+        """How, in a line."""
+        return f"{self.strategy} {self.strength:g} for {','.join(self.precisions)}"
+
+
+class Repaired(_Part):
+    """What stands in the file of a checkpoint that was mended and has no record of its training."""
+
+    format_version: Literal[1] = 1
+    kind: Literal["repair"] = "repair"
+    repairs: tuple[RepairRecord, ...] = Field(strict=False, min_length=1)
+
+
 class TrainingOptions(_Part):
     """The options of a training; those that are named here stand in results."""
 
@@ -120,6 +152,8 @@ class Training(_Part):
     seconds: float = Field(ge=0)
     """Of this call; a resumed training's earlier part is not in it."""
     created: str
+    repairs: tuple[RepairRecord, ...] = Field(default=(), strict=False)
+    """What was done to the weights since."""
 
     @property
     def recipe(self) -> str:
@@ -139,12 +173,24 @@ class Training(_Part):
         if (chosen := self.selection) is not None:  # its first step is how often it looks
             rule = (chosen.rule, chosen.task, chosen.threshold, chosen.rows)
             given["selection"] = (*rule, chosen.evaluated[0].step)
+        if self.repairs:
+            given["repairs"] = [str(repair) for repair in self.repairs]
         return content_sha256(given)[:16]
+
+
+def read_record(path: Path) -> Training | Repaired:
+    """What the file holds. Raises CheckpointError where it is damaged."""
+    content = read_json(path)
+    kind: type[Training | Repaired] = Repaired if content.get("kind") == "repair" else Training
+    return as_model(path, content, kind, CheckpointError)
 
 
 def read_origin(path: Path) -> dict[str, str]:
     """What results say of how the weights came about; CheckpointError where it is damaged."""
-    training = as_model(path, read_json(path), Training, CheckpointError)
+    training = read_record(path)
+    repaired = {"repaired": "; ".join(map(str, training.repairs))} if training.repairs else {}
+    if isinstance(training, Repaired):
+        return repaired
     facts: dict[str, object] = {
         "method": training.method,
         "target_sha256": training.target.weights_sha256,
@@ -158,4 +204,4 @@ def read_origin(path: Path) -> dict[str, str]:
     facts["recipe"] = training.recipe
     if training.selection is not None:
         facts["selected"] = training.selection
-    return {name: str(value) for name, value in facts.items()}
+    return {name: str(value) for name, value in facts.items()} | repaired

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
@@ -36,6 +36,10 @@ class Weights:
     """The linear layers but the head, by name."""
     read: Callable[[str], torch.Tensor]
     """Gives a module's weight, (out, in), in fp32."""
+    stored: Mapping[str, str] = field(default_factory=dict)
+    """The name of its tensor in the files; empty where they are not safetensors."""
+    keep: Callable[[str, torch.Tensor], torch.Tensor] = lambda _, weight: weight
+    """Turns a module's weight, (out, in), as the files have it."""
 
 
 def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
@@ -85,4 +89,9 @@ def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
         tensor = handles[stored[name]].get_tensor(stored[name])
         return out_first(layers[name], tensor).float().contiguous()
 
-    return Weights(files.path, config.get_text_config().to_dict(), tuple(layers), read)
+    def keep(name: str, weight: torch.Tensor) -> torch.Tensor:
+        return out_first(layers[name], weight).contiguous()
+
+    own = {name: stored[name] for name in layers}
+    facts = config.get_text_config().to_dict()
+    return Weights(files.path, facts, tuple(layers), read, own, keep)

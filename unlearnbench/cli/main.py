@@ -51,6 +51,7 @@ COMMANDS = {
     "methods": ("methods", "List the unlearning methods, or show one."),
     "push": ("runs", "Push run folders and board entries to the Hugging Face hub."),
     "quants": ("quants", "List every precision, and whether it can run here."),
+    "repair": ("repair", "Mend an unlearned checkpoint, so that it survives quantization."),
     "tasks": ("tasks", "List the tasks, or show one with its first prompt."),
     "unlearn": ("unlearn", "Make an unlearned checkpoint from a target model."),
 }

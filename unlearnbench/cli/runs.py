@@ -106,10 +106,12 @@ def check_runs(
     paths = [Path(run) for run in runs], Path(target), Path(retrained)
     if (policy_file is None) == (verify_file is None):
         raise OptionError("give --policy FILE, or --verify-certificate FILE, which holds its own")
+    advice: list[str] = []
     if policy_file is not None:
         policy = _read_policy(Path(policy_file))
         comparison = open_comparison(*paths, confidence=policy.confidence)
         findings = check(comparison, policy)
+        advice = reports.advice(comparison, findings)
         if certify_file is not None and exit_status(findings) == 0:
             passed = certificate.certify(comparison, policy, findings)
             write_text(Path(certify_file), certificate.certificate_json(passed))
@@ -129,6 +131,8 @@ def check_runs(
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for line in reports.github_annotations(findings):
             click.echo(line)
+    for line in advice:
+        click.echo(printable(f"\n{line}"))
     click.echo(f"\n{_VERDICTS[exit_status(findings)]}")
     return exit_status(findings)
 

@@ -7,6 +7,8 @@ from unlearnbench.conditions.base import (
     file_of,
     find_condition,
     has_codes,
+    has_levels,
+    levels,
     precisions,
     resolve,
 )
@@ -18,6 +20,8 @@ __all__ = [
     "file_of",
     "find_condition",
     "has_codes",
+    "has_levels",
+    "levels",
     "precisions",
     "resolve",
 ]

@@ -39,6 +39,9 @@ ALIASES = {
 # Files of this folder that all conditions share.
 _SHARED = ("base", "load", "options", "proof", "quantize")
 
+# Of a group's range: by so much may constants in few bits put an end of a grid beyond it.
+_SLACK = 1e-3
+
 Kernel: TypeAlias = Literal["native", "dequantized"]
 
 
@@ -159,11 +162,45 @@ class Codes(NamedTuple):
     """What the codes stand for, (out, in), in float32: the weight in force."""
 
 
+class Levels(NamedTuple):
+    """Where a weight lies on a quantizer's grid; each of shape (out, in), in float32."""
+
+    values: torch.Tensor
+    """In force; where the end of a grid reaches beyond what it hangs on, drawn in to that."""
+    below: torch.Tensor
+    """The next lower level. NaN where there is none, and for a weight that the grid hangs on, as a
+    group's largest: moved, it would move all levels."""
+    above: torch.Tensor
+    """The next higher level, in the same way."""
+
+    @classmethod
+    def of(
+        cls,
+        weight: torch.Tensor,
+        nearby: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        bounds: tuple[torch.Tensor, torch.Tensor],
+    ) -> Levels:
+        """nearby: the level below, its own and the one above, where an end is its own neighbour;
+        bounds: the group's values that the grid hangs on. A level that lies beyond them by a
+        rounding error is drawn in, one that lies farther is none.
+        """
+        low, high = bounds
+        fixed, slack = (weight == low) | (weight == high), (high - low) * _SLACK
+        ends = fixed | (nearby[0] < low - slack), fixed | (nearby[2] > high + slack)
+        below, values, above = (level.float().clamp(low, high) for level in nearby)
+        nan = float("nan")
+        return cls(
+            values,
+            below.masked_fill(ends[0] | (below >= values), nan),
+            above.masked_fill(ends[1] | (above <= values), nan),
+        )
+
+
 class ConditionFile(Protocol):
     """A file that offers conditions. It imports its heavy library inside its functions.
 
-    Optional are ``FAMILY`` and ``parse``, for conditions whose names hold a number, and ``encode``,
-    where a quantizer's codes follow from a weight alone.
+    Optional are ``FAMILY`` and ``parse``, for conditions whose names hold a number, ``encode``,
+    where a quantizer's codes follow from a weight alone, and ``levels`` beside it.
     """
 
     CONDITIONS: tuple[ConditionSpec, ...]
@@ -175,6 +212,8 @@ class ConditionFile(Protocol):
     for a number out of bounds."""
     encode: Callable[[ConditionSpec, torch.Tensor], Codes]
     """(spec, weight of shape (out, in)) -> its codes and their values, without a model."""
+    levels: Callable[[ConditionSpec, torch.Tensor], Levels]
+    """(spec, weight of shape (out, in)) -> its levels and their neighbours, without a model."""
     load: Callable[[ConditionSpec, CheckpointSource, LoadPlan], ModelWithProof]
     """(spec, checkpoint, dtype, device and the like) -> the model and the proof."""
 
@@ -219,6 +258,16 @@ def has_codes(spec: ConditionSpec) -> bool:
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     """Quantize one weight of shape (out, in) without a model; for specs with ``has_codes``."""
     return file_of(spec).encode(spec, weight)
+
+
+def has_levels(spec: ConditionSpec) -> bool:
+    """Whether the levels next to a weight's own are known."""
+    return spec.bits is not None and hasattr(file_of(spec), "levels")
+
+
+def levels(spec: ConditionSpec, weight: torch.Tensor) -> Levels:
+    """One weight of shape (out, in) on its grid, without a model; for specs with ``has_levels``."""
+    return file_of(spec).levels(spec, weight)
 
 
 def find_condition(name: str) -> ConditionSpec:

@@ -119,6 +119,23 @@ def exit_status(findings: Sequence[Finding]) -> int:
     return 1 if "fail" in outcomes else 2 if "not decided" in outcomes else 0
 
 
+def come_back(comparison: Comparison, findings: Sequence[Finding]) -> list[tuple[Entry, list[str]]]:
+    """The entries that had forgotten and know again once they are quantized, and the precisions at
+    which a rule fails for that.
+    """
+    found: dict[str, dict[str, None]] = {}
+    entries = {entry.name: entry for entry in comparison.entries}
+    for finding in findings:
+        entry, rule = entries[finding.entry], finding.rule.split()[0]
+        if finding.outcome != "fail" or rule not in ("max_recovered", "max_excess"):
+            continue
+        kind = entry.at(finding.precision).result.condition.kind
+        row = comparison.row(entry, finding.task, finding.precision)
+        if kind == "quantized" and row.had_forgotten:
+            found.setdefault(entry.name, {})[finding.precision] = None
+    return [(entries[name], list(failed)) for name, failed in found.items()]
+
+
 def _tasks(comparison: Comparison, entry: Entry, policy: Policy) -> list[str]:
     chosen: dict[str, None] = {}
     for pattern in policy.tasks:

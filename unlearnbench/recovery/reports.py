@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
+from unlearnbench import conditions
 from unlearnbench.errors import one_line
 from unlearnbench.metrics.intervals import Estimate
-from unlearnbench.recovery.policy import Finding
+from unlearnbench.recovery.compare import Comparison
+from unlearnbench.recovery.policy import Finding, come_back
 from unlearnbench.recovery.verdicts import RecoveryRow
 from unlearnbench.util.text import text_table
 
@@ -119,4 +121,20 @@ def github_annotations(findings: Sequence[Finding]) -> list[str]:
             )
             name = name.replace(":", "%3A").replace(",", "%2C")
             lines.append(f"::{kind} title={name}::{message}")
+    return lines
+
+
+def advice(comparison: Comparison, findings: Sequence[Finding]) -> list[str]:
+    """A line for each checkpoint that comes back when it is quantized, and may be mended."""
+    target, lines = comparison.target.full.result.checkpoint.path, []
+    for entry, failed in come_back(comparison, findings):
+        known = conditions.precisions()
+        names = [n for n in failed if n in known and conditions.has_levels(known[n])]
+        if names:
+            model = entry.full.result.checkpoint.path
+            lines.append(
+                f"what was forgotten comes back at {', '.join(names)}; mend it: unlearnbench "
+                f"repair --model {one_line(model, 200)} --target {one_line(target, 200)} --for "
+                f"{','.join(names)} --out DIR (docs/repair.md)"
+            )
     return lines

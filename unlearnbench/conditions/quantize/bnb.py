@@ -13,6 +13,7 @@ from unlearnbench.checkpoints.load import left_alone
 from unlearnbench.conditions.base import (
     Codes,
     ConditionSpec,
+    Levels,
     LoadPlan,
     ModelWithProof,
     ModuleReading,
@@ -31,6 +32,7 @@ log = logging.getLogger("unlearnbench")
 
 _BLOCK = 64
 _NESTED_BLOCK = 256
+_LEAST_STEP = 0.01
 
 
 def _four_bit(kind: str, double: bool) -> ConditionSpec:
@@ -183,3 +185,27 @@ def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     if spec.options["quant_type"] == "fp4":
         codes[codes == 8] = 0  # minus zero
     return Codes(codes.reshape(exact.shape), values.reshape(exact.shape))
+
+
+def levels(spec: ConditionSpec, weight: torch.Tensor) -> Levels:
+    """Levels and their neighbours; the grid hangs on a row's or block's largest magnitude."""
+    import torch
+    from bitsandbytes.functional import get_4bit_type
+
+    exact, codes = weight.float().contiguous(), encode(spec, weight).codes
+    if spec.bits == 8:
+        high = exact.abs().amax(dim=1, keepdim=True).expand(exact.shape)
+        nearby = [(codes.short() + by).clamp(-127, 127) * (high / 127) for by in (-1, 0, 1)]
+        return Levels.of(exact, (nearby[0], nearby[1], nearby[2]), (-high, high))
+    short = -exact.numel() % _BLOCK
+    blocks = torch.nn.functional.pad(exact.flatten(), (0, short)).reshape(-1, _BLOCK)
+    high = blocks.abs().amax(1).repeat_interleave(_BLOCK)[: exact.numel()].reshape(exact.shape)
+    kind = str(spec.options["quant_type"])
+    table = get_4bit_type(kind, device="cpu")  # type: ignore[no-untyped-call]
+    own, inf = table[codes.long()], torch.tensor([float("inf")])
+    # FP4's levels of 0.0052 on either side of 0 are no step away from it.
+    wide = torch.cat([-inf, table[(table == 0) | (table.abs() > _LEAST_STEP)].unique(), inf])
+    above = wide[torch.searchsorted(wide, own + _LEAST_STEP)]
+    below = wide[torch.searchsorted(wide, own - _LEAST_STEP) - 1]
+    nearby = [level * high for level in (below, own, above)]
+    return Levels.of(exact, (nearby[0], nearby[1], nearby[2]), (-high, high))

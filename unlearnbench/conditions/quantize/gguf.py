@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.conditions.base import Codes, ConditionSpec, LoadPlan, ModelWithProof
+from unlearnbench.conditions.base import Codes, ConditionSpec, Levels, LoadPlan, ModelWithProof
 from unlearnbench.conditions.proof import load_changed
 from unlearnbench.errors import NotInForceError
 
@@ -103,3 +103,31 @@ def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     else:
         codes = codes.view(np.int8)
     return Codes(torch.from_numpy(codes.reshape(weight.shape).copy()), torch.from_numpy(values))
+
+
+def levels(spec: ConditionSpec, weight: torch.Tensor) -> Levels:
+    """Levels and their neighbours; the grid hangs on a block's largest magnitude, or with a minimum
+    on its lowest and highest value.
+    """
+    import torch
+
+    packed, values = _round(spec, "the weight", weight)
+    shape, kind = weight.shape, str(spec.options["type"])
+    heads = packed.reshape(-1, packed.shape[-1] // (shape[1] // _BLOCK))[:, : _HEADER[kind]]
+    scale, *_ = torch.from_numpy(heads.copy()).view(torch.float16).float().split(1, dim=1)
+    exact = weight.float().reshape(-1, _BLOCK)
+    codes = encode(spec, weight).codes.reshape(exact.shape).float()
+    bottom, top = (-127, 127) if kind == "Q8_0" else (0, 2 ** int(spec.bits or 0) - 1)
+    own = torch.from_numpy(values).reshape(exact.shape)
+    # Q4_0's scale may be negative: its levels then fall as codes rise.
+    next_codes = [(codes + by * scale.sign()).clamp(bottom, top) for by in (-1, 1)]
+    below, above = (own + (code - codes) * scale for code in next_codes)
+    if kind in ("Q4_1", "Q5_1"):
+        low, high = exact.amin(1, True), exact.amax(1, True)
+    else:
+        high, inf = exact.abs().amax(1, True), float("inf")
+        low = -high
+        if kind == "Q4_0":  # it hangs on one of the two only
+            low, high = low.masked_fill(scale < 0, -inf), high.masked_fill(scale > 0, inf)
+    found = Levels.of(exact, (below, own, above), (low, high))
+    return Levels(*(level.reshape(shape) for level in found))

@@ -12,6 +12,7 @@ from unlearnbench.checkpoints.load import linear_layers, out_first
 from unlearnbench.conditions.base import (
     Codes,
     ConditionSpec,
+    Levels,
     LoadPlan,
     ModelWithProof,
     ModuleReading,
@@ -93,6 +94,24 @@ def _inspect(spec: ConditionSpec, module: nn.Module) -> ModuleReading | None:
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     """Codes without a model."""
+    codes, scale, zero = _solve(weight)
+    return Codes(codes, (codes.float() - zero) * scale)
+
+
+def levels(spec: ConditionSpec, weight: torch.Tensor) -> Levels:
+    """Levels and their neighbours. The grid is solved for on all weights of a group: it follows a
+    weight that is moved, and nothing is fixed.
+    """
+    import torch
+
+    codes, scale, zero = _solve(weight)
+    nearby = [((codes.float() + by).clamp(0, 15) - zero) * scale for by in (-1, 0, 1)]
+    high = torch.full_like(weight, float("inf"), dtype=torch.float32)
+    return Levels.of(weight.float(), (nearby[0], nearby[1], nearby[2]), (-high, high))
+
+
+def _solve(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Codes, and scale and zero point of every weight, (out, in)."""
     import torch
     from hqq.core.quantize import Quantizer
 
@@ -101,4 +120,8 @@ def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
         weight.float(), device=str(weight.device), compute_dtype=torch.float32, **options
     )
     codes = Quantizer.unpack[meta["packing"]](packed, dtype=torch.uint8).reshape(weight.shape)
-    return Codes(codes, Quantizer.dequantize(packed, meta).reshape(weight.shape))
+    scale, zero = (
+        meta[name].reshape(-1, 1).expand(-1, _GROUP).reshape(weight.shape).float()
+        for name in ("scale", "zero")
+    )
+    return codes, scale, zero

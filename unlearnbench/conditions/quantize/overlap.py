@@ -133,7 +133,7 @@ def compare_codes(
     Raises:
         CheckpointError: the architectures or shapes differ, or a weight is not finite.
     """
-    _require_alike(unlearned, target)
+    require_alike(unlearned, target)
     for name in unlearned.linear:
         ours, theirs = unlearned.read(name), target.read(name)
         if ours.shape != theirs.shape:
@@ -167,7 +167,8 @@ def product(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) 
     )
 
 
-def _require_alike(unlearned: Weights, target: Weights) -> None:
+def require_alike(unlearned: Weights, target: Weights) -> None:
+    """Raise CheckpointError where the two are not of one architecture."""
     for key in ("model_type", "num_hidden_layers", "hidden_size", "intermediate_size"):
         ours, theirs = (w.config.get(key) for w in (unlearned, target))
         if ours != theirs:

@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from unlearnbench.conditions.base import Codes, ConditionSpec, LoadPlan, ModelWithProof, groups
+from unlearnbench.conditions.base import (
+    Codes,
+    ConditionSpec,
+    Levels,
+    LoadPlan,
+    ModelWithProof,
+    groups,
+)
 from unlearnbench.conditions.proof import load_changed
 
 if TYPE_CHECKING:
@@ -57,9 +64,10 @@ class Quantized(NamedTuple):
 
     def values(self) -> torch.Tensor:
         """The weight in force, (out, in): (code - zero point) x step."""
-        return (self.codes - self._spread(self.zero)) * self._spread(self.step)
+        return (self.codes - self.spread(self.zero)) * self.spread(self.step)
 
-    def _spread(self, constants: torch.Tensor) -> torch.Tensor:
+    def spread(self, constants: torch.Tensor) -> torch.Tensor:
+        """One constant a group, for every weight."""
         rows, columns = self.codes.shape
         return constants.reshape(rows, -1).repeat_interleave(self.size, dim=1)[:, :columns]
 
@@ -106,6 +114,25 @@ def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     """Codes without a model."""
     found = _quantize(spec, weight)
     return Codes(found.codes.short(), found.values())
+
+
+def levels(spec: ConditionSpec, weight: torch.Tensor) -> Levels:
+    """Levels and their neighbours; the grid hangs on a group's largest magnitude, or with a zero
+    point on its lowest and highest value.
+    """
+    found, count = _quantize(spec, weight), 2 ** int(spec.bits or 0)
+    exact = weight.float()
+    parts = groups(exact, _group(spec))
+    if spec.options["symmetric"]:
+        bottom, top = 1 - count // 2, count // 2 - 1
+        high = found.spread(parts.abs().amax(1, True))
+        low = -high
+    else:
+        bottom, top = 0, count - 1
+        low, high = found.spread(parts.amin(1, True)), found.spread(parts.amax(1, True))
+    codes = [(found.codes + by).clamp(bottom, top) for by in (-1, 0, 1)]
+    below, values, above = (found._replace(codes=each).values() for each in codes)
+    return Levels.of(exact, (below, values, above), (low, high))
 
 
 def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:

@@ -1,0 +1,179 @@
+"""The method against brute force on small matrices, and its limiting cases."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from unlearnbench import conditions
+from unlearnbench.repair.method import Grid, Strategy, mend
+
+SCHEMES = "rtn-int4", "rtn-int4-g64", "rtn-int4-asym", "rtn-int8", "bnb-nf4", "bnb-fp4", "gguf-q4_0"
+STRATEGIES: tuple[Strategy, ...] = ("grid", "concentrated")
+
+
+def grid_of(name: str) -> Grid:
+    return partial(conditions.levels, conditions.find_condition(name))
+
+
+def pair(
+    rows: int, columns: int, seed: int, size: float = 0.004
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """An unlearned matrix with heavy tails, of which small weights have moved a little, within the
+    wide bins about zero, and its target; in bf16.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    target = torch.randn(rows, columns, generator=draw) * 0.01
+    target[torch.rand(rows, columns, generator=draw) < 0.05] *= 15
+    update = torch.randn(rows, columns, generator=draw) * size
+    return (target + update * (target.abs() < 0.02)).bfloat16().float(), target.bfloat16().float()
+
+
+Doubles = NDArray[np.float64]
+
+
+def by_hand(unlearned: Doubles, target: Doubles, strategy: Strategy) -> tuple[Doubles, ...]:
+    """For one row and int4: the gains and costs of its moves in doubles, and what it needs."""
+
+    def rounded(row: Doubles) -> Doubles:
+        step = np.float32(np.abs(row).max()) / np.float32(7)
+        codes: Doubles = np.round(row.astype(np.float32) / step).astype(np.float64)
+        return codes * float(step)
+
+    d = unlearned - target
+    base = unlearned if strategy == "grid" else target
+    start = rounded(unlearned) if strategy == "grid" else target
+    step, top = np.abs(base).max() / 7, np.abs(base).max()
+    toward = rounded(base) + np.sign(d) * step
+    cost = (toward - base) ** 2 - ((start - base) ** 2)
+    gain = (toward - start) * d
+    gain[(np.abs(base) == top) | (np.abs(toward) > top * 1.001) | (gain < 0)] = 0
+    lost = ((start - rounded(target)) * d).sum() if strategy == "grid" else 0.0
+    return gain, cost, np.array(4 * (d * d).sum() - lost)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_no_other_choice_gains_as_much_for_less(strategy: Strategy) -> None:
+    """All 4,096 choices of one row of 12; and one move more or less is not nearer."""
+    moves = 0
+    for seed in range(12):
+        ours, theirs = pair(1, 12, seed)
+        gain, cost, need = by_hand(ours[0].double().numpy(), theirs[0].double().numpy(), strategy)
+        found = mend(ours, theirs, grid_of("rtn-int4"), strategy, 4.0)
+        base = conditions.levels(conditions.find_condition("rtn-int4"), ours).values
+        start = base if strategy == "grid" else theirs
+        moved = (found.weight - start).abs()[0].numpy() > 1e-4
+        assert moved.sum() == found.moved
+        assert (gain[moved] > 0).all()
+        got, paid = gain[moved].sum(), cost[moved].sum()
+        others = [
+            list(chosen)
+            for n in range(13)
+            for chosen in combinations(np.flatnonzero(gain > 0).tolist(), n)
+        ]
+        least = min(cost[chosen].sum() for chosen in others if gain[chosen].sum() >= got - 1e-12)
+        assert paid == pytest.approx(least, abs=1e-9)
+        assert found.owed == pytest.approx(need - got, abs=1e-9)
+        if found.moved < (gain > 0).sum() and need > 0:
+            last = gain[moved].max(initial=gain.max())
+            assert abs(found.owed) <= last / 2 + 1e-9
+        moves += found.moved
+    assert moves > 12
+
+
+def test_the_projection_is_met_over_rows() -> None:
+    ours, theirs = pair(96, 256, 1)
+    d = (ours - theirs).double()
+    for name in SCHEMES:
+        grid, spec = grid_of(name), conditions.find_condition(name)
+        there, here = (conditions.levels(spec, w).values for w in (theirs, ours))
+        for strength in (0.6, 1.0):
+            on = mend(ours, theirs, grid, "grid", strength)
+            to = mend(ours, theirs, grid, "concentrated", strength)
+            # One move of the last row at most.
+            most = float(d.abs().max()) * 0.2 / float((d * d).sum())
+            before = float(((here - there) * d).sum() / (d * d).sum())
+            kept = float(((on.weight - there) * d).sum() / (d * d).sum())
+            assert kept == pytest.approx(max(strength, before), abs=most)
+            kept = float(((to.weight - theirs) * d).sum() / (d * d).sum())
+            # Of 8 bits one step may be less than the update.
+            assert kept == pytest.approx(strength, abs=most) or name == "rtn-int8"
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_what_is_on_the_grid_is_rounded_to_itself(name: str) -> None:
+    """The codes meant, in fp32 and (but for 8 bits, where levels are finer than bf16) in bf16."""
+    ours, theirs = pair(64, 256, 2)
+    spec = conditions.find_condition(name)
+    found = mend(ours, theirs, grid_of(name), "grid", 1.0)
+    assert found.moved > 0
+    meant = conditions.levels(spec, found.weight)
+    before = conditions.encode(spec, ours).codes
+    after = conditions.encode(spec, found.weight).codes
+    free = meant.above.isfinite() | meant.below.isfinite()
+    assert torch.equal(found.weight.where(~free, meant.values), found.weight)
+    assert int((before != after).sum()) == found.moved
+    if spec.bits == 4:
+        rounded = conditions.encode(spec, found.weight.bfloat16().float()).codes
+        assert torch.equal(rounded, after)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", SCHEMES)
+def test_limiting_cases(name: str, strategy: Strategy) -> None:
+    ours, theirs = pair(64, 256, 3)
+    grid = grid_of(name)
+    ours[5], theirs[6] = 0.0, 0.0
+    ours[7] = theirs[7] = 0.0
+    ours[8] = theirs[8]
+    found = mend(ours, theirs, grid, strategy, 1.0)
+    assert found.weight.isfinite().all()
+    assert torch.equal(found.weight[7:9], theirs[7:9])
+    # Nothing was unlearned.
+    assert torch.equal(mend(theirs, theirs, grid, strategy, 1.0).weight, theirs)
+    # What is mended is not mended again, from a bf16 file either.
+    again = mend(found.weight, theirs, grid, strategy, 1.0)
+    assert torch.equal(again.weight, found.weight)
+    assert again.moved == 0
+    stored = found.weight.bfloat16().float()
+    assert torch.equal(mend(stored, theirs, grid, strategy, 1.0).weight, stored)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_whole_steps_stay(strategy: Strategy) -> None:
+    _, theirs = pair(64, 256, 4)
+    spec = conditions.find_condition("rtn-int4")
+    levels = conditions.levels(spec, theirs)
+    draw = torch.rand(theirs.shape, generator=torch.Generator().manual_seed(0)) < 0.1
+    ours = levels.above.where(draw & levels.above.isfinite(), levels.values)
+    found = mend(ours, levels.values, grid_of("rtn-int4"), strategy, 1.0)
+    assert torch.equal(found.weight, ours)
+
+
+def test_of_equals_the_first_column_moves() -> None:
+    theirs = torch.tensor([[0.7, 0.0, 0.0, 0.0, 0.0]])
+    ours = theirs + torch.tensor([[0.0, 0.03, 0.03, 0.03, 0.03]])
+    # |d|^2 is 0.0036, a step of 0.1 gains 0.003.
+    for strategy in STRATEGIES:
+        found = mend(ours, theirs, grid_of("rtn-int4"), strategy, 1.0)
+        assert found.weight[0].tolist() == pytest.approx([0.7, 0.1, 0.0, 0.0, 0.0])
+
+
+def test_threads_change_nothing() -> None:
+    ours, theirs = pair(512, 768, 5)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            found.append([mend(ours, theirs, grid_of("rtn-int4"), s, 0.9) for s in STRATEGIES])
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one.weight, other.weight)
+        assert one[1:] == other[1:]

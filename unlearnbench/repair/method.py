@@ -1,0 +1,146 @@
+"""One weight matrix mended: the same update, carried by few weights in whole steps of a grid.
+
+An update d = U - T that is spread thin over many weights inside their bins is lost by rounding:
+<Q(U) - Q(T), d>, its projection, is little of |d|^2. Its effect on a loss is, to first order, that
+projection. So the projection is kept and its carrier changed, row by row, the most projection for
+the least squared change first. See docs/repair.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    import torch
+
+    from unlearnbench.conditions.base import Levels
+
+Strategy: TypeAlias = Literal["grid", "concentrated"]
+Grid: TypeAlias = "Callable[[torch.Tensor], Levels]"
+"""A weight, (out, in) -> its levels at one precision."""
+
+# Weights that are worked on at once, in rows; 64 rows are whole blocks of any quantizer.
+_AT_ONCE, _ROWS = 2**21, 64
+# Of a level: what rounding to bf16 moves it by, 2^-9 either way, and a little.
+_ON_LEVEL = 2**-8
+
+
+class Mended(NamedTuple):
+    """A matrix or some of its rows, mended."""
+
+    weight: torch.Tensor
+    """(out, in), float32."""
+    moved: int
+    """Weights that took a whole step which rounding does not take by itself."""
+    left: int
+    """Rows that stay as they are, because rounding takes nothing of their update."""
+    owed: float
+    """What is still lacking of the projection; below 0, what is too much."""
+
+
+def mend(
+    unlearned: torch.Tensor,
+    target: torch.Tensor,
+    grid: Grid,
+    strategy: Strategy,
+    strength: float,
+) -> Mended:
+    """Mend one matrix, (out, in), for one grid.
+
+    ``grid``: from Q(U), codes are moved by one step in the direction of d, those of the least
+    extra squared error for their gain of projection first, until <W - Q(T), d> is ``strength``
+    times |d|^2. ``concentrated``: from T, weights are moved to the centre of the next bin, until
+    <W - T, d> is. What a row has too little or too much is the next row's. A row is left as it is
+    where all that it moved lies on levels already: rounding takes nothing away.
+
+    Deterministic, whatever the number of threads; of equals the column that comes first moves.
+    """
+    import torch
+
+    size = max(1, _AT_ONCE // (unlearned.shape[1] * _ROWS)) * _ROWS
+    parts, owed = [], 0.0
+    for ours, theirs in zip(unlearned.split(size), target.split(size), strict=True):
+        work = _grid if strategy == "grid" else _concentrated
+        parts.append(work(ours.float(), theirs.float(), grid, strength, owed))
+        owed = parts[-1].owed
+    weight = torch.cat([part.weight for part in parts])
+    return Mended(weight, sum(p.moved for p in parts), sum(p.left for p in parts), owed)
+
+
+def _grid(
+    ours: torch.Tensor, theirs: torch.Tensor, grid: Grid, strength: float, owed: float
+) -> Mended:
+    here, there = grid(ours), grid(theirs)
+    d = ours.double() - theirs.double()
+    begin, own = here.values.double(), ours.double()
+    toward = here.above.where(d > 0, here.below).double()
+    cost = (toward - own) ** 2 - (begin - own) ** 2
+    need = strength * _sums(d * d) - _sums((begin - there.values) * d)
+    whole = here.values.where(here.above.isfinite() | here.below.isfinite(), ours)
+    return _finish(ours, here, d, (whole, begin, toward), (cost, need), owed)
+
+
+def _concentrated(
+    ours: torch.Tensor, theirs: torch.Tensor, grid: Grid, strength: float, owed: float
+) -> Mended:
+    here, there = grid(ours), grid(theirs)
+    d, begin = ours.double() - theirs.double(), theirs.double()
+    toward = there.above.where(d > 0, there.below).double()
+    cost, need = (toward - begin) ** 2, strength * _sums(d * d)
+    return _finish(ours, here, d, (theirs, begin, toward), (cost, need), owed)
+
+
+def _finish(
+    ours: torch.Tensor,
+    here: Levels,
+    d: torch.Tensor,
+    places: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    terms: tuple[torch.Tensor, torch.Tensor],
+    owed: float,
+) -> Mended:
+    """places: the weights that are not moved, where moves begin, where they end, NaN for none;
+    terms: what each move costs, what each row needs.
+    """
+    (whole, begin, toward), (cost, need) = places, terms
+    fixed = here.above.isnan() & here.below.isnan()
+    on_level = (here.values - ours).abs() <= _ON_LEVEL * ours.abs()
+    kept = (on_level | fixed | (d == 0)).all(1)
+    gain = ((toward - begin) * d).nan_to_num(0.0).clamp(min=0.0)
+    chosen, owed = _choose(cost, gain, need, kept, owed)
+    new = toward.float().where(chosen, whole)
+    return Mended(ours.where(kept[:, None], new), int(chosen.sum()), int(kept.sum()), owed)
+
+
+def _sums(products: torch.Tensor) -> torch.Tensor:
+    """The sum of every row, one term after another: threads cannot change it."""
+    return products.cumsum(1)[:, -1]
+
+
+def _choose(
+    cost: torch.Tensor, gain: torch.Tensor, need: torch.Tensor, kept: torch.Tensor, owed: float
+) -> tuple[torch.Tensor, float]:
+    """Which weights of each row to move, and what the rows together still lack.
+
+    Each row takes its cheapest moves up to the one that brings its sum of gains nearest to what it
+    needs and the rows before it owe.
+    """
+    import torch
+
+    can = gain > 0
+    ratio = (cost / gain.where(can, 1.0)).where(can, float("inf"))
+    order = ratio.argsort(dim=1, stable=True)
+    sums = gain.gather(1, order).cumsum(1)
+    counts = torch.zeros(len(gain), 1, dtype=torch.long)
+    for row in (~kept).nonzero().flatten().tolist():
+        owed += float(need[row])
+        if owed <= 0:
+            continue
+        each = sums[row, : int(can[row].sum())]
+        n = int(torch.searchsorted(each, owed))
+        reached = float(each[n - 1]) if n else 0.0
+        if n < len(each) and float(each[n]) - owed < owed - reached:
+            n, reached = n + 1, float(each[n])
+        counts[row], owed = n, owed - reached
+    ranks = order.argsort(dim=1)
+    return ranks < counts, owed

@@ -1,0 +1,69 @@
+"""What was mended, as a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+
+from unlearnbench.repair.job import RepairJob
+from unlearnbench.repair.matrices import Totals
+from unlearnbench.util.text import text_table
+
+
+def figures(totals: Totals) -> dict[str, float]:
+    """What is said of the checkpoint as a whole."""
+    weights, update = max(totals.weights, 1), totals.update
+    return {
+        "weights": totals.weights,
+        "moved": totals.moved,
+        "moved_share": totals.moved / weights,
+        "rows": totals.rows,
+        "rows_left": totals.rows_left,
+        "relative_change": (totals.change / totals.weight) ** 0.5 if totals.weight else 0.0,
+        "relative_update": (update / totals.weight) ** 0.5 if totals.weight else 0.0,
+    }
+
+
+def survival(totals: Totals) -> dict[str, tuple[float, float]] | None:
+    """By precision, before and after: the share of the update that rounding leaves, projected on
+    the update. None where there is no update.
+    """
+    if not totals.update:
+        return None
+    size = totals.update
+    return {n: (one / size, totals.after[n] / size) for n, one in totals.before.items()}
+
+
+def report_table(totals: Totals) -> str:
+    """Survival before and after by precision, and a line each on size and share."""
+    found = survival(totals)
+    if found is None:
+        return "the model's weights are the target's: nothing was unlearned, and nothing changed"
+    rows = [[name, f"{one:.3f}", f"{two:.3f}"] for name, (one, two) in found.items()]
+    table = text_table(rows, ["update survival at", "before", "after"])
+    facts = figures(totals)
+    lines = [
+        f"{totals.moved:,} of {totals.weights:,} weights ({100 * facts['moved_share']:.3g}%) took "
+        f"a whole step; {totals.rows_left:,} of {totals.rows:,} rows stay as they are",
+        f"the weights changed by {facts['relative_change']:.4g} of their size; unlearning had "
+        f"changed them by {facts['relative_update']:.4g}",
+    ]
+    lines += [
+        f"{name}: its grid follows the weights, so some codes are not those that were meant"
+        for name in sorted(totals.solved)
+    ]
+    return "\n".join([table, "", *lines])
+
+
+def report_json(job: RepairJob, totals: Totals) -> str:
+    """The table's figures and what was asked for."""
+    found = survival(totals) or {}
+    content = {
+        "model": job.model,
+        "target": job.target,
+        "for": [spec.name for spec in job.precisions],
+        "strategy": job.strategy,
+        "strength": job.strength,
+        **figures(totals),
+        "survival": {n: {"before": one, "after": two} for n, (one, two) in found.items()},
+    }
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
