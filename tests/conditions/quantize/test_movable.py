@@ -108,7 +108,7 @@ def test_what_is_held_is_told_with_what_helps() -> None:
         head,
     )
     assert "survival 0.00 at rtn-int4" in four
-    helps = "; more is kept by --weights-dtype fp32 or bf16-sr or --survive rtn-int4"
+    helps = "; more is kept by --weights-dtype fp32 or bf16-sr"
     assert f"{helps} or --lr " in four
     assert re.search(r"survival (0\.[89]|1\.0)\d at rtn-int8", eight)
     assert "kept by" not in eight

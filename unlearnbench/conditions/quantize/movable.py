@@ -32,7 +32,7 @@ _STEPS = 500  # made up at most
 # models went 0.11 to 0.15 of the sum of learning rates (docs/why.md).
 _DRIFT, _SPREAD = 0.15, 0.3
 _KEPT = 0.7  # survival below which help is named
-_HELP = "--weights-dtype fp32 or bf16-sr or --survive {}"
+_HELP = "--weights-dtype fp32 or bf16-sr"
 _RATES = (2, 4, 8)
 
 
@@ -111,9 +111,7 @@ def tell(
         found = survival(ours, theirs, spec)
         line = "before training, by a made-up one: " + forecast(found, spec.name)
         if found < _KEPT and kind in SIGNIFICANT:
-            line += "; more is kept by " + " or ".join(
-                [_HELP.format(spec.name), *_larger(theirs, spec, dtype, used)]
-            )
+            line += "; more is kept by " + " or ".join([_HELP, *_larger(theirs, spec, dtype, used)])
         lines.append(line)
     return lines
 
