@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlearnbench.checkpoints.find import TensorHead
+from unlearnbench.errors import CheckpointError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +18,11 @@ _BYTES |= {"BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 
 
 def size_of(heads: Mapping[str, TensorHead]) -> int:
-    """Bytes of the tensors; KeyError for a dtype that no unquantized checkpoint has."""
+    """Bytes of the tensors; CheckpointError for a dtype that no unquantized checkpoint has."""
+    odd = [name for name, head in heads.items() if head.dtype not in _BYTES]
+    if odd:
+        dtype = one_line(heads[odd[0]].dtype, 20)
+        raise CheckpointError(f"tensor {one_line(odd[0], 120)} is of {dtype}; save it as float32")
     return sum(head.elements * _BYTES[head.dtype] for head in heads.values())
 
 

@@ -166,7 +166,8 @@ def inspect_bins(
     for spec in specs:
         require_available(spec, "cpu")
     with ExitStack() as stack:
-        ours, theirs = (open_weights(path, options, stack) for path in (model, target))
+        others = options.model_copy(update={"revision": None})  # which is the model's
+        ours, theirs = open_weights(model, options, stack), open_weights(target, others, stack)
         pairs = overlap.compare_codes(ours, theirs, specs)
         bar = tqdm(pairs, total=len(ours.linear), unit="layer", disable=None)
         layers = [found for _, found in bar]

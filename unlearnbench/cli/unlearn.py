@@ -147,8 +147,8 @@ def _forecast(model: Any, options: TrainOptions, steps: int) -> None:
     from unlearnbench.conditions.quantize.movable import COMMON, rows_of, tell
     from unlearnbench.methods.base import inner_linears
 
-    stored = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-    own = stored[str(model.dtype).removeprefix("torch.")]
+    narrow = {"bfloat16": "bf16", "float16": "fp16"}  # others hold no weight still
+    own = narrow.get(str(model.dtype).removeprefix("torch."), "fp32")
     dtype = own if options.weights_dtype == "auto" else options.weights_dtype
     falls = options.schedule != "constant"
     rates = [options.lr * (1 - falls * step / steps) for step in range(steps)]

@@ -130,7 +130,8 @@ def _remove_left(folder: Path, name: str) -> None:
 def _open(job: RepairJob, work: Path, stack: ExitStack) -> _Pair:
     """Open both and check that one came of the other, as far as can be seen."""
     files, ours = _facts(job.model, job.load)
-    other, theirs = _facts(job.target, job.load)
+    others = job.load.model_copy(update={"revision": None})  # which is the model's
+    other, theirs = _facts(job.target, others)
     _require_order(files, ours, other, theirs)
     if ours.tokenizer_probe_sha256 != theirs.tokenizer_probe_sha256:
         raise CheckpointError(
@@ -139,7 +140,7 @@ def _open(job: RepairJob, work: Path, stack: ExitStack) -> _Pair:
     if files.kind != "safetensors":
         files = _unpack(job, work / "unpacked")
     weights = open_weights(str(files.folder), job.load, stack)
-    pair = _Pair(files, weights, open_weights(job.target, job.load, stack), (ours, theirs))
+    pair = _Pair(files, weights, open_weights(job.target, others, stack), (ours, theirs))
     require_alike(pair.ours, pair.theirs)
     return pair
 

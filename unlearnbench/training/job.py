@@ -201,6 +201,8 @@ def _survived(asked: str, method: Method) -> str:
     one does not follow from the weights alone, or ``method`` trains no output.
     """
     specs = resolve([name.strip() for name in asked.split(",") if name.strip()])
+    if not specs:
+        raise OptionError("--survive names no condition")
     for spec in specs:
         if not has_codes(spec) or "dequantized" not in spec.kernels:
             raise OptionError(

@@ -128,9 +128,9 @@ def test_nothing_is_held_where_rounding_keeps_the_mean(dtype: str) -> None:
     assert head == f"weights in {dtype} at --lr 1e-05: all inner weights can move"
 
 
-def test_nothing_moved_is_no_division_by_zero() -> None:
+def test_nothing_moved_has_no_survival() -> None:
     rows = weights(1.0)
-    assert survival(rows, rows, conditions.find_condition("rtn-int4")) == 1
+    assert survival(rows, rows, conditions.find_condition("rtn-int4")) is None
 
 
 def test_rows_are_spread_over_a_matrix_and_matrices_over_a_model() -> None:
@@ -141,3 +141,10 @@ def test_rows_are_spread_over_a_matrix_and_matrices_over_a_model() -> None:
     assert second.shape == (3, 2)
     large = rows_of([torch.zeros(8, 4096, device="cpu").expand(8, 4096)] * 224)
     assert 2**17 <= sum(w.numel() for w in large) <= 2**18 + 4096
+
+
+def test_a_rate_that_moves_nothing_survives_nothing() -> None:
+    found = tell(weights(0.008), "bf16", [1e-12] * 10, ["rtn-int4", "rtn-int8"])
+    assert found[1:] == [
+        "no sampled weight moves in 10 steps; use --weights-dtype fp32 or bf16-sr"
+    ], "no forecast of what would survive"

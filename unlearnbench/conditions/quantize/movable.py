@@ -12,7 +12,8 @@ average, and is rounded after each step; then both ends are quantized.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 from unlearnbench import conditions
@@ -80,14 +81,14 @@ def imagined(
 
 def survival(
     ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], spec: ConditionSpec
-) -> float:
-    """Update survival over some rows."""
+) -> float | None:
+    """Update survival over some rows; None where nothing was updated."""
     kept = update = 0.0
     for one, two in zip(ours, theirs, strict=True):
         ends = [conditions.encode(spec, weight).values for weight in (one, two)]
         kept += product(ends[0], ends[1], one, two)
         update += product(one, two, one, two)
-    return kept / update if update else 1.0
+    return kept / update if update else None
 
 
 def tell(
@@ -104,24 +105,39 @@ def tell(
         share = 100 * moving / sum(w.numel() for w in weights)
         head = f"weights in {dtype} at --lr {peak:g}: {share:.3g}% of the inner weights can move, "
         head += f"those up to {highest:.3g}"
-    used = rates[:_STEPS]
-    theirs, ours = list(weights), imagined(weights, dtype, used)
+
+    @cache
+    def made(times: int) -> list[torch.Tensor]:
+        return imagined(weights, dtype, [times * lr for lr in rates[:_STEPS]])
+
     lines = [head]
     for spec in conditions.resolve(precisions):
-        found = survival(ours, theirs, spec)
+        found = survival(made(1), weights, spec)
+        if found is None:
+            larger = _larger(weights, spec, made, peak)
+            return [head, f"no sampled weight moves in {len(rates)} steps; use {_either(larger)}"]
         line = "before training, by a made-up one: " + forecast(found, spec.name)
         if found < _KEPT and kind in SIGNIFICANT:
-            line += "; more is kept by " + " or ".join([_HELP, *_larger(theirs, spec, dtype, used)])
+            line += f"; more is kept by {_either(_larger(weights, spec, made, peak))}"
         lines.append(line)
     return lines
 
 
+def _either(larger: Sequence[str]) -> str:
+    return " or ".join([_HELP, *larger])
+
+
 def _larger(
-    weights: Sequence[torch.Tensor], spec: ConditionSpec, dtype: str, rates: Sequence[float]
+    weights: Sequence[torch.Tensor],
+    spec: ConditionSpec,
+    made: Callable[[int], list[torch.Tensor]],
+    lr: float,
 ) -> list[str]:
-    """The least of some larger learning rates that keeps nearly all."""
+    """The least of some larger learning rates that keeps nearly all. made: the weights after a
+    made-up training at so many times ``lr``.
+    """
     for times in _RATES:
-        ours = imagined(weights, dtype, [times * lr for lr in rates])
-        if survival(ours, weights, spec) >= 0.9:
-            return [f"--lr {times * max(rates):g}"]
+        found = survival(made(times), weights, spec)
+        if found is not None and found >= 0.9:
+            return [f"--lr {times * lr:g}"]
     return []
