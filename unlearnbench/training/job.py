@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from unlearnbench.util.text import blank_in_answer
 from unlearnbench.util.version import __version__
 
 if TYPE_CHECKING:
+    from unlearnbench.results import Checkpoint
     from unlearnbench.training.context import Forecast, TrainerContext
     from unlearnbench.training.select import ScoreCheckpoint, Selector
 
@@ -130,16 +131,8 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         "knobs": method.numbers,
         "processes": process_count(),
     }
-    request = {
-        **facts,
-        "options": job.options.model_dump(mode="json"),
-        "target": source.checkpoint.weights_sha256,
-        "tokenizer": source.checkpoint.tokenizer and source.checkpoint.tokenizer_probe_sha256,
-        "data": [part.sha256 for part in data],
-        "sequences": hashlib.sha256(repr(sets).encode()).hexdigest(),
-        "select": None if job.select is None else job.select.model_dump(),
-    }
-    folder.require_free(Fingerprint.of(request), job.resume)
+    asked = _fingerprint(job, facts, source.checkpoint, data, sets)
+    folder.require_free(asked, job.resume)
     read = _reading(job, encoder, sets)
     facts |= code | {
         "options": TrainingOptions(**job.options.model_dump(exclude_none=True), **read),
@@ -164,11 +157,32 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         context.forecast = job.forecast if kind == "unlearn" else None
         source.release()
         context.selector = _make_selector(job, folder, encoder)
-        with folder.claim(Fingerprint.of(request)):
+        with folder.claim(asked):
             result, masks = context.run()
         for model in result.models.values() if isinstance(result, Ensemble) else [result]:
             as_saved(model, job.options.weights_dtype)
     return _save(folder, context, result, masks, facts, started)
+
+
+def _fingerprint(
+    job: Job,
+    facts: Mapping[str, Any],
+    target: Checkpoint,
+    data: Sequence[SourceRecord],
+    sets: Mapping[str, Any],
+) -> Fingerprint:
+    """What an interrupted training must share with the one that goes on with it."""
+    return Fingerprint.of(
+        {
+            **facts,
+            "options": job.options.model_dump(mode="json"),
+            "target": target.weights_sha256,
+            "tokenizer": target.tokenizer and target.tokenizer_probe_sha256,
+            "data": [part.sha256 for part in data],
+            "sequences": hashlib.sha256(repr(sets).encode()).hexdigest(),
+            "select": None if job.select is None else job.select.model_dump(),
+        }
+    )
 
 
 def _sets(
