@@ -60,6 +60,7 @@ def test_the_shipped_curve_is_that_of_the_stored_figures() -> None:
             assert min(shares) - 1e-3 <= row["low"] <= row["median"] <= row["high"]
             assert row["high"] <= max(shares) + 1e-3
     assert expected(1.0) is not None
+    assert expected(2.2) is None, "nothing was measured there"
 
 
 def test_the_page_holds_the_tables_of_the_stored_figures() -> None:

@@ -138,6 +138,6 @@ def _larger(
     """
     for times in _RATES:
         found = survival(made(times), weights, spec)
-        if found is not None and found >= 0.9:
+        if found is not None and 0.9 <= found < 1.1:
             return [f"--lr {times * lr:g}"]
     return []
