@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
     from unlearnbench.results import CalibrationData, Proof
+    from unlearnbench.tasks.asking import Asking
+    from unlearnbench.tasks.rows import TaskSamples
+    from unlearnbench.tasks.spec import TaskSpec
 
 # What people type, and what it means here (docs/protocol.md).
 ALIASES = {
@@ -37,7 +40,7 @@ ALIASES = {
 }
 
 # Files of this folder that all conditions share.
-_SHARED = ("base", "load", "options", "proof", "quantize")
+_SHARED = ("asking", "base", "load", "options", "proof", "quantize")
 
 # Of a group's range: by so much may constants in few bits put an end of a grid beyond it.
 _SLACK = 1e-3
@@ -52,9 +55,9 @@ class ConditionSpec:
     name: str
     """In full: the run folder's name too."""
     kind: str
-    """stored, quantized, pruned, noised."""
+    """stored, quantized, pruned, noised, asked."""
     scheme: str
-    """What is done to the weights, in words."""
+    """What is done to the weights, or to what is asked, in words."""
     backend: str = "unlearnbench"
     """The library that does it."""
     options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
@@ -72,6 +75,11 @@ class ConditionSpec:
     """The modules that it imports, all of which must be there."""
     calibrated: bool = False
     """Whether it needs texts."""
+    asks: bool = False
+    """Whether it changes what a model is asked, and leaves the weights as they are stored."""
+    needs_control: bool = False
+    """Whether it may put knowledge in instead of bringing it back, so that what it does to the
+    retrained model is taken off."""
 
     @property
     def install(self) -> str:
@@ -216,6 +224,11 @@ class ConditionFile(Protocol):
     """(spec, weight of shape (out, in)) -> its levels and their neighbours, without a model."""
     load: Callable[[ConditionSpec, CheckpointSource, LoadPlan], ModelWithProof]
     """(spec, checkpoint, dtype, device and the like) -> the model and the proof."""
+    fits: Callable[[TaskSpec], bool]
+    """In place of ``load``, for a condition that ``asks``: whether it fits a task."""
+    ask: Callable[[ConditionSpec, TaskSamples], Asking]
+    """Beside ``fits``: how a task that it fits is put to a model. Raises PrecisionError, before a
+    model is loaded, where that cannot be done."""
 
 
 def _files() -> list[ConditionFile]:
