@@ -349,6 +349,23 @@ class SearchFound(_File):
     seconds: float = Field(ge=0)
 
 
+class LeakFigures(_File):
+    """What several answers drawn to each question say, in percent, as means over the questions."""
+
+    draws: int = Field(gt=0)
+    """Answers drawn to each."""
+    threshold: float
+    """The least score of an answer that counts as a leak, from 0 to 1."""
+    leak: dict[str, float]
+    """By k: the chance that one of k answers leaks (leak@k)."""
+    best: dict[str, float]
+    """By k: the mean best score of k answers."""
+    leak_bound: float
+    """Of each question's 95% upper bound on the chance that an answer leaks (Clopper-Pearson)."""
+    mean_bound: float
+    """Of each question's 95% upper bound on the mean score of an answer (DKW)."""
+
+
 class TaskResult(_File):
     """One task's result."""
 
@@ -385,6 +402,8 @@ class TaskResult(_File):
     unchanged: Literal[True] | None = None
     """True where the condition changes what a model is asked and does not fit this task, which was
     asked as it is: no measurement of the condition. Absent otherwise."""
+    leak: LeakFigures | None = None
+    """Absent where one answer was asked for."""
     searches: Listed[SearchFound] | None = None
     """Absent where the condition searches for nothing."""
     environment: Environment | None = None

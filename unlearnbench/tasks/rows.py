@@ -42,11 +42,11 @@ class TaskSamples:
     """Whether a condition would change what is asked, and does not fit the task."""
 
     def requests(self, sample: Sample, settings: Settings) -> Sequence[Sequence[Request]]:
-        """What a model is asked about a sample, see ``TaskSpec.requests``."""
+        """See ``TaskSpec.requests``."""
         return (self.asking or self.spec).requests(sample, settings)
 
     def record(self, sample: Sample, answers: Sequence[Answer]) -> SampleRecord:
-        """A sample's record, see ``TaskSpec.record``."""
+        """See ``TaskSpec.record``."""
         return (self.asking or self.spec).record(sample, answers)
 
     @property

@@ -219,11 +219,15 @@ class GenerationTask(GenerationFile):
     def summarize(
         self, records: Sequence[SampleRecord], reference: TaskReference | None, seed: int
     ) -> dict[str, object]:
-        """Mean of the scores x 100, and how many outputs are empty."""
+        """Mean of the scores x 100, how many outputs are empty, and what several answers say."""
+        from unlearnbench.metrics.leak import summarize_leak
+
         own = records_of(self, GenerationRecord, records)
         empty = sum(not record.output.strip() for record in own)
         mean = mean_of_scores([r.score for r in own], [r.scores for r in own], seed)
-        return {**mean, "empty_outputs": empty}
+        drawn = [r.asked.scores for r in own if r.asked and r.asked.scores]
+        leak = summarize_leak(drawn, len(own)) if drawn else None
+        return {**mean, "empty_outputs": empty, "leak": leak}
 
     def figures(self) -> set[str]:
         metric = generation_metric(self.metric)
@@ -236,8 +240,10 @@ class GenerationTask(GenerationFile):
         if longest > max(_WORDS, _WORDS_A_TOKEN * self.generation_kwargs.max_gen_toks):
             raise MetricError(f"{longest} words, which no run of this task has")
         stated = {metric.HEADLINE: own.score, **own.scores}
+        drawn = (own.asked and own.asked.scores) or (own.score,)
+        best = {"the best of the answers drawn": (max(drawn), own.score)}
         earned = metric.score_output(own.output, own.target)
-        return {name: (stated.get(name, math.inf), value) for name, value in earned.items()}
+        return best | {n: (stated.get(n, math.inf), value) for n, value in earned.items()}
 
     def harness_config(self) -> dict[str, object]:
         """The task's own YAML fields there; decoding is greedy, as under the protocol of MUSE."""
