@@ -33,7 +33,7 @@ def target(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         for weight in model.parameters():
             kept = torch.rand(weight.shape, generator=random) < 0.2
-            weight += 0.01 * torch.randn(weight.shape, generator=random).masked_fill(kept, 0)
+            weight.add_(0.01 * torch.randn(weight.shape, generator=random).masked_fill(kept, 0))
     model.save_pretrained(folder)
     source.tokenizer.save_pretrained(folder)
     return folder
@@ -82,7 +82,7 @@ def test_an_adapter_is_scaled_in_its_base(tiny: Path, tmp_path: Path) -> None:
         for name, weight in model.network.state_dict().items():
             expected = base.state_dict()[name].double()
             module = name.removesuffix(".weight")
-            layer = dict(adapted.base_model.model.named_modules()).get(module)
+            layer: Any = dict(adapted.base_model.model.named_modules()).get(module)
             if hasattr(layer, "lora_A"):
                 b, a = (getattr(layer, part)["default"].weight for part in ("lora_B", "lora_A"))
                 expected += share * layer.scaling["default"] * (b.double() @ a.double())

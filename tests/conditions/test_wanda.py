@@ -70,7 +70,8 @@ def test_wanda_is_the_formula(
         assert np.array_equal(weight.double().numpy(), own), key
     proof = model.condition.proof
     assert proof is not None
-    assert proof.figures == {"zero_share": pytest.approx(np.mean(zeros), abs=0.01)}
+    assert proof.figures is not None
+    assert proof.figures["zero_share"] == pytest.approx(np.mean(zeros), abs=0.01)
     assert model.condition.options.calibration == short_calibration().data
     assert len(zeros) == proof.compared_modules == 14
 
@@ -127,7 +128,7 @@ def test_what_is_not_pruned_as_asked_is_refused(
 
 def test_a_chain_after_wanda_keeps_its_zeros(source: CheckpointSource) -> None:
     model = load_at(source, "prune-wanda-2of4+rtn-int4", calibration=short_calibration())
-    weight = model.network.get_submodule("model.layers.0.mlp.up_proj").weight
+    weight = model.network.state_dict()["model.layers.0.mlp.up_proj.weight"]
     assert bool(((weight == 0).reshape(-1, 4).sum(1) >= 2).all())
     first = model.condition.first
     assert first is not None
