@@ -46,7 +46,11 @@ class About:
     references: tuple[str, ...] = ()
     """Frozen models whose logits its loss reads: ``target``, or names of its ``references``."""
     alternatives: int = 0
-    """How many other answers stand beside each forget row of a batch."""
+    """How many other answers stand beside each forget row of a batch; a function ``alternatives``
+    of the file may say it of the options."""
+    term: str = ""
+    """Of a forget loss that is itself only with a certain term on other texts: which. Its name
+    stands for both."""
     stage: str | None = None
     """Of a whole method: the name of the training that makes its output; None: it is made without,
     from models that were trained."""

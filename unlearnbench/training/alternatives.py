@@ -30,7 +30,7 @@ log = logging.getLogger("unlearnbench")
 
 GENERIC = "generic"
 WORDS = ("retain", GENERIC, "refuse")
-_DRAWN = 4  # of the retain set, beside each forget text; one of them is learned each time it comes
+_DRAWN = 4  # so many times those that are learned each time a text comes are drawn for it
 _STRENGTH = 5.0  # alpha of generic words, as in Who's Harry Potter
 
 REFUSALS = (
@@ -60,12 +60,18 @@ Documents = Mapping[TextRole, Sequence[TextDocument]]
 
 
 def attach(
-    given: str, documents: Documents, encoder: Encoder, corpus: CorpusOptions, seed: int
+    given: str,
+    documents: Documents,
+    encoder: Encoder,
+    corpus: CorpusOptions,
+    seed: int,
+    beside: int = 1,
 ) -> tuple[tuple[Example, ...], list[SourceRecord]]:
     """The forget set with other answers beside each row (of ``generic``: without, see
     ``with_generic``), and what identifies a file of them. documents: of ``forget`` and, where they
-    are read, ``retain``. Raises DataError where a row has none, or one is a true answer of its own
-    or an evaluation's; OptionError where the retain set has none of the kind.
+    are read, ``retain``. beside: how many are learned each time. Raises DataError where a row has
+    none, or one is a true answer of its own or an evaluation's; OptionError where the retain set
+    has none of the kind.
     """
     rows = [(d, _halved(e)) for d in documents["forget"] for e in encoder.encode_one(d)]
     sources: list[SourceRecord] = []
@@ -75,7 +81,9 @@ def attach(
     if given == "refuse":
         texts = {id(document): REFUSALS for document, _ in rows}
     elif given == "retain":
-        return tuple(_from_retain(rows, documents["retain"], encoder, corpus, seed)), sources
+        return tuple(
+            _from_retain(rows, documents["retain"], encoder, corpus, seed, _DRAWN * beside)
+        ), sources
     else:
         texts, found = _from_file(Path(given), documents["forget"], corpus)
         sources.append(found)
@@ -101,6 +109,7 @@ def _from_retain(
     encoder: Encoder,
     corpus: CorpusOptions,
     seed: int,
+    drawn_each: int,
 ) -> Iterator[Example]:
     """The answers of other questions, or the second halves of other texts."""
     pairs = [d for d in retain if d.answer is not None]
@@ -121,7 +130,7 @@ def _from_retain(
             raise OptionError(
                 f"--alternative retain: the forget set has {kind} and the retain set has none"
             )
-        drawn = rng.sample(found, min(_DRAWN, len(found)))
+        drawn = rng.sample(found, min(drawn_each, len(found)))
         yield replace(row, alternatives=tuple(encoder.answer(row, other) for other in drawn))
 
 

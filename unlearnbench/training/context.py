@@ -141,9 +141,9 @@ class TrainerContext(TrainingContext):
         make = with_generic if self.is_generic else piece.hook("examples")
         about = piece.about
         examples = self.forget if make is None else tuple(make(self))
-        if any(len(example.alternatives) < about.alternatives for example in examples):
+        if any(len(example.alternatives) < piece.alternatives for example in examples):
             raise OptionError(
-                f"{about.name} reads {about.alternatives} other answers beside each text, and a "
+                f"{about.name} reads {piece.alternatives} other answers beside each text, and a "
                 "forget text has fewer"
             )
         return tuple(self._with_logprobs(examples)) if about.sequences else examples
@@ -168,7 +168,7 @@ class TrainerContext(TrainingContext):
     def forget_gradient(self) -> dict[str, torch.Tensor]:
         piece = self.method.piece("forget")
         assert piece is not None  # noqa: S101 - a mask goes with a forget loss
-        beside = piece.about.alternatives
+        beside = piece.alternatives
         rows: list[Rows] = [
             {"forget": (e,), **({"alternatives": e.alternatives[:beside]} if beside else {})}
             for e in self.prepared
@@ -216,7 +216,7 @@ def make_stage(
 ) -> Stage:
     """A training of the context's options on some sets."""
     o, piece = context.options, context.method.piece("forget")
-    beside = piece.about.alternatives if piece is not None and loss is not descent else 0
+    beside = piece.alternatives if piece is not None and loss is not descent else 0
     schedule = make_schedule(sets, o, beside)
     survive = survival(o) if name == context.method.stage else PLAIN
     home = context.home / name

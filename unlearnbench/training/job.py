@@ -123,7 +123,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     data = [record for _, sources in corpora.values() for record in sources]
     source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)
     encoder = _make_encoder(source, job)
-    sets, more = _sets(job, corpora, encoder)
+    sets, more = _sets(job, method, corpora, encoder)
     data += more
     facts: dict[str, Any] = {
         "kind": kind,
@@ -186,7 +186,7 @@ def _fingerprint(
 
 
 def _sets(
-    job: Job, corpora: Mapping[TextRole, Any], encoder: Encoder
+    job: Job, method: Method, corpora: Mapping[TextRole, Any], encoder: Encoder
 ) -> tuple[dict[str, Any], list[SourceRecord]]:
     """The sequences of each set, and what identifies a file of other answers."""
     sets: dict[str, Any] = {"forget": (), "retain": (), "auxiliary": ()}
@@ -195,8 +195,10 @@ def _sets(
         sets["forget" if role == "data" else role] = encoder.encode(documents, role)
     more: list[SourceRecord] = []
     if job.alternative is not None:
-        given = job.alternative
-        sets["forget"], more = attach(given, known, encoder, job.corpus, job.options.seed)
+        loss = method.piece("forget")
+        beside = 1 if loss is None else loss.alternatives
+        given, seed = job.alternative, job.options.seed
+        sets["forget"], more = attach(given, known, encoder, job.corpus, seed, beside)
     return sets, more
 
 
