@@ -84,10 +84,14 @@ class Method:
         return frozenset(role for piece in self.pieces for role in piece.about.data)
 
     @property
-    def wants_alternatives(self) -> bool:
-        """Whether its loss reads other answers, and does not make them itself."""
-        piece = self.piece("forget")
-        return piece is not None and bool(piece.alternatives) and not piece.hook("examples")
+    def takes_alternatives(self) -> Literal["yes", "no", "instead"]:
+        """Whether it reads other answers that it does not make itself; ``instead``: of the retain
+        set, where they are given.
+        """
+        piece = self.piece("forget") or self.piece("whole")
+        if piece is None or not piece.alternatives or piece.hook("examples"):
+            return "no"
+        return "yes" if piece.kind == "forget" else "instead"
 
     @property
     def numbers(self) -> dict[str, Value]:
@@ -165,8 +169,8 @@ def _combinations() -> dict[str, tuple[Piece, ...]]:
     retain, auxiliary = [None, *of("retain")], [None, *of("retain", "auxiliary")]
     ways = [None, *of("steps")], [None, *of("masks")]
     held = itertools.product(of("forget"), retain, auxiliary, *ways)
-    held = (p for p in held if any(p[1:3]) or not any(p[3:]))
-    parts = [p for p in held if p[0].about.term in ("", p[1] and p[1].about.name)]
+    fine = (p for p in held if any(p[1:3]) or not any(p[3:]))
+    parts = [p for p in fine if p[0].about.term in ("", p[1] and p[1].about.name)]
     named = {_name(p[0].about.term, p): tuple(filter(None, p)) for p in parts}
     return named | {piece.about.name: (piece,) for piece in of("whole")}
 

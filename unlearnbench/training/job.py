@@ -80,17 +80,7 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
         job = replace(job, options=job.options.model_copy(update={"lora_rank": 8}))
     if job.options.pack > 1 or job.options.l1 or job.options.weight_noise:
         raise OptionError("--pack, --l1 and --weight-noise are for finetune")
-    for role, given in (("retain", job.retain), ("auxiliary", job.auxiliary)):
-        if role in found.data and not given:
-            raise OptionError(f"{method} learns from a set of {role} texts; give --{role}")
-        if given and role not in found.data:
-            raise OptionError(f"{method} has no {role} term; leave --{role} out")
-    if found.wants_alternatives != (job.alternative is not None):
-        says = "give --alternative FILE, retain, generic or refuse"
-        wants = f"{method} reads other answers to what is forgotten; {says}"
-        raise OptionError(wants if found.wants_alternatives else f"{method} reads no other answers")
-    if job.alternative == "retain" and not job.retain:
-        raise OptionError("--alternative retain: give --retain, and a method with a retain term")
+    _require_texts(job, found)
     if found.piece("masks") is not None and job.options.lora_rank is not None:
         raise OptionError(
             f"{method}: a mask chooses weights, and LoRA trains none; drop --lora-rank"
@@ -99,6 +89,28 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
         option = "--eval-tasks" if job.select else "--keep-adapter"
         raise OptionError(f"{option} is for methods of one training, and {method} is none")
     return _train(job, "unlearn", found)
+
+
+def _require_texts(job: Job, method: Method) -> None:
+    """Raises OptionError where a set that ``method`` reads is missing, or one is given that it does
+    not read.
+    """
+    name, takes, given = method.name, method.takes_alternatives, job.alternative is not None
+    data = method.data
+    if takes == "instead" and given and job.alternative != "retain":
+        data = data - {"retain"}
+    for role, texts in (("retain", job.retain), ("auxiliary", job.auxiliary)):
+        if role in data and not texts:
+            raise OptionError(f"{name} learns from a set of {role} texts; give --{role}")
+        if texts and role not in data:
+            raise OptionError(f"{name} has no {role} term; leave --{role} out")
+    if takes == "yes" and not given:
+        says = "give --alternative FILE, retain, generic or refuse"
+        raise OptionError(f"{name} reads other answers to what is forgotten; {says}")
+    if takes == "no" and given:
+        raise OptionError(f"{name} reads no other answers")
+    if job.alternative == "retain" and not job.retain:
+        raise OptionError("--alternative retain: give --retain, and a method with a retain term")
 
 
 def finetune(job: Job) -> Training:
@@ -286,8 +298,16 @@ def _save(
     )
     if is_main():
         folder.save(result, context.encoder.save, context.method, masks)
-        record = training.model_dump(mode="json", exclude_none=True)
-        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-        write_file(folder.path / FILE, text.encode())
+        for name, steps in context.kept.items():
+            knobs = {**training.knobs, "state": name}  # another recipe
+            change = {"knobs": knobs, "losses": training.losses[:steps]}
+            _write_record(folder.path / name, training.model_copy(update=change))
+        _write_record(folder.path, training)
         folder.clean()
     return training
+
+
+def _write_record(folder: Path, training: Training) -> None:
+    record = training.model_dump(mode="json", exclude_none=True)
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    write_file(folder / FILE, text.encode())
