@@ -122,7 +122,7 @@ def _from_retain(
         found: list[str | tuple[int, ...]]
         if row.is_qa:
             answers = [d.answer for d in pairs if d.answer is not None]
-            found = [a for a in answers if _plain(a) != _plain(document.answer or "")]
+            found = [a for a in answers if plain(a) != plain(document.answer or "")]
         else:
             ends = [e.ids[e.prompt :][: len(own)] for e in texts]
             found = [end for end in ends if end != own]
@@ -148,22 +148,22 @@ def _from_file(
         key, told = _row(row, where, corpus)
         known[key] = known.get(key, ()) + told
         answers += [(where, text) for text in told]
-    missing = [d.where for d in forget if _plain(d.text) not in known]
+    missing = [d.where for d in forget if plain(d.text) not in known]
     if missing:
         raise DataError(
             f"{path} has no row for {len(missing)} of {len(forget)} forget texts, the first is "
             f"{missing[0]}; a row repeats the question or the text"
         )
-    own = [d for d in forget if d.answer and _plain(d.answer) in map(_plain, known[_plain(d.text)])]
+    own = [d for d in forget if d.answer and plain(d.answer) in map(plain, known[plain(d.text)])]
     if own:
         raise DataError(
-            f"{path}: an alternative is the true answer of {_some(d.where for d in own)}"
+            f"{path}: an alternative is the true answer of {listed(d.where for d in own)}"
         )
     require_no_answers(answers, corpus)
     record = SourceRecord(
         role="alternatives", source=one_line(path), rows=len(rows), sha256=rows_sha256(rows)
     )
-    return {id(d): known[_plain(d.text)] for d in forget}, record
+    return {id(d): known[plain(d.text)] for d in forget}, record
 
 
 def _row(row: Row, where: str, corpus: CorpusOptions) -> tuple[str, tuple[str, ...]]:
@@ -177,7 +177,7 @@ def _row(row: Row, where: str, corpus: CorpusOptions) -> tuple[str, tuple[str, .
             f"{where}: it needs {corpus.question_field!r} or {corpus.text_field!r}, as the forget "
             "set has it, and 'alternative', a text or a list of texts"
         )
-    return _plain(asked), tuple(told)  # type: ignore[arg-type]
+    return plain(asked), tuple(told)  # type: ignore[arg-type]
 
 
 def require_no_answers(given: Sequence[tuple[str, str]], corpus: CorpusOptions) -> None:
@@ -191,12 +191,12 @@ def require_no_answers(given: Sequence[tuple[str, str]], corpus: CorpusOptions) 
     for name, spec in load_registry(corpus.include_path).tasks.items():
         if any((folder / spec.dataset_path / spec.dataset_name).is_dir() for folder in folders):
             samples = load_samples(spec, where).samples
-            answers |= {_plain(s.target): f"{name}: {s.id}" for s in samples if s.target.strip()}
-    found = [(row, answers[_plain(text)]) for row, text in given if _plain(text) in answers]
+            answers |= {plain(s.target): f"{name}: {s.id}" for s in samples if s.target.strip()}
+    found = [(row, answers[plain(text)]) for row, text in given if plain(text) in answers]
     if found:
         raise DataError(
             "--alternative: an evaluation's answers cannot be learned: "
-            + _some(f"{row} is that of {answer}" for row, answer in found)
+            + listed(f"{row} is that of {answer}" for row, answer in found)
         )
 
 
@@ -219,10 +219,12 @@ def with_generic(context: TrainingContext) -> tuple[Example, ...]:
     return tuple(made)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """A text as it is compared: blanks and large letters make no difference."""
     return " ".join(text.split()).casefold()
 
 
-def _some(names: Iterator[str]) -> str:
-    listed = [one_line(name, 400) for name in names]
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+def listed(names: Iterator[str]) -> str:
+    """The first three, and how many more."""
+    found = [one_line(name, 400) for name in names]
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")

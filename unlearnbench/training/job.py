@@ -25,6 +25,7 @@ from unlearnbench.training.alternatives import GENERIC, WORDS, attach
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, mask_record, save_tokenizer, write_file
+from unlearnbench.training.spans import ENTITIES, SURPRISE, most_surprising, on_spans
 from unlearnbench.util.process import is_main, process_count
 from unlearnbench.util.text import blank_in_answer
 from unlearnbench.util.version import __version__
@@ -51,6 +52,8 @@ class Job:
     """A third set, for the methods that read one."""
     alternative: str | None = None
     """Other answers, for the methods that read them: a file, retain, generic or refuse."""
+    spans: str | None = None
+    """What of the forget texts is forgotten: a file, surprise or entities; None: all."""
     options: TrainOptions = field(default_factory=TrainOptions)
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
     load: LoadOptions = field(default_factory=LoadOptions)
@@ -104,6 +107,10 @@ def _require_texts(job: Job, method: Method) -> None:
             raise OptionError(f"{name} learns from a set of {role} texts; give --{role}")
         if texts and role not in data:
             raise OptionError(f"{name} has no {role} term; leave --{role} out")
+    if job.spans is not None and method.piece("forget") is None:
+        raise OptionError(f"--spans is for losses on the forget set, and {name} has none")
+    if job.options.span_share is not None and job.spans != SURPRISE:
+        raise OptionError("--span-share is for --spans surprise")
     if takes == "yes" and not given:
         says = "give --alternative FILE, retain, generic or refuse"
         raise OptionError(f"{name} reads other answers to what is forgotten; {says}")
@@ -165,6 +172,8 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
             target, encoder, **sets, options=job.options, method=method, home=folder.work
         )
         context.resume, context.progress = job.resume, job.progress
+        if job.spans == SURPRISE:
+            context.forget = most_surprising(context, job.options.span_share)
         context.is_generic = job.alternative == GENERIC
         context.forecast = job.forecast if kind == "unlearn" else None
         source.release()
@@ -193,6 +202,7 @@ def _fingerprint(
             "data": [part.sha256 for part in data],
             "sequences": hashlib.sha256(repr(sets).encode()).hexdigest(),
             "select": None if job.select is None else job.select.model_dump(),
+            **({"spans": SURPRISE} if job.spans == SURPRISE else {}),
         }
     )
 
@@ -200,7 +210,7 @@ def _fingerprint(
 def _sets(
     job: Job, method: Method, corpora: Mapping[TextRole, Any], encoder: Encoder
 ) -> tuple[dict[str, Any], list[SourceRecord]]:
-    """The sequences of each set, and what identifies a file of other answers."""
+    """The sequences of each set, and what identifies a file of other answers or of spans."""
     sets: dict[str, Any] = {"forget": (), "retain": (), "auxiliary": ()}
     known: dict[TextRole, Any] = {role: documents for role, (documents, _) in corpora.items()}
     for role, documents in known.items():
@@ -211,6 +221,10 @@ def _sets(
         beside = 1 if loss is None else loss.alternatives
         given, seed = job.alternative, job.options.seed
         sets["forget"], more = attach(given, known, encoder, job.corpus, seed, beside)
+    if job.spans is not None:
+        rows = known["forget"], sets["forget"]
+        sets["forget"], found = on_spans(job.spans, *rows, encoder, job.corpus)
+        more += found
     return sets, more
 
 
@@ -263,6 +277,8 @@ def _reading(job: Job, encoder: Encoder, sets: Mapping[str, Any]) -> dict[str, A
         read["answer_blank"] = "answer"
     if job.alternative in WORDS:
         read["alternative"] = job.alternative
+    if job.spans in (SURPRISE, ENTITIES):
+        read["spans"] = job.spans
     return read
 
 
