@@ -44,7 +44,7 @@ def test_a_token_that_touches_a_span_is_in_it(tmp_path: Path) -> None:
     wide = [(t or (0, 0)) for t in tokens]
     touched = [(a, b) for a, b in wide if (a < at + 3 and b > at + 1) or (a < 36 and b > 34)]
     assert told.replace(" ", "") == "".join(text[a:b] for a, b in touched).replace(" ", "")
-    assert "se" in told
+    assert "ev" in told
 
 
 def test_each_piece_of_a_long_text_has_its_own_characters() -> None:
@@ -54,8 +54,8 @@ def test_each_piece_of_a_long_text_has_its_own_characters() -> None:
     assert [len(piece) for piece in pieces] == [len(example.ids) for example in examples]
     for piece, example in zip(pieces, examples, strict=True):
         own = [text[t[0] : t[1]] for t in piece if t is not None]
-        told = encoder.tokenizer.decode(example.ids, skip_special_tokens=True)
-        assert "".join(own).replace(" ", "") == told.replace(" ", "")
+        told = encoder.tokenizer.decode(list(example.ids), skip_special_tokens=True)
+        assert "".join(own).replace(" ", "") == str(told).replace(" ", "")
 
 
 def test_of_a_pair_it_is_the_answers_characters(tmp_path: Path) -> None:
