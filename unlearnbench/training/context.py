@@ -14,7 +14,6 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, set_seed
 
-from unlearnbench.checkpoints.load import out_first
 from unlearnbench.checkpoints.origin import LossRecord
 from unlearnbench.checkpoints.tokenizer import padding_id
 from unlearnbench.errors import OptionError
@@ -25,17 +24,16 @@ from unlearnbench.methods.base import (
     FrozenModel,
     Masks,
     TrainingContext,
-    inner_linears,
 )
 from unlearnbench.methods.rows import Example, Role, sequence_logprobs
 from unlearnbench.training.alternatives import with_generic
-from unlearnbench.training.batches import Rows, make_schedule, sums_of
+from unlearnbench.training.batches import Rows, make_schedule
 from unlearnbench.training.corpus import Encoder
 from unlearnbench.training.dtypes import ROUNDED, as_saved, cast_model
 from unlearnbench.training.masks import choose_masks
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.output import KEPT, last_checkpoint, run_trainer, save_state
-from unlearnbench.training.passes import batches, each
+from unlearnbench.training.passes import each, linear_gradients
 from unlearnbench.training.rounded import PLAIN, survival
 from unlearnbench.training.steps import Watch
 from unlearnbench.training.trainer import (
@@ -44,7 +42,6 @@ from unlearnbench.training.trainer import (
     Stage,
     UnlearnTrainer,
     descent,
-    device,
     training_arguments,
 )
 from unlearnbench.util.process import is_main
@@ -203,16 +200,7 @@ class TrainerContext(TrainingContext):
             for e in self.prepared
         ]
         loss = Combined(self.method, self.references(piece))
-        model: Any = self.model.to(device()).eval()  # type: ignore[arg-type]
-        layers = {f"{name}.weight": layer for name, layer in inner_linears(model).items()}
-        sums = {n: torch.zeros_like(m.weight, dtype=torch.float32) for n, m in layers.items()}
-        for batch in batches(self.options, self.pad, rows, sums_of(rows)):
-            loss(model, batch)["loss"].backward()
-            for name, layer in layers.items():
-                if layer.weight.grad is not None:
-                    sums[name] += layer.weight.grad
-            model.zero_grad(set_to_none=True)
-        return {name: out_first(layers[name], total) for name, total in sums.items()}
+        return linear_gradients(self.options, self.pad, self.model, loss, rows)
 
 
 def make_stage(
