@@ -57,7 +57,7 @@ class ConditionSpec:
     name: str
     """In full: the run folder's name too."""
     kind: str
-    """stored, quantized, pruned, noised, merged, relearned, asked; of a chain as pruned-quantized."""
+    """stored, quantized, pruned, noised, merged, relearned, asked; a chain: pruned-quantized."""
     scheme: str
     """What is done to the weights, or to what is asked, in words."""
     backend: str = "unlearnbench"

@@ -37,9 +37,9 @@ class TaskSamples:
     splits: Mapping[str, SplitRows]
     samples: tuple[Sample, ...]
     asking: Asking | None = None
-    """How a condition puts them to a model; None: as the task does."""
+    """How a condition puts them to a model; None: as the task does, also where it is ``unchanged``
+    by one that does not fit it."""
     unchanged: bool = False
-    """Whether a condition would change what is asked, and does not fit the task."""
 
     def requests(self, sample: Sample, settings: Settings) -> Sequence[Sequence[Request]]:
         """See ``TaskSpec.requests``."""
@@ -73,9 +73,7 @@ class TaskSamples:
             raise MetricError(f"{self.spec.task}: the records are not those of the task's samples")
         found = task_result(self.spec, records, records_sha256, seed, reference, self.data)
         searches = (self.asking and self.asking.found) or None
-        return found.model_copy(
-            update={"unchanged": True if self.unchanged else None, "searches": searches}
-        )
+        return found.model_copy(update={"unchanged": self.unchanged or None, "searches": searches})
 
 
 def task_result(
