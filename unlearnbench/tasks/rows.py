@@ -37,8 +37,7 @@ class TaskSamples:
     splits: Mapping[str, SplitRows]
     samples: tuple[Sample, ...]
     asking: Asking | None = None
-    """How a condition puts them to a model; None: as the task does, also where it is ``unchanged``
-    by one that does not fit it."""
+    """How a condition puts them to a model; None: as the task does; ``unchanged``: none fits it."""
     unchanged: bool = False
 
     def requests(self, sample: Sample, settings: Settings) -> Sequence[Sequence[Request]]:
@@ -72,8 +71,8 @@ class TaskSamples:
         if [record.id for record in records] != [sample.id for sample in self.samples]:
             raise MetricError(f"{self.spec.task}: the records are not those of the task's samples")
         found = task_result(self.spec, records, records_sha256, seed, reference, self.data)
-        searches = (self.asking and self.asking.found) or None
-        return found.model_copy(update={"unchanged": self.unchanged or None, "searches": searches})
+        more = {"searches": (self.asking and self.asking.found) or None}
+        return found.model_copy(update=more | {"unchanged": self.unchanged or None})
 
 
 def task_result(

@@ -226,8 +226,8 @@ class GenerationTask(GenerationFile):
         empty = sum(not record.output.strip() for record in own)
         mean = mean_of_scores([r.score for r in own], [r.scores for r in own], seed)
         drawn = [r.asked.scores for r in own if r.asked and r.asked.scores]
-        leak = summarize_leak(drawn, len(own)) if drawn else None
-        return {**mean, "empty_outputs": empty, "leak": leak}
+        leak = {"leak": summarize_leak(drawn, len(own))} if drawn else {}
+        return {**mean, "empty_outputs": empty, **leak}
 
     def figures(self) -> set[str]:
         metric = generation_metric(self.metric)
