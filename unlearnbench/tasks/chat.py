@@ -141,7 +141,10 @@ def render(turns: Sequence[Mapping[str, str]], tokenizer: Any, given: Mapping[st
             list(turns), tokenize=False, add_generation_prompt=True, **told
         )
     except Exception as error:  # a template is a stranger's program
-        raise CheckpointError(f"the chat template fails: {one_line(error, 200)}") from None
+        said = f"the chat template fails: {one_line(error, 200)}"
+        if any(turn["role"] == "system" for turn in turns):
+            said += "; if it knows no system turn, leave `system` out of a copy of the task"
+        raise CheckpointError(said) from None
     return require_no_thought(str(text), bool(told["enable_thinking"]))
 
 

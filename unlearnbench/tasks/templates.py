@@ -174,14 +174,14 @@ _PLAIN = (str, int, float)
 class _Parts(tuple[object, ...]):
     """A field that is a list: ``choices[0]`` and ``choices|join(", ")`` are texts, it is none."""
 
-    __slots__ = ()
+    said = "a list has no text: take one of its parts, or join them"
 
     def __getitem__(self, at: Any) -> Any:
         found = super().__getitem__(at)
         return _Parts(found) if isinstance(at, slice) else found
 
     def __str__(self) -> str:
-        raise TypeError("a field is a list: take one of its parts, or join them")
+        raise DataError(self.said)
 
 
 def _length(field: object) -> int:
@@ -199,7 +199,8 @@ def render_field(template: str, row: Mapping[str, object], where: str) -> str:
         fields = {key: row[key] for key in used if row.get(key) is not None}
         for key, value in fields.items():
             if isinstance(value, (list, tuple)) and all(isinstance(v, _PLAIN) for v in value):
-                fields[key] = _Parts(value)
+                fields[key] = parts = _Parts(value)
+                parts.said = f"{where}: field {key!r} holds {type(value).__name__}, not text"
             elif not isinstance(value, _PLAIN):
                 raise DataError(f"{where}: field {key!r} holds {type(value).__name__}, not text")
         _charge(sum(n * _length(fields.get(name, "")) for name, n in used.items()))
