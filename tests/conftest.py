@@ -20,6 +20,7 @@ from unlearnbench.util.process import quiet_imports
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from unlearnbench.checkpoints.checkpoint import CheckpointSource
     from unlearnbench.checkpoints.source import Source
     from unlearnbench.conditions.base import Calibration
     from unlearnbench.models.hf import HFModel
@@ -42,9 +43,12 @@ CORPUS = [
 
 
 @pytest.fixture(autouse=True)
-def _no_ambient_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests name their data; the real rows come through ``muse_data`` alone."""
+def _ambient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests name their data; the real rows come through ``muse_data`` alone. Tables have room for a
+    row a line, but where a test says how wide the terminal is.
+    """
     monkeypatch.delenv("UNLEARNBENCH_DATA", raising=False)
+    monkeypatch.setenv("COLUMNS", "1000")
 
 
 _CACHES = {k: v for k, v in os.environ.items() if k.startswith(("HF_", "TRANSFORMERS_"))}
@@ -238,14 +242,17 @@ def load_at(
     *,
     kernel: str = "auto",
     calibration: Calibration | None = None,
+    target: CheckpointSource | None = None,
 ) -> HFModel:
     """``source`` at the precision called ``name``, on CPU."""
     from unlearnbench.conditions import find_condition
+    from unlearnbench.conditions.base import Materials
     from unlearnbench.conditions.load import prepare
     from unlearnbench.conditions.options import KernelOptions
 
     options = KernelOptions.of({"dtype": dtype, "device": "cpu", "quant_kernel": kernel})
-    return prepare(source, find_condition(name), options, calibration).load(batch)
+    materials = Materials(calibration, target)
+    return prepare(source, find_condition(name), options, materials).load(batch)
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:

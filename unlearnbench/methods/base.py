@@ -46,7 +46,12 @@ class About:
     references: tuple[str, ...] = ()
     """Frozen models whose logits its loss reads: ``target``, or names of its ``references``."""
     alternatives: int = 0
-    """How many other answers stand beside each forget row of a batch."""
+    """How many other answers stand beside each forget row of a batch; a function ``alternatives``
+    of the file may say it of the options. Of a whole method: other answers, where they are given,
+    stand in for the retain set."""
+    term: str = ""
+    """Of a forget loss that is itself only with a certain term on other texts: which. Its name
+    stands for both."""
     stage: str | None = None
     """Of a whole method: the name of the training that makes its output; None: it is made without,
     from models that were trained."""
@@ -141,9 +146,11 @@ class TrainingContext(Protocol):
         """A model to compare with; None: the target as it is now."""
 
     def descend(
-        self, model: PreTrainedModel, examples: Sequence[Example], stage: str
+        self, model: PreTrainedModel, examples: Sequence[Example], stage: str, **changed: Any
     ) -> PreTrainedModel:
-        """Train ``model`` on ``examples`` by plain cross-entropy."""
+        """Train ``model`` on ``examples`` by plain cross-entropy. changed: options of the training
+        that are others here, as ``lora_rank``.
+        """
 
     def fit(self, loss: BatchLoss, learns: Callable[[str], bool] | None = None) -> PreTrainedModel:
         """Train the target on all sets; only parameters whose name ``learns`` accepts change."""
@@ -157,6 +164,20 @@ class TrainingContext(Protocol):
         self, models: Sequence[PreTrainedModel], label: Callable[..., Tensor]
     ) -> tuple[Example, ...]:
         """The forget set with labels ``label(*logits of each model, labels)``."""
+
+    def measure(
+        self,
+        models: Sequence[PreTrainedModel],
+        examples: Sequence[Example],
+        make: Callable[..., Tensor],
+    ) -> list[Any]:
+        """``make(*logits of each model, labels)``, (rows, ...), of each example."""
+
+    def others(self) -> tuple[Example, ...]:
+        """The other answers to what is forgotten, where ``--alternative`` gives some."""
+
+    def keep(self, name: str, model: PreTrainedModel) -> None:
+        """Save a state on the way as a checkpoint, in a folder of the output called ``name``."""
 
     def answer(self, example: Example, other: str | Sequence[int]) -> Example:
         """``example`` with another answer after its first ``prompt`` tokens, as text or tokens."""
