@@ -256,9 +256,7 @@ class TaskSpec(Strict):
         return set()
 
     def rescore(self, record: SampleRecord) -> dict[str, tuple[float, float]]:
-        """By figure: what a record states and what its own texts earn, where they are in it;
-        MetricError where they are no texts of this task.
-        """
+        """By figure: what a record states, what its facts earn; MetricError for others' facts."""
         return {}
 
     def stated_reference(self, config: Mapping[str, object]) -> TaskReference:
