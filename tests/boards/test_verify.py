@@ -282,7 +282,6 @@ def test_the_command_says_what_is_wrong(board: Path, capsys: pytest.CaptureFixtu
     assert "it is an entry of other" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("no_plots")
 def test_without_texts_no_text_is_published_and_the_rest_is_checked(
     make_board: MakeBoard, capsys: pytest.CaptureFixture[str]
 ) -> None:
