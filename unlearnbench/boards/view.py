@@ -58,33 +58,33 @@ def finding(ranking: Ranking) -> tuple[str, str, str]:
     if not rows:
         further = [c for c in rules.precisions if c != FULL]
         return rules.ranking[0], (further or [FULL])[0], "No entry has been changed yet."
+    count = f"{len(ranking.places)} {'entry' if len(ranking.places) == 1 else 'entries'}"
     back = [(place, row) for place, row in rows if row.verdict == "recovers"]
     if not back:
-        # Points of PrivLeak are another measure: they are compared only where nothing else is.
-        among = [(p, r) for p, r in rows if r.want == "low"] or rows
-        place, row = max(among, key=lambda pair: pair[1].leakage("change").value)
-        said = (
-            f"No condition is shown to bring anything back in any of {len(ranking.places)} "
-            f"{_plural('entry', 'entries', len(ranking.places))}; the largest rise is that of "
-            f"{place.name} at {row.precision}, {points(row.estimate('change'))} points on {row.task}."
+        place, row = max(_of_points(rows), key=lambda pair: pair[1].leakage("change").value)
+        rise = points(row.estimate("change"))
+        return (
+            row.task,
+            row.precision,
+            f"No condition is shown to bring anything back in any of {count}; the largest rise is "
+            f"that of {place.name} at {row.precision}, {rise} points on {row.task}.",
         )
-        return row.task, row.precision, said
-    entries = {at: {p.name for p, r in back if r.precision == at} for _, r in back for at in [r.precision]}
-    condition = max(rules.precisions, key=lambda at: len(entries.get(at, ())))
-    here = [(place, row) for place, row in back if row.precision == condition]
-    among = [(p, r) for p, r in here if r.want == "low"] or here
-    place, row = max(among, key=lambda pair: pair[1].recovered or 0.0)
+    names = {(row.precision, place.name) for place, row in back}
+    found = Counter(at for at, _ in names)
+    condition = max(rules.precisions, key=lambda at: found[at])
+    here = _of_points([pair for pair in back if pair[1].precision == condition])
+    place, row = max(here, key=lambda pair: pair[1].recovered or 0.0)
     said = (
-        f"At {condition}, what was forgotten comes back in {len(entries[condition])} of "
-        f"{len(ranking.places)} {_plural('entry', 'entries', len(ranking.places))}: in {place.name}, "
-        f"{row.task} rises from {row.full:.1f} to {row.quantized:.1f}, which is "
+        f"At {condition}, what was forgotten comes back in {found[condition]} of {count}: in "
+        f"{place.name}, {row.task} goes from {row.full:.1f} to {row.quantized:.1f}, which is "
         f"{share(row.estimate('recovered'))} of what could come back."
     )
     return row.task, condition, said
 
 
-def _plural(one: str, many: str, count: int) -> str:
-    return one if count == 1 else many
+def _of_points(rows: list[tuple[Place, RecoveryRow]]) -> list[tuple[Place, RecoveryRow]]:
+    """Those on tasks of 0 to 100 points; PrivLeak's, which has its own, only where it is alone."""
+    return [(place, row) for place, row in rows if row.want == "low"] or rows
 
 
 def pareto_front(places: Sequence[Place]) -> list[str]:
@@ -225,11 +225,7 @@ def _in_turn(ranking: Ranking) -> Iterator[tuple[int, str, dict[str, GenerationR
     most = max((len(each) for _, _, runs in held for each in runs.values()), default=0)
     for turn in range(most):
         for number, task, runs in held:
-            answers = {
-                at: each[turn]
-                for at, each in runs.items()
-                if turn < len(each)
-            }
+            answers = {at: each[turn] for at, each in runs.items() if turn < len(each)}
             found = {at: x for at, x in answers.items() if isinstance(x, GenerationRecord)}
             if found:
                 yield number, task, found
