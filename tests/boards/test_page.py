@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.boards.conftest import BOARD, ROWS, MakeBoard
+from tests.browser import overlaps
 from tests.cli.test_main import call
 from tests.toy_runs import Bench
 from unlearnbench.boards.page import _json
@@ -229,11 +229,6 @@ def test_labels_of_the_front_do_not_overlap_and_each_point_can_be_reached(opened
     page.locator("#front g[tabindex='0']").focus()
     assert "worst excess" in page.locator("#tip").inner_text()
     assert page.locator("#front path.front").count() == 1
-
-
-def overlaps(boxes: list[list[float]]) -> int:
-    pairs = itertools.combinations(boxes, 2)
-    return sum(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for a, b in pairs)
 
 
 def test_sorting_by_a_number_and_back_by_keyboard(opened: Opened) -> None:

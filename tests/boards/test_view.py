@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.boards.conftest import ROWS
+from tests.browser import overlaps
 from unlearnbench.boards import read_board, view
 from unlearnbench.boards.entry import Board, read_entry
 from unlearnbench.boards.page import page
@@ -140,15 +141,15 @@ def large(ranking: Ranking, entries: int, conditions: int, tasks: int) -> Rankin
     """As many made-up figures, on the runs and texts of one real entry."""
     made = random.Random(7)
     names = ["none", *(f"rtn-int{n}" for n in range(2, 1 + conditions))]
-    wants = ["low"] * (tasks - 2) + ["high", "zero"]
+    wants: list[Any] = ["low"] * (tasks - 2) + ["high", "zero"]
     listed = {f"made_task_{n}": 1.0 for n in range(tasks)}
     update = {"tasks": listed, "precisions": tuple(names), "ranking": tuple(listed)[:2]}
     rules = ranking.board.rules.model_copy(update=update)
     (model,) = [p for p in ranking.places if p.name == "ga_gdr"]
 
     def estimate(low: float, high: float) -> Estimate:
-        value = made.uniform(low, high)
-        return Estimate(value, (value - made.uniform(0.01, 9), value + made.uniform(0.01, 9)))
+        value, reach = made.uniform(low, high), (high - low) / 9
+        return Estimate(value, (value - made.uniform(0, reach), value + made.uniform(0, reach)))
 
     def proven(result: Any) -> Any:
         return result.model_copy(update={"records_sha256": f"{made.getrandbits(256):064x}"})
@@ -180,7 +181,7 @@ def large(ranking: Ranking, entries: int, conditions: int, tasks: int) -> Rankin
         standings = {
             at: TaskStanding(
                 wants[i % tasks], 100, estimate(0, 90), estimate(-9, 90), estimate(0.5, 1)
-            )  # type: ignore[arg-type]
+            )
             for i, at in enumerate(cells)
         }
         rows = {
@@ -224,12 +225,12 @@ def _pairs(tasks: Sequence[str] | dict[str, float], conditions: Sequence[str]) -
 def test_two_hundred_entries_at_twelve_conditions_on_eight_tasks_open_at_once(
     ranking: Ranking, browser: Any, tmp_path: Path
 ) -> None:
-    """Under 3 s and 10 MB; the tests' machines are shared, so the best of three tries counts."""
+    """Under 3 s and 10 MB; the tests' machines are shared, so the better of two tries counts."""
     path = tmp_path / "index.html"
     path.write_text(page(large(ranking, 200, 12, 8)), encoding="utf-8")
     assert path.stat().st_size < 10_000_000
     seconds = []
-    for _ in range(3):
+    for _ in range(2):
         tab = browser.new_page(viewport={"width": 1400, "height": 900})
         errors = list[str]()
         tab.on("pageerror", lambda e, errors=errors: errors.append(str(e)))
@@ -251,5 +252,6 @@ def test_two_hundred_entries_at_twelve_conditions_on_eight_tasks_open_at_once(
         "b.y + b.height]; })"
     )
     assert 20 < len(boxes) <= 200
+    assert not overlaps(boxes)
     tab.fill("#search", "method_199 rtn-int4")
     assert tab.inner_text("#count").startswith("8 of ")

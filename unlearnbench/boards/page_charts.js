@@ -100,6 +100,12 @@ function drawHeat() {
   at("heat-key").replaceChildren(...[...seen].sort().map((v) => make("li", {}, `${GLYPHS[v] || ""} ${v}`)));
 }
 
+const pen = document.createElement("canvas").getContext("2d");
+function widthOf(text) {
+  pen.font = `13px ${getComputedStyle(document.body).fontFamily}`;
+  return pen.measureText(text).width + 4;
+}
+
 // Where a label stands free: beside its point, then farther off with a lead; null where nowhere.
 function placeLabel(x, y, width, taken, frame) {
   for (const far of [0, 14, 28, 44]) {
@@ -143,7 +149,7 @@ function drawFront() {
       if (p.utility.length > 1) group.append(line(px, y(100 * p.utility[1]), px, y(100 * p.utility[2]), "faint"));
     }
     group.append(p.rank === null ? make("svg:path", { class: "cross", d: `M${px - 4} ${py - 4}l8 8m0 -8l-8 8` }) : make("svg:circle", { class: "dot", cx: px, cy: py, r: 5 }));
-    const text = short(p.name, 24), box = placeLabel(px, py, 7 * text.length, taken, frame);
+    const text = short(p.name, 24), box = placeLabel(px, py, widthOf(text), taken, frame);
     if (box) {
       taken.push(box);
       if (Math.min(Math.abs(box[0] - px), Math.abs(box[2] - px)) > 20 || Math.abs(box[1] + 8 - py) > 24)

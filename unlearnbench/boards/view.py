@@ -6,6 +6,7 @@ none; points are 0 to 100, shares are of 1. Tasks, conditions and places are tol
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
@@ -20,8 +21,8 @@ from unlearnbench.runs.fingerprint import environments
 LONGEST = 20_000
 """Characters of one text that the page shows."""
 MOST_TEXT = 2_000_000
-"""Characters of all texts together; the samples beyond are left out, and the page says so."""
-_FIGURES = ("value", "excess", "utility", "change", "recovered")
+"""Bytes of all texts together; the samples beyond are left out, and the page says so."""
+_FIGURES = ("value", "excess", "utility", "change", "recovered", "retained")
 Figure = list[float] | None
 
 
@@ -32,15 +33,15 @@ def view(ranking: Ranking) -> dict[str, object]:
     further = sorted({line.precision for line in lines} - set(rules.precisions))
     conditions = [*rules.precisions, *further]
     wants = {line.task: line.standing.want for line in lines}
+    tasks = [task for task in rules.tasks if task in wants]
     front = pareto_front(ranking.places)
-    task, condition, _ = finding(ranking)
     return {
-        "tasks": [[one_line(t), wants[t], t in rules.ranking] for t in rules.tasks if t in wants],
+        "tasks": [[one_line(t), wants[t], t in rules.ranking] for t in tasks],
         "conditions": [[c, c in rules.precisions, c.split("-")[0]] for c in conditions],
-        "focus": [task, condition],
+        "focus": finding(ranking)[:2],
         "floor": rules.utility_floor,
         "places": [_place(place, place.name in front) for place in ranking.shown],
-        "rows": _rows(ranking, lines, [t for t in rules.tasks if t in wants], conditions),
+        "rows": _rows(ranking, lines, tasks, conditions),
         "runs": _runs(ranking, conditions),
         **_samples(ranking, conditions),
     }
@@ -89,11 +90,12 @@ def _of_points(rows: list[tuple[Place, RecoveryRow]]) -> list[tuple[Place, Recov
 
 def pareto_front(places: Sequence[Place]) -> list[str]:
     """Ranked places that no other one has less excess and at least the utility of, by excess."""
-    ranked = [p for p in places if p.rank is not None and p.worst and p.utility]
-    front, best = list[str](), float("-inf")
-    for place in sorted(ranked, key=lambda p: (p.worst.value, -p.utility.value)):  # type: ignore[union-attr]
-        if place.utility is not None and place.utility.value > best:
-            front, best = [*front, place.name], place.utility.value
+    known = [(p.worst, p.utility, p.name) for p in places if p.rank is not None]
+    ranked = [(w.value, -u.value, name) for w, u, name in known if w and u]
+    front, best = list[str](), float("inf")
+    for _, less, name in sorted(ranked):
+        if less < best:
+            front, best = [*front, name], less
     return front
 
 
@@ -122,36 +124,22 @@ def _rows(
     ranking: Ranking, lines: Sequence[Line], tasks: Sequence[str], conditions: Sequence[str]
 ) -> dict[str, object]:
     numbers = {id(place): number for number, place in enumerate(ranking.shown)}
-    task_at = {name: i for i, name in enumerate(tasks)}
-    at = {name: i for i, name in enumerate(conditions)}
-    verdicts = [v for v, _ in Counter(line.verdict for line in lines).most_common()]
-    columns: dict[str, list[object]] = {
-        "place": [numbers[id(line.place)] for line in lines],
-        "task": [task_at[line.task] for line in lines],
-        "condition": [at[line.precision] for line in lines],
-        "n": [line.standing.n for line in lines],
-        "verdict": [verdicts.index(line.verdict) for line in lines],
-        "significant": [int(_holds(line.row)) for line in lines],
-        "retained": [_figure(_retained(line.row)) for line in lines],
-    }
-    for name in _FIGURES:
-        columns[name] = [_figure(_of(line, name)) for line in lines]
-    return {"verdicts": verdicts, **columns}
-
-
-def _of(line: Line, name: str) -> Estimate | None:
-    if name in ("change", "recovered"):
-        return line.came_back(name)
-    found: Estimate | None = getattr(line.standing, name)
-    return found
-
-
-def _holds(row: RecoveryRow | None) -> bool:
-    return row is not None and row.significant
-
-
-def _retained(row: RecoveryRow | None) -> Estimate | None:
-    return None if row is None else row.estimate("retained")
+    verdicts = list(dict.fromkeys(line.verdict for line in lines))
+    table = [
+        (
+            numbers[id(line.place)],
+            tasks.index(line.task),
+            conditions.index(line.precision),
+            verdicts.index(line.verdict),
+            line.standing.n,
+            int(line.row is not None and line.row.significant),
+            *map(_figure, (line.standing.value, line.standing.excess, line.standing.utility)),
+            *(_figure(line.came_back(name)) for name in _FIGURES[3:]),
+        )
+        for line in lines
+    ]
+    names = ("place", "task", "condition", "verdict", "n", "significant", *_FIGURES)
+    return {"verdicts": verdicts, **dict(zip(names, zip(*table, strict=True), strict=True))}
 
 
 def _runs(ranking: Ranking, conditions: Sequence[str]) -> list[list[object]]:
@@ -197,8 +185,8 @@ def _samples(ranking: Ranking, conditions: Sequence[str]) -> dict[str, object]:
     for number, task, answers in _in_turn(ranking):
         record = next(iter(answers.values()))
         whole = [record.prompt, record.target, *(answer.output for answer in answers.values())]
-        texts = [_text(text) for text in whole]
-        room -= sum(len(text) for text in set(texts) - set(known)) + 30 * len(texts)
+        texts = [_text(text) for text in whole] if room >= 0 else []
+        room -= sum(len(json.dumps(text)) for text in set(texts) - set(known)) + 30 * len(texts)
         if room < 0:
             left_out += 1
             continue
@@ -232,5 +220,4 @@ def _in_turn(ranking: Ranking) -> Iterator[tuple[int, str, dict[str, GenerationR
 
 
 def _text(text: str) -> str:
-    shown = printable(text)
-    return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]} [cut]"
+    return printable(text if len(text) <= LONGEST else f"{text[:LONGEST]} [cut]")
