@@ -141,7 +141,7 @@ def test_the_page_shows_the_table_and_the_plot(short: Path, browser: Any) -> Non
     assert {entry for entry, _, _ in table} == {"ga_gdr", "ga_gdr_sure", "target", "retrained"}
 
     def first(text: str) -> float:
-        return float(text.split()[0].replace("\u2212", "-").strip("*"))
+        return float(text.split()[0].replace("\u2212", "-").rstrip("*"))
 
     for (entry, task, precision), row in rows.items():
         shown = table[entry, task, precision]

@@ -75,7 +75,7 @@ function rowOf(i) {
     }
     const shown = show(i);
     if (typeof shown === "string") line.append(make("td", { role: "cell", "data-label": head }, shown));
-    else line.append(make("td", { role: "cell", class: "number", "data-label": head }, shown[0], name === "n" ? null : make("span", { class: "ci" }, shown[1])));
+    else line.append(make("td", { role: "cell", class: "number", "data-label": head }, `${shown[0]} `, name === "n" ? null : make("span", { class: "ci" }, shown[1])));
   }
   return line;
 }
