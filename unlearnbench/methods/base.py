@@ -5,6 +5,7 @@ training that calls it. They never import ``training``, which implements the two
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from unlearnbench.checkpoints.load import LinearLayer, linear_layers
 from unlearnbench.errors import CheckpointError
-from unlearnbench.methods.rows import Batch, Example, Role, Tensor
+from unlearnbench.methods.rows import Batch, Example, Part, Role, Tensor
 
 if TYPE_CHECKING:
     import transformers
@@ -66,6 +67,8 @@ BatchLoss = Callable[[Any, Batch], dict[str, Tensor]]
 """What a training asks of (model, batch): the terms of the loss, ``loss`` among them, as shares of
 the whole step's, each a tensor of shape ()."""
 
+Within = Callable[[Any, Batch], AbstractContextManager[None]]
+
 FrozenModel = Callable[..., Any]
 """A model to compare with: its output, of (model, inputs, hidden=False), without gradients and
 dropout; ``hidden``: with the hidden states."""
@@ -88,6 +91,11 @@ class Gradient:
         terms = {name: factor * value for name, value in self.terms.items()}
         return Gradient(terms, {name: factor * grad for name, grad in self.of.items()})
 
+    def dot(self, other: Gradient) -> float:
+        """The inner product over all parameters, in double precision."""
+        pairs = ((g.double(), other.of[n].double()) for n, g in self.of.items())
+        return math.fsum(float((g * o).sum()) for g, o in pairs)
+
 
 class OptimizerStep(Protocol):
     """What ``gradient(step, options)`` of a file in ``steps/`` is given: once in each optimizer
@@ -101,11 +109,19 @@ class OptimizerStep(Protocol):
     state: dict[str, float]
     """Kept from step to step, and over an interruption."""
 
-    def forget(self) -> Gradient:
-        """The forget loss' gradient at the weights as they are now."""
+    def usual(self) -> Gradient:
+        """That of all terms in one pass over all rows: what is descended along without a file."""
+
+    def forget(self, within: Within | None = None) -> Gradient:
+        """The forget loss' gradient at the weights as they are now. ``within``: of (model, batch),
+        a block in which the loss of each batch is computed.
+        """
 
     def retain(self) -> Gradient:
         """The same of the terms on other texts; zeros where there are none."""
+
+    def term(self, role: Role, loss: Callable[[Part], Tensor]) -> Gradient:
+        """That of another loss over the rows of one role; its value has the role's name."""
 
     def restored(self) -> AbstractContextManager[None]:
         """A block after which the weights are, bit for bit, what they were before."""

@@ -71,6 +71,9 @@ class Combined:
 
     def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """The weighted terms and their sum."""
+        read = {"forget", "alternatives", *(piece.about.reads for piece in self.method.terms)}
+        if set(batch.rows) - read:  # of a way to make the gradient, which reads them itself
+            batch = batch.only(*(role for role in batch.rows if role in read))
         logits = model(**batch.inputs, use_cache=False).logits
         terms: dict[str, torch.Tensor] = {}
         for piece in self.method.terms:
