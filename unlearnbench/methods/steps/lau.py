@@ -117,7 +117,8 @@ def _start(hidden: Tensor, ids: Tensor, moves: Tensor, number: int) -> Tensor:
 
 def _norms(rows: Tensor) -> Tensor:
     """The L2 norm of each row, (rows, 1, 1), never 0."""
-    return rows.flatten(1).norm(dim=1).clamp(min=1e-30)[:, None, None]
+    found: Tensor = rows.flatten(1).norm(dim=1).clamp(min=1e-30)
+    return found[:, None, None]
 
 
 def _adds(change: Tensor) -> Any:
