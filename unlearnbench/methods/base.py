@@ -51,6 +51,8 @@ class About:
     stage: str | None = None
     """Of a whole method: the name of the training that makes its output; None: it is made without,
     from models that were trained."""
+    trains: bool = True
+    """Of a whole method: whether it trains at all. Where not, --lora-rank is refused."""
     cost: str = ""
     """What it takes beside a forward and a backward pass over its rows, and what the other fields
     say already."""
@@ -161,8 +163,19 @@ class TrainingContext(Protocol):
     ) -> PreTrainedModel:
         """Train ``model`` on ``examples`` by plain cross-entropy."""
 
-    def fit(self, loss: BatchLoss, learns: Callable[[str], bool] | None = None) -> PreTrainedModel:
-        """Train the target on all sets; only parameters whose name ``learns`` accepts change."""
+    def fit(
+        self,
+        loss: BatchLoss,
+        learns: Callable[[str], bool] | None = None,
+        *,
+        forget: Sequence[Example] | None = None,
+        gradient: Callable[[OptimizerStep], Gradient] | None = None,
+        sgd: bool = False,
+    ) -> PreTrainedModel:
+        """Train the target on all sets; only parameters whose name ``learns`` accepts change.
+        ``forget``: in place of the forget set. ``gradient`` makes that of each step; None: that of
+        the loss. ``sgd``: by plain steps, without AdamW.
+        """
 
     def forget_gradient(self) -> dict[str, Tensor]:
         """The forget loss' gradient at the target, float32, (out, in), by the parameter of every

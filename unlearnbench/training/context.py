@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import send_to_device
 from tqdm import tqdm
 from transformers import PreTrainedModel, set_seed
 
@@ -28,14 +27,15 @@ from unlearnbench.methods.base import (
     TrainingContext,
     inner_linears,
 )
-from unlearnbench.methods.rows import Batch, Example, Role, sequence_logprobs
+from unlearnbench.methods.rows import Example, Role, sequence_logprobs
 from unlearnbench.training.alternatives import with_generic
-from unlearnbench.training.batches import Rows, Sums, as_batch, collate, make_schedule, sums_of
+from unlearnbench.training.batches import Rows, make_schedule, sums_of
 from unlearnbench.training.corpus import Encoder
 from unlearnbench.training.dtypes import ROUNDED, as_saved, cast_model
 from unlearnbench.training.masks import choose_masks
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.output import last_checkpoint, run_trainer
+from unlearnbench.training.passes import batches, each
 from unlearnbench.training.rounded import PLAIN, survival
 from unlearnbench.training.steps import Watch
 from unlearnbench.training.trainer import (
@@ -47,7 +47,7 @@ from unlearnbench.training.trainer import (
     device,
     training_arguments,
 )
-from unlearnbench.util.process import is_main, process_count
+from unlearnbench.util.process import is_main
 
 if TYPE_CHECKING:
     from unlearnbench.training.select import Selector
@@ -109,9 +109,17 @@ class TrainerContext(TrainingContext):
     ) -> PreTrainedModel:
         return train(self, model, make_stage(self, stage, {"forget": examples}, descent))
 
-    def fit(self, loss: BatchLoss, learns: Callable[[str], bool] | None = None) -> PreTrainedModel:
-        stage = make_stage(self, "unlearn", self._sets(self.forget), loss)
-        return train(self, self.model, replace(stage, learns=learns))
+    def fit(
+        self,
+        loss: BatchLoss,
+        learns: Callable[[str], bool] | None = None,
+        *,
+        forget: Sequence[Example] | None = None,
+        **given: Any,
+    ) -> PreTrainedModel:
+        beside = len(forget[0].alternatives) if forget else 0
+        stage = make_stage(self, "unlearn", self._sets(forget or self.forget), loss, beside)
+        return train(self, self.model, replace(stage, learns=learns, **given))
 
     def run(self) -> tuple[PreTrainedModel | Ensemble, Masks | None]:
         """What the method makes of the target, and the map where it has one."""
@@ -150,16 +158,26 @@ class TrainerContext(TrainingContext):
 
     def _with_logprobs(self, examples: Sequence[Example]) -> list[Example]:
         others = [other for example in examples for other in example.alternatives]
-        known = zip(examples, self._each([self.model], examples, sequence_logprobs), strict=True)
+        known = zip(
+            examples,
+            each(self.options, self.pad, [self.model], examples, sequence_logprobs),
+            strict=True,
+        )
         made = [replace(example, reference=logprob) for example, logprob in known]
-        known = zip(others, self._each([self.model], others, sequence_logprobs), strict=True)
+        known = zip(
+            others,
+            each(self.options, self.pad, [self.model], others, sequence_logprobs),
+            strict=True,
+        )
         rest = (replace(other, reference=logprob) for other, logprob in known)
         return [replace(e, alternatives=tuple(next(rest) for _ in e.alternatives)) for e in made]
 
     def relabel(
         self, models: Sequence[PreTrainedModel], label: Callable[..., torch.Tensor]
     ) -> tuple[Example, ...]:
-        rows = zip(self.forget, self._each(models, self.forget, label), strict=True)
+        rows = zip(
+            self.forget, each(self.options, self.pad, models, self.forget, label), strict=True
+        )
         return tuple(replace(e, labels=tuple(labels[: len(e.ids)])) for e, labels in rows)
 
     def answer(self, example: Example, other: str | Sequence[int]) -> Example:
@@ -177,7 +195,7 @@ class TrainerContext(TrainingContext):
         model: Any = self.model.to(device()).eval()  # type: ignore[arg-type]
         layers = {f"{name}.weight": layer for name, layer in inner_linears(model).items()}
         sums = {n: torch.zeros_like(m.weight, dtype=torch.float32) for n, m in layers.items()}
-        for batch in self._batches(rows, sums_of(rows)):
+        for batch in batches(self.options, self.pad, rows, sums_of(rows)):
             loss(model, batch)["loss"].backward()
             for name, layer in layers.items():
                 if layer.weight.grad is not None:
@@ -185,38 +203,20 @@ class TrainerContext(TrainingContext):
             model.zero_grad(set_to_none=True)
         return {name: out_first(layers[name], total) for name, total in sums.items()}
 
-    @torch.no_grad()
-    def _each(
-        self, models: Sequence[Any], examples: Sequence[Example], make: Callable[..., torch.Tensor]
-    ) -> list[Any]:
-        """``make(*logits of each model, labels)``, row by row."""
-        ready = [model.to(device()).eval() for model in models]
-        found: list[Any] = []
-        for batch in self._batches([{"forget": (example,)} for example in examples]):
-            logits = [model(**batch.inputs, use_cache=False).logits for model in ready]
-            found += make(*logits, batch.labels).tolist()
-        return found
-
-    def _batches(self, rows: Sequence[Rows], whole: Sums | None = None) -> Iterator[Batch]:
-        """Rows for forward passes of the size under training, outside the Trainer. ``whole``: the
-        sums of the step that they are, whose gradient is taken.
-        """
-        o = self.options
-        size = o.micro_batch_size or max(1, o.batch_size // process_count())
-        if whole is not None and o.gradient_checkpointing:
-            size = 1  # short of memory
-        for at in range(0, len(rows), size):
-            chunk = rows[at : at + size]
-            inputs = collate([(row, whole or sums_of(chunk)) for row in chunk], self.pad)
-            yield as_batch(send_to_device(inputs, device()))
-
 
 def make_stage(
-    context: TrainerContext, name: str, sets: Mapping[Role, Sequence[Example]], loss: BatchLoss
+    context: TrainerContext,
+    name: str,
+    sets: Mapping[Role, Sequence[Example]],
+    loss: BatchLoss,
+    beside: int = 0,
 ) -> Stage:
-    """A training of the context's options on some sets."""
+    """A training of the context's options on some sets, so many other answers ``beside`` each
+    forget row, or as many as the method's loss reads.
+    """
     o, piece = context.options, context.method.piece("forget")
-    beside = piece.about.alternatives if piece is not None and loss is not descent else 0
+    if piece is not None and loss is not descent:
+        beside = piece.about.alternatives
     schedule = make_schedule(sets, o, beside)
     survive = survival(o) if name == context.method.stage else PLAIN
     home = context.home / name

@@ -122,6 +122,8 @@ class Stage:
     """Which rows of which parameters may change; None: all."""
     gradient: Callable[[OptimizerStep], Gradient] | None = None
     """Makes the gradient of a step; None: that of the loss."""
+    sgd: bool = False
+    """Plain steps, without AdamW."""
     l1: float = 0.0
     """Soft-threshold after each step, in units of the learning rate."""
     noise: float = 0.0
@@ -154,7 +156,7 @@ def training_arguments(stage: Stage, options: TrainOptions, save_steps: int) -> 
         warmup_steps=options.warmup_steps,
         weight_decay=0.0,  # it would move weights that a mask holds still
         max_grad_norm=options.max_grad_norm,
-        optim="adamw_torch",
+        optim="sgd" if stage.sgd else "adamw_torch",
         gradient_checkpointing=options.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         logging_steps=1,
