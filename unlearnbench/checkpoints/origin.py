@@ -87,7 +87,7 @@ class Selection(_Part):
 class RepairRecord(_Part):
     """How weights were mended after a training; see docs/repair.md."""
 
-    strategy: Literal["grid", "concentrated"]
+    strategy: Literal["grid", "concentrated", "floor"]
     strength: float = Field(gt=0)
     """The share of the update's projection that is kept."""
     precisions: tuple[Word, ...] = Field(strict=False, min_length=1)

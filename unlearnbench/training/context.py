@@ -28,13 +28,14 @@ from unlearnbench.methods.base import (
     inner_linears,
 )
 from unlearnbench.methods.rows import Example, Role, sequence_logprobs
-from unlearnbench.training.alternatives import with_generic
+from unlearnbench.training.alternatives import GENERIC, OWN, with_generic
 from unlearnbench.training.batches import Rows, make_schedule, sums_of
 from unlearnbench.training.corpus import Encoder
 from unlearnbench.training.dtypes import ROUNDED, as_saved, cast_model
 from unlearnbench.training.masks import choose_masks
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.output import last_checkpoint, run_trainer
+from unlearnbench.training.own import with_own
 from unlearnbench.training.passes import batches, each
 from unlearnbench.training.rounded import PLAIN, survival
 from unlearnbench.training.steps import Watch
@@ -75,8 +76,8 @@ class TrainerContext(TrainingContext):
     resume: bool = False
     progress: bool = False
     selector: Selector | None = None
-    is_generic: bool = False
-    """Whether generic words stand beside each forget row."""
+    alternative: str | None = None
+    """What ``--alternative`` names, where the target makes it."""
     forecast: Forecast | None = None
     losses: list[LossRecord] = field(default_factory=list)
     """Every step's, filled as it goes."""
@@ -146,7 +147,8 @@ class TrainerContext(TrainingContext):
         piece = self.method.piece("forget")
         if piece is None:
             return self.forget
-        make = with_generic if self.is_generic else piece.hook("examples")
+        made = {GENERIC: with_generic, OWN: with_own}
+        make = made.get(self.alternative or "") or piece.hook("examples")
         about = piece.about
         examples = self.forget if make is None else tuple(make(self))
         if any(len(example.alternatives) < about.alternatives for example in examples):

@@ -21,7 +21,7 @@ from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
-from unlearnbench.training.alternatives import GENERIC, WORDS, attach
+from unlearnbench.training.alternatives import WORDS, attach
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, mask_record, save_tokenizer, write_file
@@ -50,7 +50,7 @@ class Job:
     auxiliary: tuple[str, ...] = ()
     """A third set, for the methods that read one."""
     alternative: str | None = None
-    """Other answers, for the methods that read them: a file, retain, generic or refuse."""
+    """Other answers, for the methods that read them: a file, retain, generic, own or refuse."""
     options: TrainOptions = field(default_factory=TrainOptions)
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
     load: LoadOptions = field(default_factory=LoadOptions)
@@ -86,7 +86,7 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
         if given and role not in found.data:
             raise OptionError(f"{method} has no {role} term; leave --{role} out")
     if found.wants_alternatives != (job.alternative is not None):
-        says = "give --alternative FILE, retain, generic or refuse"
+        says = "give --alternative FILE, retain, generic, own or refuse"
         wants = f"{method} reads other answers to what is forgotten; {says}"
         raise OptionError(wants if found.wants_alternatives else f"{method} reads no other answers")
     if job.alternative == "retain" and not job.retain:
@@ -156,7 +156,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
             target, encoder, **sets, options=job.options, method=method, home=folder.work
         )
         context.resume, context.progress = job.resume, job.progress
-        context.is_generic = job.alternative == GENERIC
+        context.alternative = job.alternative
         context.forecast = job.forecast if kind == "unlearn" else None
         source.release()
         context.selector = _make_selector(job, folder, encoder)
