@@ -23,6 +23,7 @@ from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
 from unlearnbench.training.alternatives import WORDS, attach
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
+from unlearnbench.training.moved import code_records
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, mask_record, save_tokenizer, write_file
 from unlearnbench.util.process import is_main, process_count
@@ -164,7 +165,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
             result, masks = context.run()
         for model in result.models.values() if isinstance(result, Ensemble) else [result]:
             as_saved(model, job.options.weights_dtype)
-    return _save(folder, context, result, masks, facts, started)
+    return _save(job, folder, context, result, masks, facts, started)
 
 
 def _fingerprint(
@@ -265,6 +266,7 @@ def _make_selector(job: Job, folder: OutputFolder, encoder: Encoder) -> Selector
 
 
 def _save(
+    job: Job,
     folder: OutputFolder,
     context: TrainerContext,
     result: PreTrainedModel | Ensemble,
@@ -287,6 +289,10 @@ def _save(
     )
     if is_main():
         folder.save(result, context.encoder.save, context.method, masks)
+        one = not isinstance(result, Ensemble) and not context.options.keep_adapter
+        if one and training.kind == "unlearn":
+            codes = code_records(folder.path, job.model, job.load)
+            training = training.model_copy(update={"codes": codes})
         record = training.model_dump(mode="json", exclude_none=True)
         text = json.dumps(record, indent=1, allow_nan=False) + "\n"
         write_file(folder.path / FILE, text.encode())
