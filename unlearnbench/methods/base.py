@@ -51,6 +51,8 @@ class About:
     stage: str | None = None
     """Of a whole method: the name of the training that makes its output; None: it is made without,
     from models that were trained."""
+    rank: int = 0
+    """Of a whole method that trains an adapter: its rank where --lora-rank gives none."""
     trains: bool = True
     """Of a whole method: whether it trains at all. Where not, --lora-rank is refused."""
     cost: str = ""
@@ -171,10 +173,13 @@ class TrainingContext(Protocol):
         forget: Sequence[Example] | None = None,
         gradient: Callable[[OptimizerStep], Gradient] | None = None,
         sgd: bool = False,
+        adapts: tuple[str, ...] | None = None,
+        stage: str | None = None,
     ) -> PreTrainedModel:
         """Train the target on all sets; only parameters whose name ``learns`` accepts change.
         ``forget``: in place of the forget set. ``gradient`` makes that of each step; None: that of
-        the loss. ``sgd``: by plain steps, without AdamW.
+        the loss. ``sgd``: by plain steps, without AdamW. ``adapts``: the linear layers that get a
+        LoRA adapter, by name. ``stage``: the training's name, where it is not that of the output.
         """
 
     def forget_gradient(self) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -111,6 +111,22 @@ def ready(model: Any) -> Any:
     import torch
 
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def inputs_of(model: Any, layers: Sequence[Any], example: Example) -> list[Tensor]:
+    """What each of some layers is given where a sequence's learned tokens are predicted, (tokens,
+    in), without gradients.
+    """
+    import torch
+
+    seen: dict[Any, Tensor] = {}
+
+    def keep(module: Any, given: Any) -> None:
+        seen[module] = given[0][0].detach()
+
+    with torch.no_grad(), hooked(dict.fromkeys(layers, keep), inputs=True):
+        _, at, _ = predicted(model, example)
+    return [seen[layer][at] for layer in layers]
 
 
 def predicted(model: Any, example: Example) -> tuple[Tensor, Tensor, Tensor]:

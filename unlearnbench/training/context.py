@@ -116,11 +116,16 @@ class TrainerContext(TrainingContext):
         learns: Callable[[str], bool] | None = None,
         *,
         forget: Sequence[Example] | None = None,
+        stage: str | None = None,
         **given: Any,
     ) -> PreTrainedModel:
-        beside = len(forget[0].alternatives) if forget else 0
-        stage = make_stage(self, "unlearn", self._sets(forget or self.forget), loss, beside)
-        return train(self, self.model, replace(stage, learns=learns, **given))
+        beside, sets = (
+            len(forget[0].alternatives) if forget else 0,
+            self._sets(forget or self.forget),
+        )
+        made = make_stage(self, "unlearn", sets, loss, beside)
+        folder = self.home / (stage or "unlearn")
+        return train(self, self.model, replace(made, folder=folder, learns=learns, **given))
 
     def run(self) -> tuple[PreTrainedModel | Ensemble, Masks | None]:
         """What the method makes of the target, and the map where it has one."""
@@ -246,7 +251,7 @@ def train(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreT
             r=options.lora_rank,
             lora_alpha=2 * options.lora_rank,
             lora_dropout=0.0,
-            target_modules="all-linear",
+            target_modules=list(stage.adapts) if stage.adapts else "all-linear",
             task_type="CAUSAL_LM",
         )
         learner = peft.get_peft_model(model, config, autocast_adapter_dtype=False)

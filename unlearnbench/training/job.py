@@ -77,8 +77,10 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
         TrainingError: a loss was not finite, or nothing could be saved.
     """
     found = find_method(method).with_options(numbers or {})
-    if found.lora and job.options.lora_rank is None:
-        job = replace(job, options=job.options.model_copy(update={"lora_rank": 8}))
+    whole = found.piece("whole")
+    rank = whole.about.rank if whole is not None and whole.about.rank else 8 * found.lora
+    if rank and job.options.lora_rank is None:
+        job = replace(job, options=job.options.model_copy(update={"lora_rank": rank}))
     if job.options.pack > 1 or job.options.l1 or job.options.weight_noise:
         raise OptionError("--pack, --l1 and --weight-noise are for finetune")
     for role, given in (("retain", job.retain), ("auxiliary", job.auxiliary)):
@@ -96,7 +98,6 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
         raise OptionError(
             f"{method}: a mask chooses weights, and LoRA trains none; drop --lora-rank"
         )
-    whole = found.piece("whole")
     if whole is not None and not whole.about.trains and job.options.lora_rank is not None:
         raise OptionError(f"{method} trains nothing, and so no adapter; drop --lora-rank")
     if whole is not None and (job.select or job.options.keep_adapter):

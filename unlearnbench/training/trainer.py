@@ -122,6 +122,8 @@ class Stage:
     """Which rows of which parameters may change; None: all."""
     gradient: Callable[[OptimizerStep], Gradient] | None = None
     """Makes the gradient of a step; None: that of the loss."""
+    adapts: tuple[str, ...] | None = None
+    """The linear layers that get a LoRA adapter; None: all."""
     sgd: bool = False
     """Plain steps, without AdamW."""
     l1: float = 0.0

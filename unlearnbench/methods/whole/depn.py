@@ -10,8 +10,8 @@ from unlearnbench.checkpoints.load import out_first
 from unlearnbench.errors import MetricError
 from unlearnbench.methods.base import About, PreTrainedModel, TrainingContext
 from unlearnbench.methods.options import option
-from unlearnbench.methods.places import hooked, outward, predicted, ready, share_of
-from unlearnbench.methods.rows import Example, Tensor
+from unlearnbench.methods.places import hooked, inputs_of, outward, predicted, ready, share_of
+from unlearnbench.methods.rows import IGNORED, Example, Tensor
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,12 @@ def attribution(model: Any, example: Example, options: DepnOptions) -> Tensor:
     import torch
 
     layers = list(outward(model).values())
-    activations: dict[Any, Tensor] = {}
-
-    def keep(module: Any, given: Any) -> None:
-        activations[module] = given[0].detach()
-
-    with torch.no_grad(), hooked(dict.fromkeys(layers, keep), inputs=True):
-        _, at, _ = predicted(model, example)
+    activations = dict(zip(layers, inputs_of(model, layers, example), strict=True))
+    at = torch.tensor([t for t, label in enumerate(example.labels[1:]) if label != IGNORED])
     groups = [layers] if options.depn_path == "all" else [[layer] for layer in layers]
     found = []
     for group in groups:
-        clean = [activations[layer][0, at] for layer in group]
+        clean = [activations[layer] for layer in group]
         sums = [torch.zeros_like(b[0], dtype=torch.float64) for b in clean]
         for step in range(1, options.depn_steps + 1):
             ways = [(step / options.depn_steps * b).requires_grad_() for b in clean]

@@ -11,7 +11,7 @@ from unlearnbench.checkpoints.load import out_first
 from unlearnbench.errors import MetricError, OptionError
 from unlearnbench.methods.base import About, PreTrainedModel, TrainingContext
 from unlearnbench.methods.options import option
-from unlearnbench.methods.places import hooked, outward, predicted, ready
+from unlearnbench.methods.places import inputs_of, outward, ready
 from unlearnbench.methods.rows import IGNORED, Example, Tensor
 
 
@@ -163,11 +163,12 @@ def _keys(
     """Inputs of a layer where learned tokens are predicted, (tokens, neurons) in double precision,
     and those tokens, of one text after another.
     """
-    seen: list[Tensor] = []
-    with hooked({layer: lambda module, given: seen.append(given[0][0])}, inputs=True):
-        for example in examples:
-            if most <= 0:
-                return
-            _, at, tokens = predicted(model, example)
-            yield seen.pop()[at[:most]].double(), tokens[:most]
-            most -= len(at)
+    import torch
+
+    for example in examples:
+        if most <= 0:
+            return
+        (keys,) = inputs_of(model, [layer], example)
+        tokens = torch.tensor([y for y in example.labels[1:] if y != IGNORED], device=keys.device)
+        yield keys[:most].double(), tokens[:most]
+        most -= len(keys)
