@@ -41,9 +41,12 @@ CORPUS = [
 
 
 @pytest.fixture(autouse=True)
-def _no_ambient_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests name their data; the real rows come through ``muse_data`` alone."""
+def _ambient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests name their data; the real rows come through ``muse_data`` alone. Tables have room for a
+    row a line, but where a test says how wide the terminal is.
+    """
     monkeypatch.delenv("UNLEARNBENCH_DATA", raising=False)
+    monkeypatch.setenv("COLUMNS", "1000")
 
 
 _CACHES = {k: v for k, v in os.environ.items() if k.startswith(("HF_", "TRANSFORMERS_"))}

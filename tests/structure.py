@@ -185,6 +185,10 @@ def trip(arguments: list[str]) -> list[str]:
 
 def plain_request(folder: Path) -> list[str]:
     """Make a tiny checkpoint in ``folder``, evaluate it at 4 bits; returns the trip's files."""
+    import accelerate  # noqa: F401  # imports are slow under watch, and do not count
+    import bitsandbytes  # noqa: F401
+
+    import unlearnbench.evaluation.evaluate  # noqa: F401
     from tests.conftest import make_model, make_tokenizer
 
     tokenizer = make_tokenizer()

@@ -13,7 +13,6 @@ import pytest
 import unlearnbench
 from tests.cli.test_main import call
 from unlearnbench.boards.entry import Submission
-from unlearnbench.cli.demo import scores_table, summary
 from unlearnbench.demo import pipeline, work
 from unlearnbench.demo.meter import measured
 from unlearnbench.demo.pipeline import MADE, clear, files_sha256, part_keys, run_demo
@@ -21,6 +20,8 @@ from unlearnbench.demo.recipe import METHODS, PRECISIONS, DemoOptions
 from unlearnbench.demo.start import DATA
 from unlearnbench.demo.work import is_trained
 from unlearnbench.errors import EvaluationError, Failure, MetricError, OptionError
+from unlearnbench.recovery import UTILITY_FLOOR
+from unlearnbench.recovery.overview import overview
 from unlearnbench.recovery.verdicts import RecoveryRow
 from unlearnbench.tasks.registry import builtin_task_dir
 
@@ -254,61 +255,27 @@ copy or os.wait()"""
     assert str(meter) == f"took {meter.seconds:.0f} s and at most {meter.peak / 1e9:.1f} GB"
 
 
-def test_the_table_of_scores_has_every_model_precision_and_both_tasks() -> None:
-    figures = {"want": "low", "n": 48, "retrained": 4.5, "excess": 0.0, "change": 0.0}
-    rows = [
-        RecoveryRow.model_validate(
-            {
-                **figures,
-                "entry": entry,
-                "task": task,
-                "precision": precision,
-                "verdict": "holds",
-                "full": base + kept,
-                "quantized": base + kept + step,
-                "target": 90.0 + kept + step,
-                "target_full": 95.0 + kept,
-            }
-        )
-        for entry, base in (("ga", 10.0), ("npo", 20.0))
-        for task, kept in (("demo_knowmem_f", 0.0), ("demo_knowmem_r", 2.0))
-        for precision, step in (("rtn-int4", 1.0), ("rtn-int8", 0.5))  # as files are sorted
-    ]
-    shown = scores_table(rows, ("none", "rtn-int8", "rtn-int4")).splitlines()
-    assert [[c.strip() for c in line.strip("|").split("|")] for line in (shown[0], *shown[2:])] == [
-        ["model", *(f"{k}, none / rtn-int8 / rtn-int4" for k in ("KnowMem_f", "KnowMem_r"))],
-        ["target", "95.0 / 90.5 / 91.0", "97.0 / 92.5 / 93.0"],
-        ["ga, collapsed in full precision", "10.0 / 10.5 / 11.0", "12.0 / 12.5 / 13.0"],
-        ["npo, collapsed in full precision", "20.0 / 20.5 / 21.0", "22.0 / 22.5 / 23.0"],
-    ]
-
-
 def rows_of(full: dict[str, tuple[float, float]]) -> list[RecoveryRow]:
     """Rows at one precision of methods with these KnowMem_f and KnowMem_r in full precision."""
     figures = {"want": "low", "n": 48, "retrained": 4.5, "excess": 0.0, "change": 70.0}
-    figures |= {"precision": "rtn-int4", "verdict": "recovers", "quantized": 75.0, "target": 90.0}
-    tasks = ("demo_knowmem_f", "demo_knowmem_r")
+    figures |= {"precision": "rtn-int4", "quantized": 75.0, "target": 90.0, "target_full": 94.0}
+    tasks = (
+        {"task": "demo_knowmem_f", "verdict": "recovers"},
+        {"task": "demo_knowmem_r", "verdict": "holds", "want": "high"},
+    )
     return [
-        RecoveryRow.model_validate(
-            {**figures, "entry": entry, "task": task, "full": score, "target_full": 94.0}
-        )
+        RecoveryRow.model_validate({**figures, "entry": entry, "full": score, **task})
         for entry, scores in full.items()
         for task, score in zip(tasks, scores, strict=True)
     ]
 
 
-def test_a_model_that_has_collapsed_is_marked_in_the_table_and_in_its_line() -> None:
+def test_a_model_that_has_collapsed_is_marked() -> None:
     """Below half of the target's 94 on what should stay; at half it holds."""
     rows = rows_of({"ga": (0.0, 46.9), "npo": (20.0, 47.0)})
-    lines = scores_table(rows, ("none", "rtn-int4")).splitlines()[2:]
-    named = [line.strip("|").split("|")[0].strip() for line in lines]
-    assert named == ["target", "ga, collapsed in full precision", "npo"]
-    assert summary(rows) == [
-        "ga: KnowMem_f 0.0 in full precision, 75.0 at rtn-int4; collapsed in full precision "
-        "(KnowMem_r 46.9, the target's 94.0)",
-        "npo: KnowMem_f 20.0 in full precision, 75.0 at rtn-int4",
-        "target: 94.0 in full precision; retrained model: 4.5",
-    ]
+    shown = overview(rows, UTILITY_FLOOR).splitlines()
+    marked = [line.split()[:3] for line in shown if line.startswith(("ga ", "npo "))]
+    assert marked[2:] == [["ga", "46.9", "broken"], ["npo", "47.0", "75.0"]]
 
 
 @pytest.mark.parametrize("more", [[], ["--dense"]])
@@ -323,7 +290,6 @@ def test_the_demo_says_first_which_questions_choose(
         return options.table
 
     monkeypatch.setattr("unlearnbench.cli.demo.run_demo", finished)
-    monkeypatch.setattr("unlearnbench.cli.demo.scores_table", lambda *_: "")
     questions = (DATA / "knowmem/forget_qa.jsonl").read_text(encoding="utf-8").splitlines()
     assert call("demo", "--out", str(tmp_path), *more) == 0
     assert f"chosen on the {len(questions)} questions that are\nreported" in capsys.readouterr().out

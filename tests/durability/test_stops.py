@@ -72,6 +72,8 @@ class Runs:
         return self.log.with_suffix(".err").read_text().splitlines()[-1]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @posix
 def test_one_process_wins_and_every_stop_can_be_gone_on_from(
     toy: Toy, tiny: Path, start_forked: Start, call: Call

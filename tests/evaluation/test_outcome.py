@@ -107,3 +107,18 @@ def test_tasks_and_precisions_stand_in_the_order_given() -> None:
     found = cells(results)
     assert found[0][1:-1] == ["z (low)", "a (low)", "m (low)"]
     assert [row[0] for row in found[1:]] == ["nf4", "none", "fp4"]
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_the_table_fits_a_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With folders beside where there is room, else below; at the narrowest a row a score."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    names = [f"news_{name}_f" for name in ("verbmem", "knowmem", "other")]
+    made = make_result({name: make_task(value=58.4, ci=[52.0, 64.0]) for name in names})
+    shown = results_table([made], {"none": Path("results/unlearned-01234567/none")})
+    assert max(map(len, shown.splitlines())) <= width
+    assert shown.count("58.4 [52.0, 64.0]") == 3
+    assert all(name in shown for name in names)
+    last = shown.splitlines()[-1]
+    assert last.startswith("| none" if width == 160 else "none: results/unlearned-01234567/none")
+    assert ("| none        | news_verbmem_f" in shown) == (width == 80)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -93,6 +94,10 @@ def test_the_table_and_its_json(
     assert rows["ga_gdr", "made_privleak", "rtn-int4"]["verdict"] == "recovers"
     assert rows["ga_gdr", "made_knowmem_r", "rtn-int4"]["verdict"] == "holds"
     out = capsys.readouterr().out
+    assert "of 2 recover at rtn-int4" in out or "1 of 2 recovers at rtn-int4" in out
+    assert max(map(len, out.splitlines())) <= 100
+    assert call(*arguments(bench, "ga_gdr"), "--wide") == 0
+    out = capsys.readouterr().out
     assert "recovers" in out
     assert "Holm" in out
 
@@ -121,7 +126,7 @@ def test_trainings_of_one_recipe_are_one_row(
     out = capsys.readouterr().out
     assert {entry for entry, _, _ in rows} == {"npo", "other"}
     assert "npo (3 seeds)" in out
-    assert "other (1 seed)" in out
+    assert re.search(r"^other  ", out, re.MULTILINE)
     alone = rows_of(trained, tmp_path, *names, "--per-seed")
     assert {entry for entry, _, _ in alone} == set(names)
     for task in ("made_knowmem_f", "made_knowmem_r", "made_privleak"):
@@ -190,7 +195,7 @@ def test_no_share_where_the_target_itself_forgets(
         assert not {"recovered", "recovered_ci", "retained", "retained_ci"} & set(row)
         assert rows[name, "made_knowmem_f", "rtn-int8"]["verdict"] == "forgets"
         assert rows[name, "made_knowmem_r", "rtn-int4"]["verdict"] == "holds"
-    assert "less\nthan half of its own score" in capsys.readouterr().out
+    assert "n/a: the target itself forgets there" in capsys.readouterr().out
 
 
 def test_the_target_had_not_forgotten(bench: Bench, tmp_path: Path) -> None:
@@ -367,7 +372,7 @@ def test_hostile_names_stay_on_their_line(
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert "\u202e" not in out
-    assert "\\|b" in out
+    assert "\na\\x1b[31m|b\\u202e" in out
 
 
 def test_help_stays_light() -> None:

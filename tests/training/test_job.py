@@ -61,10 +61,11 @@ def test_every_method_makes_an_ordinary_checkpoint(
         "tokenizer_config.json",
         "unlearning.json",
     }
-    assert files == expected | ({"masks"} if "masks" in kinds(method) else set())
+    more = {"masks"} if "masks" in kinds(method) else set()
+    assert files == expected | (more or ({"forgotten"} if method == "flearn" else set()))
     assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == {"model.safetensors"}
     assert all(math.isfinite(record.loss) for record in training.losses)
-    assert len(training.losses) == 3 * (2 if method == "whp_ft" else 1)
+    assert len(training.losses) == 3 * (2 if method in ("whp_ft", "flearn") else 1)
     assert (tmp_path / "out/model.safetensors").stat().st_mode & 0o444 == 0o444
     for record in training.losses:
         if record.retain is not None and record.forget is not None:

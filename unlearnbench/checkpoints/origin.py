@@ -25,7 +25,7 @@ class _Part(BaseModel):
 class SourceRecord(_Part):
     """One source of texts."""
 
-    role: Literal["forget", "retain", "auxiliary", "alternatives", "data"]
+    role: Literal["forget", "retain", "auxiliary", "alternatives", "spans", "data"]
     source: str
     """As given: a file or task:NAME."""
     rows: int = Field(gt=0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -16,14 +15,11 @@ from unlearnbench.demo.pipeline import run_demo
 from unlearnbench.demo.recipe import METHODS, PRECISIONS, TASKS, DemoOptions
 from unlearnbench.errors import printable
 from unlearnbench.recovery import UTILITY_FLOOR
-from unlearnbench.recovery.reports import recovery_table
+from unlearnbench.recovery.overview import overview
 from unlearnbench.recovery.verdicts import RecoveryRow
-from unlearnbench.results import FULL
 from unlearnbench.tasks.registry import split_names
-from unlearnbench.util.text import text_table
+from unlearnbench.util.text import paint, terminal_width
 
-_TASK, _KEPT = TASKS[0], TASKS[2]
-_BROKEN = "collapsed in full precision"
 _INTRO = """\
 A tiny Llama (2 layers, 128 wide) learns an invented corpus by heart, then unlearns a part of it by
 each method, until its answers on that part score at most a quarter of what they did. Every model is
@@ -68,63 +64,7 @@ def demo(seed: int, methods: str, quant: str, out: str | None, dense: bool) -> N
     with measured() as meter:
         path = run_demo(options, lambda line: click.echo(printable(line)))
     rows = [RecoveryRow.model_validate(row) for row in json.loads(path.read_bytes())]
-    shown = [row for row in rows if row.task == _TASK]
-    page = path.parent / "index.html"
-    for text in (
-        recovery_table(shown),
-        f"\n{scores_table(rows, options.precisions)}\n",
-        *summary(rows),
-        f"all tasks: {path}; the page: {page}",
-        f"this call {meter}, all its processes together",
-    ):
-        click.echo(printable(text))
-
-
-def scores_table(rows: Sequence[RecoveryRow], precisions: Sequence[str]) -> str:
-    """KnowMem_f and KnowMem_r of the target and each method, one figure for each precision."""
-    quantized = [name for name in precisions if name != FULL]
-    found = {(row.entry, row.task, row.precision): row for row in rows}
-    entries = list(dict.fromkeys(row.entry for row in rows))
-
-    def scores(model: str, task: str) -> str:
-        entry = entries[0] if model == "target" else model
-        own = [found[entry, task, name] for name in quantized]
-        if model == "target":
-            figures = [own[0].target_full, *(row.target for row in own)]
-        else:
-            figures = [own[0].full, *(row.quantized for row in own)]
-        return " / ".join(f"{figure:.1f}" for figure in figures)
-
-    names = " / ".join([FULL, *quantized])
-    marked = {entry: f"{entry}, {_BROKEN}" for entry in collapsed(rows)}
-    lines = [
-        [marked.get(model, model), scores(model, _TASK), scores(model, _KEPT)]
-        for model in ("target", *entries)
-    ]
-    return text_table(lines, ["model", f"KnowMem_f, {names}", f"KnowMem_r, {names}"])
-
-
-def collapsed(rows: Sequence[RecoveryRow]) -> dict[str, str]:
-    """The methods whose model has lost, in full precision, more of what should stay than the
-    utility floor allows; with the scores that tell.
-    """
-    return {
-        row.entry: f"KnowMem_r {row.full:.1f}, the target's {row.target_full:.1f}"
-        for row in rows
-        if row.task == _KEPT and row.full < UTILITY_FLOOR * row.target_full
-    }
-
-
-def summary(rows: Sequence[RecoveryRow]) -> list[str]:
-    """A line for each method: how much of the forgotten answers it gives, and whether it still
-    answers anything.
-    """
-    lines, broken = [], collapsed(rows)
-    asked = [row for row in rows if row.task == _TASK]
-    for entry in dict.fromkeys(row.entry for row in asked):
-        own = [row for row in asked if row.entry == entry]
-        scores = ", ".join(f"{row.quantized:.1f} at {row.precision}" for row in own)
-        told = f"; {_BROKEN} ({broken[entry]})" if entry in broken else ""
-        lines.append(f"{entry}: KnowMem_f {own[0].full:.1f} in full precision, {scores}{told}")
-    target, retrained = asked[0].target_full, asked[0].retrained
-    return [*lines, f"target: {target:.1f} in full precision; retrained model: {retrained:.1f}"]
+    shown = [row for row in rows if row.task in (TASKS[0], TASKS[2])]
+    click.echo(overview(shown, UTILITY_FLOOR, terminal_width(), paint))
+    click.echo(printable(f"\nall tasks: {path}; the page: {path.parent / 'index.html'}"))
+    click.echo(f"this call {meter}, all its processes together")

@@ -78,7 +78,8 @@ def _facts(piece: Piece) -> dict[str, Any]:
 def _needs(piece: Piece) -> list[str]:
     """What has to be given beside the forget set."""
     other = ["--alternative"] if piece.about.alternatives else []
-    return [f"--{role}" for role in piece.about.data] + other
+    sets = [f"--{role}" for role in piece.about.data]
+    return [" or ".join(sets + other)] if piece.kind == "whole" and other else sets + other
 
 
 def _cost(piece: Piece) -> str:
@@ -93,7 +94,7 @@ def _cost(piece: Piece) -> str:
             f"a forward pass of {frozen} frozen model{'s' * (frozen > 1)} in each step, and "
             "the memory for its weights (with LoRA: none)"
         )
-    if about.alternatives:
+    if about.alternatives and piece.kind != "whole":
         parts.append(f"{about.alternatives} more rows beside each forget row")
     return "; ".join(parts) or "none"
 

@@ -18,7 +18,7 @@ from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.errors import OptionError, printable
 from unlearnbench.results import FULL, Condition
 from unlearnbench.tasks.registry import split_names
-from unlearnbench.util.text import text_table
+from unlearnbench.util.text import fitted_table
 
 
 @click.command("quants")
@@ -69,13 +69,12 @@ def _list(rows: Sequence[dict[str, Any]]) -> str:
             ", ".join([row["name"], *row["aliases"]]),
             "own" if row["bits_per_weight"] is None else f"{row['bits_per_weight']:.4g}",
             "yes" if row["available"] else f"no: {row['reason']}",
-            row["install"],
             row["scheme"],
         ]
         for row in rows
     ]
-    head = ["precision", "bits/weight", "here", "installed by", "what it does"]
-    return text_table(lines, head)
+    head = ["precision", "bits/weight", "here", "what it does"]
+    return fitted_table(lines, head)
 
 
 def _prove(

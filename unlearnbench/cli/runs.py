@@ -23,9 +23,11 @@ from unlearnbench.importing import ImportOptions, import_runs
 from unlearnbench.lm_eval.tables import utility_table
 from unlearnbench.recovery import UTILITY_FLOOR, certificate, reports
 from unlearnbench.recovery.compare import compare, open_comparison
+from unlearnbench.recovery.overview import overview
 from unlearnbench.recovery.policy import Policy, check, exit_status
 from unlearnbench.recovery.reports import recovery_table, rows_json
 from unlearnbench.util.files import write_text, writing
+from unlearnbench.util.text import paint, terminal_width
 from unlearnbench.util.validation import read_yaml_model
 
 _CAPTION = """
@@ -51,6 +53,7 @@ _VERDICTS = {0: "pass", 1: "FAIL", 2: "not decided: the lines above say why"}
 )
 @click.option("--figure", metavar="NAME", help="Another figure, as rougeL_recall or Min-20%.")
 @click.option("--per-seed", is_flag=True, help="A row for each training, not for each recipe.")
+@click.option("--wide", is_flag=True, help="Every figure with its interval, a row a condition.")
 @verbose_option
 def compare_runs(
     runs: Sequence[str],
@@ -60,6 +63,7 @@ def compare_runs(
     utility_floor: float,
     figure: str | None,
     per_seed: bool,
+    wide: bool,
 ) -> None:
     """Show what quantizing brings back, against the target and the retrained model.
 
@@ -73,8 +77,11 @@ def compare_runs(
     rows = compare(opened, per_seed)
     if json_file is not None:
         write_text(Path(json_file), rows_json(rows))
-    click.echo(printable(recovery_table(rows)))
-    click.echo(_CAPTION.format(floor=opened.floor))
+    if wide:
+        click.echo(printable(recovery_table(rows)))
+        click.echo(_CAPTION.format(floor=opened.floor))
+    else:
+        click.echo(overview(rows, opened.floor, terminal_width(), paint))
     if utilities:
         click.echo(printable(f"\nGeneral ability, by lm-eval:\n{utilities}"))
 

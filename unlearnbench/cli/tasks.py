@@ -12,7 +12,7 @@ from unlearnbench.errors import one_line, printable
 from unlearnbench.lm_eval import BRIDGE
 from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions, load_samples
-from unlearnbench.util.text import text_table
+from unlearnbench.util.text import fitted_table
 
 _HEAD = ["task", "groups", "metric", "want", "version", "description"]
 
@@ -42,7 +42,7 @@ def show_tasks(
             [t.task, ", ".join(t.tag), t.metric, t.want, f"{t.version:g}", t.description]
             for t in registry.tasks.values()
         ]
-        click.echo(text_table(rows, _HEAD))
+        click.echo(fitted_table(rows, _HEAD))
         return
     root = data_dir or os.environ.get("UNLEARNBENCH_DATA")
     options = DataOptions(Path(root) if root else None, allow_data_drift)

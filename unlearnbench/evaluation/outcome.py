@@ -25,7 +25,7 @@ from unlearnbench.runs.fingerprint import mixed_versions
 from unlearnbench.runs.folder import run_path
 from unlearnbench.tasks.registry import load_registry, split_names
 from unlearnbench.util.files import is_full
-from unlearnbench.util.text import text_table
+from unlearnbench.util.text import fits, fitted_table, terminal_width, text_table
 
 log = logging.getLogger("unlearnbench")
 
@@ -130,7 +130,7 @@ def results_table(
         wants = {name: task.want for result in results for name, task in result.tasks.items()}
     found = {r.condition.name: r.tasks for r in results}
     head = ["condition", *(f"{name} {_ARROWS[want]}" for name, want in wants.items()), "run folder"]
-    rows = []
+    rows: list[list[str]] = []
     for condition, path in paths.items():
         cells = []
         for name in wants:
@@ -138,7 +138,15 @@ def results_table(
             lost = (condition, name) in failed or (condition, None) in failed
             cells.append(_cell(result) if result else "FAILED" if lost else "not run")
         rows.append([condition, *cells, str(path)])
-    return text_table(rows, head)
+    whole, width = text_table(rows, head), terminal_width()
+    if fits(whole, width):
+        return whole
+    folders = [f"{row[0]}: {row[-1]}" for row in rows]
+    whole = text_table([row[:-1] for row in rows], head[:-1])
+    if fits(whole, width):
+        return "\n".join([whole, *folders])
+    pairs = ((row[0], *cell) for row in rows for cell in zip(head[1:-1], row[1:-1], strict=True))
+    return "\n".join([fitted_table([*pairs], [head[0], "task", "score"], width), *folders])
 
 
 def _cell(result: TaskResult) -> str:

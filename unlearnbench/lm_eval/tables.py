@@ -9,7 +9,7 @@ from unlearnbench.errors import OptionError, one_line
 from unlearnbench.results import HarnessMetric, HarnessResult, RunResult
 from unlearnbench.runs.entries import Entry
 from unlearnbench.runs.fingerprint import ASKED, Fingerprint, differences
-from unlearnbench.util.text import text_table
+from unlearnbench.util.text import fitted_table
 
 
 def headline(result: HarnessResult) -> HarnessMetric:
@@ -45,7 +45,7 @@ def harness_table(results: Mapping[str, RunResult]) -> str:
         for metric in result.metrics
     ]
     head = ["condition", "lm-eval task", "version", "shots", "n", "metric", "value", "run folder"]
-    return text_table(rows, head)
+    return fitted_table(rows, head)
 
 
 _SAME = ("version", "lm_eval", "n", "num_fewshot", "config_sha256", "documents_sha256", "subtasks")
@@ -94,4 +94,4 @@ def utility_cells(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]
 def utility_table(entries: Sequence[Entry]) -> str:
     """The utility columns as a table; empty where no run has an lm-eval task."""
     head, rows = utility_cells(entries)
-    return text_table(rows, head) if head else ""
+    return fitted_table(rows, head) if head else ""

@@ -47,7 +47,12 @@ class About:
     references: tuple[str, ...] = ()
     """Frozen models whose logits its loss reads: ``target``, or names of its ``references``."""
     alternatives: int = 0
-    """How many other answers stand beside each forget row of a batch."""
+    """How many other answers stand beside each forget row of a batch; a function ``alternatives``
+    of the file may say it of the options. Of a whole method: other answers, where they are given,
+    stand in for the retain set."""
+    term: str = ""
+    """Of a forget loss that is itself only with a certain term on other texts: which. Its name
+    stands for both."""
     stage: str | None = None
     """Of a whole method: the name of the training that makes its output; None: it is made without,
     from models that were trained."""
@@ -161,9 +166,11 @@ class TrainingContext(Protocol):
         """A model to compare with; None: the target as it is now."""
 
     def descend(
-        self, model: PreTrainedModel, examples: Sequence[Example], stage: str
+        self, model: PreTrainedModel, examples: Sequence[Example], stage: str, **changed: Any
     ) -> PreTrainedModel:
-        """Train ``model`` on ``examples`` by plain cross-entropy."""
+        """Train ``model`` on ``examples`` by plain cross-entropy. changed: options of the training
+        that are others here, as ``lora_rank``.
+        """
 
     def fit(
         self,
@@ -174,12 +181,12 @@ class TrainingContext(Protocol):
         gradient: Callable[[OptimizerStep], Gradient] | None = None,
         sgd: bool = False,
         adapts: tuple[str, ...] | None = None,
-        stage: str | None = None,
+        stage: str = "unlearn",
     ) -> PreTrainedModel:
         """Train the target on all sets; only parameters whose name ``learns`` accepts change.
         ``forget``: in place of the forget set. ``gradient`` makes that of each step; None: that of
         the loss. ``sgd``: by plain steps, without AdamW. ``adapts``: the linear layers that get a
-        LoRA adapter, by name. ``stage``: the training's name, where it is not that of the output.
+        LoRA adapter, by name. ``stage``: the training's name.
         """
 
     def forget_gradient(self) -> dict[str, Tensor]:
@@ -191,6 +198,20 @@ class TrainingContext(Protocol):
         self, models: Sequence[PreTrainedModel], label: Callable[..., Tensor]
     ) -> tuple[Example, ...]:
         """The forget set with labels ``label(*logits of each model, labels)``."""
+
+    def measure(
+        self,
+        models: Sequence[PreTrainedModel],
+        examples: Sequence[Example],
+        make: Callable[..., Tensor],
+    ) -> list[Any]:
+        """``make(*logits of each model, labels)``, (rows, ...), of each example."""
+
+    def others(self) -> tuple[Example, ...]:
+        """The other answers to what is forgotten, where ``--alternative`` gives some."""
+
+    def keep(self, name: str, model: PreTrainedModel) -> None:
+        """Save a state on the way as a checkpoint, in a folder of the output called ``name``."""
 
     def answer(self, example: Example, other: str | Sequence[int]) -> Example:
         """``example`` with another answer after its first ``prompt`` tokens, as text or tokens."""

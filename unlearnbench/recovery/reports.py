@@ -17,7 +17,7 @@ from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.recovery.compare import Comparison
 from unlearnbench.recovery.policy import Finding, come_back
 from unlearnbench.recovery.verdicts import RecoveryRow
-from unlearnbench.util.text import text_table
+from unlearnbench.util.text import fitted_table, text_table
 
 _HEAD = ["entry", "task", "condition", "full", "quantized", "target", "retrained", "change"]
 _HEAD += ["recovered", "retained", "utility", "verdict"]
@@ -76,7 +76,7 @@ def findings_table(findings: Sequence[Finding]) -> str:
     """A text table."""
     rows = [[f.entry, f.task, f.precision, f.rule, f.outcome, f.message] for f in findings]
     head = ["entry", "task", "precision", "rule", "outcome", "measured"]
-    return text_table(rows, head, "simple")
+    return fitted_table(rows, head)
 
 
 def junit(findings: Sequence[Finding]) -> str:

@@ -6,7 +6,7 @@ import json
 
 from unlearnbench.repair.job import RepairJob
 from unlearnbench.repair.matrices import Totals
-from unlearnbench.util.text import text_table
+from unlearnbench.util.text import fitted_table
 
 
 def figures(totals: Totals) -> dict[str, float]:
@@ -39,7 +39,7 @@ def report_table(totals: Totals) -> str:
     if found is None:
         return "the model's weights are the target's: nothing was unlearned, and nothing changed"
     rows = [[name, f"{one:.3f}", f"{two:.3f}"] for name, (one, two) in found.items()]
-    table = text_table(rows, ["update survival at", "before", "after"])
+    table = fitted_table(rows, ["update survival at", "before", "after"])
     facts = figures(totals)
     lines = [
         f"{totals.moved:,} of {totals.weights:,} weights ({100 * facts['moved_share']:.3g}%) took "

@@ -26,6 +26,7 @@ from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.moved import code_records
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, mask_record, save_tokenizer, write_file
+from unlearnbench.training.spans import ENTITIES, SURPRISE, most_surprising, on_spans
 from unlearnbench.util.process import is_main, process_count
 from unlearnbench.util.text import blank_in_answer
 from unlearnbench.util.version import __version__
@@ -52,6 +53,8 @@ class Job:
     """A third set, for the methods that read one."""
     alternative: str | None = None
     """Other answers, for the methods that read them: a file, retain, generic, own or refuse."""
+    spans: str | None = None
+    """What of the forget texts is forgotten: a file, surprise or entities; None: all."""
     options: TrainOptions = field(default_factory=TrainOptions)
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
     load: LoadOptions = field(default_factory=LoadOptions)
@@ -83,17 +86,7 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
         job = replace(job, options=job.options.model_copy(update={"lora_rank": rank}))
     if job.options.pack > 1 or job.options.l1 or job.options.weight_noise:
         raise OptionError("--pack, --l1 and --weight-noise are for finetune")
-    for role, given in (("retain", job.retain), ("auxiliary", job.auxiliary)):
-        if role in found.data and not given:
-            raise OptionError(f"{method} learns from a set of {role} texts; give --{role}")
-        if given and role not in found.data:
-            raise OptionError(f"{method} has no {role} term; leave --{role} out")
-    if found.wants_alternatives != (job.alternative is not None):
-        says = "give --alternative FILE, retain, generic, own or refuse"
-        wants = f"{method} reads other answers to what is forgotten; {says}"
-        raise OptionError(wants if found.wants_alternatives else f"{method} reads no other answers")
-    if job.alternative == "retain" and not job.retain:
-        raise OptionError("--alternative retain: give --retain, and a method with a retain term")
+    _require_texts(job, found)
     if found.piece("masks") is not None and job.options.lora_rank is not None:
         raise OptionError(
             f"{method}: a mask chooses weights, and LoRA trains none; drop --lora-rank"
@@ -104,6 +97,32 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
         option = "--eval-tasks" if job.select else "--keep-adapter"
         raise OptionError(f"{option} is for methods of one training, and {method} is none")
     return _train(job, "unlearn", found)
+
+
+def _require_texts(job: Job, method: Method) -> None:
+    """Raises OptionError where a set that ``method`` reads is missing, or one is given that it does
+    not read.
+    """
+    name, takes, given = method.name, method.takes_alternatives, job.alternative is not None
+    data = method.data
+    if takes == "instead" and given and job.alternative != "retain":
+        data = data - {"retain"}
+    for role, texts in (("retain", job.retain), ("auxiliary", job.auxiliary)):
+        if role in data and not texts:
+            raise OptionError(f"{name} learns from a set of {role} texts; give --{role}")
+        if texts and role not in data:
+            raise OptionError(f"{name} has no {role} term; leave --{role} out")
+    if job.spans is not None and method.piece("forget") is None:
+        raise OptionError(f"--spans is for losses on the forget set, and {name} has none")
+    if job.options.span_share is not None and job.spans != SURPRISE:
+        raise OptionError("--span-share is for --spans surprise")
+    if takes == "yes" and not given:
+        says = "give --alternative FILE, retain, generic, own or refuse"
+        raise OptionError(f"{name} reads other answers to what is forgotten; {says}")
+    if takes == "no" and given:
+        raise OptionError(f"{name} reads no other answers")
+    if job.alternative == "retain" and not job.retain:
+        raise OptionError("--alternative retain: give --retain, and a method with a retain term")
 
 
 def finetune(job: Job) -> Training:
@@ -128,7 +147,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     data = [record for _, sources in corpora.values() for record in sources]
     source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)
     encoder = _make_encoder(source, job)
-    sets, more = _sets(job, corpora, encoder)
+    sets, more = _sets(job, method, corpora, encoder)
     data += more
     facts: dict[str, Any] = {
         "kind": kind,
@@ -158,6 +177,8 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
             target, encoder, **sets, options=job.options, method=method, home=folder.work
         )
         context.resume, context.progress = job.resume, job.progress
+        if job.spans == SURPRISE:
+            context.forget = most_surprising(context, job.options.span_share)
         context.alternative = job.alternative
         context.forecast = job.forecast if kind == "unlearn" else None
         source.release()
@@ -186,22 +207,29 @@ def _fingerprint(
             "data": [part.sha256 for part in data],
             "sequences": hashlib.sha256(repr(sets).encode()).hexdigest(),
             "select": None if job.select is None else job.select.model_dump(),
+            **({"spans": SURPRISE} if job.spans == SURPRISE else {}),
         }
     )
 
 
 def _sets(
-    job: Job, corpora: Mapping[TextRole, Any], encoder: Encoder
+    job: Job, method: Method, corpora: Mapping[TextRole, Any], encoder: Encoder
 ) -> tuple[dict[str, Any], list[SourceRecord]]:
-    """The sequences of each set, and what identifies a file of other answers."""
+    """The sequences of each set, and what identifies a file of other answers or of spans."""
     sets: dict[str, Any] = {"forget": (), "retain": (), "auxiliary": ()}
     known: dict[TextRole, Any] = {role: documents for role, (documents, _) in corpora.items()}
     for role, documents in known.items():
         sets["forget" if role == "data" else role] = encoder.encode(documents, role)
     more: list[SourceRecord] = []
     if job.alternative is not None:
-        given = job.alternative
-        sets["forget"], more = attach(given, known, encoder, job.corpus, job.options.seed)
+        loss = method.piece("forget")
+        beside = 1 if loss is None else loss.alternatives
+        given, seed = job.alternative, job.options.seed
+        sets["forget"], more = attach(given, known, encoder, job.corpus, seed, beside)
+    if job.spans is not None:
+        rows = known["forget"], sets["forget"]
+        sets["forget"], found = on_spans(job.spans, *rows, encoder, job.corpus)
+        more += found
     return sets, more
 
 
@@ -254,6 +282,8 @@ def _reading(job: Job, encoder: Encoder, sets: Mapping[str, Any]) -> dict[str, A
         read["answer_blank"] = "answer"
     if job.alternative in WORDS:
         read["alternative"] = job.alternative
+    if job.spans in (SURPRISE, ENTITIES):
+        read["spans"] = job.spans
     return read
 
 
@@ -290,12 +320,20 @@ def _save(
     )
     if is_main():
         folder.save(result, context.encoder.save, context.method, masks)
+        for name, steps in context.kept.items():
+            knobs = {**training.knobs, "state": name}  # another recipe
+            change = {"knobs": knobs, "losses": training.losses[:steps]}
+            _write_record(folder.path / name, training.model_copy(update=change))
         one = not isinstance(result, Ensemble) and not context.options.keep_adapter
         if one and training.kind == "unlearn":
             codes = code_records(folder.path, job.model, job.load)
             training = training.model_copy(update={"codes": codes})
-        record = training.model_dump(mode="json", exclude_none=True)
-        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-        write_file(folder.path / FILE, text.encode())
+        _write_record(folder.path, training)
         folder.clean()
     return training
+
+
+def _write_record(folder: Path, training: Training) -> None:
+    record = training.model_dump(mode="json", exclude_none=True)
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    write_file(folder / FILE, text.encode())

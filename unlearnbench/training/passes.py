@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 
+from unlearnbench.checkpoints.load import out_first
+from unlearnbench.methods.base import BatchLoss, inner_linears
 from unlearnbench.methods.rows import Batch, Example
 from unlearnbench.training.batches import Rows, Sums, as_batch, collate, sums_of
 from unlearnbench.training.options import TrainOptions
@@ -45,3 +47,21 @@ def batches(
         chunk = rows[at : at + size]
         inputs = collate([(row, whole or sums_of(chunk)) for row in chunk], pad)
         yield as_batch(send_to_device(inputs, device()))
+
+
+def linear_gradients(
+    options: TrainOptions, pad: int, model: Any, loss: BatchLoss, rows: Sequence[Rows]
+) -> dict[str, torch.Tensor]:
+    """The gradient of ``loss`` over all rows as one step, float32, (out, in), by the parameter of
+    every inner linear weight.
+    """
+    model = model.to(device()).eval()
+    layers = {f"{name}.weight": layer for name, layer in inner_linears(model).items()}
+    sums = {n: torch.zeros_like(m.weight, dtype=torch.float32) for n, m in layers.items()}
+    for batch in batches(options, pad, rows, sums_of(rows)):
+        loss(model, batch)["loss"].backward()
+        for name, layer in layers.items():
+            if layer.weight.grad is not None:
+                sums[name] += layer.weight.grad
+        model.zero_grad(set_to_none=True)
+    return {name: out_first(layers[name], total) for name, total in sums.items()}

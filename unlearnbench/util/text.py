@@ -4,8 +4,11 @@ its row or moves the cursor.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+import shutil
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from unlearnbench.errors import one_line
@@ -27,6 +30,95 @@ def text_table(rows: Sequence[Sequence[object]], head: Sequence[str], style: str
         tablefmt=style,
         disable_numparse=True,
     )
+
+
+def paint(text: str, colour: str) -> str:
+    """Printable text in a colour, where standard output is a terminal and NO_COLOR is not set."""
+    import click
+
+    plain = (
+        not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    )
+    return text if plain else click.style(text, fg=colour)
+
+
+def terminal_width() -> int:
+    """Columns that a table may take: the terminal's, at least 80; 100 where there is none."""
+    return max(80, shutil.get_terminal_size((100, 24)).columns)
+
+
+def fits(table: str, width: int) -> bool:
+    """Whether no line is longer."""
+    return max(map(len, table.splitlines())) <= width
+
+
+def fitted_table(rows: Sequence[Sequence[object]], head: Sequence[str], width: int = 0) -> str:
+    """``text_table`` where it fits ``width`` columns (0: the terminal's), else a plain table whose
+    widest columns are wrapped.
+    """
+    width = width or terminal_width()
+    whole = text_table(rows, head)
+    if fits(whole, width):
+        return whole
+    cells = [[one_line(value, 2000) for value in row] for row in (head, *rows)]
+    widths = _widths(cells)
+    room = width - 2 * (len(widths) - 1)
+    while sum(widths) > room and max(widths) > 8:
+        at = widths.index(max(widths))
+        next_widest = max([w for w in widths if w < widths[at]], default=8)
+        excess = -((room - sum(widths)) // widths.count(widths[at]))
+        widths[at] = max(next_widest, widths[at] - excess, 8)
+    return plain_table(cells[1:], cells[0], widths)
+
+
+def plain_table(
+    rows: Sequence[Sequence[str]], head: Sequence[str], widths: Sequence[int] | None = None
+) -> str:
+    """A table without bars, of cells that are printable already; longer cells than ``widths`` are
+    wrapped.
+    """
+    from tabulate import tabulate
+
+    most = list(widths) if widths and rows else None
+    return tabulate(
+        rows,
+        headers=head,
+        tablefmt="simple",
+        disable_numparse=True,
+        maxcolwidths=most,
+        maxheadercolwidths=most,
+    )
+
+
+def in_parts(
+    names: Sequence[str], lines: Callable[[Sequence[str]], list[list[str]]], width: int
+) -> list[list[list[str]]]:
+    """Tables of as many of the columns ``names`` as fit ``width`` each; ``lines``: head and rows of
+    some of them.
+    """
+    size = len(names)
+    while size > 1 and table_width(lines(names[:size])) > width:
+        size -= 1
+    return [lines(names[at : at + size]) for at in range(0, len(names), size)]
+
+
+def table_width(lines: Sequence[Sequence[str]]) -> int:
+    """Columns that ``plain_table`` takes for a head and rows that are not wrapped."""
+    return sum(_widths(lines)) + 2 * (len(lines[0]) - 1)
+
+
+def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
+    """Of each column; tabulate gives a head two columns more."""
+    return [max(len(head) + 2, *map(len, body)) for head, *body in zip(*lines, strict=True)]
+
+
+def shortened(name: str, width: int) -> str:
+    """A name as one printable line of at most ``width`` characters, cut in its middle."""
+    shown = one_line(name, 400)
+    if len(shown) <= width:
+        return shown
+    half = (width - 2) // 2
+    return f"{shown[: width - 2 - half]}..{shown[len(shown) - half :]}"
 
 
 def cut_at_stop(text: str, stop: tuple[str, ...]) -> str:

@@ -404,8 +404,8 @@ def test_command_writes_table_json_and_plot(
     arguments += ["--quant", "int8,int4", "--json", str(facts), "--plot", str(plot)]
     assert run(arguments) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"model.layers.1 +\| no update, 100.000%", shown)
-    assert "| mlp.up_proj " in shown
+    assert re.search(r"model.layers.1 +no update, 100.000%", shown)
+    assert "\nmlp.up_proj " in shown
     assert " at rtn-int4: " in shown
     content = json.loads(facts.read_text())
     assert set(content["precisions"]) == {"rtn-int8", "rtn-int4"}

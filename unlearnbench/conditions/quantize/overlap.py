@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -198,17 +199,17 @@ def overlap_table(found: Sequence[PrecisionOverlap]) -> str:
     """Survival and overlap of every transformer block, of every module over all blocks, and of all
     together with a forecast, a table each.
     """
-    from unlearnbench.util.text import text_table
+    from unlearnbench.util.text import fitted_table, in_parts, plain_table, terminal_width
 
     tables = []
     for what, parts in (
-        ("block", [p.by_block() for p in found]),
-        ("module", [p.by_module() for p in found]),
+        ("block", {p.precision: p.by_block() for p in found}),
+        ("module", {p.precision: p.by_module() for p in found}),
     ):
-        lines = [[part, *(_shown(each[part]) for each in parts)] for part in parts[0]]
-        tables.append(
-            text_table(lines, [f"survival, same code: {what}", *(p.precision for p in found)])
-        )
+        tables += [
+            plain_table(lines[1:], lines[0])
+            for lines in in_parts([*parts], partial(_lines, what, parts), terminal_width())
+        ]
     rows = [
         [
             p.precision,
@@ -220,8 +221,19 @@ def overlap_table(found: Sequence[PrecisionOverlap]) -> str:
         for p in found
     ]
     head = ["precision", "weights", "changed", "update survival", "same code"]
-    tables += [text_table(rows, head), "\n".join(forecast(p.survival, p.precision) for p in found)]
+    tables += [
+        fitted_table(rows, head),
+        "\n".join(forecast(p.survival, p.precision) for p in found),
+    ]
     return "\n\n".join(tables)
+
+
+def _lines(
+    what: str, parts: Mapping[str, Mapping[str, PrecisionOverlap]], precisions: Sequence[str]
+) -> list[list[str]]:
+    head = [f"survival, same code: {what}", *precisions]
+    names = next(iter(parts.values()))
+    return [head, *([n, *(_shown(parts[p][n]) for p in precisions)] for n in names)]
 
 
 def _survival(found: PrecisionOverlap) -> str:
