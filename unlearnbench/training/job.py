@@ -16,12 +16,12 @@ from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoin
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, SourceRecord, Training, TrainingOptions
 from unlearnbench.checkpoints.tokenizer import require_open_end
-from unlearnbench.conditions.base import has_codes, resolve
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
 from unlearnbench.training.alternatives import WORDS, attach
+from unlearnbench.training.checks import checked, require_texts
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.moved import code_records
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
@@ -86,7 +86,7 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
         job = replace(job, options=job.options.model_copy(update={"lora_rank": rank}))
     if job.options.pack > 1 or job.options.l1 or job.options.weight_noise:
         raise OptionError("--pack, --l1 and --weight-noise are for finetune")
-    _require_texts(job, found)
+    require_texts(job, found)
     if found.piece("masks") is not None and job.options.lora_rank is not None:
         raise OptionError(
             f"{method}: a mask chooses weights, and LoRA trains none; drop --lora-rank"
@@ -97,32 +97,6 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
         option = "--eval-tasks" if job.select else "--keep-adapter"
         raise OptionError(f"{option} is for methods of one training, and {method} is none")
     return _train(job, "unlearn", found)
-
-
-def _require_texts(job: Job, method: Method) -> None:
-    """Raises OptionError where a set that ``method`` reads is missing, or one is given that it does
-    not read.
-    """
-    name, takes, given = method.name, method.takes_alternatives, job.alternative is not None
-    data = method.data
-    if takes == "instead" and given and job.alternative != "retain":
-        data = data - {"retain"}
-    for role, texts in (("retain", job.retain), ("auxiliary", job.auxiliary)):
-        if role in data and not texts:
-            raise OptionError(f"{name} learns from a set of {role} texts; give --{role}")
-        if texts and role not in data:
-            raise OptionError(f"{name} has no {role} term; leave --{role} out")
-    if job.spans is not None and method.piece("forget") is None:
-        raise OptionError(f"--spans is for losses on the forget set, and {name} has none")
-    if job.options.span_share is not None and job.spans != SURPRISE:
-        raise OptionError("--span-share is for --spans surprise")
-    if takes == "yes" and not given:
-        says = "give --alternative FILE, retain, generic, own or refuse"
-        raise OptionError(f"{name} reads other answers to what is forgotten; {says}")
-    if takes == "no" and given:
-        raise OptionError(f"{name} reads no other answers")
-    if job.alternative == "retain" and not job.retain:
-        raise OptionError("--alternative retain: give --retain, and a method with a retain term")
 
 
 def finetune(job: Job) -> Training:
@@ -136,7 +110,7 @@ def finetune(job: Job) -> Training:
 
 def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Training:
     """Check everything, train, save."""
-    job = _checked(job, method)
+    job = checked(job, method)
     started = time.monotonic()
     # Now: by the end of a long training the files may be others than those that ran.
     code: dict[str, Any] = {"git_hash": git_hash(), "source_sha256": source_sha256()}
@@ -231,36 +205,6 @@ def _sets(
         sets["forget"], found = on_spans(job.spans, *rows, encoder, job.corpus)
         more += found
     return sets, more
-
-
-def _checked(job: Job, method: Method) -> Job:
-    """The job, with the conditions that it is to survive by their names in full."""
-    if job.options.keep_adapter and job.options.lora_rank is None:
-        raise OptionError("--keep-adapter: there is an adapter only with --lora-rank")
-    if job.options.survive is None:
-        return job
-    names = _survived(job.options.survive, method)
-    return replace(job, options=job.options.model_copy(update={"survive": names}))
-
-
-def _survived(asked: str, method: Method) -> str:
-    """The names in full of the conditions that a training is to survive. Raises OptionError where
-    one does not follow from the weights alone, or ``method`` trains no output.
-    """
-    specs = resolve([name.strip() for name in asked.split(",") if name.strip()])
-    if not specs:
-        raise OptionError("--survive names no condition")
-    for spec in specs:
-        if not has_codes(spec) or "dequantized" not in spec.kernels:
-            raise OptionError(
-                f"--survive {spec.name}: it does not follow from the weights alone; use precisions "
-                "that do, as rtn-int4, bnb-nf4 or gguf-q4_0"
-            )
-        if (lacking := spec.missing()) is not None:
-            raise OptionError(f"--survive {spec.name}: {lacking}")
-    if method.stage is None:
-        raise OptionError(f"--survive: {method.name} does not train the model that it makes")
-    return ",".join(spec.name for spec in specs)
 
 
 def _make_encoder(source: CheckpointSource, job: Job) -> Encoder:
