@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from unlearnbench.conditions.base import has_codes, resolve
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method
+from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.spans import SURPRISE
 
-if TYPE_CHECKING:
-    from unlearnbench.training.job import Job
+
+class Asked(Protocol):
+    """What of a job is checked."""
+
+    @property
+    def retain(self) -> tuple[str, ...]: ...
+    @property
+    def auxiliary(self) -> tuple[str, ...]: ...
+    @property
+    def alternative(self) -> str | None: ...
+    @property
+    def spans(self) -> str | None: ...
+    @property
+    def options(self) -> TrainOptions: ...
 
 
-def require_texts(job: Job, method: Method) -> None:
+def require_texts(job: Asked, method: Method) -> None:
     """Raises OptionError where a set that ``method`` reads is missing, or one is given that it does
     not read.
     """
@@ -40,14 +52,13 @@ def require_texts(job: Job, method: Method) -> None:
         raise OptionError("--alternative retain: give --retain, and a method with a retain term")
 
 
-def checked(job: Job, method: Method) -> Job:
-    """The job, with the conditions that it is to survive by their names in full."""
-    if job.options.keep_adapter and job.options.lora_rank is None:
+def checked(options: TrainOptions, method: Method) -> TrainOptions:
+    """The options, with the conditions that a training is to survive by their names in full."""
+    if options.keep_adapter and options.lora_rank is None:
         raise OptionError("--keep-adapter: there is an adapter only with --lora-rank")
-    if job.options.survive is None:
-        return job
-    names = _survived(job.options.survive, method)
-    return replace(job, options=job.options.model_copy(update={"survive": names}))
+    if options.survive is None:
+        return options
+    return options.model_copy(update={"survive": _survived(options.survive, method)})
 
 
 def _survived(asked: str, method: Method) -> str:

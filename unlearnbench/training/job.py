@@ -110,7 +110,7 @@ def finetune(job: Job) -> Training:
 
 def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Training:
     """Check everything, train, save."""
-    job = checked(job, method)
+    job = replace(job, options=checked(job.options, method))
     started = time.monotonic()
     # Now: by the end of a long training the files may be others than those that ran.
     code: dict[str, Any] = {"git_hash": git_hash(), "source_sha256": source_sha256()}
