@@ -291,6 +291,8 @@ def _encode(answer: Answer) -> dict[str, object]:
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise ModelOutputError(f"{answer.id}: a log-probability or its spread is not finite")
     packed = {n: base64.b64encode(a.astype("<f8").tobytes()).decode() for n, a in arrays.items()}
+    if answer.matches is not None:
+        packed["matches"] = "".join("1" if match else "0" for match in answer.matches)
     return {"id": answer.id, **packed}
 
 
@@ -302,10 +304,20 @@ def _decode(content: dict[str, object]) -> Answer:
             return Generated(name, text, count)
         case {"id": str(name), "logprobs": str(a), "mean": str(b), "std": str(c), **rest}:
             arrays = [_unpack(packed) for packed in (a, b, c)]
-            if rest or len({len(array) for array in arrays}) != 1 or not len(arrays[0]):
+            matches = _matches(rest.pop("matches")) if "matches" in rest else None
+            lengths = {len(array) for array in (*arrays, arrays[0] if matches is None else matches)}
+            if rest or len(lengths) != 1 or not len(arrays[0]):
                 raise ValueError("no scored answer: arrays of different lengths, or empty ones")
-            return Scored(name, *arrays)
+            return Scored(name, arrays[0], arrays[1], arrays[2], matches)
     raise ValueError("no answer")
+
+
+def _matches(packed: object) -> NDArray[np.bool_]:
+    import numpy as np
+
+    if not isinstance(packed, str) or set(packed) - {"0", "1"}:
+        raise ValueError("matches are written as 0 and 1")
+    return np.array([mark == "1" for mark in packed], dtype=np.bool_)
 
 
 def _unpack(packed: str) -> NDArray[np.float64]:

@@ -109,7 +109,7 @@ def load_samples(
         if not sample.text:
             raise DataError(f"{spec.task}: {sample.id} is empty; remove the row")
         try:
-            (sample.text + sample.target).encode("utf-8")
+            "".join((sample.text, sample.target, *sample.answers)).encode("utf-8")
         except UnicodeEncodeError:
             raise DataError(
                 f"{spec.task}: {sample.id} holds half of a surrogate pair, which no tokenizer "

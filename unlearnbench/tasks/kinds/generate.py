@@ -92,6 +92,8 @@ class GenerationFile(TaskSpec):
             raise ValueError("num_fewshot: it and fewshot_split go together")
         if self.fewshot_split and self.splits[self.fewshot_split].rows < self.num_fewshot:
             raise ValueError(f"num_fewshot: more than the rows of split {self.fewshot_split!r}")
+        if self.chat is not None and self.fewshot_split is not None:
+            raise ValueError("chat: its turns have no shots; leave fewshot_split out")
         if self.version_without_blank is not None:
             if not self.doc_to_text.rstrip(" ") == self.doc_to_text[:-1] != "":
                 raise ValueError("version_without_blank: doc_to_text does not end in one blank")
@@ -164,7 +166,8 @@ class GenerationTask(GenerationFile):
             prompt = prefix + render_field(self.doc_to_text, row, where)
             target = render_field(self.doc_to_target, row, where)
             self._scores("", target, where)  # tried now, not after an hour of generation
-            samples.append(Sample(f"{split}/{i}", split, prompt, target))
+            turns = self.chat.turns(row, where) if self.chat else ()
+            samples.append(Sample(f"{split}/{i}", split, prompt, target, turns=turns))
         return samples
 
     def plain_text(self, row: Row, where: str) -> str:
