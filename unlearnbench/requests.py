@@ -35,6 +35,8 @@ class Generate:
     max_new_tokens: int
     stop: tuple[str, ...] = ()
     sampling: Sampling | None = None
+    tokens: tuple[int, ...] = ()
+    """The prompt's token ids, where no text has them."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import difflib
 import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, cast
@@ -41,7 +41,17 @@ ALIASES = {
 }
 
 # Files of this folder that all conditions share.
-_SHARED = ("asking", "base", "load", "materials", "options", "proof", "quantize")
+_SHARED = {
+    "asking",
+    "base",
+    "load",
+    "materials",
+    "options",
+    "proof",
+    "quantize",
+    "searching",
+    "suffix_loss",
+}
 
 # Of a group's range: by so much may constants in few bits put an end of a grid beyond it.
 _SLACK = 1e-3
@@ -86,6 +96,8 @@ class ConditionSpec:
     """Of a chain: the change of the weights, and the precision that follows it."""
     asks: bool = False
     """Whether it changes what a model is asked, and leaves the weights as they are stored."""
+    searches: bool = False
+    """Whether it searches for what to ask, which a budget bounds."""
 
     @property
     def install(self) -> str:
@@ -275,10 +287,10 @@ def file_of(spec: ConditionSpec) -> ConditionFile:
     """The file that offers ``spec``."""
     files = _files()
     for file in files:
-        if spec in file.CONDITIONS:
+        if spec.name in [own.name for own in file.CONDITIONS]:
             return file
     for file in files:
-        if hasattr(file, "FAMILY") and spec in (file.FAMILY, file.parse(spec.name)):
+        if hasattr(file, "FAMILY") and (spec == file.FAMILY or file.parse(spec.name)):
             return file
     raise PrecisionError(f"no file offers the condition {one_line(spec.name, 80)}")
 
@@ -331,6 +343,20 @@ def resolve(names: Sequence[str]) -> tuple[ConditionSpec, ...]:
     if not names:
         raise PrecisionError("no condition was asked for; --quant none is the checkpoint as it is")
     return tuple({spec.name: spec for spec in map(find_condition, names)}.values())
+
+
+def bounded(specs: Sequence[ConditionSpec], budget: int | None) -> tuple[ConditionSpec, ...]:
+    """The conditions, those that search with a budget of forward passes. Raises PrecisionError
+    where there is one and none searches.
+    """
+    if budget is None:
+        return tuple(specs)
+    if not any(spec.searches for spec in specs):
+        raise PrecisionError("--budget bounds searches, and none of these conditions makes one")
+    return tuple(
+        replace(spec, options={**spec.options, "budget": budget}) if spec.searches else spec
+        for spec in specs
+    )
 
 
 def canonical_number(text: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import ModelOutputError, ResultError, one_line
 from unlearnbench.models.base import Model
@@ -25,7 +25,14 @@ from unlearnbench.results import SampleRecord, Settings
 from unlearnbench.runs.fingerprint import Fingerprint, differences
 from unlearnbench.tasks.rows import TaskSamples
 from unlearnbench.tasks.spec import Sample
-from unlearnbench.util.files import Appender, read_bytes
+from unlearnbench.util.files import (
+    Appender,
+    content_sha256,
+    read_bytes,
+    read_json,
+    write_whole,
+    writing,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -170,7 +177,7 @@ class Journal(Answers):
         ids that may be answered, each by a ``kind``.
         """
         super().__init__()
-        self.path = path
+        self.path, self._search = path, path.with_suffix(".search.json")
         self._fingerprint, self._asked, self._kind = fingerprint, frozenset(asked), kind
         self._file: Appender | None = None
         self._end = 0
@@ -258,6 +265,27 @@ class Journal(Answers):
         self._sum = _checksum(self._sum, content)
         return _dump({**content, "sum": self._sum}) + b"\n"
 
+    def state(self) -> Mapping[str, Any] | None:
+        """What an interrupted search of the same configuration kept; None for nothing.
+
+        Raises:
+            ResultError: it is damaged.
+        """
+        if not self._search.exists():
+            return None
+        content: Any = read_json(self._search, ResultError)
+        state = content.get("state") if isinstance(content, dict) else None
+        if not isinstance(state, dict) or content.get("sum") != content_sha256(state):
+            raise ResultError(f"{self._search}: damaged or changed; {_REDO}")
+        return state if content.get("facts") == self._fingerprint.sha256 else None
+
+    def keep_state(self, state: Mapping[str, Any]) -> None:
+        """Keep what a search has found so far. Raises: OutputError where it cannot be written."""
+        facts = {"facts": self._fingerprint.sha256, "sum": content_sha256(state), "state": state}
+        with writing(self._search):
+            self._search.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._search, _dump(facts))
+
     def close(self) -> None:
         """Have the answers on the disk."""
         if self._file is not None:
@@ -268,6 +296,7 @@ class Journal(Answers):
         """Remove the file: the task's records are whole and in ``run.json``."""
         with contextlib.suppress(OSError):  # then the next run removes it
             self.path.unlink(missing_ok=True)
+            self._search.unlink(missing_ok=True)
             self.path.parent.rmdir()  # fails where another task is under way
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.options import ASKING
 from unlearnbench.conditions import resolve
-from unlearnbench.conditions.base import ConditionSpec, Materials
+from unlearnbench.conditions.base import ConditionSpec, Materials, bounded
 from unlearnbench.errors import DataError, OptionError
 from unlearnbench.evaluation.options import Options
 from unlearnbench.evaluation.reference import open_reference
@@ -166,7 +166,8 @@ def _evaluate_path(
     """
     from unlearnbench.conditions.load import prepare_all
 
-    asked, specs = evaluation.options, resolve(split_names(names))
+    asked = evaluation.options
+    specs = bounded(resolve(split_names(names)), asked.budget)
     all_prepared = prepare_all(path, specs, asked, _materials(evaluation, specs))
     if all_prepared[0].plan.device == "auto" and team is not None:
         raise OptionError(

@@ -76,6 +76,9 @@ class Options(KernelOptions):
     """Where the blank behind "Answer:" stands: in MUSE's prompt, or before the answer (version 2);
     auto: as the tokenizer joins blank and word."""
 
+    budget: int | None = Field(default=None, ge=1, title="N")
+    """Most forward passes (texts run through the model) of each search of a condition."""
+
     backend: Literal["hf", "vllm"] = "hf"
     """Generate through transformers, or vLLM on GPUs."""
 

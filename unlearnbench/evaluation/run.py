@@ -243,6 +243,8 @@ class Run:
         name, journal = task.spec.task, self._todo[task.spec.task]
         try:
             shown = self._evaluation.options.progress
+            if task.asking is not None:
+                task.asking.search(model, journal.state(), journal.keep_state)
             records = _answer(task, model, self._settings, journal, shown)
         finally:
             journal.close()

@@ -190,7 +190,8 @@ class Tokens:
 
     def prompt(self, request: Generate) -> list[int]:
         """Token ids of a prompt; ModelOutputError where it does not fit or cannot be continued."""
-        ids = self.fit(request.id, self.encode(request.prompt), request.max_new_tokens)
+        ids = [*request.tokens] or self.encode(request.prompt)
+        ids = self.fit(request.id, ids, request.max_new_tokens)
         if ids[-1] in self.ends:
             raise ModelOutputError(
                 f"{request.id}: the prompt ends with an end-of-text token, after which any model "

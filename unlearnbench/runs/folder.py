@@ -122,7 +122,9 @@ class RunFolder:
             remove_leftovers(folder)
         with contextlib.suppress(OSError):
             for task in finished:
-                self.journal_file(task).unlink(missing_ok=True)
+                journal = self.journal_file(task)
+                for path in (journal, journal.with_suffix(".search.json")):
+                    path.unlink(missing_ok=True)
             self.journal_file("").parent.rmdir()  # fails where a task is under way
 
     def read(self) -> RunResult | None:
