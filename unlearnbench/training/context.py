@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, set_seed
 
 from unlearnbench.checkpoints.origin import LossRecord
-from unlearnbench.checkpoints.tokenizer import padding_id
+from unlearnbench.checkpoints.tokenizer import end_tokens, padding_id
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, Piece
 from unlearnbench.methods.base import (
@@ -34,6 +35,7 @@ from unlearnbench.training.masks import choose_masks
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.output import KEPT, last_checkpoint, run_trainer, save_state
 from unlearnbench.training.passes import each, linear_gradients
+from unlearnbench.training.recital import Reciter, StopRule, StopWhenForgotten
 from unlearnbench.training.rounded import PLAIN, survival
 from unlearnbench.training.steps import Watch
 from unlearnbench.training.trainer import (
@@ -42,6 +44,7 @@ from unlearnbench.training.trainer import (
     Stage,
     UnlearnTrainer,
     descent,
+    device,
     training_arguments,
 )
 from unlearnbench.util.process import is_main
@@ -72,6 +75,9 @@ class TrainerContext(TrainingContext):
     resume: bool = False
     progress: bool = False
     selector: Selector | None = None
+    unseen: tuple[Example, ...] = ()
+    rule: StopRule | None = None
+    """When to stop, where that is not the number of steps."""
     is_generic: bool = False
     """Whether generic words stand beside each forget row."""
     forecast: Forecast | None = None
@@ -110,7 +116,7 @@ class TrainerContext(TrainingContext):
         return train(here, model, make_stage(here, stage, {"forget": examples}, descent))
 
     def fit(self, loss: BatchLoss, learns: Callable[[str], bool] | None = None) -> PreTrainedModel:
-        stage = make_stage(self, "unlearn", self._sets(self.forget), loss)
+        stage = make_stage(self, "unlearn", self.sets(self.forget), loss)
         return train(self, self.model, replace(stage, learns=learns))
 
     def run(self) -> tuple[PreTrainedModel | Ensemble, Masks | None]:
@@ -123,11 +129,10 @@ class TrainerContext(TrainingContext):
         chooser, stepper = self.method.piece("masks"), self.method.piece("steps")
         masks = None if chooser is None else choose_masks(self, chooser, self.home)
         loss = Combined(self.method, self.references(*self.method.terms))
-        stage = make_stage(self, "unlearn", self._sets(self.prepared), loss)
         gradient = None if stepper is None else stepper.hook("gradient")
-        return train(self, self.model, replace(stage, masks=masks, gradient=gradient)), masks
+        return _forget(self, loss, {"masks": masks, "gradient": gradient}), masks
 
-    def _sets(self, forget: Sequence[Example]) -> dict[Role, Sequence[Example]]:
+    def sets(self, forget: Sequence[Example]) -> dict[Role, Sequence[Example]]:
         return {"forget": forget, "retain": self.retain, "auxiliary": self.auxiliary}
 
     @cached_property
@@ -203,6 +208,34 @@ class TrainerContext(TrainingContext):
         return linear_gradients(self.options, self.pad, self.model, loss, rows)
 
 
+def _forget(context: TrainerContext, loss: BatchLoss, more: Mapping[str, Any]) -> PreTrainedModel:
+    """Train the target with a forget loss: on the whole set, or on chunks of it one after another,
+    each in steps of all its sequences; each until the rule is met, where there is one.
+    """
+    o, examples, model = context.options, context.prepared, context.model
+    size = o.chunk or len(examples)
+    chunks = [examples[at : at + size] for at in range(0, len(examples), size)]
+    if o.stop_el is not None:
+        reciter = Reciter(o.stop_el, context.pad, end_tokens(model, context.tokenizer))
+        for which, texts in (("unseen", context.unseen), *(("forget", c) for c in chunks)):
+            reciter.require_long_enough(texts, which)
+        found = reciter(model.to(device()), context.unseen)  # type: ignore[arg-type]
+        context.rule = StopRule(reciter, found, len(context.unseen))
+    for number, chunk in enumerate(chunks, 1):
+        here = context
+        if o.chunk is not None:
+            micro = math.gcd(o.micro_batch_size or len(chunk), len(chunk))
+            change = {"batch_size": len(chunk), "micro_batch_size": micro}
+            here = replace(context, options=o.model_copy(update=change))
+        name = "unlearn" if number == 1 else f"unlearn-{number}"
+        stage = replace(make_stage(here, name, here.sets(chunk), loss), **more)
+        if context.rule is not None:
+            stop = StopWhenForgotten(context.rule, chunk, stage.schedule.epoch)
+            stage = replace(stage, stop=stop)
+        model = train(here, model, stage)
+    return model
+
+
 def make_stage(
     context: TrainerContext, name: str, sets: Mapping[Role, Sequence[Example]], loss: BatchLoss
 ) -> Stage:
@@ -210,7 +243,7 @@ def make_stage(
     o, piece = context.options, context.method.piece("forget")
     beside = piece.alternatives if piece is not None and loss is not descent else 0
     schedule = make_schedule(sets, o, beside)
-    survive = survival(o) if name == context.method.stage else PLAIN
+    survive = survival(o) if name.partition("-")[0] == context.method.stage else PLAIN
     home = context.home / name
     rounding = o.weights_dtype if o.weights_dtype in ROUNDED else None
     more: dict[str, Any] = {"l1": o.l1, "noise": o.weight_noise, "rounding": rounding}
@@ -278,7 +311,8 @@ def _run(context: TrainerContext, model: Any, stage: Stage) -> Any:
     with tqdm(total=schedule.steps, desc=name, unit="step", disable=hidden) as bar:
         watch = Watch(keep, context.encoder.save, bar)
         arguments = training_arguments(stage, context.options, every)
-        callbacks = [watch, *([selector] if selector else [])]
+        stop = stage.stop
+        callbacks = [watch, *([selector] if selector else []), *([stop] if stop else [])]
         trainer = UnlearnTrainer(model, arguments, stage, callbacks)
         last = last_checkpoint(stage.folder) if context.resume else None
         if last is not None:
@@ -289,6 +323,8 @@ def _run(context: TrainerContext, model: Any, stage: Stage) -> Any:
         if selector is not None:
             selector.whole_model, selector.epoch = trainer.whole_model, schedule.epoch
             selector.as_saved = partial(as_saved, dtype=context.options.weights_dtype, keep=True)
+        if stop is not None:
+            stop.whole_model = trainer.whole_model
         run_trainer(trainer, last, stage.folder)
         trained: Any = trainer.whole_model()
     trained.config.use_cache = use_cache

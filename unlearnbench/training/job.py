@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from unlearnbench.training.select import ScoreCheckpoint, Selector
 
 DEFAULT_LENGTH = 2048
+_ALWAYS = ("forget", "retain")  # told also where there is none
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Job:
     retain: tuple[str, ...] = ()
     auxiliary: tuple[str, ...] = ()
     """A third set, for the methods that read one."""
+    unseen: tuple[str, ...] = ()
+    """Texts that the target never saw."""
     alternative: str | None = None
     """Other answers, for the methods that read them: a file, retain, generic or refuse."""
     spans: str | None = None
@@ -102,9 +105,14 @@ def _require_texts(job: Job, method: Method) -> None:
     data = method.data
     if takes == "instead" and given and job.alternative != "retain":
         data = data - {"retain"}
-    for role, texts in (("retain", job.retain), ("auxiliary", job.auxiliary)):
+    if job.options.stop_el is not None:
+        data = data | {"unseen"}
+    sets = {"retain": job.retain, "auxiliary": job.auxiliary, "unseen": job.unseen}
+    for role, texts in sets.items():
         if role in data and not texts:
-            raise OptionError(f"{name} learns from a set of {role} texts; give --{role}")
+            needs = f"{name} learns from a set of {role} texts"
+            needs = "--stop-el compares with unseen texts" if role == "unseen" else needs
+            raise OptionError(f"{needs}; give --{role}")
         if texts and role not in data:
             raise OptionError(f"{name} has no {role} term; leave --{role} out")
     if job.spans is not None and method.piece("forget") is None:
@@ -137,7 +145,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     code: dict[str, Any] = {"git_hash": git_hash(), "source_sha256": source_sha256()}
     first: TextRole = "data" if kind == "finetune" else "forget"
     texts: dict[TextRole, Any] = {first: job.forget, "retain": job.retain}
-    texts["auxiliary"] = job.auxiliary
+    texts |= {"auxiliary": job.auxiliary, "unseen": job.unseen}
     corpora = {r: load_corpus(t, r, job.corpus) for r, t in texts.items() if t or r == first}
     data = [record for _, sources in corpora.values() for record in sources]
     source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)
@@ -157,7 +165,9 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         "options": TrainingOptions(**job.options.model_dump(exclude_none=True), **read),
         "target": source.checkpoint,
         "data": tuple(data),
-        "sequences": {r: len(found) for r, found in sets.items() if found or r != "auxiliary"},
+        "sequences": {
+            r: len(found) for r, found in sets.items() if found or r not in ("auxiliary", "unseen")
+        },
         "max_length": encoder.max_length,
     }
     with warnings.catch_warnings():
@@ -230,6 +240,16 @@ def _sets(
 
 def _checked(job: Job, method: Method) -> Job:
     """The job, with the conditions that it is to survive by their names in full."""
+    chunked = "--chunk" if job.options.chunk is not None else "--stop-el"
+    if job.options.chunk is not None or job.options.stop_el is not None:
+        if method.piece("forget") is None:
+            raise OptionError(f"{chunked} is for losses on the forget set; {method.name} has none")
+        if job.options.chunk is not None and job.options.lora_rank is not None:
+            raise OptionError("--chunk: an adapter would be merged after each chunk; drop LoRA")
+        if job.select is not None:
+            raise OptionError(f"{chunked} and --eval-tasks both say when to stop; give one")
+        if process_count() > 1:
+            raise OptionError(f"{chunked} is for one process")
     if job.options.keep_adapter and job.options.lora_rank is None:
         raise OptionError("--keep-adapter: there is an adapter only with --lora-rank")
     if job.options.survive is None:
@@ -307,6 +327,7 @@ def _save(
         losses=tuple(context.losses),
         mask=None if masks is None else mask_record(masks, result),
         selection=context.selector.selection() if context.selector and is_main() else None,
+        stopping=None if context.rule is None else context.rule.record(),
         packages=describe_environment(device(), "", None).packages,
         unlearnbench=__version__,
         seconds=round(time.monotonic() - started, 1),

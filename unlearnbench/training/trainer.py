@@ -24,6 +24,7 @@ from unlearnbench.methods.rows import Batch, Part, Role
 from unlearnbench.training import dtypes, sharding, steps
 from unlearnbench.training.batches import Schedule, as_batch, collate
 from unlearnbench.training.options import TrainOptions
+from unlearnbench.training.recital import StopWhenForgotten
 from unlearnbench.training.rounded import PLAIN, Survive
 from unlearnbench.util.process import process_count
 
@@ -124,6 +125,7 @@ class Stage:
     noise: float = 0.0
     """See ``steps.Noise``."""
     survive: Survive = PLAIN
+    stop: StopWhenForgotten | None = None
     rounding: str | None = None
     """A dtype of ``dtypes.ROUNDED``, whose numbers the weights are put on."""
 
