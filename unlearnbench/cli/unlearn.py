@@ -75,7 +75,7 @@ _load = field_options(LoadOptions, {"base", "adapter", "allow_adapter_base", *AS
 @click.option("--unseen", multiple=True, metavar="FILE", help="Texts that the target never saw.")
 @click.option(
     "--alternative",
-    metavar="FILE|retain|generic|refuse",
+    metavar="FILE|retain|generic|refuse|own",
     help="Other answers to what is forgotten, for the methods that read them.",
 )
 @click.option(

@@ -27,13 +27,14 @@ from unlearnbench.methods.base import (
     TrainingContext,
 )
 from unlearnbench.methods.rows import Example, Role, sequence_logprobs
-from unlearnbench.training.alternatives import with_generic
+from unlearnbench.training.alternatives import GENERIC, OWN, with_generic
 from unlearnbench.training.batches import Rows, make_schedule
 from unlearnbench.training.corpus import Encoder
 from unlearnbench.training.dtypes import ROUNDED, as_saved, cast_model
 from unlearnbench.training.masks import choose_masks
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.output import KEPT, last_checkpoint, run_trainer, save_state
+from unlearnbench.training.own import with_own
 from unlearnbench.training.passes import each, linear_gradients
 from unlearnbench.training.recital import Reciter, StopRule, StopWhenForgotten
 from unlearnbench.training.rounded import PLAIN, survival
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
     from unlearnbench.training.select import Selector
 
 log = logging.getLogger("unlearnbench")
+
+MADE = {GENERIC: with_generic, OWN: with_own}
+"""Other answers that the target makes, by the word that asks for them."""
 
 Forecast = Callable[[PreTrainedModel, TrainOptions, int], None]
 """(model, options, steps): says what a training can move."""
@@ -78,8 +82,8 @@ class TrainerContext(TrainingContext):
     unseen: tuple[Example, ...] = ()
     rule: StopRule | None = None
     """When to stop, where that is not the number of steps."""
-    is_generic: bool = False
-    """Whether generic words stand beside each forget row."""
+    alternative: str | None = None
+    """What ``--alternative`` names, if anything."""
     forecast: Forecast | None = None
     losses: list[LossRecord] = field(default_factory=list)
     """Every step's, filled as it goes."""
@@ -115,9 +119,20 @@ class TrainerContext(TrainingContext):
         here = replace(self, options=self.options.model_copy(update=changed)) if changed else self
         return train(here, model, make_stage(here, stage, {"forget": examples}, descent))
 
-    def fit(self, loss: BatchLoss, learns: Callable[[str], bool] | None = None) -> PreTrainedModel:
-        stage = make_stage(self, "unlearn", self.sets(self.forget), loss)
-        return train(self, self.model, replace(stage, learns=learns))
+    def fit(
+        self,
+        loss: BatchLoss,
+        learns: Callable[[str], bool] | None = None,
+        *,
+        forget: Sequence[Example] | None = None,
+        stage: str = "unlearn",
+        **given: Any,
+    ) -> PreTrainedModel:
+        texts = forget or self.forget
+        beside = len(texts[0].alternatives) if forget else 0
+        made = make_stage(self, "unlearn", self.sets(texts), loss, beside)
+        made = replace(made, folder=self.home / stage, learns=learns, **given)
+        return train(self, self.model, made)
 
     def run(self) -> tuple[PreTrainedModel | Ensemble, Masks | None]:
         """What the method makes of the target, and the map where it has one."""
@@ -143,7 +158,7 @@ class TrainerContext(TrainingContext):
         piece = self.method.piece("forget")
         if piece is None:
             return self.forget
-        make = with_generic if self.is_generic else piece.hook("examples")
+        make = MADE.get(self.alternative or "") or piece.hook("examples")
         about = piece.about
         examples = self.forget if make is None else tuple(make(self))
         if any(len(example.alternatives) < piece.alternatives for example in examples):
@@ -151,23 +166,7 @@ class TrainerContext(TrainingContext):
                 f"{about.name} reads {piece.alternatives} other answers beside each text, and a "
                 "forget text has fewer"
             )
-        return tuple(self._with_logprobs(examples)) if about.sequences else examples
-
-    def _with_logprobs(self, examples: Sequence[Example]) -> list[Example]:
-        others = [other for example in examples for other in example.alternatives]
-        known = zip(
-            examples,
-            self.measure([self.model], examples, sequence_logprobs),
-            strict=True,
-        )
-        made = [replace(example, reference=logprob) for example, logprob in known]
-        known = zip(
-            others,
-            self.measure([self.model], others, sequence_logprobs),
-            strict=True,
-        )
-        rest = (replace(other, reference=logprob) for other, logprob in known)
-        return [replace(e, alternatives=tuple(next(rest) for _ in e.alternatives)) for e in made]
+        return with_logprobs(self, examples) if about.sequences else examples
 
     def relabel(
         self, models: Sequence[PreTrainedModel], label: Callable[..., torch.Tensor]
@@ -184,7 +183,8 @@ class TrainerContext(TrainingContext):
         return each(self.options, self.pad, models, examples, make)
 
     def others(self) -> tuple[Example, ...]:
-        examples = with_generic(self) if self.is_generic else self.forget
+        make = MADE.get(self.alternative or "")
+        examples = make(self) if make else self.forget
         return tuple(other for example in examples for other in example.alternatives)
 
     def keep(self, name: str, model: PreTrainedModel) -> None:
@@ -208,6 +208,18 @@ class TrainerContext(TrainingContext):
         return linear_gradients(self.options, self.pad, self.model, loss, rows)
 
 
+def with_logprobs(context: TrainerContext, examples: Sequence[Example]) -> tuple[Example, ...]:
+    """With the target's log-probability of each, and of each of its alternatives."""
+    others = [other for example in examples for other in example.alternatives]
+    known = zip(
+        examples, context.measure([context.model], examples, sequence_logprobs), strict=True
+    )
+    made = [replace(example, reference=logprob) for example, logprob in known]
+    known = zip(others, context.measure([context.model], others, sequence_logprobs), strict=True)
+    rest = (replace(other, reference=logprob) for other, logprob in known)
+    return tuple(replace(e, alternatives=tuple(next(rest) for _ in e.alternatives)) for e in made)
+
+
 def _forget(context: TrainerContext, loss: BatchLoss, more: Mapping[str, Any]) -> PreTrainedModel:
     """Train the target with a forget loss: on the whole set, or on chunks of it one after another,
     each in steps of all its sequences; each until the rule is met, where there is one.
@@ -229,19 +241,26 @@ def _forget(context: TrainerContext, loss: BatchLoss, more: Mapping[str, Any]) -
             here = replace(context, options=o.model_copy(update=change))
         name = "unlearn" if number == 1 else f"unlearn-{number}"
         stage = replace(make_stage(here, name, here.sets(chunk), loss), **more)
+        stop = None
         if context.rule is not None:
             stop = StopWhenForgotten(context.rule, chunk, stage.schedule.epoch)
-            stage = replace(stage, stop=stop)
-        model = train(here, model, stage)
+        model = train(here, model, stage, stop)
     return model
 
 
 def make_stage(
-    context: TrainerContext, name: str, sets: Mapping[Role, Sequence[Example]], loss: BatchLoss
+    context: TrainerContext,
+    name: str,
+    sets: Mapping[Role, Sequence[Example]],
+    loss: BatchLoss,
+    beside: int = 0,
 ) -> Stage:
-    """A training of the context's options on some sets."""
+    """A training of the context's options on some sets, so many other answers ``beside`` each
+    forget row, or as many as the method's loss reads.
+    """
     o, piece = context.options, context.method.piece("forget")
-    beside = piece.alternatives if piece is not None and loss is not descent else 0
+    if piece is not None and loss is not descent:
+        beside = piece.alternatives
     schedule = make_schedule(sets, o, beside)
     survive = survival(o) if name.partition("-")[0] == context.method.stage else PLAIN
     home = context.home / name
@@ -250,7 +269,12 @@ def make_stage(
     return Stage(home, schedule, loss, context.pad, **more, survive=survive)
 
 
-def train(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreTrainedModel:
+def train(
+    context: TrainerContext,
+    model: PreTrainedModel,
+    stage: Stage,
+    stop: StopWhenForgotten | None = None,
+) -> PreTrainedModel:
     """Train ``model``; an adapter is merged at the end, unless it is to be kept."""
     options = context.options
     longest = max(len(rows["forget"][0].ids) for rows in stage.schedule.items)
@@ -269,7 +293,7 @@ def train(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreT
             r=options.lora_rank,
             lora_alpha=2 * options.lora_rank,
             lora_dropout=0.0,
-            target_modules="all-linear",
+            target_modules=list(stage.adapts) if stage.adapts else "all-linear",
             task_type="CAUSAL_LM",
         )
         learner = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
@@ -287,14 +311,14 @@ def train(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreT
         and stage.folder.name == "unlearn"
     ):
         context.forecast(model, options, stage.schedule.steps)
-    trained = _run(context, learner, stage)
+    trained = _run(context, learner, stage, stop)
     is_merged = options.lora_rank is not None and not options.keep_adapter
     if is_merged:
         trained = trained.merge_and_unload().requires_grad_(True)  # for a training behind it
     return trained  # type: ignore[no-any-return]
 
 
-def _run(context: TrainerContext, model: Any, stage: Stage) -> Any:
+def _run(context: TrainerContext, model: Any, stage: Stage, stop: StopWhenForgotten | None) -> Any:
     use_cache = getattr(model.config, "use_cache", True)  # which the Trainer turns off
     name, schedule = stage.folder.name, stage.schedule
     every = context.options.save_steps
@@ -311,7 +335,6 @@ def _run(context: TrainerContext, model: Any, stage: Stage) -> Any:
     with tqdm(total=schedule.steps, desc=name, unit="step", disable=hidden) as bar:
         watch = Watch(keep, context.encoder.save, bar)
         arguments = training_arguments(stage, context.options, every)
-        stop = stage.stop
         callbacks = [watch, *([selector] if selector else []), *([stop] if stop else [])]
         trainer = UnlearnTrainer(model, arguments, stage, callbacks)
         last = last_checkpoint(stage.folder) if context.resume else None
