@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from unlearnbench.conditions.asking import is_question
 from unlearnbench.conditions.base import ConditionSpec
 from unlearnbench.conditions.searching import QUESTIONS, Progress, Searching
-from unlearnbench.conditions.suffix_loss import LENGTH, TARGET_TOKENS, SuffixLoss
+from unlearnbench.conditions.suffix_loss import LENGTH, TARGET_TOKENS, SuffixLoss, read_rows
 from unlearnbench.errors import OptionError, PrecisionError
 from unlearnbench.requests import Generate, Request
 from unlearnbench.results import AskedAs, Settings
@@ -140,7 +140,8 @@ class _Embedding(Searching):
                 f"{self.spec.task}: the model does not look its embeddings up by a table alone"
             )
         ids = {}
-        for part, row in zip(self._parts, loss.around(self._parts), strict=True):
+        around, _ = read_rows(loss.tokens, self._parts, self.spec.task)
+        for part, row in zip(self._parts, around, strict=True):
             suffix = suffixes[1 - self.half[part.id]]
             ids[part.id] = (*row.head, *suffix, *row.tail)
         self._ids = ids

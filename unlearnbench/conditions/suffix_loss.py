@@ -14,6 +14,7 @@ from unlearnbench.models.generation import not_finite, shared_prefix
 if TYPE_CHECKING:
     import torch
 
+    from unlearnbench.models.batches import Tokens
     from unlearnbench.models.hf import HFModel
 
 TARGET_TOKENS = 16
@@ -51,6 +52,35 @@ class _Row:
     answer: list[int]
 
 
+def read_rows(
+    tokens: Tokens, questions: Sequence[Question], where: str
+) -> tuple[list[_Row], list[int]]:
+    """The ids round a suffix behind each question, and those of the suffix that searches begin
+    with. Raises PrecisionError where the tokenizer reads it otherwise behind each, or an answer has
+    no token of its own.
+    """
+    found = [_read(tokens, question, where) for question in questions]
+    if any(first != found[0][1] for _, first in found):
+        raise PrecisionError(
+            f"{where}: the tokenizer reads one suffix in several ways behind the questions"
+        )
+    return [row for row, _ in found], found[0][1]
+
+
+def _read(tokens: Tokens, question: Question, where: str) -> tuple[_Row, list[int]]:
+    """A question's ids, and those of the first suffix: what differs from another suffix."""
+    text = question.prompt(_FIRST * LENGTH)
+    ids, other = (tokens.encode(question.prompt(mark * LENGTH)) for mark in (_FIRST, _OTHER))
+    head = _common(ids, other)
+    end = len(ids) - min(_common(ids[::-1], other[::-1]), len(ids) - head)
+    whole = tokens.encode(text + question.answer)
+    answered = _common(ids, whole)
+    if end == head or answered < end or answered == len(whole):
+        raise PrecisionError(f"{where}: {question.id}: its answer has no token of its own")
+    answer = whole[answered:][:TARGET_TOKENS]
+    return _Row(ids[:head], ids[end:], ids[end:answered], answer), ids[head:end]
+
+
 class SuffixLoss:
     """How unlikely a suffix leaves the answers: the mean over questions of an answer token's
     negative log-probability. Counts what it runs.
@@ -70,9 +100,7 @@ class SuffixLoss:
         with torch.no_grad():
             self.width = int(self.table(torch.tensor([0], device=self.device)).shape[-1])
         self.forward_passes = self.backward_passes = 0
-        self.first = self._row(questions[0])[1]
-        """The ids of the suffix that searches begin with."""
-        self.rows = self.around(questions)
+        self.rows, self.first = read_rows(self.tokens, questions, where)
         self._lead, known = "", _FIRST * LENGTH
         if not known.endswith(self.text(self.first)):
             raise PrecisionError(f"{where}: the tokenizer does not give a suffix's text back")
@@ -81,20 +109,6 @@ class SuffixLoss:
         self._cache: Any = None
         self._try_cache()
         self.forward_passes = 0  # of steps: those a search that goes on does not repeat
-
-    def _row(self, question: Question) -> tuple[_Row, list[int]]:
-        """A question's ids, and those of the first suffix: what differs from another suffix."""
-        text = question.prompt(_FIRST * LENGTH)
-        ids = self.tokens.encode(text)
-        other = self.tokens.encode(question.prompt(_OTHER * LENGTH))
-        head = _common(ids, other)
-        end = len(ids) - min(_common(ids[::-1], other[::-1]), len(ids) - head)
-        whole = self.tokens.encode(text + question.answer)
-        answered = _common(ids, whole)
-        if end == head or answered < end or answered == len(whole):
-            raise PrecisionError(f"{self.where}: {question.id}: its answer has no token of its own")
-        answer = whole[answered:][:TARGET_TOKENS]
-        return _Row(ids[:head], ids[end:], ids[end:answered], answer), ids[head:end]
 
     def _try_cache(self) -> None:
         """Keep keys and values of what all questions begin with, unless that moves the loss."""
@@ -113,15 +127,6 @@ class SuffixLoss:
             found = float("nan")
         if not abs(found - plain) <= _SAME:
             self.shared, self._cache = 0, None
-
-    def around(self, questions: Sequence[Question]) -> list[_Row]:
-        """The ids round a suffix behind other questions. Raises as the class does."""
-        found = [self._row(question) for question in questions]
-        if any(first != self.first for _, first in found):
-            raise PrecisionError(
-                f"{self.where}: the tokenizer reads one suffix in several ways behind the questions"
-            )
-        return [row for row, _ in found]
 
     def text(self, suffix: Sequence[int]) -> str:
         """A suffix's text, with the blank before it, which may be a token of the head's."""
