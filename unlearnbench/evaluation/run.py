@@ -243,8 +243,6 @@ class Run:
         name, journal = task.spec.task, self._todo[task.spec.task]
         try:
             shown = self._evaluation.options.progress
-            if task.asking is not None:
-                task.asking.search(model, journal.state(), journal.keep_state)
             records = _answer(task, model, self._settings, journal, shown)
         finally:
             journal.close()
@@ -306,6 +304,8 @@ def _answer(
 ) -> list[SampleRecord]:
     from tqdm import tqdm
 
+    if task.asking is not None:
+        task.asking.search(model, journal.state(), journal.keep_state)
     with tqdm(
         initial=len(journal.found),
         total=len(request_ids(task, settings)[0]),
