@@ -70,7 +70,9 @@ def test_only_what_the_control_does_not_gain_counts(bench: Bench, tmp_path: Path
     rng = np.random.default_rng(3)
     draws = rng.multinomial(len(net), np.full(len(net), 1 / len(net)), 20000)
     ends = np.quantile((draws @ net) / (draws @ gap), [0.025, 0.975])
-    assert np.abs(np.array(row["recovered_ci"]) - ends).max() < 0.03
+    low, high = row["recovered_ci"]  # wider, for the sample that was not seen
+    assert ends[0] - 0.05 < low < ends[0]
+    assert ends[1] < high < ends[1] + 0.05
     dense = rows["hidden", F, "rtn-int8"]
     assert not {"taught", "net"} & set(dense)
 
