@@ -42,7 +42,7 @@ def reference(tiny: Path, source: CheckpointSource, orders: list[list[int]]) -> 
         counts = [row.shape[1] - 1 for row in rows]
         for row, count in zip(rows, counts, strict=True):
             (model(row, labels=row).loss * count / sum(counts)).backward()
-        norm = torch.sqrt(sum((p.grad**2).sum() for p, _, _ in state.values()))  # type: ignore[arg-type]
+        norm = torch.sqrt(sum((p.grad**2).sum() for p, _, _ in state.values()))
         with torch.no_grad():
             for p, m, v in state.values():
                 g = p.grad * min(1.0, 1.0 / (float(norm) + 1e-6))
