@@ -1,5 +1,5 @@
-"""Relearning on the demo's models, three seeds: what GA_GDR hides comes back in a few steps, and the
-retrained model, which never knew, is not taught it by them.
+"""Relearning on the demo's models, three seeds: what GA_GDR hides comes back in a few steps, and
+the retrained model, which never knew, is not taught it by them.
 
 ``UNLEARNBENCH_DEMOS=DIR`` takes finished demos, ``DIR/seed0`` to ``seed2``; else they are made.
 """
