@@ -118,7 +118,9 @@ class Calibration:
 class Relearning:
     """Texts to learn, how, and what results record of both."""
 
-    texts: tuple[str, ...]
+    texts: tuple[tuple[str, str], ...]
+    """What is asked, on which there is no loss, and what is learned behind it; of a plain text
+    nothing is asked."""
     lr: float | None
     """None: the condition's own."""
     batch_size: int

@@ -2,10 +2,11 @@
 is merged in at the end. A model that only hides what it knows comes back in few steps; one that
 never knew must be taught, which the same steps on the retrained model show.
 
-Plain cross-entropy over every token, a constant rate, no decay, gradients clipped to norm 1,
-weights in fp32. The order of the texts is drawn from the seed, so that relearn-5 is on the way to
-relearn-10. Defaults: of all weights lr 1e-5 and 4 texts a step (Fan et al. 2025, arXiv 2502.05374,
-on MUSE), of a LoRA rank 128, alpha 16, lr 2e-4 (Lucki et al. 2024, arXiv 2409.18025).
+Plain cross-entropy over every token of a text, and of a task's row over its answer; a constant
+rate, no decay, gradients clipped to norm 1, weights in fp32. The order of the texts is drawn from
+the seed, so that relearn-5 is on the way to relearn-10. Defaults: of all weights lr 1e-5 and 4
+texts a step (Fan et al. 2025, arXiv 2502.05374, on MUSE), of a LoRA rank 128, alpha 16, lr 2e-4
+(Lucki et al. 2024, arXiv 2409.18025).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from unlearnbench.conditions.base import (
     ConditionSpec,
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
     from unlearnbench.checkpoints.source import Source
+
+Piece: TypeAlias = tuple[list[int], list[int]]
+"""Token ids, and labels beside them."""
 
 CONDITIONS = ()
 FAMILY = ConditionSpec(
@@ -156,13 +160,19 @@ def _with_lora(model: Any, seed: int) -> Any:
         return get_peft_model(model, config).eval()
 
 
-def _pieces(source: CheckpointSource, texts: Sequence[str]) -> list[list[int]]:
-    """The texts' tokens; a longer text is cut into pieces, all of them kept."""
+def _pieces(source: CheckpointSource, texts: Sequence[tuple[str, str]]) -> list[Piece]:
+    """The texts' tokens and labels; a longer text is cut into pieces, all of them kept in which
+    there is something to learn. What is learned is encoded by itself, as it is generated.
+    """
     context = getattr(source.config.get_text_config(), "max_position_embeddings", None)
     size = min(_TOKENS, context) if isinstance(context, int) and context > 1 else _TOKENS
-    every = (list(source.tokenizer(text, verbose=False)["input_ids"]) for text in texts)
-    cut = [ids[at : at + size] for ids in every for at in range(0, len(ids), size)]
-    found = [piece for piece in cut if len(piece) > 1]
+    found = list[Piece]()
+    for first, text in texts:
+        asked = list(source.tokenizer(first, verbose=False)["input_ids"]) if first else []
+        told = source.tokenizer(text, add_special_tokens=not first, verbose=False)["input_ids"]
+        ids, labels = [*asked, *told], [*[_IGNORED] * len(asked), *told]
+        cut = [(ids[at : at + size], labels[at : at + size]) for at in range(0, len(ids), size)]
+        found += [piece for piece in cut if any(label != _IGNORED for label in piece[1][1:])]
     if not found:
         raise DataError("--relearn-on: no text has two tokens; there is nothing to learn")
     return found
@@ -175,17 +185,16 @@ def _stream(count: int, seed: int) -> Iterator[int]:
         yield from rng.sample(range(count), count)
 
 
-def _loss(model: Any, batch: Sequence[list[int]], device: str) -> torch.Tensor:
-    """The mean cross-entropy of all tokens but each text's first."""
+def _loss(model: Any, batch: Sequence[Piece], device: str) -> torch.Tensor:
+    """The mean cross-entropy of all tokens that are learned but each text's first."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    rows = [torch.tensor(ids) for ids in batch]
+    rows, told = ([torch.tensor(part) for part in parts] for parts in zip(*batch, strict=True))
     ids = pad_sequence(rows, batch_first=True).to(device)
-    labels = pad_sequence(rows, batch_first=True, padding_value=_IGNORED).to(device)
-    logits = model(
-        input_ids=ids, attention_mask=(labels != _IGNORED).long(), use_cache=False
-    ).logits
+    labels = pad_sequence(told, batch_first=True, padding_value=_IGNORED).to(device)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     return torch.nn.functional.cross_entropy(
         logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=_IGNORED
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from unlearnbench.conditions.base import Option, Relearning
@@ -12,6 +12,7 @@ from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.conditions.quantize.calibration import read_texts
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.tasks.rows import TaskSamples
+from unlearnbench.tasks.templates import render_field
 from unlearnbench.util.files import content_sha256
 
 PART = "forget-part"
@@ -32,7 +33,9 @@ def pick_relearning(options: KernelOptions, tasks: Sequence[TaskSamples], seed: 
     """
     name = options.relearn_on
     own = name in ("forget", PART)
-    texts = list(dict.fromkeys(read_texts("forget" if own else name, tasks, "--relearn-on")))
+    found = read_texts("forget" if own else name, tasks, "--relearn-on")
+    asked_of = dict(_questions(tasks)) if own else {}
+    texts = list(dict.fromkeys(found))
     held = answers_in(texts, tasks)
     if name == PART:
         texts = [text for i, text in enumerate(texts) if i not in held]
@@ -64,7 +67,19 @@ def pick_relearning(options: KernelOptions, tasks: Sequence[TaskSamples], seed: 
     }
     facts |= {"texts_sha256": content_sha256(texts), "batch_size": options.relearn_batch_size}
     size, rate = options.relearn_batch_size, options.relearn_lr
-    return Relearning(tuple(texts), rate, size, seed, {**facts, "seed": seed})
+    asked = [asked_of.get(text, "") for text in texts]
+    pairs = tuple((first, text[len(first) :]) for first, text in zip(asked, texts, strict=True))
+    return Relearning(pairs, rate, size, seed, {**facts, "seed": seed})
+
+
+def _questions(tasks: Sequence[TaskSamples]) -> Iterator[tuple[str, str]]:
+    """Each forget row of a task of prompts as a text, and the prompt that it begins with."""
+    for task in tasks:
+        spec = task.spec
+        rows = task.splits[spec.own_split].rows if spec.has_prompts else ()
+        for i, row in enumerate(rows):
+            where = f"{spec.task}: {spec.own_split}/{i}"
+            yield spec.plain_text(row, where), render_field(spec.doc_to_text, row, where)
 
 
 def answers_in(texts: Sequence[str], tasks: Sequence[TaskSamples]) -> dict[int, list[str]]:
