@@ -9,7 +9,6 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import ModelOutputError, PrecisionError, one_line
-from unlearnbench.models.generation import not_finite, shared_prefix
 
 if TYPE_CHECKING:
     import torch
@@ -113,6 +112,8 @@ class SuffixLoss:
     def _try_cache(self) -> None:
         """Keep keys and values of what all questions begin with, unless that moves the loss."""
         import torch
+
+        from unlearnbench.models.generation import shared_prefix
 
         plain = self.of_ids([self.first])[0]
         self.shared = shared_prefix([row.head for row in self.rows])
@@ -226,6 +227,8 @@ class SuffixLoss:
         return torch.stack(losses)
 
     def _finite(self, loss: float) -> float:
+        from unlearnbench.models.generation import not_finite
+
         if not abs(loss) < float("inf"):
             raise ModelOutputError(not_finite(self.where))
         return loss
