@@ -19,6 +19,7 @@ from unlearnbench.util.process import quiet_imports
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from unlearnbench.checkpoints.checkpoint import CheckpointSource
     from unlearnbench.checkpoints.source import Source
     from unlearnbench.conditions.base import Calibration
     from unlearnbench.models.hf import HFModel
@@ -226,14 +227,17 @@ def load_at(
     *,
     kernel: str = "auto",
     calibration: Calibration | None = None,
+    target: CheckpointSource | None = None,
 ) -> HFModel:
     """``source`` at the precision called ``name``, on CPU."""
     from unlearnbench.conditions import find_condition
+    from unlearnbench.conditions.base import Materials
     from unlearnbench.conditions.load import prepare
     from unlearnbench.conditions.options import KernelOptions
 
     options = KernelOptions.of({"dtype": dtype, "device": "cpu", "quant_kernel": kernel})
-    return prepare(source, find_condition(name), options, calibration).load(batch)
+    materials = Materials(calibration, target)
+    return prepare(source, find_condition(name), options, materials).load(batch)
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:

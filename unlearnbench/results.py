@@ -242,11 +242,14 @@ class ConditionOptions(_File):
 class Condition(_File):
     """How the checkpoint was met: as stored, quantized, pruned and so on, seen to be in force."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)
-    """In full; the run folder's name too."""
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=80)
+    """In full; the run folder's name too. ``A+B`` is A, and then B."""
     kind: str = Field(pattern=r"^[a-z][a-z_-]*$", max_length=40)
-    """stored, quantized, pruned, noised; unknown where an imported run does not say."""
+    """stored, quantized, pruned, noised, merged, relearned, and of ``A+B`` both, as
+    pruned-quantized; unknown where an imported run does not say."""
     options: ConditionOptions
+    first: Condition | None = None
+    """Of ``A+B``: A, with its own options and proof; the others are B's. Absent for one alone."""
     proof: Proof | None = None
     """Absent only for a scripted model, which has no weights, and for imported runs."""
 

@@ -37,6 +37,7 @@ def measure(model: str, name: str, kernel: str, reference: Path) -> dict[str, An
     from unlearnbench import conditions
     from unlearnbench.checkpoints.checkpoint import open_checkpoint
     from unlearnbench.checkpoints.options import LoadOptions
+    from unlearnbench.conditions.base import Materials
     from unlearnbench.conditions.load import prepare
     from unlearnbench.conditions.options import KernelOptions
     from unlearnbench.conditions.quantize.calibration import pick_calibration
@@ -49,7 +50,7 @@ def measure(model: str, name: str, kernel: str, reference: Path) -> dict[str, An
     calibration = pick_calibration("generic", (), SAMPLES, 0) if spec.calibrated else None
     start = time.perf_counter()
     options = KernelOptions.of({"dtype": "fp32", "device": "cpu", "quant_kernel": kernel})
-    loaded = prepare(source, spec, options, calibration).load()
+    loaded = prepare(source, spec, options, Materials(calibration)).load()
     load_s = time.perf_counter() - start
     rows = [source.tokenizer(text)["input_ids"] for text in _texts()]
     inner: Any = loaded.network

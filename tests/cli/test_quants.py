@@ -26,7 +26,8 @@ def test_every_precision_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     families = [row for row in rows if row["name"] not in conditions.precisions()]
     rows = rows[: len(rows) - len(families)]
     assert [row["name"] for row in rows] == list(conditions.precisions())
-    assert {row["name"] for row in families} == {"prune-magnitude-S", "noise-L"}
+    names = {"CHANGE+PRECISION", "merge-A", "noise-L", "prune-magnitude-S", "prune-wanda-S"}
+    assert {row["name"] for row in families} == names
     for row in rows:
         assert row["install"].startswith("pip install ")
         assert row["scheme"]

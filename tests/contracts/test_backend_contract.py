@@ -264,7 +264,7 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> CheckpointSource:
 @on_every(
     *("bnb-fp4", "bnb-int8", "rtn-int4", "rtn-int8-g64-asym", "gguf-q4_0", "hqq-int4-g64"),
     *("quanto-int8", "quanto-int4", "torchao-int8", "gptq-int4-g64", "awq-int4-g64"),
-    *("prune-magnitude-30", "noise-5"),
+    *("prune-magnitude-30", "noise-5", "prune-wanda-50"),
 )
 def test_fused_experts_left_as_they_are_are_an_error(experts: CheckpointSource, name: str) -> None:
     require_library(name)

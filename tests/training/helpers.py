@@ -25,7 +25,7 @@ def go(job: Job, out: Path, method: str, **options: Any) -> Training:
     knobs = options.pop("knobs", {})
     found = find_method(method)
     retain = job.retain if "retain" in found.data else ()
-    if found.wants_alternatives and job.alternative is None:
+    if found.takes_alternatives == "yes" and job.alternative is None:
         job = replace(job, alternative="refuse")
     chosen = job.options.model_copy(update=options)
     return unlearn(replace(job, out=out, retain=retain, options=chosen), method, knobs)

@@ -23,7 +23,11 @@ class Stop(BaseException):
     """What a killed process looks like from inside."""
 
 
-@pytest.mark.parametrize("method", ["npo_klr", "ga_gdr_sure", "ga_gdr_lora", "tv", "whp_ft"])
+QUICK = ["npo_klr", "ga_gdr_sure", "ga_gdr_lora", "tv", "whp_ft"]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("flearn",)]
+
+
+@pytest.mark.parametrize("method", [*QUICK, *SLOW])
 def test_interrupted_and_resumed_gives_the_same_weights(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:

@@ -140,6 +140,12 @@ class CheckpointSource:
             self._model = model
         return self._model
 
+    def holding(self, model: PreTrainedModel) -> CheckpointSource:
+        """The same checkpoint with other unquantized weights, those of ``model`` on CPU."""
+        other = copy.copy(self)
+        other._model = model
+        return other
+
     def build(
         self,
         dtype: torch.dtype,

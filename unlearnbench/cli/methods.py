@@ -42,8 +42,11 @@ def methods(name: str | None, as_json: bool) -> None:
         for piece in family:
             click.echo(printable(_describe(piece, shows_differs=name is not None)) + "\n")
     if name is None:
-        click.echo("methods: " + _wrapped(", ".join(method_names()), "  "))
-        click.echo("each but those with a mask also with _lora, or --lora-rank")
+        click.echo(
+            "A method is a loss, a loss and its terms, with a step or a mask behind them or both "
+            f"(as ga_gdr_sam_sure), or a procedure:\n{len(method_names())} in all, which --json "
+            "lists; each but those with a mask also with _lora, or --lora-rank"
+        )
 
 
 def _facts(piece: Piece) -> dict[str, Any]:
@@ -75,7 +78,8 @@ def _facts(piece: Piece) -> dict[str, Any]:
 def _needs(piece: Piece) -> list[str]:
     """What has to be given beside the forget set."""
     other = ["--alternative"] if piece.about.alternatives else []
-    return [f"--{role}" for role in piece.about.data] + other
+    sets = [f"--{role}" for role in piece.about.data]
+    return [" or ".join(sets + other)] if piece.kind == "whole" and other else sets + other
 
 
 def _cost(piece: Piece) -> str:
@@ -90,7 +94,7 @@ def _cost(piece: Piece) -> str:
             f"a forward pass of {frozen} frozen model{'s' * (frozen > 1)} in each step, and "
             "the memory for its weights (with LoRA: none)"
         )
-    if about.alternatives:
+    if about.alternatives and piece.kind != "whole":
         parts.append(f"{about.alternatives} more rows beside each forget row")
     return "; ".join(parts) or "none"
 

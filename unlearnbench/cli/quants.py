@@ -82,16 +82,13 @@ def _prove(
 ) -> None:
     """Show each condition with its proof; every refusal comes before the first model."""
     from unlearnbench.conditions.load import prepare_all  # the list needs no torch
-    from unlearnbench.conditions.quantize.calibration import pick_calibration
+    from unlearnbench.conditions.materials import gather
 
-    calibration = None
-    if any(spec.calibrated for spec in specs):
-        if options.calibration in ("forget", "retain"):
-            raise OptionError(
-                f"--calibration {options.calibration} needs tasks, and quants has none; give a file"
-            )
-        calibration = pick_calibration(options.calibration, (), options.calibration_samples, 0)
-    for prepared in prepare_all(model, specs, options, calibration):
+    if options.calibration in ("forget", "retain") and any(spec.calibrated for spec in specs):
+        raise OptionError(
+            f"--calibration {options.calibration} needs tasks, and quants has none; give a file"
+        )
+    for prepared in prepare_all(model, specs, options, gather(specs, options, (), 0)):
         found = prepared.load().condition
         as_text = json.dumps(found.model_dump(exclude_none=True)) if as_json else _proof(found)
         click.echo(printable(as_text))

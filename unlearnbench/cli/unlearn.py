@@ -74,8 +74,13 @@ _load = field_options(LoadOptions, {"base", "adapter", "allow_adapter_base", *AS
 @click.option("--auxiliary", multiple=True, metavar=_SOURCE, help="A third set, if one is read.")
 @click.option(
     "--alternative",
-    metavar="FILE|retain|generic|refuse",
+    metavar="FILE|retain|generic|refuse|own",
     help="Other answers to what is forgotten, for the methods that read them.",
+)
+@click.option(
+    "--spans",
+    metavar="FILE|surprise|entities",
+    help="Forget these parts of the texts alone: a file's, unlikely tokens, names and numbers.",
 )
 @field_options(TrainOptions, {"l1", "weight_noise", "pack"})
 @_resume
@@ -102,7 +107,7 @@ def unlearn(**given: Any) -> None:
 @_out
 @config_option(_CLOSED)
 @click.option("--data", multiple=True, metavar=_SOURCE, help="Repeatable.")
-@field_options(TrainOptions, {"reference_dtype"})
+@field_options(TrainOptions, {"reference_dtype", "span_share"})
 @_resume
 @field_options(CorpusOptions)
 @_load
@@ -130,6 +135,7 @@ def _job(given: dict[str, Any], texts: tuple[str, ...]) -> Job:
         retain=given.get("retain", ()),
         auxiliary=given.get("auxiliary", ()),
         alternative=given.get("alternative"),
+        spans=given.get("spans"),
         options=taken(TrainOptions, given),
         corpus=corpus,
         load=taken(LoadOptions, given),

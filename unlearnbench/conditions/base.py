@@ -1,5 +1,5 @@
-"""A condition is how a checkpoint is met: as it is stored, quantized, pruned, noised. Here is what
-describes one, how one is found by its name, and what the files of conditions share.
+"""A condition is how a checkpoint is met: as it is stored, quantized, pruned, relearned. Here is
+what describes one, how one is found by its name, and what the files of conditions share.
 
 A condition's file lies in this folder or in ``quantize``, is found by listing them, and has what
 ``ConditionFile`` says. See docs/add-a-condition.md.
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
+    from unlearnbench.checkpoints.source import Source
     from unlearnbench.results import CalibrationData, Proof
 
 # What people type, and what it means here (docs/protocol.md).
@@ -37,12 +38,13 @@ ALIASES = {
 }
 
 # Files of this folder that all conditions share.
-_SHARED = ("base", "load", "options", "proof", "quantize")
+_SHARED = ("base", "load", "materials", "options", "proof", "quantize")
 
 # Of a group's range: by so much may constants in few bits put an end of a grid beyond it.
 _SLACK = 1e-3
 
 Kernel: TypeAlias = Literal["native", "dequantized"]
+Option: TypeAlias = str | int | float | bool
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,12 @@ class ConditionSpec:
     name: str
     """In full: the run folder's name too."""
     kind: str
-    """stored, quantized, pruned, noised."""
+    """stored, quantized, pruned, noised, merged, relearned; of a chain as pruned-quantized."""
     scheme: str
     """What is done to the weights, in words."""
     backend: str = "unlearnbench"
     """The library that does it."""
-    options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    options: Mapping[str, Option] = field(default_factory=dict)
     """What results record of it beside these, and what its library is told."""
     bits: float | None = None
     """Bits of a weight; None: the checkpoint's own."""
@@ -72,6 +74,13 @@ class ConditionSpec:
     """The modules that it imports, all of which must be there."""
     calibrated: bool = False
     """Whether it needs texts."""
+    needs_target: bool = False
+    """Whether it is made with the target's weights too."""
+    needs_control: bool = False
+    """Whether it may put knowledge in instead of bringing it back, so that it is to be done to the
+    retrained model too."""
+    chain: tuple[ConditionSpec, ConditionSpec] | None = None
+    """Of a chain: the change of the weights, and the precision that follows it."""
 
     @property
     def install(self) -> str:
@@ -99,6 +108,15 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Materials:
+    """What conditions are made with beside the checkpoint; each for those that need it."""
+
+    calibration: Calibration | None = None
+    target: CheckpointSource | None = None
+    """The model before unlearning."""
+
+
+@dataclass(frozen=True)
 class LoadPlan:
     """What a condition is made with, settled before a weight is read."""
 
@@ -108,8 +126,7 @@ class LoadPlan:
     """As torch names it, or ``auto``: the layers over all GPUs, as accelerate spreads them."""
     kernel: Kernel | None = None
     """None where nothing is quantized."""
-    calibration: Calibration | None = None
-    """There for a calibrated condition."""
+    materials: Materials = field(default_factory=Materials)
 
 
 class ModelWithProof(NamedTuple):
@@ -117,6 +134,8 @@ class ModelWithProof(NamedTuple):
 
     model: PreTrainedModel
     proof: Proof
+    first: Proof | None = None
+    """Of a chain's first part."""
 
 
 class ModuleReading(NamedTuple):
@@ -200,7 +219,8 @@ class ConditionFile(Protocol):
     """A file that offers conditions. It imports its heavy library inside its functions.
 
     Optional are ``FAMILY`` and ``parse``, for conditions whose names hold a number, ``encode``,
-    where a quantizer's codes follow from a weight alone, and ``levels`` beside it.
+    where a quantizer's codes follow from a weight alone, ``levels`` beside it, and ``settle``, for
+    a condition that records more than its name says.
     """
 
     CONDITIONS: tuple[ConditionSpec, ...]
@@ -214,6 +234,9 @@ class ConditionFile(Protocol):
     """(spec, weight of shape (out, in)) -> its codes and their values, without a model."""
     levels: Callable[[ConditionSpec, torch.Tensor], Levels]
     """(spec, weight of shape (out, in)) -> its levels and their neighbours, without a model."""
+    settle: Callable[[ConditionSpec, Source, Materials], Mapping[str, Option]]
+    """(spec, checkpoint, materials) -> options to record beside the spec's. Raises where the
+    checkpoint or the materials do not do; no weight is read yet."""
     load: Callable[[ConditionSpec, CheckpointSource, LoadPlan], ModelWithProof]
     """(spec, checkpoint, dtype, device and the like) -> the model and the proof."""
 

@@ -8,7 +8,7 @@ import importlib.util
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unlearnbench.checkpoints.checkpoint import DTYPES, CheckpointSource, open_checkpoint
@@ -16,17 +16,21 @@ from unlearnbench.checkpoints.find import ENSEMBLE_FILE, PAIR_FILE
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.source import EnsembleSource, Source
 from unlearnbench.checkpoints.tokenizer import thought_end
-from unlearnbench.conditions.base import Calibration, ConditionSpec, Kernel, LoadPlan, file_of
+from unlearnbench.conditions.base import ConditionSpec, Kernel, LoadPlan, Materials, file_of
 from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.conditions.proof import join_proofs
 from unlearnbench.errors import OptionError, PrecisionError
 from unlearnbench.methods import combine_rule
 from unlearnbench.models.hf import HFModel
-from unlearnbench.results import DTYPE_BITS, FULL, Condition, ConditionOptions
+from unlearnbench.results import DTYPE_BITS, FULL, Condition, ConditionOptions, Proof
 from unlearnbench.util.process import explain, explain_loaded
 
 # Backends whose layers are made where accelerate puts them.
 _SPREAD = ("torch", "bitsandbytes", "unlearnbench", "gguf")
+
+# Kinds of which some change no weight by right, as merge-1.
+_MAY_CHANGE_NOTHING = ("stored", "merged", "relearned")
+_NOTHING = Materials()
 
 log = logging.getLogger("unlearnbench")
 
@@ -60,9 +64,12 @@ class Prepared:
 
         combine = combine_rule(ensemble.method, ensemble.numbers)
         network = JoinedModel([model.network for model in models], combine)
-        proofs = [model.condition.proof for model in models]
-        known = {n: p for n, p in zip(ensemble.models, proofs, strict=True) if p is not None}
-        condition = self.condition.model_copy(update={"proof": join_proofs(known)})
+        conditions = [model.condition for model in models]
+        condition = _proven(self.condition, _join(ensemble.models, conditions))
+        if condition.first is not None:
+            firsts = [part.first for part in conditions if part.first is not None]
+            first = _proven(condition.first, _join(ensemble.models, firsts))
+            condition = condition.model_copy(update={"first": first})
         return HFModel(network, self.source, condition, self.dtype, self.plan.device, batch_size)
 
     def _load_part(self, source: CheckpointSource, batch_size: int | None) -> HFModel:
@@ -72,8 +79,10 @@ class Prepared:
         with warnings.catch_warnings():
             # Libraries' advice about their own internals; ours are errors, not warnings.
             warnings.simplefilter("ignore")
-            model, proof = file_of(self.spec).load(self.spec, source, plan)
-        condition = self.condition.model_copy(update={"proof": proof})
+            model, proof, first = file_of(self.spec).load(self.spec, source, plan)
+        condition = _proven(self.condition, proof)
+        if condition.first is not None and first is not None:
+            condition = condition.model_copy(update={"first": _proven(condition.first, first)})
         kernel = f", {plan.kernel} kernel" if plan.kernel else ""
         log.info("%s on %s, compute dtype %s%s", condition.name, plan.device, self.dtype, kernel)
         if self.dtype in ("bf16", "fp16") and plan.device == "cpu":
@@ -82,7 +91,7 @@ class Prepared:
                 "faster",
                 self.dtype,
             )
-        if proof.on_grid and condition.kind != "stored":
+        if proof.on_grid and condition.kind not in _MAY_CHANGE_NOTHING:
             log.warning(
                 "%s changed no weight by more than a rounding error: the checkpoint already lies "
                 "on that grid",
@@ -93,6 +102,15 @@ class Prepared:
             quicken_int8(model)
         explain_loaded(plan.device, self.dtype, plan.kernel)
         return HFModel(model, source, condition, self.dtype, plan.device, batch_size)
+
+
+def _proven(condition: Condition, proof: Proof) -> Condition:
+    return condition.model_copy(update={"proof": proof})
+
+
+def _join(names: Sequence[str], parts: Sequence[Condition]) -> Proof:
+    known = zip(names, (part.proof for part in parts), strict=True)
+    return join_proofs({name: proof for name, proof in known if proof is not None})
 
 
 def find_ensemble(model: str) -> Path | None:
@@ -116,7 +134,7 @@ def prepare_all(
     model: str,
     specs: Sequence[ConditionSpec],
     options: KernelOptions,
-    calibration: Calibration | None = None,
+    materials: Materials = _NOTHING,
 ) -> list[Prepared]:
     """Open what ``model`` names and prepare it under each of ``specs``. What needs no checkpoint is
     refused before one is opened, and every refusal comes before the first weight is read.
@@ -126,17 +144,27 @@ def prepare_all(
     for spec in specs:
         _pick_device_and_kernel(spec, options)
     source = open_source(model, options, keep=len(specs) > 1)
-    return [prepare(source, spec, options, calibration) for spec in specs]
+    if any(spec.needs_target for spec in specs) and options.target_model is not None:
+        target = _open_target(options.target_model, options, keep=len(specs) > 1)
+        materials = replace(materials, target=target)
+    elif options.target_model is not None:
+        log.warning("--target-model moves only merge-A, and none of these conditions is one")
+    return [prepare(source, spec, options, materials) for spec in specs]
+
+
+def _open_target(target: str, options: LoadOptions, keep: bool) -> CheckpointSource:
+    if find_ensemble(target) is not None:
+        raise OptionError(f"--target-model {target} holds several checkpoints; give one")
+    return open_checkpoint(target, options.updated({"revision": None, "base": None}), keep)
 
 
 def prepare(
     source: Source,
     spec: ConditionSpec,
     options: KernelOptions,
-    calibration: Calibration | None = None,
+    materials: Materials = _NOTHING,
 ) -> Prepared:
-    """Settle how ``source`` is loaded under ``spec``. ``calibration``: texts for a condition that
-    needs some.
+    """Settle how ``source`` is loaded under ``spec``. ``materials``: for conditions that need some.
 
     Raises:
         OptionError: the device does not exist here.
@@ -148,12 +176,20 @@ def prepare(
     device, kernel = _pick_device_and_kernel(spec, options)
     _require_loadable(source, spec)
     _require_askable(source, options)
-    if spec.calibrated and calibration is None:
+    if spec.calibrated and materials.calibration is None:
         raise PrecisionError(f"{spec.name} needs calibration texts; give --calibration")
     dtype = pick_dtype(options.dtype, spec, source.own_dtype, device)
-    texts = calibration if spec.calibrated else None
-    plan = LoadPlan(getattr(torch, DTYPES[dtype]), device, kernel, texts)
-    stored = source.stored
+    plan = LoadPlan(getattr(torch, DTYPES[dtype]), device, kernel, materials)
+    return Prepared(source, spec, plan, dtype, _describe(source, spec, plan, dtype))
+
+
+def _describe(source: Source, spec: ConditionSpec, plan: LoadPlan, dtype: str) -> Condition:
+    """What a run records of ``spec``, all but the proof."""
+    first, last = None, spec
+    if spec.chain is not None:
+        first = _describe(source, spec.chain[0], replace(plan, kernel=None), dtype)
+        last = spec.chain[1]
+    stored, file, texts = source.stored, file_of(last), plan.materials.calibration
     bits, scheme = spec.bits or DTYPE_BITS[source.own_dtype], spec.scheme
     if stored is not None:
         bits, scheme = stored.bits, f"as stored: {stored.text}"
@@ -163,12 +199,14 @@ def prepare(
         "bits": bits,
         "scheme": scheme,
         "backend": stored.package[0] if stored else spec.backend,
-        "kernel": kernel,
-        "calibration": texts and texts.data,
+        "kernel": plan.kernel,
+        "calibration": texts.data if texts is not None and last.calibrated else None,
     }
-    made = ConditionOptions.model_validate(facts | dict(spec.options))
-    condition = Condition(name=spec.name, kind=spec.kind, options=made)
-    return Prepared(source, spec, plan, dtype, condition)
+    facts |= dict(last.options)
+    if hasattr(file, "settle"):
+        facts |= file.settle(last, source, plan.materials)
+    made = ConditionOptions.model_validate(facts)
+    return Condition(name=spec.name, kind=spec.kind, options=made, first=first)
 
 
 def _pick_device_and_kernel(

@@ -24,7 +24,10 @@ class KernelOptions(LoadOptions):
     """
 
     calibration: str = Field(default="generic", title="generic|forget|retain|FILE")
-    """Texts for gptq and awq."""
+    """Texts for gptq, awq and prune-wanda."""
 
     calibration_samples: int = Field(default=96, title="N")
     """Texts to draw from them."""
+
+    target_model: str | None = Field(default=None, title="PATH|ID")
+    """The model before unlearning, for merge-A."""

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
+# Kinds that spare no tensor.
+_WHOLE = ("stored", "merged", "relearned")
 _PER_KIND = 2
 # Above this the values of some modules of every kind are compared, not of all.
 _COMPARE_ALL = 300_000_000
@@ -145,6 +147,28 @@ def load_changed(
     return ModelWithProof(model, prove(spec, source, model, inspect, judge))
 
 
+def load_state(
+    spec: ConditionSpec,
+    source: CheckpointSource,
+    plan: LoadPlan,
+    state: dict[str, torch.Tensor],
+    judge: Judge | None = None,
+) -> ModelWithProof:
+    """A dense model of other weights, ``state``, with its proof, in which every linear layer but
+    the output head is compared with the checkpoint's. Raises NotInForceError: see ``prove``.
+    """
+    model = source.build(plan.dtype, plan.device, state=state)
+    layers = linear_layers(model)
+
+    def inspect(name: str, module: nn.Module) -> ModuleReading | None:
+        if name not in layers:
+            return None
+        weight = out_first(module, module.get_parameter("weight"))
+        return ModuleReading.of(weight, None, weight)
+
+    return ModelWithProof(model, prove(spec, source, model, inspect, judge))
+
+
 def prove(
     spec: ConditionSpec,
     source: CheckpointSource,
@@ -187,8 +211,8 @@ def prove(
     if spec.kind != "stored":
         require_coverable(spec, source, inspection.weights)
     facts = describe(model, inspection)
-    if spec.kind == "stored" and spec.name != FULL:
-        facts["uncovered"] = {}  # a storage dtype spares nothing
+    if spec.kind in _WHOLE and spec.name != FULL:
+        facts["uncovered"] = {}
     # Tied weights of the checkpoint count once.
     own_text = (t for name, t in before.items() if name.rpartition(".")[0] in text)
     total = sum({t.data_ptr(): t.numel() for t in own_text}.values())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.options import ASKING
 from unlearnbench.conditions import resolve
-from unlearnbench.conditions.base import Calibration, ConditionSpec
+from unlearnbench.conditions.base import ConditionSpec, Materials
 from unlearnbench.errors import DataError, OptionError
 from unlearnbench.evaluation.options import Options
 from unlearnbench.evaluation.reference import open_reference
@@ -167,7 +167,7 @@ def _evaluate_path(
     from unlearnbench.conditions.load import prepare_all
 
     asked, specs = evaluation.options, resolve(split_names(names))
-    all_prepared = prepare_all(path, specs, asked, _calibration(evaluation, specs))
+    all_prepared = prepare_all(path, specs, asked, _materials(evaluation, specs))
     if all_prepared[0].plan.device == "auto" and team is not None:
         raise OptionError(
             "--device auto spreads one model over all GPUs, and each process of this launch has a "
@@ -241,20 +241,19 @@ def _for_vllm(
     kernels = {prepared.spec.name: prepared.spec.kernels for prepared in all_prepared}
     require_vllm(all_prepared[0].source, kernels, asked.quant_kernel)
     dense = asked.updated({"quant_kernel": "dequantized"})
-    return [prepare(p.source, p.spec, dense, p.plan.calibration) for p in all_prepared]
+    return [prepare(p.source, p.spec, dense, p.plan.materials) for p in all_prepared]
 
 
-def _calibration(evaluation: Evaluation, specs: Sequence[ConditionSpec]) -> Calibration | None:
+def _materials(evaluation: Evaluation, specs: Sequence[ConditionSpec]) -> Materials:
     asked = evaluation.options
     if any(spec.calibrated for spec in specs):
-        from unlearnbench.conditions.quantize.calibration import pick_calibration
+        from unlearnbench.conditions.materials import gather
 
-        return pick_calibration(
-            asked.calibration, evaluation.tasks, asked.calibration_samples, asked.seed
-        )
+        return gather(specs, asked, evaluation.tasks, asked.seed)
     if asked.calibration != "generic":
-        log.warning("--calibration moves only gptq and awq, and none of these conditions is one")
-    return None
+        what = "gptq, awq and prune-wanda"
+        log.warning("--calibration moves only %s, and none of these conditions is one", what)
+    return Materials()
 
 
 def _evaluate_given(

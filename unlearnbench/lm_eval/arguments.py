@@ -28,6 +28,7 @@ _SAME = (
     "quant_kernel",
     "calibration",
     "calibration_samples",
+    "target_model",
     "add_bos_token",
     "max_length",
     "enable_thinking",
@@ -178,8 +179,8 @@ def load_from_arguments(given: Mapping[str, object]) -> HFModel:
     """
     from unlearnbench import conditions
     from unlearnbench.conditions.load import prepare_all
+    from unlearnbench.conditions.materials import gather
     from unlearnbench.conditions.options import KernelOptions
-    from unlearnbench.conditions.quantize.calibration import pick_calibration
     from unlearnbench.tasks.registry import split_names
 
     asked = translate(given)
@@ -190,8 +191,6 @@ def load_from_arguments(given: Mapping[str, object]) -> HFModel:
         raise OptionError("--model_args quant takes one precision; lm-eval runs one at a time")
     fields = KernelOptions.model_fields
     options = KernelOptions.of({key: value for key, value in asked.items() if key in fields})
-    calibration = None
-    if specs[0].calibrated:
-        calibration = pick_calibration(options.calibration, (), options.calibration_samples, 0)
-    (prepared,) = prepare_all(str(asked["model"]), specs, options, calibration)
+    materials = gather(specs, options, (), 0)
+    (prepared,) = prepare_all(str(asked["model"]), specs, options, materials)
     return prepared.load()

@@ -48,6 +48,12 @@ class Piece:
         found = getattr(self.module, name, None)
         return None if found is None else lambda *given: found(*given, self.options)
 
+    @property
+    def alternatives(self) -> int:
+        """How many other answers its loss reads beside each forget row."""
+        count = self.hook("alternatives")
+        return self.about.alternatives if count is None else int(count())
+
 
 @dataclass(frozen=True)
 class Method:
@@ -78,10 +84,14 @@ class Method:
         return frozenset(role for piece in self.pieces for role in piece.about.data)
 
     @property
-    def wants_alternatives(self) -> bool:
-        """Whether its loss reads other answers, and does not make them itself."""
-        piece = self.piece("forget")
-        return piece is not None and bool(piece.about.alternatives) and not piece.hook("examples")
+    def takes_alternatives(self) -> Literal["yes", "no", "instead"]:
+        """Whether it reads other answers that it does not make itself; ``instead``: of the retain
+        set, where they are given.
+        """
+        piece = self.piece("forget") or self.piece("whole")
+        if piece is None or not piece.alternatives or piece.hook("examples"):
+            return "no"
+        return "yes" if piece.kind == "forget" else "instead"
 
     @property
     def numbers(self) -> dict[str, Value]:
@@ -91,10 +101,11 @@ class Method:
 
     def with_options(self, asked: Mapping[str, object]) -> Method:
         """The method with its defaults, changed by what was asked for; of two pieces with one
-        option, the later says its default and bounds. Raises OptionError where the method does not
-        read an option, or it cannot have such a value.
+        option, the later says its default and bounds, but for a loss with a term of its own. Raises
+        OptionError where the method does not read an option, or it cannot have such a value.
         """
-        fields = {field.name: field for piece in self.pieces for field in piece.fields}
+        inner = sorted(self.pieces, key=lambda piece: bool(piece.about.term))
+        fields = {field.name: field for piece in inner for field in piece.fields}
         for name in asked:
             if name not in fields:
                 own = ", ".join(field.flag[2:] for field in fields.values()) or "none"
@@ -158,9 +169,15 @@ def _combinations() -> dict[str, tuple[Piece, ...]]:
     retain, auxiliary = [None, *of("retain")], [None, *of("retain", "auxiliary")]
     ways = [None, *of("steps")], [None, *of("masks")]
     held = itertools.product(of("forget"), retain, auxiliary, *ways)
-    parts = [tuple(filter(None, p)) for p in held if any(p[1:3]) or not any(p[3:])]
-    parts += [(piece,) for piece in of("whole")]
-    return {"_".join(piece.about.name for piece in found): found for found in parts}
+    fine = (p for p in held if any(p[1:3]) or not any(p[3:]))
+    parts = [p for p in fine if p[0].about.term in ("", p[1] and p[1].about.name)]
+    named = {_name(p[0].about.term, p): tuple(filter(None, p)) for p in parts}
+    return named | {piece.about.name: (piece,) for piece in of("whole")}
+
+
+def _name(own: str, parts: Sequence[Piece | None]) -> str:
+    """A method's name by its pieces; a term of the loss' ``own`` goes without saying."""
+    return "_".join(p.about.name for p in parts if p is not None and p.about.name != own)
 
 
 def method_names() -> tuple[str, ...]:
@@ -174,7 +191,8 @@ def find_method(name: str) -> Method:
     """
     known, base = _combinations(), name.removesuffix("_lora")
     if base not in known:
-        near = difflib.get_close_matches(name, sorted(known), n=3) or sorted(known)
+        near = difflib.get_close_matches(name, sorted(known), n=3)
+        near = near or sorted(n for n, found in known.items() if len(found) == 1)
         raise OptionError(f"unknown method {one_line(name, 60)!r}; known: {', '.join(near)}")
     method = Method(name, known[base], base != name)
     if method.lora and method.piece("masks"):

@@ -87,8 +87,9 @@ class Fingerprint:
         calibration = options.calibration and options.calibration.model_dump()
         # What it was computed in is a setting, and older files do not say it here too.
         scheme = COMPUTED.sub("", options.scheme)
+        first = condition.first and cls.of_condition(condition.first).facts
         facts = {"scheme": scheme, "option": options.further, "calibration": calibration}
-        return cls.of(facts)
+        return cls.of(facts | {"first": first})
 
     @classmethod
     def of_task(cls, version: float, definition: str, data: Iterable[SplitData]) -> Fingerprint:

@@ -1,7 +1,8 @@
 """``--alternative``: other answers beside each forget text, for the losses that read them.
 
-They come from a file, from the retain set, from a list of refusals, or are the target's generic
-words, and never from an evaluation's answers. A text's second half is the answer to its first.
+They come from a file, from the retain set, from a list of refusals, are the target's generic words
+or written by it (``own.py``), and never from an evaluation's answers. A text's second half is the
+answer to its first.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("unlearnbench")
 
 GENERIC = "generic"
-WORDS = ("retain", GENERIC, "refuse")
-_DRAWN = 4  # of the retain set, beside each forget text; one of them is learned each time it comes
+OWN = "own"
+WORDS = ("retain", GENERIC, "refuse", OWN)
+_DRAWN = 4  # so many times those that are learned each time a text comes are drawn for it
 _STRENGTH = 5.0  # alpha of generic words, as in Who's Harry Potter
 
 REFUSALS = (
@@ -60,22 +62,30 @@ Documents = Mapping[TextRole, Sequence[TextDocument]]
 
 
 def attach(
-    given: str, documents: Documents, encoder: Encoder, corpus: CorpusOptions, seed: int
+    given: str,
+    documents: Documents,
+    encoder: Encoder,
+    corpus: CorpusOptions,
+    seed: int,
+    beside: int = 1,
 ) -> tuple[tuple[Example, ...], list[SourceRecord]]:
     """The forget set with other answers beside each row (of ``generic``: without, see
     ``with_generic``), and what identifies a file of them. documents: of ``forget`` and, where they
-    are read, ``retain``. Raises DataError where a row has none, or one is a true answer of its own
-    or an evaluation's; OptionError where the retain set has none of the kind.
+    are read, ``retain``. beside: how many are learned each time. Raises DataError where a row has
+    none, or one is a true answer of its own or an evaluation's; OptionError where the retain set
+    has none of the kind.
     """
     rows = [(d, _halved(e)) for d in documents["forget"] for e in encoder.encode_one(d)]
     sources: list[SourceRecord] = []
-    if given == GENERIC:
+    if given in (GENERIC, OWN):
         return tuple(row for _, row in rows), sources
     texts: dict[int, tuple[str, ...]]
     if given == "refuse":
         texts = {id(document): REFUSALS for document, _ in rows}
     elif given == "retain":
-        return tuple(_from_retain(rows, documents["retain"], encoder, corpus, seed)), sources
+        return tuple(
+            _from_retain(rows, documents["retain"], encoder, corpus, seed, _DRAWN * beside)
+        ), sources
     else:
         texts, found = _from_file(Path(given), documents["forget"], corpus)
         sources.append(found)
@@ -101,6 +111,7 @@ def _from_retain(
     encoder: Encoder,
     corpus: CorpusOptions,
     seed: int,
+    drawn_each: int,
 ) -> Iterator[Example]:
     """The answers of other questions, or the second halves of other texts."""
     pairs = [d for d in retain if d.answer is not None]
@@ -113,7 +124,7 @@ def _from_retain(
         found: list[str | tuple[int, ...]]
         if row.is_qa:
             answers = [d.answer for d in pairs if d.answer is not None]
-            found = [a for a in answers if _plain(a) != _plain(document.answer or "")]
+            found = [a for a in answers if plain(a) != plain(document.answer or "")]
         else:
             ends = [e.ids[e.prompt :][: len(own)] for e in texts]
             found = [end for end in ends if end != own]
@@ -121,7 +132,7 @@ def _from_retain(
             raise OptionError(
                 f"--alternative retain: the forget set has {kind} and the retain set has none"
             )
-        drawn = rng.sample(found, min(_DRAWN, len(found)))
+        drawn = rng.sample(found, min(drawn_each, len(found)))
         yield replace(row, alternatives=tuple(encoder.answer(row, other) for other in drawn))
 
 
@@ -139,22 +150,22 @@ def _from_file(
         key, told = _row(row, where, corpus)
         known[key] = known.get(key, ()) + told
         answers += [(where, text) for text in told]
-    missing = [d.where for d in forget if _plain(d.text) not in known]
+    missing = [d.where for d in forget if plain(d.text) not in known]
     if missing:
         raise DataError(
             f"{path} has no row for {len(missing)} of {len(forget)} forget texts, the first is "
             f"{missing[0]}; a row repeats the question or the text"
         )
-    own = [d for d in forget if d.answer and _plain(d.answer) in map(_plain, known[_plain(d.text)])]
+    own = [d for d in forget if d.answer and plain(d.answer) in map(plain, known[plain(d.text)])]
     if own:
         raise DataError(
-            f"{path}: an alternative is the true answer of {_some(d.where for d in own)}"
+            f"{path}: an alternative is the true answer of {listed(d.where for d in own)}"
         )
     require_no_answers(answers, corpus)
     record = SourceRecord(
         role="alternatives", source=one_line(path), rows=len(rows), sha256=rows_sha256(rows)
     )
-    return {id(d): known[_plain(d.text)] for d in forget}, record
+    return {id(d): known[plain(d.text)] for d in forget}, record
 
 
 def _row(row: Row, where: str, corpus: CorpusOptions) -> tuple[str, tuple[str, ...]]:
@@ -168,7 +179,7 @@ def _row(row: Row, where: str, corpus: CorpusOptions) -> tuple[str, tuple[str, .
             f"{where}: it needs {corpus.question_field!r} or {corpus.text_field!r}, as the forget "
             "set has it, and 'alternative', a text or a list of texts"
         )
-    return _plain(asked), tuple(told)  # type: ignore[arg-type]
+    return plain(asked), tuple(told)  # type: ignore[arg-type]
 
 
 def require_no_answers(given: Sequence[tuple[str, str]], corpus: CorpusOptions) -> None:
@@ -182,12 +193,12 @@ def require_no_answers(given: Sequence[tuple[str, str]], corpus: CorpusOptions) 
     for name, spec in load_registry(corpus.include_path).tasks.items():
         if any((folder / spec.dataset_path / spec.dataset_name).is_dir() for folder in folders):
             samples = load_samples(spec, where).samples
-            answers |= {_plain(s.target): f"{name}: {s.id}" for s in samples if s.target.strip()}
-    found = [(row, answers[_plain(text)]) for row, text in given if _plain(text) in answers]
+            answers |= {plain(s.target): f"{name}: {s.id}" for s in samples if s.target.strip()}
+    found = [(row, answers[plain(text)]) for row, text in given if plain(text) in answers]
     if found:
         raise DataError(
             "--alternative: an evaluation's answers cannot be learned: "
-            + _some(f"{row} is that of {answer}" for row, answer in found)
+            + listed(f"{row} is that of {answer}" for row, answer in found)
         )
 
 
@@ -210,10 +221,12 @@ def with_generic(context: TrainingContext) -> tuple[Example, ...]:
     return tuple(made)
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """A text as it is compared: blanks and large letters make no difference."""
     return " ".join(text.split()).casefold()
 
 
-def _some(names: Iterator[str]) -> str:
-    listed = [one_line(name, 400) for name in names]
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
+def listed(names: Iterator[str]) -> str:
+    """The first three, and how many more."""
+    found = [one_line(name, 400) for name in names]
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")

@@ -59,7 +59,9 @@ def sums_of(step: Sequence[Rows]) -> Sums:
         for role, found in rows.items():
             tokens[role] = tokens.get(role, 0) + sum(row.learned for row in found)
     weight = sum(row.weight for rows in step for row in rows["forget"])
-    return {"all_rows": len(step), "all_tokens": tokens, "all_weight": weight}
+    # A step may have nothing to learn, as outside of spans: then its terms are 0, not 0 / 0.
+    tokens = {role: max(1, count) for role, count in tokens.items()}
+    return {"all_rows": len(step), "all_tokens": tokens, "all_weight": weight or 1.0}
 
 
 def make_schedule(

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import send_to_device
 from tqdm import tqdm
 from transformers import PreTrainedModel, set_seed
 
-from unlearnbench.checkpoints.load import out_first
 from unlearnbench.checkpoints.origin import LossRecord
 from unlearnbench.checkpoints.tokenizer import padding_id
 from unlearnbench.errors import OptionError
@@ -26,16 +24,17 @@ from unlearnbench.methods.base import (
     FrozenModel,
     Masks,
     TrainingContext,
-    inner_linears,
 )
-from unlearnbench.methods.rows import Batch, Example, Role, sequence_logprobs
-from unlearnbench.training.alternatives import with_generic
-from unlearnbench.training.batches import Rows, Sums, as_batch, collate, make_schedule, sums_of
+from unlearnbench.methods.rows import Example, Role, sequence_logprobs
+from unlearnbench.training.alternatives import GENERIC, OWN, with_generic
+from unlearnbench.training.batches import Rows, make_schedule
 from unlearnbench.training.corpus import Encoder
 from unlearnbench.training.dtypes import ROUNDED, as_saved, cast_model
 from unlearnbench.training.masks import choose_masks
 from unlearnbench.training.options import TrainOptions
-from unlearnbench.training.output import last_checkpoint, run_trainer
+from unlearnbench.training.output import KEPT, last_checkpoint, run_trainer, save_state
+from unlearnbench.training.own import with_own
+from unlearnbench.training.passes import each, linear_gradients
 from unlearnbench.training.rounded import PLAIN, survival
 from unlearnbench.training.steps import Watch
 from unlearnbench.training.trainer import (
@@ -44,15 +43,17 @@ from unlearnbench.training.trainer import (
     Stage,
     UnlearnTrainer,
     descent,
-    device,
     training_arguments,
 )
-from unlearnbench.util.process import is_main, process_count
+from unlearnbench.util.process import is_main
 
 if TYPE_CHECKING:
     from unlearnbench.training.select import Selector
 
 log = logging.getLogger("unlearnbench")
+
+MADE = {GENERIC: with_generic, OWN: with_own}
+"""Other answers that the target makes, by the word that asks for them."""
 
 Forecast = Callable[[PreTrainedModel, TrainOptions, int], None]
 """(model, options, steps): says what a training can move."""
@@ -75,11 +76,13 @@ class TrainerContext(TrainingContext):
     resume: bool = False
     progress: bool = False
     selector: Selector | None = None
-    is_generic: bool = False
-    """Whether generic words stand beside each forget row."""
+    alternative: str | None = None
+    """What ``--alternative`` names, if anything."""
     forecast: Forecast | None = None
     losses: list[LossRecord] = field(default_factory=list)
     """Every step's, filled as it goes."""
+    kept: dict[str, int] = field(default_factory=dict)
+    """States on the way by name, and how many steps had been made."""
     _frozen: dict[str, FrozenModel] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -105,13 +108,25 @@ class TrainerContext(TrainingContext):
         return self._frozen
 
     def descend(
-        self, model: PreTrainedModel, examples: Sequence[Example], stage: str
+        self, model: PreTrainedModel, examples: Sequence[Example], stage: str, **changed: Any
     ) -> PreTrainedModel:
-        return train(self, model, make_stage(self, stage, {"forget": examples}, descent))
+        here = replace(self, options=self.options.model_copy(update=changed)) if changed else self
+        return train(here, model, make_stage(here, stage, {"forget": examples}, descent))
 
-    def fit(self, loss: BatchLoss, learns: Callable[[str], bool] | None = None) -> PreTrainedModel:
-        stage = make_stage(self, "unlearn", self._sets(self.forget), loss)
-        return train(self, self.model, replace(stage, learns=learns))
+    def fit(
+        self,
+        loss: BatchLoss,
+        learns: Callable[[str], bool] | None = None,
+        *,
+        forget: Sequence[Example] | None = None,
+        stage: str = "unlearn",
+        **given: Any,
+    ) -> PreTrainedModel:
+        texts = forget or self.forget
+        beside = len(texts[0].alternatives) if forget else 0
+        made = make_stage(self, "unlearn", self._sets(texts), loss, beside)
+        made = replace(made, folder=self.home / stage, learns=learns, **given)
+        return train(self, self.model, made)
 
     def run(self) -> tuple[PreTrainedModel | Ensemble, Masks | None]:
         """What the method makes of the target, and the map where it has one."""
@@ -138,29 +153,48 @@ class TrainerContext(TrainingContext):
         piece = self.method.piece("forget")
         if piece is None:
             return self.forget
-        make = with_generic if self.is_generic else piece.hook("examples")
+        make = MADE.get(self.alternative or "") or piece.hook("examples")
         about = piece.about
         examples = self.forget if make is None else tuple(make(self))
-        if any(len(example.alternatives) < about.alternatives for example in examples):
+        if any(len(example.alternatives) < piece.alternatives for example in examples):
             raise OptionError(
-                f"{about.name} reads {about.alternatives} other answers beside each text, and a "
+                f"{about.name} reads {piece.alternatives} other answers beside each text, and a "
                 "forget text has fewer"
             )
         return tuple(self._with_logprobs(examples)) if about.sequences else examples
 
     def _with_logprobs(self, examples: Sequence[Example]) -> list[Example]:
         others = [other for example in examples for other in example.alternatives]
-        known = zip(examples, self._each([self.model], examples, sequence_logprobs), strict=True)
+        known = zip(examples, self.measure([self.model], examples, sequence_logprobs), strict=True)
         made = [replace(example, reference=logprob) for example, logprob in known]
-        known = zip(others, self._each([self.model], others, sequence_logprobs), strict=True)
+        known = zip(others, self.measure([self.model], others, sequence_logprobs), strict=True)
         rest = (replace(other, reference=logprob) for other, logprob in known)
         return [replace(e, alternatives=tuple(next(rest) for _ in e.alternatives)) for e in made]
 
     def relabel(
         self, models: Sequence[PreTrainedModel], label: Callable[..., torch.Tensor]
     ) -> tuple[Example, ...]:
-        rows = zip(self.forget, self._each(models, self.forget, label), strict=True)
+        rows = zip(self.forget, self.measure(models, self.forget, label), strict=True)
         return tuple(replace(e, labels=tuple(labels[: len(e.ids)])) for e, labels in rows)
+
+    def measure(
+        self,
+        models: Sequence[PreTrainedModel],
+        examples: Sequence[Example],
+        make: Callable[..., torch.Tensor],
+    ) -> list[Any]:
+        return each(self.options, self.pad, models, examples, make)
+
+    def others(self) -> tuple[Example, ...]:
+        make = MADE.get(self.alternative or "")
+        examples = make(self) if make else self.forget
+        return tuple(other for example in examples for other in example.alternatives)
+
+    def keep(self, name: str, model: PreTrainedModel) -> None:
+        self.kept[name] = len(self.losses)
+        if is_main():
+            state = as_saved(model, self.options.weights_dtype, keep=True)
+            save_state(self.home / KEPT / name, state, self.encoder.save)
 
     def answer(self, example: Example, other: str | Sequence[int]) -> Example:
         return self.encoder.answer(example, other)
@@ -168,55 +202,28 @@ class TrainerContext(TrainingContext):
     def forget_gradient(self) -> dict[str, torch.Tensor]:
         piece = self.method.piece("forget")
         assert piece is not None  # noqa: S101 - a mask goes with a forget loss
-        beside = piece.about.alternatives
+        beside = piece.alternatives
         rows: list[Rows] = [
             {"forget": (e,), **({"alternatives": e.alternatives[:beside]} if beside else {})}
             for e in self.prepared
         ]
         loss = Combined(self.method, self.references(piece))
-        model: Any = self.model.to(device()).eval()  # type: ignore[arg-type]
-        layers = {f"{name}.weight": layer for name, layer in inner_linears(model).items()}
-        sums = {n: torch.zeros_like(m.weight, dtype=torch.float32) for n, m in layers.items()}
-        for batch in self._batches(rows, sums_of(rows)):
-            loss(model, batch)["loss"].backward()
-            for name, layer in layers.items():
-                if layer.weight.grad is not None:
-                    sums[name] += layer.weight.grad
-            model.zero_grad(set_to_none=True)
-        return {name: out_first(layers[name], total) for name, total in sums.items()}
-
-    @torch.no_grad()
-    def _each(
-        self, models: Sequence[Any], examples: Sequence[Example], make: Callable[..., torch.Tensor]
-    ) -> list[Any]:
-        """``make(*logits of each model, labels)``, row by row."""
-        ready = [model.to(device()).eval() for model in models]
-        found: list[Any] = []
-        for batch in self._batches([{"forget": (example,)} for example in examples]):
-            logits = [model(**batch.inputs, use_cache=False).logits for model in ready]
-            found += make(*logits, batch.labels).tolist()
-        return found
-
-    def _batches(self, rows: Sequence[Rows], whole: Sums | None = None) -> Iterator[Batch]:
-        """Rows for forward passes of the size under training, outside the Trainer. ``whole``: the
-        sums of the step that they are, whose gradient is taken.
-        """
-        o = self.options
-        size = o.micro_batch_size or max(1, o.batch_size // process_count())
-        if whole is not None and o.gradient_checkpointing:
-            size = 1  # short of memory
-        for at in range(0, len(rows), size):
-            chunk = rows[at : at + size]
-            inputs = collate([(row, whole or sums_of(chunk)) for row in chunk], self.pad)
-            yield as_batch(send_to_device(inputs, device()))
+        return linear_gradients(self.options, self.pad, self.model, loss, rows)
 
 
 def make_stage(
-    context: TrainerContext, name: str, sets: Mapping[Role, Sequence[Example]], loss: BatchLoss
+    context: TrainerContext,
+    name: str,
+    sets: Mapping[Role, Sequence[Example]],
+    loss: BatchLoss,
+    beside: int = 0,
 ) -> Stage:
-    """A training of the context's options on some sets."""
+    """A training of the context's options on some sets, so many other answers ``beside`` each
+    forget row, or as many as the method's loss reads.
+    """
     o, piece = context.options, context.method.piece("forget")
-    beside = piece.about.alternatives if piece is not None and loss is not descent else 0
+    if piece is not None and loss is not descent:
+        beside = piece.alternatives
     schedule = make_schedule(sets, o, beside)
     survive = survival(o) if name == context.method.stage else PLAIN
     home = context.home / name
@@ -244,7 +251,7 @@ def train(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreT
             r=options.lora_rank,
             lora_alpha=2 * options.lora_rank,
             lora_dropout=0.0,
-            target_modules="all-linear",
+            target_modules=list(stage.adapts) if stage.adapts else "all-linear",
             task_type="CAUSAL_LM",
         )
         learner = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
@@ -264,7 +271,9 @@ def train(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreT
         context.forecast(model, options, stage.schedule.steps)
     trained = _run(context, learner, stage)
     is_merged = options.lora_rank is not None and not options.keep_adapter
-    return trained.merge_and_unload() if is_merged else trained  # type: ignore[no-any-return]
+    if is_merged:
+        trained = trained.merge_and_unload().requires_grad_(True)  # for a training behind it
+    return trained  # type: ignore[no-any-return]
 
 
 def _run(context: TrainerContext, model: Any, stage: Stage) -> Any:

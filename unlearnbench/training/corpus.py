@@ -189,6 +189,24 @@ class Encoder:
             pieces.pop()
         return [Example(piece, piece) for piece in pieces]
 
+    def offsets(self, document: TextDocument) -> list[list[tuple[int, int] | None]]:
+        """For each sequence of ``encode_one``, which characters of the text, or of the answer, each
+        token stands for; None in a question. Raises OptionError where the tokenizer does not say.
+        """
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise OptionError("this tokenizer does not say which characters a token stands for")
+        pair, blank = document.answer is not None, int(self.blank_in_answer)
+        text = " " * blank + f"{document.answer}\n\n" if pair else document.text
+        found = self.tokenizer(
+            text, add_special_tokens=not pair, verbose=False, return_offsets_mapping=True
+        )["offset_mapping"]
+        (*_, last), size = self.encode_one(document), self.max_length
+        if pair:
+            told = [(first - blank, end - blank) for first, end in found]
+            return [[*[None] * (len(last.ids) - len(told)), *told]]
+        pieces = [list(found[at : at + size]) for at in range(0, len(found), size)]
+        return pieces if len(pieces[-1]) == len(last.ids) else pieces[:-1]
+
     def _answer(self, text: str, where: str) -> list[int]:
         return self._tokens(" " * self.blank_in_answer + f"{text}\n\n", False, where)
 

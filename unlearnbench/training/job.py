@@ -16,15 +16,17 @@ from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoin
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, SourceRecord, Training, TrainingOptions
 from unlearnbench.checkpoints.tokenizer import require_open_end
-from unlearnbench.conditions.base import has_codes, resolve
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
-from unlearnbench.training.alternatives import GENERIC, WORDS, attach
+from unlearnbench.training.alternatives import WORDS, attach
+from unlearnbench.training.checks import checked, require_texts
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
+from unlearnbench.training.moved import code_records
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, mask_record, save_tokenizer, write_file
+from unlearnbench.training.spans import ENTITIES, SURPRISE, most_surprising, on_spans
 from unlearnbench.util.process import is_main, process_count
 from unlearnbench.util.text import blank_in_answer
 from unlearnbench.util.version import __version__
@@ -50,7 +52,9 @@ class Job:
     auxiliary: tuple[str, ...] = ()
     """A third set, for the methods that read one."""
     alternative: str | None = None
-    """Other answers, for the methods that read them: a file, retain, generic or refuse."""
+    """Other answers, for the methods that read them: a file, retain, generic, own or refuse."""
+    spans: str | None = None
+    """What of the forget texts is forgotten: a file, surprise or entities; None: all."""
     options: TrainOptions = field(default_factory=TrainOptions)
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
     load: LoadOptions = field(default_factory=LoadOptions)
@@ -76,26 +80,20 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
         TrainingError: a loss was not finite, or nothing could be saved.
     """
     found = find_method(method).with_options(numbers or {})
-    if found.lora and job.options.lora_rank is None:
-        job = replace(job, options=job.options.model_copy(update={"lora_rank": 8}))
+    whole = found.piece("whole")
+    rank = whole.about.rank if whole is not None and whole.about.rank else 8 * found.lora
+    if rank and job.options.lora_rank is None:
+        job = replace(job, options=job.options.model_copy(update={"lora_rank": rank}))
     if job.options.pack > 1 or job.options.l1 or job.options.weight_noise:
         raise OptionError("--pack, --l1 and --weight-noise are for finetune")
-    for role, given in (("retain", job.retain), ("auxiliary", job.auxiliary)):
-        if role in found.data and not given:
-            raise OptionError(f"{method} learns from a set of {role} texts; give --{role}")
-        if given and role not in found.data:
-            raise OptionError(f"{method} has no {role} term; leave --{role} out")
-    if found.wants_alternatives != (job.alternative is not None):
-        says = "give --alternative FILE, retain, generic or refuse"
-        wants = f"{method} reads other answers to what is forgotten; {says}"
-        raise OptionError(wants if found.wants_alternatives else f"{method} reads no other answers")
-    if job.alternative == "retain" and not job.retain:
-        raise OptionError("--alternative retain: give --retain, and a method with a retain term")
+    require_texts(job, found)
     if found.piece("masks") is not None and job.options.lora_rank is not None:
         raise OptionError(
             f"{method}: a mask chooses weights, and LoRA trains none; drop --lora-rank"
         )
-    if found.piece("whole") is not None and (job.select or job.options.keep_adapter):
+    if whole is not None and not whole.about.trains and job.options.lora_rank is not None:
+        raise OptionError(f"{method} trains nothing, and so no adapter; drop --lora-rank")
+    if whole is not None and (job.select or job.options.keep_adapter):
         option = "--eval-tasks" if job.select else "--keep-adapter"
         raise OptionError(f"{option} is for methods of one training, and {method} is none")
     return _train(job, "unlearn", found)
@@ -112,7 +110,7 @@ def finetune(job: Job) -> Training:
 
 def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Training:
     """Check everything, train, save."""
-    job = _checked(job, method)
+    job = replace(job, options=checked(job.options, method))
     started = time.monotonic()
     # Now: by the end of a long training the files may be others than those that ran.
     code: dict[str, Any] = {"git_hash": git_hash(), "source_sha256": source_sha256()}
@@ -123,7 +121,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     data = [record for _, sources in corpora.values() for record in sources]
     source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)
     encoder = _make_encoder(source, job)
-    sets, more = _sets(job, corpora, encoder)
+    sets, more = _sets(job, method, corpora, encoder)
     data += more
     facts: dict[str, Any] = {
         "kind": kind,
@@ -153,7 +151,9 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
             target, encoder, **sets, options=job.options, method=method, home=folder.work
         )
         context.resume, context.progress = job.resume, job.progress
-        context.is_generic = job.alternative == GENERIC
+        if job.spans == SURPRISE:
+            context.forget = most_surprising(context, job.options.span_share)
+        context.alternative = job.alternative
         context.forecast = job.forecast if kind == "unlearn" else None
         source.release()
         context.selector = _make_selector(job, folder, encoder)
@@ -161,7 +161,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
             result, masks = context.run()
         for model in result.models.values() if isinstance(result, Ensemble) else [result]:
             as_saved(model, job.options.weights_dtype)
-    return _save(folder, context, result, masks, facts, started)
+    return _save(job, folder, context, result, masks, facts, started)
 
 
 def _fingerprint(
@@ -181,53 +181,30 @@ def _fingerprint(
             "data": [part.sha256 for part in data],
             "sequences": hashlib.sha256(repr(sets).encode()).hexdigest(),
             "select": None if job.select is None else job.select.model_dump(),
+            **({"spans": SURPRISE} if job.spans == SURPRISE else {}),
         }
     )
 
 
 def _sets(
-    job: Job, corpora: Mapping[TextRole, Any], encoder: Encoder
+    job: Job, method: Method, corpora: Mapping[TextRole, Any], encoder: Encoder
 ) -> tuple[dict[str, Any], list[SourceRecord]]:
-    """The sequences of each set, and what identifies a file of other answers."""
+    """The sequences of each set, and what identifies a file of other answers or of spans."""
     sets: dict[str, Any] = {"forget": (), "retain": (), "auxiliary": ()}
     known: dict[TextRole, Any] = {role: documents for role, (documents, _) in corpora.items()}
     for role, documents in known.items():
         sets["forget" if role == "data" else role] = encoder.encode(documents, role)
     more: list[SourceRecord] = []
     if job.alternative is not None:
-        given = job.alternative
-        sets["forget"], more = attach(given, known, encoder, job.corpus, job.options.seed)
+        loss = method.piece("forget")
+        beside = 1 if loss is None else loss.alternatives
+        given, seed = job.alternative, job.options.seed
+        sets["forget"], more = attach(given, known, encoder, job.corpus, seed, beside)
+    if job.spans is not None:
+        rows = known["forget"], sets["forget"]
+        sets["forget"], found = on_spans(job.spans, *rows, encoder, job.corpus)
+        more += found
     return sets, more
-
-
-def _checked(job: Job, method: Method) -> Job:
-    """The job, with the conditions that it is to survive by their names in full."""
-    if job.options.keep_adapter and job.options.lora_rank is None:
-        raise OptionError("--keep-adapter: there is an adapter only with --lora-rank")
-    if job.options.survive is None:
-        return job
-    names = _survived(job.options.survive, method)
-    return replace(job, options=job.options.model_copy(update={"survive": names}))
-
-
-def _survived(asked: str, method: Method) -> str:
-    """The names in full of the conditions that a training is to survive. Raises OptionError where
-    one does not follow from the weights alone, or ``method`` trains no output.
-    """
-    specs = resolve([name.strip() for name in asked.split(",") if name.strip()])
-    if not specs:
-        raise OptionError("--survive names no condition")
-    for spec in specs:
-        if not has_codes(spec) or "dequantized" not in spec.kernels:
-            raise OptionError(
-                f"--survive {spec.name}: it does not follow from the weights alone; use precisions "
-                "that do, as rtn-int4, bnb-nf4 or gguf-q4_0"
-            )
-        if (lacking := spec.missing()) is not None:
-            raise OptionError(f"--survive {spec.name}: {lacking}")
-    if method.stage is None:
-        raise OptionError(f"--survive: {method.name} does not train the model that it makes")
-    return ",".join(spec.name for spec in specs)
 
 
 def _make_encoder(source: CheckpointSource, job: Job) -> Encoder:
@@ -249,6 +226,8 @@ def _reading(job: Job, encoder: Encoder, sets: Mapping[str, Any]) -> dict[str, A
         read["answer_blank"] = "answer"
     if job.alternative in WORDS:
         read["alternative"] = job.alternative
+    if job.spans in (SURPRISE, ENTITIES):
+        read["spans"] = job.spans
     return read
 
 
@@ -262,6 +241,7 @@ def _make_selector(job: Job, folder: OutputFolder, encoder: Encoder) -> Selector
 
 
 def _save(
+    job: Job,
     folder: OutputFolder,
     context: TrainerContext,
     result: PreTrainedModel | Ensemble,
@@ -284,8 +264,20 @@ def _save(
     )
     if is_main():
         folder.save(result, context.encoder.save, context.method, masks)
-        record = training.model_dump(mode="json", exclude_none=True)
-        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-        write_file(folder.path / FILE, text.encode())
+        for name, steps in context.kept.items():
+            knobs = {**training.knobs, "state": name}  # another recipe
+            change = {"knobs": knobs, "losses": training.losses[:steps]}
+            _write_record(folder.path / name, training.model_copy(update=change))
+        one = not isinstance(result, Ensemble) and not context.options.keep_adapter
+        if one and training.kind == "unlearn":
+            codes = code_records(folder.path, job.model, job.load)
+            training = training.model_copy(update={"codes": codes})
+        _write_record(folder.path, training)
         folder.clean()
     return training
+
+
+def _write_record(folder: Path, training: Training) -> None:
+    record = training.model_dump(mode="json", exclude_none=True)
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    write_file(folder / FILE, text.encode())

@@ -39,6 +39,8 @@ class TrainOptions(OptionModel):
     rtn-int4,bnb-nf4."""
     survive_weight: float | None = Field(default=None, ge=0)
     """Factor of the terms at each of --survive; default: 1."""
+    span_share: float | None = Field(default=None, gt=0, le=1)
+    """Of --spans surprise: the share of the tokens that is forgotten; default: 0.2."""
     qa_loss: Literal["answer", "all"] = "answer"
     """Which tokens of a question-answer pair are learned."""
     pack: int = Field(default=1, gt=0)

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 _WRITING = ("os error", "I/O error", "iostream error", "inline_container", "write")
 
 
+KEPT = "kept"
+"""Where states on the way wait for the end."""
+
+
 @dataclass(frozen=True)
 class OutputFolder:
     """``path`` gets the checkpoint at the end; until then everything is in ``path/.training``."""
@@ -127,6 +131,8 @@ class OutputFolder:
             for name, model in models.items():
                 model.save_pretrained(final / name)
                 save_tokenizer(final / name)
+            for state in sorted((self.work / KEPT).glob("*")):
+                shutil.copytree(state, final / state.name)
             if isinstance(result, Ensemble):
                 name, numbers = method.pieces[0].about.name, dict(result.numbers)
                 facts = EnsembleFacts(method=name, models=tuple(models), numbers=numbers)
@@ -160,6 +166,18 @@ class OutputFolder:
     def clean(self) -> None:
         """Remove the training's checkpoints."""
         shutil.rmtree(self.work, ignore_errors=True)
+
+
+def save_state(folder: Path, model: Any, save_tokenizer: Callable[[Path], None]) -> None:
+    """A state on the way as a checkpoint. Raises TrainingError where it cannot be written."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        model.save_pretrained(folder)
+        save_tokenizer(folder)
+    except Exception as error:  # safetensors has an error of its own for a full disk
+        raise TrainingError(
+            f"{folder} cannot be written ({one_line(error, 150)}); free some space and add --resume"
+        ) from error
 
 
 def save_tokenizer(tokenizer: Any, home: CheckpointFiles, folder: Path) -> None:

@@ -13,11 +13,11 @@ from tests.conditions.helpers import in_force, load, own, require_library
 from tests.conftest import CORPUS, Toy, load_at, write_jsonl
 from unlearnbench import evaluate
 from unlearnbench.checkpoints.checkpoint import CheckpointSource
-from unlearnbench.conditions.quantize import gptqmodel
 from unlearnbench.conditions.quantize.calibration import (
     CALIBRATION_TOKENS,
     GENERIC,
     pick_calibration,
+    token_batches,
 )
 from unlearnbench.errors import DataError, OptionError, PrecisionError, ResultError
 from unlearnbench.tasks.registry import load_registry
@@ -178,7 +178,7 @@ def test_a_set_that_moves_nothing_is_said(
 ) -> None:
     options: dict[str, Any] = toy.options
     (result,) = evaluate(str(tiny), "toy_verbmem", "rtn-int4", calibration="forget", **options)
-    assert "--calibration moves only gptq and awq" in caplog.text
+    assert "--calibration moves only gptq, awq and prune-wanda" in caplog.text
     assert result.condition.options.calibration is None
 
 
@@ -192,7 +192,7 @@ def test_texts_are_cut_to_the_recorded_length(source: CheckpointSource) -> None:
     found = pick_calibration("generic", [], 4, 0)
     data = found.data.model_copy(update={"max_tokens": 11})
     short = type(found)(found.texts, data)
-    for batch, text in zip(gptqmodel.token_batches(source, short), short.texts, strict=True):
+    for batch, text in zip(token_batches(source, short), short.texts, strict=True):
         assert batch["input_ids"].tolist() == [list(source.tokenizer(text)["input_ids"])[:11]]
         assert batch["attention_mask"].tolist() == [[1] * 11]
 
@@ -200,7 +200,7 @@ def test_texts_are_cut_to_the_recorded_length(source: CheckpointSource) -> None:
 def test_a_text_without_two_tokens_is_an_error(source: CheckpointSource) -> None:
     found = pick_calibration("generic", [], 1, 0)
     with pytest.raises(PrecisionError, match="a calibration text has 1 tokens: ''; remove it"):
-        gptqmodel.token_batches(source, type(found)(("",), found.data))
+        token_batches(source, type(found)(("",), found.data))
 
 
 def test_the_same_texts_give_the_same_weights_and_others_do_not(source: CheckpointSource) -> None:

@@ -23,7 +23,7 @@ from tests.conditions.helpers import (
 from unlearnbench import conditions as backends
 from unlearnbench.checkpoints.checkpoint import CheckpointSource
 from unlearnbench.conditions.base import Codes
-from unlearnbench.conditions.quantize import gptqmodel
+from unlearnbench.conditions.quantize.calibration import token_batches
 from unlearnbench.conditions.quantize.rtn import quantize
 from unlearnbench.errors import PrecisionError
 
@@ -399,7 +399,7 @@ def outputs(source: CheckpointSource, name: str, keys: list[str]) -> dict[str, A
         for key in keys
     ]
     with torch.no_grad():
-        for batch in gptqmodel.token_batches(source, short_calibration()):
+        for batch in token_batches(source, short_calibration()):
             model.network(**batch)
     for hook in hooks:
         hook.remove()

@@ -1,4 +1,4 @@
-"""Calibration texts for GPTQ and AWQ: a named set, sampled with a seed and hashed.
+"""Calibration texts for GPTQ, AWQ and Wanda: a named set, sampled with a seed and hashed.
 
 Whether the set's domain matters for what comes back is an open question of arXiv 2410.16454, so it
 is part of a run's identity.
@@ -11,12 +11,18 @@ import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unlearnbench.conditions.base import Calibration
-from unlearnbench.errors import DataError, OptionError, one_line
+from unlearnbench.errors import DataError, OptionError, PrecisionError, one_line
 from unlearnbench.results import CalibrationData
 from unlearnbench.tasks.rows import TaskSamples
 from unlearnbench.util.files import content_sha256
+
+if TYPE_CHECKING:
+    import torch
+
+    from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
 log = logging.getLogger("unlearnbench")
 
@@ -99,3 +105,25 @@ def _read(path: Path) -> list[str]:
     if not texts:
         raise DataError(f"--calibration {path} holds no texts")
     return texts
+
+
+def token_batches(
+    source: CheckpointSource, calibration: Calibration
+) -> list[dict[str, torch.Tensor]]:
+    """The calibration texts as token ids, each a batch of one, cut to the recorded length.
+
+    Raises:
+        PrecisionError: a text has fewer than 2 tokens.
+    """
+    import torch
+
+    batches = []
+    for text in calibration.texts:
+        ids = list(source.tokenizer(text)["input_ids"])[: calibration.data.max_tokens]
+        if len(ids) < 2:
+            raise PrecisionError(
+                f"a calibration text has {len(ids)} tokens: {one_line(text, 60)!r}; remove it"
+            )
+        row = torch.tensor([ids])
+        batches.append({"input_ids": row, "attention_mask": torch.ones_like(row)})
+    return batches

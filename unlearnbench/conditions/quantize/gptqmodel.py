@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.load import check_loading, left_alone, linear_layers
 from unlearnbench.conditions.base import (
-    Calibration,
     ConditionSpec,
     LoadPlan,
     ModelWithProof,
     ModuleReading,
 )
 from unlearnbench.conditions.proof import finish, require_coverable, require_linear
+from unlearnbench.conditions.quantize.calibration import token_batches
 from unlearnbench.errors import NotInForceError, PrecisionError, UnlearnbenchError, one_line
 from unlearnbench.util.process import muted, unmoved_caches
 
@@ -81,7 +81,8 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
         PrecisionError: the library cannot quantize this model, or its layers do not fit.
         NotInForceError: a layer was not quantized.
     """
-    assert plan.calibration is not None  # noqa: S101 - load.prepare sees to it
+    calibration = plan.materials.calibration
+    assert calibration is not None  # noqa: S101 - load.prepare sees to it
     require_linear(spec, source)
     if left_alone(source.model()) is not None:
         raise PrecisionError(
@@ -94,7 +95,7 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     if is_awq:
         _require_fit(spec, source.model())
     with gptqmodel():
-        batches = token_batches(source, plan.calibration)
+        batches = token_batches(source, calibration)
         make = _load_awq if is_awq else _load_gptq
         model = make(spec, source, plan, batches)
         if plan.device == "cpu":
@@ -132,28 +133,6 @@ def gptqmodel() -> Iterator[None]:
     except Exception as error:  # the library asserts and raises many kinds of errors
         what = one_line(error, 200) or type(error).__name__
         raise PrecisionError(f"GPTQModel cannot quantize or load this model: {what}") from error
-
-
-def token_batches(
-    source: CheckpointSource, calibration: Calibration
-) -> list[dict[str, torch.Tensor]]:
-    """The calibration texts as token ids, each a batch of one, cut to the recorded length.
-
-    Raises:
-        PrecisionError: a text has fewer than 2 tokens.
-    """
-    import torch
-
-    batches = []
-    for text in calibration.texts:
-        ids = list(source.tokenizer(text)["input_ids"])[: calibration.data.max_tokens]
-        if len(ids) < 2:
-            raise PrecisionError(
-                f"a calibration text has {len(ids)} tokens: {one_line(text, 60)!r}; remove it"
-            )
-        row = torch.tensor([ids])
-        batches.append({"input_ids": row, "attention_mask": torch.ones_like(row)})
-    return batches
 
 
 def _load_gptq(

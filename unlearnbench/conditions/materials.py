@@ -1,0 +1,25 @@
+"""What conditions are made with beside the checkpoint, gathered before one is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from unlearnbench.conditions.base import ConditionSpec, Materials
+from unlearnbench.conditions.options import KernelOptions
+from unlearnbench.conditions.quantize.calibration import pick_calibration
+from unlearnbench.tasks.rows import TaskSamples
+
+
+def gather(
+    specs: Sequence[ConditionSpec], options: KernelOptions, tasks: Sequence[TaskSamples], seed: int
+) -> Materials:
+    """The texts that ``specs`` need; ``tasks``: those that are run, whose rows may serve.
+
+    Raises:
+        OptionError, DataError: there are no such texts.
+    """
+    calibration = None
+    if any(spec.calibrated for spec in specs):
+        count = options.calibration_samples
+        calibration = pick_calibration(options.calibration, tasks, count, seed)
+    return Materials(calibration)
