@@ -60,9 +60,9 @@ def build(folders: Sequence[str], recompute: bool, keep: str | None) -> None:
     ones, to compare with; `leaderboard index` lists them.
     """
     for board in _boards(folders):
-        written = [] if keep is None else keep_build(board, keep)
-        written += recompute_board(board) if recompute else []
-        click.echo(printable("\n".join(map(str, [*written, *build_board(board)]))))
+        kept = [] if keep is None else keep_build(board, keep)
+        written = recompute_board(board) if recompute else []
+        click.echo(printable("\n".join(map(str, [*kept, *written, *build_board(board)]))))
 
 
 @leaderboard.command("index")
