@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -28,3 +29,9 @@ def browser() -> Iterator[Any]:
         found = play.chromium.launch(executable_path=path, args=sandbox)
         yield found
         found.close()
+
+
+def overlaps(boxes: list[list[float]]) -> int:
+    """How many pairs of boxes, each left, top, right, bottom, have something in common."""
+    pairs = itertools.combinations(boxes, 2)
+    return sum(a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3] for a, b in pairs)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,20 +28,6 @@ MakeBoard = Callable[..., Path]
 @pytest.fixture(scope="package", autouse=True)
 def _few_draws() -> Iterator[None]:
     with few_draws():
-        yield
-
-
-@contextmanager
-def without_plots() -> Iterator[None]:
-    """Pages whose plots are not drawn: most of a page's time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("unlearnbench.boards.plots._svg", lambda *_: "<svg></svg>")
-        yield
-
-
-@pytest.fixture
-def no_plots() -> Iterator[None]:
-    with without_plots():
         yield
 
 

@@ -18,7 +18,6 @@ from unlearnbench.boards.entry import is_as_written, read_entry
 from unlearnbench.boards.verify import verify_board
 
 __all__ = ["board", "small"]
-pytestmark = pytest.mark.usefixtures("no_plots")
 AT = ("none", "rtn-int4", "rtn-int8")
 OLD = "holds intervals of the old kind, which are not checked: "
 

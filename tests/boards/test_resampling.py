@@ -256,7 +256,6 @@ def test_a_share_of_what_may_be_nothing_has_no_interval(
         (0.75, "sure", ", may be below the floor |", "false"),
     ],
 )
-@pytest.mark.usefixtures("no_plots")
 def test_where_the_floor_lies_in_the_utilitys_interval(
     made_board: Path, tmp_path: Path, floor: float, name: str, said: str, certain: str
 ) -> None:

@@ -282,7 +282,6 @@ def test_the_command_says_what_is_wrong(board: Path, capsys: pytest.CaptureFixtu
     assert "it is an entry of other" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("no_plots")
 def test_without_texts_no_text_is_published_and_the_rest_is_checked(
     make_board: MakeBoard, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,7 +293,9 @@ def test_without_texts_no_text_is_published_and_the_rest_is_checked(
     assert "Question" not in text
     assert text.count('"output": "sha256:') == 3 * 2 * 24
     assert call("leaderboard", "build", str(board)) == 0
-    assert "publishes no texts" in (board / "index.html").read_text(encoding="utf-8")
+    shown = (board / "index.html").read_text(encoding="utf-8")
+    assert '"texts":[],"samples":[[],[],[],[]]' in shown
+    assert "w0x0" not in shown
 
     def edit(content: dict[str, Any]) -> None:
         run_at(content, "rtn-int4")["run"]["tasks"]["made_knowmem_f"]["value"] = 12.5

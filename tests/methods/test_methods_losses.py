@@ -134,6 +134,20 @@ def pdu(logits: Array, labels: list[list[int]], reference: Array, numbers: Any) 
     return float(sum(found) / len(found))
 
 
+def entropy(logits: Array, labels: list[list[int]], reference: Array, numbers: Any) -> float:
+    found = [log_softmax(logits[i, t]) for i, t, _ in predictions(logits, labels)]
+    return float(sum(np.exp(row) @ row for row in found) / len(found))
+
+
+def quail(logits: Array, labels: list[list[int]], reference: Array, numbers: Any) -> float:
+    found = []
+    for i, t, label in predictions(logits, labels):
+        ours, theirs = (z[i, t, label] - z[i, t].mean() for z in (logits, reference))
+        found.append(max(0.0, numbers.quail_margin - abs(ours - theirs)))
+    hinge = numbers.quail_weight * sum(found) / len(found)
+    return ga(logits, labels, reference, numbers) + float(hinge)
+
+
 Plain = Callable[..., float]
 LOSSES: dict[str, tuple[Plain, dict[str, float]]] = {
     "ga": (ga, {}),
@@ -144,10 +158,12 @@ LOSSES: dict[str, tuple[Plain, dict[str, float]]] = {
     "satimp": (satimp, {"beta1": 2.5, "beta2": 0.6}),
     "undial": (undial, {"beta": 2.0}),
     "pdu": (pdu, {}),
+    "entropy": (entropy, {}),
+    "quail": (quail, {"quail_margin": 3.7, "quail_weight": 1.3}),
     "gdr": (gdr, {"retain_weight": 1.5}),
     "klr": (klr, {"retain_weight": 2.5}),
 }
-COMPARED = ("klr", "undial")
+COMPARED = ("klr", "undial", "quail")
 """Those that read a frozen model's logits."""
 HELD = ("wga", "satimp")
 """Those with weights that have no gradient."""

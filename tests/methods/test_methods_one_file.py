@@ -92,7 +92,9 @@ def test_the_command_line_shows_and_lists_what_the_file_says(
     assert call("methods") == 0
     out = capsys.readouterr().out
     assert "toy (forget): A toy" in out
-    assert "toy_gdr_block" in out
+    assert "block (mask): Whole modules of one block" in out
+    assert call("methods", "--json") == 0
+    assert "toy_gdr_block" in json.loads(capsys.readouterr().out)["methods"]
     assert call("methods", "toy_klr_block") == 0
     assert "options: --toy-strength 2.0, --toy-way up" in capsys.readouterr().out
 

@@ -177,3 +177,28 @@ def test_threads_change_nothing() -> None:
     for one, other in zip(*found, strict=True):
         assert torch.equal(one.weight, other.weight)
         assert one[1:] == other[1:]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_above_the_floor_every_changed_weight_has_another_code(scheme: str) -> None:
+    spec = conditions.find_condition(scheme)
+    ours, theirs = pair(32, 128, 3, size=0.01)
+    found = mend(ours, theirs, grid_of(scheme), "floor", 1.0)
+    changed = found.weight != theirs
+    assert 0 < int(changed.sum()) == found.moved < changed.numel()
+    for stored in (found.weight, found.weight.bfloat16().float()):
+        first, last = (conditions.encode(spec, w).codes for w in (theirs, stored))
+        assert torch.equal(first != last, changed)
+    assert bool(
+        (found.weight[changed] - theirs[changed]).sign().eq((ours - theirs)[changed].sign()).all()
+    )
+    assert torch.equal(mend(theirs, theirs, grid_of(scheme), "floor", 1.0).weight, theirs)
+
+
+def test_a_change_is_dropped_raised_or_left_by_hand() -> None:
+    """Int4 with steps of 1: bins end at halves, a raised weight lies a quarter of a half beyond."""
+    theirs = torch.tensor([[7.0, 0.0, 0.0, 0.0, 0.3, -7.0, 6.9, 0.0]])
+    ours = theirs + torch.tensor([[0.9, 0.3, 0.4, 0.8, -0.2, 3.0, 0.9, -5.0]])
+    found = mend(ours, theirs, grid_of("rtn-int4"), "floor", 1.0).weight
+    expected = [7.0, 0.0, 0.625, 0.8, 0.3, -7.0, 6.9, -1.0]
+    assert found[0].tolist() == pytest.approx(expected, abs=1e-6)

@@ -21,18 +21,24 @@ from unlearnbench.checkpoints.find import read_json
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, Training, read_origin
 from unlearnbench.errors import CheckpointError, DataError, OptionError
-from unlearnbench.methods import find_method, method_names
+from unlearnbench.methods import find_method, method_names, pieces
 from unlearnbench.methods.base import inner_linears
 from unlearnbench.training.job import Job, finetune, unlearn
 from unlearnbench.training.options import CorpusOptions, TrainOptions
 from unlearnbench.training.steps import Noise, Shrink
 
+
+def kinds(name: str) -> set[str]:
+    return {piece.kind for piece in find_method(name).pieces}
+
+
 # One method of each kind, with every loss and term among them; the others are slow.
 QUICKLY = ("ga", "npo_klr", "simnpo_gdr", "ga_gdr_sure", "rmu", "tv", "whp_ft")
+ENDS = (*(f"ga_gdr_{p.about.name}" for p in pieces().values() if p.kind in ("steps", "masks")),)
 EVERY = [
     pytest.param(name, marks=[] if name in QUICKLY else pytest.mark.slow)
     for name in method_names()
-    if name != "whp"
+    if name in ENDS or (name != "whp" and not {"steps", "masks"} & kinds(name))
 ]
 
 
@@ -41,6 +47,8 @@ EVERY = [
 def test_every_method_makes_an_ordinary_checkpoint(
     job: Job, tiny: Path, tmp_path: Path, method: str
 ) -> None:
+    if "auxiliary" in find_method(method).data:
+        job = replace(job, auxiliary=job.retain)
     training = go(job, tmp_path / "out", method)
     assert Training.model_validate(read_json(tmp_path / "out/unlearning.json")) == training
     assert not same(weights(tmp_path / "out"), weights(tiny))
@@ -53,15 +61,16 @@ def test_every_method_makes_an_ordinary_checkpoint(
         "tokenizer_config.json",
         "unlearning.json",
     }
-    more = {"masks"} if "sure" in method else {"forgotten"} if method == "flearn" else set()
-    assert files == expected | more
+    more = {"masks"} if "masks" in kinds(method) else set()
+    assert files == expected | (more or ({"forgotten"} if method == "flearn" else set()))
     assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == {"model.safetensors"}
     assert all(math.isfinite(record.loss) for record in training.losses)
     assert len(training.losses) == 3 * (2 if method in ("whp_ft", "flearn") else 1)
     assert (tmp_path / "out/model.safetensors").stat().st_mode & 0o444 == 0o444
     for record in training.losses:
         if record.retain is not None and record.forget is not None:
-            assert record.loss == pytest.approx(record.forget + record.retain, rel=1e-4, abs=1e-5)
+            total = record.forget + record.retain + (record.auxiliary or 0.0)
+            assert record.loss == pytest.approx(total, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("method", ["ga_lora", "npo_klr_lora", "tv_lora", "rmu_lora"])

@@ -87,7 +87,7 @@ class Selection(_Part):
 class RepairRecord(_Part):
     """How weights were mended after a training; see docs/repair.md."""
 
-    strategy: Literal["grid", "concentrated"]
+    strategy: Literal["grid", "concentrated", "floor"]
     strength: float = Field(gt=0)
     """The share of the update's projection that is kept."""
     precisions: tuple[Word, ...] = Field(strict=False, min_length=1)
@@ -127,6 +127,23 @@ class TrainingOptions(_Part):
     seed: int = Field(ge=0, lt=2**31)
 
 
+class CodeChange(_Part):
+    """What quantization leaves of a training's change of some weights."""
+
+    weights: int = Field(gt=0)
+    changed: float = Field(ge=0, le=1)
+    """The share of weights that have another code than the target's."""
+    size: float | None = Field(default=None, ge=0)
+    """|Q(U) - Q(T)| / |U - T|; None: nothing was updated."""
+
+
+class CodeRecord(CodeChange):
+    """The same of all weights together at one precision, and by module, over all blocks."""
+
+    precision: Word
+    modules: dict[str, CodeChange]
+
+
 class Training(_Part):
     """Everything that a training was given, and its losses."""
 
@@ -145,6 +162,8 @@ class Training(_Part):
     losses: tuple[LossRecord, ...] = Field(strict=False)
     mask: MaskRecord | None = None
     selection: Selection | None = None
+    codes: tuple[CodeRecord, ...] | None = Field(default=None, strict=False)
+    """By precision; None: an adapter or several models, or not told."""
     packages: dict[str, str]
     unlearnbench: str
     git_hash: str | None = None

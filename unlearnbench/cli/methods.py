@@ -42,8 +42,11 @@ def methods(name: str | None, as_json: bool) -> None:
         for piece in family:
             click.echo(printable(_describe(piece, shows_differs=name is not None)) + "\n")
     if name is None:
-        click.echo("methods: " + _wrapped(", ".join(method_names()), "  "))
-        click.echo("each but those with a mask also with _lora, or --lora-rank")
+        click.echo(
+            "A method is a loss, a loss and its terms, with a step or a mask behind them or both "
+            f"(as ga_gdr_sam_sure), or a procedure:\n{len(method_names())} in all, which --json "
+            "lists; each but those with a mask also with _lora, or --lora-rank"
+        )
 
 
 def _facts(piece: Piece) -> dict[str, Any]:

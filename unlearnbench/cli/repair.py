@@ -23,12 +23,13 @@ _REPORT = "rtn-int8,rtn-int5,rtn-int4,rtn-int4-g64,bnb-nf4,bnb-fp4,gguf-q4_0"
 class RepairOptions(OptionModel):
     """How a checkpoint is mended."""
 
-    strategy: Literal["concentrated", "grid"] = "concentrated"
+    strategy: Literal["concentrated", "grid", "floor"] = "concentrated"
     """concentrated: the target's weights, but for a few that take a whole step. grid: all weights
-    on the precision's levels, some a step farther than rounding takes them.
+    on the precision's levels, some a step farther than rounding takes them. floor: each change is
+    raised to what gives another code, or dropped.
     """
     strength: float = Field(default=1.0, gt=0, le=4, title="SHARE")
-    """Of the update's projection, that is to be left after rounding."""
+    """Of the update's projection, that is to be left after rounding; with floor, its factor."""
     weights_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """What is written; auto: as the model's tensors are stored."""
 

@@ -74,7 +74,7 @@ _load = field_options(LoadOptions, {"base", "adapter", "allow_adapter_base", *AS
 @click.option("--auxiliary", multiple=True, metavar=_SOURCE, help="A third set, if one is read.")
 @click.option(
     "--alternative",
-    metavar="FILE|retain|generic|refuse",
+    metavar="FILE|retain|generic|refuse|own",
     help="Other answers to what is forgotten, for the methods that read them.",
 )
 @click.option(

@@ -191,7 +191,8 @@ def find_method(name: str) -> Method:
     """
     known, base = _combinations(), name.removesuffix("_lora")
     if base not in known:
-        near = difflib.get_close_matches(name, sorted(known), n=3) or sorted(known)
+        near = difflib.get_close_matches(name, sorted(known), n=3)
+        near = near or sorted(n for n, found in known.items() if len(found) == 1)
         raise OptionError(f"unknown method {one_line(name, 60)!r}; known: {', '.join(near)}")
     method = Method(name, known[base], base != name)
     if method.lora and method.piece("masks"):

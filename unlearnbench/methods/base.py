@@ -5,6 +5,7 @@ training that calls it. They never import ``training``, which implements the two
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from unlearnbench.checkpoints.load import LinearLayer, linear_layers
 from unlearnbench.errors import CheckpointError
-from unlearnbench.methods.rows import Batch, Example, Role, Tensor
+from unlearnbench.methods.rows import Batch, Example, Part, Role, Tensor
 
 if TYPE_CHECKING:
     import transformers
@@ -55,6 +56,10 @@ class About:
     stage: str | None = None
     """Of a whole method: the name of the training that makes its output; None: it is made without,
     from models that were trained."""
+    rank: int = 0
+    """Of a whole method that trains an adapter: its rank where --lora-rank gives none."""
+    trains: bool = True
+    """Of a whole method: whether it trains at all. Where not, --lora-rank is refused."""
     cost: str = ""
     """What it takes beside a forward and a backward pass over its rows, and what the other fields
     say already."""
@@ -70,6 +75,8 @@ true."""
 BatchLoss = Callable[[Any, Batch], dict[str, Tensor]]
 """What a training asks of (model, batch): the terms of the loss, ``loss`` among them, as shares of
 the whole step's, each a tensor of shape ()."""
+
+Within = Callable[[Any, Batch], AbstractContextManager[None]]
 
 FrozenModel = Callable[..., Any]
 """A model to compare with: its output, of (model, inputs, hidden=False), without gradients and
@@ -93,6 +100,11 @@ class Gradient:
         terms = {name: factor * value for name, value in self.terms.items()}
         return Gradient(terms, {name: factor * grad for name, grad in self.of.items()})
 
+    def dot(self, other: Gradient) -> float:
+        """The inner product over all parameters, in double precision."""
+        pairs = ((g.double(), other.of[n].double()) for n, g in self.of.items())
+        return math.fsum(float((g * o).sum()) for g, o in pairs)
+
 
 class OptimizerStep(Protocol):
     """What ``gradient(step, options)`` of a file in ``steps/`` is given: once in each optimizer
@@ -106,11 +118,19 @@ class OptimizerStep(Protocol):
     state: dict[str, float]
     """Kept from step to step, and over an interruption."""
 
-    def forget(self) -> Gradient:
-        """The forget loss' gradient at the weights as they are now."""
+    def usual(self) -> Gradient:
+        """That of all terms in one pass over all rows: what is descended along without a file."""
+
+    def forget(self, within: Within | None = None) -> Gradient:
+        """The forget loss' gradient at the weights as they are now. ``within``: of (model, batch),
+        a block in which the loss of each batch is computed.
+        """
 
     def retain(self) -> Gradient:
         """The same of the terms on other texts; zeros where there are none."""
+
+    def term(self, role: Role, loss: Callable[[Part], Tensor]) -> Gradient:
+        """That of another loss over the rows of one role; its value has the role's name."""
 
     def restored(self) -> AbstractContextManager[None]:
         """A block after which the weights are, bit for bit, what they were before."""
@@ -152,8 +172,22 @@ class TrainingContext(Protocol):
         that are others here, as ``lora_rank``.
         """
 
-    def fit(self, loss: BatchLoss, learns: Callable[[str], bool] | None = None) -> PreTrainedModel:
-        """Train the target on all sets; only parameters whose name ``learns`` accepts change."""
+    def fit(
+        self,
+        loss: BatchLoss,
+        learns: Callable[[str], bool] | None = None,
+        *,
+        forget: Sequence[Example] | None = None,
+        gradient: Callable[[OptimizerStep], Gradient] | None = None,
+        sgd: bool = False,
+        adapts: tuple[str, ...] | None = None,
+        stage: str = "unlearn",
+    ) -> PreTrainedModel:
+        """Train the target on all sets; only parameters whose name ``learns`` accepts change.
+        ``forget``: in place of the forget set. ``gradient`` makes that of each step; None: that of
+        the loss. ``sgd``: by plain steps, without AdamW. ``adapts``: the linear layers that get a
+        LoRA adapter, by name. ``stage``: the training's name.
+        """
 
     def forget_gradient(self) -> dict[str, Tensor]:
         """The forget loss' gradient at the target, float32, (out, in), by the parameter of every

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from unlearnbench import conditions
 from unlearnbench.conditions.base import ConditionSpec
 from unlearnbench.conditions.quantize.overlap import product
-from unlearnbench.errors import CheckpointError, NotInForceError
+from unlearnbench.errors import CheckpointError, NotInForceError, OptionError
 from unlearnbench.repair.method import Mended, Strategy, mend
 from unlearnbench.results import FULL
 
@@ -53,6 +53,10 @@ class Mender:
         strategy: Strategy,
         strength: float,
     ) -> None:
+        if strategy == "floor" and len(precisions) > 1:
+            raise OptionError(
+                "--strategy floor gives other codes at one precision; name one with --for"
+            )
         self.precisions, self.strategy, self.strength = precisions, strategy, strength
         self.measured = {spec.name: spec for spec in (*precisions, *report)}
         self.totals = Totals()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from unlearnbench.conditions.base import Levels
 
-Strategy: TypeAlias = Literal["grid", "concentrated"]
+Strategy: TypeAlias = Literal["grid", "concentrated", "floor"]
 Grid: TypeAlias = "Callable[[torch.Tensor], Levels]"
 """A weight, (out, in) -> its levels at one precision."""
 
@@ -24,6 +24,9 @@ Grid: TypeAlias = "Callable[[torch.Tensor], Levels]"
 _AT_ONCE, _ROWS = 2**21, 64
 # Of a level: what rounding to bf16 moves it by, 2^-9 either way, and a little.
 _ON_LEVEL = 2**-8
+# Behind the edge of a bin, as a share of the way from there to the next level, so that what storing
+# rounds does not take a weight back.
+_BEYOND = 0.25
 
 
 class Mended(NamedTuple):
@@ -53,6 +56,7 @@ def mend(
     times |d|^2. ``concentrated``: from T, weights are moved to the centre of the next bin, until
     <W - T, d> is. What a row has too little or too much is the next row's. A row is left as it is
     where all that it moved lies on levels already: rounding takes nothing away.
+    ``floor``: see ``_floor``.
 
     Deterministic, whatever the number of threads; of equals the column that comes first moves.
     """
@@ -61,7 +65,7 @@ def mend(
     size = max(1, _AT_ONCE // (unlearned.shape[1] * _ROWS)) * _ROWS
     parts, owed = [], 0.0
     for ours, theirs in zip(unlearned.split(size), target.split(size), strict=True):
-        work = _grid if strategy == "grid" else _concentrated
+        work = {"grid": _grid, "concentrated": _concentrated, "floor": _floor}[strategy]
         parts.append(work(ours.float(), theirs.float(), grid, strength, owed))
         owed = parts[-1].owed
     weight = torch.cat([part.weight for part in parts])
@@ -89,6 +93,26 @@ def _concentrated(
     toward = there.above.where(d > 0, there.below).double()
     cost, need = (toward - begin) ** 2, strength * _sums(d * d)
     return _finish(ours, here, d, (theirs, begin, toward), (cost, need), owed)
+
+
+def _floor(
+    ours: torch.Tensor, theirs: torch.Tensor, grid: Grid, strength: float, owed: float
+) -> Mended:
+    """After MANSU (arXiv 2605.15138): a weight changes by enough for another code on T's grid, or
+    not at all. ``strength`` x d is rounded to one of 0 and what takes the weight just over the edge
+    of its bin, the nearer; beyond that it stays as it is, up to the next level. A weight without a
+    next level in its direction, as one that the grid hangs on, is T's.
+    """
+    there, d = grid(theirs), strength * (ours.double() - theirs.double())
+    toward = there.above.where(d > 0, there.below).double()
+    edge = (there.values.double() + toward) / 2
+    least = (edge + _BEYOND * (toward - edge) - theirs).abs()
+    most = (toward - theirs).abs()
+    size = d.abs()
+    new = least.where(size >= least / 2, 0.0).maximum(size.where(size > least, 0.0)).minimum(most)
+    moves = (d != 0) & toward.isfinite() & (new > 0)
+    weight = (theirs + d.sign() * new).float().where(moves, theirs)
+    return Mended(weight, int(moves.sum()), 0, owed)
 
 
 def _finish(

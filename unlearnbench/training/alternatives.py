@@ -1,7 +1,8 @@
 """``--alternative``: other answers beside each forget text, for the losses that read them.
 
-They come from a file, from the retain set, from a list of refusals, or are the target's generic
-words, and never from an evaluation's answers. A text's second half is the answer to its first.
+They come from a file, from the retain set, from a list of refusals, are the target's generic words
+or written by it (``own.py``), and never from an evaluation's answers. A text's second half is the
+answer to its first.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("unlearnbench")
 
 GENERIC = "generic"
-WORDS = ("retain", GENERIC, "refuse")
+OWN = "own"
+WORDS = ("retain", GENERIC, "refuse", OWN)
 _DRAWN = 4  # so many times those that are learned each time a text comes are drawn for it
 _STRENGTH = 5.0  # alpha of generic words, as in Who's Harry Potter
 
@@ -75,7 +77,7 @@ def attach(
     """
     rows = [(d, _halved(e)) for d in documents["forget"] for e in encoder.encode_one(d)]
     sources: list[SourceRecord] = []
-    if given == GENERIC:
+    if given in (GENERIC, OWN):
         return tuple(row for _, row in rows), sources
     texts: dict[int, tuple[str, ...]]
     if given == "refuse":

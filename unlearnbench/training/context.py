@@ -26,13 +26,14 @@ from unlearnbench.methods.base import (
     TrainingContext,
 )
 from unlearnbench.methods.rows import Example, Role, sequence_logprobs
-from unlearnbench.training.alternatives import with_generic
+from unlearnbench.training.alternatives import GENERIC, OWN, with_generic
 from unlearnbench.training.batches import Rows, make_schedule
 from unlearnbench.training.corpus import Encoder
 from unlearnbench.training.dtypes import ROUNDED, as_saved, cast_model
 from unlearnbench.training.masks import choose_masks
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.output import KEPT, last_checkpoint, run_trainer, save_state
+from unlearnbench.training.own import with_own
 from unlearnbench.training.passes import each, linear_gradients
 from unlearnbench.training.rounded import PLAIN, survival
 from unlearnbench.training.steps import Watch
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
     from unlearnbench.training.select import Selector
 
 log = logging.getLogger("unlearnbench")
+
+MADE = {GENERIC: with_generic, OWN: with_own}
+"""Other answers that the target makes, by the word that asks for them."""
 
 Forecast = Callable[[PreTrainedModel, TrainOptions, int], None]
 """(model, options, steps): says what a training can move."""
@@ -72,8 +76,8 @@ class TrainerContext(TrainingContext):
     resume: bool = False
     progress: bool = False
     selector: Selector | None = None
-    is_generic: bool = False
-    """Whether generic words stand beside each forget row."""
+    alternative: str | None = None
+    """What ``--alternative`` names, if anything."""
     forecast: Forecast | None = None
     losses: list[LossRecord] = field(default_factory=list)
     """Every step's, filled as it goes."""
@@ -109,9 +113,20 @@ class TrainerContext(TrainingContext):
         here = replace(self, options=self.options.model_copy(update=changed)) if changed else self
         return train(here, model, make_stage(here, stage, {"forget": examples}, descent))
 
-    def fit(self, loss: BatchLoss, learns: Callable[[str], bool] | None = None) -> PreTrainedModel:
-        stage = make_stage(self, "unlearn", self._sets(self.forget), loss)
-        return train(self, self.model, replace(stage, learns=learns))
+    def fit(
+        self,
+        loss: BatchLoss,
+        learns: Callable[[str], bool] | None = None,
+        *,
+        forget: Sequence[Example] | None = None,
+        stage: str = "unlearn",
+        **given: Any,
+    ) -> PreTrainedModel:
+        texts = forget or self.forget
+        beside = len(texts[0].alternatives) if forget else 0
+        made = make_stage(self, "unlearn", self._sets(texts), loss, beside)
+        made = replace(made, folder=self.home / stage, learns=learns, **given)
+        return train(self, self.model, made)
 
     def run(self) -> tuple[PreTrainedModel | Ensemble, Masks | None]:
         """What the method makes of the target, and the map where it has one."""
@@ -138,7 +153,7 @@ class TrainerContext(TrainingContext):
         piece = self.method.piece("forget")
         if piece is None:
             return self.forget
-        make = with_generic if self.is_generic else piece.hook("examples")
+        make = MADE.get(self.alternative or "") or piece.hook("examples")
         about = piece.about
         examples = self.forget if make is None else tuple(make(self))
         if any(len(example.alternatives) < piece.alternatives for example in examples):
@@ -150,17 +165,9 @@ class TrainerContext(TrainingContext):
 
     def _with_logprobs(self, examples: Sequence[Example]) -> list[Example]:
         others = [other for example in examples for other in example.alternatives]
-        known = zip(
-            examples,
-            self.measure([self.model], examples, sequence_logprobs),
-            strict=True,
-        )
+        known = zip(examples, self.measure([self.model], examples, sequence_logprobs), strict=True)
         made = [replace(example, reference=logprob) for example, logprob in known]
-        known = zip(
-            others,
-            self.measure([self.model], others, sequence_logprobs),
-            strict=True,
-        )
+        known = zip(others, self.measure([self.model], others, sequence_logprobs), strict=True)
         rest = (replace(other, reference=logprob) for other, logprob in known)
         return [replace(e, alternatives=tuple(next(rest) for _ in e.alternatives)) for e in made]
 
@@ -179,7 +186,8 @@ class TrainerContext(TrainingContext):
         return each(self.options, self.pad, models, examples, make)
 
     def others(self) -> tuple[Example, ...]:
-        examples = with_generic(self) if self.is_generic else self.forget
+        make = MADE.get(self.alternative or "")
+        examples = make(self) if make else self.forget
         return tuple(other for example in examples for other in example.alternatives)
 
     def keep(self, name: str, model: PreTrainedModel) -> None:
@@ -204,11 +212,18 @@ class TrainerContext(TrainingContext):
 
 
 def make_stage(
-    context: TrainerContext, name: str, sets: Mapping[Role, Sequence[Example]], loss: BatchLoss
+    context: TrainerContext,
+    name: str,
+    sets: Mapping[Role, Sequence[Example]],
+    loss: BatchLoss,
+    beside: int = 0,
 ) -> Stage:
-    """A training of the context's options on some sets."""
+    """A training of the context's options on some sets, so many other answers ``beside`` each
+    forget row, or as many as the method's loss reads.
+    """
     o, piece = context.options, context.method.piece("forget")
-    beside = piece.alternatives if piece is not None and loss is not descent else 0
+    if piece is not None and loss is not descent:
+        beside = piece.alternatives
     schedule = make_schedule(sets, o, beside)
     survive = survival(o) if name == context.method.stage else PLAIN
     home = context.home / name
@@ -236,7 +251,7 @@ def train(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreT
             r=options.lora_rank,
             lora_alpha=2 * options.lora_rank,
             lora_dropout=0.0,
-            target_modules="all-linear",
+            target_modules=list(stage.adapts) if stage.adapts else "all-linear",
             task_type="CAUSAL_LM",
         )
         learner = peft.get_peft_model(model, config, autocast_adapter_dtype=False)

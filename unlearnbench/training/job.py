@@ -16,13 +16,14 @@ from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoin
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, SourceRecord, Training, TrainingOptions
 from unlearnbench.checkpoints.tokenizer import require_open_end
-from unlearnbench.conditions.base import has_codes, resolve
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
-from unlearnbench.training.alternatives import GENERIC, WORDS, attach
+from unlearnbench.training.alternatives import WORDS, attach
+from unlearnbench.training.checks import checked, require_texts
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
+from unlearnbench.training.moved import code_records
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, mask_record, save_tokenizer, write_file
 from unlearnbench.training.spans import ENTITIES, SURPRISE, most_surprising, on_spans
@@ -51,7 +52,7 @@ class Job:
     auxiliary: tuple[str, ...] = ()
     """A third set, for the methods that read one."""
     alternative: str | None = None
-    """Other answers, for the methods that read them: a file, retain, generic or refuse."""
+    """Other answers, for the methods that read them: a file, retain, generic, own or refuse."""
     spans: str | None = None
     """What of the forget texts is forgotten: a file, surprise or entities; None: all."""
     options: TrainOptions = field(default_factory=TrainOptions)
@@ -79,45 +80,23 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
         TrainingError: a loss was not finite, or nothing could be saved.
     """
     found = find_method(method).with_options(numbers or {})
-    if found.lora and job.options.lora_rank is None:
-        job = replace(job, options=job.options.model_copy(update={"lora_rank": 8}))
+    whole = found.piece("whole")
+    rank = whole.about.rank if whole is not None and whole.about.rank else 8 * found.lora
+    if rank and job.options.lora_rank is None:
+        job = replace(job, options=job.options.model_copy(update={"lora_rank": rank}))
     if job.options.pack > 1 or job.options.l1 or job.options.weight_noise:
         raise OptionError("--pack, --l1 and --weight-noise are for finetune")
-    _require_texts(job, found)
+    require_texts(job, found)
     if found.piece("masks") is not None and job.options.lora_rank is not None:
         raise OptionError(
             f"{method}: a mask chooses weights, and LoRA trains none; drop --lora-rank"
         )
-    if found.piece("whole") is not None and (job.select or job.options.keep_adapter):
+    if whole is not None and not whole.about.trains and job.options.lora_rank is not None:
+        raise OptionError(f"{method} trains nothing, and so no adapter; drop --lora-rank")
+    if whole is not None and (job.select or job.options.keep_adapter):
         option = "--eval-tasks" if job.select else "--keep-adapter"
         raise OptionError(f"{option} is for methods of one training, and {method} is none")
     return _train(job, "unlearn", found)
-
-
-def _require_texts(job: Job, method: Method) -> None:
-    """Raises OptionError where a set that ``method`` reads is missing, or one is given that it does
-    not read.
-    """
-    name, takes, given = method.name, method.takes_alternatives, job.alternative is not None
-    data = method.data
-    if takes == "instead" and given and job.alternative != "retain":
-        data = data - {"retain"}
-    for role, texts in (("retain", job.retain), ("auxiliary", job.auxiliary)):
-        if role in data and not texts:
-            raise OptionError(f"{name} learns from a set of {role} texts; give --{role}")
-        if texts and role not in data:
-            raise OptionError(f"{name} has no {role} term; leave --{role} out")
-    if job.spans is not None and method.piece("forget") is None:
-        raise OptionError(f"--spans is for losses on the forget set, and {name} has none")
-    if job.options.span_share is not None and job.spans != SURPRISE:
-        raise OptionError("--span-share is for --spans surprise")
-    if takes == "yes" and not given:
-        says = "give --alternative FILE, retain, generic or refuse"
-        raise OptionError(f"{name} reads other answers to what is forgotten; {says}")
-    if takes == "no" and given:
-        raise OptionError(f"{name} reads no other answers")
-    if job.alternative == "retain" and not job.retain:
-        raise OptionError("--alternative retain: give --retain, and a method with a retain term")
 
 
 def finetune(job: Job) -> Training:
@@ -131,7 +110,7 @@ def finetune(job: Job) -> Training:
 
 def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Training:
     """Check everything, train, save."""
-    job = _checked(job, method)
+    job = replace(job, options=checked(job.options, method))
     started = time.monotonic()
     # Now: by the end of a long training the files may be others than those that ran.
     code: dict[str, Any] = {"git_hash": git_hash(), "source_sha256": source_sha256()}
@@ -174,7 +153,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         context.resume, context.progress = job.resume, job.progress
         if job.spans == SURPRISE:
             context.forget = most_surprising(context, job.options.span_share)
-        context.is_generic = job.alternative == GENERIC
+        context.alternative = job.alternative
         context.forecast = job.forecast if kind == "unlearn" else None
         source.release()
         context.selector = _make_selector(job, folder, encoder)
@@ -182,7 +161,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
             result, masks = context.run()
         for model in result.models.values() if isinstance(result, Ensemble) else [result]:
             as_saved(model, job.options.weights_dtype)
-    return _save(folder, context, result, masks, facts, started)
+    return _save(job, folder, context, result, masks, facts, started)
 
 
 def _fingerprint(
@@ -228,36 +207,6 @@ def _sets(
     return sets, more
 
 
-def _checked(job: Job, method: Method) -> Job:
-    """The job, with the conditions that it is to survive by their names in full."""
-    if job.options.keep_adapter and job.options.lora_rank is None:
-        raise OptionError("--keep-adapter: there is an adapter only with --lora-rank")
-    if job.options.survive is None:
-        return job
-    names = _survived(job.options.survive, method)
-    return replace(job, options=job.options.model_copy(update={"survive": names}))
-
-
-def _survived(asked: str, method: Method) -> str:
-    """The names in full of the conditions that a training is to survive. Raises OptionError where
-    one does not follow from the weights alone, or ``method`` trains no output.
-    """
-    specs = resolve([name.strip() for name in asked.split(",") if name.strip()])
-    if not specs:
-        raise OptionError("--survive names no condition")
-    for spec in specs:
-        if not has_codes(spec) or "dequantized" not in spec.kernels:
-            raise OptionError(
-                f"--survive {spec.name}: it does not follow from the weights alone; use precisions "
-                "that do, as rtn-int4, bnb-nf4 or gguf-q4_0"
-            )
-        if (lacking := spec.missing()) is not None:
-            raise OptionError(f"--survive {spec.name}: {lacking}")
-    if method.stage is None:
-        raise OptionError(f"--survive: {method.name} does not train the model that it makes")
-    return ",".join(spec.name for spec in specs)
-
-
 def _make_encoder(source: CheckpointSource, job: Job) -> Encoder:
     config: Any = source.config.get_text_config()
     context = getattr(config, "max_position_embeddings", None) or DEFAULT_LENGTH
@@ -292,6 +241,7 @@ def _make_selector(job: Job, folder: OutputFolder, encoder: Encoder) -> Selector
 
 
 def _save(
+    job: Job,
     folder: OutputFolder,
     context: TrainerContext,
     result: PreTrainedModel | Ensemble,
@@ -318,6 +268,10 @@ def _save(
             knobs = {**training.knobs, "state": name}  # another recipe
             change = {"knobs": knobs, "losses": training.losses[:steps]}
             _write_record(folder.path / name, training.model_copy(update=change))
+        one = not isinstance(result, Ensemble) and not context.options.keep_adapter
+        if one and training.kind == "unlearn":
+            codes = code_records(folder.path, job.model, job.load)
+            training = training.model_copy(update={"codes": codes})
         _write_record(folder.path, training)
         folder.clean()
     return training

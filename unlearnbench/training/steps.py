@@ -6,7 +6,7 @@ accumulated; and the callbacks of the Trainer: checks, noise, shrinking, and wha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,14 @@ from transformers.trainer_callback import ExportableState
 
 from unlearnbench.checkpoints.load import out_first
 from unlearnbench.errors import TrainingError
-from unlearnbench.methods.base import BatchLoss, Gradient, OptimizerStep, inner_linears
-from unlearnbench.methods.rows import Batch, Role
+from unlearnbench.methods.base import (
+    BatchLoss,
+    Gradient,
+    OptimizerStep,
+    Within,
+    inner_linears,
+)
+from unlearnbench.methods.rows import Batch, Part, Role
 from unlearnbench.training import sharding
 from unlearnbench.training.rounded import PLAIN, Rounding, Survive, through
 from unlearnbench.util.process import process_count
@@ -40,24 +46,40 @@ class WholeStep(OptimizerStep):
     def __post_init__(self) -> None:
         self.weights = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
-    def forget(self) -> Gradient:
-        return self._gradient("forget", "alternatives")
+    def usual(self) -> Gradient:
+        return self._gradient("forget", "retain", "auxiliary", "alternatives")
+
+    def forget(self, within: Within | None = None) -> Gradient:
+        return self._gradient("forget", "alternatives", within=within)
 
     def retain(self) -> Gradient:
         return self._gradient("retain", "auxiliary")
 
-    def _gradient(self, *roles: Role) -> Gradient:
+    def term(self, role: Role, loss: Callable[[Part], torch.Tensor]) -> Gradient:
+        def alone(model: Any, batch: Batch) -> dict[str, torch.Tensor]:
+            logits = model(**batch.inputs, use_cache=False).logits
+            value = loss(Part(logits, batch.labels, batch.all_rows, batch.all_tokens[role]))
+            return {"loss": value, role: value}
+
+        return self._gradient(role, loss=alone)
+
+    def _gradient(
+        self, *roles: Role, loss: BatchLoss | None = None, within: Within | None = None
+    ) -> Gradient:
         of = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
         terms: dict[str, torch.Tensor] = {}
         for batch in self.batches:
             if not any(role in batch.rows for role in roles):
                 continue
+            rows = batch.only(*roles)
             for factor, place in self.survive.places(self.model):
-                with torch.enable_grad(), place:  # also where a method moves weights meanwhile
-                    found = self.loss(self.model, batch.only(*roles))
-                    loss = factor * found.pop("loss")
+                inside = nullcontext() if within is None else within(self.model, rows)
+                # Also where a method moves weights meanwhile.
+                with torch.enable_grad(), place, inside:
+                    found = (loss or self.loss)(self.model, rows)
+                    whole = factor * found.pop("loss")
                     given = list(self.weights.values())
-                    shares = torch.autograd.grad(loss, given, allow_unused=True)
+                    shares = torch.autograd.grad(whole, given, allow_unused=True)
                 for name, share in zip(of, shares, strict=True):
                     if share is not None:
                         of[name] += share

@@ -71,6 +71,9 @@ class Combined:
 
     def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """The weighted terms and their sum."""
+        read = {"forget", "alternatives", *(piece.about.reads for piece in self.method.terms)}
+        if set(batch.rows) - read:  # of a way to make the gradient, which reads them itself
+            batch = batch.only(*(role for role in batch.rows if role in read))
         logits = model(**batch.inputs, use_cache=False).logits
         terms: dict[str, torch.Tensor] = {}
         for piece in self.method.terms:
@@ -119,6 +122,10 @@ class Stage:
     """Which rows of which parameters may change; None: all."""
     gradient: Callable[[OptimizerStep], Gradient] | None = None
     """Makes the gradient of a step; None: that of the loss."""
+    adapts: tuple[str, ...] | None = None
+    """The linear layers that get a LoRA adapter; None: all."""
+    sgd: bool = False
+    """Plain steps, without AdamW."""
     l1: float = 0.0
     """Soft-threshold after each step, in units of the learning rate."""
     noise: float = 0.0
@@ -151,7 +158,7 @@ def training_arguments(stage: Stage, options: TrainOptions, save_steps: int) -> 
         warmup_steps=options.warmup_steps,
         weight_decay=0.0,  # it would move weights that a mask holds still
         max_grad_norm=options.max_grad_norm,
-        optim="adamw_torch",
+        optim="sgd" if stage.sgd else "adamw_torch",
         gradient_checkpointing=options.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         logging_steps=1,

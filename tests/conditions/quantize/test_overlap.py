@@ -247,7 +247,7 @@ def test_the_same_checkpoint_twice(tiny: Path) -> None:
 
 
 def test_a_share_just_below_all_is_not_shown_as_all() -> None:
-    layer = LayerOverlap("a", 10**8, 10**8 - 1, 1, 0.1, 0.2)
+    layer = LayerOverlap("a", 10**8, 10**8 - 1, 1, 0.1, 0.2, 0.1)
     assert "0.500, 99.999%" in overlap_table([PrecisionOverlap("rtn-int4", (layer,))])
 
 
@@ -421,7 +421,7 @@ def test_command_writes_table_json_and_plot(
 
 
 def test_bad_files_are_one_line(tiny: Path, tmp_path: Path) -> None:
-    layer = LayerOverlap("a.0.b", 10, 9, 1, 1.0, 10.0)
+    layer = LayerOverlap("a.0.b", 10, 9, 1, 1.0, 10.0, 2.5)
     found = [PrecisionOverlap("rtn-int4", (layer,))]
     with pytest.raises(OptionError, match="ending in .png"):
         plot_overlap(tmp_path / "plot.txt", found)

@@ -46,6 +46,8 @@ class LayerOverlap:
     """<Q(U) - Q(T), U - T>, in double precision."""
     update: float
     """|U - T|^2, in double precision."""
+    rounded: float
+    """|Q(U) - Q(T)|^2, in double precision."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,12 @@ class PrecisionOverlap:
         update = math.fsum(layer.update for layer in self.layers)
         return math.fsum(layer.kept for layer in self.layers) / update if update else None
 
+    @property
+    def size(self) -> float | None:
+        """|Q(U) - Q(T)| / |U - T|; None: nothing was updated."""
+        update = math.fsum(layer.update for layer in self.layers)
+        return (math.fsum(x.rounded for x in self.layers) / update) ** 0.5 if update else None
+
     def by_block(self) -> dict[str, PrecisionOverlap]:
         """By transformer block (``model.layers.3``; a matrix outside of one has its own name), in
         the model's order.
@@ -100,6 +108,7 @@ class PrecisionOverlap:
         return {
             "survival": self.survival,
             "overlap": self.overlap,
+            "size": self.size,
             "changed_share": self.changed_share,
             "weights": self.weights,
         }
@@ -156,7 +165,8 @@ def compare_codes(
                     f"{unlearned.path} or {target.path}: {name} has values that {spec.name} cannot "
                     "hold; leave that precision out"
                 )
-            found.append(LayerOverlap(name, ours.numel(), same, changed, kept, update))
+            size = product(one.values, two.values, one.values, two.values)
+            found.append(LayerOverlap(name, ours.numel(), same, changed, kept, update, size))
         yield name, found
 
 

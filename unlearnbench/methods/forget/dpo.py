@@ -18,7 +18,7 @@ class DpoOptions:
 
 ABOUT = About(
     name="dpo",
-    title="Direct preference optimization; IdkDPO with --alternative refuse, AltPO with a FILE",
+    title="Direct preference optimization; IdkDPO with --alternative refuse, AltPO with own",
     equation="L = -(2 / beta) E[log sigmoid(beta (D(other) - D(y)))], D(y) = log pi(y) - "
     "log pi_target(y); other = another answer to the same question, drawn each time",
     source="Rafailov et al. 2023, arXiv 2305.18290; for unlearning TOFU, arXiv 2401.06121; AltPO, "
@@ -27,9 +27,10 @@ ABOUT = About(
     sequences=True,
     alternatives=1,
     differs="TOFU's refusals are a list of 100 lines, here are 20 of our own. AltPO has the target "
-    "write 5 alternatives of each answer; here they come in a FILE, and one that is the true "
-    "answer is refused, which nothing in its released code (c9b78bd) looks for. A text has no "
-    "question: its second half is the answer to its first [derived].",
+    "write 5 alternatives of each answer on a prompt that asks for them; with --alternative own it "
+    "answers the question itself, and may not begin as the true answer does [derived]: nothing in "
+    "its released code (c9b78bd) keeps the true answer out. A text has no question: its second "
+    "half is the answer to its first [derived].",
 )
 
 

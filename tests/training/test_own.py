@@ -1,0 +1,74 @@
+"""Answers that the target writes itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import make_model, make_tokenizer, write_jsonl
+from tests.training.helpers import go, same, weights
+from unlearnbench.errors import DataError
+from unlearnbench.methods.rows import Example
+from unlearnbench.training import own
+from unlearnbench.training.job import Job
+
+
+def context(model: Any, example: Example) -> Any:
+    def answer(row: Example, other: Any) -> Example:
+        return Example((*row.ids[: row.prompt], *other), (), prompt=row.prompt)
+
+    tokenizer = make_tokenizer()
+    made = {"model": model, "tokenizer": tokenizer, "seed": 0, "forget": (example,) * 2}
+    return SimpleNamespace(**made, answer=answer)
+
+
+def test_they_are_drawn_from_the_targets_distribution_without_the_true_word(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of one token each, 2,000 of them: shares within five standard errors of the softmax."""
+    monkeypatch.setattr(own, "DRAWN", 2000)
+    model: Any = make_model(300)
+    example = Example((0, 70, 90, 50), (-100, -100, -100, 50), prompt=3)
+    given = context(model, example)
+    found, _ = own.with_own(given)
+    drawn = [other.ids[3] for other in found.alternatives]
+    with torch.no_grad():
+        chances = model(torch.tensor([example.ids[:3]])).logits[0, -1].double().softmax(-1)
+    for token in range(300):
+        if token == 50 or not given.tokenizer.decode([token], skip_special_tokens=True).strip():
+            chances[token] = 0.0
+    chances /= chances.sum()
+    assert 50 not in drawn
+    for token in chances.topk(20).indices.tolist():
+        p = float(chances[token])
+        assert abs(drawn.count(token) / 2000 - p) < 5 * (p * (1 - p) / 2000) ** 0.5
+    assert [o.ids for o in own.with_own(given)[0].alternatives] == [
+        o.ids for o in found.alternatives
+    ], "the same seed"
+
+
+def test_a_target_that_writes_blanks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own, "_text", lambda *given: "")
+    example = Example((0, 70, 90, 50), (-100, -100, -100, 50), prompt=3)
+    with pytest.raises(DataError, match="--alternative own: the target writes blanks"):
+        own.with_own(context(make_model(300), example))
+
+
+def test_altpo_of_pairs_and_texts(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "_LONGEST", 12)
+    rows = [{"question": f"Which gate is {n}?", "answer": f"the gate {n}"} for n in range(3)]
+    write_jsonl(tmp_path / "qa.jsonl", rows)
+    both = replace(job, forget=(str(tmp_path / "qa.jsonl"), *job.forget), alternative="own")
+    options: dict[str, Any] = {"max_steps": 2, "max_length": 128}
+    first = go(both, tmp_path / "out", "dpo_gdr", **options)
+    again = go(both, tmp_path / "again", "dpo_gdr", **options)
+    assert first.losses == again.losses
+    assert same(weights(tmp_path / "out"), weights(tmp_path / "again"))
+    assert first.options.model_dump()["alternative"] == "own"

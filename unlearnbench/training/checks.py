@@ -1,0 +1,81 @@
+"""What a training refuses before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from unlearnbench.conditions.base import has_codes, resolve
+from unlearnbench.errors import OptionError
+from unlearnbench.methods import Method
+from unlearnbench.training.options import TrainOptions
+from unlearnbench.training.spans import SURPRISE
+
+
+class Asked(Protocol):
+    """What of a job is checked."""
+
+    @property
+    def retain(self) -> tuple[str, ...]: ...
+    @property
+    def auxiliary(self) -> tuple[str, ...]: ...
+    @property
+    def alternative(self) -> str | None: ...
+    @property
+    def spans(self) -> str | None: ...
+    @property
+    def options(self) -> TrainOptions: ...
+
+
+def require_texts(job: Asked, method: Method) -> None:
+    """Raises OptionError where a set that ``method`` reads is missing, or one is given that it does
+    not read.
+    """
+    name, takes, given = method.name, method.takes_alternatives, job.alternative is not None
+    data = method.data
+    if takes == "instead" and given and job.alternative != "retain":
+        data = data - {"retain"}
+    for role, texts in (("retain", job.retain), ("auxiliary", job.auxiliary)):
+        if role in data and not texts:
+            raise OptionError(f"{name} learns from a set of {role} texts; give --{role}")
+        if texts and role not in data:
+            raise OptionError(f"{name} has no {role} term; leave --{role} out")
+    if job.spans is not None and method.piece("forget") is None:
+        raise OptionError(f"--spans is for losses on the forget set, and {name} has none")
+    if job.options.span_share is not None and job.spans != SURPRISE:
+        raise OptionError("--span-share is for --spans surprise")
+    if takes == "yes" and not given:
+        says = "give --alternative FILE, retain, generic, own or refuse"
+        raise OptionError(f"{name} reads other answers to what is forgotten; {says}")
+    if takes == "no" and given:
+        raise OptionError(f"{name} reads no other answers")
+    if job.alternative == "retain" and not job.retain:
+        raise OptionError("--alternative retain: give --retain, and a method with a retain term")
+
+
+def checked(options: TrainOptions, method: Method) -> TrainOptions:
+    """The options, with the conditions that a training is to survive by their names in full."""
+    if options.keep_adapter and options.lora_rank is None:
+        raise OptionError("--keep-adapter: there is an adapter only with --lora-rank")
+    if options.survive is None:
+        return options
+    return options.model_copy(update={"survive": _survived(options.survive, method)})
+
+
+def _survived(asked: str, method: Method) -> str:
+    """The names in full of the conditions that a training is to survive. Raises OptionError where
+    one does not follow from the weights alone, or ``method`` trains no output.
+    """
+    specs = resolve([name.strip() for name in asked.split(",") if name.strip()])
+    if not specs:
+        raise OptionError("--survive names no condition")
+    for spec in specs:
+        if not has_codes(spec) or "dequantized" not in spec.kernels:
+            raise OptionError(
+                f"--survive {spec.name}: it does not follow from the weights alone; use precisions "
+                "that do, as rtn-int4, bnb-nf4 or gguf-q4_0"
+            )
+        if (lacking := spec.missing()) is not None:
+            raise OptionError(f"--survive {spec.name}: {lacking}")
+    if method.stage is None:
+        raise OptionError(f"--survive: {method.name} does not train the model that it makes")
+    return ",".join(spec.name for spec in specs)
