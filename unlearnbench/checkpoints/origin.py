@@ -25,7 +25,7 @@ class _Part(BaseModel):
 class SourceRecord(_Part):
     """One source of texts."""
 
-    role: Literal["forget", "retain", "auxiliary", "alternatives", "spans", "data"]
+    role: Literal["forget", "retain", "auxiliary", "alternatives", "spans", "unseen", "data"]
     source: str
     """As given: a file or task:NAME."""
     rows: int = Field(gt=0)
@@ -82,6 +82,27 @@ class Selection(_Part):
         seen = "rows not recorded" if self.rows is None else f"first {self.rows} rows"
         says = f"{self.task}, {'all rows' if self.rows == 'all' else seen}"
         return says if self.reached else f"{says}, never low enough: the last step"
+
+
+class ChunkRecord(_Part):
+    """The end of the training on one chunk of the forget set."""
+
+    sequences: int = Field(gt=0)
+    steps: int = Field(gt=0)
+    el: float
+    ma: float
+    reached: bool
+
+
+class StopRecord(_Part):
+    """The rule that stopped a training: EL_n and MA at or below those of unseen texts."""
+
+    n: int = Field(gt=0)
+    el: float
+    ma: float
+    rows: int = Field(gt=0)
+    """Sequences of unseen texts."""
+    chunks: tuple[ChunkRecord, ...] = Field(strict=False)
 
 
 class RepairRecord(_Part):
@@ -162,6 +183,7 @@ class Training(_Part):
     losses: tuple[LossRecord, ...] = Field(strict=False)
     mask: MaskRecord | None = None
     selection: Selection | None = None
+    stopping: StopRecord | None = None
     codes: tuple[CodeRecord, ...] | None = Field(default=None, strict=False)
     """By precision; None: an adapter or several models, or not told."""
     packages: dict[str, str]

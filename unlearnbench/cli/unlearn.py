@@ -72,6 +72,7 @@ _load = field_options(LoadOptions, {"base", "adapter", "allow_adapter_base", *AS
 @click.option("--forget", multiple=True, metavar=_SOURCE, help="Repeatable.")
 @click.option("--retain", multiple=True, metavar=_SOURCE, help="Repeatable.")
 @click.option("--auxiliary", multiple=True, metavar=_SOURCE, help="A third set, if one is read.")
+@click.option("--unseen", multiple=True, metavar="FILE", help="Texts that the target never saw.")
 @click.option(
     "--alternative",
     metavar="FILE|retain|generic|refuse|own",
@@ -107,7 +108,7 @@ def unlearn(**given: Any) -> None:
 @_out
 @config_option(_CLOSED)
 @click.option("--data", multiple=True, metavar=_SOURCE, help="Repeatable.")
-@field_options(TrainOptions, {"reference_dtype", "span_share"})
+@field_options(TrainOptions, {"reference_dtype", "span_share", "chunk", "stop_el"})
 @_resume
 @field_options(CorpusOptions)
 @_load
@@ -134,6 +135,7 @@ def _job(given: dict[str, Any], texts: tuple[str, ...]) -> Job:
         forget=texts,
         retain=given.get("retain", ()),
         auxiliary=given.get("auxiliary", ()),
+        unseen=given.get("unseen", ()),
         alternative=given.get("alternative"),
         spans=given.get("spans"),
         options=taken(TrainOptions, given),

@@ -17,9 +17,9 @@ Tensor: TypeAlias = "torch.Tensor"
 IGNORED = -100
 """The label of a position that is not learned: padding, the question before an answer."""
 
-Role = Literal["forget", "alternatives", "retain", "auxiliary"]
+Role = Literal["forget", "alternatives", "retain", "auxiliary", "unseen"]
 """What a row of a batch is: a text to forget, another answer for one, a text of the retain set, or
-one of a third set."""
+one of a third set. ``unseen`` texts are in no batch."""
 
 
 @dataclass(frozen=True)

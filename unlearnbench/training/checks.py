@@ -9,6 +9,7 @@ from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.spans import SURPRISE
+from unlearnbench.util.process import process_count
 
 
 class Asked(Protocol):
@@ -18,6 +19,10 @@ class Asked(Protocol):
     def retain(self) -> tuple[str, ...]: ...
     @property
     def auxiliary(self) -> tuple[str, ...]: ...
+    @property
+    def unseen(self) -> tuple[str, ...]: ...
+    @property
+    def select(self) -> object: ...
     @property
     def alternative(self) -> str | None: ...
     @property
@@ -34,9 +39,15 @@ def require_texts(job: Asked, method: Method) -> None:
     data = method.data
     if takes == "instead" and given and job.alternative != "retain":
         data = data - {"retain"}
-    for role, texts in (("retain", job.retain), ("auxiliary", job.auxiliary)):
+    if job.options.stop_el is not None:
+        data = data | {"unseen"}
+    _require_chunks(job, method)
+    sets = {"retain": job.retain, "auxiliary": job.auxiliary, "unseen": job.unseen}
+    for role, texts in sets.items():
         if role in data and not texts:
-            raise OptionError(f"{name} learns from a set of {role} texts; give --{role}")
+            needs = f"{name} learns from a set of {role} texts"
+            needs = "--stop-el compares with unseen texts" if role == "unseen" else needs
+            raise OptionError(f"{needs}; give --{role}")
         if texts and role not in data:
             raise OptionError(f"{name} has no {role} term; leave --{role} out")
     if job.spans is not None and method.piece("forget") is None:
@@ -50,6 +61,22 @@ def require_texts(job: Asked, method: Method) -> None:
         raise OptionError(f"{name} reads no other answers")
     if job.alternative == "retain" and not job.retain:
         raise OptionError("--alternative retain: give --retain, and a method with a retain term")
+
+
+def _require_chunks(job: Asked, method: Method) -> None:
+    """Raises OptionError where ``--chunk`` or ``--stop-el`` cannot be."""
+    o = job.options
+    if o.chunk is None and o.stop_el is None:
+        return
+    asked = "--stop-el" if o.chunk is None else "--chunk"
+    if method.piece("forget") is None:
+        raise OptionError(f"{asked} is for losses on the forget set; {method.name} has none")
+    if o.chunk is not None and (o.lora_rank is not None or method.lora):
+        raise OptionError("--chunk: an adapter would be merged after each chunk; drop LoRA")
+    if job.select is not None:
+        raise OptionError(f"{asked} and --eval-tasks both say when to stop; give one")
+    if process_count() > 1:
+        raise OptionError(f"{asked} is for one process")
 
 
 def checked(options: TrainOptions, method: Method) -> TrainOptions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, set_seed
 
 from unlearnbench.checkpoints.origin import LossRecord
-from unlearnbench.checkpoints.tokenizer import padding_id
+from unlearnbench.checkpoints.tokenizer import end_tokens, padding_id
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, Piece
 from unlearnbench.methods.base import (
@@ -35,6 +36,7 @@ from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.output import KEPT, last_checkpoint, run_trainer, save_state
 from unlearnbench.training.own import with_own
 from unlearnbench.training.passes import each, linear_gradients
+from unlearnbench.training.recital import Reciter, StopRule, StopWhenForgotten
 from unlearnbench.training.rounded import PLAIN, survival
 from unlearnbench.training.steps import Watch
 from unlearnbench.training.trainer import (
@@ -43,6 +45,7 @@ from unlearnbench.training.trainer import (
     Stage,
     UnlearnTrainer,
     descent,
+    device,
     training_arguments,
 )
 from unlearnbench.util.process import is_main
@@ -76,6 +79,9 @@ class TrainerContext(TrainingContext):
     resume: bool = False
     progress: bool = False
     selector: Selector | None = None
+    unseen: tuple[Example, ...] = ()
+    rule: StopRule | None = None
+    """When to stop, where that is not the number of steps."""
     alternative: str | None = None
     """What ``--alternative`` names, if anything."""
     forecast: Forecast | None = None
@@ -124,7 +130,7 @@ class TrainerContext(TrainingContext):
     ) -> PreTrainedModel:
         texts = forget or self.forget
         beside = len(texts[0].alternatives) if forget else 0
-        made = make_stage(self, "unlearn", self._sets(texts), loss, beside)
+        made = make_stage(self, "unlearn", self.sets(texts), loss, beside)
         made = replace(made, folder=self.home / stage, learns=learns, **given)
         return train(self, self.model, made)
 
@@ -138,11 +144,10 @@ class TrainerContext(TrainingContext):
         chooser, stepper = self.method.piece("masks"), self.method.piece("steps")
         masks = None if chooser is None else choose_masks(self, chooser, self.home)
         loss = Combined(self.method, self.references(*self.method.terms))
-        stage = make_stage(self, "unlearn", self._sets(self.prepared), loss)
         gradient = None if stepper is None else stepper.hook("gradient")
-        return train(self, self.model, replace(stage, masks=masks, gradient=gradient)), masks
+        return _forget(self, loss, {"masks": masks, "gradient": gradient}), masks
 
-    def _sets(self, forget: Sequence[Example]) -> dict[Role, Sequence[Example]]:
+    def sets(self, forget: Sequence[Example]) -> dict[Role, Sequence[Example]]:
         return {"forget": forget, "retain": self.retain, "auxiliary": self.auxiliary}
 
     @cached_property
@@ -161,15 +166,7 @@ class TrainerContext(TrainingContext):
                 f"{about.name} reads {piece.alternatives} other answers beside each text, and a "
                 "forget text has fewer"
             )
-        return tuple(self._with_logprobs(examples)) if about.sequences else examples
-
-    def _with_logprobs(self, examples: Sequence[Example]) -> list[Example]:
-        others = [other for example in examples for other in example.alternatives]
-        known = zip(examples, self.measure([self.model], examples, sequence_logprobs), strict=True)
-        made = [replace(example, reference=logprob) for example, logprob in known]
-        known = zip(others, self.measure([self.model], others, sequence_logprobs), strict=True)
-        rest = (replace(other, reference=logprob) for other, logprob in known)
-        return [replace(e, alternatives=tuple(next(rest) for _ in e.alternatives)) for e in made]
+        return with_logprobs(self, examples) if about.sequences else examples
 
     def relabel(
         self, models: Sequence[PreTrainedModel], label: Callable[..., torch.Tensor]
@@ -211,6 +208,46 @@ class TrainerContext(TrainingContext):
         return linear_gradients(self.options, self.pad, self.model, loss, rows)
 
 
+def with_logprobs(context: TrainerContext, examples: Sequence[Example]) -> tuple[Example, ...]:
+    """With the target's log-probability of each, and of each of its alternatives."""
+    others = [other for example in examples for other in example.alternatives]
+    known = zip(
+        examples, context.measure([context.model], examples, sequence_logprobs), strict=True
+    )
+    made = [replace(example, reference=logprob) for example, logprob in known]
+    known = zip(others, context.measure([context.model], others, sequence_logprobs), strict=True)
+    rest = (replace(other, reference=logprob) for other, logprob in known)
+    return tuple(replace(e, alternatives=tuple(next(rest) for _ in e.alternatives)) for e in made)
+
+
+def _forget(context: TrainerContext, loss: BatchLoss, more: Mapping[str, Any]) -> PreTrainedModel:
+    """Train the target with a forget loss: on the whole set, or on chunks of it one after another,
+    each in steps of all its sequences; each until the rule is met, where there is one.
+    """
+    o, examples, model = context.options, context.prepared, context.model
+    size = o.chunk or len(examples)
+    chunks = [examples[at : at + size] for at in range(0, len(examples), size)]
+    if o.stop_el is not None:
+        reciter = Reciter(o.stop_el, context.pad, end_tokens(model, context.tokenizer))
+        for which, texts in (("unseen", context.unseen), *(("forget", c) for c in chunks)):
+            reciter.require_long_enough(texts, which)
+        found = reciter(model.to(device()), context.unseen)  # type: ignore[arg-type]
+        context.rule = StopRule(reciter, found, len(context.unseen))
+    for number, chunk in enumerate(chunks, 1):
+        here = context
+        if o.chunk is not None:
+            micro = math.gcd(o.micro_batch_size or len(chunk), len(chunk))
+            change = {"batch_size": len(chunk), "micro_batch_size": micro}
+            here = replace(context, options=o.model_copy(update=change))
+        name = "unlearn" if number == 1 else f"unlearn-{number}"
+        stage = replace(make_stage(here, name, here.sets(chunk), loss), **more)
+        stop = None
+        if context.rule is not None:
+            stop = StopWhenForgotten(context.rule, chunk, stage.schedule.epoch)
+        model = train(here, model, stage, stop)
+    return model
+
+
 def make_stage(
     context: TrainerContext,
     name: str,
@@ -225,14 +262,19 @@ def make_stage(
     if piece is not None and loss is not descent:
         beside = piece.alternatives
     schedule = make_schedule(sets, o, beside)
-    survive = survival(o) if name == context.method.stage else PLAIN
+    survive = survival(o) if name.partition("-")[0] == context.method.stage else PLAIN
     home = context.home / name
     rounding = o.weights_dtype if o.weights_dtype in ROUNDED else None
     more: dict[str, Any] = {"l1": o.l1, "noise": o.weight_noise, "rounding": rounding}
     return Stage(home, schedule, loss, context.pad, **more, survive=survive)
 
 
-def train(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreTrainedModel:
+def train(
+    context: TrainerContext,
+    model: PreTrainedModel,
+    stage: Stage,
+    stop: StopWhenForgotten | None = None,
+) -> PreTrainedModel:
     """Train ``model``; an adapter is merged at the end, unless it is to be kept."""
     options = context.options
     longest = max(len(rows["forget"][0].ids) for rows in stage.schedule.items)
@@ -269,14 +311,14 @@ def train(context: TrainerContext, model: PreTrainedModel, stage: Stage) -> PreT
         and stage.folder.name == "unlearn"
     ):
         context.forecast(model, options, stage.schedule.steps)
-    trained = _run(context, learner, stage)
+    trained = _run(context, learner, stage, stop)
     is_merged = options.lora_rank is not None and not options.keep_adapter
     if is_merged:
         trained = trained.merge_and_unload().requires_grad_(True)  # for a training behind it
     return trained  # type: ignore[no-any-return]
 
 
-def _run(context: TrainerContext, model: Any, stage: Stage) -> Any:
+def _run(context: TrainerContext, model: Any, stage: Stage, stop: StopWhenForgotten | None) -> Any:
     use_cache = getattr(model.config, "use_cache", True)  # which the Trainer turns off
     name, schedule = stage.folder.name, stage.schedule
     every = context.options.save_steps
@@ -293,7 +335,7 @@ def _run(context: TrainerContext, model: Any, stage: Stage) -> Any:
     with tqdm(total=schedule.steps, desc=name, unit="step", disable=hidden) as bar:
         watch = Watch(keep, context.encoder.save, bar)
         arguments = training_arguments(stage, context.options, every)
-        callbacks = [watch, *([selector] if selector else [])]
+        callbacks = [watch, *([selector] if selector else []), *([stop] if stop else [])]
         trainer = UnlearnTrainer(model, arguments, stage, callbacks)
         last = last_checkpoint(stage.folder) if context.resume else None
         if last is not None:
@@ -304,6 +346,8 @@ def _run(context: TrainerContext, model: Any, stage: Stage) -> Any:
         if selector is not None:
             selector.whole_model, selector.epoch = trainer.whole_model, schedule.epoch
             selector.as_saved = partial(as_saved, dtype=context.options.weights_dtype, keep=True)
+        if stop is not None:
+            stop.whole_model = trainer.whole_model
         run_trainer(trainer, last, stage.folder)
         trained: Any = trainer.whole_model()
     trained.config.use_cache = use_cache

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("unlearnbench")
 
-TextRole = Literal["forget", "retain", "auxiliary", "data"]
+TextRole = Literal["forget", "retain", "auxiliary", "unseen", "data"]
 """What texts are for; ``data``: what ``finetune`` trains on."""
 
 
@@ -64,6 +64,8 @@ def _read(given: str, role: TextRole, options: CorpusOptions) -> tuple[Sequence[
         specs = load_registry(options.include_path).resolve([name])
         if len(specs) > 1:
             raise OptionError(f"--{role} {given} is {len(specs)} tasks; name one of them")
+        if role == "unseen":
+            raise OptionError(f"--unseen {given}: a task's rows are what is evaluated; use a file")
         # A task is about forgotten or about retained text, and unlearning takes it only as that.
         if role not in (specs[0].about, "auxiliary", "data"):
             raise OptionError(

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from unlearnbench.training.select import ScoreCheckpoint, Selector
 
 DEFAULT_LENGTH = 2048
+_ALWAYS = ("forget", "retain")  # told also where there is none
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Job:
     retain: tuple[str, ...] = ()
     auxiliary: tuple[str, ...] = ()
     """A third set, for the methods that read one."""
+    unseen: tuple[str, ...] = ()
+    """Texts that the target never saw."""
     alternative: str | None = None
     """Other answers, for the methods that read them: a file, retain, generic, own or refuse."""
     spans: str | None = None
@@ -116,7 +119,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     code: dict[str, Any] = {"git_hash": git_hash(), "source_sha256": source_sha256()}
     first: TextRole = "data" if kind == "finetune" else "forget"
     texts: dict[TextRole, Any] = {first: job.forget, "retain": job.retain}
-    texts["auxiliary"] = job.auxiliary
+    texts |= {"auxiliary": job.auxiliary, "unseen": job.unseen}
     corpora = {r: load_corpus(t, r, job.corpus) for r, t in texts.items() if t or r == first}
     data = [record for _, sources in corpora.values() for record in sources]
     source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)
@@ -136,7 +139,9 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         "options": TrainingOptions(**job.options.model_dump(exclude_none=True), **read),
         "target": source.checkpoint,
         "data": tuple(data),
-        "sequences": {r: len(found) for r, found in sets.items() if found or r != "auxiliary"},
+        "sequences": {
+            r: len(found) for r, found in sets.items() if found or r not in ("auxiliary", "unseen")
+        },
         "max_length": encoder.max_length,
     }
     with warnings.catch_warnings():
@@ -257,6 +262,7 @@ def _save(
         losses=tuple(context.losses),
         mask=None if masks is None else mask_record(masks, result),
         selection=context.selector.selection() if context.selector and is_main() else None,
+        stopping=None if context.rule is None else context.rule.record(),
         packages=describe_environment(device(), "", None).packages,
         unlearnbench=__version__,
         seconds=round(time.monotonic() - started, 1),

@@ -39,6 +39,11 @@ class TrainOptions(OptionModel):
     rtn-int4,bnb-nf4."""
     survive_weight: float | None = Field(default=None, ge=0)
     """Factor of the terms at each of --survive; default: 1."""
+    chunk: int | None = Field(default=None, gt=0)
+    """Forget so many sequences at once, all of them in each step, one chunk after another, each for
+    --epochs or --max-steps."""
+    stop_el: int | None = Field(default=None, gt=0, title="N")
+    """Stop where EL_N and MA are at or below those of --unseen texts; 10 in the paper."""
     span_share: float | None = Field(default=None, gt=0, le=1)
     """Of --spans surprise: the share of the tokens that is forgotten; default: 0.2."""
     qa_loss: Literal["answer", "all"] = "answer"
