@@ -192,7 +192,7 @@ def rescored_rows(found: Rescored) -> list[list[str]]:
             said += f", D {quality.statistic:.4f}, n {quality.n}"
             rows.append([task, f"forget quality ({mean} mean)", said])
     if found.utility is not None:
-        said = ", ".join(f"{n} {value:.4f}" for n, value in found.parts.items())
         rows.append(["tofu", "model utility", f"{found.utility:.4f}"])
-        rows.append(["tofu", "  of", said])
+        for name, value in found.parts.items():
+            rows.append(["tofu", f"  {name}", f"{value:.4f}, n {found.rows[name]}"])
     return rows
