@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
     from unlearnbench.checkpoints.source import Source
-    from unlearnbench.conditions.base import Calibration
+    from unlearnbench.conditions.base import Calibration, Relearning
     from unlearnbench.models.hf import HFModel
     from unlearnbench.training.job import Job
 
@@ -253,6 +253,7 @@ def load_at(
     kernel: str = "auto",
     calibration: Calibration | None = None,
     target: CheckpointSource | None = None,
+    relearning: Relearning | None = None,
 ) -> HFModel:
     """``source`` at the precision called ``name``, on CPU."""
     from unlearnbench.conditions import find_condition
@@ -261,7 +262,7 @@ def load_at(
     from unlearnbench.conditions.options import KernelOptions
 
     options = KernelOptions.of({"dtype": dtype, "device": "cpu", "quant_kernel": kernel})
-    materials = Materials(calibration, target)
+    materials = Materials(calibration, target, relearning)
     return prepare(source, find_condition(name), options, materials).load(batch)
 
 

@@ -168,6 +168,7 @@ def weak_at_4_bits(root: Path) -> Bench:
 
 
 PRECISIONS = {"none": "none", "int8": "rtn-int8", "int4": "rtn-int4", "gptq": "gptq-int4-g128"}
+PRECISIONS |= {"relearn": "relearn-20"}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from unlearnbench.boards.entry import Board, BoardEntry, Definition, anchor
 from unlearnbench.boards.resampling import MeanShares, comparable_tasks, mean_shares, rank_ranges
 from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.recovery.compare import Comparison, TaskStanding
+from unlearnbench.recovery.controls import needs_control
 from unlearnbench.recovery.reports import share
 from unlearnbench.recovery.verdicts import RecoveryRow, mark_significant, target_keeps
 from unlearnbench.results import FULL
@@ -166,12 +167,13 @@ def rank_entries(board: Board, entries: Sequence[BoardEntry]) -> Ranking:
         for runs in loaded
     ]
     fit = [runs for place, runs in zip(places, loaded, strict=True) if place.state == "ranked"]
-    ranges = rank_ranges(comparison, fit, rules.ranking, rules.precisions)
+    asked = rules.precisions if fit else ()  # where a control is missing, none is fit
+    ranges = rank_ranges(comparison, fit, rules.ranking, asked)
     if ranges is not None:
         drawn = iter(ranges)
         places = [replace(p, **vars(next(drawn))) if p.state == "ranked" else p for p in places]
     forget = [t for t in rules.ranking if comparison.retrained.full.task(t).want == "low"]
-    tasks = comparable_tasks(comparison, forget, rules.precisions)
+    tasks = comparable_tasks(comparison, forget, asked)
     cells = len(fit) * len(tasks), len(fit) * len(forget)
     at = rules.precisions if cells[0] else ()
     shares = {precision: mean_shares(comparison, fit, tasks, precision) for precision in at}
@@ -184,13 +186,18 @@ def rank_entries(board: Board, entries: Sequence[BoardEntry]) -> Ranking:
 
 
 def _standings(rules: Definition, comparison: Comparison, runs: Entry) -> TaskStandings:
-    required = [p for p in rules.precisions if p in runs.runs]
-    further = set.intersection(*(set(each.runs) for each in runs.trainings))
+    known = {p for p in runs.runs if not _lacks_control(comparison, p)}
+    required = [p for p in rules.precisions if p in known]
+    further = set.intersection(*(set(each.runs) & known for each in runs.trainings))
     return {
         (task, precision): comparison.standing(runs, task, precision)
         for task in rules.tasks
         for precision in [*required, *sorted(further - set(required))]
     }
+
+
+def _lacks_control(comparison: Comparison, precision: str) -> bool:
+    return needs_control(precision) and precision not in comparison.retrained.runs
 
 
 def _joined(rules: Definition, entries: Sequence[Entry]) -> list[Entry]:
@@ -215,7 +222,10 @@ def _place(
         for task in rules.tasks
     }
     state = "ranked"
-    if missing:
+    uncontrolled = [p for p in rules.precisions if _lacks_control(comparison, p)]
+    if uncontrolled:
+        state = f"incomplete: no control at {', '.join(uncontrolled)}"
+    elif missing:
         state = f"incomplete: no run at {', '.join(missing)}"
     elif utility is None:
         state = "incomplete: utility is not known"

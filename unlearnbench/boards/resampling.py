@@ -63,10 +63,10 @@ def _worst_excesses(
         zero, rng = comparison.scores(retrained, task), np.random.default_rng([SEED, number])
         sizes = zero.values.shape
         drawn = [rng.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n for n in sizes]
-        base = _means(zero, drawn)
+        bases = {p: _means(comparison.scores(comparison.base(p), task), drawn) for p in at}
         for entry, weights, own in zip(entries, seeds, worst, strict=True):
             for precision in at:
-                models = comparison.models(entry, precision, task)
+                models, base = comparison.models(entry, precision, task), bases[precision]
                 means = sum(w * _means(m, drawn) for w, m in zip(weights, models, strict=True))
                 if retrained.task(task).want == "zero":  # PrivLeak, which counts on either side
                     with np.errstate(divide="ignore", invalid="ignore"):
@@ -93,8 +93,8 @@ class MeanShares:
     retrained: Estimate | None
     """The same of the retrained model; None where it has no run at that precision."""
     above: Estimate
-    """Of both scores above the retrained model's in full precision: 0 for a model that never saw
-    the texts, 1 for the target.
+    """Of both scores above the retrained model's in full precision (under a condition that may
+    teach: under that condition): 0 for a model that never saw the texts, 1 for the target.
     """
 
 
@@ -108,7 +108,7 @@ def comparable_tasks(comparison: Comparison, tasks: Sequence[str], at: Sequence[
 
     def holds(task: str, precision: str) -> bool:
         full, now = (known(comparison.target.at(p), task) for p in (FULL, precision))
-        room = now - known(comparison.retrained.full, task)
+        room = now - known(comparison.base(precision), task)
         return target_keeps("low", now, full) and room >= MIN_GAP
 
     return [task for task in tasks if all(holds(task, precision) for precision in at)]
@@ -123,7 +123,7 @@ def mean_shares(
         found = []
         for task in tasks:
             theirs = comparison.scores(comparison.target.at(precision), task)
-            zero = comparison.scores(comparison.retrained.full, task)
+            zero = comparison.scores(comparison.base(precision), task)
             ours = pooled([pooled(comparison.models(e, precision, task)) for e in entries])
             if above:
                 ours, theirs = ours.minus(zero), theirs.minus(zero)

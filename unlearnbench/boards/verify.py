@@ -17,6 +17,7 @@ from unlearnbench.boards.entry import (
 )
 from unlearnbench.boards.verify_anchors import SAME, Verdict, alike, verify_anchors
 from unlearnbench.errors import MetricError, OptionError, ResultError, UnlearnbenchError, one_line
+from unlearnbench.recovery.controls import needs_control
 from unlearnbench.results import (
     FULL,
     ON_GRID,
@@ -90,7 +91,9 @@ def _verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: 
     if entry.texts and not board.rules.publish_texts:
         verdict.problems.append("it publishes texts, and this board may not")
     precisions = [part.run.condition.name for part in entry.runs]
-    needed = board.rules.precisions if entry.role != "retrained" else (FULL,)
+    needed = board.rules.precisions
+    if entry.role == "retrained":  # in full precision, and as the control
+        needed = tuple(p for p in needed if p == FULL or needs_control(p))
     for precision in needed:
         if precision not in precisions:
             lines = verdict.problems if entry.role != "unlearned" else verdict.missing

@@ -147,7 +147,11 @@ def check_runs(
 def _read_policy(path: Path) -> Policy:
     policy = read_yaml_model(path, Policy)
     names = dict.fromkeys(_full_name(name) for name in policy.precisions)
-    return policy.model_copy(update={"precisions": tuple(names)})
+    update: dict[str, object] = {"precisions": tuple(names)}
+    if isinstance(policy.max_recovered, dict):
+        bounds = policy.max_recovered.items()
+        update["max_recovered"] = {_full_name(name): bound for name, bound in bounds}
+    return policy.model_copy(update=update)
 
 
 def _full_name(text: str) -> str:

@@ -41,7 +41,7 @@ ALIASES = {
 }
 
 # Files of this folder that all conditions share.
-_SHARED = ("asking", "base", "load", "materials", "options", "proof", "quantize")
+_SHARED = ("asking", "base", "load", "materials", "options", "proof", "quantize", "texts")
 
 # Of a group's range: by so much may constants in few bits put an end of a grid beyond it.
 _SLACK = 1e-3
@@ -76,7 +76,9 @@ class ConditionSpec:
     libraries: tuple[str, ...] = ()
     """The modules that it imports, all of which must be there."""
     calibrated: bool = False
-    """Whether it needs texts."""
+    """Whether it needs texts to look at activations."""
+    learns: bool = False
+    """Whether it needs texts to learn."""
     needs_target: bool = False
     """Whether it is made with the target's weights too."""
     needs_control: bool = False
@@ -113,12 +115,28 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Relearning:
+    """Texts to learn, how, and what results record of both."""
+
+    texts: tuple[tuple[str, str], ...]
+    """What is asked, on which there is no loss, and what is learned behind it; of a plain text
+    nothing is asked."""
+    lr: float | None
+    """None: the condition's own."""
+    batch_size: int
+    """Texts of an optimizer step."""
+    seed: int
+    facts: Mapping[str, Option]
+
+
+@dataclass(frozen=True)
 class Materials:
     """What conditions are made with beside the checkpoint; each for those that need it."""
 
     calibration: Calibration | None = None
     target: CheckpointSource | None = None
     """The model before unlearning."""
+    relearning: Relearning | None = None
 
 
 @dataclass(frozen=True)

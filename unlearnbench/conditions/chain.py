@@ -51,6 +51,7 @@ def parse(name: str) -> ConditionSpec | None:
         kind=first.kind if then.kind == "stored" else f"{first.kind}-{then.kind}",
         scheme=f"{first.scheme}; then {then.scheme}",
         calibrated=first.calibrated or then.calibrated,
+        learns=first.learns,
         needs_target=first.needs_target,
         needs_control=first.needs_control,
         chain=(first, then),

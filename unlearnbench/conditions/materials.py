@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from unlearnbench.conditions.base import ConditionSpec, Materials
 from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.conditions.quantize.calibration import pick_calibration
+from unlearnbench.conditions.texts import pick_relearning
 from unlearnbench.tasks.rows import TaskSamples
 
 
@@ -22,4 +23,5 @@ def gather(
     if any(spec.calibrated for spec in specs):
         count = options.calibration_samples
         calibration = pick_calibration(options.calibration, tasks, count, seed)
-    return Materials(calibration)
+    relearning = pick_relearning(options, tasks, seed) if any(s.learns for s in specs) else None
+    return Materials(calibration, relearning=relearning)

@@ -247,7 +247,7 @@ def _for_vllm(
 
 def _materials(evaluation: Evaluation, specs: Sequence[ConditionSpec]) -> Materials:
     asked = evaluation.options
-    if any(spec.calibrated for spec in specs):
+    if any(spec.calibrated or spec.learns for spec in specs):
         from unlearnbench.conditions.materials import gather
 
         return gather(specs, asked, evaluation.tasks, asked.seed)

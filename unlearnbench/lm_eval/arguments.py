@@ -29,6 +29,7 @@ _SAME = (
     "calibration",
     "calibration_samples",
     "target_model",
+    "relearn_on",
     "add_bos_token",
     "max_length",
     "enable_thinking",

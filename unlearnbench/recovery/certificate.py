@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.recovery.compare import Comparison, open_comparison
+from unlearnbench.recovery.controls import needs_control
 from unlearnbench.recovery.policy import Finding, Policy, check, exit_status
 from unlearnbench.results import FORMAT_VERSION, FULL, Document, Role, upgrade
 from unlearnbench.runs.entries import Entry, LoadedRun
@@ -122,7 +123,8 @@ def _evidence(comparison: Comparison, entry: Entry, policy: Policy) -> tuple[Evi
     runs: list[tuple[Role, LoadedRun]] = [("unlearned", entry.at(p)) for p in policy.precisions]
     quantized = policy.precisions if policy.max_recovered is not None else (FULL,)
     runs += [("target", comparison.target.at(p)) for p in quantized]
-    runs.append(("retrained", comparison.retrained.full))
+    controls = [p for p in policy.precisions if needs_control(p)]
+    runs += [("retrained", comparison.retrained.at(p)) for p in (FULL, *controls)]
     return tuple(
         Evidence(
             role=role,

@@ -10,6 +10,7 @@ from pathlib import Path
 from unlearnbench.errors import MetricError, OptionError, ResultError, one_line
 from unlearnbench.metrics.intervals import CONFIDENCE, Estimate, Values, draw
 from unlearnbench.recovery import UTILITY_FLOOR
+from unlearnbench.recovery.controls import needs_control, require_control
 from unlearnbench.recovery.statistics import Cell, Scale, generation_scores, leak_scores, measure
 from unlearnbench.recovery.verdicts import RecoveryRow, Want, mark_significant
 from unlearnbench.results import FULL, LikelihoodRecord
@@ -144,10 +145,17 @@ class Comparison:
             raise OptionError(f"{task}: more than one retain task: {', '.join(related)}")
         return related[0] if related else None
 
+    def base(self, precision: str) -> LoadedRun:
+        """The retrained model's run that an excess at ``precision`` is over: the one in full
+        precision, or where the condition may teach, the control. Raises OptionError without it.
+        """
+        require_control(precision, self.retrained.runs)
+        return self.retrained.at(precision) if needs_control(precision) else self.retrained.full
+
     def standing(self, entry: Entry, task: str, precision: str) -> TaskStanding:
         """How one task stands at one precision, full precision included."""
         scale, models = self.scale(task), self.models(entry, precision, task)
-        retrained = self.retrained.full
+        retrained = self.base(precision)
         same = run_key(entry.at(precision)) == run_key(retrained)
         excess = scale.excess(models, self.scores(retrained, task), same)
         utility = self.utility(entry, task, precision)
@@ -156,6 +164,7 @@ class Comparison:
     def row(self, entry: Entry, task: str, precision: str) -> RecoveryRow:
         """One row of the recovery table, before Holm's correction."""
         empty = [each.at(precision).task(task).empty_outputs for each in entry.trainings]
+        base = self.base(precision)
         cell = Cell(
             self.scale(task),
             full=[self.scores(each.full, task) for each in entry.trainings],
@@ -163,7 +172,8 @@ class Comparison:
             target=self.scores(self.target.at(precision), task),
             target_full=self.scores(self.target.full, task),
             retrained=self.scores(self.retrained.full, task),
-            same_as_retrained=run_key(entry.at(precision)) == run_key(self.retrained.full),
+            same_as_retrained=run_key(entry.at(precision)) == run_key(base),
+            control=self.scores(base, task) if needs_control(precision) else None,
             utility=self.utility(entry, task, precision),
             empty_outputs=sum(n or 0 for n in empty) if None not in empty else None,
         )
@@ -183,7 +193,8 @@ def open_comparison(
 
     Raises:
         OptionError: runs differ in protocol, task version, data, samples, tokenizer, or in how
-            they came to one precision; or those of one entry as ``require_alike`` says.
+            they came to one precision; or those of one entry as ``require_alike`` says; or a
+            condition needs a control that the retrained model has no run of.
         ResultError: a run is missing or damaged.
     """
     entries, ends = load_entries(runs), (_one(target, "target"), _one(retrained, "retrained"))
@@ -192,6 +203,10 @@ def open_comparison(
     for entry in found.entries:
         for run in entry.runs.values():
             require_comparable(run, base, found.tasks(entry))
+            if needs_control(run.condition):
+                control = found.base(run.condition)
+                require_comparable(control, base, found.tasks(entry))
+                require_same_condition(run, control)
             if run.condition in found.target.runs:
                 require_same_condition(run, found.target.at(run.condition))
     wanted = sorted({task for entry in found.entries for task in found.tasks(entry)})

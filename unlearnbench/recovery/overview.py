@@ -25,6 +25,7 @@ MARKS: dict[Verdict, tuple[str, str]] = {
     "not decided": ("?", "too few samples to tell"),
     "had not forgotten": ("never", "it was not forgotten in full precision"),
     "target forgets": ("n/a", "the target itself forgets there"),
+    "the attack teaches": ("taught", "the retrained model, which never knew, gains most of it too"),
     "collapsed": ("broken", "utility below the floor"),
     "holds": ("", ""),
 }

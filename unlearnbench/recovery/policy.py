@@ -19,11 +19,12 @@ from unlearnbench.runs.entries import Entry
 
 Outcome = Literal["pass", "fail", "not decided"]
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+Share = Annotated[float, Field(ge=0)]
 
 
 # The rules, and what each is of.
 _FITS = {
-    "max_recovered": "it is of forget tasks and PrivLeak at quantized precisions",
+    "max_recovered": "it is of forget tasks and PrivLeak under conditions but none",
     "max_excess": "it is of tasks where low is good",
     "max_privleak": "it is of PrivLeak tasks",
     "min_utility": "it is of every task",
@@ -41,8 +42,9 @@ class Policy(BaseModel):
     """Names or globs; each must match a task of the runs."""
     precisions: Names
     """At which every rule must hold; ``none`` is full precision."""
-    max_recovered: float | None = Field(default=None, ge=0)
-    """Largest recovered share, at every quantized precision."""
+    max_recovered: Share | dict[str, Share] | None = None
+    """Largest recovered share, under every condition but ``none``; or by condition, and then under
+    those that are named."""
     max_excess: float | None = Field(default=None, ge=0)
     """Epsilon: most points above the retrained model, on tasks where low is good."""
     max_privleak: float | None = Field(default=None, ge=0)
@@ -53,6 +55,12 @@ class Policy(BaseModel):
     """Of the two-sided intervals whose bounds decide."""
     min_samples: int = Field(default=1, ge=1)
     """With fewer, nothing is decided."""
+
+    def most_recovered(self, precision: str) -> float | None:
+        """The largest recovered share at ``precision``; None where none is stated."""
+        if isinstance(self.max_recovered, dict):
+            return self.max_recovered.get(precision)
+        return None if precision == FULL else self.max_recovered
 
     @property
     def rules(self) -> set[str]:
@@ -93,6 +101,13 @@ def check(comparison: Comparison, policy: Policy) -> list[Finding]:
         ResultError: a run that the policy needs is missing.
     """
     found: list[Finding] = []
+    bounds = policy.max_recovered if isinstance(policy.max_recovered, dict) else {}
+    odd = [name for name in bounds if name == FULL or name not in policy.precisions]
+    if odd:
+        raise OptionError(
+            f"the policy's max_recovered names {one_line(odd[0], 80)}, which is not among its "
+            f"precisions, or is {FULL} itself"
+        )
     for entry in comparison.entries:
         tasks = _tasks(comparison, entry, policy)
         judged = [
@@ -169,8 +184,9 @@ class _Judge:
             yield self._judge(f"max_privleak {limit:g}", found.n, found.excess, (-limit, limit))
         if policy.min_utility is not None:
             yield self._utility(found, policy.min_utility)
-        if policy.max_recovered is not None and found.want != "high" and self.precision != FULL:
-            yield self._recovered(policy.max_recovered)
+        most = policy.most_recovered(self.precision)
+        if most is not None and found.want != "high":
+            yield self._recovered(most)
 
     def _utility(self, found: TaskStanding, least: float) -> Finding:
         rule = f"min_utility {least:g}"

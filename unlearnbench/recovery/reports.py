@@ -41,6 +41,8 @@ def rows_json(rows: Sequence[RecoveryRow]) -> str:
 def _cells(row: RecoveryRow) -> list[str]:
     scores = [points(row.estimate(n)) for n in ("full", "quantized", "target", "retrained")]
     change = points(row.estimate("change")) + (" *" if row.significant else "")
+    if row.taught is not None:
+        change += f" (control {points(row.estimate('taught'))})"
     shares = [share(row.estimate(name)) for name in ("recovered", "retained", "utility")]
     verdict: str = row.verdict
     if verdict == "not decided":

@@ -71,7 +71,7 @@ class Scale:
         if same:
             return Estimate(0.0, (0.0, 0.0))
         if self.zero is not None:
-            return self.value(models)
+            return replace(self, zero=retrained).value(models)
         return self.difference([values.minus(retrained) for values in models])
 
     def share(
@@ -107,6 +107,8 @@ class Cell:
     """The entry is the retrained model at full precision: no difference, and no doubt about it."""
     utility: Estimate | None = None
     empty_outputs: int | None = None
+    control: Values | None = None
+    """The retrained model under the same condition, where that may teach."""
 
 
 def generation_scores(scores: Sequence[float]) -> Values:
@@ -129,17 +131,23 @@ def measure(
     """
     scale, seeds = cell.scale, len(cell.full)
     moved = [now.minus(full) for now, full in zip(cell.quantized, cell.full, strict=True)]
-    gaps = [cell.target.minus(full) for full in cell.full]
+    gaps, base, net = [cell.target.minus(full) for full in cell.full], cell.retrained, moved
+    taught: dict[str, Estimate | None] = {}
+    if cell.control is not None:
+        base, gained = cell.control, cell.control.minus(cell.retrained)
+        net = [change.minus(gained) for change in moved]
+        taught = {"taught": scale.difference([gained]), "net": scale.difference(net)}
     figures: dict[str, Estimate | None] = {
         "full": scale.value(cell.full),
         "quantized": scale.value(cell.quantized),
         "target": scale.value([cell.target]),
         "retrained": scale.value([cell.retrained]),
-        "excess": scale.excess(cell.quantized, cell.retrained, cell.same_as_retrained),
+        "excess": scale.excess(cell.quantized, base, cell.same_as_retrained),
         "change": scale.difference(moved),
         "forgotten": scale.difference([cell.target_full.minus(full) for full in cell.full]),
         "gap": scale.difference(gaps),
         "utility": cell.utility,
+        **taught,
     }
     target_full = scale.value([cell.target_full]).value
     points = {name: figure.value for name, figure in figures.items() if figure is not None}
@@ -151,7 +159,7 @@ def measure(
     keeps = target_keeps(scale.want, points["target"], target_full)
     room = -points["gap"] if scale.want == "zero" else points["gap"]
     if scale.want != "high" and keeps and room >= MIN_GAP and (gone is None or gone.value >= GONE):
-        figures["recovered"] = scale.share(moved, gaps)
+        figures["recovered"] = scale.share(net, gaps)
     if keeps and abs(points["target"]) >= MIN_GAP:
         others = [cell.target] * seeds
         figures["retained"] = scale.share_above_zero(cell.quantized, others)
@@ -162,7 +170,7 @@ def measure(
     if abs(target_full) >= MIN_GAP:
         fields["retained_full"] = points["quantized"] / target_full
     fields |= {"want": scale.want, "n": cell.target.n, "seeds": seeds}
-    fields |= {"p": replace(scale, zero=None).difference(moved).p, "target_full": target_full}
+    fields |= {"p": replace(scale, zero=None).difference(net).p, "target_full": target_full}
     fields |= {"empty_outputs": cell.empty_outputs}
     row = RecoveryRow(**fields, verdict="not decided")
     row = row.model_copy(update={"verdict": judge(row, floor)})

@@ -44,7 +44,7 @@ def pick_calibration(
     """
     if samples < 1:
         raise OptionError(f"--calibration-samples {samples}: use 1 or more")
-    texts = list(dict.fromkeys(_texts(name, plans)))
+    texts = list(dict.fromkeys(read_texts(name, plans)))
     if len(texts) < samples:
         log.info("--calibration %s has %d texts; all are used", name, len(texts))
     chosen = random.Random(seed).sample(texts, min(samples, len(texts)))  # noqa: S311
@@ -58,33 +58,37 @@ def pick_calibration(
     return Calibration(tuple(chosen), data)
 
 
-def _texts(name: str, plans: Sequence[TaskSamples]) -> list[str]:
-    if name == "generic":
-        return _read(GENERIC)
+def read_texts(name: str, plans: Sequence[TaskSamples], option: str = "--calibration") -> list[str]:
+    """The texts that ``option`` names: ``forget`` or ``retain``, the rows of tasks, each with its
+    answer and without shots; or those of a file, and for calibration ``generic``. Raises as
+    ``pick_calibration``.
+    """
+    if name == "generic" and option == "--calibration":
+        return _read(GENERIC, option)
     if name not in ("forget", "retain"):
-        return _read(Path(name))
+        return _read(Path(name), option)
     found = [
-        spec.plain_text(row, f"{spec.task}: {spec.own_split}/{i}")  # questions without shots
+        spec.plain_text(row, f"{spec.task}: {spec.own_split}/{i}")
         for plan in plans
         if (spec := plan.spec).about == name
         for i, row in enumerate(plan.splits[spec.own_split].rows)
     ]
     if not found:
         raise OptionError(
-            f"--calibration {name}: none of the tasks has {name} rows; add one (news_verbmem has "
+            f"{option} {name}: none of the tasks has {name} rows; add one (news_verbmem has "
             "forget rows, news_knowmem_r retain rows), or give a file"
         )
     return found
 
 
-def _read(path: Path) -> list[str]:
+def _read(path: Path, option: str) -> list[str]:
     try:
         if path.stat().st_size > _MAX_FILE:
-            raise OptionError(f"--calibration {path} is larger than {_MAX_FILE >> 20} MiB")
+            raise OptionError(f"{option} {path} is larger than {_MAX_FILE >> 20} MiB")
         content = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise OptionError(
-            f"--calibration {one_line(path, 120)} is no generic, forget or retain, and no readable "
+            f"{option} {one_line(path, 120)} is no generic, forget or retain, and no readable "
             f"file ({one_line(error, 80)})"
         ) from None
     if path.suffix == ".txt":
@@ -100,10 +104,10 @@ def _read(path: Path) -> list[str]:
                 raise DataError(f"{path}, line {number}: no JSON object with a field 'text'")
             texts.append(row["text"])
     else:
-        raise OptionError(f"--calibration {path}: use a .jsonl or a .txt file")
+        raise OptionError(f"{option} {path}: use a .jsonl or a .txt file")
     texts = [text for text in texts if text.strip()]
     if not texts:
-        raise DataError(f"--calibration {path} holds no texts")
+        raise DataError(f"{option} {path} holds no texts")
     return texts
 
 
