@@ -158,7 +158,7 @@ class SuffixLoss:
         self.forward_passes += len(every)
         n = len(self.rows)
         losses = [sum(found[at : at + n]) / n for at in range(0, len(found), n)]
-        return [self._finite(loss) for loss in losses]
+        return [_finite(loss, self.where) for loss in losses]
 
     def with_gradient(self, suffix: torch.Tensor) -> tuple[float, torch.Tensor]:
         """The loss of a suffix of embeddings (length, width), and its gradient, in fp32."""
@@ -186,7 +186,7 @@ class SuffixLoss:
                 total += float(part.detach())
         self.forward_passes += len(self.rows)
         self.backward_passes += len(self.rows)
-        return self._finite(total), gradient
+        return _finite(total, self.where), gradient
 
     def _at_once(self, length: int) -> int:
         longest = max(len(row.head) + len(row.tail) + len(row.answer) for row in self.rows)
@@ -226,12 +226,13 @@ class SuffixLoss:
             losses.append(-log[range(len(ids)), ids].mean())
         return torch.stack(losses)
 
-    def _finite(self, loss: float) -> float:
-        from unlearnbench.models.generation import not_finite
 
-        if not abs(loss) < float("inf"):
-            raise ModelOutputError(not_finite(self.where))
-        return loss
+def _finite(loss: float, where: str) -> float:
+    from unlearnbench.models.generation import not_finite
+
+    if not abs(loss) < float("inf"):
+        raise ModelOutputError(not_finite(where))
+    return loss
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
