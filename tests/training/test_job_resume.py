@@ -24,7 +24,7 @@ class Stop(BaseException):
 
 
 QUICK = ["npo_klr", "ga_gdr_sure", "ga_gdr_lora", "tv", "whp_ft"]
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("flearn",)]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("flearn", "kga")]
 
 
 @pytest.mark.parametrize("method", [*QUICK, *SLOW])

@@ -20,6 +20,8 @@ class Asked(Protocol):
     @property
     def auxiliary(self) -> tuple[str, ...]: ...
     @property
+    def base(self) -> str | None: ...
+    @property
     def unseen(self) -> tuple[str, ...]: ...
     @property
     def select(self) -> object: ...
@@ -46,10 +48,13 @@ def require_texts(job: Asked, method: Method) -> None:
     for role, texts in sets.items():
         if role in data and not texts:
             needs = f"{name} learns from a set of {role} texts"
-            needs = "--stop-el compares with unseen texts" if role == "unseen" else needs
+            if role not in method.data:
+                needs = "--stop-el compares with unseen texts"
             raise OptionError(f"{needs}; give --{role}")
         if texts and role not in data:
             raise OptionError(f"{name} has no {role} term; leave --{role} out")
+    if job.base is not None and not any(piece.about.base for piece in method.pieces):
+        raise OptionError(f"{name} begins at no other model; leave --base out")
     if job.spans is not None and method.piece("forget") is None:
         raise OptionError(f"--spans is for losses on the forget set, and {name} has none")
     if job.options.span_share is not None and job.spans != SURPRISE:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, SourceRecord, Training, TrainingOptions
-from unlearnbench.checkpoints.tokenizer import require_open_end
+from unlearnbench.checkpoints.tokenizer import probe_ids, require_open_end
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
@@ -54,6 +54,8 @@ class Job:
     """A third set, for the methods that read one."""
     unseen: tuple[str, ...] = ()
     """Texts that the target never saw."""
+    base: str | None = None
+    """The model that the target was made from, for the methods that begin there."""
     alternative: str | None = None
     """Other answers, for the methods that read them: a file, retain, generic, own or refuse."""
     spans: str | None = None
@@ -123,6 +125,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     corpora = {r: load_corpus(t, r, job.corpus) for r, t in texts.items() if t or r == first}
     data = [record for _, sources in corpora.values() for record in sources]
     source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)
+    base = None if job.base is None else _open_base(job.base, job, source)
     encoder = _make_encoder(source, job)
     sets, more = _sets(job, method, corpora, encoder)
     data += more
@@ -138,6 +141,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     facts |= code | {
         "options": TrainingOptions(**job.options.model_dump(exclude_none=True), **read),
         "target": source.checkpoint,
+        "base": None if base is None else base.checkpoint,
         "data": tuple(data),
         "sequences": {
             r: len(found) for r, found in sets.items() if found or r not in ("auxiliary", "unseen")
@@ -158,6 +162,8 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         context.resume, context.progress = job.resume, job.progress
         if job.spans == SURPRISE:
             context.forget = most_surprising(context, job.options.span_share)
+        if base is not None:
+            context.start = cast_model(base.model(), job.options.weights_dtype)
         context.alternative = job.alternative
         context.forecast = job.forecast if kind == "unlearn" else None
         source.release()
@@ -167,6 +173,18 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         for model in result.models.values() if isinstance(result, Ensemble) else [result]:
             as_saved(model, job.options.weights_dtype)
     return _save(job, folder, context, result, masks, facts, started)
+
+
+def _open_base(given: str, job: Job, target: CheckpointSource) -> CheckpointSource:
+    """``--base``. Raises OptionError where it does not have the target's tokens."""
+    load = job.load.model_copy(update={"revision": None, "tokenizer": None})
+    base = open_checkpoint(given, load)
+    sizes = [s.config.get_text_config().vocab_size for s in (base, target)]
+    if sizes[0] != sizes[1] or probe_ids(base.tokenizer) != probe_ids(target.tokenizer):
+        raise OptionError(
+            f"--base {given} has other tokens than --model; give what it was made from"
+        )
+    return base
 
 
 def _fingerprint(
@@ -187,6 +205,7 @@ def _fingerprint(
             "sequences": hashlib.sha256(repr(sets).encode()).hexdigest(),
             "select": None if job.select is None else job.select.model_dump(),
             **({"spans": SURPRISE} if job.spans == SURPRISE else {}),
+            **({} if job.base is None else {"base": job.base}),
         }
     )
 
