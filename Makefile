@@ -7,7 +7,7 @@ SET_UP := $(VENV)/.set-up
 # Files that each fuzzer of `make fuzz` tries: ten minutes on 2 cores.
 FUZZ_EXAMPLES ?= 4000
 
-.PHONY: help setup demo example test test-slow test-ci test-long fuzz structure audit check format vllm-env bench precisions why why-page training leaderboards schema field clean
+.PHONY: help setup demo picture dist example test test-slow test-ci test-long fuzz structure audit check format vllm-env bench precisions why why-page training leaderboards schema field clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /: /'
@@ -56,6 +56,13 @@ check: $(SET_UP) ## lint, format, types and layers
 structure: $(SET_UP) ## print the plan of the package in figures, beside their limits
 	$(BIN)/python -W ignore -m tests.structure
 
+dist: $(SET_UP) ## the wheel and the source archive in dist/, the wheel tried in a fresh environment
+	rm -rf dist && $(BIN)/python -m build --no-isolation
+	$(PYTHON) -m venv dist/.try
+	dist/.try/bin/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt dist/*.whl
+	dist/.try/bin/unlearnbench --version && dist/.try/bin/unlearnbench tasks >/dev/null
+	rm -rf dist/.try
+
 audit: $(SET_UP) ## are the installed packages those that were asked for, and do they fit together
 	$(BIN)/python .ci/audit.py
 
@@ -73,6 +80,9 @@ bench: $(SET_UP) ## measure speed and memory against other evaluators, some thre
 	$(BIN)/python -m pytest -m bench -s tests/benchmarks
 	$(BIN)/python -W ignore -m tests.benchmarks.measure_speed --model tiny --repeats 3 --parts tasks
 	$(BIN)/python -W ignore -m tests.benchmarks.measure_speed --model smollm2
+
+picture: $(SET_UP) ## README's picture, from a finished demo
+	$(BIN)/python -m tests.benchmarks.readme_picture demo-out
 
 why: $(SET_UP) ## the experiment of docs/why.md, hours on 2 cores; goes on where it was interrupted
 	$(BIN)/python -W ignore -m tests.benchmarks.measure_why --out why-out

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.browser import browser  # noqa: F401 - a fixture for all
+from tests.golden.published import Published
 from unlearnbench.util.process import quiet_imports
 
 if TYPE_CHECKING:
@@ -145,6 +146,20 @@ def golden_dir(muse_data: Path) -> Path:
         if (folder / "muse_news").is_dir():
             return folder / "muse_news"
     pytest.skip("no golden/muse_news in or beside UNLEARNBENCH_DATA")
+
+
+@pytest.fixture(scope="session")
+def published(golden_dir: Path) -> Published:
+    """Published results of TOFU."""
+    return Published(golden_dir.parent)
+
+
+@pytest.fixture(scope="session")
+def tofu_data() -> Path:
+    """The data folder, where it has TOFU's rows."""
+    if not _DATA or not (Path(_DATA) / "locuslab" / "TOFU").is_dir():
+        pytest.skip("UNLEARNBENCH_DATA names no folder with locuslab/TOFU")
+    return Path(_DATA)
 
 
 def make_tokenizer(vocab_size: int = 300, texts: Sequence[str] = CORPUS) -> PreTrainedTokenizerBase:

@@ -48,10 +48,15 @@ class Generated:
 
 @dataclass(frozen=True)
 class Score:
-    """Give the log-probability of every token of ``text`` after its first."""
+    """Give the log-probability of every token of ``text`` after its first, or, where there is a
+    ``prompt``, of every token of ``prompt + text`` from the first that the prompt alone has not.
+    """
 
     id: str
     text: str
+    prompt: str = ""
+    end: bool = False
+    """Whether the tokenizer's end token, behind the text, is scored as well."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,15 @@ class Scored:
 
     n counts the tokens after the first. ``logprobs``: log p(x_t | x_<t). ``mean`` and ``std``:
     expectation and standard deviation of log p(z | x_<t) over the vocabulary, z ~ p (Min-K%++).
+    Behind a prompt n counts the tokens that were asked for.
     """
 
     id: str
     logprobs: NDArray[np.float64]
     mean: NDArray[np.float64]
     std: NDArray[np.float64]
+    matches: NDArray[np.bool_] | None = None
+    """Of tokens behind a prompt: whether x_t is the likeliest at its place."""
 
 
 Request: TypeAlias = Generate | Score

@@ -8,7 +8,7 @@ A field that was not measured is absent: never null, never NaN, never 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, model_validator
 
@@ -32,7 +32,8 @@ def _not_null(value: object) -> object:
     return value
 
 
-Count: TypeAlias = Annotated[int | None, BeforeValidator(_not_null)]
+_GIVEN = BeforeValidator(_not_null)
+Count: TypeAlias = Annotated[int | None, _GIVEN]
 Interval = Annotated[tuple[float, float], Field(strict=False)]
 Limit: TypeAlias = Annotated[int | float | None, Field(gt=0)]
 
@@ -52,6 +53,25 @@ class _File(Document):
     model_config = ConfigDict(strict=True, protected_namespaces=())
 
 
+P = TypeVar("P")
+Listed: TypeAlias = Annotated[tuple[P, ...], Field(strict=False)]
+Share: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+
+
+class AskedAs(_File):
+    """How a condition put a sample to the model, where that was not as the task does."""
+
+    prompt: Annotated[str | None, _GIVEN] = None
+    """What the model continued in place of the record's prompt."""
+    rows: Annotated[Listed[str] | None, _GIVEN] = None
+    """The ids of the rows that were shown as hints."""
+    scores: Annotated[Listed[Share] | None, _GIVEN] = None
+    """Of every answer that was drawn; the record's is the best of them, the first of several."""
+    search: Count = Field(default=None, ge=0)
+    """The number of the search whose suffix was behind the question, among the task's
+    ``searches``: one that had not seen it."""
+
+
 class GenerationRecord(_File):
     """One prompt, what the model wrote, and how it compares with the target."""
 
@@ -67,11 +87,16 @@ class GenerationRecord(_File):
     """The task's metric for this sample, from 0 to 1."""
     scores: dict[str, Annotated[float, Field(ge=0, le=1)]]
     """The metric's further figures, from 0 to 1."""
+    asked: Annotated[AskedAs | None, _GIVEN] = None
+    """Absent where it was asked as the task does."""
 
     def with_texts(self, change: Callable[[str], str]) -> GenerationRecord:
         """The same with every text changed."""
         texts = {key: change(getattr(self, key)) for key in ("prompt", "output", "target")}
-        return self.model_copy(update=texts)
+        asked = self.asked
+        if asked is not None and asked.prompt is not None:
+            asked = asked.model_copy(update={"prompt": change(asked.prompt)})
+        return self.model_copy(update={**texts, "asked": asked})
 
 
 class LikelihoodRecord(_File):
@@ -245,7 +270,7 @@ class Condition(_File):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=80)
     """In full; the run folder's name too. ``A+B`` is A, and then B."""
     kind: str = Field(pattern=r"^[a-z][a-z_-]*$", max_length=40)
-    """stored, quantized, pruned, noised, merged, relearned, and of ``A+B`` both, as
+    """stored, quantized, pruned, noised, merged, relearned, asked, and of ``A+B`` both, as
     pruned-quantized; unknown where an imported run does not say."""
     options: ConditionOptions
     first: Condition | None = None
@@ -306,6 +331,44 @@ class AucReference(_File):
     """The retrained model's, for a run."""
 
 
+class SearchFound(_File):
+    """A suffix that a condition searched for, and what that cost."""
+
+    searched_on: Listed[str] = Field(min_length=1)
+    """The ids of the samples that the search saw; it was tested on others."""
+    suffix: str | None = None
+    """Its text; absent for a continuous one."""
+    sha256: Sha256 | None = None
+    """Of a continuous one's numbers, little-endian fp32."""
+    loss_before: float
+    """Mean negative log-probability of an answer's token (nats), over the samples searched on, with
+    the suffix that the search began with."""
+    loss: float
+    """The same with the one that it found."""
+    steps: int = Field(ge=0)
+    forward_passes: int = Field(gt=0)
+    """Rows run through the model: one text each."""
+    backward_passes: int = Field(ge=0)
+    seconds: float = Field(ge=0)
+
+
+class LeakFigures(_File):
+    """What several answers drawn to each question say, in percent, as means over the questions."""
+
+    draws: int = Field(gt=0)
+    """Answers drawn to each."""
+    threshold: float
+    """The least score of an answer that counts as a leak, from 0 to 1."""
+    leak: dict[str, float]
+    """By k: the chance that one of k answers leaks (leak@k)."""
+    best: dict[str, float]
+    """By k: the mean best score of k answers."""
+    leak_bound: float
+    """Of each question's 95% upper bound on the chance that an answer leaks (Clopper-Pearson)."""
+    mean_bound: float
+    """Of each question's 95% upper bound on the mean score of an answer (DKW)."""
+
+
 class TaskResult(_File):
     """One task's result."""
 
@@ -339,6 +402,13 @@ class TaskResult(_File):
     attack: str | None = None
     """The attack behind ``auc``."""
     attacks: dict[str, AttackResult] | None = None
+    unchanged: Literal[True] | None = None
+    """True where the condition changes what a model is asked and does not fit this task, which was
+    asked as it is: no measurement of the condition. Absent otherwise."""
+    leak: LeakFigures | None = None
+    """Absent where one answer was asked for."""
+    searches: Listed[SearchFound] | None = None
+    """Absent where the condition searches for nothing."""
     environment: Environment | None = None
     """Where and with what it was measured; absent in older files and imported runs, where the
     run's own holds."""

@@ -36,3 +36,7 @@ def test_a_command_line_of_the_docs_is_taken(page: str, line: str) -> None:
     normalize = cli.context_settings["token_normalize_func"]
     with contextlib.suppress(click.exceptions.Exit):
         command.make_context("unlearnbench", words, token_normalize_func=normalize)
+
+
+def test_readme_stays_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150

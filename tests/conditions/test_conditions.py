@@ -62,13 +62,15 @@ def test_a_condition_is_one_file(
         ("noise-0.50-seed0", "noise-0.5"),
         ("noise-5-seed07", "noise-5-seed7"),
         ("4bit", "bnb-fp4"),
+        ("prefix", "prefix-1"),
+        ("hints-3", "hints-3"),
     ],
 )
 def test_a_condition_has_one_name(typed: str, name: str) -> None:
     spec = conditions.find_condition(typed)
     assert spec.name == name
     assert conditions.find_condition(name) == spec
-    assert conditions.file_of(spec).load is not None
+    assert hasattr(conditions.file_of(spec), "ask" if spec.asks else "load")
 
 
 @pytest.mark.parametrize(
@@ -84,6 +86,11 @@ def test_a_condition_has_one_name(typed: str, name: str) -> None:
         ("noise-nan", "unknown condition"),
         ("noise-5-seed", "unknown condition"),
         ("noise-٣", "unknown condition"),
+        ("prefix-0", "unknown condition"),
+        ("prefix-4", "there are 3 openings"),
+        ("hints-0", "1 to 100 hints"),
+        ("hints-101", "1 to 100 hints"),
+        ("hints-03", "unknown condition"),
     ],
 )
 def test_a_number_out_of_bounds_is_refused(name: str, said: str) -> None:

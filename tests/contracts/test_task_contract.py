@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from unlearnbench.requests import Scored
+from unlearnbench.tasks.kinds.answers import AnswersTask
 from unlearnbench.tasks.kinds.generate import GenerationTask
 from unlearnbench.tasks.kinds.likelihood import LikelihoodTask
 from unlearnbench.tasks.registry import builtin_task_dir, load_registry, read_task
@@ -23,6 +24,7 @@ LIKELIHOOD = [spec for spec in SPECS if isinstance(spec, LikelihoodTask)]
 HASHED = [spec for spec in SPECS if "books" not in spec.tag]
 PACKAGED = [spec for spec in SPECS if (PACKAGE_DATA / spec.dataset_path).is_dir()]
 NEWS = [spec for spec in SPECS if "news" in spec.tag]
+TOFU = [spec for spec in SPECS if "tofu" in spec.tag]
 KINDS = ("knowmem_f", "knowmem_r", "privleak", "verbmem")
 
 
@@ -43,7 +45,7 @@ def test_name_version_and_group(path: Path) -> None:
     assert spec.version > 0
     group, _, kind = spec.task.partition("_")
     assert group in spec.tag
-    assert kind in KINDS
+    assert kind in KINDS or (group == "tofu" and kind.endswith(("_probability", "_rouge")))
     assert spec.superseded_by is None or spec.superseded_by in {s.task for s in SPECS}
 
 
@@ -83,13 +85,13 @@ def test_an_attack_exists(spec: LikelihoodTask) -> None:
 # What MUSE (arXiv 2407.06460) and arXiv 2410.16454 prescribe.
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=name)
+@pytest.mark.parametrize("spec", [s for s in SPECS if s not in TOFU], ids=name)
 def test_which_direction_is_good(spec: TaskSpec) -> None:
     wants = {"knowmem_f": "low", "knowmem_r": "high", "privleak": "zero", "verbmem": "low"}
     assert spec.want == wants[spec.task.partition("_")[2]]
 
 
-@pytest.mark.parametrize("spec", GENERATION, ids=name)
+@pytest.mark.parametrize("spec", [s for s in GENERATION if s not in TOFU], ids=name)
 def test_decoding(spec: GenerationTask) -> None:
     verbmem = spec.task.endswith("verbmem")
     muse, zhang = spec.decoding("muse"), spec.decoding("zhang2025")
@@ -123,7 +125,51 @@ def test_stated_references() -> None:
     assert all(spec.attack == "Min-40%" for spec in LIKELIHOOD)
 
 
+# What TOFU (arXiv 2401.06121) and open-unlearning have.
+
+SETS = {"forget01": 40, "forget05": 200, "forget10": 400, "retain": 400}
+SETS |= {"real_authors": 100, "world_facts": 117}
+
+
+@pytest.mark.parametrize("forget", ["forget01", "forget05", "forget10"])
+def test_a_group_of_tofu_has_all_that_its_figures_are_made_of(forget: str) -> None:
+    sets = sorted([forget, "retain", "real_authors", "world_facts"])
+    want = [f"tofu_{each}_{kind}" for each in sets for kind in ("probability", "rouge")]
+    assert [spec.task for spec in TOFU if f"tofu_{forget}" in spec.tag] == want
+
+
+@pytest.mark.parametrize("spec", TOFU, ids=name)
+def test_tofus_tasks(spec: TaskSpec) -> None:
+    which, _, kind = spec.task.removeprefix("tofu_").rpartition("_")
+    assert spec.want == ("low" if which.startswith("forget") else "high")
+    assert (spec.dataset_name, spec.splits["train"].rows) == (f"{which}_perturbed", SETS[which])
+    assert spec.dataset_kwargs.revision.startswith("324592d")
+    assert spec.chat is not None
+    assert spec.chat.system == "You are a helpful assistant."
+    own = which.startswith(("forget", "retain"))
+    if isinstance(spec, GenerationTask):
+        assert kind == "rouge"
+        assert spec.metric == "rougeL_recall_stem"
+        assert (spec.generation_kwargs.max_gen_toks, spec.generation_kwargs.until) == (200, ())
+    else:
+        assert isinstance(spec, AnswersTask)
+        assert spec.score_end
+        assert spec.metric == ("probability" if own else "probability_normalised")
+        assert spec.true_answer == ("paraphrased_answer" if own else None)
+        assert spec.false_answers == ("perturbed_answer",)
+
+
 # Rows that can be read here.
+
+
+@pytest.mark.parametrize("spec", TOFU, ids=name)
+def test_tofus_rows_match_their_pins(spec: TaskSpec, tofu_data: Path) -> None:
+    task = load_samples(spec, DataOptions(tofu_data), None)
+    assert {(f.source, f.drift) for f in task.splits.values()} == {("local", None)}
+    assert len(task.samples) == spec.splits["train"].rows
+    if isinstance(spec, AnswersTask):
+        count = 1 + (spec.true_answer is not None) + (3 if spec.true_answer is None else 5)
+        assert {len(sample.answers) for sample in task.samples} == {count}
 
 
 @pytest.mark.parametrize("spec", NEWS, ids=name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,32 @@ def read(path: Path, kind: type[Answer] = Generated) -> Journal:
     found = journal(path, kind)
     found.read()
     return found
+
+
+def test_matches_are_kept_beside_the_figures(tmp_path: Path) -> None:
+    path = tmp_path / "j.jsonl"
+    marks = np.array([True, False, True])
+    write(path, [replace(LOGS[0], matches=marks)])
+    (found,) = read(path, Scored).found.values()
+    assert isinstance(found, Scored)
+    assert found.matches is not None
+    assert found.matches.tolist() == marks.tolist()
+    line = json.loads(path.read_text().splitlines()[1])
+    assert line["matches"] == "101"
+
+
+@pytest.mark.parametrize("matches", ["10", "1012", 101, ["1", "0", "1"], "10x"])
+def test_matches_that_are_not_the_tokens_are_refused(tmp_path: Path, matches: object) -> None:
+    path = tmp_path / "j.jsonl"
+    write(path, [replace(LOGS[0], matches=np.array([True, False, True]))])
+    header, line = map(json.loads, path.read_text().splitlines())
+    content = {**line, "matches": matches}
+    before = header["sum"]
+    del content["sum"]
+    content["sum"] = _checksum(before, content)
+    path.write_bytes(_dump(header) + b"\n" + _dump(content) + b"\n")
+    with pytest.raises(ResultError, match="damaged or changed: (no scored|matches are)"):
+        read(path, Scored)
 
 
 def test_a_journal_is_made_with_its_first_answer(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import CORPUS
+from tests.conftest import CORPUS, make_tokenizer
 from tests.models.architectures import KINDS, PROMPTS, by_loop, figures, make_kind, wrap
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models.likelihood import token_statistics
@@ -21,6 +21,84 @@ def test_scores_of_every_kind_of_model_equal_a_loop_in_float64(name: str) -> Non
     model = make_kind(name)
     for answer in wrap(model).score([Score(t, t) for t in TEXTS[1:5]]):
         np.testing.assert_allclose(figures(answer), by_loop(model, answer.id), atol=1e-4)
+
+
+QUESTION = "Question: who? Answer:"
+BEHIND = [  # prompt, answer, end token counted or not
+    (QUESTION, " keeper, 1901.", True),
+    (QUESTION, " keeper, 1901.", False),
+    (QUESTION, " Ada Brill opened gate number 7 on 3 March; who?", True),
+    (QUESTION + " ", "Ada Brill", True),  # the tokenizer joins the blank with the word behind it
+    ("The harbour of Tellmouth", " opened its gate", False),
+    (CORPUS[3], CORPUS[4], True),
+]
+
+
+def behind(model: Any, prompt: str, answer: str, end: bool) -> tuple[list[float], list[bool]]:
+    """A loop in float64: log p of every token of the answer, and whether it is the likeliest."""
+    tokenizer = make_tokenizer()
+    ids, first = tokenizer(prompt + answer).input_ids, tokenizer(prompt).input_ids
+    start = len(first) - prompt.endswith(" ")
+    assert ids[:start] == first[:start]
+    assert ids[start : start + 1] != first[start : start + 1]
+    found, matches = [], []
+    for t, token in enumerate([*ids, tokenizer.eos_token_id] if end else ids):
+        if t >= start:
+            with torch.no_grad():
+                logits = model(torch.tensor([ids[:t]])).logits[0, -1].double()
+            found.append(float(logits[token] - logits.logsumexp(0)))
+            matches.append(int(logits.argmax()) == token)
+    return found, matches
+
+
+@pytest.mark.parametrize("batch", [None, 1, 8])
+def test_answers_behind_a_prompt_equal_a_loop_in_float64(batch: int | None) -> None:
+    model = make_kind("llama")
+    (own,) = wrap(model).generate([Generate("own", CORPUS[3], 12)])
+    cases = [*BEHIND, (CORPUS[3], own.text, False)]  # what it says itself is the likeliest
+    loops = [behind(model, *each) for each in cases]
+    asked = [Score(str(n), a, p, end) for n, (p, a, end) in enumerate(cases)]
+    answers = {answer.id: answer for answer in wrap(model, batch).score(asked)}
+    for n, (logprobs, matches) in enumerate(loops):
+        answer = answers[str(n)]
+        np.testing.assert_allclose(answer.logprobs, logprobs, atol=1e-4)
+        assert len(answer.mean) == len(answer.std) == len(logprobs)
+        assert answer.matches is not None
+        assert answer.matches.tolist() == matches
+    assert len(loops[0][0]) == len(loops[1][0]) + 1
+    assert sum(loops[-1][1]) > 0
+
+
+def test_a_whole_model_and_long_answers_in_parts_match_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make_kind("llama")
+    asked = [Score("a", CORPUS[4], CORPUS[3], True)]
+    monkeypatch.setattr("unlearnbench.models.likelihood._HEAD_BYTES", {"cpu": 16 * 300 * 4})
+    (parts,) = wrap(model).score(asked)
+    assert parts.matches is not None
+    assert len(parts.matches) > 16
+    assert parts.matches.tolist() == behind(model, CORPUS[3], CORPUS[4], True)[1]
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (Score("x", "", QUESTION), "cannot be scored behind its prompt"),
+        (Score("x", ""), "a text of 1 tokens cannot be scored"),
+        (Score("x", "a" * 5000, QUESTION), "do not fit the model's context"),
+    ],
+)
+def test_an_answer_without_tokens_or_room_raises(request_: Score, words: str) -> None:
+    with pytest.raises(ModelOutputError, match=words):
+        list(wrap(make_kind("llama")).score([request_]))
+
+
+def test_a_tokenizer_without_an_end_token_cannot_have_it_scored() -> None:
+    wrapped = wrap(make_kind("llama"))
+    wrapped.tokenizer.eos_token = None
+    with pytest.raises(ModelOutputError, match="no end token"):
+        list(wrapped.score([Score("x", " keeper", QUESTION, True)]))
 
 
 @pytest.mark.parametrize("batch", [None, 4])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,8 +11,14 @@ import pytest
 
 from tests.chat_templates import TEMPLATES, set_today
 from tests.conftest import make_tokenizer
+from tests.tasks.kinds.test_answers import FILE, ROWS
 from unlearnbench.errors import CheckpointError, OptionError
-from unlearnbench.tasks.chat import DATE, chat_options, chat_settings, render
+from unlearnbench.requests import Score
+from unlearnbench.results import Settings
+from unlearnbench.tasks.chat import DATE, chat_options, chat_samples, chat_settings, render
+from unlearnbench.tasks.kinds.answers import TASK
+from unlearnbench.tasks.rows import TaskSamples
+from unlearnbench.tasks.spec import SplitRows
 
 ASK = [{"role": "user", "content": "Which gate is 3?"}]
 DATED = ["llama-3.1", "llama-3.2", "mistral-small", "smollm3"]
@@ -24,11 +31,13 @@ def with_template(text: Any) -> Any:
     return tokenizer
 
 
-def by_jinja(text: str, day: datetime, **told: Any) -> str:
+def by_jinja(
+    text: str, day: datetime, messages: Sequence[Mapping[str, str]] = ASK, **told: Any
+) -> str:
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(text)
     return template.render(
-        messages=ASK,
+        messages=messages,
         bos_token="<s>",
         add_generation_prompt=True,
         strftime_now=day.strftime,
@@ -45,9 +54,43 @@ def test_every_day_has_the_prompts_of_one(name: str, monkeypatch: pytest.MonkeyP
         seen.add(render(ASK, tokenizer, {}))
         plain.add(tokenizer.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True))
     day = datetime(2024, 7, 26)
-    told = {"date_string": "26 Jul 2024", "enable_thinking": False}
+    told: dict[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
     assert seen == {by_jinja(TEMPLATES[name], day, **told)}
     assert len(plain) == 1 + (name in ("llama-3.2", "mistral-small", "smollm3"))
+
+
+SPEC = TASK.model_validate({**FILE, "chat": {"system": "Be of help.", "user": "Well, {{q}}"}})
+TURNS = [{"role": "system", "content": "Be of help."}, {"role": "user", "content": "Well, one?"}]
+# A template that puts what the system says into its own place, as Llama-3's does.
+SPEAKS = """{{- bos_token }}{%- for message in messages %}
+{{- "<|" + message["role"] + "|>" + date_string + "\\n\\n" + message["content"] }}{%- endfor %}
+{{- "<|assistant|>\\n\\n" }}"""
+
+
+@pytest.mark.parametrize("spec", [SPEC, SPEC.model_copy(update={"chat": None})])
+def test_a_task_may_have_turns_of_its_own(spec: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = SplitRows("train", tuple(ROWS), "local", "0" * 64)
+    splits = {"train": rows}
+    task = TaskSamples(spec, splits, tuple(spec.make_samples(splits, None)))
+    tokenizer, told = with_template(SPEAKS), chat_options("5 Apr 2025", False, None)
+    turns = TURNS if spec.chat else [{"role": "user", "content": "Q: one?"}]
+    want = by_jinja(SPEAKS, datetime(2025, 4, 5), turns, **told).removeprefix("<s>")
+    for today in (TODAY, TOMORROW):
+        set_today(monkeypatch, *today)
+        (put,) = chat_samples([task], tokenizer, told)
+        assert put.samples[0].text == want
+        (asked,) = spec.requests(put.samples[0], Settings.model_construct())
+        first = asked[0]
+        assert isinstance(first, Score)
+        assert (first.prompt, first.text) == (want, "right"), "no blank behind a template"
+
+
+def test_a_template_without_the_role_that_is_needed_is_said() -> None:
+    text = """{%- if messages[0]["role"] == "system" %}
+{{- raise_exception("System role not supported") }}{%- endif %}{{- messages[0]["content"] }}"""
+    with pytest.raises(CheckpointError, match="System role not supported; if it knows no system"):
+        render(TURNS, with_template(text), {})
+    assert render(ASK, with_template(text), {}) == ASK[0]["content"]
 
 
 @pytest.mark.parametrize("name", DATED)

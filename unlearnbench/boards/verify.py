@@ -188,7 +188,7 @@ def _task_problems(spec: TaskSpec, version: float, part: EntryRun, texts: bool) 
         yield one_line(error)
         return
     # Figures that are not what the records give. Intervals are too: the bootstrap is seeded.
-    names = ["n", "scores", "auc", "auc_stderr", "auc_ci", "attack", "attacks"]
+    names = ["n", "scores", "auc", "auc_stderr", "auc_ci", "attack", "attacks", "leak"]
     names += ["empty_outputs"] if texts else []
     if result.auc is None:  # PrivLeak needs the retrained model's entry
         names += ["value", "stderr", "ci"]

@@ -44,6 +44,8 @@ COMMANDS = {
     "check": ("runs", "Hold runs against a policy: exit 0 pass, 1 fail, 2 not decided."),
     "compare": ("runs", "Show what quantizing brings back."),
     "demo": ("demo", "Train, unlearn, quantize and compare tiny models on the spot."),
+    "diff": ("show", "Show what changed from one run to another, sample by sample."),
+    "env": ("show", "Print what a bug report needs."),
     "finetune": ("unlearn", "Train a model on texts: to make a target, or a retrained model."),
     "import": ("runs", "Turn another tool's result folders into runs."),
     "inspect": ("quants", "Will it come back? What quantization leaves of the update."),
@@ -52,6 +54,7 @@ COMMANDS = {
     "push": ("runs", "Push run folders and board entries to the Hugging Face hub."),
     "quants": ("quants", "List every precision, and whether it can run here."),
     "repair": ("repair", "Mend an unlearned checkpoint, so that what it forgot stays forgotten."),
+    "show": ("show", "Show a run and each task's worst samples."),
     "tasks": ("tasks", "List the tasks, or show one with its first prompt."),
     "unlearn": ("unlearn", "Make an unlearned checkpoint from a target model."),
 }

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
     from unlearnbench.checkpoints.source import Source
     from unlearnbench.results import CalibrationData, Proof
+    from unlearnbench.tasks.asking import Asking
+    from unlearnbench.tasks.rows import TaskSamples
+    from unlearnbench.tasks.spec import TaskSpec
 
 # What people type, and what it means here (docs/protocol.md).
 ALIASES = {
@@ -38,7 +41,7 @@ ALIASES = {
 }
 
 # Files of this folder that all conditions share.
-_SHARED = ("base", "load", "materials", "options", "proof", "quantize")
+_SHARED = ("asking", "base", "load", "materials", "options", "proof", "quantize")
 
 # Of a group's range: by so much may constants in few bits put an end of a grid beyond it.
 _SLACK = 1e-3
@@ -54,9 +57,9 @@ class ConditionSpec:
     name: str
     """In full: the run folder's name too."""
     kind: str
-    """stored, quantized, pruned, noised, merged, relearned; of a chain as pruned-quantized."""
+    """stored, quantized, pruned, noised, merged, relearned, asked; a chain: pruned-quantized."""
     scheme: str
-    """What is done to the weights, in words."""
+    """What is done to the weights, or to what is asked, in words."""
     backend: str = "unlearnbench"
     """The library that does it."""
     options: Mapping[str, Option] = field(default_factory=dict)
@@ -81,6 +84,8 @@ class ConditionSpec:
     retrained model too."""
     chain: tuple[ConditionSpec, ConditionSpec] | None = None
     """Of a chain: the change of the weights, and the precision that follows it."""
+    asks: bool = False
+    """Whether it changes what a model is asked, and leaves the weights as they are stored."""
 
     @property
     def install(self) -> str:
@@ -239,6 +244,11 @@ class ConditionFile(Protocol):
     checkpoint or the materials do not do; no weight is read yet."""
     load: Callable[[ConditionSpec, CheckpointSource, LoadPlan], ModelWithProof]
     """(spec, checkpoint, dtype, device and the like) -> the model and the proof."""
+    fits: Callable[[TaskSpec], bool]
+    """In place of ``load``, for a condition that ``asks``: whether it fits a task."""
+    ask: Callable[[ConditionSpec, TaskSamples], Asking]
+    """Beside ``fits``: how a task that it fits is put to a model. Raises PrecisionError, before a
+    model is loaded, where that cannot be done."""
 
 
 def _files() -> list[ConditionFile]:

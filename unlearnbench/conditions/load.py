@@ -16,20 +16,28 @@ from unlearnbench.checkpoints.find import ENSEMBLE_FILE, PAIR_FILE
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.source import EnsembleSource, Source
 from unlearnbench.checkpoints.tokenizer import thought_end
-from unlearnbench.conditions.base import ConditionSpec, Kernel, LoadPlan, Materials, file_of
+from unlearnbench.conditions.base import (
+    ConditionSpec,
+    Kernel,
+    LoadPlan,
+    Materials,
+    file_of,
+    find_condition,
+)
 from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.conditions.proof import join_proofs
 from unlearnbench.errors import OptionError, PrecisionError
 from unlearnbench.methods import combine_rule
 from unlearnbench.models.hf import HFModel
 from unlearnbench.results import DTYPE_BITS, FULL, Condition, ConditionOptions, Proof
+from unlearnbench.tasks.rows import TaskSamples
 from unlearnbench.util.process import explain, explain_loaded
 
 # Backends whose layers are made where accelerate puts them.
 _SPREAD = ("torch", "bitsandbytes", "unlearnbench", "gguf")
 
 # Kinds of which some change no weight by right, as merge-1.
-_MAY_CHANGE_NOTHING = ("stored", "merged", "relearned")
+_MAY_CHANGE_NOTHING = ("stored", "merged", "relearned", "asked")
 _NOTHING = Materials()
 
 log = logging.getLogger("unlearnbench")
@@ -46,6 +54,14 @@ class Prepared:
     """The short name of the compute dtype."""
     condition: Condition
     """What a run records, all but the proof."""
+
+    def put(self, tasks: Sequence[TaskSamples]) -> tuple[TaskSamples, ...]:
+        """The tasks as the condition puts them to the model. Raises: as ``asking.put``."""
+        if not self.spec.asks:
+            return tuple(tasks)
+        from unlearnbench.conditions.asking import put
+
+        return put(self.spec, tasks)
 
     def load(self, batch_size: int | None = None) -> HFModel:
         """Load the checkpoint, or several that answer together, and prove the condition.
@@ -79,7 +95,8 @@ class Prepared:
         with warnings.catch_warnings():
             # Libraries' advice about their own internals; ours are errors, not warnings.
             warnings.simplefilter("ignore")
-            model, proof, first = file_of(self.spec).load(self.spec, source, plan)
+            spec = find_condition(FULL) if self.spec.asks else self.spec
+            model, proof, first = file_of(spec).load(spec, source, plan)
         condition = _proven(self.condition, proof)
         if condition.first is not None and first is not None:
             condition = condition.model_copy(update={"first": _proven(condition.first, first)})
@@ -192,7 +209,8 @@ def _describe(source: Source, spec: ConditionSpec, plan: LoadPlan, dtype: str) -
     stored, file, texts = source.stored, file_of(last), plan.materials.calibration
     bits, scheme = spec.bits or DTYPE_BITS[source.own_dtype], spec.scheme
     if stored is not None:
-        bits, scheme = stored.bits, f"as stored: {stored.text}"
+        bits = stored.bits
+        scheme = scheme if spec.asks else f"as stored: {stored.text}"
     elif bits > DTYPE_BITS[dtype]:  # what is stored in fp32 is rounded before it is computed with
         bits, scheme = DTYPE_BITS[dtype], f"{scheme} (fp32), computed in {dtype}"
     facts: dict[str, object] = {
@@ -228,7 +246,7 @@ def _require_loadable(source: Source, spec: ConditionSpec) -> None:
             f"{source.files.path} is quantized already ({stored.text}), and {package}, "
             f"which unpacks it, is not installed: {command}"
         )
-    if spec.name != FULL:
+    if spec.name != FULL and not spec.asks:
         raise PrecisionError(
             f"{source.files.path} is quantized already ({stored.text}) and cannot be loaded "
             f"as {spec.name}; use --quant none for it as it is, or give the unquantized checkpoint"

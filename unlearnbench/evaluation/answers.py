@@ -24,7 +24,7 @@ from unlearnbench.requests import Answer, Generate, Generated, Request, Score, S
 from unlearnbench.results import SampleRecord, Settings
 from unlearnbench.runs.fingerprint import Fingerprint, differences
 from unlearnbench.tasks.rows import TaskSamples
-from unlearnbench.tasks.spec import Sample, TaskSpec
+from unlearnbench.tasks.spec import Sample
 from unlearnbench.util.files import Appender, read_bytes
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def request_ids(
     task: TaskSamples, settings: Settings
 ) -> tuple[tuple[str, ...], type[Generated] | type[Scored]]:
     """The ids of everything that a task asks, and what answers them."""
-    rounds = (each for sample in task.samples for each in task.spec.requests(sample, settings))
+    rounds = (each for sample in task.samples for each in task.requests(sample, settings))
     asked = [request for each in rounds for request in each]
     kind = Generated if isinstance(asked[0], Generate) else Scored
     return tuple(request.id for request in asked), kind
@@ -62,8 +62,8 @@ def make_records(
         OutputError: an answer cannot be kept.
     """
     samples = task.spec.fit(task.samples, model.truncate)
-    asked = [task.spec.requests(sample, settings) for sample in samples]
-    scoring = _Scoring(task.spec, samples, asked)
+    asked = [task.requests(sample, settings) for sample in samples]
+    scoring = _Scoring(task, samples, asked)
     for rounds in zip(*asked, strict=True):
         requests = [request for each in rounds for request in each]
         texts = [request for request in requests if isinstance(request, Score)]
@@ -78,12 +78,12 @@ class _Scoring:
 
     def __init__(
         self,
-        spec: TaskSpec,
+        task: TaskSamples,
         samples: Sequence[Sample],
         asked: Sequence[Sequence[Sequence[Request]]],
     ) -> None:
         self.records: dict[int, SampleRecord] = {}
-        self._spec, self._samples, self._asked = spec, samples, asked
+        self._task, self._samples, self._asked = task, samples, asked
         self._got: dict[str, Answer] = {}
         self._places = {
             r.id: at for at, rounds in enumerate(asked) for each in rounds for r in each
@@ -99,7 +99,7 @@ class _Scoring:
                 break
             known += [self._got[request.id] for request in each]
         if known:
-            self.records[place] = self._spec.record(self._samples[place], known)
+            self.records[place] = self._task.record(self._samples[place], known)
 
 
 def _ask(
@@ -291,6 +291,8 @@ def _encode(answer: Answer) -> dict[str, object]:
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise ModelOutputError(f"{answer.id}: a log-probability or its spread is not finite")
     packed = {n: base64.b64encode(a.astype("<f8").tobytes()).decode() for n, a in arrays.items()}
+    if answer.matches is not None:
+        packed["matches"] = "".join("1" if match else "0" for match in answer.matches)
     return {"id": answer.id, **packed}
 
 
@@ -302,10 +304,20 @@ def _decode(content: dict[str, object]) -> Answer:
             return Generated(name, text, count)
         case {"id": str(name), "logprobs": str(a), "mean": str(b), "std": str(c), **rest}:
             arrays = [_unpack(packed) for packed in (a, b, c)]
-            if rest or len({len(array) for array in arrays}) != 1 or not len(arrays[0]):
+            matches = _matches(rest.pop("matches")) if "matches" in rest else None
+            lengths = {len(array) for array in (*arrays, arrays[0] if matches is None else matches)}
+            if rest or len(lengths) != 1 or not len(arrays[0]):
                 raise ValueError("no scored answer: arrays of different lengths, or empty ones")
-            return Scored(name, *arrays)
+            return Scored(name, arrays[0], arrays[1], arrays[2], matches)
     raise ValueError("no answer")
+
+
+def _matches(packed: object) -> NDArray[np.bool_]:
+    import numpy as np
+
+    if not isinstance(packed, str) or set(packed) - {"0", "1"}:
+        raise ValueError("matches are written as 0 and 1")
+    return np.array([mark == "1" for mark in packed], dtype=np.bool_)
 
 
 def _unpack(packed: str) -> NDArray[np.float64]:

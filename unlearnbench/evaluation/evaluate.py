@@ -187,7 +187,8 @@ def _evaluate_path(
         for prepared in all_prepared:  # every conflict is found before the first model is loaded
             device = prepared.plan.device
             settings = evaluation.settings(prepared.dtype, device)
-            run = Run(evaluation, source.checkpoint, config, prepared.condition, settings)
+            own = replace(evaluation, tasks=prepared.put(evaluation.tasks))
+            run = Run(own, source.checkpoint, config, prepared.condition, settings)
             run.open(locks)
             order = Loading(
                 path, asked.updated({"device": device}), prepared.spec, evaluation.batch_size

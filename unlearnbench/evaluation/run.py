@@ -43,7 +43,7 @@ from unlearnbench.runs.fingerprint import (
 )
 from unlearnbench.runs.folder import RunFolder, encode_records, run_path
 from unlearnbench.tasks.rows import TaskSamples
-from unlearnbench.tasks.spec import TaskReference
+from unlearnbench.tasks.spec import Sample, TaskReference
 from unlearnbench.util.files import content_sha256, lock_folder
 
 log = logging.getLogger("unlearnbench")
@@ -323,6 +323,9 @@ def _open_journal(
     asked, kind = request_ids(task, settings)
     texts = content_sha256([[sample.id, sample.text] for sample in task.samples])
     own = Fingerprint.of({"task": name, "samples": len(task.samples), "rendered prompts": texts})
+    if task.asking is not None:
+        put = [task.asking.asked(sample).prompt for sample in task.samples]
+        own |= Fingerprint.of({"prompts as the condition puts them": content_sha256(put)})
     fingerprint = fingerprint | task_fingerprint(task) | own
     journal = Journal(folder.journal_file(name), fingerprint, asked, kind)
     if not fresh:
@@ -349,20 +352,28 @@ def _take_over(
             "use another --output"
         )
     records = folder.read_records(name, earlier.records_sha256)
-    asked = {sample.id: sample.text for sample in task.samples}
+    asked = {sample.id: sample for sample in task.samples}
     for record in records:
-        if isinstance(record, GenerationRecord) and record.prompt != asked.get(record.id):
+        if isinstance(record, GenerationRecord) and not _is_of(record, asked.get(record.id), task):
             raise ResultError(
                 f"{folder.path} holds {name} with another prompt of {one_line(record.id, 60)}; use "
                 "another --output, or --fresh"
             )
     result = task.result(records, earlier.records_sha256, reference, seed)
-    result = result.model_copy(update={"environment": earlier.environment})
+    kept = {"environment": earlier.environment, "searches": earlier.searches}
+    result = result.model_copy(update=kept)
     if reference is None and earlier.auc_reference is not None:
         result = keep_reference(folder, name, result, earlier)
     log.info("%s: already in %s, not computed again", name, folder.path)
     _say_without_reference(task, result)
     return result
+
+
+def _is_of(record: GenerationRecord, sample: Sample | None, task: TaskSamples) -> bool:
+    """Whether a record is of just this prompt, as the condition puts it where that is known."""
+    put = task.asking.asked(sample).prompt if task.asking and sample else None
+    same = put is None or (record.asked is not None and record.asked.prompt == put)
+    return sample is not None and record.prompt == sample.text and same
 
 
 def _say_finished(task: TaskSamples, result: TaskResult, path: Path) -> None:

@@ -178,7 +178,9 @@ class SharedModel(Delegate):
 
     def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
         """See ``Model``."""
-        mine, *theirs = _shares(requests, [len(r.text) for r in requests], self._team.size)
+        mine, *theirs = _shares(
+            requests, [len(r.prompt + r.text) for r in requests], self._team.size
+        )
         payloads = [(share, frozenset(skip)) for share in theirs]
         return self._team.ask("score", payloads, self.own.score(mine, skip))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from unlearnbench.errors import MetricError
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.scoring import Score
 
 NAME = "rougeL"
 HEADLINE = "rougeL"
@@ -51,6 +52,12 @@ def score_output(output: str, target: str) -> dict[str, float]:
 # Precisions of one model often answer alike, and a board scores every answer again.
 @lru_cache(maxsize=1024)
 def _score(output: str, target: str) -> dict[str, float]:
+    found = float(stemmed(output, target)["rougeL"].fmeasure)
+    return {**figures(output, target), "rougeL_stem": found}
+
+
+def stemmed(output: str, target: str) -> Mapping[str, Score]:
+    """``rougeL`` and ``rouge1`` of rouge-score with its stemmer. Raises: as ``score_output``."""
     seen = [c for c in unicodedata.normalize("NFC", target).lower() if c.isalnum()]
     lost = sum(not c.isascii() for c in seen)
     if not seen:
@@ -60,8 +67,8 @@ def _score(output: str, target: str) -> dict[str, float]:
             f"target {target[:60]!r} loses {lost} of its {len(seen)} letters and digits to rougeL, "
             "which keeps a-z and 0-9; use `metric: rougeL_unicode` in the task"
         )
-    stemmed = _scorer(True, None).score(target, output)["rougeL"].fmeasure
-    return {**figures(output, target), "rougeL_stem": float(stemmed)}
+    found: Mapping[str, Score] = _scorer(True, None).score(target, output)
+    return found
 
 
 def figures(output: str, target: str, tokenize: Tokenize | None = None) -> dict[str, float]:

@@ -74,7 +74,8 @@ class ScriptedModel:
     """Answers each prompt with the scripted text and each text with the scripted log-probabilities.
 
     outputs: continuation by prompt. logprobs: per-token values by text, log p of every token after
-    the first; the spread over the vocabulary is taken as mean -1, std 1. A token is a word here.
+    the first, or behind a prompt of the answer alone; the spread over the vocabulary is taken as
+    mean -1, std 1, and a token above a half as the likeliest. A token is a word here.
     """
 
     def __init__(
@@ -125,7 +126,10 @@ class ScriptedModel:
         for request in requests:
             if request.id in skip:
                 continue
-            if request.text not in self._logprobs:
+            text = request.prompt + request.text
+            if text not in self._logprobs:
                 raise ModelOutputError(f"the script has no log-probabilities for {request.id}")
-            values: NDArray[np.float64] = np.array(self._logprobs[request.text], dtype=np.float64)
-            yield Scored(request.id, values, np.full_like(values, -1.0), np.ones_like(values))
+            values: NDArray[np.float64] = np.array(self._logprobs[text], dtype=np.float64)
+            matches = values > np.log(0.5) if request.prompt else None
+            spread = np.full_like(values, -1.0), np.ones_like(values)
+            yield Scored(request.id, values, *spread, matches)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -196,6 +197,29 @@ class Tokens:
                 "writes something else; take it out of the task's prompt, or the chat template"
             )
         return ids
+
+    def answer_ids(self, request: Score) -> tuple[list[int], int]:
+        """Token ids of a text, and the place of the first that is scored. Behind a prompt: the
+        first that the prompt's own ids have not, so a token that both share is the answer's.
+
+        ModelOutputError for a text that has no token to score, or exceeds the context.
+        """
+        ids, start = self.encode(request.prompt + request.text), 1
+        if request.prompt:
+            pairs = zip(ids, self.encode(request.prompt), strict=False)
+            start = max(1, sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        if len(ids) <= start:
+            said = f"a text of {len(ids)} tokens cannot be scored"
+            raise ModelOutputError(f"{request.id}: {said}" + " behind its prompt" * (start > 1))
+        if request.end:
+            if self.tokenizer.eos_token_id is None:
+                raise ModelOutputError(f"{request.id}: the tokenizer has no end token to be scored")
+            ids.append(int(self.tokenizer.eos_token_id))
+        fitted = self.fit(request.id, ids, 0)
+        start -= len(ids) - len(fitted)
+        if start < 1:
+            raise ModelOutputError(f"{request.id}: the answer alone exceeds the model's context")
+        return fitted, start
 
     def fit(self, name: str, ids: list[int], new: int) -> list[int]:
         """The ids, cut where asked for; ModelOutputError for none, or beyond the context."""

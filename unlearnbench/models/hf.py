@@ -117,11 +117,9 @@ class HFModel:
 
     def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
         sides: dict[tuple[int, ...], list[tuple[Score, list[int]]]] = {}
+        starts: dict[str, int] = {}
         for request in requests:
-            ids = self.tokens.fit(request.id, self.tokens.encode(request.text), 0)
-            if len(ids) < 2:
-                said = f"a text of {len(ids)} tokens cannot be scored"
-                raise ModelOutputError(f"{request.id}: {said}")
+            ids, starts[request.id] = self.tokens.answer_ids(request)
             sides.setdefault(side_of(self._turns, len(ids), 0), []).append((request, ids))
         for texts in sides.values():
             if self._head is None:
@@ -129,7 +127,7 @@ class HFModel:
                 few, _ = self.tokens.tensors([texts[0][1][:8]], self._device, left=False)
                 with torch.no_grad():
                     self._head = find_head(self.network, few)
-            run = partial(self._head.score, self.tokens, self._device, self.condition.name)
+            run = partial(self._head.score, self.tokens, self._device, self.condition.name, starts)
             budget = self._head.budget(self.network, self.device)
             yield from self._in_batches(texts, run, budget, skip)
 

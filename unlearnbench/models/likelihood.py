@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -53,27 +53,47 @@ class Head:
         return found
 
     def score(
-        self, tokens: Tokens, device: str, where: str, batch: Sequence[tuple[Score, list[int]]]
+        self,
+        tokens: Tokens,
+        device: str,
+        where: str,
+        starts: Mapping[str, int],
+        batch: Sequence[tuple[Score, list[int]]],
     ) -> list[Scored]:
-        """Figures of each text; ModelOutputError where a logit is NaN or infinite."""
+        """Figures of each text, from the place on that ``starts`` has by its id; ModelOutputError
+        where a logit is NaN or infinite.
+        """
         ids, mask = tokens.tensors([row for _, row in batch], device, left=False)
         states = self.states(ids, mask)
         answers = []
         for (request, row), state, own in zip(batch, states, ids, strict=True):
-            n, named = len(row) - 1, f"{request.id} at {where}"
-            answers.append(Scored(request.id, *self.statistics(state[:n], own[1 : n + 1], named)))
+            start, named = starts[request.id], f"{request.id} at {where}"
+            there, targets = state[start - 1 : len(row) - 1], own[start : len(row)]
+            figures = self.statistics(there, targets, named)
+            matches = self.matches(there, targets) if request.prompt else None
+            answers.append(Scored(request.id, *figures, matches))
         return answers
+
+    def matches(self, states: torch.Tensor, targets: torch.Tensor) -> NDArray[np.bool_]:
+        """Whether each target, (n,), is the likeliest after its state, of shape (n, width)."""
+        parts = states.split(self._rows(states))
+        likeliest = torch.cat([self.logits(part).argmax(dim=-1) for part in parts])
+        found: NDArray[np.bool_] = likeliest.cpu().numpy() == targets.cpu().numpy()
+        return found
 
     def statistics(self, states: torch.Tensor, targets: torch.Tensor, where: str) -> Figures:
         """As ``token_statistics``, from states of shape (n, width)."""
         if self.is_whole:
             return token_statistics(states, targets, where)
-        size = _HEAD_BYTES.get(states.device.type, 2**26)
-        rows = max(1, size // (states.element_size() * self.vocabulary))
+        rows = self._rows(states)
         pairs = zip(states.split(rows), targets.split(rows), strict=True)
         parts = [token_statistics(self.logits(part), target, where) for part, target in pairs]
         own, mean, std = (np.concatenate(figure) for figure in zip(*parts, strict=True))
         return own, mean, std
+
+    def _rows(self, states: torch.Tensor) -> int:
+        size = _HEAD_BYTES.get(states.device.type, 2**26)
+        return max(1, size // (states.element_size() * self.vocabulary))
 
 
 def find_head(model: Any, ids: torch.Tensor) -> Head:

@@ -227,6 +227,7 @@ def compare(comparison: Comparison, per_seed: bool = False) -> list[RecoveryRow]
         for precision in entry.runs
         if precision != FULL
         for task in comparison.tasks(entry)
+        if not entry.at(precision).task(task).unchanged
     ]
     if not rows and comparison.figure is not None:
         raise OptionError(

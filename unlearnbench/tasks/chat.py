@@ -13,6 +13,7 @@ from typing import Any
 
 from unlearnbench.errors import CheckpointError, OptionError, one_line
 from unlearnbench.tasks.rows import TaskSamples
+from unlearnbench.tasks.spec import Sample, Turn
 from unlearnbench.util.text import open_thought
 
 DATE = "26 Jul 2024"
@@ -106,7 +107,7 @@ def chat_settings(tokenizer: Any, told: Mapping[str, Any]) -> dict[str, Any]:
 def chat_samples(
     tasks: Sequence[TaskSamples], tokenizer: Any, given: Mapping[str, Any]
 ) -> list[TaskSamples]:
-    """Each prompt of a generation task as one turn of the user's, and the model's turn begun.
+    """Each prompt as one turn of the user's, or the task's own turns, and the model's turn begun.
 
     Where the tokenizer puts its begin token before every text anyway, the template's own is left
     out, so that there is one. Texts that are only scored stay as they are. Raises: as ``render``.
@@ -114,14 +115,14 @@ def chat_samples(
     begin = tokenizer.bos_token
     adds = begin and list(tokenizer("")["input_ids"])[:1] == [tokenizer.bos_token_id]
 
-    def prompt(text: str) -> str:
-        rendered = render([{"role": "user", "content": text}], tokenizer, given)
-        return rendered.removeprefix(begin) if adds else rendered
+    def put(sample: Sample) -> Sample:
+        turns = [vars(turn) for turn in sample.turns or (Turn("user", sample.text),)]
+        rendered = render(turns, tokenizer, given)
+        text = rendered.removeprefix(begin) if adds else rendered
+        return replace(sample, text=text, delimiter="")
 
     return [
-        replace(task, samples=tuple(replace(s, text=prompt(s.text)) for s in task.samples))
-        if task.spec.has_prompts
-        else task
+        replace(task, samples=tuple(map(put, task.samples))) if task.spec.has_prompts else task
         for task in tasks
     ]
 
@@ -140,7 +141,10 @@ def render(turns: Sequence[Mapping[str, str]], tokenizer: Any, given: Mapping[st
             list(turns), tokenize=False, add_generation_prompt=True, **told
         )
     except Exception as error:  # a template is a stranger's program
-        raise CheckpointError(f"the chat template fails: {one_line(error, 200)}") from None
+        said = f"the chat template fails: {one_line(error, 200)}"
+        if any(turn["role"] == "system" for turn in turns):
+            said += "; if it knows no system turn, leave `system` out of a copy of the task"
+        raise CheckpointError(said) from None
     return require_no_thought(str(text), bool(told["enable_thinking"]))
 
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unlearnbench.errors import DataError, MetricError, one_line
-from unlearnbench.results import SampleRecord, SplitData, TaskResult
+from unlearnbench.requests import Answer, Request
+from unlearnbench.results import SampleRecord, Settings, SplitData, TaskResult
+from unlearnbench.tasks.asking import Asking
 from unlearnbench.tasks.spec import Row, Sample, SplitRows, TaskReference, TaskSpec
 from unlearnbench.util.process import quiet_hub
 
@@ -34,6 +36,17 @@ class TaskSamples:
     spec: TaskSpec
     splits: Mapping[str, SplitRows]
     samples: tuple[Sample, ...]
+    asking: Asking | None = None
+    """How a condition puts them to a model; None: as the task does; ``unchanged``: none fits it."""
+    unchanged: bool = False
+
+    def requests(self, sample: Sample, settings: Settings) -> Sequence[Sequence[Request]]:
+        """See ``TaskSpec.requests``."""
+        return (self.asking or self.spec).requests(sample, settings)
+
+    def record(self, sample: Sample, answers: Sequence[Answer]) -> SampleRecord:
+        """See ``TaskSpec.record``."""
+        return (self.asking or self.spec).record(sample, answers)
 
     @property
     def data(self) -> tuple[SplitData, ...]:
@@ -57,7 +70,9 @@ class TaskSamples:
         """
         if [record.id for record in records] != [sample.id for sample in self.samples]:
             raise MetricError(f"{self.spec.task}: the records are not those of the task's samples")
-        return task_result(self.spec, records, records_sha256, seed, reference, self.data)
+        found = task_result(self.spec, records, records_sha256, seed, reference, self.data)
+        more = {"searches": (self.asking and self.asking.found) or None}
+        return found.model_copy(update=more | {"unchanged": self.unchanged or None})
 
 
 def task_result(
@@ -94,7 +109,7 @@ def load_samples(
         if not sample.text:
             raise DataError(f"{spec.task}: {sample.id} is empty; remove the row")
         try:
-            (sample.text + sample.target).encode("utf-8")
+            "".join((sample.text, sample.target, *sample.answers)).encode("utf-8")
         except UnicodeEncodeError:
             raise DataError(
                 f"{spec.task}: {sample.id} holds half of a surrogate pair, which no tokenizer "

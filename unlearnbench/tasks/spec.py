@@ -65,6 +65,20 @@ class DatasetOptions(Strict):
     revision: str = "main"
 
 
+class Chat(Strict):
+    """What a chat template is given in place of the prompt, where one is applied."""
+
+    system: str | None = None
+    """What the system says; None: nothing, and a template may have words of its own."""
+    user: str
+    """The user's turn, a template as ``doc_to_text``."""
+
+    def turns(self, row: Row, where: str) -> tuple[Turn, ...]:
+        """Raises: as ``render_field``."""
+        said = () if self.system is None else (Turn("system", self.system),)
+        return (*said, Turn("user", render_field(self.user, row, where)))
+
+
 class Metadata(Strict):
     """Facts about the task file. ``version`` changes whenever a task's scores may change."""
 
@@ -83,6 +97,14 @@ class SplitRows:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
 class Sample:
     """One row as it is put to a model."""
 
@@ -91,6 +113,12 @@ class Sample:
     text: str
     target: str = ""
     """What the answer is compared with; empty where there is no such text."""
+    answers: tuple[str, ...] = ()
+    """Texts whose log-probability behind ``text`` is asked for, the right one first."""
+    delimiter: str = ""
+    """Between ``text`` and each of ``answers``."""
+    turns: tuple[Turn, ...] = ()
+    """What a chat template is given in place of ``text``; empty: it, as the user's turn."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +140,7 @@ class TaskSpec(Strict):
     dataset_kwargs: DatasetOptions = DatasetOptions()
     splits: dict[Name, SplitPin]
     doc_to_text: str
+    chat: Chat | None = None
     metric: Name
     want: Literal["low", "high", "zero"]
     """The direction that means "forgot" or "kept"."""
@@ -132,7 +161,8 @@ class TaskSpec(Strict):
     @property
     def definition_sha256(self) -> str:
         """Of everything in the task's definition that can move its score."""
-        return content_sha256(self.model_dump(mode="json", exclude=_NOT_DEFINING))
+        absent = {"chat"} if self.chat is None else set()
+        return content_sha256(self.model_dump(mode="json", exclude=_NOT_DEFINING | absent))
 
     @property
     def headline(self) -> str:
@@ -226,9 +256,7 @@ class TaskSpec(Strict):
         return set()
 
     def rescore(self, record: SampleRecord) -> dict[str, tuple[float, float]]:
-        """By figure: what a record states and what its own texts earn, where they are in it;
-        MetricError where they are no texts of this task.
-        """
+        """By figure: what a record states, what its facts earn; MetricError for others' facts."""
         return {}
 
     def stated_reference(self, config: Mapping[str, object]) -> TaskReference:

@@ -168,19 +168,42 @@ def compile_template(source: str) -> tuple[Template, Mapping[str, int]]:
     return _ENVIRONMENT.from_string(source), {name: names[name] for name in used}
 
 
+_PLAIN = (str, int, float)
+
+
+class _Parts(tuple[object, ...]):
+    """A field that is a list: ``choices[0]`` and ``choices|join(", ")`` are texts, it is none."""
+
+    said = "a list has no text: take one of its parts, or join them"
+
+    def __getitem__(self, at: Any) -> Any:
+        found = super().__getitem__(at)
+        return _Parts(found) if isinstance(at, slice) else found
+
+    def __str__(self) -> str:
+        raise DataError(self.said)
+
+
+def _length(field: object) -> int:
+    return sum(map(_length, field)) if isinstance(field, _Parts) else len(str(field))
+
+
 def render_field(template: str, row: Mapping[str, object], where: str) -> str:
     """Fill one template from one row. Raises TaskError where the template is wrong, names a field
     that the row does not have, or would take more than a prompt may, and DataError where a field
-    that it uses is not text, a number or a truth value.
+    that it uses is not text, a number, a truth value or a list of them, which has no text whole.
     """
     token = _left.set(LONGEST)
     try:
         compiled, used = compile_template(template)
         fields = {key: row[key] for key in used if row.get(key) is not None}
         for key, value in fields.items():
-            if not isinstance(value, (str, int, float)):
+            if isinstance(value, (list, tuple)) and all(isinstance(v, _PLAIN) for v in value):
+                fields[key] = parts = _Parts(value)
+                parts.said = f"{where}: field {key!r} holds {type(value).__name__}, not text"
+            elif not isinstance(value, _PLAIN):
                 raise DataError(f"{where}: field {key!r} holds {type(value).__name__}, not text")
-        _charge(sum(n * len(str(fields.get(name, ""))) for name, n in used.items()))
+        _charge(sum(n * _length(fields.get(name, "")) for name, n in used.items()))
         return compiled.render(fields)
     except DataError:
         raise

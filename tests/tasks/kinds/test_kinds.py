@@ -21,13 +21,13 @@ from unlearnbench.results import AnswerRecord
 from unlearnbench.tasks.rows import limited
 from unlearnbench.tasks.spec import Name, Sample, TaskSpec
 
-NAME = "multiple_choice"
+NAME = "toy_choice"
 
 
 class ChoiceTask(TaskSpec):
     """One question a row, and after it the choices, the right one first."""
 
-    output_type: Literal["multiple_choice"]
+    output_type: Literal["toy_choice"]
     test_split: Name
     choices: list[str]
 
@@ -61,7 +61,7 @@ tag: [toys]
 description: Toy.
 dataset_path: toy/choices
 dataset_name: all
-output_type: multiple_choice
+output_type: toy_choice
 test_split: test
 doc_to_text: "{{q}} "
 choices: ["right", "wrong"]

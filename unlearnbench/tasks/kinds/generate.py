@@ -34,8 +34,7 @@ from unlearnbench.util.text import blank_in_answer
 from unlearnbench.util.validation import first_fault
 
 NAME = "generate_until"
-# ROUGE compares all words of one text with all of the other: a stranger's record is bounded.
-_WORDS, _WORDS_A_TOKEN = 4096, 32
+_WORDS, _WORDS_A_TOKEN = 4096, 32  # ROUGE compares all with all: a stranger's record is bounded
 
 log = logging.getLogger("unlearnbench")
 
@@ -93,6 +92,8 @@ class GenerationFile(TaskSpec):
             raise ValueError("num_fewshot: it and fewshot_split go together")
         if self.fewshot_split and self.splits[self.fewshot_split].rows < self.num_fewshot:
             raise ValueError(f"num_fewshot: more than the rows of split {self.fewshot_split!r}")
+        if self.chat is not None and self.fewshot_split is not None:
+            raise ValueError("chat: its turns have no shots; leave fewshot_split out")
         if self.version_without_blank is not None:
             if not self.doc_to_text.rstrip(" ") == self.doc_to_text[:-1] != "":
                 raise ValueError("version_without_blank: doc_to_text does not end in one blank")
@@ -165,7 +166,8 @@ class GenerationTask(GenerationFile):
             prompt = prefix + render_field(self.doc_to_text, row, where)
             target = render_field(self.doc_to_target, row, where)
             self._scores("", target, where)  # tried now, not after an hour of generation
-            samples.append(Sample(f"{split}/{i}", split, prompt, target))
+            turns = self.chat.turns(row, where) if self.chat else ()
+            samples.append(Sample(f"{split}/{i}", split, prompt, target, turns=turns))
         return samples
 
     def plain_text(self, row: Row, where: str) -> str:
@@ -219,11 +221,15 @@ class GenerationTask(GenerationFile):
     def summarize(
         self, records: Sequence[SampleRecord], reference: TaskReference | None, seed: int
     ) -> dict[str, object]:
-        """Mean of the scores x 100, and how many outputs are empty."""
+        """Mean of the scores x 100, how many outputs are empty, and what several answers say."""
+        from unlearnbench.metrics import leak
+
         own = records_of(self, GenerationRecord, records)
-        empty = sum(not record.output.strip() for record in own)
         mean = mean_of_scores([r.score for r in own], [r.scores for r in own], seed)
-        return {**mean, "empty_outputs": empty}
+        drawn = [r.asked.scores for r in own if r.asked and r.asked.scores]
+        empty = sum(not r.output.strip() for r in own)
+        said = leak.summarize_leak(drawn, len(own)) if drawn else None
+        return {**mean, "empty_outputs": empty, "leak": said}
 
     def figures(self) -> set[str]:
         metric = generation_metric(self.metric)
@@ -236,8 +242,10 @@ class GenerationTask(GenerationFile):
         if longest > max(_WORDS, _WORDS_A_TOKEN * self.generation_kwargs.max_gen_toks):
             raise MetricError(f"{longest} words, which no run of this task has")
         stated = {metric.HEADLINE: own.score, **own.scores}
+        best = max((own.asked and own.asked.scores) or [own.score])
         earned = metric.score_output(own.output, own.target)
-        return {name: (stated.get(name, math.inf), value) for name, value in earned.items()}
+        found = {"the best of the answers drawn": (best, own.score)}
+        return found | {n: (stated.get(n, math.inf), value) for n, value in earned.items()}
 
     def harness_config(self) -> dict[str, object]:
         """The task's own YAML fields there; decoding is greedy, as under the protocol of MUSE."""
