@@ -1,9 +1,12 @@
-"""What a training refuses before anything is loaded."""
+"""What a training refuses before weights are loaded."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
+from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.tokenizer import probe_ids
 from unlearnbench.conditions.base import has_codes, resolve
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method
@@ -111,3 +114,14 @@ def _survived(asked: str, method: Method) -> str:
     if method.stage is None:
         raise OptionError(f"--survive: {method.name} does not train the model that it makes")
     return ",".join(spec.name for spec in specs)
+
+
+def open_base(given: str, load: LoadOptions, target: CheckpointSource) -> CheckpointSource:
+    """What the target was made from. Raises OptionError where it does not have its tokens."""
+    base = open_checkpoint(given, load.model_copy(update={"revision": None, "tokenizer": None}))
+    sizes = [s.config.get_text_config().vocab_size for s in (base, target)]
+    if sizes[0] != sizes[1] or probe_ids(base.tokenizer) != probe_ids(target.tokenizer):
+        raise OptionError(
+            f"--base {given} has other tokens than --model; give what it was made from"
+        )
+    return base

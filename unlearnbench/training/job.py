@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, SourceRecord, Training, TrainingOptions
-from unlearnbench.checkpoints.tokenizer import probe_ids, require_open_end
+from unlearnbench.checkpoints.tokenizer import require_open_end
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
 from unlearnbench.training.alternatives import WORDS, attach
-from unlearnbench.training.checks import checked, require_texts
+from unlearnbench.training.checks import checked, open_base, require_texts
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.moved import code_records
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
@@ -125,7 +125,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     corpora = {r: load_corpus(t, r, job.corpus) for r, t in texts.items() if t or r == first}
     data = [record for _, sources in corpora.values() for record in sources]
     source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)
-    base = None if job.base is None else _open_base(job.base, job, source)
+    base = None if job.base is None else open_base(job.base, job.load, source)
     encoder = _make_encoder(source, job)
     sets, more = _sets(job, method, corpora, encoder)
     data += more
@@ -173,18 +173,6 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         for model in result.models.values() if isinstance(result, Ensemble) else [result]:
             as_saved(model, job.options.weights_dtype)
     return _save(job, folder, context, result, masks, facts, started)
-
-
-def _open_base(given: str, job: Job, target: CheckpointSource) -> CheckpointSource:
-    """``--base``. Raises OptionError where it does not have the target's tokens."""
-    load = job.load.model_copy(update={"revision": None, "tokenizer": None})
-    base = open_checkpoint(given, load)
-    sizes = [s.config.get_text_config().vocab_size for s in (base, target)]
-    if sizes[0] != sizes[1] or probe_ids(base.tokenizer) != probe_ids(target.tokenizer):
-        raise OptionError(
-            f"--base {given} has other tokens than --model; give what it was made from"
-        )
-    return base
 
 
 def _fingerprint(
