@@ -35,6 +35,8 @@ def kinds(name: str) -> set[str]:
 # One method of each kind, with every loss and term among them; the others are slow.
 QUICKLY = ("ga", "npo_klr", "simnpo_gdr", "ga_gdr_sure", "rmu", "tv", "whp_ft")
 ENDS = (*(f"ga_gdr_{p.about.name}" for p in pieces().values() if p.kind in ("steps", "masks")),)
+TRAININGS = {"kga": 3, "depn": 0, "grom": 0, **dict.fromkeys(("whp_ft", "flearn", "pcgu"), 2)}
+TRAININGS["ga_gdr_contrast"] = 2
 EVERY = [
     pytest.param(name, marks=[] if name in QUICKLY else pytest.mark.slow)
     for name in method_names()
@@ -67,7 +69,7 @@ def test_every_method_makes_an_ordinary_checkpoint(
     assert all(math.isfinite(record.loss) for record in training.losses)
     stages = [record.stage for record in training.losses]
     assert stages.count(stages[-1]) == 3
-    assert len(set(stages)) == {"whp_ft": 2, "flearn": 2, "kga": 3}.get(method, 1)
+    assert len(set(stages)) == TRAININGS.get(method, 1)
     assert (tmp_path / "out/model.safetensors").stat().st_mode & 0o444 == 0o444
     for record in training.losses:
         if record.retain is not None and record.forget is not None:

@@ -12,7 +12,6 @@ import torch
 
 from tests.conftest import make_model, make_tokenizer, write_jsonl
 from tests.training.helpers import go, same, weights
-from unlearnbench.errors import DataError
 from unlearnbench.methods.rows import Example
 from unlearnbench.training import own
 from unlearnbench.training.job import Job
@@ -50,13 +49,6 @@ def test_they_are_drawn_from_the_targets_distribution_without_the_true_word(
     assert [o.ids for o in own.with_own(given)[0].alternatives] == [
         o.ids for o in found.alternatives
     ], "the same seed"
-
-
-def test_a_target_that_writes_blanks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own, "_text", lambda *given: "")
-    example = Example((0, 70, 90, 50), (-100, -100, -100, 50), prompt=3)
-    with pytest.raises(DataError, match="--alternative own: the target writes blanks"):
-        own.with_own(context(make_model(300), example))
 
 
 def test_altpo_of_pairs_and_texts(
