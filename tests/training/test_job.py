@@ -35,7 +35,7 @@ def kinds(name: str) -> set[str]:
 # One method of each kind, with every loss and term among them; the others are slow.
 QUICKLY = ("ga", "npo_klr", "simnpo_gdr", "ga_gdr_sure", "rmu", "tv", "whp_ft")
 ENDS = (*(f"ga_gdr_{p.about.name}" for p in pieces().values() if p.kind in ("steps", "masks")),)
-TRAININGS = {"kga": 3, "depn": 0, "grom": 0, **dict.fromkeys(("whp_ft", "flearn", "pcgu"), 2)}
+TRAININGS = {"depn": 0, "grom": 0, **dict.fromkeys(("whp_ft", "flearn", "pcgu"), 2)}
 TRAININGS["ga_gdr_contrast"] = 2
 EVERY = [
     pytest.param(name, marks=[] if name in QUICKLY else pytest.mark.slow)
@@ -67,9 +67,9 @@ def test_every_method_makes_an_ordinary_checkpoint(
     assert files == expected | (more or ({"forgotten"} if method == "flearn" else set()))
     assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == {"model.safetensors"}
     assert all(math.isfinite(record.loss) for record in training.losses)
-    stages = [record.stage for record in training.losses]
-    assert stages.count(stages[-1]) == 3
-    assert len(set(stages)) == TRAININGS.get(method, 1)
+    specialists = ("unseen", "specialist")  # of kga, with epochs of their own
+    own = [record for record in training.losses if record.stage not in specialists]
+    assert len(own) == 3 * TRAININGS.get(method, 1)
     assert (tmp_path / "out/model.safetensors").stat().st_mode & 0o444 == 0o444
     for record in training.losses:
         if record.retain is not None and record.forget is not None:
