@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import CORPUS, MakeCheckpoint, write_jsonl
+from tests.conftest import CORPUS, MakeCheckpoint, make_tokenizer, write_jsonl
 from tests.training.helpers import same, weights
 from unlearnbench.errors import OptionError
 from unlearnbench.methods.base import Gradient
@@ -129,6 +129,7 @@ def test_it_trains_two_specialists_of_the_base_and_then_the_target(
         unlearn(replace(asked, unseen=(), out=tmp_path / "no"), "kga")
     with pytest.raises(OptionError, match="ga_gdr begins at no other model; leave --base out"):
         unlearn(replace(asked, unseen=(), base=base, out=tmp_path / "no"), "ga_gdr")
-    other = str(make_checkpoint("other", vocab_size=301))
+    other = str(make_checkpoint("other"))
+    make_tokenizer(texts=["quite other words are here", "and in another order"] * 50).save_pretrained(other)
     with pytest.raises(OptionError, match="has other tokens than --model"):
         unlearn(replace(asked, base=other, out=tmp_path / "no"), "kga")
