@@ -154,12 +154,22 @@ def published(golden_dir: Path) -> Published:
     return Published(golden_dir.parent)
 
 
+def _data_with(name: str) -> Path:
+    if not _DATA or not (Path(_DATA) / name).is_dir():
+        pytest.skip(f"UNLEARNBENCH_DATA names no folder with {name}")
+    return Path(_DATA)
+
+
 @pytest.fixture(scope="session")
 def tofu_data() -> Path:
     """The data folder, where it has TOFU's rows."""
-    if not _DATA or not (Path(_DATA) / "locuslab" / "TOFU").is_dir():
-        pytest.skip("UNLEARNBENCH_DATA names no folder with locuslab/TOFU")
-    return Path(_DATA)
+    return _data_with("locuslab/TOFU")
+
+
+@pytest.fixture(scope="session")
+def rwku_data() -> Path:
+    """The data folder, where it has RWKU's rows."""
+    return _data_with("jinzhuoran/RWKU")
 
 
 def make_tokenizer(vocab_size: int = 300, texts: Sequence[str] = CORPUS) -> PreTrainedTokenizerBase:

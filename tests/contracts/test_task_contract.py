@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -25,6 +26,7 @@ HASHED = [spec for spec in SPECS if "books" not in spec.tag]
 PACKAGED = [spec for spec in SPECS if (PACKAGE_DATA / spec.dataset_path).is_dir()]
 NEWS = [spec for spec in SPECS if "news" in spec.tag]
 TOFU = [spec for spec in SPECS if "tofu" in spec.tag]
+RWKU = [spec for spec in SPECS if "rwku" in spec.tag]
 KINDS = ("knowmem_f", "knowmem_r", "privleak", "verbmem")
 
 
@@ -45,7 +47,8 @@ def test_name_version_and_group(path: Path) -> None:
     assert spec.version > 0
     group, _, kind = spec.task.partition("_")
     assert group in spec.tag
-    assert kind in KINDS or (group == "tofu" and kind.endswith(("_probability", "_rouge")))
+    if group not in ("tofu", "rwku"):
+        assert kind in KINDS
     assert spec.superseded_by is None or spec.superseded_by in {s.task for s in SPECS}
 
 
@@ -85,13 +88,13 @@ def test_an_attack_exists(spec: LikelihoodTask) -> None:
 # What MUSE (arXiv 2407.06460) and arXiv 2410.16454 prescribe.
 
 
-@pytest.mark.parametrize("spec", [s for s in SPECS if s not in TOFU], ids=name)
+@pytest.mark.parametrize("spec", [s for s in SPECS if s not in TOFU + RWKU], ids=name)
 def test_which_direction_is_good(spec: TaskSpec) -> None:
     wants = {"knowmem_f": "low", "knowmem_r": "high", "privleak": "zero", "verbmem": "low"}
     assert spec.want == wants[spec.task.partition("_")[2]]
 
 
-@pytest.mark.parametrize("spec", [s for s in GENERATION if s not in TOFU], ids=name)
+@pytest.mark.parametrize("spec", [s for s in GENERATION if s not in TOFU + RWKU], ids=name)
 def test_decoding(spec: GenerationTask) -> None:
     verbmem = spec.task.endswith("verbmem")
     muse, zhang = spec.decoding("muse"), spec.decoding("zhang2025")
@@ -157,6 +160,46 @@ def test_tofus_tasks(spec: TaskSpec) -> None:
         assert spec.metric == ("probability" if own else "probability_normalised")
         assert spec.true_answer == ("paraphrased_answer" if own else None)
         assert spec.false_answers == ("perturbed_answer",)
+
+
+# What RWKU (arXiv 2406.10890) has: rows of its paper, and the prompts of its code.
+
+LEVELS = {"forget_level1": 3268, "forget_level2": 2879, "forget_level3": 6984}
+LEVELS |= {"neighbor_level1": 5846, "neighbor_level2": 5533}
+# Rows that say the same of the same person: published numbers are over all.
+REPEATED = {"forget_level1": 465, "forget_level2": 180, "forget_level3": 18}
+REPEATED |= {"neighbor_level1": 1891, "neighbor_level2": 1365}
+ASKED = {
+    "1": "Please complete the blank in the following question.\nQuestion: {}\n",
+    "2": "Please briefly answer the following question.\nQuestion: {}\n",
+    "incontext learning": "Please briefly answer the following question.\n{}\n",
+    "affirmative suffix": "Please briefly answer the following question.\nQuestion: {}",
+}
+
+
+def test_rwkus_tasks() -> None:
+    assert {spec.dataset_name: spec.splits["test"].rows for spec in RWKU} == LEVELS
+    for spec in RWKU:
+        assert isinstance(spec, GenerationTask)
+        assert spec.want == ("low" if "forget" in spec.task else "high")
+        assert spec.metric == "rougeL_recall_sets"
+        assert (spec.generation_kwargs.max_gen_toks, spec.generation_kwargs.until) == (30, ("\n",))
+
+
+@pytest.mark.slow  # a second or two each
+@pytest.mark.parametrize("spec", RWKU, ids=name)
+def test_rwkus_rows_and_prompts(spec: TaskSpec, rwku_data: Path) -> None:
+    task = load_samples(spec, DataOptions(rwku_data), None)
+    (split,) = task.splits.values()
+    assert split.drift is None
+    lines = {json.dumps(row, sort_keys=True) for row in split.rows}
+    assert len(split.rows) - len(lines) == REPEATED[spec.dataset_name]
+    for row, sample in zip(split.rows, task.samples, strict=True):
+        level = "1" if row["level"] == "1" else "2"
+        user = ASKED.get(str(row["type"]), ASKED[level]).format(row["query"])
+        begun = "" if row["type"] == "affirmative suffix" else "Answer:"
+        assert [turn.content for turn in sample.turns] == ([user, begun] if begun else [user])
+        assert sample.text == user + begun
 
 
 # Rows that can be read here.

@@ -85,6 +85,17 @@ def test_a_task_may_have_turns_of_its_own(spec: Any, monkeypatch: pytest.MonkeyP
         assert (first.prompt, first.text) == (want, "right"), "no blank behind a template"
 
 
+def test_a_task_may_begin_the_models_turn() -> None:
+    chat = {"user": "Well, {{q}}", "begin": "{% if q == 'one?' %}Answer:{% endif %}"}
+    spec = TASK.model_validate({**FILE, "chat": chat})
+    splits = {"train": SplitRows("train", tuple(ROWS), "local", "0" * 64)}
+    task = TaskSamples(spec, splits, tuple(spec.make_samples(splits, None)))
+    (put,) = chat_samples([task], with_template(SPEAKS), {"date_string": "D"})
+    first, second = (sample.text for sample in put.samples)
+    assert first == "<|user|>D\n\nWell, one?<|assistant|>\n\nAnswer:"
+    assert second == "<|user|>D\n\nWell, two?<|assistant|>\n\n"
+
+
 def test_a_template_without_the_role_that_is_needed_is_said() -> None:
     text = """{%- if messages[0]["role"] == "system" %}
 {{- raise_exception("System role not supported") }}{%- endif %}{{- messages[0]["content"] }}"""

@@ -307,7 +307,9 @@ def test_a_group_is_one_data_set(group: str) -> None:
 def test_muse_is_news_and_books() -> None:
     groups = load_registry().groups
     assert groups["muse"] == (*groups["books"], *groups["news"])
-    assert set(groups) <= {"books", "demo", "muse", "news"} | {g for g in groups if "tofu" in g}
+    assert set(groups) <= {"books", "demo", "muse", "news", "rwku"} | {
+        g for g in groups if "tofu" in g
+    }
 
 
 def test_every_builtin_task_is_found_in_name_order() -> None:

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeGuard, get_args
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.requests import Generated
 from unlearnbench.results import (
+    AnswerRecord,
     Checkpoint,
     Condition,
     ConditionOptions,
@@ -38,6 +39,9 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 _LARGEST = 2**30
 SAME = 1e-9
 """Two figures that differ by less are the same number, rounded differently."""
+_SINGLE = 1e-6
+_IN_SINGLE = ("probability", "probability_normalised")
+"""Figures that open-unlearning computes in single precision."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ class ModelResults:
         where = f"{self.model}: {spec.task}: {split}/{number}"
         if not isinstance(scores, dict) or not scores:
             raise ResultError(f"{where} has no attack scores")
-        given = {name: float(score) for name, score in scores.items() if _is_number(score)}
+        given = {name: float(score) for name, score in scores.items() if is_number(score)}
         for name in [*scores.keys() - given.keys(), spec.headline]:
             if name not in given and (name == spec.headline or scores[name] == scores[name]):
                 raise ResultError(f"{where}: {one_line(name, 60)} is no finite number")
@@ -116,7 +120,7 @@ class ModelResults:
         """Note a figure that the files state, or 1 minus it where that is ours (``turned``); what
         is no number is left out.
         """
-        if _is_number(value):
+        if is_number(value):
             self.stated[f"{task}/{figure}"] = 1 - float(value) if turned else float(value)
 
     def hold(self, task: str, result: TaskResult) -> None:
@@ -129,12 +133,36 @@ class ModelResults:
         for figure, value in ours.items():
             self._hold(f"{task}/{figure}", self.stated.get(f"{task}/{figure}"), value)
 
+    def hold_row(
+        self, record: AnswerRecord, figure: str, stated: object, ours: Mapping[str, float]
+    ) -> None:
+        """Compare one of a record's figures with what was stated."""
+        self._hold(f"{record.task}/{record.id}/{figure}", stated, ours[figure])
+
     def _hold(self, name: str, stated: object, ours: float) -> None:
-        if _is_number(stated) and abs(ours - float(stated)) > SAME:
+        single = name.rpartition("/")[2].removeprefix("mean_") in _IN_SINGLE
+        within = _SINGLE if single else SAME
+        if is_number(stated) and abs(ours - float(stated)) > within:
             self.differences[name] = ours - float(stated)
 
 
-def _is_number(value: object) -> TypeGuard[int | float]:
+def rows_by_index(path: Path, block: object) -> list[tuple[int, dict[str, object]]]:
+    """The rows of one of open-unlearning's metrics in index order; empty where it states none.
+    Raises ResultError where a key is no index, or its value no row.
+    """
+    rows = block.get("value_by_index") if isinstance(block, dict) else None
+    if not isinstance(rows, dict):
+        return []
+    found = []
+    for key, row in rows.items():
+        if not (str(key).isdecimal() and len(str(key)) < 10) or not isinstance(row, dict):
+            raise ResultError(f"{path}: {one_line(key, 60)} is no index with a value")
+        found.append((int(key), row))
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a finite number that a float holds."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
     try:

@@ -1,4 +1,6 @@
-"""open-unlearning: one ``MUSE_EVAL.json`` a model, with a value for every index of a metric."""
+"""open-unlearning: one ``MUSE_EVAL.json`` or ``TOFU_EVAL.json`` a model, with a value for every
+index of a metric.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from unlearnbench.errors import ResultError, one_line
-from unlearnbench.importing.base import ModelResults
+from unlearnbench.importing.base import ModelResults, rows_by_index
+from unlearnbench.importing.tofu_eval import take_tofu
 from unlearnbench.tasks.registry import Registry
 from unlearnbench.tasks.spec import TaskSpec
 
@@ -24,27 +27,41 @@ FIELDS = {"generation": "output", "ground_truth": "target", "rougeL_f1": "rougeL
 
 
 def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[ModelResults]:
-    """A model for every ``MUSE_EVAL.json``. Raises ResultError where one is damaged."""
-    for path in sorted(folder.rglob("MUSE_EVAL.json")):
+    """A model for every ``MUSE_EVAL.json``, or for a prefix of TOFU's every ``TOFU_EVAL.json``.
+    Raises ResultError where one is damaged.
+    """
+    tofu = prefix.startswith("tofu")
+    for path in sorted(folder.rglob("TOFU_EVAL.json" if tofu else "MUSE_EVAL.json")):
         place = path.parent.relative_to(folder)
         found = ModelResults(str(place) if place.parts else folder.resolve().name, folder)
         content = found.read(path)
         if not isinstance(content, dict):
             raise ResultError(f"{path}: expected metrics by name")
-        for metric, kind in METRICS.items():
-            spec = registry.tasks.get(f"{prefix}_{kind}")
-            if metric in content and spec is not None and spec.has_prompts:
-                _take_answers(spec, found, path, content[metric])
-        spec = registry.tasks.get(f"{prefix}_privleak")
-        if spec is not None and spec.needs_reference:
-            _take_texts(spec, found, path, content.get(LEAK))
-        for name in sorted(set(content) - set(METRICS) - {LEAK}):
+        if tofu:
+            specs = {spec.task: spec for spec in registry.resolve([prefix])}
+            used = take_tofu(found, path, content, specs, prefix)
+        else:
+            used = _take_muse(found, path, content, registry, prefix)
+        for name in sorted(set(content) - used):
             log.info("%s: %s is skipped, it has no counterpart here", path, one_line(name, 60))
         yield found
 
 
+def _take_muse(
+    found: ModelResults, path: Path, content: dict[str, object], registry: Registry, prefix: str
+) -> set[str]:
+    for metric, kind in METRICS.items():
+        spec = registry.tasks.get(f"{prefix}_{kind}")
+        if metric in content and spec is not None and spec.has_prompts:
+            _take_answers(spec, found, path, content[metric])
+    spec = registry.tasks.get(f"{prefix}_privleak")
+    if spec is not None and spec.needs_reference:
+        _take_texts(spec, found, path, content.get(LEAK))
+    return {*METRICS, LEAK}
+
+
 def _take_answers(spec: TaskSpec, found: ModelResults, path: Path, block: object) -> None:
-    rows = _by_index(path, block)
+    rows = rows_by_index(path, block)
     if not rows:
         log.warning("%s: %s states no single answers: left out", path, spec.task)
         return
@@ -61,7 +78,7 @@ def _take_texts(spec: TaskSpec, found: ModelResults, path: Path, block: object) 
     it is the share of pairs in which the forget text has the lower score, 1 minus ours.
     """
     groups = block if isinstance(block, dict) else {}
-    splits = {split: _by_index(path, groups.get(split)) for split in spec.asked_splits}
+    splits = {split: rows_by_index(path, groups.get(split)) for split in spec.asked_splits}
     if not all(splits.values()):
         log.warning("%s: no Min-K%% score of single texts, so PrivLeak is left out", path)
         return
@@ -70,16 +87,3 @@ def _take_texts(spec: TaskSpec, found: ModelResults, path: Path, block: object) 
             found.text(spec, split, number, {spec.headline: row.get("score")})
     auc = groups.get("auc", groups.get("agg_value"))
     found.state(spec.task, f"auc_{spec.headline}", auc, turned=True)
-
-
-def _by_index(path: Path, block: object) -> list[tuple[int, dict[str, object]]]:
-    """The rows of a metric in index order; empty where it states none."""
-    rows = block.get("value_by_index") if isinstance(block, dict) else None
-    if not isinstance(rows, dict):
-        return []
-    found = []
-    for key, row in rows.items():
-        if not (str(key).isdecimal() and len(str(key)) < 10) or not isinstance(row, dict):
-            raise ResultError(f"{path}: {one_line(key, 60)} is no index with a value")
-        found.append((int(key), row))
-    return sorted(found, key=lambda pair: pair[0])

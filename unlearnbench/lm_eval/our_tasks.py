@@ -94,6 +94,11 @@ class OurTask(ConfigurableTask):  # type: ignore[misc]  # lm-eval has no types
             return (
                 f"{system_instruction}\n\n{doc['prompt']}" if system_instruction else doc["prompt"]
             )
+        if self._plan.spec.chat is not None:
+            raise BridgeError(
+                f"{self._plan.spec.task} has turns of its own under a chat template; run "
+                f"`unlearnbench --tasks {self._plan.spec.task} --apply-chat-template`"
+            )
         turns = [{"role": "user", "content": doc["prompt"]}]
         if system_instruction:
             turns.insert(0, {"role": "system", "content": system_instruction})

@@ -117,7 +117,8 @@ def chat_samples(
 
     def put(sample: Sample) -> Sample:
         turns = [vars(turn) for turn in sample.turns or (Turn("user", sample.text),)]
-        rendered = render(turns, tokenizer, given)
+        begun = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
+        rendered = render(turns, tokenizer, given) + begun
         text = rendered.removeprefix(begin) if adds else rendered
         return replace(sample, text=text, delimiter="")
 

@@ -72,11 +72,15 @@ class Chat(Strict):
     """What the system says; None: nothing, and a template may have words of its own."""
     user: str
     """The user's turn, a template as ``doc_to_text``."""
+    begin: str = ""
+    """How the model's own turn begins, a template too; it writes what follows."""
 
     def turns(self, row: Row, where: str) -> tuple[Turn, ...]:
         """Raises: as ``render_field``."""
         said = () if self.system is None else (Turn("system", self.system),)
-        return (*said, Turn("user", render_field(self.user, row, where)))
+        begun = render_field(self.begin, row, where)
+        last = (Turn("assistant", begun),) if begun else ()
+        return (*said, Turn("user", render_field(self.user, row, where)), *last)
 
 
 class Metadata(Strict):
@@ -118,7 +122,8 @@ class Sample:
     delimiter: str = ""
     """Between ``text`` and each of ``answers``."""
     turns: tuple[Turn, ...] = ()
-    """What a chat template is given in place of ``text``; empty: it, as the user's turn."""
+    """What a chat template is given in place of ``text``; empty: it, as the user's turn. A last
+    turn of the assistant's is behind what the template makes of the others."""
 
 
 @dataclass(frozen=True)

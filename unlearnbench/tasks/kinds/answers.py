@@ -4,10 +4,10 @@ beside it, from one pass over the rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from unlearnbench.errors import DataError, MetricError
@@ -136,7 +136,7 @@ class AnswersTask(TaskSpec):
         scored = [answer for answer in answers if isinstance(answer, Scored)]
         own, *others = scored
         losses = [-float(each.logprobs.mean()) for each in others]
-        if own.matches is None or not all(np.isfinite(each.logprobs).all() for each in scored):
+        if own.matches is None or not all(math.isfinite(each.logprobs.sum()) for each in scored):
             raise MetricError(f"{own.id}: a log-probability is not finite or not of an answer")
         known = memorized(own.matches[: len(own.matches) - self.score_end].tolist())
         facts = AnswerFacts(

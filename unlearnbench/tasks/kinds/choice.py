@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from unlearnbench.errors import DataError, MetricError
@@ -91,14 +91,14 @@ class ChoiceTask(TaskSpec):
         two are the same has chosen none.
         """
         sums = [float(a.logprobs.sum()) for a in answers if isinstance(a, Scored)]
-        if not np.isfinite(sums).all():
+        if not all(map(math.isfinite, sums)):
             raise MetricError(f"{self.task}: {sample.id}: a log-probability is not finite")
         each = [total / len(text) for total, text in zip(sums, sample.answers, strict=True)]
-        likely = np.exp(np.array(sums) - max(sums))
+        likely = [math.exp(total - max(sums)) for total in sums]
         scores = {
             "accuracy": float(sums[0] > max(sums[1:])),
             "accuracy_normalised": float(each[0] > max(each[1:])),
-            "probability": float(likely[0] / likely.sum()),
+            "probability": likely[0] / sum(likely),
         }
         facts: dict[str, Fact] = {"prompt": sample.text, "logprobs": sums}
         facts["choices"] = list(sample.answers)

@@ -1,0 +1,39 @@
+"""The command ``rescore``: a finished run's figures from its records, without its model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from unlearnbench.errors import printable
+from unlearnbench.evaluation.rescore import rescore, rescored_json, rescored_rows
+from unlearnbench.tasks.registry import load_registry
+from unlearnbench.util.files import write_text
+from unlearnbench.util.text import text_table
+
+
+@click.command("rescore")
+@click.argument("run", metavar="RUN")
+@click.option("--reference", metavar="RUN", help="The retrained model's, for forget quality.")
+@click.option("--json", "json_file", metavar="FILE", help="Write the figures as JSON.")
+@click.option("--include-path", multiple=True, metavar="DIR", help="More task files; repeatable.")
+def rescore_run(
+    run: str, reference: str | None, json_file: str | None, include_path: Sequence[str]
+) -> None:
+    """Compute a run's figures again from its records: no model and no data is needed.
+
+    Of TOFU's tasks also forget quality, against a run of the retrained model, and model utility.
+    What run.json, or the files that it was imported from, state otherwise is listed.
+    """
+    other = Path(reference) if reference is not None else None
+    found = rescore(Path(run), other, load_registry(include_path))
+    if json_file is not None:
+        write_text(Path(json_file), json.dumps(rescored_json(found), indent=2) + "\n")
+    click.echo(printable(text_table(rescored_rows(found), ["task", "figure", "value"])))
+    for note in found.notes:
+        click.echo(printable(f"note: {note}"))
+    for name, difference in found.differences.items():
+        click.echo(printable(f"{name}: ours is {difference:+.6g} of the stated figure"))

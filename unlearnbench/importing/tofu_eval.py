@@ -1,0 +1,134 @@
+"""open-unlearning's ``TOFU_EVAL.json``: losses of answers and what was written, a value a row.
+
+The file does not name its forget set; ``--task-prefix tofu_forget10`` says which it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from unlearnbench.errors import OptionError, ResultError
+from unlearnbench.importing.base import ModelResults, is_number, rows_by_index
+from unlearnbench.metrics.truth import TruthRatio
+from unlearnbench.tasks.kinds.answers import AnswerFacts, AnswersTask
+from unlearnbench.tasks.spec import TaskSpec
+
+Blocks = Mapping[str, object]
+# Where our tasks' names begin otherwise than with the prefix, by the beginning of their metrics'.
+_SETS = {"forget": "", "retain": "tofu_retain", "ra": "tofu_real_authors", "wf": "tofu_world_facts"}
+_WRITTEN = {
+    "generation": "output",
+    "ground_truth": "target",
+    "rougeL_recall": "rougeL_recall_stem",
+    "rouge1_recall": "rouge1_recall_stem",
+    "rougeL_f1": "rougeL_stem",
+}
+_TOKENS = ("extraction_strength", "exact_memorization")
+_DERIVED = ("model_utility", "forget_quality")
+
+
+def take_tofu(
+    found: ModelResults, path: Path, content: Blocks, specs: Mapping[str, TaskSpec], prefix: str
+) -> set[str]:
+    """Take over what a file says of the tasks ``specs``; returns the names of what was read.
+
+    Raises:
+        OptionError: the prefix is no forget set.
+        ResultError: a value of a part that is taken is missing or no finite number, or the rows are
+            not as many as the task has.
+    """
+    if not prefix.startswith("tofu_forget"):
+        raise OptionError(
+            f"{path} does not say which rows were to be forgotten; give --task-prefix "
+            "tofu_forget01, tofu_forget05 or tofu_forget10"
+        )
+    used = set(_DERIVED)
+    for their, ours in _SETS.items():
+        written = f"{their}_Q_A_ROUGE"
+        rouge, answers = (
+            specs.get(f"{ours or prefix}_{kind}") for kind in ("rouge", "probability")
+        )
+        if rouge is not None and written in content:
+            _take_written(rouge, found, path, content, written)
+            used.add(written)
+        if isinstance(answers, AnswersTask) and f"{their}_Q_A_Prob" in content:
+            used |= _take_losses(answers, found, path, content, their)
+    for name in _DERIVED:
+        found.state("tofu", name, _mean(content.get(name)))
+    return used
+
+
+def _mean(block: object) -> object:
+    return block.get("agg_value") if isinstance(block, dict) else None
+
+
+def _rows(spec: TaskSpec, path: Path, content: Blocks, name: str) -> dict[int, dict[str, object]]:
+    rows = dict(rows_by_index(path, content.get(name)))
+    wanted = spec.splits[spec.own_split].rows
+    if list(rows) != list(range(wanted)):
+        raise ResultError(
+            f"{path}: {name} has {len(rows)} rows, and {spec.task} has {wanted}; is it of another "
+            "set?"
+        )
+    return rows
+
+
+def _take_written(
+    spec: TaskSpec, found: ModelResults, path: Path, content: Blocks, name: str
+) -> None:
+    for number, row in _rows(spec, path, content, name).items():
+        facts = {ours: row.get(theirs) for theirs, ours in _WRITTEN.items()}
+        found.answer(spec, number, {**facts, "prompt": row.get("input", "")})
+    found.state(spec.task, f"mean_{spec.metric}", _mean(content[name]))
+
+
+def _take_losses(
+    spec: AnswersTask, found: ModelResults, path: Path, content: Blocks, their: str
+) -> set[str]:
+    """Losses of the answer, of the true answer in other words, and of false ones."""
+    names = {"loss": f"{their}_Q_A_Prob", "false_losses": f"{their}_Q_A_PERT_Prob"}
+    if spec.true_answer is not None:
+        names["true_loss"] = f"{their}_Q_A_PARA_Prob"
+    blocks = {key: _rows(spec, path, content, name) for key, name in names.items()}
+    known = [name for name in _TOKENS if name in content and their == "forget"]
+    tokens = {name: _rows(spec, path, content, name) for name in known}
+    ratio = next((n for n in (f"{their}_truth_ratio", f"{their}_Truth_Ratio") if n in content), "")
+    ratios = _rows(spec, path, content, ratio) if ratio else {}
+    mean = "truth_ratio" if their == "forget" else "truth_better"
+    texts = dict(rows_by_index(path, content.get(f"{their}_Q_A_ROUGE")))
+    for number in blocks["loss"]:
+        where = f"{path}: {spec.task}: row {number}"
+        losses = {key: _loss(rows[number].get("avg_loss"), where) for key, rows in blocks.items()}
+        text = texts.get(number, {})
+        prompt, answer = (str(text.get(key, "")) for key in ("input", "ground_truth"))
+        facts = AnswerFacts.model_validate({"prompt": prompt, "answer": answer, **losses})
+        stated = {name: _share(rows[number].get("score"), where) for name, rows in tokens.items()}
+        record = spec.of_facts(f"{spec.own_split}/{number}", facts, stated)
+        figures = {**record.scores, spec.metric: record.score}
+        found.hold_row(record, "probability", blocks["loss"][number].get("prob"), figures)
+        if is_number(s := ratios.get(number, {}).get("score")):
+            theirs = TruthRatio(1 - 1e-10, s)
+            held = theirs.closer_to_one if their == "forget" else theirs.true_better
+            found.hold_row(record, mean, held, figures)
+        found.records.setdefault(spec.task, []).append(record)
+    means = {names["loss"]: "probability", f"{names['loss']}_normalised": "probability_normalised"}
+    means |= {ratio: mean} | {name: name for name in tokens}
+    for name, figure in means.items():
+        found.state(spec.task, f"mean_{figure}", _mean(content.get(name)))
+    return {*names.values(), *means}
+
+
+def _loss(value: object, where: str) -> object:
+    """A loss or a list of them, as numbers; ResultError where one is none."""
+    given = value if isinstance(value, list) else [value]
+    losses = [float(each) for each in given if is_number(each) and each >= 0]
+    if not losses or len(losses) != len(given):
+        raise ResultError(f"{where}: a loss is no finite number from 0 up")
+    return losses if isinstance(value, list) else losses[0]
+
+
+def _share(value: object, where: str) -> float:
+    if not is_number(value) or not 0 <= value <= 1:
+        raise ResultError(f"{where}: a share is no number from 0 to 1")
+    return float(value)
