@@ -98,9 +98,10 @@ training: $(SET_UP) ## measure training on SmolLM2-135M: the table of docs/metho
 	$(BIN)/python -m tests.benchmarks.measure_training --batch-size 2 --max-length 64 \
 	  --model "$$($(BIN)/python -m unlearnbench.demo.smollm2)"
 
-leaderboards: $(SET_UP) ## recompute every board's entries, then write its tables and page
+leaderboards: $(SET_UP) ## recompute every board's entries, then write tables, pages and the index
 	$(BIN)/unlearnbench leaderboard verify
 	$(BIN)/unlearnbench leaderboard build
+	$(BIN)/unlearnbench leaderboard index
 
 schema: $(SET_UP) ## write docs/schema from the result types
 	$(BIN)/python -m tests.schemas docs/schema

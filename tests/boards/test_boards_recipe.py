@@ -14,8 +14,8 @@ from typing import Any
 import click
 import pytest
 
+from unlearnbench.cli.boards import leaderboard
 from unlearnbench.cli.main import COMMANDS, cli
-from unlearnbench.cli.runs import leaderboard
 
 RECIPE = Path(__file__).parents[2] / "leaderboards/smollm2-news/make.py"
 SPLITS = {

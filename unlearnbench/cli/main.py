@@ -49,7 +49,7 @@ COMMANDS = {
     "finetune": ("unlearn", "Train a model on texts: to make a target, or a retrained model."),
     "import": ("runs", "Turn another tool's result folders into runs."),
     "inspect": ("quants", "Will it come back? What quantization leaves of the update."),
-    "leaderboard": ("runs", "Boards of entries: add one, build tables and page, verify."),
+    "leaderboard": ("boards", "Boards of entries: add one, build tables and page, verify."),
     "methods": ("methods", "List the unlearning methods by family, or show one."),
     "push": ("runs", "Push run folders and board entries to the Hugging Face hub."),
     "quants": ("quants", "List every precision, and whether it can run here."),
