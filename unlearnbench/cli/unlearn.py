@@ -137,7 +137,7 @@ def _job(given: dict[str, Any], texts: tuple[str, ...]) -> Job:
         retain=given.get("retain", ()),
         auxiliary=given.get("auxiliary", ()),
         unseen=given.get("unseen", ()),
-        base=given.get("base"),
+        base=given.pop("base", None),  # an adapter's, to LoadOptions
         alternative=given.get("alternative"),
         spans=given.get("spans"),
         options=taken(TrainOptions, given),
