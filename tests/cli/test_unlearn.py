@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.cli.test_main import call, imported
-from tests.conftest import MakeCheckpoint
+from tests.conftest import CORPUS, MakeCheckpoint, write_jsonl
 from unlearnbench.conditions.quantize.movable import COMMON
 from unlearnbench.training.options import TrainOptions
 
@@ -209,3 +209,16 @@ def test_what_can_move_is_said_before_the_first_step(
     for line, precision in zip(lines[1:5], COMMON, strict=True):
         assert re.match(f"before training, by a made-up one: survival .* at {precision}: ", line)
     assert lines[-1].endswith("steps")
+
+
+def test_what_the_target_was_made_from_is_no_adapters_base(
+    quick: list[str], tmp_path: Path, make_checkpoint: MakeCheckpoint
+) -> None:
+    base = make_checkpoint("base", seed=1)
+    more = tmp_path / "more.jsonl"
+    write_jsonl(more, [{"text": text} for text in CORPUS[4:8]])
+    words = ["--method", "kga", "--base", str(base), "--unseen", str(more), "--retain", str(more)]
+    assert call(*quick, *words, "--max-steps", "1", "--specialist-epochs", "1") == 0
+    record = json.loads((tmp_path / "out/unlearning.json").read_bytes())
+    assert record["base"]["path"] == str(base)
+    assert record["target"]["path"] != str(base)

@@ -133,10 +133,13 @@ def test_processes_that_load_something_else_are_refused(tiny: Path) -> None:
         thread.join(timeout=60)
 
 
-def test_calibrated_precisions_need_one_process(tiny: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["gptq-int4-g128", "prune-wanda-50", "relearn-5", "relearn-5+rtn-int4"]
+)
+def test_what_is_made_of_texts_needs_one_process(tiny: Path, name: str) -> None:
     from unlearnbench.conditions.options import KernelOptions
 
-    spec = find_condition("gptq-int4-g128")
+    spec = find_condition(name)
     asked = Loading(str(tiny), KernelOptions(device="cpu"), spec, None)
     with pytest.raises(OptionError, match="use one process"):
         Team([]).load(asked, lambda: ScriptedModel())

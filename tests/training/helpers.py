@@ -27,6 +27,8 @@ def go(job: Job, out: Path, method: str, **options: Any) -> Training:
     retain = job.retain if "retain" in found.data else ()
     if found.takes_alternatives == "yes" and job.alternative is None:
         job = replace(job, alternative="refuse")
+    if "unseen" in found.data and not job.unseen:
+        job = replace(job, unseen=job.retain)
     chosen = job.options.model_copy(update=options)
     return unlearn(replace(job, out=out, retain=retain, options=chosen), method, knobs)
 

@@ -176,6 +176,8 @@ class Training(_Part):
     options: TrainingOptions
     processes: int = Field(gt=0)
     target: Checkpoint
+    base: Checkpoint | None = None
+    """The model that the target was made from, where the method was given it."""
     data: tuple[SourceRecord, ...] = Field(strict=False)
     sequences: dict[str, int]
     """Token sequences by role, after long texts were cut."""
@@ -210,6 +212,8 @@ class Training(_Part):
         given["target"] = self.target.weights_sha256
         if self.target.tokenizer is not None:
             given["tokenizer"] = self.target.tokenizer_probe_sha256
+        if self.base is not None:
+            given["base"] = self.base.weights_sha256
         given["data"] = [(part.role, part.sha256) for part in self.data]
         if (chosen := self.selection) is not None:  # its first step is how often it looks
             rule = (chosen.rule, chosen.task, chosen.threshold, chosen.rows)

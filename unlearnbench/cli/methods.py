@@ -78,7 +78,7 @@ def _facts(piece: Piece) -> dict[str, Any]:
 def _needs(piece: Piece) -> list[str]:
     """What has to be given beside the forget set."""
     other = ["--alternative"] if piece.about.alternatives else []
-    sets = [f"--{role}" for role in piece.about.data]
+    sets = [f"--{role}" for role in piece.about.data] + ["--base"] * piece.about.base
     return [" or ".join(sets + other)] if piece.kind == "whole" and other else sets + other
 
 

@@ -125,7 +125,7 @@ class Team:
         Raises:
             CheckpointError: they did not load the same.
         """
-        if asked.spec.calibrated:
+        if asked.spec.calibrated or asked.spec.learns:
             raise OptionError(
                 f"{asked.spec.name} would be made anew in each process, and not the same; use one "
                 "process"

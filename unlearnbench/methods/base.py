@@ -42,6 +42,8 @@ class About:
     """The sets that it reads beside the forget set: retain, auxiliary."""
     reads: Role = "retain"
     """For a retain term: whose rows it is given."""
+    base: bool = False
+    """Whether it takes the model that the target was made from, ``--base``."""
     sequences: bool = False
     """Whether its loss reads the target's log-probabilities of whole forget sequences."""
     references: tuple[str, ...] = ()
@@ -153,6 +155,15 @@ class TrainingContext(Protocol):
     retain: tuple[Example, ...]
     auxiliary: tuple[Example, ...]
     """The third set."""
+
+    unseen: tuple[Example, ...]
+    """Texts that the target never saw."""
+    start: PreTrainedModel | None
+    """The model that the target was made from, where it is known."""
+
+    def base(self) -> PreTrainedModel:
+        """A new copy of that model, or else of the target."""
+        return copy.deepcopy(self.model if self.start is None else self.start)
 
     def copy_of_target(self) -> PreTrainedModel:
         """A second model with the target's weights."""

@@ -1,9 +1,12 @@
-"""What a training refuses before anything is loaded."""
+"""What a training refuses before weights are loaded."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
+from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.tokenizer import probe_ids
 from unlearnbench.conditions.base import has_codes, resolve
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method
@@ -19,6 +22,8 @@ class Asked(Protocol):
     def retain(self) -> tuple[str, ...]: ...
     @property
     def auxiliary(self) -> tuple[str, ...]: ...
+    @property
+    def base(self) -> str | None: ...
     @property
     def unseen(self) -> tuple[str, ...]: ...
     @property
@@ -46,10 +51,13 @@ def require_texts(job: Asked, method: Method) -> None:
     for role, texts in sets.items():
         if role in data and not texts:
             needs = f"{name} learns from a set of {role} texts"
-            needs = "--stop-el compares with unseen texts" if role == "unseen" else needs
+            if role not in method.data:
+                needs = "--stop-el compares with unseen texts"
             raise OptionError(f"{needs}; give --{role}")
         if texts and role not in data:
             raise OptionError(f"{name} has no {role} term; leave --{role} out")
+    if job.base is not None and not any(piece.about.base for piece in method.pieces):
+        raise OptionError(f"{name} begins at no other model; leave --base out")
     if job.spans is not None and method.piece("forget") is None:
         raise OptionError(f"--spans is for losses on the forget set, and {name} has none")
     if job.options.span_share is not None and job.spans != SURPRISE:
@@ -106,3 +114,14 @@ def _survived(asked: str, method: Method) -> str:
     if method.stage is None:
         raise OptionError(f"--survive: {method.name} does not train the model that it makes")
     return ",".join(spec.name for spec in specs)
+
+
+def open_base(given: str, load: LoadOptions, target: CheckpointSource) -> CheckpointSource:
+    """What the target was made from. Raises OptionError where it does not have its tokens."""
+    base = open_checkpoint(given, load.model_copy(update={"revision": None, "tokenizer": None}))
+    sizes = [s.config.get_text_config().vocab_size for s in (base, target)]
+    if sizes[0] != sizes[1] or probe_ids(base.tokenizer) != probe_ids(target.tokenizer):
+        raise OptionError(
+            f"--base {given} has other tokens than --model; give what it was made from"
+        )
+    return base

@@ -80,6 +80,7 @@ class TrainerContext(TrainingContext):
     progress: bool = False
     selector: Selector | None = None
     unseen: tuple[Example, ...] = ()
+    start: PreTrainedModel | None = None
     rule: StopRule | None = None
     """When to stop, where that is not the number of steps."""
     alternative: str | None = None

@@ -21,7 +21,7 @@ from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
 from unlearnbench.training.alternatives import WORDS, attach
-from unlearnbench.training.checks import checked, require_texts
+from unlearnbench.training.checks import checked, open_base, require_texts
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.moved import code_records
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
@@ -54,6 +54,8 @@ class Job:
     """A third set, for the methods that read one."""
     unseen: tuple[str, ...] = ()
     """Texts that the target never saw."""
+    base: str | None = None
+    """The model that the target was made from, for the methods that begin there."""
     alternative: str | None = None
     """Other answers, for the methods that read them: a file, retain, generic, own or refuse."""
     spans: str | None = None
@@ -123,6 +125,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     corpora = {r: load_corpus(t, r, job.corpus) for r, t in texts.items() if t or r == first}
     data = [record for _, sources in corpora.values() for record in sources]
     source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)
+    base = None if job.base is None else open_base(job.base, job.load, source)
     encoder = _make_encoder(source, job)
     sets, more = _sets(job, method, corpora, encoder)
     data += more
@@ -138,6 +141,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     facts |= code | {
         "options": TrainingOptions(**job.options.model_dump(exclude_none=True), **read),
         "target": source.checkpoint,
+        "base": None if base is None else base.checkpoint,
         "data": tuple(data),
         "sequences": {
             r: len(found) for r, found in sets.items() if found or r not in ("auxiliary", "unseen")
@@ -158,6 +162,8 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         context.resume, context.progress = job.resume, job.progress
         if job.spans == SURPRISE:
             context.forget = most_surprising(context, job.options.span_share)
+        if base is not None:
+            context.start = cast_model(base.model(), job.options.weights_dtype)
         context.alternative = job.alternative
         context.forecast = job.forecast if kind == "unlearn" else None
         source.release()
@@ -187,6 +193,7 @@ def _fingerprint(
             "sequences": hashlib.sha256(repr(sets).encode()).hexdigest(),
             "select": None if job.select is None else job.select.model_dump(),
             **({"spans": SURPRISE} if job.spans == SURPRISE else {}),
+            **({} if job.base is None else {"base": job.base}),
         }
     )
 
