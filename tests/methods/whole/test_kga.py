@@ -130,6 +130,6 @@ def test_it_trains_two_specialists_of_the_base_and_then_the_target(
     with pytest.raises(OptionError, match="ga_gdr begins at no other model; leave --base out"):
         unlearn(replace(asked, unseen=(), base=base, out=tmp_path / "no"), "ga_gdr")
     other = str(make_checkpoint("other"))
-    make_tokenizer(texts=["quite other words are here", "and in another order"] * 50).save_pretrained(other)
+    make_tokenizer(texts=["quite other words", "in another order"] * 50).save_pretrained(other)
     with pytest.raises(OptionError, match="has other tokens than --model"):
         unlearn(replace(asked, base=other, out=tmp_path / "no"), "kga")
