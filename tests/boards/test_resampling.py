@@ -119,6 +119,9 @@ class Made:
         full = SimpleNamespace(values=retrained, task=lambda _: SimpleNamespace(want=want))
         self.retrained, self.bounds = SimpleNamespace(full=full), bounds
 
+    def base(self, _: object) -> Any:
+        return self.retrained.full
+
     def scores(self, run: Any, _: str) -> Values:
         return Values(run.values, self.bounds)
 

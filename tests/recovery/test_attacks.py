@@ -51,7 +51,7 @@ def test_the_table_has_every_row_and_fits(found: list[Attack], width: int) -> No
     for each in found:
         assert f"{each.row.quantized:.1f}" in shown
     assert shown.count("relearn-20") == 2
-    assert "made_knowmem_f: the target 87.5, the retrained 12.5" in shown
+    assert "made_knowmem_f: before 12.5; the target 87.5, the retrained 12.5" in shown
 
 
 def test_the_plot_is_drawn(found: list[Attack], tmp_path: Path) -> None:

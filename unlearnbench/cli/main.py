@@ -55,8 +55,8 @@ COMMANDS = {
     "push": ("runs", "Push run folders and board entries to the Hugging Face hub."),
     "quants": ("quants", "List every precision, and whether it can run here."),
     "repair": ("repair", "Mend an unlearned checkpoint, so that what it forgot stays forgotten."),
-    "rescore": ("rescore", "Compute a run's figures again from its records, without its model."),
-    "show": ("show", "Show a run and each task's worst samples."),
+    "rescore": ("rescore", "Compute a run's figures again from its records."),
+    "show": ("show", "Show a run: checkpoint, condition, proof, scores, worst samples."),
     "tasks": ("tasks", "List the tasks, or show one with its first prompt."),
     "unlearn": ("unlearn", "Make an unlearned checkpoint from a target model."),
 }

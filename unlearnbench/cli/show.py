@@ -42,7 +42,7 @@ _samples = click.option(
 @_samples
 @verbose_option
 def show(folder: str, tasks: Sequence[str], samples: int) -> None:
-    """Show a run: checkpoint, condition, proof, scores, and each task's worst samples.
+    """Show a run: checkpoint, condition, proof, scores, worst samples.
 
     Worst is what should not be so: on a forget task the answers that leak most, on a retain task
     those that keep least, for PrivLeak the texts that look most like training data.

@@ -217,7 +217,8 @@ class Tokens:
                 raise ModelOutputError(f"{request.id}: the tokenizer has no end token to be scored")
             ids.append(int(self.tokenizer.eos_token_id))
         fitted = self.fit(request.id, ids, 0)
-        start -= len(ids) - len(fitted)
+        if request.prompt:
+            start -= len(ids) - len(fitted)
         if start < 1:
             raise ModelOutputError(f"{request.id}: the answer alone exceeds the model's context")
         return fitted, start

@@ -25,8 +25,7 @@ SUITES = {
     "relearn-5,relearn-10,relearn-20",
 }
 """The conditions of each suite; ``none`` comes before them."""
-_HEAD = ["condition", "cost", "before", "after", "control before", "control after"]
-_HEAD += ["share", "verdict"]
+_HEAD = ["condition", "cost", "after", "control", "share", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -78,16 +77,17 @@ def attack_table(found: Sequence[Attack], width: int = 0) -> str:
             [
                 each.row.precision,
                 each.cost,
-                f"{each.row.full:.1f}",
                 points(each.row.estimate("quantized")),
-                *([f"{value:.1f}" for value in each.control] if each.control else ["-", "-"]),
+                " to ".join(f"{value:.1f}" for value in each.control) if each.control else "-",
                 share(each.row.estimate("recovered")),
                 each.row.verdict,
             ]
             for each in own
         ]
-        known = f"the target {own[0].row.target_full:.1f}, the retrained {own[0].row.retrained:.1f}"
-        parts.append(f"{task}: {known}\n{fitted_table(rows, _HEAD, width)}")
+        row = own[0].row
+        known = f"the target {row.target_full:.1f}, the retrained {row.retrained:.1f}"
+        title = f"{task}: before {row.full:.1f}; {known}"
+        parts.append(f"{title}\n{fitted_table(rows, _HEAD, width)}")
     return "\n\n".join(parts)
 
 

@@ -80,13 +80,14 @@ def plain_table(
     from tabulate import tabulate
 
     most = list(widths) if widths and rows else None
+    heads = [max(width - 2, 1) for width in most] if most else None  # tabulate adds two columns
     return tabulate(
         rows,
         headers=head,
         tablefmt="simple",
         disable_numparse=True,
         maxcolwidths=most,
-        maxheadercolwidths=most,
+        maxheadercolwidths=heads,
     )
 
 
