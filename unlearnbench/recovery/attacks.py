@@ -39,7 +39,7 @@ class Attack:
 
 
 def cost_of(run: LoadedRun, task: str) -> str:
-    """What a condition took, in words: searches and answers; nothing where weights are changed."""
+    """What a condition took, in words: a search, steps of training, several answers."""
     result: TaskResult = run.task(task)
     if result.searches:
         passes = sum(found.forward_passes + found.backward_passes for found in result.searches)
@@ -47,6 +47,9 @@ def cost_of(run: LoadedRun, task: str) -> str:
         return f"{passes:,} passes, {seconds:.0f} s"
     if result.leak is not None:
         return f"{result.leak.draws} answers each"
+    steps = run.result.condition.options.further.get("steps")
+    if run.result.condition.kind == "relearned" and steps is not None:
+        return f"{steps} steps"
     return "one answer each" if run.result.condition.kind == "asked" else "no search"
 
 
@@ -117,7 +120,7 @@ def plot_attacks(path: Path, found: Sequence[Attack]) -> None:
         axes.plot([row.quantized], [y], "D", color="#d1741f")
     labels = [f"{each.row.precision}, {each.row.task} ({each.cost})" for each in reversed(found)]
     axes.set_yticks(range(len(found)), labels)
-    axes.set_xlabel("points: circle before, diamond after, green the retrained model's")
+    axes.set_xlabel("points\ncircle: before; diamond: after\ngreen: the retrained model")
     buffer = io.BytesIO()
     with rc_context({"text.parse_math": False}):
         figure.savefig(buffer, format=kind)
