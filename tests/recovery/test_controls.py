@@ -11,7 +11,7 @@ import yaml
 from numpy.typing import NDArray
 
 from tests.cli.test_main import call
-from tests.recovery.test_compare import folder, references, rows_of
+from tests.recovery.test_compare import edit, folder, references, rows_of
 from tests.recovery.test_policy import check
 from tests.toy_runs import Bench, Skill, few_draws
 from unlearnbench.boards import read_board
@@ -204,3 +204,26 @@ def test_a_board_without_the_control_is_incomplete(bench: Bench, tmp_path: Path)
     assert worst.worst is not None
     over = scores(bench, "hidden", AT) - scores(bench, "retrained", AT)
     assert worst.worst.value == pytest.approx(over.mean())
+
+
+def test_a_task_that_a_condition_leaves_as_it_is_is_not_checked_there(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its plain value would pass every rule."""
+    rules = {"precisions": ["none", AT], "max_recovered": {AT: 0.2}}
+    both = yaml.safe_dump({"tasks": [F, "made_privleak"], **rules})
+    alone = yaml.safe_dump({"tasks": [F], **rules})
+    (run,) = bench.out.glob(f"hidden-*/{AT}")
+    before = (run / "run.json").read_bytes()
+    try:
+        assert check(bench, "hidden", both) == 1
+        capsys.readouterr()
+        edit(run, "tasks", F, "unchanged", value=True)
+        check(bench, "hidden", both)
+        lines = capsys.readouterr().out.splitlines()
+        assert not [line for line in lines if F in line and AT in line]
+        assert [line for line in lines if "made_privleak" in line and AT in line]
+        assert check(bench, "hidden", alone) == 2
+        assert f"{AT} changes how none of {F} is asked" in capsys.readouterr().err
+    finally:
+        (run / "run.json").write_bytes(before)

@@ -97,7 +97,7 @@ def check(comparison: Comparison, policy: Policy) -> list[Finding]:
 
     Raises:
         OptionError: a task pattern matches nothing, or a rule fits none of an entry's tasks and
-            precisions: it would seem to hold.
+            precisions, or a condition is put to none of the tasks: it would seem to hold.
         ResultError: a run that the policy needs is missing.
     """
     found: list[Finding] = []
@@ -110,6 +110,12 @@ def check(comparison: Comparison, policy: Policy) -> list[Finding]:
         )
     for entry in comparison.entries:
         tasks = _tasks(comparison, entry, policy)
+        for precision in policy.precisions:
+            if all(entry.at(precision).task(task).unchanged for task in tasks):
+                raise OptionError(
+                    f"{one_line(precision, 80)} changes how none of {', '.join(tasks)} is asked: "
+                    "nothing would be checked there; add a task that it is put to, or leave it out"
+                )
         judged = [
             finding
             for task in tasks
@@ -176,6 +182,8 @@ class _Judge:
     def findings(self) -> Iterator[Finding]:
         policy = self.policy
         found = self.comparison.standing(self.entry, self.task, self.precision)
+        if self.entry.at(self.precision).task(self.task).unchanged:  # by this condition
+            return
         if found.want == "low" and policy.max_excess is not None:
             rule = f"max_excess {policy.max_excess:g}"
             yield self._judge(rule, found.n, found.excess, (-math.inf, policy.max_excess))
