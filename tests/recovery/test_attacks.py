@@ -88,6 +88,9 @@ def test_the_command_runs_all_three_and_goes_on(
         assert name in first
         assert len(list((tmp_path / "out").glob(f"*/{name}/run.json"))) == 3
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    other = ["--tasks", "toy_verbmem", "--conditions", "rtn-int4"]
+    assert call(*command[:7], *other, *command[11:]) == 0, "more tasks in some of the folders"
+    capsys.readouterr()
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/*/samples/*")}
     assert call(*command) == 0
     assert capsys.readouterr().out == first

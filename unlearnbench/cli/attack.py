@@ -13,7 +13,7 @@ from unlearnbench.errors import EvaluationError, OptionError, printable
 from unlearnbench.evaluation.options import Options
 from unlearnbench.recovery.attacks import SUITES, attack_table, attacks, plot_attacks
 from unlearnbench.results import FULL, RunResult
-from unlearnbench.tasks.registry import split_names
+from unlearnbench.tasks.registry import load_registry, split_names
 
 _CAPTION = """
 Points with 95% intervals, the largest gain first. control: the retrained model before and after;
@@ -79,10 +79,12 @@ def attack(
     ours, theirs, control = (
         [run_path(options.output, r.checkpoint, r.condition.name) for r in each] for each in made
     )
-    kept = [path for path in ours if path.name in common]
-    comparison = open_comparison(kept, theirs[0].parent, control[0].parent)
-    rows = [row for row in compare(comparison) if row.precision in chosen]
-    found = attacks(comparison, rows)
+    kept = [path for path in ours if path.name in common and path.name in (FULL, *chosen)]
+    registry = load_registry(options.include_path)
+    known = registry.resolve([name for name in split_names(tasks) if registry.knows(name)])
+    only = [task.task for task in known]
+    comparison = open_comparison(kept, theirs[0].parent, control[0].parent, only=only)
+    found = attacks(comparison, compare(comparison))
     click.echo(printable(attack_table(found)))
     click.echo(_CAPTION)
     if plot is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,6 +56,8 @@ class Comparison:
     figure: str | None = None
     """What is compared in place of each task's own figure, as rougeL_recall or Min-20%; tasks
     without it are left out."""
+    only: Collection[str] | None = None
+    """These tasks, where not all that the runs hold."""
     _scores: dict[tuple[str, str], Values] = field(default_factory=dict, init=False, repr=False)
 
     def tasks(self, entry: Entry) -> list[str]:
@@ -68,8 +70,12 @@ class Comparison:
         return sorted(
             n
             for n, t in tasks
-            if wanted in (None, t.metric, t.attack) or wanted in (t.attacks or t.scores)
+            if self._wants(n)
+            and (wanted in (None, t.metric, t.attack) or wanted in (t.attacks or t.scores))
         )
+
+    def _wants(self, task: str) -> bool:
+        return self.only is None or task in self.only
 
     def scores(self, run: LoadedRun, task: str) -> Values:
         """A run's scores of a task, one a sample or one a pair of texts. The same run's are the
@@ -139,7 +145,7 @@ class Comparison:
         # A board's incomplete entry may have no run in full precision.
         run = entry.runs.get(FULL) or next(iter(entry.runs.values()))
         family = f"{task.split('_', 1)[0]}_"
-        retain = [t for t, r in run.result.tasks.items() if r.want == "high"]
+        retain = [t for t, r in run.result.tasks.items() if r.want == "high" and self._wants(t)]
         related = [name for name in retain if f"{name}_".startswith(family)]
         if len(related) > 1:
             raise OptionError(f"{task}: more than one retain task: {', '.join(related)}")
@@ -187,6 +193,7 @@ def open_comparison(
     floor: float = UTILITY_FLOOR,
     confidence: float = CONFIDENCE,
     figure: str | None = None,
+    only: Collection[str] | None = None,
 ) -> Comparison:
     """Read everything and refuse what cannot be compared; what else they were measured with that
     differs is logged.
@@ -198,7 +205,7 @@ def open_comparison(
         ResultError: a run is missing or damaged.
     """
     entries, ends = load_entries(runs), (_one(target, "target"), _one(retrained, "retrained"))
-    found = Comparison(entries, *ends, floor, confidence, figure)
+    found = Comparison(entries, *ends, floor, confidence, figure, only)
     base = found.retrained.full
     for entry in found.entries:
         for run in entry.runs.values():
