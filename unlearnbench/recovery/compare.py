@@ -217,8 +217,10 @@ def open_comparison(
             if run.condition in found.target.runs:
                 require_same_condition(run, found.target.at(run.condition))
     wanted = sorted({task for entry in found.entries for task in found.tasks(entry)})
+    met = {condition for entry in found.entries for condition in entry.runs}
     for run in found.target.runs.values():
-        require_comparable(run, base, wanted)
+        if run.condition in met:
+            require_comparable(run, base, wanted)
     anchors = {"target": found.target, "retrained": found.retrained}
     notes = [note for entry in (*found.entries, *ends) for note in machine_notes(entry, anchors)]
     for note in dict.fromkeys(notes):
