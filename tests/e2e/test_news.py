@@ -145,9 +145,9 @@ def check_against_plain(runs: Runs, plain: Plain) -> None:
             assert record["scores"]["PPL"] == pytest.approx(loss, abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    "place", ["prompt", pytest.param("auto", marks=[pytest.mark.slow, pytest.mark.ci])]
-)
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize("place", ["prompt", "auto"])
 def test_tiny_model(
     place: str,
     muse_data: Path,

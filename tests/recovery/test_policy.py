@@ -434,6 +434,8 @@ def run_steps(tmp_path: Path, inputs: dict[str, str]) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_actions_steps_gate_runs(bench: Bench, tmp_path: Path) -> None:
     """What passes is in the next test."""
     status, out = run_action(bench, tmp_path, {"runs": str(folder(bench, "target"))})

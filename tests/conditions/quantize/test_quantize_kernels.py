@@ -171,6 +171,8 @@ def test_what_auto_means(name: str, on_cpu: str | None, on_cuda: str | None) -> 
     assert found == [on_cpu, on_cuda]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_awq_leaves_nothing_in_the_current_folder(
     square_source: CheckpointSource, tmp_path: Any
 ) -> None:

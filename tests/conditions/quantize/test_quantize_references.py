@@ -422,6 +422,8 @@ def test_gptq_gives_nearer_outputs_than_rounding_on_its_texts(
         assert error(found[key], exact[key]) < error(plain[key], exact[key])
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_awq_gives_nearer_outputs_than_rounding_on_its_texts(
     square_source: CheckpointSource,
 ) -> None:
