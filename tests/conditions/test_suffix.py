@@ -97,6 +97,8 @@ def test_the_best_so_far_never_rises_and_all_repeats(
     assert [f.suffix for f in other.found] != [f.suffix for f in first.found]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_an_interrupted_search_goes_on_to_the_same_end(
     toy: Toy, planted: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

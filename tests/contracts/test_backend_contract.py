@@ -200,6 +200,8 @@ def test_a_quantized_precision_changes_the_scores(
     assert largest_difference(scores(loaded(name)), full) > 0.05  # least seen: 0.12, at 8 bits
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_unquantized_sources_are_not_changed_by_any_precision(
     source: CheckpointSource,
     square_source: CheckpointSource,
@@ -348,7 +350,15 @@ def test_every_optional_precision_names_its_extra() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "tasks"), [("dequantized", "toy_verbmem,toy_knowmem_f"), ("native", "toy")]
+    ("kernel", "tasks"),
+    [
+        pytest.param(
+            "dequantized",
+            "toy_verbmem,toy_knowmem_f",
+            marks=[pytest.mark.slow, pytest.mark.ci],
+        ),
+        ("native", "toy"),
+    ],
 )
 def test_runs_are_written_and_read_back(
     tiny: Path, toy: Toy, monkeypatch: pytest.MonkeyPatch, kernel: Kernel, tasks: str

@@ -99,7 +99,8 @@ def hf_in_nf4(path: Path, kernel: str) -> Any:
         return HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(path))
 
 
-@pytest.mark.parametrize("kernel", ["dequantized", pytest.param("native", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", [pytest.param("dequantized", marks=pytest.mark.ci), "native"])
 def test_nf4_scores_are_those_of_stock_hf_with_the_same_config(
     tiny: Path, theirs: Path, tmp_path: Path, stock: Stock, kernel: str
 ) -> None:

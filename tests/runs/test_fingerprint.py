@@ -200,6 +200,8 @@ def test_a_hooks_git_dir_does_not_stand_in_for_the_commit(another_repository: Pa
     assert commit.removesuffix("-dirty") == git(ROOT, "rev-parse", "HEAD")
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_a_clean_tree_gives_the_commit_and_a_changed_one_says_dirty(tmp_path: Path) -> None:
     root = copy_package(tmp_path)

@@ -51,6 +51,8 @@ def test_they_are_drawn_from_the_targets_distribution_without_the_true_word(
     ], "the same seed"
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_altpo_of_pairs_and_texts(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

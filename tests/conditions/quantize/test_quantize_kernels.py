@@ -59,12 +59,12 @@ def fitting(
     return square_source if name.startswith("awq") or name.endswith("g128") else source
 
 
-# quanto's 4-bit kernel is C++ that is compiled when it first runs, more than a minute.
-COMPILED = {"quanto-int4"}
+# quanto's 4-bit kernel is C++ that is compiled when it first runs, more than a minute; AWQ searches.
+DEAR = {"quanto-int4", "awq-int4-g64"}
 
 
 def marked(name: str) -> object:
-    marks = [pytest.mark.slow, pytest.mark.ci] if name in COMPILED else []
+    marks = [pytest.mark.slow, pytest.mark.ci] if name in DEAR else []
     return pytest.param(name, marks=marks)
 
 
