@@ -59,7 +59,7 @@ def fitting(
     return square_source if name.startswith("awq") or name.endswith("g128") else source
 
 
-# quanto's 4-bit kernel is C++ that is compiled when it first runs, more than a minute; AWQ searches.
+# quanto's 4-bit kernel is compiled when it first runs, more than a minute; AWQ searches for scales.
 DEAR = {"quanto-int4", "awq-int4-g64"}
 
 
