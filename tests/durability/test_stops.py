@@ -78,6 +78,9 @@ class Runs:
 def test_one_process_wins_and_every_stop_can_be_gone_on_from(
     toy: Toy, tiny: Path, start_forked: Start, call: Call
 ) -> None:
+    import torch
+
+    torch.set_num_threads(1)  # as in the processes that are stopped
     runs = Runs(start_forked, toy, tiny)
     elsewhere = [*runs.arguments, "--output", str(toy.out.parent / "undisturbed")]
     assert call(elsewhere)[0] == 0
