@@ -8,15 +8,16 @@ half: every question is asked, none with a suffix that had seen it.
 from __future__ import annotations
 
 import random
+import re
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.conditions.asking import question_end
-from unlearnbench.conditions.base import ConditionSpec
-from unlearnbench.conditions.suffix_loss import Question, SuffixLoss
+from unlearnbench.conditions.base import ConditionSpec, Option
+from unlearnbench.conditions.suffix_loss import LENGTH, TARGET_TOKENS, Question, SuffixLoss
 from unlearnbench.errors import PrecisionError
 from unlearnbench.models.base import Delegate
 from unlearnbench.results import SearchFound
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 QUESTIONS = 8
 """Of a half, so many are searched on."""
+MOST = 100_000
 _KEEP_EVERY = 2.0  # seconds
 
 
@@ -46,6 +48,31 @@ class Progress:
     forward_passes: int = 0
     backward_passes: int = 0
     seconds: float = 0.0
+
+
+def parse_search(
+    family: ConditionSpec, name: str, default: int, options: Mapping[str, Option]
+) -> ConditionSpec | None:
+    """A family's member: ``suffix-50``, ``suffix`` for the ``default`` of steps, with another seed
+    than 0, which halves the questions, ``suffix-50-seed1``. ``options``: of the family itself.
+    """
+    form = re.escape(family.name.removesuffix("-N"))
+    form += r"(?:-(0|[1-9]\d{0,8}))?(?:-seed([1-9]\d{0,8}))?"
+    match = re.fullmatch(form, name, re.ASCII)
+    if match is None:
+        return None
+    steps, seed = int(match.group(1) or default), int(match.group(2) or 0)
+    if not 1 <= steps <= MOST:
+        raise PrecisionError(f"{name}: use 1 to {MOST} steps")
+    return replace(
+        family,
+        name=family.name.replace("N", str(steps)) + (f"-seed{seed}" if seed else ""),
+        scheme=family.scheme.replace("N", str(steps)),
+        options={
+            **{"steps": steps, "seed": seed, "length": LENGTH, **options},
+            **{"questions": QUESTIONS, "target_tokens": TARGET_TOKENS},
+        },
+    )
 
 
 class Searching(Asking):
