@@ -13,7 +13,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from unlearnbench.conditions.asking import question_end
 from unlearnbench.conditions.base import ConditionSpec, Option
@@ -32,6 +32,9 @@ QUESTIONS = 8
 """Of a half, so many are searched on."""
 MOST = 100_000
 _KEEP_EVERY = 2.0  # seconds
+
+
+_Around: TypeAlias = "tuple[tuple[Progress, ...], tuple[Progress, ...]]"
 
 
 @dataclass
@@ -121,10 +124,12 @@ class Searching(Asking):
             loss = SuffixLoss(model, questions, where)
             known = done[number] if number < len(done) else None
 
-            def keep_all(now: Progress, earlier: Sequence[Progress] = tuple(done[:number])) -> None:
-                keep({"searches": [asdict(each) for each in (*earlier, now)]})
+            earlier, later = tuple(done[:number]), tuple(done[number + 1 :])
 
-            done[number:] = [self._find(loss, number, known, keep_all)]
+            def keep_all(now: Progress, at: _Around = (earlier, later)) -> None:
+                keep({"searches": [asdict(each) for each in (*at[0], now, *at[1])]})
+
+            done[number : number + 1] = [self._find(loss, number, known, keep_all)]
         pairs = zip(self.searched, done, strict=True)
         self.found = tuple(self.describe(questions, each) for questions, each in pairs)
         self.settle(model, [each.value for each in done])
