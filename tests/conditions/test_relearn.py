@@ -224,5 +224,5 @@ def test_rows_are_learned_in_the_form_in_which_they_are_asked(
 
 
 def test_relearning_and_a_chat_template_are_refused_together(tiny: Path, toy: Toy) -> None:
-    with pytest.raises(OptionError, match="--apply-chat-template asks them otherwise"):
+    with pytest.raises(OptionError, match="relearning teaches plain prompts"):
         evaluate(str(tiny), "toy_knowmem_f", "relearn-1", apply_chat_template=True, **toy.options)

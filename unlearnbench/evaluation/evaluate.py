@@ -252,10 +252,7 @@ def _materials(evaluation: Evaluation, specs: Sequence[ConditionSpec]) -> Materi
         from unlearnbench.conditions.materials import gather
 
         if asked.apply_chat_template and any(spec.learns for spec in specs):
-            raise OptionError(
-                "relearning teaches rows as plain prompts, and --apply-chat-template asks them "
-                "otherwise; leave one of them out"
-            )
+            raise OptionError("relearning teaches plain prompts; leave --apply-chat-template out")
         return gather(specs, asked, evaluation.tasks, asked.seed, asked.answer_blank)
     if asked.calibration != "generic":
         what = "gptq, awq and prune-wanda"
