@@ -183,7 +183,7 @@ def test_rwkus_tasks() -> None:
         assert isinstance(spec, GenerationTask)
         assert spec.want == ("low" if "forget" in spec.task else "high")
         assert spec.metric == "rougeL_recall_sets"
-        assert (spec.generation_kwargs.max_gen_toks, spec.generation_kwargs.until) == (30, ("\n",))
+        assert (spec.generation_kwargs.max_gen_toks, spec.generation_kwargs.until) == (30, ())
 
 
 @pytest.mark.slow  # a second or two each
