@@ -172,6 +172,7 @@ def test_verbmem_prompts(muse_data: Path) -> None:
         ("rougeL", "aé" * 5000, 5000),  # one word of Unicode
         ("rougeL_unicode", "東" * 5000, 5000),  # no word of ASCII
         ("rougeL_unicode", "㍿" * 2000, 8000),  # four characters each
+        ("rougeL_recall_sets", "! " * 5000, 5000),  # signs are compared too
     ],
 )
 def test_a_record_of_more_words_than_a_run_has_is_not_compared(
