@@ -104,5 +104,31 @@ def test_a_field_that_is_no_text(value: object) -> None:
     assert message == f"{WHERE}: field 'a' holds {type(value).__name__}, not text"
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        *("{{c}}", "{{c + c}}", "{{[c]}}", "{{(c,)}}", "{{[c] ~ ''}}", "{{(c + c) ~ ''}}"),
+        *(
+            "{{c ~ c}}",
+            "{{([1] + [c])|string}}",
+            "{{((1,) + c)|trim}}",
+            "{{c[:1]}}",
+            "{{c|string}}",
+        ),
+        "{{q.split()}}",
+    ],
+)
+def test_a_list_is_no_text_however_it_is_written(template: str) -> None:
+    with pytest.raises(DataError, match=f"^{WHERE}: "):
+        render(template, c=["y", "z"], q="a b")
+
+
+def test_parts_of_lists_are_texts_and_what_they_are_made_of_is_hidden() -> None:
+    assert render("{{(c + c)|join('-')}} {{c[0]}} {{c|length}}", c=["y", "z"]) == "y-z-y-z y 2"
+    for template in ("{{c.said}}", "{{c._said}}", "{{c['_said']}}"):
+        with pytest.raises(TaskError):
+            render(template, c=["y"])
+
+
 def test_a_field_that_no_template_uses_may_be_anything() -> None:
     assert render("{{q}}", q="x", choices=["y", "z"], source={"id": 3}) == "x"

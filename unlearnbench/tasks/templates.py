@@ -87,7 +87,8 @@ class _Environment(ImmutableSandboxedEnvironment):
             raise SecurityError(f"{operator} of a text is unsafe")
         if operator == "+" and all(isinstance(part, (str, list, tuple)) for part in texts):
             _charge(sum(len(part) for part in texts))
-        return super().call_binop(context, operator, left, right)
+        found = super().call_binop(context, operator, left, right)
+        return _Parts(found) if isinstance(found, tuple) else found
 
     def call(self, _context: Any, _method: Any, /, *given: Any, **named: Any) -> Any:
         text = getattr(_method, "__self__", None)
@@ -113,8 +114,15 @@ def _counted(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def _text(value: object) -> object:
+    """What an expression writes; DataError for a list."""
+    if isinstance(value, (list, tuple)):
+        raise DataError(getattr(value, "_said", _Parts._said))
+    return value
+
+
 # keep_trailing_newline and StrictUndefined as in lm-eval: a template means the same in both.
-_ENVIRONMENT = _Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+_ENVIRONMENT = _Environment(undefined=StrictUndefined, keep_trailing_newline=True, finalize=_text)
 _ENVIRONMENT.globals.clear()
 _ENVIRONMENT.tests = {name: _ENVIRONMENT.tests[name] for name in _TESTS}
 _ENVIRONMENT.filters = {name: _counted(_ENVIRONMENT.filters[name]) for name in _FILTERS}
@@ -174,14 +182,16 @@ _PLAIN = (str, int, float)
 class _Parts(tuple[object, ...]):
     """A field that is a list: ``choices[0]`` and ``choices|join(", ")`` are texts, it is none."""
 
-    said = "a list has no text: take one of its parts, or join them"
+    _said = "a list has no text: take one of its parts, or join them"
 
     def __getitem__(self, at: Any) -> Any:
         found = super().__getitem__(at)
         return _Parts(found) if isinstance(at, slice) else found
 
     def __str__(self) -> str:
-        raise DataError(self.said)
+        raise DataError(self._said)
+
+    __repr__ = __str__  # inside another list
 
 
 def _length(field: object) -> int:
@@ -200,13 +210,14 @@ def render_field(template: str, row: Mapping[str, object], where: str) -> str:
         for key, value in fields.items():
             if isinstance(value, (list, tuple)) and all(isinstance(v, _PLAIN) for v in value):
                 fields[key] = parts = _Parts(value)
-                parts.said = f"{where}: field {key!r} holds {type(value).__name__}, not text"
+                parts._said = f"{where}: field {key!r} holds {type(value).__name__}, not text"
             elif not isinstance(value, _PLAIN):
                 raise DataError(f"{where}: field {key!r} holds {type(value).__name__}, not text")
         _charge(sum(n * _length(fields.get(name, "")) for name, n in used.items()))
         return compiled.render(fields)
-    except DataError:
-        raise
+    except DataError as error:
+        said = str(error)
+        raise DataError(said if said.startswith(where) else f"{where}: {said}") from None
     except Exception as error:  # a template is a stranger's program and can fail in any way
         shown = template if len(template) <= 300 else f"{template[:297]}..."
         raise TaskError(f"{where}: template {shown!r} fails: {one_line(error, 200)}") from None
