@@ -16,7 +16,7 @@ from unlearnbench.errors import OptionError, ResultError
 from unlearnbench.importing import ImportOptions, import_runs
 from unlearnbench.results import AnswerRecord, RunResult
 from unlearnbench.runs.folder import RunFolder
-from unlearnbench.tasks.kinds.answers import facts_of
+from unlearnbench.tasks.kinds.answers import AnswerFacts, facts_of
 
 N = 40
 TRUE = [0.5 + n / 10 for n in range(N)]
@@ -74,7 +74,7 @@ def test_every_figure_is_made_again_and_nan_elsewhere_is_no_matter(tmp_path: Pat
     assert isinstance(third, AnswerRecord)
     assert third.id == "train/2"
     assert third.scores["extraction_strength"] == 0.75
-    facts = facts_of(third)
+    facts = facts_of(third, AnswerFacts)
     assert (facts.loss, facts.true_loss, facts.false_losses) == (LOSS[2], TRUE[2], (1.2, 2.0))
     assert (facts.prompt, facts.answer) == ("q", "asked boats")
     assert result.tasks["tofu_forget01_rouge"].value == 100
@@ -116,6 +116,17 @@ def test_a_log_of_other_rows_is_refused(tmp_path: Path) -> None:
         ("forget_Q_A_PERT_Prob", {"avg_loss": []}, "row 7: a loss is no finite number"),
         ("forget_Q_A_PERT_Prob", {"avg_loss": [1.0, None]}, "row 7: a loss is no finite number"),
         ("forget_Q_A_PARA_Prob", {"avg_loss": -1.0}, "row 7: a loss is no finite number"),
+        (
+            "forget_Q_A_PERT_Prob",
+            {"avg_loss": 1.0},
+            "row 7: forget_Q_A_PERT_Prob: avg_loss is no list",
+        ),
+        (
+            "forget_Q_A_Prob",
+            {"avg_loss": [1.0]},
+            "row 7: forget_Q_A_Prob: avg_loss is a list",
+        ),
+        ("forget_Q_A_PERT_Prob", {"avg_loss": [1.0]}, "PERT_Prob: 1 losses, and row 0 has 2"),
         ("extraction_strength", {"score": 1.5}, "row 7: a share is no number from 0 to 1"),
         ("forget_Q_A_ROUGE", {"generation": None}, "train/7 lacks its output"),
     ],

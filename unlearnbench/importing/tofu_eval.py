@@ -99,7 +99,7 @@ def _take_losses(
     texts = dict(rows_by_index(path, content.get(f"{their}_Q_A_ROUGE")))
     for number in blocks["loss"]:
         where = f"{path}: {spec.task}: row {number}"
-        losses = {key: _loss(rows[number].get("avg_loss"), where) for key, rows in blocks.items()}
+        losses = {key: _losses(blocks[key], number, name, where) for key, name in names.items()}
         text = texts.get(number, {})
         prompt, answer = (str(text.get(key, "")) for key in ("input", "ground_truth"))
         facts = AnswerFacts.model_validate({"prompt": prompt, "answer": answer, **losses})
@@ -117,6 +117,17 @@ def _take_losses(
     for name, figure in means.items():
         found.state(spec.task, f"mean_{figure}", _mean(content.get(name)))
     return {*names.values(), *means}
+
+
+def _losses(rows: Mapping[int, Mapping[str, object]], at: int, name: str, where: str) -> object:
+    """A row's loss, or of false answers a list of them, as many as in the first row."""
+    value, first = (_loss(rows[n].get("avg_loss"), where) for n in (at, 0))
+    given, found = (len(x) if isinstance(x, list) else 0 for x in (first, value))
+    if bool(found) is not name.endswith("_PERT_Prob"):
+        raise ResultError(f"{where}: {name}: avg_loss is {'a list' if found else 'no list'}")
+    if found != given:
+        raise ResultError(f"{where}: {name}: {found} losses, and row 0 has {given}")
+    return value
 
 
 def _loss(value: object, where: str) -> object:
