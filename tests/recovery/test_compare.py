@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -14,9 +15,13 @@ import pytest
 
 from tests.cli.test_main import call
 from tests.conftest import write_jsonl
+from tests.tasks.kinds.test_answers import LOGPROBS, ROWS
+from tests.tasks.kinds.test_answers import write as write_answers
 from tests.toy_runs import Bench, Skill, few_draws, read_json, weak_at_4_bits
+from unlearnbench import ScriptedModel, evaluate
 from unlearnbench.recovery.compare import compare, open_comparison
 from unlearnbench.runs.folder import read_run
+from unlearnbench.tasks.kinds.answers import MISDIRECTED
 
 KEYS = {
     *("entry", "task", "precision", "full", "quantized", "target", "retrained", "change"),
@@ -24,6 +29,7 @@ KEYS = {
 }
 
 
+_KNOWN = ("probability_normalised", "extraction_strength", "exact_memorization")
 CALIBRATION = {"name": "forget", "samples": 8, "max_tokens": 64, "seed": 0, "sha256": "0" * 64}
 
 
@@ -140,6 +146,30 @@ def test_trainings_of_one_recipe_are_one_row(
     narrow = alone[names[1], "made_knowmem_f", "rtn-int4"]
     widths = [row["change_ci"][1] - row["change_ci"][0] for row in (joined, narrow)]
     assert widths[0] > 1.2 * widths[1], "10 points between seeds, and Student's quantile of three"
+
+
+def test_a_figure_that_does_not_say_what_was_forgotten_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TOFU's truth ratio is high for a model that forgot: a collapsed 0 would look forgotten."""
+    found = write_answers(tmp_path, ROWS)
+    for name in ("target", "retrained", "hides"):
+        for precision in ("none", "rtn-int4"):
+            model = ScriptedModel(logprobs=LOGPROBS, name=name, precision=precision)
+            update = {"weights_sha256": hashlib.sha256(name.encode()).hexdigest()}
+            model.checkpoint = model.checkpoint.model_copy(update=update)
+            evaluate(model, "toy_answers", **found)
+    runs = {f.name.rsplit("-", 1)[0]: str(f) for f in found["output"].iterdir()}
+    line = ["compare", runs["hides"], "--target", runs["target"], "--retrained", runs["retrained"]]
+    for figure in ("probability", *_KNOWN):
+        assert call(*line, "--figure", figure) == 0
+    capsys.readouterr()
+    truth = ("truth_ratio", "truth_ratio_arithmetic", "truth_better", "truth_share")
+    for figure in (*truth, "extraction_floor"):
+        assert call(*line, "--figure", figure) == 2
+        said = capsys.readouterr().err
+        assert f"toy_answers: {figure} does not say by itself what is known (want: low)" in said
+    assert MISDIRECTED["high"] == {"truth_ratio", "truth_ratio_arithmetic", "extraction_floor"}
 
 
 def test_another_figure(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

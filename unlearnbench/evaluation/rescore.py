@@ -22,7 +22,7 @@ from unlearnbench.metrics.truth import (
 from unlearnbench.results import AnswerRecord, LikelihoodRecord, SampleRecord
 from unlearnbench.runs.entries import LoadedRun, require_comparable, run_key
 from unlearnbench.runs.folder import read_run
-from unlearnbench.tasks.kinds.answers import AnswersTask, facts_of
+from unlearnbench.tasks.kinds.answers import AnswerFacts, AnswersTask, facts_of
 from unlearnbench.tasks.registry import Registry
 from unlearnbench.tasks.rows import task_result
 from unlearnbench.tasks.spec import TaskSpec
@@ -111,9 +111,9 @@ def _again(
     spec: TaskSpec, records: Sequence[SampleRecord], run: LoadedRun, found: Rescored
 ) -> None:
     """A task's figures, and where ``run.json`` or a record states others."""
-    name, stated = spec.task, run.task(spec.task)
+    name, stated, imported = spec.task, run.task(spec.task), run.result.imported is not None
     for record in records:
-        for figure, (theirs, ours) in spec.rescore(record).items():
+        for figure, (theirs, ours) in spec.rescore(record, imported).items():
             if abs(ours - theirs) > _SAME:
                 found.differences[f"{name}/{record.id}/{figure}"] = ours - theirs
     fresh = task_result(spec, records, stated.records_sha256, run.result.settings.seed)
@@ -128,7 +128,7 @@ def _again(
 
 
 def _ratios(records: Sequence[SampleRecord], mean: Mean) -> list[float]:
-    each = [facts_of(record) for record in records if isinstance(record, AnswerRecord)]
+    each = [facts_of(r, AnswerFacts) for r in records if isinstance(r, AnswerRecord)]
     return [
         truth_ratio(f.loss if f.true_loss is None else f.true_loss, f.false_losses, mean).ratio
         for f in each

@@ -24,6 +24,7 @@ from unlearnbench.runs.entries import (
     run_key,
 )
 from unlearnbench.runs.notes import machine_notes
+from unlearnbench.tasks.registry import kind_modules
 
 SEED = 0
 log = logging.getLogger("unlearnbench")
@@ -44,8 +45,8 @@ class TaskStanding:
 class Comparison:
     """Entries beside the target and the retrained model, shown to be comparable.
 
-    Its methods raise ResultError where a run or its records are missing or damaged, and MetricError
-    where a score is not finite.
+    Its methods raise ResultError where a run or its records are missing or damaged, MetricError
+    where a score is not finite, OptionError where a figure says nothing of what was forgotten.
     """
 
     entries: Sequence[Entry]
@@ -91,16 +92,20 @@ class Comparison:
         return [self.scores(each.at(precision), task) for each in entry.trainings]
 
     def _read_scores(self, run: LoadedRun, task: str) -> Values:
-        attack, records = run.task(task).attack, run.records(task)
-        if attack is None:
+        result, records = run.task(task), run.records(task)
+        if (attack := result.attack) is None:
             scored = [r for r in records if not isinstance(r, LikelihoodRecord)]
-            figure = self.figure if self.figure in run.task(task).scores else None
+            figure = self.figure if self.figure in result.scores else None
+            name, want, files = figure or result.metric, result.want, kind_modules()
+            if any(name in getattr(file, "MISDIRECTED", {}).get(want, ()) for file in files):
+                what = f"{name} does not say by itself what is known (want: {want})"
+                raise OptionError(f"{task}: {what}, so it is not compared; take another figure")
             if any(figure is not None and figure not in record.scores for record in scored):
                 raise ResultError(f"{run.path}: {task}: a record has no {one_line(figure, 60)}")
             return generation_scores(
                 [r.score if figure is None else r.scores[figure] for r in scored]
             )
-        attack = self.figure if self.figure in (run.task(task).attacks or {}) else attack
+        attack = self.figure if self.figure in (result.attacks or {}) else attack
         groups: dict[str, list[float]] = {}
         for record in records:
             if not isinstance(record, LikelihoodRecord) or attack not in record.scores:

@@ -8,8 +8,11 @@ from collections.abc import Collection
 from functools import cache
 
 from unlearnbench.conditions import find_condition
+from unlearnbench.conditions.base import ConditionSpec, file_of
 from unlearnbench.errors import OptionError, PrecisionError, ResultError, one_line
+from unlearnbench.results import FULL
 from unlearnbench.runs.entries import LoadedRun
+from unlearnbench.tasks.spec import TaskSpec
 
 
 @cache
@@ -17,10 +20,20 @@ def needs_control(name: str) -> bool:
     """Whether the condition called ``name`` may teach; one that this version lacks is taken not to.
     By the name, because a run's file is anyone's.
     """
+    return _known(name).needs_control
+
+
+def leaves(name: str, task: TaskSpec) -> bool:
+    """Whether the condition called ``name`` changes what is asked, and does not fit a task."""
+    found = _known(name)
+    return found.asks and not file_of(found).fits(task)
+
+
+def _known(name: str) -> ConditionSpec:
     try:
-        return find_condition(name).needs_control
+        return find_condition(name)
     except PrecisionError:
-        return False
+        return find_condition(FULL)
 
 
 def leaves_alone(run: LoadedRun, task: str) -> bool:
@@ -29,11 +42,7 @@ def leaves_alone(run: LoadedRun, task: str) -> bool:
     """
     if not run.task(task).unchanged:
         return False
-    try:
-        asks = find_condition(run.condition).asks
-    except PrecisionError:
-        asks = False
-    if not asks:
+    if not _known(run.condition).asks:
         raise ResultError(
             f"{run.path} says that {one_line(run.condition, 80)} leaves {one_line(task, 80)} as it "
             "is, which it cannot; evaluate it again"

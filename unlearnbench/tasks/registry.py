@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from pydantic import ValidationError
 
@@ -163,14 +164,18 @@ def is_lm_eval_file(path: Path) -> bool:
     )
 
 
+def kind_modules() -> list[ModuleType]:
+    """The files of the kinds of task, by name."""
+    names = sorted(found.name for found in pkgutil.iter_modules(kinds.__path__))
+    return [import_module(f"{kinds.__name__}.{name}") for name in names]
+
+
 def read_task(path: Path) -> TaskSpec:
     """Read and check one task file. Raises TaskError where it is no YAML, has an unknown key, a bad
     type or a name other than its file's.
     """
     source = read_yaml(path)
-    names = sorted(found.name for found in pkgutil.iter_modules(kinds.__path__))
-    modules = [import_module(f"{kinds.__name__}.{name}") for name in names]
-    known: dict[object, type[TaskSpec]] = {module.NAME: module.TASK for module in modules}
+    known: dict[object, type[TaskSpec]] = {module.NAME: module.TASK for module in kind_modules()}
     output_type = source.value.get("output_type")
     if not isinstance(output_type, str) or output_type not in known:
         where, listed = source.where("output_type"), ", ".join(map(str, known))

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from unlearnbench import metrics
 from unlearnbench.errors import MetricError, OptionError
@@ -39,6 +39,8 @@ DatasetPath = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*$")
 ]
 Row = Mapping[str, object]
+Held: TypeAlias = dict[str, tuple[float, float]]
+"""By figure: what a record states, what its facts earn."""
 R = TypeVar("R", bound=BaseModel)
 
 
@@ -260,8 +262,8 @@ class TaskSpec(Strict):
         """The names of every record's further figures."""
         return set()
 
-    def rescore(self, record: SampleRecord) -> dict[str, tuple[float, float]]:
-        """By figure: what a record states, what its facts earn; MetricError for others' facts."""
+    def rescore(self, record: SampleRecord, imported: bool = False) -> Held:
+        """MetricError for others' facts, or too few; ``imported``: optional ones may be missing."""
         return {}
 
     def stated_reference(self, config: Mapping[str, object]) -> TaskReference:
@@ -283,6 +285,31 @@ class TaskSpec(Strict):
     ) -> Estimate:
         """The value against a reference, no other figure; MetricError where it is not finite."""
         raise MetricError(f"{self.task} is measured against no reference")
+
+
+class QuestionTask(TaskSpec):
+    """The fields of a task whose rows are questions with answers."""
+
+    want: Literal["low", "high"]
+    test_split: Name
+    doc_to_target: str
+    target_delimiter: str = " "
+    """Between the prompt and each answer; none behind a chat template."""
+
+    has_prompts: ClassVar[bool] = True
+
+    @model_validator(mode="after")
+    def _its_split_is_pinned(self) -> QuestionTask:
+        require_pins(self, "test_split")
+        return self
+
+    @property
+    def asked_splits(self) -> tuple[str, ...]:
+        return (self.test_split,)
+
+    def plain_text(self, row: Row, where: str) -> str:
+        question = render_field(self.doc_to_text, row, where)
+        return question + self.target_delimiter + render_field(self.doc_to_target, row, where)
 
 
 def records_of(spec: TaskSpec, kind: type[R], records: Sequence[SampleRecord]) -> list[R]:

@@ -184,6 +184,15 @@ def test_records_give_their_figures_again_and_a_changed_one_shows(tmp_path: Path
     for facts in ({"loss": -1.0}, {"loss": "1"}, {"known_from": 9}, {"more": 1}):
         with pytest.raises(MetricError):
             task.rescore(record.model_copy(update={"facts": {**record.facts, **facts}}))
+    without = {key: record.facts[key] for key in record.facts if key != "false_losses"}
+    for imported in (False, True):
+        with pytest.raises(MetricError, match="the facts of train/0 give no probability_normal"):
+            task.rescore(record.model_copy(update={"facts": without}), imported)
+    less = {k: v for k, v in record.facts.items() if k not in ("tokens", "matched", "known_from")}
+    partial = record.model_copy(update={"facts": less})
+    assert task.rescore(partial, imported=True)["probability"] == (record.score, record.score)
+    with pytest.raises(MetricError, match="the facts of train/0 give no exact_memorization"):
+        task.rescore(partial)
     broken = [answers[0], *(Scored("n", a.logprobs * np.nan, a.mean, a.std) for a in answers[1:])]
     with pytest.raises(MetricError, match="not finite"):
         task.record(samples[0], broken)

@@ -13,29 +13,29 @@ from unlearnbench.results import Settings
 from unlearnbench.tasks.kinds.choice import TASK, ChoiceTask
 from unlearnbench.tasks.spec import Sample, SplitRows
 
-ROW = {"q": "Which?", "choices": ["a long one", "short", "other"], "answer": 1}
+ROW: dict[str, Any] = {"q": "Which?", "choices": ["a long one", "short", "other"], "answer": 1}
+
+
+FILE: dict[str, Any] = {
+    "task": "toy_choice",
+    "description": "Toy.",
+    "dataset_path": "toy/choices",
+    "dataset_name": "all",
+    "output_type": "multiple_choice",
+    "test_split": "test",
+    "doc_to_text": "{{q}}",
+    "doc_to_target": "{{answer}}",
+    "target_is": "index",
+    "choices": ["choices"],
+    "metric": "accuracy",
+    "want": "high",
+    "splits": {"test": {"rows": 1}},
+    "metadata": {"version": 1.0},
+}
 
 
 def spec(**changes: Any) -> ChoiceTask:
-    return TASK.model_validate(
-        {
-            "task": "toy_choice",
-            "description": "Toy.",
-            "dataset_path": "toy/choices",
-            "dataset_name": "all",
-            "output_type": "multiple_choice",
-            "test_split": "test",
-            "doc_to_text": "{{q}}",
-            "doc_to_target": "{{answer}}",
-            "target_is": "index",
-            "choices": ["choices"],
-            "metric": "accuracy",
-            "want": "high",
-            "splits": {"test": {"rows": 1}},
-            "metadata": {"version": 1.0},
-            **changes,
-        }
-    )
+    return TASK.model_validate({**FILE, **changes})
 
 
 def samples(task: ChoiceTask, row: dict[str, Any]) -> list[Sample]:
@@ -82,7 +82,11 @@ def test_the_likeliest_by_the_sum_and_by_the_character() -> None:
     odds = np.exp([-4.0, -4.5, -9.0])
     assert found.scores["probability"] == pytest.approx(odds[0] / odds.sum())
     assert record(spec(), sample, [-4.0], [-3.0], [-9.0]).score == 0.0
-    assert record(spec(), sample, [-4.0], [-4.0], [-9.0]).score == 0.0, "no choice was made"
+    assert record(spec(), sample, [-4.0], [-4.0], [-9.0]).score == 0.5, "no sign of forgetting"
+    assert record(spec(), sample, [-4.0], [-4.0], [-4.0]).score == 1 / 3
+    assert record(spec(), sample, [-4.0], [-3.0], [-3.0]).score == 0.0
+    tied = record(spec(metric="accuracy_normalised"), sample, [-5.0], [-10.0], [-9.0])
+    assert tied.score == 0.5, "5 and 10 characters"
     other = record(spec(metric="accuracy_normalised"), sample, [-4.0], [-4.5], [-9.0])
     assert (other.score, other.scores["accuracy"]) == (0.0, 1.0)
     assert set(other.scores) == spec(metric="accuracy_normalised").figures()
@@ -96,6 +100,9 @@ def test_the_likeliest_by_the_sum_and_by_the_character() -> None:
         ({}, {"answer": 3}, "the right choice, '3', is none of its choices"),
         ({"target_is": "text"}, {"answer": "none"}, "the right choice, 'none', is none"),
         ({"labels": ["A", "B"]}, {}, "3 choices and 2 labels"),
+        ({}, {"choices": ["b", "a", "b"]}, "test/0: a choice stands there twice"),
+        ({"labels": ["A", "B", "A"]}, {}, "a choice stands there twice"),
+        ({"labels": ["A", "B", "C"]}, {"choices": ["a", "b", "b"]}, "a choice stands there twice"),
     ],
 )
 def test_rows_that_offer_no_choice(
@@ -103,6 +110,21 @@ def test_rows_that_offer_no_choice(
 ) -> None:
     with pytest.raises(DataError, match=words):
         samples(spec(**changes), {**ROW, **row})
+
+
+def test_records_give_their_figures_again_with_hashes_for_texts_too() -> None:
+    for task in (spec(), spec(metric="accuracy_normalised")):
+        (sample,) = samples(task, ROW)
+        found = record(task, sample, [-4.0], [-4.5], [-9.0])
+        for each in (found, found.with_texts(lambda text: f"sha256:{len(text):064x}")):
+            earned = task.rescore(each)
+            assert set(earned) == {task.metric, *task.figures()}
+            assert all(stated == ours for stated, ours in earned.values())
+        forged = task.rescore(found.model_copy(update={"score": 0.25}))
+        assert forged[task.metric] == (0.25, found.score)
+        for changes in ({"logprobs": [-1.0]}, {"characters": [1, 1, 1]}, {"more": 1}):
+            with pytest.raises(MetricError):
+                task.rescore(found.model_copy(update={"facts": {**found.facts, **changes}}))
 
 
 def test_a_log_probability_that_is_not_finite_raises() -> None:

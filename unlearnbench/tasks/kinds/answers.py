@@ -5,8 +5,9 @@ beside it, from one pass over the rows.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -17,14 +18,15 @@ from unlearnbench.requests import Answer, Request, Score, Scored
 from unlearnbench.results import AnswerRecord, SampleRecord, Settings
 from unlearnbench.tasks.rows import limited
 from unlearnbench.tasks.spec import (
+    Held,
     Name,
+    QuestionTask,
     Row,
     Sample,
     SplitRows,
     Strict,
     TaskSpec,
     records_of,
-    require_pins,
 )
 from unlearnbench.tasks.templates import render_field
 from unlearnbench.util.validation import first_fault
@@ -37,12 +39,27 @@ _OF_FALSE = frozenset(
     }
 )
 _OF_TOKENS = frozenset({"extraction_strength", "extraction_floor", "exact_memorization"})
+_KEPT = {"probability_normalised", "truth_better", "truth_share"}
+MISDIRECTED = {
+    "low": _OF_FALSE - {"probability_normalised"} | {"extraction_floor"},
+    "high": _OF_FALSE - _KEPT | {"extraction_floor"},
+}
+"""Figures that do not move as ``want`` says, so that no comparison may take them."""
 
 
-class AnswerFacts(Strict):
-    """What a record keeps of a question: all its figures follow from it. Losses are means over an
-    answer's tokens of the negative log-probability, in nats.
-    """
+class Facts(Strict):
+    """What a record keeps of a question: all its figures follow from it."""
+
+    @abstractmethod
+    def figures(self) -> dict[str, float]:
+        """Every figure, in [0, 1]; MetricError where they are facts of no answer."""
+
+
+F = TypeVar("F", bound=Facts)
+
+
+class AnswerFacts(Facts):
+    """Losses are means over an answer's tokens of the negative log-probability, in nats."""
 
     prompt: str
     answer: str
@@ -56,7 +73,6 @@ class AnswerFacts(Strict):
     known_from: int | None = Field(default=None, ge=0)
 
     def figures(self) -> dict[str, float]:
-        """Every figure, in [0, 1]; MetricError where they are facts of no answer."""
         found = {"probability": probability(self.loss)}
         if self.tokens is not None and self.matched is not None and self.known_from is not None:
             known = Memorized(self.tokens, self.matched, self.known_from)
@@ -74,15 +90,32 @@ class AnswerFacts(Strict):
         return found
 
 
-class AnswersTask(TaskSpec):
-    """Questions, and answers whose log-probability behind them is asked for."""
+class ScoredTask(QuestionTask):
+    """Questions with answers whose log-probability behind them is asked for."""
+
+    @abstractmethod
+    def answers_of(self, row: Row, where: str) -> list[str]:
+        """A row's answers, the right one first; DataError where one is missing."""
+
+    def make_samples(
+        self, splits: Mapping[str, SplitRows], limit: int | float | None
+    ) -> list[Sample]:
+        """Questions with their answers; raises as ``answers_of``."""
+        samples, split = [], self.test_split
+        for i, row in enumerate(limited(splits[split].rows, limit)):
+            where = f"{self.task}: {split}/{i}"
+            answers = self.answers_of(row, where)
+            prompt = render_field(self.doc_to_text, row, where)
+            turns = self.chat.turns(row, where) if self.chat else ()
+            put = (tuple(answers), self.target_delimiter, turns)
+            samples.append(Sample(f"{split}/{i}", split, prompt, answers[0], *put))
+        return samples
+
+
+class AnswersTask(ScoredTask):
+    """Questions with one answer, or true and false ones beside it."""
 
     output_type: Literal["answer_loglikelihood"]
-    want: Literal["low", "high"]
-    test_split: Name
-    doc_to_target: str
-    target_delimiter: str = " "
-    """Between the prompt and each answer; none behind a chat template."""
     true_answer: Name | None = None
     """A field: the answer in other words, which truth ratios are made of; None: the answer."""
     false_answers: tuple[Name, ...] = Field(default=(), strict=False)
@@ -90,11 +123,8 @@ class AnswersTask(TaskSpec):
     score_end: bool = True
     """Whether an answer's end token counts."""
 
-    has_prompts: ClassVar[bool] = True
-
     @model_validator(mode="after")
     def _fits_together(self) -> AnswersTask:
-        require_pins(self, "test_split")
         known = {"probability", *_OF_TOKENS} | (_OF_FALSE if self.false_answers else set())
         if self.metric not in known:
             raise ValueError(f"metric: known here are {', '.join(sorted(known))}")
@@ -102,32 +132,14 @@ class AnswersTask(TaskSpec):
             raise ValueError("true_answer: it needs false_answers beside it")
         return self
 
-    @property
-    def asked_splits(self) -> tuple[str, ...]:
-        return (self.test_split,)
-
-    def make_samples(
-        self, splits: Mapping[str, SplitRows], limit: int | float | None
-    ) -> list[Sample]:
-        """Questions with their answers; DataError where a row lacks one."""
-        samples, split = [], self.test_split
-        for i, row in enumerate(limited(splits[split].rows, limit)):
-            where = f"{self.task}: {split}/{i}"
-            answers = [render_field(self.doc_to_target, row, where)]
-            if self.true_answer is not None:
-                answers += texts_of(row, [self.true_answer], where)[:1]
-            answers += texts_of(row, self.false_answers, where)
-            if not answers[0]:
-                raise DataError(f"{where}: the answer is empty; remove the row")
-            prompt = render_field(self.doc_to_text, row, where)
-            turns = self.chat.turns(row, where) if self.chat else ()
-            put = (tuple(answers), self.target_delimiter, turns)
-            samples.append(Sample(f"{split}/{i}", split, prompt, answers[0], *put))
-        return samples
-
-    def plain_text(self, row: Row, where: str) -> str:
-        question = render_field(self.doc_to_text, row, where)
-        return question + self.target_delimiter + render_field(self.doc_to_target, row, where)
+    def answers_of(self, row: Row, where: str) -> list[str]:
+        answers = [render_field(self.doc_to_target, row, where)]
+        if self.true_answer is not None:
+            answers += texts_of(row, [self.true_answer], where)[:1]
+        answers += texts_of(row, self.false_answers, where)
+        if not answers[0]:
+            raise DataError(f"{where}: the answer is empty; remove the row")
+        return answers
 
     def requests(self, sample: Sample, settings: Settings) -> Sequence[Sequence[Request]]:
         return [ask_answers(self.request_id(sample), sample, self.score_end)]
@@ -161,10 +173,7 @@ class AnswersTask(TaskSpec):
         scores = {**(stated or {}), **facts.figures()}
         if self.metric not in scores:
             raise MetricError(f"{self.task}: {name} gives no {self.metric}")
-        kept = facts.model_dump(exclude_none=True) | {"false_losses": list(facts.false_losses)}
-        if not facts.false_losses:
-            del kept["false_losses"]
-        score = scores.pop(self.metric)
+        kept, score = facts.model_dump(mode="json", exclude_defaults=True), scores.pop(self.metric)
         return AnswerRecord(task=self.task, id=name, facts=kept, score=score, scores=scores)
 
     @property
@@ -176,20 +185,30 @@ class AnswersTask(TaskSpec):
         known = {"probability", *_OF_TOKENS} | (_OF_FALSE if self.false_answers else set())
         return known - {self.metric} - self.optional_figures
 
-    def rescore(self, record: SampleRecord) -> dict[str, tuple[float, float]]:
-        (own,) = records_of(self, AnswerRecord, [record])
-        earned = facts_of(own).figures()
-        stated = {**own.scores, self.metric: own.score}
-        return {name: (stated.get(name, float("inf")), value) for name, value in earned.items()}
+    def rescore(self, record: SampleRecord, imported: bool = False) -> Held:
+        found = held_to(self, record, AnswerFacts)
+        optional = frozenset() if imported else self.optional_figures
+        missing = sorted({self.metric, *self.figures(), *optional} - found.keys())
+        if missing:
+            raise MetricError(f"{self.task}: the facts of {record.id} give no {missing[0]}")
+        return found
 
 
 TASK = AnswersTask
 
 
-def facts_of(record: AnswerRecord) -> AnswerFacts:
-    """The facts of a record of this kind; MetricError where they are others."""
+def held_to(spec: TaskSpec, record: SampleRecord, kind: type[Facts]) -> Held:
+    """What a record states, infinity where it states nothing, and what its facts earn."""
+    (own,) = records_of(spec, AnswerRecord, [record])
+    stated = {**own.scores, spec.metric: own.score}
+    earned = facts_of(own, kind).figures()
+    return {name: (stated.get(name, math.inf), value) for name, value in earned.items()}
+
+
+def facts_of(record: AnswerRecord, kind: type[F]) -> F:
+    """The facts of a record of ``kind``; MetricError where they are others."""
     try:
-        return AnswerFacts.model_validate(record.facts)
+        return kind.model_validate(record.facts)
     except ValidationError as error:
         raise MetricError(f"{record.task}: {record.id}: {first_fault(error)}") from None
 

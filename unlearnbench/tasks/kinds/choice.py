@@ -3,71 +3,74 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from unlearnbench.errors import DataError, MetricError
 from unlearnbench.requests import Answer, Request, Scored
-from unlearnbench.results import AnswerRecord, Fact, Settings
-from unlearnbench.tasks.kinds.answers import ask_answers, texts_of
-from unlearnbench.tasks.rows import limited
-from unlearnbench.tasks.spec import Name, Row, Sample, SplitRows, TaskSpec, require_pins
+from unlearnbench.results import AnswerRecord, SampleRecord, Settings
+from unlearnbench.tasks.kinds.answers import Facts, ScoredTask, ask_answers, held_to, texts_of
+from unlearnbench.tasks.spec import Held, Name, Row, Sample
 from unlearnbench.tasks.templates import render_field
 
 NAME = "multiple_choice"
 
 
-class ChoiceTask(TaskSpec):
+class ChoiceFacts(Facts):
+    """Lists with an item for each choice, the right one's first."""
+
+    prompt: str
+    choices: tuple[str, ...] = Field(min_length=2, strict=False)
+    logprobs: tuple[float, ...] = Field(strict=False)
+    """Of whole choices, in nats."""
+    characters: tuple[Annotated[float, Field(ge=1)], ...] = Field(strict=False)
+    """How many a choice has, whose text may be a hash here."""
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> ChoiceFacts:
+        hidden = all(text.startswith("sha256:") for text in self.choices)
+        alike = hidden or self.characters == tuple(map(len, self.choices))
+        if not (alike and len(self.logprobs) == len(self.characters) == len(self.choices)):
+            raise ValueError("choices: logprobs or characters are not theirs")
+        return self
+
+    def figures(self) -> dict[str, float]:
+        each = [total / n for total, n in zip(self.logprobs, self.characters, strict=True)]
+        likely = [math.exp(total - max(self.logprobs)) for total in self.logprobs]
+        return {
+            "accuracy": _chosen(self.logprobs),
+            "accuracy_normalised": _chosen(each),
+            "probability": likely[0] / sum(likely),
+        }
+
+
+def _chosen(values: Sequence[float]) -> float:
+    """1 where the first is above all others; of those that share the top, its share: a tie that
+    counted as wrong would look like forgetting.
+    """
+    return (values[0] == max(values)) / values.count(max(values))
+
+
+class ChoiceTask(ScoredTask):
     """Questions with choices, one of which is right."""
 
     output_type: Literal["multiple_choice"]
-    want: Literal["low", "high"]
     metric: Literal["accuracy", "accuracy_normalised"]
     """``accuracy``: by the log-probability of the whole choice. ``accuracy_normalised``: by that of
     a character, lm-evaluation-harness's acc_norm."""
-    test_split: Name
     choices: tuple[Name, ...] = Field(min_length=1, strict=False)
     """Fields, each of a text or a list of them."""
     labels: tuple[str, ...] = Field(default=(), strict=False)
     """What stands for the choices behind the question, as A to D; empty: they themselves."""
-    doc_to_target: str
     target_is: Literal["text", "index"]
     """Whether ``doc_to_target`` gives the right choice itself, or its place from 0."""
-    target_delimiter: str = " "
 
-    has_prompts: ClassVar[bool] = True
-
-    @model_validator(mode="after")
-    def _splits_are_pinned(self) -> ChoiceTask:
-        require_pins(self, "test_split")
-        return self
-
-    @property
-    def asked_splits(self) -> tuple[str, ...]:
-        return (self.test_split,)
-
-    def make_samples(
-        self, splits: Mapping[str, SplitRows], limit: int | float | None
-    ) -> list[Sample]:
-        """Questions, each with what may follow it, the right one first.
-
-        Raises DataError where a row has one choice alone, or its right one is none of them.
+    def answers_of(self, row: Row, where: str) -> list[str]:
+        """Raises DataError where a row has one choice alone, offers one twice, or its right one is
+        none of them.
         """
-        samples, split = [], self.test_split
-        for i, row in enumerate(limited(splits[split].rows, limit)):
-            where = f"{self.task}: {split}/{i}"
-            choices, right = self._choices(row, where)
-            put = choices[right], *choices[:right], *choices[right + 1 :]
-            prompt = render_field(self.doc_to_text, row, where)
-            turns = self.chat.turns(row, where) if self.chat else ()
-            samples.append(
-                Sample(f"{split}/{i}", split, prompt, put[0], put, self.target_delimiter, turns)
-            )
-        return samples
-
-    def _choices(self, row: Row, where: str) -> tuple[list[str], int]:
         texts = texts_of(row, self.choices, where)
         if len(texts) < 2:
             raise DataError(f"{where}: {len(texts)} choice; a choice is among two or more")
@@ -77,36 +80,34 @@ class ChoiceTask(TaskSpec):
         known = texts if self.target_is == "text" else [str(n) for n in range(len(texts))]
         if target not in known:
             raise DataError(f"{where}: the right choice, {target[:60]!r}, is none of its choices")
-        return list(self.labels) or texts, known.index(target)
+        right, put = known.index(target), list(self.labels) or texts
+        if len(set(put)) < len(put) or texts.count(texts[right]) > 1:
+            raise DataError(f"{where}: a choice stands there twice; remove the row")
+        return [put[right], *put[:right], *put[right + 1 :]]
 
     def plain_text(self, row: Row, where: str) -> str:
-        choices, right = self._choices(row, where)
-        return render_field(self.doc_to_text, row, where) + self.target_delimiter + choices[right]
+        question, delimiter = render_field(self.doc_to_text, row, where), self.target_delimiter
+        return question + delimiter + self.answers_of(row, where)[0]
 
     def requests(self, sample: Sample, settings: Settings) -> Sequence[Sequence[Request]]:
         return [ask_answers(self.request_id(sample), sample, end=False)]
 
     def record(self, sample: Sample, answers: Sequence[Answer]) -> AnswerRecord:
-        """The right choice, the first here, must be likelier than all others: a model to which
-        two are the same has chosen none.
-        """
         sums = [float(a.logprobs.sum()) for a in answers if isinstance(a, Scored)]
         if not all(map(math.isfinite, sums)):
             raise MetricError(f"{self.task}: {sample.id}: a log-probability is not finite")
-        each = [total / len(text) for total, text in zip(sums, sample.answers, strict=True)]
-        likely = [math.exp(total - max(sums)) for total in sums]
-        scores = {
-            "accuracy": float(sums[0] > max(sums[1:])),
-            "accuracy_normalised": float(each[0] > max(each[1:])),
-            "probability": likely[0] / sum(likely),
-        }
-        facts: dict[str, Fact] = {"prompt": sample.text, "logprobs": sums}
-        facts["choices"] = list(sample.answers)
+        lengths = tuple(map(len, sample.answers))
+        put = {"choices": sample.answers, "logprobs": sums, "characters": lengths}
+        facts = ChoiceFacts.model_validate({"prompt": sample.text, **put})
+        scores, kept = facts.figures(), facts.model_dump(mode="json")
         score = scores.pop(self.metric)
-        return AnswerRecord(task=self.task, id=sample.id, facts=facts, score=score, scores=scores)
+        return AnswerRecord(task=self.task, id=sample.id, facts=kept, score=score, scores=scores)
 
     def figures(self) -> set[str]:
         return {"accuracy", "accuracy_normalised", "probability"} - {self.metric}
+
+    def rescore(self, record: SampleRecord, imported: bool = False) -> Held:
+        return held_to(self, record, ChoiceFacts)
 
 
 TASK = ChoiceTask

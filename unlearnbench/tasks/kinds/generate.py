@@ -16,14 +16,14 @@ from unlearnbench.results import GenerationRecord, SampleRecord, Settings
 from unlearnbench.tasks.rows import TaskSamples, limited
 from unlearnbench.tasks.spec import (
     PROTOCOLS,
+    Held,
     Metadata,
     Name,
-    Row,
+    QuestionTask,
     Sample,
     SplitRows,
     Strict,
     TaskReference,
-    TaskSpec,
     generation_metric,
     mean_of_scores,
     records_of,
@@ -56,16 +56,12 @@ class GenerationOptions(Strict):
         return self
 
 
-class GenerationFile(TaskSpec):
+class GenerationFile(QuestionTask):
     """The fields of a task with prompts to continue."""
 
     output_type: Literal["generate_until"]
-    want: Literal["low", "high"]
-    test_split: Name
     fewshot_split: Name | None = None
     num_fewshot: int = Field(default=0, ge=0)
-    doc_to_target: str
-    target_delimiter: str = " "
     fewshot_delimiter: str = "\n\n"
     version_without_blank: float | None = Field(default=None, gt=0)
     """The version of this task whose prompt leaves its last blank to the answer, for tokenizers
@@ -78,11 +74,10 @@ class GenerationFile(TaskSpec):
     """Other decoding under a named protocol."""
 
     record_type: ClassVar[type[BaseModel]] = GenerationRecord
-    has_prompts: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _splits_are_pinned(self) -> GenerationFile:
-        require_pins(self, "test_split", "fewshot_split")
+        require_pins(self, "fewshot_split")
         unknown = sorted(set(self.protocol_overrides) - set(PROTOCOLS))
         if unknown:
             raise ValueError(
@@ -100,10 +95,6 @@ class GenerationFile(TaskSpec):
             if self.version_without_blank == self.version:
                 raise ValueError("version_without_blank: it is metadata.version")
         return self
-
-    @property
-    def asked_splits(self) -> tuple[str, ...]:
-        return (self.test_split,)
 
     @property
     def used_splits(self) -> tuple[str, ...]:
@@ -170,10 +161,6 @@ class GenerationTask(GenerationFile):
             samples.append(Sample(f"{split}/{i}", split, prompt, target, turns=turns))
         return samples
 
-    def plain_text(self, row: Row, where: str) -> str:
-        question = render_field(self.doc_to_text, row, where)
-        return question + self.target_delimiter + render_field(self.doc_to_target, row, where)
-
     def fit(
         self, samples: Sequence[Sample], truncate: Callable[[str, int], str]
     ) -> Sequence[Sample]:
@@ -235,7 +222,7 @@ class GenerationTask(GenerationFile):
         metric = generation_metric(self.metric)
         return set(metric.score_output("a", "a")) - {metric.HEADLINE}
 
-    def rescore(self, record: SampleRecord) -> dict[str, tuple[float, float]]:
+    def rescore(self, record: SampleRecord, imported: bool = False) -> Held:
         (own,) = records_of(self, GenerationRecord, [record])
         metric = generation_metric(self.metric)
         longest = max(len(metric.words(text)) for text in (own.output, own.target))
