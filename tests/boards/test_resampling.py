@@ -16,7 +16,7 @@ import pytest
 
 from tests.boards.conftest import BOARD
 from unlearnbench.boards import read_board, resampling
-from unlearnbench.boards.entry import read_entry
+from unlearnbench.boards.entry import EntryRun, read_entry
 from unlearnbench.boards.page import page
 from unlearnbench.boards.ranking import Place, Ranking, rank_entries
 from unlearnbench.boards.resampling import RankRange, mean_shares, rank_ranges
@@ -218,6 +218,44 @@ def test_mean_shares_by_hand(made_board: Path) -> None:
     own = found.shares["none"].retrained
     assert own is not None
     assert own.value == pytest.approx(zero / np.mean(scores(made_board, "target", "none")))
+
+
+def test_a_task_that_a_condition_leaves_unchanged_counts_nowhere_there(
+    made_board: Path, tmp_path: Path
+) -> None:
+    board = read_board(changed(made_board, tmp_path, "rtn-int8", "prefix-1"))
+    at = ("made_knowmem_f", "prefix-1")
+
+    def asked(part: EntryRun, unchanged: bool) -> EntryRun:
+        """As a run at prefix-1."""
+        run = part.run
+        condition = run.condition.model_copy(update={"name": at[1]})
+        task = run.tasks[at[0]].model_copy(update={"unchanged": unchanged or None})
+        update = {"condition": condition, "tasks": run.tasks | {at[0]: task}}
+        return part.model_copy(update={"run": run.model_copy(update=update)})
+
+    def ranked(unchanged: bool) -> Ranking:
+        found = []
+        for path in sorted(board.entries.iterdir()):
+            entry = read_entry(path)
+            runs = {part.run.condition.name: part for part in entry.runs}
+            runs["rtn-int8"] = asked(runs.get("rtn-int8", runs["none"]), unchanged)
+            found.append(entry.model_copy(update={"runs": tuple(runs.values())}))
+        return rank_entries(board, found)
+
+    before, after = ranked(unchanged=False), ranked(unchanged=True)
+    for old, new in zip(before.shown, after.shown, strict=True):
+        assert (set(old.rows) - set(new.rows)) == ({at} if old.rows else set())
+        assert at in old.standings
+        assert at not in new.standings
+    counts = [int(each.held.split()[1]) for each in (before, after)]
+    assert counts[0] - counts[1] == len(after.places)
+    assert (before.cells, after.cells) == ((3, 3), (0, 3))
+    assert after.shares == {}
+    rows = csv.DictReader(io.StringIO(csv_text(after)))
+    assert at not in {(row["task"], row["precision"]) for row in rows}
+    assert at[1] in page(after)
+    assert at[1] in markdown(after)
 
 
 def test_the_target_is_1_and_the_retrained_model_0_above_the_retrained(made_board: Path) -> None:

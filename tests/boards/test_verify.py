@@ -14,11 +14,19 @@ from pydantic import ValidationError
 
 from tests.boards.conftest import BOARD, ROWS, MakeBoard
 from tests.cli.test_main import call
+from tests.conftest import write_jsonl
+from tests.tasks.kinds.test_answers import LOGPROBS
+from tests.tasks.kinds.test_answers import ROWS as ANSWER_ROWS
+from tests.tasks.kinds.test_answers import write as write_answers
+from tests.tasks.kinds.test_choice import FILE as CHOICE_FILE
+from tests.tasks.kinds.test_choice import ROW as CHOICE_ROW
 from tests.toy_runs import Bench, Skill
+from unlearnbench import ScriptedModel, evaluate
 from unlearnbench.boards import read_board, verify
 from unlearnbench.boards.entry import Board, BoardEntry, entry_json, is_as_written, read_entry
 from unlearnbench.boards.verify import verify_board
 from unlearnbench.boards.verify_anchors import Verdict
+from unlearnbench.recovery.controls import leaves
 from unlearnbench.tasks.registry import Registry, read_task
 
 SMALL = ("target", "retrained", "ga_gdr", "sure")
@@ -639,6 +647,64 @@ def test_hashes_in_place_of_texts_show_wrong_scores(make_board: MakeBoard) -> No
     assert problems(board) == []
 
 
+CHOICE = CHOICE_FILE | {"metric": "accuracy_normalised", "want": "low"}
+ANSWERED = """\
+title: Answers
+base_model: none at all
+tasks: {toy_answers: 1.0, toy_choice: 1.0}
+precisions: [none]
+utility_floor: 0.5
+ranking: [toy_answers]
+"""
+
+
+def test_the_facts_of_answers_are_held_without_texts_too(tmp_path: Path) -> None:
+    board, found = tmp_path / "made", write_answers(tmp_path, ANSWER_ROWS)
+    write_jsonl(tmp_path / "data/toy/choices/all/test.jsonl", [CHOICE_ROW])
+    (tmp_path / "tasks/toy_choice.yaml").write_text(json.dumps(CHOICE))
+    chosen = {f"Which? {text}": [-3.0] for text in CHOICE_ROW["choices"]}
+    model = ScriptedModel(logprobs=LOGPROBS | chosen, name="ga_gdr")
+    evaluate(model, "toy_answers,toy_choice", **found)
+    board.mkdir()
+    (board / "board.yaml").write_text(ANSWERED)
+    shutil.copytree(tmp_path / "tasks", board / "tasks")
+    line = ["leaderboard", "add", str(found["output"]), "--board", str(board), "--name", "ga_gdr"]
+    assert call(*line, "--no-texts") == 0
+    assert {what.split(" to hold")[0] for what in problems(board)} == {
+        f"the board has no {role}" for role in ("target", "retrained")
+    }
+    path = board / "entries/ga_gdr.json"
+    whole = path.read_text()
+
+    def edited(task: str, **changes: Any) -> list[str]:
+        path.write_text(whole)
+
+        def edit(content: dict[str, Any]) -> None:
+            record = run_at(content, "none")["samples"][task][0]
+            record["facts"] |= changes.pop("facts", {})
+            record.update(changes)
+
+        return forge(board, edit)
+
+    assert of(edited("toy_answers", score=0.0), "probability is 0.0, its facts give 0.70")
+    assert of(edited("toy_choice", score=0.5), "accuracy_normalised is 0.5, its facts give 0.0")
+    raw = {"toy_answers": {"answer": "right"}, "toy_choice": {"choices": ["a", "b", "c"]}}
+    for task, facts in raw.items():
+        assert of(edited(task, facts=facts), "a text stands where its hash should")
+    assert of(edited("toy_answers", facts={"a text": 1}), "a text")
+
+
+def test_a_task_is_unchanged_by_prompt_conditions_alone(board: Path) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        run_at(content, "rtn-int4")["run"]["tasks"]["made_knowmem_f"]["unchanged"] = True
+
+    assert of(forge(board, edit), "rtn-int4: made_knowmem_f: marked unchanged, and its condition")
+    tasks = {name: read_task(board / f"tasks/{name}.yaml") for name in ("made_privleak", F)}
+    found = [leaves(at, task) for at in ("prefix-1", "?") for task in tasks.values()]
+    assert found == [True, False, False, False]
+
+
+F = "made_knowmem_f"
 ENTRIES = Path(__file__).resolve().parents[2] / "leaderboards" / "smollm2-news" / "entries"
 
 

@@ -9,7 +9,7 @@ from unlearnbench.boards.entry import Board, BoardEntry, Definition, anchor
 from unlearnbench.boards.resampling import MeanShares, comparable_tasks, mean_shares, rank_ranges
 from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.recovery.compare import Comparison, TaskStanding
-from unlearnbench.recovery.controls import needs_control
+from unlearnbench.recovery.controls import leaves_alone, needs_control
 from unlearnbench.recovery.reports import share
 from unlearnbench.recovery.verdicts import RecoveryRow, mark_significant, target_keeps
 from unlearnbench.results import FULL
@@ -193,6 +193,7 @@ def _standings(rules: Definition, comparison: Comparison, runs: Entry) -> TaskSt
         (task, precision): comparison.standing(runs, task, precision)
         for task in rules.tasks
         for precision in [*required, *sorted(further - set(required))]
+        if not any(leaves_alone(each.at(precision), task) for each in runs.trainings)
     }
 
 
@@ -220,6 +221,7 @@ def _place(
         for precision in dict.fromkeys(precision for _, precision in standings)
         if precision != FULL and FULL in runs.runs and precision in comparison.target.runs
         for task in rules.tasks
+        if (task, precision) in standings
     }
     state = "ranked"
     uncontrolled = [p for p in rules.precisions if _lacks_control(comparison, p)]

@@ -11,6 +11,7 @@ import numpy as np
 
 from unlearnbench.metrics.intervals import Array, Estimate, Values, average, pooled, ratio
 from unlearnbench.recovery.compare import SEED, Comparison
+from unlearnbench.recovery.controls import leaves_alone
 from unlearnbench.recovery.verdicts import MIN_GAP, target_keeps
 from unlearnbench.results import FULL
 from unlearnbench.runs.entries import Entry, LoadedRun
@@ -100,7 +101,8 @@ class MeanShares:
 
 def comparable_tasks(comparison: Comparison, tasks: Sequence[str], at: Sequence[str]) -> list[str]:
     """The forget tasks (low is good) whose shares mean something at every precision: the target
-    keeps enough of its score there, and knows enough more than the retrained model.
+    keeps enough of its score there, and knows enough more than the retrained model, and none of
+    them leaves the task unchanged.
     """
 
     def known(run: LoadedRun, task: str) -> float:
@@ -109,7 +111,8 @@ def comparable_tasks(comparison: Comparison, tasks: Sequence[str], at: Sequence[
     def holds(task: str, precision: str) -> bool:
         full, now = (known(comparison.target.at(p), task) for p in (FULL, precision))
         room = now - known(comparison.base(precision), task)
-        return target_keeps("low", now, full) and room >= MIN_GAP
+        left = leaves_alone(comparison.target.at(precision), task)
+        return target_keeps("low", now, full) and room >= MIN_GAP and not left
 
     return [task for task in tasks if all(holds(task, precision) for precision in at)]
 

@@ -7,21 +7,15 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from unlearnbench.boards.entry import (
-    Board,
-    BoardEntry,
-    EntryRun,
-    digest,
-    is_as_written,
-    read_entry,
-)
+from unlearnbench.boards.entry import Board, BoardEntry, EntryRun, digest, is_as_written, read_entry
 from unlearnbench.boards.verify_anchors import SAME, Verdict, alike, verify_anchors
 from unlearnbench.errors import MetricError, OptionError, ResultError, UnlearnbenchError, one_line
-from unlearnbench.recovery.controls import needs_control
+from unlearnbench.recovery.controls import leaves, needs_control
 from unlearnbench.results import (
     FULL,
     ON_GRID,
     STORED,
+    AnswerRecord,
     GenerationRecord,
     SampleRecord,
     TaskResult,
@@ -181,10 +175,12 @@ def _task_problems(spec: TaskSpec, version: float, part: EntryRun, texts: bool) 
     yield from wrong
     if wrong:
         return
-    if texts:
+    if result.unchanged and not leaves(part.run.condition.name, spec):
+        yield "marked unchanged, and its condition does not leave it as it is"
+    if texts or spec.record_type is AnswerRecord:  # whose facts are numbers
         yield from _score_problems(spec, records)
-        if hashlib.sha256(encode_records(records)).hexdigest() != result.records_sha256:
-            yield "the samples are not those of records_sha256"
+    if texts and hashlib.sha256(encode_records(records)).hexdigest() != result.records_sha256:
+        yield "the samples are not those of records_sha256"
     try:
         fresh = task_result(spec, records, result.records_sha256, part.run.settings.seed)
     except UnlearnbenchError as error:
@@ -248,7 +244,8 @@ def _sample_problems(
 
 
 def _score_problems(spec: TaskSpec, records: Sequence[SampleRecord]) -> Iterator[str]:
-    """Answers whose stated scores are not what their texts give."""
+    """Answers whose stated scores are not what their texts give, or their facts."""
+    what = "facts" if spec.record_type is AnswerRecord else "texts"
     for record in records:
         where = one_line(record.id, 60)
         try:
@@ -258,13 +255,18 @@ def _score_problems(spec: TaskSpec, records: Sequence[SampleRecord]) -> Iterator
             continue
         for name, (stated, ours) in figures.items():
             if abs(stated - ours) > SAME:
-                yield f"{where}: {name} is {stated}, its texts give {ours}"
+                yield f"{where}: {name} is {stated}, its {what} give {ours}"
 
 
 def _digest_problems(entry: BoardEntry, spec: TaskSpec) -> Iterator[str]:
-    """What hashes in place of texts still show of a task's scores, at all precisions: an answer
-    that is the reference, an empty one, and two answers that are one.
+    """Texts in place of hashes, and what hashes still show of a task's scores, at all precisions:
+    an answer that is the reference, an empty one, and two answers that are one.
     """
+    for part in entry.runs:
+        for record in part.samples.get(spec.task, ()):
+            if record.with_texts(lambda t: t if _DIGEST.fullmatch(t) else f"{t}?") != record:
+                where = f"{part.run.condition.name}: {spec.task}: {one_line(record.id, 60)}"
+                yield f"{where}: a text stands where its hash should"
     if spec.record_type is not GenerationRecord:
         return
     metric = generation_metric(spec.metric)
@@ -277,8 +279,6 @@ def _digest_problems(entry: BoardEntry, spec: TaskSpec) -> Iterator[str]:
                 continue
             where = f"{part.run.condition.name}: {spec.task}: {one_line(record.id, 60)}"
             pair = (record.output, record.target)
-            if not all(_DIGEST.fullmatch(text) for text in (record.prompt, *pair)):
-                yield f"{where}: a text stands where its hash should"
             if record.output == record.target and record.score != right:
                 yield f"{where}: scored {record.score:g}, and its output is the reference"
             if record.output == empty and record.score != nothing:
