@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from unlearnbench.results import AskedAs, GenerationRecord
 from unlearnbench.runs.folder import RunFolder, run_path
 from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions, TaskSamples, load_samples
-from unlearnbench.tasks.spec import Sample
+from unlearnbench.tasks.spec import Sample, Turn
 
 TASKS = "toy_knowmem_f,toy_verbmem,toy_privleak"
 
@@ -162,3 +163,17 @@ def test_a_model_object_has_no_such_condition(toy: Toy) -> None:
 
     with pytest.raises(OptionError, match="leave conditions out"):
         evaluate(ScriptedModel(), "toy_knowmem_f", "prefix", **toy.options)
+
+
+@pytest.mark.parametrize("template", ["", "<|system|>\nBe brief.", "[INST] "])
+def test_a_question_ends_in_the_users_turn_where_the_task_begins_the_models(template: str) -> None:
+    """Under a template the model's own turn begins behind a line's end, as the task's tail does."""
+    spec = load_registry().tasks["rwku_forget_level1"]
+    said = "Please complete the blank in the following question.\nQuestion: Who is ___?\n"
+    turns = (Turn("user", said), Turn("assistant", "Answer:"))
+    plain = Sample("test/0", "test", f"{said}Answer:", "x", turns=turns)
+    assert plain.text[: question_end(spec, plain)].endswith("Who is ___?")
+    chat = replace(plain, text=f"{template}{said}<|end|>\n<|assistant|>\n\nAnswer:")
+    at = question_end(spec, chat)
+    assert chat.text[:at].endswith("Who is ___?")
+    assert chat.text[at:] == "\n<|end|>\n<|assistant|>\n\nAnswer:"

@@ -11,7 +11,8 @@ from tests.conditions.test_asking import records_of, toy_task
 from tests.conftest import Toy, write_jsonl
 from unlearnbench import evaluate
 from unlearnbench.conditions import find_condition
-from unlearnbench.conditions.hints import ask, holds, rank
+from unlearnbench.conditions.hints import ask, rank
+from unlearnbench.conditions.texts import Spelled
 from unlearnbench.errors import PrecisionError
 
 TEXTS = [
@@ -41,20 +42,22 @@ QUESTIONS = [text.partition("Answer")[0] for text in TEXTS]
     ],
 )
 def test_what_holds_an_answer(text: str, answer: str, held: bool) -> None:
-    assert holds(text, answer) is held
+    assert Spelled.of(text).holds(Spelled.of(answer)) is held
 
 
 def test_rows_that_share_the_rarest_words_come_first() -> None:
     # "krerbridge" is in three of four rows, "who leads" in two, "how" in two.
-    ranked = rank(QUESTIONS, TEXTS, 0)
+    asked = dict(enumerate(QUESTIONS))
+    ranked = [row for _, row in rank(asked, TEXTS, 0)]
     place, pair = math.log(4 / 3), math.log(4 / 2)
     worth = {1: 2 * pair, 2: place, 3: place}
     assert ranked[0] == sorted(worth, key=lambda n: -worth[n]) or ranked[0] == [1, 3, 2]
     assert ranked[2][0] == 3  # how, krerbridge
     assert all(at not in row and len(row) == 3 for at, row in enumerate(ranked))
-    ties = {tuple(rank(QUESTIONS, TEXTS, seed)[0]) for seed in range(20)}
+    ties = {tuple(dict(rank(asked, TEXTS, seed))[0]) for seed in range(20)}
     assert ties == {(1, 2, 3), (1, 3, 2)}  # drawn among the alike alone
-    assert rank(QUESTIONS, TEXTS, 7) == rank(QUESTIONS, TEXTS, 7)
+    assert [*rank(asked, TEXTS, 7)] == [*rank(asked, TEXTS, 7)]
+    assert [*rank({2: QUESTIONS[2]}, TEXTS, 0)] == [(2, ranked[2])], "only what is asked"
 
 
 def test_the_answer_is_never_shown(tiny: Path, toy: Toy) -> None:
@@ -90,3 +93,18 @@ def test_hints_come_from_all_rows_whatever_the_limit(tiny: Path, toy: Toy) -> No
 def test_too_many_hints_are_refused(toy: Toy) -> None:
     with pytest.raises(PrecisionError, match="only 2 other rows do not hold its answer"):
         ask(find_condition("hints-3"), toy_task(toy))
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "said"),
+    [
+        ("It cost 65000 pounds", "65,000", True),
+        ("It cost 65 000 pounds", "65,000", True),
+        ("as was planned", "Anne", False),
+        ("a plan; never", "Anne", False),
+        ("Anne was there, Anne!", "anne", True),
+        ("banana Ana", "ana", True),
+    ],
+)
+def test_what_is_said_in_whole_words(text: str, answer: str, said: bool) -> None:
+    assert Spelled.of(text).says(Spelled.of(answer)) is said

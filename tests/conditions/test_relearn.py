@@ -15,7 +15,13 @@ from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoin
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.conditions import find_condition
 from unlearnbench.conditions.base import Relearning
+from unlearnbench.conditions.materials import gather
+from unlearnbench.conditions.options import KernelOptions
+from unlearnbench.conditions.relearn import _pieces
 from unlearnbench.errors import NotInForceError, OptionError, PrecisionError
+from unlearnbench.tasks.kinds.generate import place_blanks
+from unlearnbench.tasks.registry import load_registry
+from unlearnbench.tasks.rows import DataOptions, load_samples
 
 TEXTS = tuple(text.strip() for text in CORPUS[:5])
 GIVEN = Relearning(tuple(("", text) for text in TEXTS), 1e-3, 2, 7, {"on": "file", "seed": 7})
@@ -193,3 +199,30 @@ def test_a_file_that_holds_an_answer_is_refused_and_its_rows_are_named(
         **toy.options,
     )
     assert result.condition.options.further["on"] == "given.jsonl"
+
+
+@pytest.mark.parametrize("blank", ["answer", "prompt"])
+def test_rows_are_learned_in_the_form_in_which_they_are_asked(
+    tiny: Path, muse_data: Path, blank: str
+) -> None:
+    """The blank between prompt and answer stands where the evaluation has it."""
+    source = open_checkpoint(str(tiny), LoadOptions())
+    spec = load_registry().tasks["news_knowmem_f"]
+    (samples,) = [load_samples(spec, DataOptions(muse_data), 3)]
+    (asked,) = place_blanks([samples], blank, source.tokenizer, 3)
+    options = KernelOptions(relearn_on="forget")
+    given = gather([find_condition("relearn-1")], options, [samples], 0, blank).relearning
+    assert given is not None
+    learned = [(ids, labels) for ids, labels in _pieces(source, given)]
+    for sample in asked.samples:
+        prompt = source.tokenizer(sample.text)["input_ids"]
+        answer = f"{' ' if blank == 'answer' else ''}{sample.target}"
+        told = source.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        matching = [piece for piece in learned if piece[0][-len(told) :] == told]
+        assert any(piece[0][: len(piece[0]) - len(told)][-5:] == prompt[-5:] for piece in matching)
+        assert all(label == -100 for label in matching[0][1][: -len(told)])
+
+
+def test_relearning_and_a_chat_template_are_refused_together(tiny: Path, toy: Toy) -> None:
+    with pytest.raises(OptionError, match="relearning teaches plain prompts"):
+        evaluate(str(tiny), "toy_knowmem_f", "relearn-1", apply_chat_template=True, **toy.options)

@@ -110,6 +110,21 @@ def test_an_interrupted_search_goes_on_to_the_same_end(
         assert timeless[0] == timeless[1]
 
 
+def test_what_both_searches_found_is_not_searched_for_again(
+    toy: Toy, planted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, kept = run(toy, planted)
+
+    def no_more(*_: object) -> None:
+        raise AssertionError("begun anew")
+
+    for name in ("begin", "step"):
+        monkeypatch.setattr(type(whole), name, no_more)
+    again, states = run(toy, planted, **kept[-1])
+    assert again.found == whole.found
+    assert all(len(state["searches"]) == 2 for state in states)
+
+
 def test_the_slopes_are_the_gradient_by_one_hot(toy: Toy, planted: Any) -> None:
     asking = ask(find_condition("suffix"), toy_task(toy))
     assert isinstance(asking, Searching)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.cli.test_main import call
 from tests.recovery.test_compare import edit, folder, references, rows_of
 from tests.recovery.test_policy import check
 from tests.toy_runs import Bench, Skill, few_draws
+from unlearnbench import conditions
 from unlearnbench.boards import read_board
 from unlearnbench.boards.entry import Submission, add_entry, read_entry
 from unlearnbench.boards.ranking import rank_entries
@@ -207,7 +209,7 @@ def test_a_board_without_the_control_is_incomplete(bench: Bench, tmp_path: Path)
 
 
 def test_a_task_that_a_condition_leaves_as_it_is_is_not_checked_there(
-    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its plain value would pass every rule."""
     rules = {"precisions": ["none", AT], "max_recovered": {AT: 0.2}}
@@ -219,6 +221,11 @@ def test_a_task_that_a_condition_leaves_as_it_is_is_not_checked_there(
         assert check(bench, "hidden", both) == 1
         capsys.readouterr()
         edit(run, "tasks", F, "unchanged", value=True)
+        assert check(bench, "hidden", both) == 2
+        assert f"says that {AT} leaves {F} as it is, which it cannot" in capsys.readouterr().err
+        # One that is put to some tasks only may say so.
+        spec = replace(conditions.find_condition(AT), asks=True)
+        monkeypatch.setattr("unlearnbench.recovery.controls.find_condition", lambda _: spec)
         check(bench, "hidden", both)
         lines = capsys.readouterr().out.splitlines()
         assert not [line for line in lines if F in line and AT in line]

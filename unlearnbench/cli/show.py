@@ -118,7 +118,8 @@ def env() -> None:
     found = describe_environment("cuda" if torch.cuda.is_available() else "cpu", "-", None)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if os.name == "posix" else 0
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    one_dnn = torch.backends.mkldnn.is_available()
+    bf16 = one_dnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     facts = {
         "unlearnbench": f"{found.unlearnbench} ({found.git_hash or 'release'})",
         "Python": f"{found.python} ({platform.python_implementation()})",

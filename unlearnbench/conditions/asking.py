@@ -63,7 +63,14 @@ def _tail(task: TaskSpec) -> str:
 
 
 def question_end(task: TaskSpec, sample: Sample) -> int:
-    """Where in a prompt the question ends, a chat template round it or not."""
+    """Where in a prompt the question ends, a chat template round it or not: at the end of the
+    user's turn where the task begins the model's own, in which no user writes.
+    """
+    if sample.turns and sample.turns[-1].role == "assistant":
+        said = next(turn.content for turn in reversed(sample.turns) if turn.role == "user").rstrip()
+        at = sample.text.rfind(said)
+        if said and at >= 0:
+            return at + len(said)
     return _find(task, sample, _tail(task))
 
 

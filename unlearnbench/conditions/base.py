@@ -132,6 +132,9 @@ class Relearning:
     """Texts of an optimizer step."""
     seed: int
     facts: Mapping[str, Option]
+    answer_blank: str = "auto"
+    """Where the blank between prompt and answer belongs, as in the evaluation. Here it begins what
+    is learned, wherever a task has both versions."""
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.conditions.asking import is_question
 from unlearnbench.conditions.base import ConditionSpec
-from unlearnbench.conditions.searching import QUESTIONS, Progress, Searching
-from unlearnbench.conditions.suffix_loss import LENGTH, TARGET_TOKENS, SuffixLoss, read_rows
+from unlearnbench.conditions.searching import Progress, Searching, parse_search
+from unlearnbench.conditions.suffix_loss import SuffixLoss, read_rows
 from unlearnbench.errors import OptionError, PrecisionError
 from unlearnbench.requests import Generate, Request
 from unlearnbench.results import AskedAs, Settings
@@ -43,30 +42,12 @@ FAMILY = ConditionSpec(
     needs_control=True,
 )
 STEPS, STEP = 100, 0.05
-MOST = 100_000
 fits = is_question
 
 
 def parse(name: str) -> ConditionSpec | None:
-    """``embedding-100``, which is ``embedding``; with another seed than 0, which halves the
-    questions, ``embedding-100-seed1``.
-    """
-    form = r"embedding(?:-(0|[1-9]\d{0,8}))?(?:-seed([1-9]\d{0,8}))?"
-    match = re.fullmatch(form, name, re.ASCII)
-    if match is None:
-        return None
-    steps, seed = int(match.group(1) or STEPS), int(match.group(2) or 0)
-    if not 1 <= steps <= MOST:
-        raise PrecisionError(f"{name}: use 1 to {MOST} steps")
-    return replace(
-        FAMILY,
-        name=f"embedding-{steps}" + (f"-seed{seed}" if seed else ""),
-        scheme=FAMILY.scheme.replace("N", str(steps)),
-        options={
-            **{"steps": steps, "seed": seed, "length": LENGTH, "step": STEP},
-            **{"questions": QUESTIONS, "target_tokens": TARGET_TOKENS},
-        },
-    )
+    """``embedding-100``, which is ``embedding``; see ``parse_search``."""
+    return parse_search(FAMILY, name, STEPS, {"step": STEP})
 
 
 def ask(spec: ConditionSpec, task: TaskSamples) -> Asking:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 import random
 import re
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
 from unlearnbench.conditions.asking import Reworded, is_question, question_start
 from unlearnbench.conditions.base import ConditionSpec
+from unlearnbench.conditions.texts import Spelled, words
 from unlearnbench.errors import PrecisionError
 from unlearnbench.results import AskedAs
 from unlearnbench.tasks.asking import Asking
@@ -33,7 +34,6 @@ FAMILY = ConditionSpec(
     needs_control=True,
 )
 MOST = 100
-_LEAST_PART = 4  # letters from which an answer counts within a word too
 fits = is_question
 
 
@@ -61,17 +61,14 @@ def ask(spec: ConditionSpec, task: TaskSamples) -> Asking:
     rows, split = task.splits[own.test_split].rows, own.test_split
     where = [f"{own.task}: {split}/{at}" for at in range(len(rows))]
     texts = [own.plain_text(row, place) for row, place in zip(rows, where, strict=True)]
-    answers = [
-        render_field(own.doc_to_target, row, place) for row, place in zip(rows, where, strict=True)
-    ]
-    questions = [
-        render_field(own.doc_to_text, row, place) for row, place in zip(rows, where, strict=True)
-    ]
-    ranked = rank(questions, texts, int(spec.options["seed"]))
+    told = [Spelled.of(text) for text in texts]
+    samples = {int(sample.id.rpartition("/")[2]): sample for sample in task.samples}
+    questions = {at: render_field(own.doc_to_text, rows[at], where[at]) for at in samples}
     count, prompts = int(spec.options["hints"]), dict[str, AskedAs]()
-    for sample in task.samples:
-        at = int(sample.id.rpartition("/")[2])
-        safe = [n for n in ranked[at] if not holds(texts[n], answers[at])][:count]
+    for at, ranked in rank(questions, texts, int(spec.options["seed"])):
+        sample = samples[at]
+        answer = Spelled.of(render_field(own.doc_to_target, rows[at], where[at]))
+        safe = list(islice((n for n in ranked if not told[n].holds(answer)), count))
         if len(safe) < count:
             raise PrecisionError(
                 f"{spec.name}: {own.task}: {sample.id}: only {len(safe)} other rows do not hold "
@@ -84,38 +81,20 @@ def ask(spec: ConditionSpec, task: TaskSamples) -> Asking:
     return Reworded(own, prompts)
 
 
-def words(text: str) -> list[str]:
-    """Letters and digits, compatibility forms and cases folded."""
-    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
-
-
-def holds(text: str, answer: str) -> bool:
-    """Whether a text holds an answer: its words in that order, or, of an answer of four letters and
-    more, the letters without what parts them. An answer without words is held by everything.
-
-    Example:
-        >>> holds("It cost £65,000.", "£65,000"), holds("a knower", "know"), holds("He knew", "no")
-        (True, True, False)
+def rank(
+    questions: Mapping[int, str], texts: Sequence[str], seed: int
+) -> Iterator[tuple[int, list[int]]]:
+    """For each question, by the place of its row, the other rows, those that share most with it
+    first.
     """
-    inside, sought = words(text), words(answer)
-    if f" {' '.join(sought)} " in f" {' '.join(inside)} " or not sought:
-        return True
-    joined = "".join(sought)
-    return len(joined) >= _LEAST_PART and joined in "".join(inside)
-
-
-def rank(questions: Sequence[str], texts: Sequence[str], seed: int) -> list[list[int]]:
-    """For each question the other rows, those that share most with it first."""
     holders: dict[str, list[int]] = {}
     for at, text in enumerate(texts):
         for word in dict.fromkeys(words(text)):
             holders.setdefault(word, []).append(at)
     order = random.Random(seed).sample(range(len(texts)), len(texts))  # noqa: S311
-    ranked = []
-    for at, question in enumerate(questions):
+    for at, question in questions.items():
         shared = [0.0] * len(texts)
         for word in dict.fromkeys(words(question)):
             for n in holders.get(word, ()):
                 shared[n] += math.log(len(texts) / len(holders[word]))
-        ranked.append(sorted((n for n in order if n != at), key=lambda n: -shared[n]))
-    return ranked
+        yield at, sorted((n for n in order if n != at), key=lambda n: -shared[n])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from unlearnbench.conditions.base import ConditionSpec, Materials
 from unlearnbench.conditions.options import KernelOptions
@@ -12,9 +13,14 @@ from unlearnbench.tasks.rows import TaskSamples
 
 
 def gather(
-    specs: Sequence[ConditionSpec], options: KernelOptions, tasks: Sequence[TaskSamples], seed: int
+    specs: Sequence[ConditionSpec],
+    options: KernelOptions,
+    tasks: Sequence[TaskSamples],
+    seed: int,
+    answer_blank: str = "auto",
 ) -> Materials:
     """The texts that ``specs`` need; ``tasks``: those that are run, whose rows may serve.
+    ``answer_blank``: as the evaluation places it.
 
     Raises:
         OptionError, DataError: there are no such texts.
@@ -23,5 +29,9 @@ def gather(
     if any(spec.calibrated for spec in specs):
         count = options.calibration_samples
         calibration = pick_calibration(options.calibration, tasks, count, seed)
-    relearning = pick_relearning(options, tasks, seed) if any(s.learns for s in specs) else None
+    if not any(spec.learns for spec in specs):
+        return Materials(calibration)
+    found = pick_relearning(options, tasks, seed)
+    facts = {**found.facts, "answer_blank": answer_blank}
+    relearning = replace(found, answer_blank=answer_blank, facts=facts)
     return Materials(calibration, relearning=relearning)

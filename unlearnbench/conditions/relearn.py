@@ -28,6 +28,7 @@ from unlearnbench.conditions.base import (
 )
 from unlearnbench.conditions.proof import load_state
 from unlearnbench.errors import DataError, NotInForceError, PrecisionError
+from unlearnbench.util.text import blank_in_answer
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +129,7 @@ def relearn(
         model = _with_lora(model, given.seed)
     learned = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=_rate(spec, given), weight_decay=0.0)
-    pieces, losses = _pieces(source, given.texts), list[float]()
+    pieces, losses = _pieces(source, given), list[float]()
     stream = _stream(len(pieces), given.seed)
     for step in range(int(spec.options["steps"])):
         batch = [pieces[next(stream)] for _ in range(given.batch_size)]
@@ -160,14 +161,18 @@ def _with_lora(model: Any, seed: int) -> Any:
         return get_peft_model(model, config).eval()
 
 
-def _pieces(source: CheckpointSource, texts: Sequence[tuple[str, str]]) -> list[Piece]:
+def _pieces(source: CheckpointSource, given: Relearning) -> list[Piece]:
     """The texts' tokens and labels; a longer text is cut into pieces, all of them kept in which
-    there is something to learn. What is learned is encoded by itself, as it is generated.
+    there is something to learn. Prompt and answer are encoded each by itself, as a prompt is asked
+    and an answer generated, with the blank between them where the evaluation has it.
     """
+    in_answer = blank_in_answer(given.answer_blank, source.tokenizer)
     context = getattr(source.config.get_text_config(), "max_position_embeddings", None)
     size = min(_TOKENS, context) if isinstance(context, int) and context > 1 else _TOKENS
     found = list[Piece]()
-    for first, text in texts:
+    for first, text in given.texts:
+        if first and text.startswith(" ") and not in_answer:
+            first, text = f"{first} ", text[1:]
         asked = list(source.tokenizer(first, verbose=False)["input_ids"]) if first else []
         told = source.tokenizer(text, add_special_tokens=not first, verbose=False)["input_ids"]
         ids, labels = [*asked, *told], [*[_IGNORED] * len(asked), *told]

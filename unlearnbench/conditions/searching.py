@@ -8,15 +8,16 @@ half: every question is asked, none with a suffix that had seen it.
 from __future__ import annotations
 
 import random
+import re
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from unlearnbench.conditions.asking import question_end
-from unlearnbench.conditions.base import ConditionSpec
-from unlearnbench.conditions.suffix_loss import Question, SuffixLoss
+from unlearnbench.conditions.base import ConditionSpec, Option
+from unlearnbench.conditions.suffix_loss import LENGTH, TARGET_TOKENS, Question, SuffixLoss
 from unlearnbench.errors import PrecisionError
 from unlearnbench.models.base import Delegate
 from unlearnbench.results import SearchFound
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
 
 QUESTIONS = 8
 """Of a half, so many are searched on."""
+MOST = 100_000
 _KEEP_EVERY = 2.0  # seconds
+
+
+_Around: TypeAlias = "tuple[tuple[Progress, ...], tuple[Progress, ...]]"
 
 
 @dataclass
@@ -46,6 +51,31 @@ class Progress:
     forward_passes: int = 0
     backward_passes: int = 0
     seconds: float = 0.0
+
+
+def parse_search(
+    family: ConditionSpec, name: str, default: int, options: Mapping[str, Option]
+) -> ConditionSpec | None:
+    """A family's member: ``suffix-50``, ``suffix`` for the ``default`` of steps, with another seed
+    than 0, which halves the questions, ``suffix-50-seed1``. ``options``: of the family itself.
+    """
+    form = re.escape(family.name.removesuffix("-N"))
+    form += r"(?:-(0|[1-9]\d{0,8}))?(?:-seed([1-9]\d{0,8}))?"
+    match = re.fullmatch(form, name, re.ASCII)
+    if match is None:
+        return None
+    steps, seed = int(match.group(1) or default), int(match.group(2) or 0)
+    if not 1 <= steps <= MOST:
+        raise PrecisionError(f"{name}: use 1 to {MOST} steps")
+    return replace(
+        family,
+        name=family.name.replace("N", str(steps)) + (f"-seed{seed}" if seed else ""),
+        scheme=family.scheme.replace("N", str(steps)),
+        options={
+            **{"steps": steps, "seed": seed, "length": LENGTH, **options},
+            **{"questions": QUESTIONS, "target_tokens": TARGET_TOKENS},
+        },
+    )
 
 
 class Searching(Asking):
@@ -94,10 +124,12 @@ class Searching(Asking):
             loss = SuffixLoss(model, questions, where)
             known = done[number] if number < len(done) else None
 
-            def keep_all(now: Progress, earlier: Sequence[Progress] = tuple(done[:number])) -> None:
-                keep({"searches": [asdict(each) for each in (*earlier, now)]})
+            earlier, later = tuple(done[:number]), tuple(done[number + 1 :])
 
-            done[number:] = [self._find(loss, number, known, keep_all)]
+            def keep_all(now: Progress, at: _Around = (earlier, later)) -> None:
+                keep({"searches": [asdict(each) for each in (*at[0], now, *at[1])]})
+
+            done[number : number + 1] = [self._find(loss, number, known, keep_all)]
         pairs = zip(self.searched, done, strict=True)
         self.found = tuple(self.describe(questions, each) for questions, each in pairs)
         self.settle(model, [each.value for each in done])

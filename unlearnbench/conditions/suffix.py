@@ -10,15 +10,13 @@ than before. What the tokenizer would not read again from its text is no candida
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.conditions.asking import is_question
 from unlearnbench.conditions.base import ConditionSpec
-from unlearnbench.conditions.searching import QUESTIONS, Progress, Searching
-from unlearnbench.conditions.suffix_loss import LENGTH, TARGET_TOKENS, SuffixLoss
+from unlearnbench.conditions.searching import Progress, Searching, parse_search
+from unlearnbench.conditions.suffix_loss import SuffixLoss
 from unlearnbench.errors import PrecisionError
 from unlearnbench.results import AskedAs
 from unlearnbench.tasks.asking import Asking
@@ -40,28 +38,13 @@ FAMILY = ConditionSpec(
     needs_control=True,
 )
 STEPS, WIDTH, TOP = 50, 32, 64
-MOST = 100_000
 _AT_ONCE = 2**14  # rows of the table
 fits = is_question
 
 
 def parse(name: str) -> ConditionSpec | None:
-    """``suffix-50``, which is ``suffix``; with another seed than 0 ``suffix-50-seed1``."""
-    match = re.fullmatch(r"suffix(?:-(0|[1-9]\d{0,8}))?(?:-seed([1-9]\d{0,8}))?", name, re.ASCII)
-    if match is None:
-        return None
-    steps, seed = int(match.group(1) or STEPS), int(match.group(2) or 0)
-    if not 1 <= steps <= MOST:
-        raise PrecisionError(f"{name}: use 1 to {MOST} steps")
-    return replace(
-        FAMILY,
-        name=f"suffix-{steps}" + (f"-seed{seed}" if seed else ""),
-        scheme=FAMILY.scheme.replace("N", str(steps)),
-        options={
-            **{"steps": steps, "seed": seed, "length": LENGTH, "width": WIDTH, "top": TOP},
-            **{"questions": QUESTIONS, "target_tokens": TARGET_TOKENS},
-        },
-    )
+    """``suffix-50``, which is ``suffix``; see ``parse_search``."""
+    return parse_search(FAMILY, name, STEPS, {"width": WIDTH, "top": TOP})
 
 
 def ask(spec: ConditionSpec, task: TaskSamples) -> Asking:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 TARGET_TOKENS = 16
 """So many of an answer's first tokens are made likely."""
+log = logging.getLogger("unlearnbench")
+
 LENGTH = 10
 """Tokens that a suffix begins with: exclamation marks."""
 _FIRST, _OTHER = " !", " ?"
@@ -124,7 +127,8 @@ class SuffixLoss:
                 ids = torch.tensor([self.rows[0].head[: self.shared]], device=self.device)
                 self._cache = self.network(input_ids=ids, use_cache=True).past_key_values
             found = self.of_ids([self.first])[0]
-        except Exception:  # an unusual cache may fail anywhere, and is not needed
+        except Exception as error:  # an unusual cache may fail anywhere, and is not needed
+            log.info("the search goes without a cache, slower: %s", one_line(error, 200))
             found = float("nan")
         if not abs(found - plain) <= _SAME:
             self.shared, self._cache = 0, None

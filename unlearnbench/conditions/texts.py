@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 from unlearnbench.conditions.base import Option, Relearning
 from unlearnbench.conditions.options import KernelOptions
@@ -18,6 +21,7 @@ from unlearnbench.util.files import content_sha256
 PART = "forget-part"
 _FEW_WORDS = 8  # of a piece of an asked text: fewer may be a turn of phrase
 _NAMED = 5
+_LEAST_PART = 4  # letters from which an answer counts within a word too
 
 log = logging.getLogger("unlearnbench")
 
@@ -73,37 +77,76 @@ def pick_relearning(options: KernelOptions, tasks: Sequence[TaskSamples], seed: 
 
 
 def _questions(tasks: Sequence[TaskSamples]) -> Iterator[tuple[str, str]]:
-    """Each forget row of a task of prompts as a text, and the prompt that it begins with."""
+    """Each forget row of a task of prompts as a text, and the prompt that it begins with: without
+    its last blank, where the task has a version in which that is the answer's.
+    """
     for task in tasks:
         spec = task.spec
         rows = task.splits[spec.own_split].rows if spec.has_prompts else ()
         for i, row in enumerate(rows):
             where = f"{spec.task}: {spec.own_split}/{i}"
-            yield spec.plain_text(row, where), render_field(spec.doc_to_text, row, where)
+            prompt = render_field(spec.doc_to_text, row, where)
+            moves = spec.without_blank() is not None
+            yield spec.plain_text(row, where), prompt.removesuffix(" ") if moves else prompt
 
 
 def answers_in(texts: Sequence[str], tasks: Sequence[TaskSamples]) -> dict[int, list[str]]:
-    """By a text's index, the samples of forget tasks whose answer it holds, as ``task split/row``:
-    word for word, without case and punctuation. Of a text that is scored as a whole, a long enough
-    piece counts too.
+    """By a text's index, the samples of forget tasks whose answer it ``says``, as ``task
+    split/row``. Of a text that is scored as a whole, a long enough piece counts too.
     """
     asked = [
-        (f"{task.spec.task} {sample.id}", words)
+        (f"{task.spec.task} {sample.id}", answer)
         for task in tasks
         if task.spec.about == "forget"
         for sample in task.samples
-        if (words := _words(sample.target or sample.text)).strip()
+        if (answer := Spelled.of(sample.target or sample.text)).joined
     ]
     found: dict[int, list[str]] = {}
-    for i, text in enumerate(map(_words, texts)):
-        long = text.count(" ") > _FEW_WORDS
-        names = [name for name, words in asked if words in text or (long and text in words)]
+    for i, text in enumerate(map(Spelled.of, texts)):
+        long = len(text.bounds) > _FEW_WORDS
+        names = [name for name, own in asked if text.says(own) or (long and own.says(text))]
         if names:
             found[i] = names
     return found
 
 
-def _words(text: str) -> str:
-    """Its words in lower case, a blank before, between and behind them."""
-    words = re.findall(r"\w+", text.casefold())
-    return f" {' '.join(words)} "
+def words(text: str) -> list[str]:
+    """Letters and digits, compatibility forms and cases folded."""
+    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
+
+
+class Spelled(NamedTuple):
+    """A text's letters and digits, without what parts its words."""
+
+    joined: str
+    bounds: frozenset[int]
+    """Where in ``joined`` words begin and end."""
+
+    @classmethod
+    def of(cls, text: str) -> Spelled:
+        """Of any text."""
+        found = words(text)
+        return cls("".join(found), frozenset((0, *accumulate(map(len, found)))))
+
+    def says(self, answer: Spelled) -> bool:
+        """Whether it has an answer as whole words, parted like the answer or not.
+
+        Example:
+            >>> Spelled.of("It cost 65 000 pounds.").says(Spelled.of("65,000"))
+            True
+            >>> [Spelled.of(text).says(Spelled.of("no")) for text in ("He knew", "Oh no!")]
+            [False, True]
+        """
+        at = self.joined.find(answer.joined)
+        while at >= 0:
+            if {at, at + len(answer.joined)} <= self.bounds:
+                return True
+            at = self.joined.find(answer.joined, at + 1)
+        return False
+
+    def holds(self, answer: Spelled) -> bool:
+        """Whether it says an answer, or has one of four letters and more within a word. An answer
+        without words is held by everything.
+        """
+        within = len(answer.joined) >= _LEAST_PART and answer.joined in self.joined
+        return within or not answer.joined or self.says(answer)

@@ -251,7 +251,9 @@ def _materials(evaluation: Evaluation, specs: Sequence[ConditionSpec]) -> Materi
     if any(spec.calibrated or spec.learns for spec in specs):
         from unlearnbench.conditions.materials import gather
 
-        return gather(specs, asked, evaluation.tasks, asked.seed)
+        if asked.apply_chat_template and any(spec.learns for spec in specs):
+            raise OptionError("relearning teaches plain prompts; leave --apply-chat-template out")
+        return gather(specs, asked, evaluation.tasks, asked.seed, asked.answer_blank)
     if asked.calibration != "generic":
         what = "gptq, awq and prune-wanda"
         log.warning("--calibration moves only %s, and none of these conditions is one", what)

@@ -47,8 +47,9 @@ def cost_of(run: LoadedRun, task: str) -> str:
         return f"{passes:,} passes, {seconds:.0f} s"
     if result.leak is not None:
         return f"{result.leak.draws} answers each"
-    steps = run.result.condition.options.further.get("steps")
-    if run.result.condition.kind == "relearned" and steps is not None:
+    condition = run.result.condition.first or run.result.condition
+    steps = condition.options.further.get("steps")
+    if condition.kind == "relearned" and steps is not None:
         return f"{steps} steps"
     return "one answer each" if run.result.condition.kind == "asked" else "no search"
 

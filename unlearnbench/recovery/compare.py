@@ -10,7 +10,7 @@ from pathlib import Path
 from unlearnbench.errors import MetricError, OptionError, ResultError, one_line
 from unlearnbench.metrics.intervals import CONFIDENCE, Estimate, Values, draw
 from unlearnbench.recovery import UTILITY_FLOOR
-from unlearnbench.recovery.controls import needs_control, require_control
+from unlearnbench.recovery.controls import leaves_alone, needs_control, require_control
 from unlearnbench.recovery.statistics import Cell, Scale, generation_scores, leak_scores, measure
 from unlearnbench.recovery.verdicts import RecoveryRow, Want, mark_significant
 from unlearnbench.results import FULL, LikelihoodRecord
@@ -251,7 +251,7 @@ def compare(comparison: Comparison, per_seed: bool = False) -> list[RecoveryRow]
         for precision in entry.runs
         if precision != FULL
         for task in comparison.tasks(entry)
-        if not entry.at(precision).task(task).unchanged
+        if not leaves_alone(entry.at(precision), task)
     ]
     if not rows and comparison.figure is not None:
         raise OptionError(

@@ -8,7 +8,8 @@ from collections.abc import Collection
 from functools import cache
 
 from unlearnbench.conditions import find_condition
-from unlearnbench.errors import OptionError, PrecisionError
+from unlearnbench.errors import OptionError, PrecisionError, ResultError, one_line
+from unlearnbench.runs.entries import LoadedRun
 
 
 @cache
@@ -20,6 +21,24 @@ def needs_control(name: str) -> bool:
         return find_condition(name).needs_control
     except PrecisionError:
         return False
+
+
+def leaves_alone(run: LoadedRun, task: str) -> bool:
+    """Whether a run's condition is put to other tasks and leaves this one as it is. Raises
+    ResultError where the run says so of a condition that is put to all.
+    """
+    if not run.task(task).unchanged:
+        return False
+    try:
+        asks = find_condition(run.condition).asks
+    except PrecisionError:
+        asks = False
+    if not asks:
+        raise ResultError(
+            f"{run.path} says that {one_line(run.condition, 80)} leaves {one_line(task, 80)} as it "
+            "is, which it cannot; evaluate it again"
+        )
+    return True
 
 
 def require_control(name: str, retrained: Collection[str]) -> None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.metrics.intervals import CONFIDENCE, Bounds, Estimate
 from unlearnbench.recovery.compare import Comparison, TaskStanding
+from unlearnbench.recovery.controls import leaves_alone
 from unlearnbench.recovery.verdicts import GONE, MIN_GAP
 from unlearnbench.results import FULL
 from unlearnbench.runs.entries import Entry
@@ -111,7 +112,7 @@ def check(comparison: Comparison, policy: Policy) -> list[Finding]:
     for entry in comparison.entries:
         tasks = _tasks(comparison, entry, policy)
         for precision in policy.precisions:
-            if all(entry.at(precision).task(task).unchanged for task in tasks):
+            if all(leaves_alone(entry.at(precision), task) for task in tasks):
                 raise OptionError(
                     f"{one_line(precision, 80)} changes how none of {', '.join(tasks)} is asked: "
                     "nothing would be checked there; add a task that it is put to, or leave it out"
@@ -182,7 +183,7 @@ class _Judge:
     def findings(self) -> Iterator[Finding]:
         policy = self.policy
         found = self.comparison.standing(self.entry, self.task, self.precision)
-        if self.entry.at(self.precision).task(self.task).unchanged:  # by this condition
+        if leaves_alone(self.entry.at(self.precision), self.task):
             return
         if found.want == "low" and policy.max_excess is not None:
             rule = f"max_excess {policy.max_excess:g}"
