@@ -174,6 +174,12 @@ def test_an_evaluations_answers_are_never_learned(pairs: Job, tmp_path: Path) ->
         ("ga", ["--alternative", "refuse"], "ga reads no other answers"),
         ("dpo", ["--alternative", "retain"], "--alternative retain: give --retain"),
         ("flat", ["--alternative", "none.jsonl"], "none.jsonl: cannot be read"),
+        ("mismatch", ["--alternative", "generic"], "generic has 1 for each text; lower --mismatc"),
+        (
+            "mismatch",
+            ["--alternative", "refuse", "--mismatches", "21"],
+            "mismatch reads 21 other answers, and --alternative refuse has 20 for each text",
+        ),
         ("flat", ["--alternative", "refuse", "--divergence", "js"], "--divergence"),
     ],
 )

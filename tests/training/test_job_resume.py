@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from tests.conftest import MakeCheckpoint, make_model
 from tests.training.helpers import go, same, weights
+from unlearnbench.checkpoints.find import read_json
+from unlearnbench.checkpoints.origin import Training
 from unlearnbench.errors import OptionError, TrainingError, UnlearnbenchError
 from unlearnbench.methods.masks import sure
 from unlearnbench.training import job as job_module
@@ -123,6 +127,43 @@ def test_a_resumed_training_keeps_its_options(
         go(replace(job, resume=True), tmp_path / "out", "ga", lr=1.0)
     with pytest.raises(OptionError, match="knobs .* is absent there and .* here"):
         go(replace(job, resume=True), tmp_path / "out", "npo")
+
+
+def test_a_resumed_training_keeps_the_words_and_models_of_which_texts_are_made(
+    job: Job, tmp_path: Path, make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*given: Any) -> Any:
+        raise Stop
+
+    monkeypatch.setattr(trainer_module.UnlearnTrainer, "training_step", interrupt)
+    base = make_checkpoint("base", seed=1)
+    with pytest.raises(Stop):
+        go(replace(job, alternative="generic"), tmp_path / "word", "dpo_gdr")
+    with pytest.raises(Stop):
+        go(replace(job, base=str(base)), tmp_path / "base", "kga")
+    again = replace(job, resume=True)
+    with pytest.raises(OptionError, match="alternative is generic there and own here"):
+        go(replace(again, alternative="own"), tmp_path / "word", "dpo_gdr")
+    make_model(300, seed=2).save_pretrained(base)
+    with pytest.raises(OptionError, match="other options: base is [0-9a-f]{12} there"):
+        go(replace(again, base=str(base)), tmp_path / "base", "kga")
+    moved = shutil.copytree(make_checkpoint("same", seed=1), tmp_path / "elsewhere")
+    with pytest.raises(Stop):
+        go(replace(again, base=str(moved)), tmp_path / "base", "kga")
+
+
+def test_what_is_finished_has_its_record_before_codes_are_compared(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job_module, "code_records", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        go(job, tmp_path / "out", "ga", max_steps=1)
+    record = Training.model_validate(read_json(tmp_path / "out/unlearning.json"))
+    assert (record.method, record.codes) == ("ga", None)
+    assert not (tmp_path / "out/.training").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +13,12 @@ import torch
 
 from tests.conftest import make_model, make_tokenizer, write_jsonl
 from tests.training.helpers import go, same, weights
+from unlearnbench.demo.start import DATA
+from unlearnbench.errors import DataError
 from unlearnbench.methods.rows import Example
 from unlearnbench.training import own
 from unlearnbench.training.job import Job
+from unlearnbench.training.options import CorpusOptions
 
 
 def context(model: Any, example: Example) -> Any:
@@ -23,15 +27,18 @@ def context(model: Any, example: Example) -> Any:
 
     tokenizer = make_tokenizer()
     made = {"model": model, "tokenizer": tokenizer, "seed": 0, "forget": (example,) * 2}
-    return SimpleNamespace(**made, answer=answer)
+    return SimpleNamespace(**made, answer=answer, pad=1, corpus=CorpusOptions())
 
 
 def test_they_are_drawn_from_the_targets_distribution_without_the_true_word(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of one token each, 2,000 of them: shares within five standard errors of the softmax."""
+    """Of one token each, 2,000 of them: shares within five standard errors of the softmax, whatever
+    the checkpoint's own generation config says.
+    """
     monkeypatch.setattr(own, "DRAWN", 2000)
     model: Any = make_model(300)
+    model.generation_config.min_p, model.generation_config.repetition_penalty = 0.99, 3.0
     example = Example((0, 70, 90, 50), (-100, -100, -100, 50), prompt=3)
     given = context(model, example)
     found, _ = own.with_own(given)
@@ -49,6 +56,39 @@ def test_they_are_drawn_from_the_targets_distribution_without_the_true_word(
     assert [o.ids for o in own.with_own(given)[0].alternatives] == [
         o.ids for o in found.alternatives
     ], "the same seed"
+
+
+def test_they_end_at_every_end_token_of_the_checkpoint() -> None:
+    model: Any = make_model(300)
+    model.generation_config.eos_token_id = [1, 0]
+    model.lm_head.register_forward_hook(lambda m, given, out: out + 900 * (torch.arange(300) == 0))
+    found, _ = own.with_own(context(model, Example((0, 70, 50, 51, 52), (), prompt=2)))
+    assert [len(other.ids) for other in found.alternatives] == [3] * 5
+    assert model.generation_config.eos_token_id == [1, 0]
+
+
+def test_neither_the_true_answer_nor_an_evaluations_is_taught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the target writes is given; the demo's questions are always at hand."""
+    lines = (DATA / "knowmem/retain_qa.jsonl").read_text(encoding="utf-8").splitlines()
+    tokenizer, taken = make_tokenizer(), json.loads(lines[0])["answer"]
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    example = Example((0, 5, *ids("the gate\n\n")), (), is_qa=True, prompt=2)
+    given = context(make_model(300), example)
+    given.answer = lambda row, text: text
+    bad = [ids("The  Gate\nand more"), ids(f"{taken.upper()}\nand more"), []]
+    rounds = iter([[*bad, ids("a post")], bad, [ids(f"door {n}") for n in range(9)]] * 2)
+    monkeypatch.setattr(own, "_written", lambda *asked: next(rounds))
+    for row in own.with_own(given):
+        told: Any = row.alternatives
+        assert told == ("a post", "door 0", "door 1", "door 2", "door 3")
+    monkeypatch.setattr(own, "_written", lambda *asked: bad)
+    with pytest.raises(DataError, match="--alternative own: nearly all that the target says to"):
+        own.with_own(given)
 
 
 @pytest.mark.slow

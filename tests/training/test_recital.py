@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,9 +17,19 @@ from unlearnbench.checkpoints.find import read_json
 from unlearnbench.checkpoints.origin import Training
 from unlearnbench.errors import OptionError
 from unlearnbench.methods.rows import IGNORED, Example
+from unlearnbench.training import context as context_module
 from unlearnbench.training import trainer as trainer_module
 from unlearnbench.training.job import Job, unlearn
-from unlearnbench.training.recital import Recital, Reciter, StopRule
+from unlearnbench.training.recital import Recital, Reciter, StopRule, StopWhenForgotten
+
+
+@dataclass(frozen=True)
+class Stub(Reciter):
+    said: Any = None
+
+    def __call__(self, model: Any, examples: Any) -> Recital:
+        found: Recital = self.said(model, examples)
+        return found
 
 
 def plainly(model: Any, ids: list[int], start: int, n: int) -> tuple[Fraction, Fraction]:
@@ -76,6 +87,31 @@ def test_both_have_to_be_at_or_below() -> None:
     assert {case: rule.meets(Recital(*case)) for case in cases} == cases
 
 
+@pytest.mark.parametrize("reached", [False, True])
+def test_a_chunk_that_was_at_its_end_is_measured_once(reached: bool) -> None:
+    """Resumed at its last step, it has no step to look behind."""
+    looks = []
+
+    def reciter(model: Any, examples: Any) -> Recital:
+        looks.append(len(examples))
+        return Recital(0.0 if reached else 0.5, 0.0)
+
+    row, control = Example((0, 5), (0, 5)), SimpleNamespace()
+    for steps in ([], [1], [2, 4]):
+        looks.clear()
+        rule = StopRule(replace(Stub(10, 0, ()), said=reciter), Recital(0.1, 0.3), 4)
+        stop = StopWhenForgotten(rule, [row] * 3, 2)
+        for step in steps:
+            stop.on_step_end(None, SimpleNamespace(global_step=step, max_steps=4), control)
+            if rule.chunks:
+                break
+        stop.on_train_end(None, SimpleNamespace(global_step=4, max_steps=4), control)
+        (record,) = rule.chunks
+        assert (record.sequences, record.reached) == (3, reached)
+        assert record.steps == (2 if reached and 2 in steps else 4)
+        assert len(looks) == (2 if steps == [2, 4] and not reached else 1)
+
+
 @pytest.fixture
 def short(job: Job, tmp_path: Path) -> Job:
     """Six sequences."""
@@ -98,9 +134,29 @@ def test_the_second_chunk_begins_where_the_first_ended(short: Job, tmp_path: Pat
     for name, texts in (("first", CORPUS[:4]), ("second", CORPUS[4:6])):
         write_jsonl(tmp_path / f"{name}.jsonl", [{"text": text[:20]} for text in texts])
         part = replace(short, model=model, forget=(str(tmp_path / f"{name}.jsonl"),))
-        go(part, tmp_path / name, "ga", batch_size=len(texts), max_steps=1)
+        seed = 0 if name == "first" else 10_007
+        go(part, tmp_path / name, "ga", batch_size=len(texts), max_steps=1, seed=seed)
         model = str(tmp_path / name)
     assert same(weights(tmp_path / "both"), weights(tmp_path / "second"))
+
+
+def test_chunks_of_one_size_are_held_by_other_retain_texts(
+    short: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first by those that it would have alone."""
+    seen: list[list[Example]] = []
+
+    def train(context: Any, model: Any, stage: Any, *given: Any) -> Any:
+        seen.append([item["retain"][0] for item in stage.schedule.items])
+        return model
+
+    monkeypatch.setattr(context_module, "train", train)
+    go(short, tmp_path / "both", "ga_gdr", chunk=3, max_steps=2)
+    go(short, tmp_path / "one", "ga_gdr", batch_size=3, max_steps=2)
+    first, second, alone = seen
+    assert first != second
+    assert sorted(first, key=str) != sorted(second, key=str)
+    assert len(first) == len(alone) == 6
 
 
 @pytest.fixture
@@ -137,13 +193,17 @@ def test_it_stops_by_the_rule_and_says_so(stopping: Job, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at", [3])
+@pytest.mark.parametrize("at", [3, 6])
 def test_interrupted_and_resumed_gives_the_same_weights(
     stopping: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
+    """At the sixth step the first chunk is at its end already, and no step of it is made again."""
+
     class Stop(BaseException):
         pass
 
+    if at == 6:
+        monkeypatch.setattr(StopRule, "meets", lambda self, found: False)
     whole = go(stopping, tmp_path / "whole", "ga", **OPTIONS)
     step, seen = trainer_module.UnlearnTrainer.training_step, []
 
@@ -167,6 +227,7 @@ def test_interrupted_and_resumed_gives_the_same_weights(
     ("method", "change", "says"),
     [
         ("ga", {"stop_el": 3}, "--stop-el compares with unseen texts; give --unseen"),
+        ("ga", {"stop_el": 3, "spans": "entities"}, "--stop-el looks at whole texts, and --spans"),
         ("tv", {"chunk": 3}, "--chunk is for losses on the forget set; tv has none"),
         ("ga", {"chunk": 4, "lora_rank": 2}, "--chunk: an adapter would be merged after each"),
     ],
@@ -174,8 +235,9 @@ def test_interrupted_and_resumed_gives_the_same_weights(
 def test_where_it_means_nothing_it_is_refused(
     job: Job, tmp_path: Path, method: str, change: dict[str, Any], says: str
 ) -> None:
+    spans = change.pop("spans", None)
     with pytest.raises(OptionError, match=says):
-        go(job, tmp_path / "out", method, **change)
+        go(replace(job, spans=spans), tmp_path / "out", method, **change)
 
 
 def test_unseen_texts_are_long_enough_and_no_tasks(stopping: Job, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from unlearnbench.errors import OptionError, TrainingError
 from unlearnbench.methods import find_method
 from unlearnbench.methods.base import inner_linears
 from unlearnbench.training import steps
+from unlearnbench.training.checks import checked
 from unlearnbench.training.job import Job, finetune
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.rounded import Survive, survival, through
@@ -283,6 +284,13 @@ def test_bad_input_is_one_line(
     err = capsys.readouterr().err
     assert says in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("method", ["kga", "ga_gdr_ilu", "npo_klr_ilu_lora"])
+def test_a_loss_that_is_no_sum_over_places_is_refused(method: str) -> None:
+    with pytest.raises(OptionError, match=f"--survive adds terms up; {method} goes by the value"):
+        checked(TrainOptions(survive="rtn-int4"), find_method(method))
+    assert checked(TrainOptions(), find_method(method)).survive is None
 
 
 def test_a_model_that_a_scheme_does_not_fit_is_refused_and_leaves_its_place_free(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.load import LinearLayer, text_modules
+from unlearnbench.checkpoints.load import LinearLayer, out_first, text_modules
 from unlearnbench.errors import CheckpointError, OptionError
 from unlearnbench.methods.base import inner_linears
 from unlearnbench.methods.rows import IGNORED, Example, Tensor
@@ -69,7 +69,7 @@ def outward(model: Any) -> dict[str, LinearLayer]:
     wide = int(model.config.get_text_config().hidden_size)
     found = {}
     for layers in feed_forward(model):
-        sizes = {n: len(_out_first(part)) for n, part in layers.items()}
+        sizes = {n: len(out_first(part, part.weight)) for n, part in layers.items()}
         last = [name for name, size in sizes.items() if size == wide][-1:]
         if not last or len(layers) > 3:
             first = next(iter(layers))
@@ -79,12 +79,6 @@ def outward(model: Any) -> dict[str, LinearLayer]:
             )
         found[last[0]] = layers[last[0]]
     return found
-
-
-def _out_first(layer: LinearLayer) -> Tensor:
-    from unlearnbench.checkpoints.load import out_first
-
-    return out_first(layer, layer.weight)
 
 
 def share_of(count: int, share: float) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from typing import Any, TypeAlias
 
 import torch
-from transformers import LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models.batches import Budget, Tokens, generation_budget, padded, texts_budget
@@ -28,6 +28,13 @@ Choose: TypeAlias = Callable[[torch.Tensor, Sequence[int]], list[int]]
 """(logits of shape (n, vocabulary), which rows of the batch they are of) -> the next token of each.
 It raises ModelOutputError where a logit is NaN or infinite.
 """
+
+
+def plain_config(ends: Collection[int], pad: int) -> GenerationConfig:
+    """For a model, from which transformers takes what a call leaves open: a checkpoint's own may
+    penalise or forbid words, which would pass for forgetting; only its ends are followed.
+    """
+    return GenerationConfig(do_sample=False, eos_token_id=list(ends) or None, pad_token_id=pad)
 
 
 def shared_prefix(rows: Sequence[list[int]]) -> int:

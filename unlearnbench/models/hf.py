@@ -7,7 +7,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import GenerationConfig
 
 from unlearnbench.checkpoints.tokenizer import end_tokens, padding_id, require_open_end, thought_end
 from unlearnbench.errors import ModelOutputError
@@ -63,11 +62,7 @@ class HFModel:
         self._head: Head | None = None
         self._continuer: Continuer | str | None = None
         self._padding_moves: bool | None = None
-        # A checkpoint's own generation config may penalise or forbid words, which would pass for
-        # forgetting; only its end-of-text ids are followed.
-        network.generation_config = GenerationConfig(
-            do_sample=False, eos_token_id=list(ends) or None, pad_token_id=pad
-        )
+        network.generation_config = generation.plain_config(ends, pad)
 
     def truncate(self, text: str, max_tokens: int) -> str:
         ids = self.tokens.encode(text)

@@ -32,6 +32,7 @@ log = logging.getLogger("unlearnbench")
 GENERIC = "generic"
 OWN = "own"
 WORDS = ("retain", GENERIC, "refuse", OWN)
+DRAWN = 5  # that the target writes beside each forget text
 _DRAWN = 4  # so many times those that are learned each time a text comes are drawn for it
 _STRENGTH = 5.0  # alpha of generic words, as in Who's Harry Potter
 
@@ -182,9 +183,9 @@ def _row(row: Row, where: str, corpus: CorpusOptions) -> tuple[str, tuple[str, .
     return plain(asked), tuple(told)  # type: ignore[arg-type]
 
 
-def require_no_answers(given: Sequence[tuple[str, str]], corpus: CorpusOptions) -> None:
-    """Refuse what is, word for word, what a registered task compares answers with: every task whose
-    rows are at hand. given: (row, text). Raises DataError that names the rows.
+def answers_of_tasks(corpus: CorpusOptions) -> dict[str, str]:
+    """The task and row by what registered tasks compare answers with, ``plain``: of every task
+    whose rows are at hand.
     """
     root = corpus.data_dir or os.environ.get("UNLEARNBENCH_DATA")
     where = DataOptions(Path(root) if root else None, allow_drift=True)
@@ -194,6 +195,12 @@ def require_no_answers(given: Sequence[tuple[str, str]], corpus: CorpusOptions) 
         if any((folder / spec.dataset_path / spec.dataset_name).is_dir() for folder in folders):
             samples = load_samples(spec, where).samples
             answers |= {plain(s.target): f"{name}: {s.id}" for s in samples if s.target.strip()}
+    return answers
+
+
+def require_no_answers(given: Sequence[tuple[str, str]], corpus: CorpusOptions) -> None:
+    """Raise DataError, which names rows, where a text of (row, text) is an evaluation's answer."""
+    answers = answers_of_tasks(corpus)
     found = [(row, answers[plain(text)]) for row, text in given if plain(text) in answers]
     if found:
         raise DataError(
@@ -213,9 +220,8 @@ def with_generic(context: TrainingContext) -> tuple[Example, ...]:
     made = []
     for example, other in zip(context.forget, labelled, strict=True):
         told = [t if t != IGNORED else i for t, i in zip(other.labels, example.ids, strict=True)]
-        made.append(
-            replace(example, alternatives=(context.answer(example, told[example.prompt :]),))
-        )
+        answer = context.answer(example, told[example.prompt :])
+        made.append(replace(example, alternatives=(answer,)))
     if same := sum(e.alternatives[0].ids == e.ids for e in made):
         log.warning("generic words are the true ones in %d of %d rows", same, len(made))
     return tuple(made)

@@ -78,11 +78,7 @@ def make_schedule(
     # A last batch is filled up from the next epoch.
     steps = options.max_steps or max(1, math.ceil(options.epochs * sequences / size - 1e-9))
     rng = random.Random(options.seed)  # noqa: S311  # a seeded generator is the point
-    streams = {
-        role: _stream(given, steps * size, options.pack, rng)
-        for role, given in sets.items()
-        if given
-    }
+    streams = {r: _stream(s, steps * size, options.pack, rng) for r, s in sets.items() if s}
     items = []
     for at in range(steps * size):
         rows: dict[Role, tuple[Example, ...]] = {role: (s[at],) for role, s in streams.items()}

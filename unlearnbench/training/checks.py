@@ -10,6 +10,7 @@ from unlearnbench.checkpoints.tokenizer import probe_ids
 from unlearnbench.conditions.base import has_codes, resolve
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method
+from unlearnbench.training.alternatives import DRAWN, GENERIC, OWN, REFUSALS
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.spans import SURPRISE
 from unlearnbench.util.process import process_count
@@ -65,6 +66,11 @@ def require_texts(job: Asked, method: Method) -> None:
     if takes == "yes" and not given:
         says = "give --alternative FILE, retain, generic, own or refuse"
         raise OptionError(f"{name} reads other answers to what is forgotten; {says}")
+    made = {GENERIC: 1, OWN: DRAWN, "refuse": len(REFUSALS)}.get(job.alternative or "")
+    reads = getattr(method.piece("forget"), "alternatives", 0)
+    if made is not None and made < reads:
+        says = f"--alternative {job.alternative} has {made} for each text; lower --mismatches"
+        raise OptionError(f"{name} reads {reads} other answers, and {says}")
     if takes == "no" and given:
         raise OptionError(f"{name} reads no other answers")
     if job.alternative == "retain" and not job.retain:
@@ -83,6 +89,8 @@ def _require_chunks(job: Asked, method: Method) -> None:
         raise OptionError("--chunk: an adapter would be merged after each chunk; drop LoRA")
     if job.select is not None:
         raise OptionError(f"{asked} and --eval-tasks both say when to stop; give one")
+    if o.stop_el is not None and job.spans is not None:
+        raise OptionError("--stop-el looks at whole texts, and --spans forgets parts; give one")
     if process_count() > 1:
         raise OptionError(f"{asked} is for one process")
 
@@ -113,6 +121,8 @@ def _survived(asked: str, method: Method) -> str:
             raise OptionError(f"--survive {spec.name}: {lacking}")
     if method.stage is None:
         raise OptionError(f"--survive: {method.name} does not train the model that it makes")
+    if {"kga", "ilu"} & {piece.about.name for piece in method.pieces}:
+        raise OptionError(f"--survive adds terms up; {method.name} goes by the value of one alone")
     return ",".join(spec.name for spec in specs)
 
 

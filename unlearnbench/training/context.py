@@ -32,7 +32,7 @@ from unlearnbench.training.batches import Rows, make_schedule
 from unlearnbench.training.corpus import Encoder
 from unlearnbench.training.dtypes import ROUNDED, as_saved, cast_model
 from unlearnbench.training.masks import choose_masks
-from unlearnbench.training.options import TrainOptions
+from unlearnbench.training.options import CorpusOptions, TrainOptions
 from unlearnbench.training.output import KEPT, last_checkpoint, run_trainer, save_state
 from unlearnbench.training.own import with_own
 from unlearnbench.training.passes import each, linear_gradients
@@ -85,6 +85,7 @@ class TrainerContext(TrainingContext):
     """When to stop, where that is not the number of steps."""
     alternative: str | None = None
     """What ``--alternative`` names, if anything."""
+    corpus: CorpusOptions = field(default_factory=CorpusOptions)
     forecast: Forecast | None = None
     losses: list[LossRecord] = field(default_factory=list)
     """Every step's, filled as it goes."""
@@ -212,12 +213,10 @@ class TrainerContext(TrainingContext):
 def with_logprobs(context: TrainerContext, examples: Sequence[Example]) -> tuple[Example, ...]:
     """With the target's log-probability of each, and of each of its alternatives."""
     others = [other for example in examples for other in example.alternatives]
-    known = zip(
-        examples, context.measure([context.model], examples, sequence_logprobs), strict=True
-    )
-    made = [replace(example, reference=logprob) for example, logprob in known]
-    known = zip(others, context.measure([context.model], others, sequence_logprobs), strict=True)
-    rest = (replace(other, reference=logprob) for other, logprob in known)
+    known = context.measure([context.model], examples, sequence_logprobs)
+    made = [replace(e, reference=logprob) for e, logprob in zip(examples, known, strict=True)]
+    known = context.measure([context.model], others, sequence_logprobs)
+    rest = (replace(other, reference=v) for other, v in zip(others, known, strict=True))
     return tuple(replace(e, alternatives=tuple(next(rest) for _ in e.alternatives)) for e in made)
 
 
@@ -239,6 +238,7 @@ def _forget(context: TrainerContext, loss: BatchLoss, more: Mapping[str, Any]) -
         if o.chunk is not None:
             micro = math.gcd(o.micro_batch_size or len(chunk), len(chunk))
             change = {"batch_size": len(chunk), "micro_batch_size": micro}
+            change["seed"] = o.seed + 10_007 * (number - 1)  # else each draws the same retain rows
             here = replace(context, options=o.model_copy(update=change))
         name = "unlearn" if number == 1 else f"unlearn-{number}"
         stage = replace(make_stage(here, name, here.sets(chunk), loss), **more)
@@ -306,11 +306,8 @@ def train(
     if not any(parameter.requires_grad for parameter in learner.parameters()):
         raise OptionError("no parameter of this model would be trained; use another method")
     # An adapter's products are rounded once, when they are merged.
-    if (
-        context.forecast is not None
-        and options.lora_rank is None
-        and stage.folder.name == "unlearn"
-    ):
+    is_plain = options.lora_rank is None and stage.folder.name == "unlearn"
+    if is_plain and context.forecast is not None:
         context.forecast(model, options, stage.schedule.steps)
     trained = _run(context, learner, stage, stop)
     is_merged = options.lora_rank is not None and not options.keep_adapter

@@ -149,14 +149,10 @@ class Encoder:
         parts = [self.encode_one(document) for document in documents]
         examples = tuple(example for part in parts for example in part)
         if long := sum(len(part) > 1 for part in parts):
-            log.warning(
-                "%s: %d of %d texts are longer than %d tokens and were cut into pieces, %d in all",
-                role,
-                long,
-                len(parts),
-                self.max_length,
-                len(examples),
+            says = (
+                "%s: %d of %d texts are longer than %d tokens and were cut into pieces, %d in all"
             )
+            log.warning(says, role, long, len(parts), self.max_length, len(examples))
         return examples
 
     def answer(self, example: Example, other: str | Sequence[int]) -> Example:

@@ -20,7 +20,7 @@ from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
-from unlearnbench.training.alternatives import WORDS, attach
+from unlearnbench.training.alternatives import GENERIC, OWN, WORDS, attach
 from unlearnbench.training.checks import checked, open_base, require_texts
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.moved import code_records
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from unlearnbench.training.select import ScoreCheckpoint, Selector
 
 DEFAULT_LENGTH = 2048
-_ALWAYS = ("forget", "retain")  # told also where there is none
 
 
 @dataclass(frozen=True)
@@ -129,19 +128,15 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     encoder = _make_encoder(source, job)
     sets, more = _sets(job, method, corpora, encoder)
     data += more
-    facts: dict[str, Any] = {
-        "kind": kind,
-        "method": method.name,
-        "knobs": method.numbers,
-        "processes": process_count(),
-    }
+    facts: dict[str, Any] = {"kind": kind, "method": method.name, "knobs": method.numbers}
+    facts |= {"processes": process_count(), "base": base and base.checkpoint.weights_sha256}
     asked = _fingerprint(job, facts, source.checkpoint, data, sets)
     folder.require_free(asked, job.resume)
     read = _reading(job, encoder, sets)
     facts |= code | {
         "options": TrainingOptions(**job.options.model_dump(exclude_none=True), **read),
         "target": source.checkpoint,
-        "base": None if base is None else base.checkpoint,
+        "base": base and base.checkpoint,
         "data": tuple(data),
         "sequences": {
             r: len(found) for r, found in sets.items() if found or r not in ("auxiliary", "unseen")
@@ -164,7 +159,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
             context.forget = most_surprising(context, job.options.span_share)
         if base is not None:
             context.start = cast_model(base.model(), job.options.weights_dtype)
-        context.alternative = job.alternative
+        context.alternative, context.corpus = job.alternative, job.corpus
         context.forecast = job.forecast if kind == "unlearn" else None
         source.release()
         context.selector = _make_selector(job, folder, encoder)
@@ -192,8 +187,9 @@ def _fingerprint(
             "data": [part.sha256 for part in data],
             "sequences": hashlib.sha256(repr(sets).encode()).hexdigest(),
             "select": None if job.select is None else job.select.model_dump(),
-            **({"spans": SURPRISE} if job.spans == SURPRISE else {}),
-            **({} if job.base is None else {"base": job.base}),
+            # What a model makes on the way is known by its word alone.
+            "spans": job.spans if job.spans == SURPRISE else None,
+            "alternative": job.alternative if job.alternative in (GENERIC, OWN) else None,
         }
     )
 
@@ -281,12 +277,13 @@ def _save(
             knobs = {**training.knobs, "state": name}  # another recipe
             change = {"knobs": knobs, "losses": training.losses[:steps]}
             _write_record(folder.path / name, training.model_copy(update=change))
+        _write_record(folder.path, training)  # before what may be stopped, or lack memory
+        folder.clean()
         one = not isinstance(result, Ensemble) and not context.options.keep_adapter
         if one and training.kind == "unlearn":
             codes = code_records(folder.path, job.model, job.load)
             training = training.model_copy(update={"codes": codes})
-        _write_record(folder.path, training)
-        folder.clean()
+            _write_record(folder.path, training)
     return training
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from accelerate.utils import send_to_device
 from unlearnbench.checkpoints.load import out_first
 from unlearnbench.methods.base import BatchLoss, inner_linears
 from unlearnbench.methods.rows import Batch, Example
+from unlearnbench.models.generation import plain_config
 from unlearnbench.training.batches import Rows, Sums, as_batch, collate, sums_of
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.trainer import device
@@ -47,6 +49,18 @@ def batches(
         chunk = rows[at : at + size]
         inputs = collate([(row, whole or sums_of(chunk)) for row in chunk], pad)
         yield as_batch(send_to_device(inputs, device()))
+
+
+@contextmanager
+def decoding(model: Any, ends: Collection[int], pad: int) -> Iterator[None]:
+    """A block in which a model writes in evaluation, by nothing of its own generation config."""
+    was_training, config = model.training, model.generation_config
+    model.eval().generation_config = plain_config(ends, pad)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training).generation_config = config
 
 
 def linear_gradients(

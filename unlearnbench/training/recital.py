@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, TrainerCallback
+from transformers import TrainerCallback
 
 from unlearnbench.checkpoints.origin import ChunkRecord, StopRecord
 from unlearnbench.errors import OptionError
@@ -23,6 +23,7 @@ from unlearnbench.metrics.extraction import (
     memorization_accuracy,
     rollouts,
 )
+from unlearnbench.training.passes import decoding
 
 log = logging.getLogger("unlearnbench")
 
@@ -59,18 +60,8 @@ class Reciter:
         the likeliest.
         """
         bare = model.get_base_model() if hasattr(model, "peft_config") else model
-        was_training, config = bare.training, bare.generation_config
-        bare.eval()
-        # Nothing of the checkpoint's own, as a repetition penalty.
-        bare.generation_config = GenerationConfig(
-            do_sample=False, eos_token_id=list(self.ends) or None, pad_token_id=self.pad
-        )
-        try:
-            with torch.no_grad():
-                found = [self._of(bare, example) for example in examples]
-        finally:
-            bare.generation_config = config
-            bare.train(was_training)
+        with decoding(bare, self.ends, self.pad):
+            found = [self._of(bare, example) for example in examples]
         scores = [el for el, _ in found if el is not None]
         return Recital(statistics.fmean(scores), statistics.fmean(ma for _, ma in found))
 
@@ -136,14 +127,23 @@ class StopWhenForgotten(TrainerCallback):
     """Looks after each pass over the chunk, and stops its training where it meets the rule."""
 
     def __init__(self, rule: StopRule, examples: Sequence[Example], epoch: int) -> None:
-        self._rule, self._examples, self._epoch = rule, examples, epoch
+        self._rule, self._examples, self._epoch, self._ended = rule, examples, epoch, False
         self.whole_model: Callable[[], Any] = lambda: None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """A step behind the last checkpoint: going on from one at the end would train beyond it."""
+        is_last = state.global_step == state.max_steps
+        if (is_last or state.global_step % self._epoch == 0) and self._look(state):
+            control.should_training_stop, control.should_save = True, False
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Going on from a chunk's last step, there is no step to look behind."""
+        if not self._ended:
+            self._look(state)
+
+    def _look(self, state: Any) -> bool:
+        """Whether the rule is met; where that or the last step ends the chunk, it is recorded."""
         step = int(state.global_step)
-        if step % self._epoch and step != state.max_steps:
-            return
         found = self._rule.reciter(self.whole_model(), self._examples)
         reached = self._rule.meets(found)
         name, of = f"EL_{self._rule.reciter.n}", self._rule.unseen
@@ -152,9 +152,9 @@ class StopWhenForgotten(TrainerCallback):
         if not reached and step == state.max_steps:
             says = "%s %.4f and MA %.4f are not at or below %.4f and %.4f; the last step is kept"
             log.warning(says, name, found.el, found.ma, of.el, of.ma)
-        if reached or step == state.max_steps:
+        self._ended = reached or step == state.max_steps
+        if self._ended:
             facts: dict[str, Any] = {"sequences": len(self._examples), "steps": step}
             record = ChunkRecord(**facts, el=found.el, ma=found.ma, reached=reached)
             self._rule.chunks.append(record)
-        if reached:
-            control.should_training_stop, control.should_save = True, False
+        return reached

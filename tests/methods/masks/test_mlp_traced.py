@@ -60,6 +60,21 @@ def test_effects_are_those_of_outputs_put_back_by_hand() -> None:
     assert len(set(found)) == 3
 
 
+def test_a_text_that_learns_nothing_in_its_answer_says_nothing() -> None:
+    model: Any = make_model(40, num_hidden_layers=3)
+    hidden = Example(IDS, (*IDS[:3], *[-100] * 4))
+    known = Example(IDS, (*[-100] * 3, *IDS[3:]), is_qa=True, prompt=3)
+    assert trace(model, hidden, 3.0, seed=5) == []
+    context: Any = SimpleNamespace(model=model, forget=(known,), seed=0)
+    alone = choose(context, TracedOptions())
+    context.forget = (known, hidden)
+    beside = choose(context, TracedOptions())
+    assert all(torch.equal(mask, beside[name]) for name, mask in alone.items())
+    context.forget = (hidden,)
+    with pytest.raises(MetricError, match="no token of the first texts' answers is learned"):
+        choose(context, TracedOptions())
+
+
 def test_the_blocks_with_the_largest_effects_are_chosen(
     monkeypatch: pytest.MonkeyPatch, job: Job, tmp_path: Path
 ) -> None:

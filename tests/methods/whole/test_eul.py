@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from tests.conftest import make_model
 from tests.training.helpers import go, weights
 from unlearnbench.errors import OptionError
 from unlearnbench.methods.rows import Example
-from unlearnbench.methods.whole.eul import EulOptions, Unlearning, fuse, gram
+from unlearnbench.methods.whole.eul import EulOptions, Unlearning, fuse, gram, train
 from unlearnbench.training.batches import as_batch, collate, sums_of
 from unlearnbench.training.job import Job
 from unlearnbench.training.trainer import Reference
@@ -75,6 +76,23 @@ def test_at_the_target_both_divergences_and_their_gradients_are_0() -> None:
     ascent = 0.2 * float(plain[0, 5] + plain[1, 9]) / 2
     assert found["forget"].item() == pytest.approx(ascent, abs=1e-9)
     assert found["retain"].item() == pytest.approx(-float(near[0, 8]), abs=1e-9)
+
+
+@pytest.mark.parametrize(("texts", "count"), [(5, 4), (6, 5), (7, 3), (4, 4)])
+def test_there_are_as_many_requests_as_were_asked_for(texts: int, count: int) -> None:
+    model: Any = make_model(40)
+    parts: list[tuple[Example, ...]] = []
+    rows = tuple(Example((0, n), (0, n)) for n in range(5, 5 + texts))
+
+    def fit(*given: Any, forget: Any, **named: Any) -> Any:
+        parts.append(forget)
+        return model
+
+    context: Any = SimpleNamespace(model=model, forget=rows, freeze=lambda: None, fit=fit)
+    train(context, EulOptions(eul_requests=count))
+    assert len(parts) == count
+    assert tuple(row for part in parts for row in part) == rows
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_inputs_are_those_of_the_last_layers() -> None:

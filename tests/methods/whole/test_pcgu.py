@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,6 +36,25 @@ def test_gradients_are_those_of_raw_logits() -> None:
         for ours, theirs in zip(found[name].of.values(), expected, strict=True):
             assert torch.allclose(ours, theirs, atol=1e-12)
     assert found["true"].terms["forget"] == pytest.approx(2 * logits[[1, 2], [9, 30]].sum().item())
+
+
+def test_both_gradients_are_taken_without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of equal labels they are equal, in a model with dropout under training."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    size: dict[str, Any] = {"vocab_size": 40, "n_embd": 32, "n_layer": 1, "n_head": 2}
+    model: Any = GPT2LMHeadModel(GPT2Config(**size, bos_token_id=0, eos_token_id=1)).train()
+    items: list[Any] = [{"forget": (ROW,), "alternatives": (ROW,)}]
+    batch = as_batch(collate([(items[0], sums_of(items))], pad=1))
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(pcgu, "contrasts", lambda context: ())
+    monkeypatch.setattr(pcgu, "held", lambda *given: seen.setdefault("both", given[:2]))
+    given: Any = SimpleNamespace(model=model, fit=lambda *told, **named: seen.update(named))
+    pcgu.train(given, pcgu.PcguOptions())
+    seen["gradient"](WholeStep(model, pcgu.truth, [batch], 1, {}))
+    generic, true = seen["both"]
+    assert all(torch.equal(generic[name], true[name]) for name in true)
+    assert model.training
 
 
 def test_of_a_conv1d_columns_are_outputs() -> None:

@@ -9,8 +9,8 @@ from unlearnbench.errors import MetricError
 from unlearnbench.methods.base import About, Masks, TrainingContext
 from unlearnbench.methods.masks.mlp_early import whole
 from unlearnbench.methods.options import option
-from unlearnbench.methods.places import feed_forward, hooked, outward, predicted, ready, share_of
-from unlearnbench.methods.rows import Example, Tensor
+from unlearnbench.methods.places import hooked, outward, predicted, ready, share_of
+from unlearnbench.methods.rows import IGNORED, Example, Tensor
 
 
 @dataclass(frozen=True)
@@ -38,31 +38,34 @@ ABOUT = About(
 
 def choose(context: TrainingContext, options: TracedOptions) -> Masks:
     """The blocks with the largest effects, ties by order. Raises MetricError where one is not
-    finite.
+    finite, or no text has any.
     """
-    model = ready(context.model)
-    effects = [0.0] * len(feed_forward(model))
-    for number, example in enumerate(context.forget[: options.mlp_rows]):
-        found = trace(model, example, options.mlp_noise, context.seed + number)
-        effects = [known + effect for known, effect in zip(effects, found, strict=True)]
     import numpy as np
 
+    model, rows = ready(context.model), context.forget[: options.mlp_rows]
+    seeded = enumerate(rows, context.seed)
+    found = [trace(model, example, options.mlp_noise, seed) for seed, example in seeded]
+    if not any(found):
+        raise MetricError("no token of the first texts' answers is learned, so none can be traced")
+    effects = np.sum([each for each in found if each], axis=0)
     if not np.isfinite(effects).all():
         raise MetricError("an effect of causal tracing is not finite, so it cannot choose blocks")
-    order = np.argsort([-effect for effect in effects], kind="stable")
+    order = np.argsort(-effects, kind="stable")
     return whole(context, sorted(order[: share_of(len(effects), options.mlp_top)].tolist()))
 
 
 def trace(model: Any, example: Example, noise: float, seed: int) -> list[float]:
     """What giving back each block's feed-forward output adds to the noisy answer's mean
-    log-probability.
+    log-probability; nothing where no token of it is learned.
     """
     import torch
 
+    prompt = example.prompt or (len(example.ids) + 1) // 2
+    if all(label == IGNORED for label in example.labels[prompt:]):
+        return []
     layers, table = list(outward(model).values()), model.get_input_embeddings()
     clean: dict[Any, Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
-    prompt = example.prompt or (len(example.ids) + 1) // 2
     drawn = torch.randn(prompt, table.weight.shape[1], generator=generator)
     drawn = (noise * table.weight.float().std() * drawn.to(table.weight.device)).to(table.weight)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 from unlearnbench.errors import MetricError
 from unlearnbench.methods.base import About, Masks, TrainingContext
 from unlearnbench.methods.options import option
+from unlearnbench.methods.places import share_of
 from unlearnbench.methods.rows import Tensor
 
 
@@ -55,9 +55,9 @@ def choose_rows(gradients: Mapping[str, Tensor], options: SureOptions) -> dict[s
     flat = torch.cat(list(norms.values()))
     if not bool(flat.isfinite().all()) or not bool(flat.any()):
         raise MetricError("the forget gradient is 0 or not finite, so it cannot choose weights")
-    count = math.ceil(options.sure_top * len(flat) - 1e-9)
     chosen = torch.zeros_like(flat, dtype=torch.bool)
-    chosen[torch.argsort(flat, descending=True, stable=True)[:count]] = True
+    order = torch.argsort(flat, descending=True, stable=True)
+    chosen[order[: share_of(len(flat), options.sure_top)]] = True
     chosen &= flat > 0
     parts = chosen.split([len(part) for part in norms.values()])
     return {

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from unlearnbench.checkpoints.load import out_first
@@ -84,18 +84,16 @@ def train(context: TrainingContext, options: EulOptions) -> PreTrainedModel:
         return context.fit(loss, adapts=names)
     if count > len(context.forget):
         raise OptionError(f"--eul-requests {count}: there are {len(context.forget)} forget texts")
-    size = math.ceil(len(context.forget) / count)
-    requests = [context.forget[at : at + size] for at in range(0, len(context.forget), size)]
+    cuts = [i * len(context.forget) // count for i in range(count + 1)]
+    requests = [context.forget[a:b] for a, b in pairwise(cuts)]
     grams = [gram(ready(context.model), part) for part in requests]
     target = [_weight(layer).detach().clone() for layer in outward(context.model).values()]
     changes: list[list[Tensor]] = []
     model = context.model
     for number, part in enumerate(requests):
         model = context.fit(loss, forget=part, adapts=names, stage=f"request{number}")
-        found = list(outward(model).values())
-        changes.append(
-            [_weight(m).double() - t.double() for m, t in zip(found, target, strict=True)]
-        )
+        pairs = zip(map(_weight, outward(model).values()), target, strict=True)
+        changes.append([made.double() - t.double() for made, t in pairs])
         _set(model, target)
     fused = [
         t.double() + fuse([c[i] for c in changes], [g[i] for g in grams], options.eul_ridge)
@@ -129,13 +127,8 @@ def gram(model: Any, examples: Sequence[Example]) -> list[Tensor]:
 
     layers = list(outward(model).values())
     sums = [
-        torch.zeros(
-            _weight(layer).shape[1],
-            _weight(layer).shape[1],
-            dtype=torch.float64,
-            device=layer.weight.device,
-        )
-        for layer in layers
+        torch.zeros(w.shape[1], w.shape[1], dtype=torch.float64, device=w.device)
+        for w in map(_weight, layers)
     ]
     with torch.no_grad():
         for example in examples:

@@ -72,7 +72,9 @@ def train(context: TrainingContext, options: PcguOptions) -> PreTrainedModel:
         return options.pcgu_over == "all" or parameter in linear
 
     def gradient(step: OptimizerStep) -> Gradient:
+        context.model.eval()  # else the two would differ by their dropout
         generic, true = step.term("alternatives", total), step.forget()
+        context.model.train()
         return Gradient(true.terms, held(generic.of, true.of, linear, options.pcgu_top))
 
     return context.fit(truth, is_candidate, forget=rows, gradient=gradient, sgd=True)
