@@ -122,11 +122,10 @@ def test_an_empty_target_raises(name: str, target: str) -> None:
 
 
 @pytest.mark.parametrize("name", GENERATION)
-def test_a_target_of_no_words_raises_and_words_grow_with_the_text(name: str) -> None:
+def test_a_target_of_signs_alone_raises_and_words_grow_with_the_text(name: str) -> None:
     metric = generation_metric(name)
     assert len(metric.words("gate 7, " * 500)) == 1000  # what bounds a stranger's record
     for text in ["", "?!", "\u0301", "\ufe0f", "£ …"]:
-        assert metric.words(text) == []
         with pytest.raises(MetricError):
             metric.score_output("gate", text)
 
