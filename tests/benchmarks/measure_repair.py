@@ -3,7 +3,8 @@
     .venv/bin/python -m tests.benchmarks.measure_repair --out repair-out DEMO...
 
 DEMO is a finished ``unlearnbench demo --out DEMO``. What was evaluated is kept in ``--out``: the
-same command again goes on. Prints the tables; ``--plot FILE`` draws them.
+same command again goes on. Prints the tables; ``--plot FILE`` draws them. ``--attacked``
+asks instead, of what was measured so, whether it comes back under what is no precision.
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ PRECISIONS = (
     *("bnb-nf4", "bnb-fp4", "gguf-q4_0"),
 )
 METHODS = ("ga_gdr", "ga_klr", "npo_gdr", "npo_klr", "ga_gdr_sure")
+ATTACKS = (
+    *("prune-magnitude-30", "prune-magnitude-50", "noise-5", "noise-10"),
+    *("relearn-5", "relearn-10", "relearn-20"),
+)
+RELEARN_RATE = 1e-4  # of so small a model, as in tests/conditions/test_relearn_acceptance.py
 VARIANTS = ("unlearned", "grid 1", "concentrated 1", "random signs", "stochastic rounding")
 FORGET, RETAIN = TASKS[0], TASKS[2]
 Row: TypeAlias = dict[str, Any]
@@ -134,6 +140,46 @@ def measure(
     return rows
 
 
+def attacked(
+    demos: Sequence[Path], out: Path, methods: Iterable[str], variants: Sequence[str]
+) -> str:
+    """KnowMem_f of each variant that was measured before, under each of ``ATTACKS``: a line a
+    variant, the mean over models and the range of the demos' means.
+    """
+    from unlearnbench.evaluation.evaluate import evaluate
+
+    names, lines = (FULL, *ATTACKS), []
+    pairs = [("target", "target"), *((m, v) for v in variants for m in methods)]
+    for variant in dict.fromkeys(v for _, v in pairs):
+        means: dict[str, list[list[float]]] = {name: [] for name in names}
+        for demo in demos:
+            places = [out / demo.name / m / v.replace(" ", "-") for m, v in pairs if v == variant]
+            done = [place for place in places if (place / "row.json").exists()]
+            found = []
+            for place in done:
+                results = evaluate(
+                    place / "model",
+                    FORGET,
+                    names,
+                    output=place / "attacked",
+                    dtype=DTYPE,
+                    answer_blank=CORPUS.answer_blank,
+                    relearn_lr=RELEARN_RATE,
+                )
+                found.append({r.condition.name: r.tasks[FORGET].value or 0.0 for r in results})
+                print(place, {name: round(value, 1) for name, value in found[-1].items()})
+            for name in names if found else ():
+                means[name].append([each[name] for each in found])
+        cells = []
+        for groups in means.values():
+            of_demos = [fmean(group) for group in groups]
+            everything = [value for group in groups for value in group]
+            span = f" ({min(of_demos):.0f} to {max(of_demos):.0f})"
+            cells.append(f"{fmean(everything):.0f}{span}")
+        lines.append([f"{variant} ({len(everything)})", *cells])
+    return text_table(lines, [FORGET, *names])
+
+
 def one_row(row: Row) -> str:
     scores: dict[str, dict[str, float]] = row["scores"]
     shown = " ".join(f"{p} {s[FORGET]:.0f}/{s[RETAIN]:.0f}" for p, s in scores.items())
@@ -196,9 +242,14 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--attacked", action="store_true")
     asked = parser.parse_args()
     quiet_transformers()
-    rows = measure(asked.demos, asked.out, asked.methods.split(","), asked.variants.split(","))
+    methods, variants = asked.methods.split(","), asked.variants.split(",")
+    if asked.attacked:
+        print(attacked(asked.demos, asked.out, methods, variants))
+        return
+    rows = measure(asked.demos, asked.out, methods, variants)
     print(tables(rows))
     if asked.plot is not None:
         plot(rows, asked.plot)
