@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from unlearnbench.boards.columns import is_short, shorten
 from unlearnbench.boards.entry import Board, BoardEntry, EntryRun, digest, is_as_written, read_entry
 from unlearnbench.boards.verify_anchors import SAME, Verdict, alike, verify_anchors
 from unlearnbench.errors import MetricError, OptionError, ResultError, UnlearnbenchError, one_line
@@ -17,6 +19,7 @@ from unlearnbench.results import (
     STORED,
     AnswerRecord,
     GenerationRecord,
+    LikelihoodRecord,
     SampleRecord,
     TaskResult,
 )
@@ -105,7 +108,7 @@ def _verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: 
         verdict.problems += [f"{where}: {what}" for what in _run_problems(board, part)]
         for name, version in board.rules.tasks.items():
             spec = registry.of_version(name, version)
-            problems = _task_problems(spec, version, part, texts)
+            problems = _task_problems(spec, version, part, texts, entry.is_compact)
             verdict.problems += [f"{where}: {name}: {what}" for what in problems]
     verdict.notes += _old_intervals(board, entry)
     if any(part.run.harness for part in entry.runs):
@@ -117,6 +120,11 @@ def _verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: 
         verdict.notes.append(
             "no texts: the scores of single answers, the records' hashes and the number of empty "
             "outputs could not be recomputed"
+        )
+    elif entry.is_compact and any(registry.tasks[n].needs_reference for n in board.rules.tasks):
+        verdict.notes.append(
+            "the records' hashes of membership attacks could not be recomputed: of each text there "
+            "is the score of the attack that decides"
         )
 
 
@@ -133,8 +141,7 @@ def _old_intervals(board: Board, entry: BoardEntry) -> Iterator[str]:
         where = "; ".join(f"{', '.join(names)} at {at}" for at, names in tasks.items())
         yield (
             f"{entry.name}.json holds intervals of the old kind, which are not checked: "
-            f"{one_line(where, 1000)}; run `unlearnbench leaderboard build --recompute` to "
-            "replace them"
+            f"{one_line(where, 1000)}; run `unlearnbench leaderboard rewrite` to replace them"
         )
 
 
@@ -160,7 +167,9 @@ def _run_problems(board: Board, part: EntryRun) -> Iterator[str]:
             yield f"{name}: {result.n} samples, at least {rules.min_samples} needed"
 
 
-def _task_problems(spec: TaskSpec, version: float, part: EntryRun, texts: bool) -> Iterator[str]:
+def _task_problems(
+    spec: TaskSpec, version: float, part: EntryRun, texts: bool, compact: bool
+) -> Iterator[str]:
     """What a task's result states and its samples, or the board's task, do not bear out. ``texts``:
     whether the entry has texts, and may.
     """
@@ -171,21 +180,26 @@ def _task_problems(spec: TaskSpec, version: float, part: EntryRun, texts: bool) 
     if result.version != version:
         yield f"version {result.version:g}, the board has {version:g}"
     yield from _definition_problems(spec, result)
-    wrong = list(_sample_problems(spec, records, result.n, part.run.settings.limit))
+    wrong = list(_sample_problems(spec, part, compact))
     yield from wrong
     if wrong:
         return
     if result.unchanged and not leaves(part.run.condition.name, spec):
         yield "marked unchanged, and its condition does not leave it as it is"
     if texts or spec.record_type is AnswerRecord:  # whose facts are numbers
-        yield from _score_problems(spec, records)
-    if texts and hashlib.sha256(encode_records(records)).hexdigest() != result.records_sha256:
+        problems, rescored = _rescored(spec, records, compact)
+        records = tuple(rescored)
+        yield from problems
+    hashed = texts and not (compact and spec.record_type is LikelihoodRecord)
+    if hashed and hashlib.sha256(encode_records(records)).hexdigest() != result.records_sha256:
         yield "the samples are not those of records_sha256"
     try:
         fresh = task_result(spec, records, result.records_sha256, part.run.settings.seed)
     except UnlearnbenchError as error:
         yield one_line(error)
         return
+    if compact:  # what is held by the records' hash alone is not stated
+        fresh = fresh.model_copy(update={"scores": {}, "attacks": None})
     # Figures that are not what the records give. Intervals are too: the bootstrap is seeded.
     names = ["n", "scores", "auc", "auc_stderr", "auc_ci", "attack", "attacks", "leak"]
     names += ["empty_outputs"] if texts else []
@@ -221,50 +235,66 @@ def _definition_problems(spec: TaskSpec, result: TaskResult) -> Iterator[str]:
         yield "the splits read are not the task's"
 
 
-def _sample_problems(
-    spec: TaskSpec, records: Sequence[SampleRecord], n: int, limit: int | float | None
-) -> Iterator[str]:
-    """What keeps ``records`` from being those of a run of ``spec``. Such must not be computed
+def _sample_problems(spec: TaskSpec, part: EntryRun, compact: bool) -> Iterator[str]:
+    """What keeps a task's records from being those of a run of ``spec``. Such must not be computed
     with: their number and their fields have no bound.
     """
+    records, n = part.samples[spec.task], part.run.tasks[spec.task].n
     splits = spec.asked_splits
     for split in splits:
-        if n != limited_count(spec.splits[split].rows, limit):
+        if n != limited_count(spec.splits[split].rows, part.run.settings.limit):
             yield f"{n} samples of {split}, the run's settings give another number"
             return
     if [record.id for record in records] != [f"{s}/{i}" for s in splits for i in range(n)]:
         yield f"the samples are not the first {n} of {', '.join(splits)} in order"
     if any(record.task != spec.task or type(record) is not spec.record_type for record in records):
         yield "a sample is another task's, or of another kind"
-    names = spec.figures()
+    names, optional = spec.figures(), spec.optional_figures
+    if compact:
+        names = {spec.headline} if spec.record_type is LikelihoodRecord else set()
+        optional = frozenset()
     # --ppl-lower adds one to all of a run's texts.
     figures = {frozenset(record.scores) for record in records}
-    if len(figures) != 1 or figures.pop() - spec.optional_figures != names:
-        yield f"the samples' figures are not {', '.join(sorted(names))}"
+    if len(figures) != 1 or figures.pop() - optional != names:
+        yield f"the samples' figures are not {', '.join(sorted(names)) or 'left out'}"
 
 
-def _score_problems(spec: TaskSpec, records: Sequence[SampleRecord]) -> Iterator[str]:
-    """Answers whose stated scores are not what their texts give, or their facts."""
+def _rescored(
+    spec: TaskSpec, records: Sequence[SampleRecord], compact: bool
+) -> tuple[list[str], Sequence[SampleRecord]]:
+    """Answers whose stated scores are not what their texts give, or their facts; and the records,
+    compact ones with every figure that these give.
+    """
     what = "facts" if spec.record_type is AnswerRecord else "texts"
+    problems, whole = list[str](), list[SampleRecord]()
     for record in records:
         where = one_line(record.id, 60)
         try:
             figures = spec.rescore(record)
         except MetricError as error:
-            yield f"{where}: {one_line(error)}"
-            continue
+            problems.append(f"{where}: {one_line(error)}")
+            figures = {}
+        left_out = {n: ours for n, (stated, ours) in figures.items() if stated == math.inf}
+        if not compact:
+            left_out = {}
         for name, (stated, ours) in figures.items():
-            if abs(stated - ours) > SAME:
-                yield f"{where}: {name} is {stated}, its {what} give {ours}"
+            if name not in left_out and abs(stated - ours) > SAME:
+                problems.append(f"{where}: {name} is {stated}, its {what} give {ours}")
+        if compact and spec.headline in figures:
+            update = {"score": figures[spec.headline][1], "scores": left_out}
+            record = record.model_copy(update=update)
+        whole.append(record)
+    return problems, whole if compact else records
 
 
 def _digest_problems(entry: BoardEntry, spec: TaskSpec) -> Iterator[str]:
     """Texts in place of hashes, and what hashes still show of a task's scores, at all precisions:
     an answer that is the reference, an empty one, and two answers that are one.
     """
+    is_hash = is_short if entry.is_compact else _DIGEST.fullmatch
     for part in entry.runs:
         for record in part.samples.get(spec.task, ()):
-            if record.with_texts(lambda t: t if _DIGEST.fullmatch(t) else f"{t}?") != record:
+            if record.with_texts(lambda t: t if is_hash(t) else f"{t}?") != record:
                 where = f"{part.run.condition.name}: {spec.task}: {one_line(record.id, 60)}"
                 yield f"{where}: a text stands where its hash should"
     if spec.record_type is not GenerationRecord:
@@ -272,6 +302,8 @@ def _digest_problems(entry: BoardEntry, spec: TaskSpec) -> Iterator[str]:
     metric = generation_metric(spec.metric)
     right = metric.score_output("a", "a")[metric.HEADLINE]
     nothing, empty = metric.score_output("", "a")[metric.HEADLINE], digest("", entry.board)
+    if entry.is_compact:
+        empty = shorten(empty)
     known: dict[tuple[str, str], tuple[float, dict[str, float]]] = {}
     for part in entry.runs:
         for record in part.samples.get(spec.task, ()):

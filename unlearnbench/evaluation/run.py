@@ -45,6 +45,7 @@ from unlearnbench.runs.folder import RunFolder, encode_records, run_path
 from unlearnbench.tasks.rows import TaskSamples
 from unlearnbench.tasks.spec import Sample, TaskReference
 from unlearnbench.util.files import content_sha256, lock_folder
+from unlearnbench.util.process import Progress
 
 log = logging.getLogger("unlearnbench")
 R = TypeVar("R", TaskResult, HarnessResult)
@@ -302,18 +303,11 @@ def _as_now(
 def _answer(
     task: TaskSamples, model: Model, settings: Settings, journal: Journal, progress: bool
 ) -> list[SampleRecord]:
-    from tqdm import tqdm
-
     if task.asking is not None:
         task.asking.search(model, journal.state(), journal.keep_state)
-    with tqdm(
-        initial=len(journal.found),
-        total=len(request_ids(task, settings)[0]),
-        desc=f"{task.spec.task} [{model.condition.name}]",
-        unit="sample",
-        disable=not progress,
-    ) as bar:
-        journal.tick = bar.update
+    stage, total = f"{task.spec.task} [{model.condition.name}]", len(request_ids(task, settings)[0])
+    with Progress(stage, total, "sample", progress, len(journal.found)) as shown:
+        journal.tick = shown.update
         return make_records(task, model, settings, journal)
 
 
