@@ -7,7 +7,7 @@ SET_UP := $(VENV)/.set-up
 # Files that each fuzzer of `make fuzz` tries: ten minutes on 2 cores.
 FUZZ_EXAMPLES ?= 4000
 
-.PHONY: help setup docs demo picture dist example test test-slow test-ci test-long fuzz structure audit check format vllm-env bench precisions why why-page training leaderboards schema field clean
+.PHONY: help setup docs demo picture dist example test test-slow test-ci test-long fuzz structure audit check format vllm-env bench precisions screenshots why why-page training leaderboards schema field clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /: /'
@@ -83,6 +83,9 @@ bench: $(SET_UP) ## measure speed and memory against other evaluators, some thre
 
 picture: $(SET_UP) ## README's picture, from a finished demo
 	$(BIN)/python -m tests.benchmarks.readme_picture demo-out
+
+screenshots: $(SET_UP) ## the docs' pictures of the boards, from a finished demo; needs chromium
+	$(BIN)/python -m tests.benchmarks.screenshots demo-out
 
 why: $(SET_UP) ## the experiment of docs/why.md, hours on 2 cores; goes on where it was interrupted
 	$(BIN)/python -W ignore -m tests.benchmarks.measure_why --out why-out
