@@ -18,7 +18,7 @@ from tests.toy_runs import few_draws
 from unlearnbench import ScriptedModel, evaluate
 from unlearnbench.errors import MetricError
 from unlearnbench.metrics.intervals import Values, draw
-from unlearnbench.recovery.utility import Part, share_of
+from unlearnbench.recovery.utility import KeptFigure, share_of
 
 RNG = np.random.default_rng(5)
 SIZES = (30, 30, 20, 12)
@@ -30,10 +30,10 @@ def _few_draws() -> Iterator[None]:
         yield
 
 
-def parts(models: list[list[np.ndarray]], targets: list[np.ndarray]) -> list[Part]:
+def parts(models: list[list[np.ndarray]], targets: list[np.ndarray]) -> list[KeptFigure]:
     scale = (0.0, 100.0)
     return [
-        Part(
+        KeptFigure(
             f"t{i}",
             [Values(model[i], scale) for model in models],
             Values(targets[i], scale),
@@ -81,7 +81,7 @@ def test_a_lost_ability_is_not_made_good_by_others() -> None:
 
 def test_the_target_has_all_that_it_has() -> None:
     (part, *others) = parts([scores(0.5)], scores(0.8))
-    same = [Part(p.task, [p.target], p.target, p.draws) for p in (part, *others)]
+    same = [KeptFigure(p.task, [p.target], p.target, p.draws) for p in (part, *others)]
     assert share_of(same).ci == (1.0, 1.0)
 
 

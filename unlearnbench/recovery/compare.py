@@ -12,7 +12,7 @@ from unlearnbench.metrics.intervals import CONFIDENCE, Estimate, Values, draw
 from unlearnbench.recovery import UTILITY_FLOOR
 from unlearnbench.recovery.controls import leaves_alone, needs_control, require_control
 from unlearnbench.recovery.statistics import Cell, Scale, generation_scores, leak_scores, measure
-from unlearnbench.recovery.utility import Part, Retained, retained_of, share_of
+from unlearnbench.recovery.utility import KeptFigure, Retained, retained_of, share_of
 from unlearnbench.recovery.verdicts import RecoveryRow, Want, mark_significant
 from unlearnbench.results import FULL, LikelihoodRecord
 from unlearnbench.runs.entries import (
@@ -149,7 +149,7 @@ class Comparison:
                 self.models(entry, precision, name, part),
                 draw(theirs.n, SEED, None, self.confidence),
             )
-            parts.append(Part(name, ours, theirs, draws))
+            parts.append(KeptFigure(name, ours, theirs, draws))
         return share_of(parts) if parts else None
 
     def retained(self, entry: Entry, task: str) -> Retained | None:

@@ -62,7 +62,7 @@ def retained_of(
 
 
 @dataclass(frozen=True)
-class Part:
+class KeptFigure:
     """One figure of one retain task."""
 
     task: str
@@ -72,7 +72,7 @@ class Part:
     draws: Draws
 
 
-def share_of(parts: Sequence[Part]) -> Estimate:
+def share_of(parts: Sequence[KeptFigure]) -> Estimate:
     """A model's harmonic mean over the target's, with its interval; the mean over trainings. Of one
     part it is the ratio of means.
 
