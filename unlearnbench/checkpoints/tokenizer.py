@@ -36,6 +36,10 @@ PROBE = (
 )
 """Where tokenizers' rules part: digits, line ends, contractions, runs of blanks, accents, Han."""
 
+REWARD = "<|quark_{}|>"
+"""Special tokens behind which Quark's models answer: they steer, and are neither written nor
+scored."""
+
 # Tokens without a row that a tokenizer may have: a library or a training adds some, no thousand.
 _MOST_ADDED = 100
 
@@ -249,6 +253,14 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tu
         )
     ids: list[Any] = [*listed, *named_ends(tokenizer.eos_token_id)]
     return tuple(dict.fromkeys(map(int, ids)))
+
+
+def reward_ids(tokenizer: Any, rows: int) -> tuple[int, ...]:
+    """The ids of ``REWARD`` tokens, below ``rows``."""
+    name = re.compile(re.escape(REWARD).replace(r"\{\}", r"\d+"))
+    added = getattr(tokenizer, "added_tokens_decoder", {}).items()
+    found = (n for n, token in added if token.special and name.fullmatch(token.content))
+    return tuple(sorted(n for n in found if n < rows))
 
 
 def require_open_end(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:

@@ -63,8 +63,8 @@ class About:
     from models that were trained."""
     rank: int = 0
     """Of a whole method that trains an adapter: its rank where --lora-rank gives none."""
-    trains: bool = True
-    """Of a whole method: whether it trains at all. Where not, --lora-rank is refused."""
+    no_adapter: str = ""
+    """Of a whole method that takes no --lora-rank: why, behind its name."""
     cost: str = ""
     """What it takes beside a forward and a backward pass over its rows, and what the other fields
     say already."""
@@ -225,6 +225,23 @@ class TrainingContext(Protocol):
 
     def others(self) -> tuple[Example, ...]:
         """The other answers to what is forgotten, where ``--alternative`` gives some."""
+
+    def write(
+        self,
+        prompts: Mapping[str, Sequence[int]],
+        most: int,
+        *,
+        temperature: float,
+        barred: Sequence[int],
+        stopped: Callable[[Sequence[int]], bool],
+    ) -> list[tuple[int, ...]]:
+        """What the model under training writes behind each prompt, drawn by seed and the prompt's
+        name: at most so many tokens, an end token among them, none that is ``barred``, and no more
+        once ``stopped``.
+        """
+
+    def retokenize(self, tokenizer: Any) -> None:
+        """Take another tokenizer, for the output too."""
 
     def keep(self, name: str, model: PreTrainedModel) -> None:
         """Save a state on the way as a checkpoint, in a folder of the output called ``name``."""

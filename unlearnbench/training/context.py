@@ -27,6 +27,7 @@ from unlearnbench.methods.base import (
     TrainingContext,
 )
 from unlearnbench.methods.rows import Example, Role, sequence_logprobs
+from unlearnbench.requests import Sampling
 from unlearnbench.training.alternatives import GENERIC, OWN, with_generic
 from unlearnbench.training.batches import Rows, make_schedule
 from unlearnbench.training.corpus import Encoder
@@ -38,6 +39,7 @@ from unlearnbench.training.own import with_own
 from unlearnbench.training.passes import each, linear_gradients
 from unlearnbench.training.recital import Reciter, StopRule, StopWhenForgotten
 from unlearnbench.training.rounded import PLAIN, survival
+from unlearnbench.training.sampled import Writer
 from unlearnbench.training.steps import Watch
 from unlearnbench.training.trainer import (
     Combined,
@@ -188,6 +190,26 @@ class TrainerContext(TrainingContext):
         make = MADE.get(self.alternative or "")
         examples = make(self) if make else self.forget
         return tuple(other for example in examples for other in example.alternatives)
+
+    def write(
+        self,
+        prompts: Mapping[str, Sequence[int]],
+        most: int,
+        *,
+        temperature: float,
+        barred: Sequence[int],
+        stopped: Callable[[Sequence[int]], bool],
+    ) -> list[tuple[int, ...]]:
+        sampling = Sampling(temperature, 0, self.options.seed)
+        ends = end_tokens(self.model, self.tokenizer)
+        write = Writer(sampling, most, ends, self.pad, tuple(barred), stopped)
+        return write(self.model, prompts)
+
+    def retokenize(self, tokenizer: Any) -> None:
+        table: Any = self.model.get_input_embeddings()
+        rows = int(table.weight.shape[0])
+        self.encoder = replace(self.encoder, tokenizer=tokenizer, rows=rows, copy=None)
+        self.tokenizer = tokenizer
 
     def keep(self, name: str, model: PreTrainedModel) -> None:
         self.kept[name] = len(self.losses)
