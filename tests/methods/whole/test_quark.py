@@ -190,13 +190,14 @@ def test_our_own_evaluation_neither_writes_nor_scores_it(trained: Any) -> None:
     assert scored.logprobs.tolist() == pytest.approx(expected, rel=1e-5, abs=1e-4)
     assert bool((logits.argmax(-1) == best).any()), "else it is not held back"
     chosen: list[int] = []
-    decode = model.tokens.tokenizer.decode
+    tokenizer: Any = model.tokens.tokenizer
+    decode = tokenizer.decode
 
     def watched(ids: list[int], **options: Any) -> Any:
         chosen.extend(ids)
         return decode(ids, **options)
 
-    model.tokens.tokenizer.decode = watched
+    tokenizer.decode = watched
     list(model.generate([Generate("a", text, 8), Generate("b", text[:20], 8)]))
     assert chosen
     assert not set(model.tokens.barred) & set(chosen)
