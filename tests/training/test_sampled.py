@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from unlearnbench.requests import Sampling
+from unlearnbench.methods.base import Drawing
 from unlearnbench.training import sampled
 from unlearnbench.training.sampled import Writer
 
@@ -21,10 +21,10 @@ def model(tiny: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).train()
 
 
-def writer(**changed: Any) -> Writer:
-    given: dict[str, Any] = {"sampling": Sampling(1.0, 0, 3), "most": 12, "ends": (1,), "pad": 0}
-    given |= {"barred": (), "stopped": lambda ids: False}
-    return Writer(**(given | changed))
+def writer(seed: int = 3, ends: tuple[int, ...] = (1,), **changed: Any) -> Writer:
+    given: dict[str, Any] = {"most": 12, "temperature": 1.0, "barred": ()}
+    given |= {"stopped": lambda ids: False}
+    return Writer(Drawing(**(given | changed)), seed, ends, 0)
 
 
 def test_a_batch_writes_what_each_prompt_alone_does_in_transformers_too(
@@ -36,7 +36,7 @@ def test_a_batch_writes_what_each_prompt_alone_does_in_transformers_too(
     assert len(set(found)) == 5
     alone = [writer()(model, {name: ids})[0] for name, ids in PROMPTS.items()]
     assert alone == found
-    assert writer(sampling=Sampling(1.0, 0, 4))(model, PROMPTS) != found
+    assert writer(seed=4)(model, PROMPTS) != found
     monkeypatch.setattr(sampled, "find_continuer", lambda *given: "it is a test")
     assert writer()(model, PROMPTS) == found
 
@@ -62,7 +62,7 @@ def test_an_end_is_kept_a_barred_token_never_comes_and_a_whole_answer_stops(
     end = plain[0][4]
     ended = writer(ends=(end,))(model, PROMPTS)
     assert ended[0] == plain[0][: plain[0].index(end) + 1]
-    barred = writer(barred=(end,), sampling=Sampling(5.0, 0, 3), most=40)(model, PROMPTS)
+    barred = writer(barred=(end,), temperature=5.0, most=40)(model, PROMPTS)
     assert all(end not in ids for ids in barred)
     short = writer(stopped=lambda ids: len(ids) == 3)(model, PROMPTS)
     assert short == [ids[:3] for ids in plain]

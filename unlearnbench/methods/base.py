@@ -147,6 +147,19 @@ class OptimizerStep(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How answers are drawn."""
+
+    most: int
+    """Tokens of an answer."""
+    temperature: float
+    barred: Sequence[int]
+    """Tokens that are never written."""
+    stopped: Callable[[Sequence[int]], bool]
+    """Whether an answer so far is whole."""
+
+
 class TrainingContext(Protocol):
     """What a method may ask of the training that calls it."""
 
@@ -226,18 +239,9 @@ class TrainingContext(Protocol):
     def others(self) -> tuple[Example, ...]:
         """The other answers to what is forgotten, where ``--alternative`` gives some."""
 
-    def write(
-        self,
-        prompts: Mapping[str, Sequence[int]],
-        most: int,
-        *,
-        temperature: float,
-        barred: Sequence[int],
-        stopped: Callable[[Sequence[int]], bool],
-    ) -> list[tuple[int, ...]]:
+    def write(self, prompts: Mapping[str, Sequence[int]], how: Drawing) -> list[tuple[int, ...]]:
         """What the model under training writes behind each prompt, drawn by seed and the prompt's
-        name: at most so many tokens, an end token among them, none that is ``barred``, and no more
-        once ``stopped``.
+        name; an end token is kept.
         """
 
     def retokenize(self, tokenizer: Any) -> None:

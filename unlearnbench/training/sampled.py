@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import LogitsProcessorList
 
+from unlearnbench.methods.base import Drawing
 from unlearnbench.models.batches import generation_budget
 from unlearnbench.models.generation import Chooser, Continuer, Ending
 from unlearnbench.models.packable import find_continuer
@@ -23,31 +24,26 @@ _ROWS = 64  # at most so many together
 class Writer:
     """How answers are drawn: each one's draws follow from the seed and its name alone."""
 
-    sampling: Sampling
-    most: int
-    """Tokens of an answer."""
+    how: Drawing
+    seed: int
     ends: tuple[int, ...]
     pad: int
-    barred: tuple[int, ...]
-    """Tokens that are never written."""
-    stopped: Callable[[Sequence[int]], bool]
-    """Whether an answer so far is whole."""
 
     def __call__(self, model: Any, prompts: Mapping[str, Sequence[int]]) -> list[tuple[int, ...]]:
         """New tokens of each prompt, its end token among them, in the order given."""
         if not prompts:
             return []
-        model = model.to(device())
+        model, sampling = model.to(device()), Sampling(self.how.temperature, 0, self.seed)
         names = sorted(prompts, key=lambda name: -len(prompts[name]))
         told: dict[str, list[int]] = {}
         with decoding(model, self.ends, self.pad):
             found = find_continuer(model, device(), list(prompts[names[0]]))
-            longest = len(prompts[names[0]]) + self.most
+            longest = len(prompts[names[0]]) + self.how.most
             budget = generation_budget(model, torch.device(device()).type)
             size = max(1, min(_ROWS, budget.most // longest))
             for at in range(0, len(names), size):
                 part = names[at : at + size]
-                chooser = Chooser(part, "training", self.sampling, self.barred)
+                chooser = Chooser(part, "training", sampling, self.how.barred)
                 rows = [list(prompts[name]) for name in part]
                 if isinstance(found, str):
                     new = self._alone(model, chooser, rows)
@@ -67,7 +63,7 @@ class Writer:
                 new[row].append(token)
             return chosen
 
-        ending = Ending(frozenset(self.ends), self.stopped, self.most)
+        ending = Ending(frozenset(self.ends), self.how.stopped, self.how.most)
         continuer.continue_rows(continuer.run_prefix(()), 0, rows, choose, ending)
         return new
 
@@ -83,7 +79,7 @@ class Writer:
             written = model.generate(
                 input_ids=given,
                 attention_mask=torch.ones_like(given),
-                max_new_tokens=self.most,
+                max_new_tokens=self.how.most,
                 logits_processor=LogitsProcessorList([processed]),
             )[0, len(row) :].tolist()
             new.append(self._whole(written))
@@ -92,6 +88,6 @@ class Writer:
     def _whole(self, written: list[int]) -> list[int]:
         """Up to where it would have ended."""
         for n in range(1, len(written) + 1):
-            if written[n - 1] in self.ends or self.stopped(written[:n]):
+            if written[n - 1] in self.ends or self.how.stopped(written[:n]):
                 return written[:n]
         return written

@@ -168,7 +168,7 @@ def test_a_reloaded_checkpoint_begins_with_its_token_and_never_writes_one(
     assert not {best, best + 1} & set(written.tolist())
 
 
-def test_our_own_evaluation_neither_writes_nor_scores_it(trained: Any) -> None:
+def test_our_own_evaluation_neither_writes_nor_scores_it(trained: Any, tiny: Path) -> None:
     from unlearnbench.checkpoints.checkpoint import open_checkpoint
     from unlearnbench.checkpoints.options import LoadOptions
     from unlearnbench.requests import Generate, Score
@@ -176,6 +176,11 @@ def test_our_own_evaluation_neither_writes_nor_scores_it(trained: Any) -> None:
     _, _, out = trained
     model = load_at(open_checkpoint(str(out), LoadOptions()), "none")
     best, *_ = model.tokens.barred
+    target = open_checkpoint(str(tiny), LoadOptions()).checkpoint
+    ours = model.checkpoint
+    assert ours.tokenizer_unsteered_sha256 == target.tokenizer_probe_sha256
+    assert ours.tokenizer_probe_sha256 != target.tokenizer_probe_sha256
+    assert target.tokenizer_unsteered_sha256 is None
     with torch.no_grad():
         head = model.network.get_output_embeddings().weight
         head[best] = 1e3 * head[: best - 1].sum(0).sign()

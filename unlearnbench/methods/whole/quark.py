@@ -12,7 +12,7 @@ from typing import Any
 
 from unlearnbench.checkpoints.steered import steered
 from unlearnbench.errors import TrainingError
-from unlearnbench.methods.base import About, FrozenModel, PreTrainedModel, TrainingContext
+from unlearnbench.methods.base import About, Drawing, FrozenModel, PreTrainedModel, TrainingContext
 from unlearnbench.methods.contrast import require_one_process
 from unlearnbench.methods.options import option
 from unlearnbench.methods.rewards import find_reward, quantiles, rewarded
@@ -154,19 +154,15 @@ def explore(
     path = context.home / f"answers{number}.json"
     if path.exists():
         return [Answer(at, tuple(ids), r) for at, ids, r in json.loads(path.read_bytes())]
-    reward, most = find_reward(options.quark_reward), options.quark_tokens
+    reward = find_reward(options.quark_reward)
     decode = context.tokenizer.decode
     told: dict[int, tuple[int, ...]] = {}
     for is_qa in (True, False):
         which = [at for at, prompt in enumerate(prompts) if prompt.is_qa == is_qa]
-        found = context.write(
-            {f"{number}/{at}": asked[at] for at in which},
-            most,
-            temperature=options.quark_temperature,
-            barred=barred,
-            # An answer is a line, as it is evaluated.
-            stopped=lambda ids: is_qa and "\n" in decode(ids).lstrip(),  # noqa: B023 - used here
-        )
+        # An answer is a line, as it is evaluated.
+        stopped = (lambda told: "\n" in decode(told).lstrip()) if is_qa else lambda told: False
+        how = Drawing(options.quark_tokens, options.quark_temperature, barred, stopped)
+        found = context.write({f"{number}/{at}": asked[at] for at in which}, how)
         told |= dict(zip(which, found, strict=True))
     made = []
     for at, prompt in enumerate(prompts):
