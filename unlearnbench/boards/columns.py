@@ -14,6 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from unlearnbench.errors import ResultError, one_line
+from unlearnbench.results import GenerationRecord, LikelihoodRecord, SampleRecord
+
 Content = dict[str, Any]
 
 MOST = 5_000_000
@@ -41,6 +44,21 @@ def shorten(text: str) -> str:
 def is_short(text: str) -> bool:
     """Whether it is what ``shorten`` makes of a hash."""
     return _SHORT.fullmatch(text) is not None
+
+
+def decisive(record: SampleRecord, attack: str | None, texts: bool) -> SampleRecord:
+    """A record with the score that decides alone, as an entry holds it. Raises ResultError where a
+    text has none of its task's attack.
+    """
+    if isinstance(record, LikelihoodRecord):
+        if attack not in record.scores:
+            raise ResultError(f"{one_line(record.id)} has no score of the attack {attack}")
+        return record.model_copy(update={"scores": {attack: record.scores[attack]}})
+    new: dict[str, object] = {"scores": {}}
+    if isinstance(record, GenerationRecord) and not texts:
+        new["n_tokens"] = None
+    short = record if texts else record.with_texts(shorten)
+    return short.model_copy(update=new)
 
 
 def packed(entry: Content) -> Content:

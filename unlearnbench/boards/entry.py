@@ -14,14 +14,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from unlearnbench.boards.columns import packed, shorten, unpacked
+from unlearnbench.boards.columns import decisive, packed, shorten, unpacked
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.results import (
     FULL,
     Checkpoint,
     Document,
-    GenerationRecord,
-    LikelihoodRecord,
     Role,
     RunResult,
     SampleRecord,
@@ -208,24 +206,12 @@ def compact(entry: BoardEntry) -> BoardEntry:
             for name, task in part.run.tasks.items()
         }
         samples = {
-            name: tuple(_decisive(record, tasks[name].attack, entry.texts) for record in records)
+            name: tuple(decisive(record, tasks[name].attack, entry.texts) for record in records)
             for name, records in part.samples.items()
         }
         run = part.run.model_copy(update={"tasks": tasks})
         parts.append(EntryRun(run=run, samples=samples))
     return entry.model_copy(update={"format_version": 3, "runs": tuple(parts)})
-
-
-def _decisive(record: SampleRecord, attack: str | None, texts: bool) -> SampleRecord:
-    if isinstance(record, LikelihoodRecord):
-        if attack not in record.scores:
-            raise ResultError(f"{one_line(record.id)} has no score of the attack {attack}")
-        return record.model_copy(update={"scores": {attack: record.scores[attack]}})
-    new: dict[str, object] = {"scores": {}}
-    if isinstance(record, GenerationRecord) and not texts:
-        new["n_tokens"] = None
-    short = record if texts else record.with_texts(shorten)
-    return short.model_copy(update=new)
 
 
 def _part(board: Board, run: LoadedRun, texts: bool) -> EntryRun:

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from unlearnbench.boards.columns import is_short, shorten
-from unlearnbench.boards.entry import Board, BoardEntry, EntryRun, digest, is_as_written, read_entry
-from unlearnbench.boards.verify_anchors import SAME, Verdict, alike, verify_anchors
-from unlearnbench.errors import MetricError, OptionError, ResultError, UnlearnbenchError, one_line
+from unlearnbench.boards.entry import Board, BoardEntry, EntryRun, is_as_written, read_entry
+from unlearnbench.boards.verify_anchors import Verdict, alike, verify_anchors
+from unlearnbench.boards.verify_samples import digest_problems, rescored, sample_problems
+from unlearnbench.errors import OptionError, ResultError, UnlearnbenchError, one_line
 from unlearnbench.recovery.controls import leaves, needs_control
 from unlearnbench.results import (
     FULL,
     ON_GRID,
     STORED,
     AnswerRecord,
-    GenerationRecord,
     LikelihoodRecord,
-    SampleRecord,
     TaskResult,
 )
 from unlearnbench.runs.entries import require_alike
 from unlearnbench.runs.fingerprint import ASKED
 from unlearnbench.runs.folder import encode_records
 from unlearnbench.tasks.registry import Registry
-from unlearnbench.tasks.rows import limited_count, task_result
-from unlearnbench.tasks.spec import TaskSpec, generation_metric
-
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+from unlearnbench.tasks.rows import task_result
+from unlearnbench.tasks.spec import TaskSpec
 
 
 def verify_board(board: Board) -> tuple[list[BoardEntry], list[Verdict]]:
@@ -116,7 +110,7 @@ def _verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: 
         verdict.notes.append(what)
     if not entry.texts:
         for name in board.rules.tasks:
-            verdict.problems += _digest_problems(entry, registry.tasks[name])
+            verdict.problems += digest_problems(entry, registry.tasks[name])
         verdict.notes.append(
             "no texts: the scores of single answers, the records' hashes and the number of empty "
             "outputs could not be recomputed"
@@ -180,15 +174,15 @@ def _task_problems(
     if result.version != version:
         yield f"version {result.version:g}, the board has {version:g}"
     yield from _definition_problems(spec, result)
-    wrong = list(_sample_problems(spec, part, compact))
+    wrong = list(sample_problems(spec, part, compact))
     yield from wrong
     if wrong:
         return
     if result.unchanged and not leaves(part.run.condition.name, spec):
         yield "marked unchanged, and its condition does not leave it as it is"
     if texts or spec.record_type is AnswerRecord:  # whose facts are numbers
-        problems, rescored = _rescored(spec, records, compact)
-        records = tuple(rescored)
+        problems, whole = rescored(spec, records, compact)
+        records = tuple(whole)
         yield from problems
     hashed = texts and not (compact and spec.record_type is LikelihoodRecord)
     if hashed and hashlib.sha256(encode_records(records)).hexdigest() != result.records_sha256:
@@ -233,88 +227,3 @@ def _definition_problems(spec: TaskSpec, result: TaskResult) -> Iterator[str]:
             yield f"split {one_line(part.split, 60)} was read with drift"
     if {part.split for part in result.data} != set(spec.used_splits):
         yield "the splits read are not the task's"
-
-
-def _sample_problems(spec: TaskSpec, part: EntryRun, compact: bool) -> Iterator[str]:
-    """What keeps a task's records from being those of a run of ``spec``. Such must not be computed
-    with: their number and their fields have no bound.
-    """
-    records, n = part.samples[spec.task], part.run.tasks[spec.task].n
-    splits = spec.asked_splits
-    for split in splits:
-        if n != limited_count(spec.splits[split].rows, part.run.settings.limit):
-            yield f"{n} samples of {split}, the run's settings give another number"
-            return
-    if [record.id for record in records] != [f"{s}/{i}" for s in splits for i in range(n)]:
-        yield f"the samples are not the first {n} of {', '.join(splits)} in order"
-    if any(record.task != spec.task or type(record) is not spec.record_type for record in records):
-        yield "a sample is another task's, or of another kind"
-    names, optional = spec.figures(), spec.optional_figures
-    if compact:
-        names = {spec.headline} if spec.record_type is LikelihoodRecord else set()
-        optional = frozenset()
-    # --ppl-lower adds one to all of a run's texts.
-    figures = {frozenset(record.scores) for record in records}
-    if len(figures) != 1 or figures.pop() - optional != names:
-        yield f"the samples' figures are not {', '.join(sorted(names)) or 'left out'}"
-
-
-def _rescored(
-    spec: TaskSpec, records: Sequence[SampleRecord], compact: bool
-) -> tuple[list[str], Sequence[SampleRecord]]:
-    """Answers whose stated scores are not what their texts give, or their facts; and the records,
-    compact ones with every figure that these give.
-    """
-    what = "facts" if spec.record_type is AnswerRecord else "texts"
-    problems, whole = list[str](), list[SampleRecord]()
-    for record in records:
-        where = one_line(record.id, 60)
-        try:
-            figures = spec.rescore(record)
-        except MetricError as error:
-            problems.append(f"{where}: {one_line(error)}")
-            figures = {}
-        left_out = {n: ours for n, (stated, ours) in figures.items() if stated == math.inf}
-        if not compact:
-            left_out = {}
-        for name, (stated, ours) in figures.items():
-            if name not in left_out and abs(stated - ours) > SAME:
-                problems.append(f"{where}: {name} is {stated}, its {what} give {ours}")
-        if compact and spec.headline in figures:
-            update = {"score": figures[spec.headline][1], "scores": left_out}
-            record = record.model_copy(update=update)
-        whole.append(record)
-    return problems, whole if compact else records
-
-
-def _digest_problems(entry: BoardEntry, spec: TaskSpec) -> Iterator[str]:
-    """Texts in place of hashes, and what hashes still show of a task's scores, at all precisions:
-    an answer that is the reference, an empty one, and two answers that are one.
-    """
-    is_hash = is_short if entry.is_compact else _DIGEST.fullmatch
-    for part in entry.runs:
-        for record in part.samples.get(spec.task, ()):
-            if record.with_texts(lambda t: t if is_hash(t) else f"{t}?") != record:
-                where = f"{part.run.condition.name}: {spec.task}: {one_line(record.id, 60)}"
-                yield f"{where}: a text stands where its hash should"
-    if spec.record_type is not GenerationRecord:
-        return
-    metric = generation_metric(spec.metric)
-    right = metric.score_output("a", "a")[metric.HEADLINE]
-    nothing, empty = metric.score_output("", "a")[metric.HEADLINE], digest("", entry.board)
-    if entry.is_compact:
-        empty = shorten(empty)
-    known: dict[tuple[str, str], tuple[float, dict[str, float]]] = {}
-    for part in entry.runs:
-        for record in part.samples.get(spec.task, ()):
-            if not isinstance(record, GenerationRecord):
-                continue
-            where = f"{part.run.condition.name}: {spec.task}: {one_line(record.id, 60)}"
-            pair = (record.output, record.target)
-            if record.output == record.target and record.score != right:
-                yield f"{where}: scored {record.score:g}, and its output is the reference"
-            if record.output == empty and record.score != nothing:
-                yield f"{where}: scored {record.score:g}, and its output is empty"
-            scores = (record.score, record.scores)
-            if known.setdefault(pair, scores) != scores:
-                yield f"{where}: the same answer is scored otherwise elsewhere"
