@@ -72,7 +72,9 @@ def problems(board: Path, name: str = "ga_gdr") -> list[str]:
 def read(path: Path) -> dict[str, Any]:
     """An entry's content, with records."""
     content = json.loads(path.read_text(encoding="ascii"))
-    return unpacked(content) if content["format_version"] == 3 else content
+    if content["format_version"] == 3:
+        content = json.loads(json.dumps(unpacked(content)))  # no part is shared by two runs
+    return content
 
 
 def write(board: Path, edit: Edit, name: str = "ga_gdr") -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unlearnbench.util import process
-from unlearnbench.util.process import Progress
+from unlearnbench.util.process import ProgressLine
 
 
 def test_threads_are_explained(
@@ -30,7 +30,7 @@ class Terminal(io.StringIO):
 
 def test_a_terminal_shows_one_line_that_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", screen := Terminal())
-    with Progress("task [none]", 4, "sample", done=1) as shown:
+    with ProgressLine("task [none]", 4, "sample", done=1) as shown:
         shown.update(1)
         shown.update(2, "(loss 0.5)")
     text = screen.getvalue()
@@ -45,7 +45,7 @@ def test_without_a_terminal_there_is_a_plain_line_every_half_minute(
     clock = iter(range(0, 1000, 20))
     monkeypatch.setattr("unlearnbench.util.process.time.monotonic", lambda: float(next(clock)))
     caplog.set_level(logging.INFO)
-    with Progress("train", 12, "step") as shown:  # at 0 s
+    with ProgressLine("train", 12, "step") as shown:  # at 0 s
         shown.goes_on(4)
         for step in range(4):  # at 20, 40, 60 and 80 s
             shown.update(1, f"(loss {step})")
@@ -63,6 +63,6 @@ def test_nothing_is_shown_where_nobody_asks(
     monkeypatch.setattr(sys, "stderr", screen := Terminal() if terminal else io.StringIO())
     monkeypatch.setattr("unlearnbench.util.process._LINE_EVERY", 0.0)
     caplog.set_level(logging.INFO)
-    with Progress("task", 2, "sample", shown=False) as shown:
+    with ProgressLine("task", 2, "sample", shown=False) as shown:
         shown.update()
     assert (screen.getvalue(), caplog.messages) == ("", [])

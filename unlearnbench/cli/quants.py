@@ -18,7 +18,7 @@ from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.errors import OptionError, printable
 from unlearnbench.results import FULL, Condition
 from unlearnbench.tasks.registry import split_names
-from unlearnbench.util.process import Progress
+from unlearnbench.util.process import ProgressLine
 from unlearnbench.util.text import fitted_table
 
 
@@ -165,7 +165,7 @@ def inspect_bins(
         ours, theirs = open_weights(model, options, stack), open_weights(target, others, stack)
         pairs = overlap.compare_codes(ours, theirs, specs)
         layers = []
-        with Progress("inspect", len(ours.linear), "layer") as shown:
+        with ProgressLine("inspect", len(ours.linear), "layer") as shown:
             for _, found in pairs:
                 layers.append(found)
                 shown.update()

@@ -26,7 +26,7 @@ from unlearnbench.recovery import UTILITY_FLOOR
 from unlearnbench.runs.folder import read_run
 from unlearnbench.training.options import SelectOptions
 from unlearnbench.util.files import write_text
-from unlearnbench.util.process import Progress
+from unlearnbench.util.process import ProgressLine
 
 _CHOSEN = f"its checkpoint was chosen on the questions of {TASKS[0]} reported here"
 
@@ -164,5 +164,5 @@ def make_board(name: str, options: DemoOptions) -> None:
         shown.update()
 
 
-def _shown(name: str, parts: int, options: DemoOptions) -> Progress:
-    return Progress(name, parts, "part", options.progress)
+def _shown(name: str, parts: int, options: DemoOptions) -> ProgressLine:
+    return ProgressLine(name, parts, "part", options.progress)

@@ -45,7 +45,7 @@ from unlearnbench.runs.folder import RunFolder, encode_records, run_path
 from unlearnbench.tasks.rows import TaskSamples
 from unlearnbench.tasks.spec import Sample, TaskReference
 from unlearnbench.util.files import content_sha256, lock_folder
-from unlearnbench.util.process import Progress
+from unlearnbench.util.process import ProgressLine
 
 log = logging.getLogger("unlearnbench")
 R = TypeVar("R", TaskResult, HarnessResult)
@@ -306,7 +306,7 @@ def _answer(
     if task.asking is not None:
         task.asking.search(model, journal.state(), journal.keep_state)
     stage, total = f"{task.spec.task} [{model.condition.name}]", len(request_ids(task, settings)[0])
-    with Progress(stage, total, "sample", progress, len(journal.found)) as shown:
+    with ProgressLine(stage, total, "sample", progress, len(journal.found)) as shown:
         journal.tick = shown.update
         return make_records(task, model, settings, journal)
 

@@ -29,7 +29,7 @@ from unlearnbench.results import Checkpoint
 from unlearnbench.runs.fingerprint import git_hash, source_sha256
 from unlearnbench.training.output import save_tokenizer
 from unlearnbench.util.files import share
-from unlearnbench.util.process import Progress
+from unlearnbench.util.process import ProgressLine
 from unlearnbench.util.version import __version__
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def _write(
 
     modules = {key: name for name, key in pair.ours.stored.items()}
     total = sum(map(len, plan.values()))
-    with Progress("repair", total, "tensor", progress) as shown:
+    with ProgressLine("repair", total, "tensor", progress) as shown:
         for path, heads in plan.items():
             with safe_open(path, framework="pt") as file:
 

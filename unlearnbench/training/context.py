@@ -49,7 +49,7 @@ from unlearnbench.training.trainer import (
     device,
     training_arguments,
 )
-from unlearnbench.util.process import Progress, is_main
+from unlearnbench.util.process import ProgressLine, is_main
 
 if TYPE_CHECKING:
     from unlearnbench.training.select import Selector
@@ -346,7 +346,7 @@ def _run(context: TrainerContext, model: Any, stage: Stage, stop: StopWhenForgot
         found = {key: value for key, value in logs.items() if key in known and value is not None}
         context.losses.append(LossRecord(stage=name, lr=logs["learning_rate"], **found))
 
-    with Progress(name, schedule.steps, "step", not hidden) as shown:
+    with ProgressLine(name, schedule.steps, "step", not hidden) as shown:
         watch = Watch(keep, context.encoder.save, shown)
         arguments = training_arguments(stage, context.options, every)
         callbacks = [watch, *([selector] if selector else []), *([stop] if stop else [])]

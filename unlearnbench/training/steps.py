@@ -27,7 +27,7 @@ from unlearnbench.methods.base import (
 from unlearnbench.methods.rows import Batch, Part, Role
 from unlearnbench.training import sharding
 from unlearnbench.training.rounded import PLAIN, Rounding, Survive, through
-from unlearnbench.util.process import Progress, process_count
+from unlearnbench.util.process import ProgressLine, process_count
 
 
 @dataclass
@@ -178,7 +178,7 @@ class Watch(TrainerCallback):
         self,
         keep: Callable[[dict[str, float]], None],
         save_tokenizer: Callable[[Path], None],
-        shown: Progress,
+        shown: ProgressLine,
     ) -> None:
         self._keep, self._save_tokenizer, self._shown = keep, save_tokenizer, shown
 

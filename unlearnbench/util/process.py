@@ -61,7 +61,7 @@ def describe_threads() -> str:
     return f"{torch.get_num_threads()} threads: {_threads_from}"
 
 
-class Progress:
+class ProgressLine:
     """How far long work is: its stage, what is done, the rate and the time left. A terminal shows
     one line, which is replaced and goes when the stage ends; elsewhere, as in a CI's log, there is
     a plain line every half minute. Not shown: nothing.
@@ -75,7 +75,7 @@ class Progress:
         self._bar: Any = None
         self._began = self._last = time.monotonic()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressLine:
         if self._shown and sys.stderr.isatty():
             from tqdm import tqdm
 
