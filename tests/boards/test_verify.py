@@ -71,7 +71,7 @@ def problems(board: Path, name: str = "ga_gdr") -> list[str]:
 
 def read(path: Path) -> dict[str, Any]:
     """An entry's content, with records."""
-    content = json.loads(path.read_text(encoding="ascii"))
+    content: dict[str, Any] = json.loads(path.read_text(encoding="ascii"))
     if content["format_version"] == 3:
         content = json.loads(json.dumps(unpacked(content)))  # no part is shared by two runs
     return content
