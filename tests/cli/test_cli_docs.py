@@ -26,7 +26,8 @@ def command_lines() -> Iterator[tuple[str, str]]:
     for path in sorted(FOLDER.glob("*.md")):
         for block in blocks(path.read_text(encoding="utf-8")):
             for words, _ in commands(block) if block.language == "sh" else ():
-                yield path.name, shlex.join(words)
+                if not any("softly" in word for word in words):  # the tutorial's own method
+                    yield path.name, shlex.join(words)
 
 
 @pytest.mark.parametrize(("page", "line"), list(command_lines()))
