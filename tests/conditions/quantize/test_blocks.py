@@ -24,7 +24,7 @@ def weight() -> NDArray[np.float32]:
     """Alike on every machine: tails, a zero block, one sign, one large weight."""
     steps = (np.arange(ROWS * COLUMNS, dtype=np.int64) * 7919) % 2003 - 1001
     part = (steps.astype(np.float32) / np.float32(1024)).reshape(ROWS, COLUMNS)
-    found = part * part * part
+    found: NDArray[np.float32] = part * part * part
     found[1, :256] = 0
     found[2] = np.abs(found[2])
     found[3, 77] = 16
