@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import logging
 import os
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -28,6 +29,7 @@ from unlearnbench.models.base import Model
 from unlearnbench.results import RunResult
 from unlearnbench.runs.folder import require_writable
 from unlearnbench.tasks.chat import DATE, chat_options, chat_samples, chat_settings
+from unlearnbench.tasks.held import FORM, hold_back
 from unlearnbench.tasks.kinds.generate import place_blanks
 from unlearnbench.tasks.overrides import override_decoding
 from unlearnbench.tasks.registry import builtin_task_dir, load_registry, split_names
@@ -79,6 +81,9 @@ def evaluate(
     root = asked.data_dir or os.environ.get("UNLEARNBENCH_DATA") or None
     rows = DataOptions(Path(root) if root is not None else None, asked.allow_data_drift)
     samples = [load_samples(spec, rows, asked.limit) for spec in specs]
+    held = asked.relearn_on if re.fullmatch(FORM, asked.relearn_on) else None
+    if held is not None:
+        samples = hold_back(samples, held, asked.seed)
     if asked.gen_kwargs:
         samples = override_decoding(samples, asked.gen_kwargs)
     evaluation = Evaluation(
@@ -87,6 +92,7 @@ def evaluate(
         open_reference(asked.reference) if asked.reference is not None else None,
         _open_suite(theirs, root, asked, bool(specs)) if theirs else None,
         1 if team is None else team.size,
+        held,
     )
     if asked.reference is not None and not any(spec.needs_reference for spec in specs):
         log.warning("--reference moves only PrivLeak, and none of these tasks has it")

@@ -60,6 +60,8 @@ class Evaluation:
     suite: Suite | None = None
     """lm-eval's tasks, where some were asked for."""
     processes: int = 1
+    held_back: str | None = None
+    """As ``Settings`` record it."""
     chat: Mapping[str, Any] = field(default_factory=dict)
     """What ``Settings`` record of the chat template; empty without one."""
 
@@ -86,6 +88,7 @@ class Evaluation:
             device="cuda" if device == "auto" else device.split(":")[0],
             seed=options.seed,
             limit=options.limit,
+            held_back=self.held_back,
             ppl_lower=options.ppl_lower,
             gen_kwargs=json.dumps(dict(given), sort_keys=True) if given else None,
             **self.chat,
