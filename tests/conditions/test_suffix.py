@@ -197,11 +197,10 @@ def test_a_suffix_is_searched_on_the_target_and_asked_of_the_checkpoint(
     """It is the suffix that the target's own search finds."""
     source = open_checkpoint(str(tiny), LoadOptions())
     other, target = source.model(), tmp_path / "target"
+    draws = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in other.parameters():
-            weight.add_(
-                0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
-            )
+            weight.add_(0.05 * torch.randn(weight.shape, generator=draws))
     other.save_pretrained(target)
     source.tokenizer.save_pretrained(target)
     (theirs,) = evaluate(str(target), "toy_knowmem_f", "suffix-3", **toy.options)

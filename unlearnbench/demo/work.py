@@ -104,19 +104,24 @@ def _going(out: Path, options: DemoOptions) -> dict[str, Any]:
 
 
 def evaluate_model(name: str, options: DemoOptions) -> str:
-    """Evaluate a model at every precision; all but the retrained one against that."""
+    """Evaluate a model under every condition; all but the retrained one against that."""
     from unlearnbench.evaluation.evaluate import evaluate
 
-    evaluate(
-        options.model(name),
-        TASKS,
-        options.precisions,
-        output=options.runs(name),
-        dtype=DTYPE,
-        reference=None if name == "retrained" else options.full_run("retrained"),
-        answer_blank=CORPUS.answer_blank,
-        progress=options.progress,
-    )
+    for conditions, folder in (
+        (options.precisions, options.runs(name)),
+        (options.more, options.further(name)),
+    ):
+        if conditions:
+            evaluate(
+                options.model(name),
+                TASKS,
+                conditions,
+                output=folder,
+                dtype=DTYPE,
+                reference=None if name == "retrained" else options.full_run("retrained"),
+                answer_blank=CORPUS.answer_blank,
+                progress=options.progress,
+            )
     return ", evaluated"
 
 
@@ -154,12 +159,16 @@ def make_board(name: str, options: DemoOptions) -> None:
     # JSON is YAML too.
     write_text(options.out / "board.yaml", json.dumps(rules, indent=2, ensure_ascii=False) + "\n")
     board = read_board(options.out)
+
+    def runs(entry: str) -> list[Path]:
+        return [options.runs(entry), *([options.further(entry)] if options.more else [])]
+
     with _bar(name, len(ENDS) + len(options.methods) + 1, options) as bar:
         for entry in (*ENDS, *options.methods):
             role = entry if entry in ENDS else "unlearned"
             note = "" if entry in ENDS else _CHOSEN
             submission = Submission(entry, role, note)  # type: ignore[arg-type]
-            add_entry(board, [options.runs(entry)], submission)
+            add_entry(board, runs(entry), submission)
             bar.update()
         build_board(board)
         bar.update()
