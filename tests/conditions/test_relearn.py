@@ -185,7 +185,7 @@ def test_of_each_fact_some_rows_are_relearned_and_the_others_asked(tiny: Path, t
     """The rows that are learned are those that no condition of the command asks."""
     options: dict[str, Any] = {**toy.options, "relearn_on": "1-of-3", "relearn_lr": 1e-3}
     tasks = "toy_knowmem_f,toy_privleak"
-    none, learned = evaluate(str(tiny), tasks, "none,relearn-1", **options, answer_blank="answer")
+    none, learned = evaluate(str(tiny), tasks, "none,relearn-1", **options)
     rows = none.tasks["toy_knowmem_f"].data[0].rows
     gone = held_rows(rows, "1-of-3", 0)
     asked = [int(record.id.split("/")[1]) for record in records_of(toy, learned)]
@@ -202,7 +202,7 @@ def test_of_each_fact_some_rows_are_relearned_and_the_others_asked(tiny: Path, t
     assert proof.figures["forward_passes"] == proof.figures["backward_passes"] == 4
     assert proof.figures["seconds"] > 0
     with pytest.raises(ResultError, match="held_back"):
-        evaluate(str(tiny), tasks, "none", **toy.options, answer_blank="answer")
+        evaluate(str(tiny), tasks, "none", **toy.options)
 
 
 def test_what_is_held_back_and_holds_an_answer_is_left_out(

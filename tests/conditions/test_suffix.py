@@ -22,6 +22,8 @@ from unlearnbench.conditions.suffix_loss import SuffixLoss
 from unlearnbench.errors import PrecisionError, ResultError
 from unlearnbench.models.batches import Tokens
 from unlearnbench.results import SearchFound
+from unlearnbench.tasks.registry import load_registry
+from unlearnbench.tasks.rows import DataOptions, load_samples
 
 
 class Bag(nn.Module):
@@ -181,7 +183,10 @@ def test_rows_on_one_subject_stay_on_one_side(toy: Toy, name: str) -> None:
     write_jsonl(toy.data / "toy/set/knowmem/forget_qa.jsonl", rows)
     spec = find_condition(name)
     assert spec.options["rows_of_subject"] == 3
-    asking: Any = file_of(spec).ask(spec, toy_task(toy))
+    task = load_samples(
+        load_registry([toy.tasks]).tasks["toy_knowmem_f"], DataOptions(toy.data, allow_drift=True)
+    )
+    asking: Any = file_of(spec).ask(spec, task)
     halves = [{int(n.split("/")[1]) for n, own in asking.half.items() if own == i} for i in (0, 1)]
     subjects = [{at // 3 for at in half} for half in halves]
     assert not subjects[0] & subjects[1]

@@ -11,6 +11,9 @@ from tests.conditions.test_asking import toy_task
 from tests.conftest import Toy
 from unlearnbench.errors import OptionError
 from unlearnbench.tasks.held import FORM, held_rows, hold_back
+from unlearnbench.tasks.kinds.generate import place_blanks
+from unlearnbench.tasks.registry import load_registry
+from unlearnbench.tasks.rows import DataOptions, load_samples
 
 
 @pytest.mark.parametrize(
@@ -38,6 +41,15 @@ def test_other_tasks_are_asked_whole(toy: Toy) -> None:
     assert 0 < len(kept) < len(before[0].samples)
     assert [*after[0].samples] == kept
     assert after[1:] == before[1:]
+
+
+def test_the_version_without_a_blank_asks_the_same_rows() -> None:
+    task = load_samples(load_registry().tasks["demo_knowmem_f"], DataOptions(), 30)
+    (kept,) = hold_back([task], "1-of-3", 0)
+    (moved,) = place_blanks([kept], "answer", None, 30)
+    assert [s.id for s in moved.samples] == [s.id for s in kept.samples]
+    assert len(moved.samples) == 20
+    assert moved.spec != kept.spec
 
 
 def test_what_is_refused(toy: Toy) -> None:
