@@ -23,7 +23,10 @@ DTYPE: Literal["fp32"] = "fp32"
 # Its questions have MUSE's format, which its models learn from the first step.
 CORPUS = CorpusOptions(answer_blank="prompt")
 PRECISIONS = ("none", "rtn-int8", "rtn-int4", "bnb-nf4")
-MORE = ("prune-magnitude-30", "prune-magnitude-50", "noise-5", "noise-10", "noise-2+rtn-int4")
+MORE = (
+    *("prune-magnitude-30", "prune-magnitude-50", "prune-magnitude-70"),
+    *("noise-10", "noise-2+rtn-int4"),
+)
 """Conditions that the page shows beside these; the table and the ranking do without."""
 
 TARGET = TrainOptions(

@@ -25,6 +25,7 @@ from unlearnbench.demo.recipe import (
 from unlearnbench.demo.start import FORGET, RETAIN, make_start
 from unlearnbench.methods import find_method
 from unlearnbench.recovery import UTILITY_FLOOR
+from unlearnbench.recovery.controls import needs_control
 from unlearnbench.runs.folder import read_run
 from unlearnbench.training.options import SelectOptions
 from unlearnbench.util.files import write_text
@@ -104,12 +105,16 @@ def _going(out: Path, options: DemoOptions) -> dict[str, Any]:
 
 
 def evaluate_model(name: str, options: DemoOptions) -> str:
-    """Evaluate a model under every condition; all but the retrained one against that."""
+    """Evaluate a model under every condition; all but the retrained one against that, which meets
+    of the further ones those that need a control.
+    """
     from unlearnbench.evaluation.evaluate import evaluate
 
+    own = name != "retrained"
+    more = [condition for condition in options.more if own or needs_control(condition)]
     for conditions, folder in (
         (options.precisions, options.runs(name)),
-        (options.more, options.further(name)),
+        (more, options.further(name)),
     ):
         if conditions:
             evaluate(
@@ -118,7 +123,7 @@ def evaluate_model(name: str, options: DemoOptions) -> str:
                 conditions,
                 output=folder,
                 dtype=DTYPE,
-                reference=None if name == "retrained" else options.full_run("retrained"),
+                reference=options.full_run("retrained") if own else None,
                 answer_blank=CORPUS.answer_blank,
                 progress=options.progress,
             )
@@ -161,7 +166,7 @@ def make_board(name: str, options: DemoOptions) -> None:
     board = read_board(options.out)
 
     def runs(entry: str) -> list[Path]:
-        return [options.runs(entry), *([options.further(entry)] if options.more else [])]
+        return [path for path in (options.runs(entry), options.further(entry)) if path.is_dir()]
 
     with _bar(name, len(ENDS) + len(options.methods) + 1, options) as bar:
         for entry in (*ENDS, *options.methods):
