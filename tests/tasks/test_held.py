@@ -44,8 +44,9 @@ def test_other_tasks_are_asked_whole(toy: Toy) -> None:
 
 
 def test_the_version_without_a_blank_asks_the_same_rows() -> None:
-    task = load_samples(load_registry().tasks["demo_knowmem_f"], DataOptions(), 30)
-    (kept,) = hold_back([task], "1-of-3", 0)
+    spec = load_registry().tasks["demo_knowmem_f"]
+    spec = spec.model_copy(update={"version_without_blank": 9.0})
+    (kept,) = hold_back([load_samples(spec, DataOptions(), 30)], "1-of-3", 0)
     (moved,) = place_blanks([kept], "answer", None, 30)
     assert [s.id for s in moved.samples] == [s.id for s in kept.samples]
     assert len(moved.samples) == 20
