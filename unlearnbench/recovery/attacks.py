@@ -50,9 +50,8 @@ def cost_of(run: LoadedRun, task: str) -> str:
     steps = condition.options.further.get("steps")
     if condition.kind == "relearned" and steps is not None:
         known = (condition.proof and condition.proof.figures) or {}
-        passes = known.get("forward_passes", 0) + known.get("backward_passes", 0)
-        spent = f", {_spent(int(passes), known.get('seconds', 0))}" if passes else ""
-        return f"{steps} steps{spent}"
+        rows = int(known.get("forward_passes", 0) + known.get("backward_passes", 0))
+        return f"{steps} steps" + (f", {_spent(rows, known.get('seconds', 0))}" if rows else "")
     return "one answer each" if condition.kind == "asked" else "no search"
 
 
