@@ -81,9 +81,8 @@ def evaluate(
     root = asked.data_dir or os.environ.get("UNLEARNBENCH_DATA") or None
     rows = DataOptions(Path(root) if root is not None else None, asked.allow_data_drift)
     samples = [load_samples(spec, rows, asked.limit) for spec in specs]
-    held = asked.relearn_on if re.fullmatch(FORM, asked.relearn_on) else None
-    if held is not None:
-        samples = hold_back(samples, held, asked.seed)
+    if re.fullmatch(FORM, asked.relearn_on):
+        samples = hold_back(samples, asked.relearn_on, asked.seed)
     if asked.gen_kwargs:
         samples = override_decoding(samples, asked.gen_kwargs)
     evaluation = Evaluation(
@@ -92,7 +91,6 @@ def evaluate(
         open_reference(asked.reference) if asked.reference is not None else None,
         _open_suite(theirs, root, asked, bool(specs)) if theirs else None,
         1 if team is None else team.size,
-        held,
     )
     if asked.reference is not None and not any(spec.needs_reference for spec in specs):
         log.warning("--reference moves only PrivLeak, and none of these tasks has it")
@@ -285,12 +283,8 @@ def _evaluate_given(
     run = Run(evaluation, model.checkpoint, model.config, model.condition, settings)
     with ExitStack() as locks:
         run.open(locks)
-        result = run.measure(partial(_itself, model), failures)
+        result = run.measure(lambda: model, failures)
     return failures.raise_if_any([result])
-
-
-def _itself(model: Model) -> Model:
-    return model
 
 
 def score_checkpoint(
