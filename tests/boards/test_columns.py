@@ -133,9 +133,21 @@ def test_columns_hold_what_records_hold(texts: bool) -> None:
     file = packed(entry)
     assert unpacked(json.loads(json.dumps(file))) == entry
     assert file["runs"][0]["samples"]["t"]["score"] == "0. 1. 13/70"
-    assert file["runs"][0]["samples"]["asked"]["ids"] == {"s": 2, "other": 2}
+    assert file["runs"][0]["samples"]["asked"]["ids"] == {"s": "0-1", "other": "0-1"}
     assert file["runs"][1]["run"] == {"a": {"b": None, "d": [1]}}
     assert file["runs"][2] == {}
+
+
+def test_rows_that_were_held_back_leave_gaps() -> None:
+    records = [{"task": "t", "id": f"s/{i}", "score": 0.5, "scores": {}} for i in (0, 1, 4, 6, 7)]
+    entry = {"texts": False, "runs": [{"run": {}, "samples": {"t": records}}]}
+    file = packed(entry)
+    assert file["runs"][0]["samples"]["t"]["ids"] == {"s": "0-1 4 6-7"}
+    assert unpacked(file) == entry
+    for odd in ("s/x", "s/01", "s", "s/-1", "s/\u0662"):
+        runs = [{"run": {}, "samples": {"t": [records[0] | {"id": odd}]}}]
+        with pytest.raises(ValueError, match="not numbered rows"):
+            packed(entry | {"runs": runs})
 
 
 def test_a_hash_is_shortened_and_nothing_else() -> None:
@@ -202,8 +214,12 @@ def test_a_forged_column(board: Path, edit: Callable[[Any], object], words: str)
         ('"score": "', '"score": "1.0 ', "not a value for each"),
         ('"score": "', '"score": "+', "no number"),
         ('"score": "', '"score": "0.0000000000000000000 ', "not a value for each"),
-        ('"forget_qa": 24', '"forget_qa": 25', "not a value for each"),
-        ('"forget_qa": 24', '"forget_qa": 1000000000000', "ids are no counts"),
+        ('"forget_qa": "0-23"', '"forget_qa": "0-24"', "not a value for each"),
+        ('"forget_qa": "0-23"', '"forget_qa": "0-999999999"', "ids are no rows, or too many"),
+        ('"forget_qa": "0-23"', '"forget_qa": "5-3"', "not a value for each"),
+        ('"forget_qa": "0-23"', '"forget_qa": "0-22 24"', "in order"),
+        ('"forget_qa": "0-23"', '"forget_qa": "0-11 12-23"', "digit by digit"),
+        ('"forget_qa": "0-23"', '"forget_qa": 24', "ids are no rows, or too many"),
         ('"score": "', '"score" : "', "digit by digit"),
         ('"samples": {', '"samples": {"x": [], ', "no columns with ids"),
     ],

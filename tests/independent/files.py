@@ -114,11 +114,14 @@ def _merged(old: Any, new: Any) -> Any:
 
 def _records(columns: dict[str, Any]) -> list[dict[str, Any]]:
     """What figures are made of, out of columns of numbers."""
-    splits = [split for split, n in columns["ids"].items() for _ in range(n)]
-    places = [i for n in columns["ids"].values() for i in range(n)]
+    rows = [
+        (split, row)
+        for split, words in columns["ids"].items()
+        for first, _, last in (word.partition("-") for word in words.split())
+        for row in range(int(first), int(last or first) + 1)
+    ]
     records: list[dict[str, Any]] = [
-        {"id": f"{split}/{i}", "split": split, "scores": {}}
-        for split, i in zip(splits, places, strict=True)
+        {"id": f"{split}/{row}", "split": split, "scores": {}} for split, row in rows
     ]
     if "score" in columns:
         for record, word in zip(records, columns["score"].split(), strict=True):

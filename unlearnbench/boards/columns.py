@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -26,6 +26,7 @@ _LARGEST_DENOMINATOR = 999
 _NESTED = ("scores", "facts", "asked")
 _HASH = "sha256:"
 _LONG, _SHORT = (re.compile(rf"{_HASH}{c}") for c in ("[0-9a-f]{64}", "[A-Za-z0-9_-]{6}"))
+_RANGE = re.compile(r"(0|[1-9]\d{0,8})(?:-([1-9]\d{0,8}))?")
 _WHOLE = re.compile(r"-?\d{1,20}")
 _FRACTION = re.compile(rf"(\d{{1,{len(str(_LARGEST_DENOMINATOR))}}})/([1-9]\d{{0,2}})")
 _DECIMAL = re.compile(r"-?\d{1,20}(\.\d{0,25})?(e[+-]?\d{1,3})?")
@@ -64,7 +65,7 @@ def decisive(record: SampleRecord, attack: str | None, texts: bool) -> SampleRec
 def packed(entry: Content) -> Content:
     """An entry's content with records as its file has it. Where it holds texts, numbers that no
     text gives keep all their digits, so that the records' hash can be computed. Raises ValueError
-    where a task's samples are not the first of their splits, in order.
+    where a task's samples are not numbered rows, one split after another.
     """
     first, *others = [
         part | {"samples": {t: _table(t, rs, entry["texts"]) for t, rs in part["samples"].items()}}
@@ -133,13 +134,14 @@ def _patched(base: Any, change: Any) -> Any:
 
 def _table(task: str, records: Sequence[Content], texts: bool) -> Content:
     """The columns of one task of one run, and how many samples of each split there are."""
-    ids = [record["id"] for record in records]
-    counts: dict[str, int] = {}
-    for split in (name.rpartition("/")[0] for name in ids):
-        counts[split] = counts.get(split, 0) + 1
-    if ids != _ids(counts) or any(r.get("split", s) != s for r, s in _splits(records, counts)):
-        raise ValueError(f"{task}: its samples are not the first of their splits, in order")
-    table: Content = {"ids": counts}
+    rows: dict[str, list[int]] = {}
+    for split, _, number in (record["id"].rpartition("/") for record in records):
+        rows.setdefault(split, []).append(int(number) if number.isdecimal() else -1)
+    known = [(record["id"], record.get("split")) for record in records]
+    whole = [(name, known[i][1] and split) for i, (name, split) in enumerate(_names(rows))]
+    if known != whole or any(row < 0 for each in rows.values() for row in each):
+        raise ValueError(f"{task}: its samples are not numbered rows, one split after another")
+    table: Content = {"ids": {split: _ranges(numbers) for split, numbers in rows.items()}}
     for key in dict.fromkeys(key for record in records for key in record):
         exact = texts and key not in ("score", "scores")  # those follow from the texts
         values = [record.get(key) for record in records]
@@ -154,22 +156,39 @@ def _table(task: str, records: Sequence[Content], texts: bool) -> Content:
     return table
 
 
-def _ids(counts: Mapping[str, int]) -> list[str]:
-    return [f"{split}/{i}" for split, n in counts.items() for i in range(n)]
+def _names(rows: Mapping[str, Sequence[int]]) -> list[tuple[str, str]]:
+    """Each sample's id and split."""
+    return [(f"{split}/{row}", split) for split, numbers in rows.items() for row in numbers]
 
 
-def _splits(records: Iterable[Content], counts: Mapping[str, int]) -> Iterable[tuple[Content, str]]:
-    return zip(records, [s for s, n in counts.items() for _ in range(n)], strict=True)
+def _ranges(rows: Sequence[int]) -> str:
+    """``0-4 7`` of the rows 0 to 4 and 7."""
+    ends = list[list[int]]()
+    for row in rows:
+        if ends and row == ends[-1][1] + 1:
+            ends[-1][1] = row
+        else:
+            ends.append([row, row])
+    return " ".join(f"{a}-{b}" if a < b else str(a) for a, b in ends)
+
+
+def _rows(task: str, ranges: object) -> list[int]:
+    """The rows of ``_ranges``. Raises ValueError where it is none, or of too many."""
+    found = (
+        [_RANGE.fullmatch(word) for word in ranges.split(" ")] if isinstance(ranges, str) else []
+    )
+    ends = [(int(each[1]), int(each[2] or each[1])) for each in found if each]
+    if not ends or len(ends) < len(found) or sum(b + 1 - a for a, b in ends) > MOST:
+        raise ValueError(f"{task}: ids are no rows, or too many")
+    return [row for a, b in ends for row in range(a, b + 1)]
 
 
 def _records(task: str, table: object) -> list[Content]:
     """The records of a task's columns."""
     if not isinstance(table, dict) or not isinstance(table.get("ids"), dict):
         raise ValueError(f"{task}: no columns with ids")
-    counts: dict[str, int] = table["ids"]
-    if not all(type(n) is int and 0 < n <= MOST for n in counts.values()):
-        raise ValueError(f"{task}: ids are no counts")
-    n, columns = sum(counts.values()), list[tuple[tuple[str, ...], list[Any]]]()
+    names = _names({split: _rows(task, ranges) for split, ranges in table["ids"].items()})
+    n, columns = len(names), list[tuple[tuple[str, ...], list[Any]]]()
     for key, column in table.items():
         inner = column.items() if key in _NESTED and isinstance(column, dict) else None
         if key != "ids":
@@ -178,10 +197,10 @@ def _records(task: str, table: object) -> list[Content]:
     if not columns or any(len(values) != n for _, values in columns):
         raise ValueError(f"{task}: a column has not a value for each of {n} samples")
     likelihoods = "score" not in table
-    records = [{"task": task, "id": name} for name in _ids(counts)]
-    made: list[Content] = [record | {"scores": {}} for record in records]
-    for record, split in _splits(made, counts):
-        record |= {"split": split} if likelihoods else {}
+    made: list[Content] = [
+        {"task": task, "id": name, "scores": {}} | ({"split": split} if likelihoods else {})
+        for name, split in names
+    ]
     for place, values in columns:
         for record, value in zip(made, values, strict=True):
             if value is not None:

@@ -255,7 +255,7 @@ def digest(text: str, board: str) -> str:
 
 def entry_json(entry: BoardEntry) -> str:
     """The one way to write an entry: a file that differs from it by a digit is not ours. Raises
-    ResultError where a task's samples are not the first of their splits, in order.
+    ResultError where a task's samples are not numbered rows, one split after another.
     """
     content = entry.model_dump(mode="python", exclude_none=True)
     try:

@@ -10,7 +10,14 @@ from unlearnbench.boards.columns import is_short, shorten
 from unlearnbench.boards.entry import BoardEntry, EntryRun, digest
 from unlearnbench.boards.verify_anchors import SAME
 from unlearnbench.errors import MetricError, one_line
-from unlearnbench.results import AnswerRecord, GenerationRecord, LikelihoodRecord, SampleRecord
+from unlearnbench.results import (
+    AnswerRecord,
+    GenerationRecord,
+    LikelihoodRecord,
+    SampleRecord,
+    Settings,
+)
+from unlearnbench.tasks.held import held_rows, holds_back
 from unlearnbench.tasks.rows import limited_count
 from unlearnbench.tasks.spec import TaskSpec, generation_metric
 
@@ -23,11 +30,12 @@ def sample_problems(spec: TaskSpec, part: EntryRun, compact: bool) -> Iterator[s
     """
     records, n = part.samples[spec.task], part.run.tasks[spec.task].n
     splits = spec.asked_splits
-    for split in splits:
-        if n != limited_count(spec.splits[split].rows, part.run.settings.limit):
+    asked = {split: asked_rows(spec, split, part.run.settings) for split in splits}
+    for split, rows in asked.items():
+        if n != len(rows):
             yield f"{n} samples of {split}, the run's settings give another number"
             return
-    if [record.id for record in records] != [f"{s}/{i}" for s in splits for i in range(n)]:
+    if [record.id for record in records] != [f"{s}/{i}" for s in splits for i in asked[s]]:
         yield f"the samples are not the first {n} of {', '.join(splits)} in order"
     if any(record.task != spec.task or type(record) is not spec.record_type for record in records):
         yield "a sample is another task's, or of another kind"
@@ -39,6 +47,14 @@ def sample_problems(spec: TaskSpec, part: EntryRun, compact: bool) -> Iterator[s
     figures = {frozenset(record.scores) for record in records}
     if len(figures) != 1 or figures.pop() - optional != names:
         yield f"the samples' figures are not {', '.join(sorted(names)) or 'left out'}"
+
+
+def asked_rows(spec: TaskSpec, split: str, settings: Settings) -> list[int]:
+    """The rows of a split that a run with such settings asks."""
+    rows, held = spec.splits[split].rows, settings.held_back
+    holds = held is not None and holds_back(spec) and split == spec.own_split
+    away = held_rows(rows, held, settings.seed) if held is not None and holds else frozenset()
+    return [row for row in range(limited_count(rows, settings.limit)) if row not in away]
 
 
 def rescored(
