@@ -62,6 +62,8 @@ class About:
     """Of a whole method that trains an adapter: its rank where --lora-rank gives none."""
     trains: bool = True
     """Of a whole method: whether it trains at all. Where not, --lora-rank is refused."""
+    shards: bool = False
+    """Of a whole method: whether it works on an ensemble of ``finetune --shards``."""
     cost: str = ""
     """What it takes beside a forward and a backward pass over its rows, and what the other fields
     say already."""
@@ -144,6 +146,25 @@ class OptimizerStep(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Shard:
+    """One model of an ensemble whose models learn from disjoint texts, slice after slice."""
+
+    name: str
+    """Of its folder in the output."""
+    seed: int
+    slices: Sequence[Sequence[Example]]
+    first: int = 0
+    """The slice with which training begins."""
+    begin: Callable[[], PreTrainedModel] | None = None
+    """Loads the model as it was before that slice; None: as the ensemble began."""
+
+    def state(self, number: int) -> str:
+        """The name of the model after slice ``number``; after the last one it is the shard's."""
+        last = number == len(self.slices) - 1
+        return self.name if last else f"{self.name}-slice-{number}"
+
+
 class TrainingContext(Protocol):
     """What a method may ask of the training that calls it."""
 
@@ -160,6 +181,12 @@ class TrainingContext(Protocol):
     """Texts that the target never saw."""
     start: PreTrainedModel | None
     """The model that the target was made from, where it is known."""
+    epochs: float
+    """Passes over the texts."""
+    members: Sequence[str]
+    """The names of an ensemble's models."""
+    shards: Sequence[Shard]
+    """Those of them that are to be trained."""
 
     def base(self) -> PreTrainedModel:
         """A new copy of that model, or else of the target."""
@@ -238,6 +265,8 @@ class Ensemble:
     """By the name of their folder in the output."""
     numbers: Mapping[str, float] = field(default_factory=dict)
     """What ``combine`` needs to know."""
+    kept: tuple[str, ...] = ()
+    """Names of models that are states on the way, saved already."""
 
 
 def inner_linears(model: nn.Module) -> dict[str, LinearLayer]:

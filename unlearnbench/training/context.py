@@ -24,6 +24,7 @@ from unlearnbench.methods.base import (
     Ensemble,
     FrozenModel,
     Masks,
+    Shard,
     TrainingContext,
 )
 from unlearnbench.methods.rows import Example, Role, sequence_logprobs
@@ -52,6 +53,7 @@ from unlearnbench.util.process import is_main
 
 if TYPE_CHECKING:
     from unlearnbench.training.select import Selector
+    from unlearnbench.training.shards import Sharding
 
 log = logging.getLogger("unlearnbench")
 
@@ -87,6 +89,8 @@ class TrainerContext(TrainingContext):
     """What ``--alternative`` names, if anything."""
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
     forecast: Forecast | None = None
+    sharding: Sharding | None = None
+    """Of an ensemble of shards."""
     losses: list[LossRecord] = field(default_factory=list)
     """Every step's, filled as it goes."""
     kept: dict[str, int] = field(default_factory=dict)
@@ -96,6 +100,18 @@ class TrainerContext(TrainingContext):
     def __post_init__(self) -> None:
         self.tokenizer, self.seed = self.encoder.tokenizer, self.options.seed
         self.pad = padding_id(self.tokenizer, self.encoder.rows)
+
+    @property
+    def members(self) -> Sequence[str]:  # type: ignore[override]
+        return self.sharding.members if self.sharding else ()
+
+    @property
+    def shards(self) -> Sequence[Shard]:  # type: ignore[override]
+        return self.sharding.train if self.sharding else ()
+
+    @property
+    def epochs(self) -> float:  # type: ignore[override]
+        return self.options.epochs
 
     def freeze(self, model: PreTrainedModel | None = None) -> FrozenModel:
         """A model to compare with. The target is a copy, or for LoRA the model, adapter off."""
@@ -139,6 +155,8 @@ class TrainerContext(TrainingContext):
     def run(self) -> tuple[PreTrainedModel | Ensemble, Masks | None]:
         """What the method makes of the target, and the map where it has one."""
         whole = self.method.piece("whole")
+        if self.sharding is not None:
+            self.sharding.place(self.home)
         if whole is not None:
             return whole.module.train(self, whole.options), None
         if not self.method.pieces:
@@ -290,6 +308,7 @@ def train(
         import peft
 
         set_seed(options.seed)  # an adapter's first matrix is random
+        begun = isinstance(model, peft.PeftModel)
         config = peft.LoraConfig(
             r=options.lora_rank,
             lora_alpha=2 * options.lora_rank,
@@ -297,7 +316,8 @@ def train(
             target_modules=list(stage.adapts) if stage.adapts else "all-linear",
             task_type="CAUSAL_LM",
         )
-        learner = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+        if not begun:
+            learner = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
     for name, parameter in learner.named_parameters():  # what may not change takes no gradient
         if stage.masks is not None:
             parameter.requires_grad_(name in stage.masks and bool(stage.masks[name].any()))

@@ -20,6 +20,7 @@ from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
+from unlearnbench.training import shards
 from unlearnbench.training.alternatives import GENERIC, OWN, WORDS, attach
 from unlearnbench.training.checks import checked, open_base, require_texts
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
@@ -57,6 +58,8 @@ class Job:
     """The model that the target was made from, for the methods that begin there."""
     alternative: str | None = None
     """Other answers, for the methods that read them: a file, retain, generic, own or refuse."""
+    shard_plan: str | None = None
+    """An ensemble whose plan ``finetune`` follows."""
     spans: str | None = None
     """What of the forget texts is forgotten: a file, surprise or entities; None: all."""
     options: TrainOptions = field(default_factory=TrainOptions)
@@ -100,6 +103,8 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
     if whole is not None and (job.select or job.options.keep_adapter):
         option = "--eval-tasks" if job.select else "--keep-adapter"
         raise OptionError(f"{option} is for methods of one training, and {method} is none")
+    if whole is not None and whole.about.shards:
+        job = replace(job, options=shards.as_recorded(job.model, job.options))
     return _train(job, "unlearn", found)
 
 
@@ -109,7 +114,9 @@ def finetune(job: Job) -> Training:
     """
     if job.retain:
         raise OptionError("finetune has one set of texts; give them all with --data")
-    return _train(job, "finetune", Method("finetune", ()))
+    job = replace(job, options=shards.as_planned(job.shard_plan, job.options))
+    method = Method("finetune", ()) if job.options.shards is None else find_method("sisa")
+    return _train(job, "finetune", method)
 
 
 def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Training:
@@ -123,14 +130,18 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     texts |= {"auxiliary": job.auxiliary, "unseen": job.unseen}
     corpora = {r: load_corpus(t, r, job.corpus) for r, t in texts.items() if t or r == first}
     data = [record for _, sources in corpora.values() for record in sources]
-    source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)
+    folder, sharded = OutputFolder(job.out), method.name == "sisa"
+    before = sharded and kind == "unlearn"
+    source = shards.open_ensemble(job) if before else open_checkpoint(job.model, job.load)
     base = None if job.base is None else open_base(job.base, job.load, source)
     encoder = _make_encoder(source, job)
+    sharding = shards.make_sharding(job, corpora, encoder, base) if sharded else None
     sets, more = _sets(job, method, corpora, encoder)
     data += more
     facts: dict[str, Any] = {"kind": kind, "method": method.name, "knobs": method.numbers}
     facts |= {"processes": process_count(), "base": base and base.checkpoint.weights_sha256}
-    asked = _fingerprint(job, facts, source.checkpoint, data, sets)
+    plan = {"plan": sharding and sharding.sha256}
+    asked = _fingerprint(job, facts | plan, source.checkpoint, data, sets)
     folder.require_free(asked, job.resume)
     read = _reading(job, encoder, sets)
     facts |= code | {
@@ -154,7 +165,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         context = TrainerContext(
             target, encoder, **sets, options=job.options, method=method, home=folder.work
         )
-        context.resume, context.progress = job.resume, job.progress
+        context.resume, context.progress, context.sharding = job.resume, job.progress, sharding
         if job.spans == SURPRISE:
             context.forget = most_surprising(context, job.options.span_share)
         if base is not None:

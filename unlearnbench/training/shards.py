@@ -1,0 +1,266 @@
+"""Ensembles of shards: what is to be trained of them, and what a deletion trains again."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
+from unlearnbench.checkpoints.find import ENSEMBLE_FILE, check_folder
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.origin import FILE, Training, read_record
+from unlearnbench.checkpoints.source import EnsembleSource
+from unlearnbench.errors import OptionError, one_line
+from unlearnbench.methods.base import PreTrainedModel, Shard
+from unlearnbench.methods.rows import Example
+from unlearnbench.training.dtypes import cast_model
+from unlearnbench.training.options import TrainOptions
+from unlearnbench.training.output import KEPT, write_file
+from unlearnbench.training.plan import PLAN, ShardPlan, make_plan, read_plan
+from unlearnbench.util.files import content_sha256, link
+from unlearnbench.util.process import is_main
+
+if TYPE_CHECKING:
+    from unlearnbench.training.corpus import Encoder, TextDocument
+
+log = logging.getLogger("unlearnbench")
+
+Known: TypeAlias = Mapping[str, tuple[Example, ...]]
+"""The sequences of each row, by its hash."""
+
+
+def rows_of(
+    documents: Sequence[TextDocument], encoder: Encoder
+) -> list[tuple[str, tuple[Example, ...]]]:
+    """The sequences of each document, behind their hash."""
+    rows = [tuple(encoder.encode_one(document)) for document in documents]
+    return [(content_sha256([[e.ids, e.labels] for e in row]), row) for row in rows]
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """What is to be done of an ensemble."""
+
+    plan: ShardPlan
+    """Of what comes out."""
+    train: tuple[Shard, ...]
+    taken: Mapping[str, Path]
+    """Folders that come out as they are, by name."""
+
+    @property
+    def members(self) -> list[str]:
+        """The names of all its models."""
+        return [_name(number) for number in range(len(self.plan.shards))]
+
+    @property
+    def sha256(self) -> str:
+        """Of the plan that comes out."""
+        return content_sha256(self.plan.model_dump(mode="json"))
+
+    def place(self, work: Path) -> None:
+        """Put the plan, and what is taken over, where a training keeps its states."""
+        if not is_main():
+            return
+        (work / KEPT).mkdir(exist_ok=True)
+        write_file(work / KEPT / PLAN, (self.plan.model_dump_json() + "\n").encode())
+        for name, folder in self.taken.items():
+            place = work / KEPT / name
+            shutil.rmtree(place, ignore_errors=True)
+            shutil.copytree(folder, place, copy_function=link)
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()
+
+
+def _name(number: int) -> str:
+    return f"shard-{number}"
+
+
+def plan_training(
+    rows: Sequence[tuple[str, tuple[Example, ...]]], options: TrainOptions, given: str | None
+) -> Sharding:
+    """All shards, from the start: of a new plan, or of the rows that are there of another
+    ensemble's. Raises OptionError where that has not all of the rows.
+    """
+    known = dict(rows)
+    if given is None:
+        plan = make_plan([row for row, _ in rows], options)
+    else:
+        whole = read_plan(given)
+        _require_known(set(known), whole, "--data", given)
+        plan = whole.without(whole.rows - set(known))
+    shards = range(len(plan.shards))
+    return Sharding(plan, tuple(_shard(plan, number, known) for number in shards), {})
+
+
+def _shard(plan: ShardPlan, number: int, known: Known, **more: Any) -> Shard:
+    slices = tuple(
+        tuple(example for row in part for example in known[row]) for part in plan.shards[number]
+    )
+    if not any(slices):
+        log.warning("%s has no row left, and so learns nothing", _name(number))
+    return Shard(_name(number), plan.seeds[number], slices, **more)
+
+
+def _require_known(rows: set[str], plan: ShardPlan, what: str, where: str) -> None:
+    if strange := rows - plan.rows:
+        raise OptionError(
+            f"{len(strange)} of {len(rows)} rows of {what} are not in the shard plan of "
+            f"{one_line(where, 120)}: it is of other data, or they were read otherwise "
+            "(--text-field, --answer-blank, the tokenizer)"
+        )
+
+
+@dataclass(frozen=True)
+class Before:
+    """An ensemble that rows are to be deleted from."""
+
+    folder: Path
+    load: LoadOptions
+    weights_dtype: str
+
+    def model(self, name: str) -> PreTrainedModel:
+        """A state of it, ready for training: an adapter on its base, or a whole model."""
+        folder, alone = self.folder / name, self.load.model_copy(update={"base": None})
+        if not _is_adapter(folder):
+            model = open_checkpoint(str(folder), alone, keep=False).model()
+            return cast_model(model, self.weights_dtype)  # type: ignore[no-any-return]
+        from peft import PeftModel
+
+        source = open_checkpoint(str(folder), self.load, keep=False)  # which checks it
+        base = open_checkpoint(str(self.load.base), alone, keep=False)
+        started = cast_model(base.model(), self.weights_dtype)
+        more = {"is_trainable": True, "autocast_adapter_dtype": False}
+        return PeftModel.from_pretrained(started, str(source.files.folder), **more)  # type: ignore
+
+    def deletion(self, forget: Known, retain: Known) -> Sharding:
+        """What is to be trained again without the rows to forget. Raises OptionError where rows
+        are not in the plan, or a touched shard's others are not given.
+        """
+        plan, gone = read_plan(str(self.folder)), set(forget)
+        _require_known(gone, plan, "--forget", str(self.folder))
+        _require_known(set(retain), plan, "--retain", str(self.folder))
+        after, train, taken = plan.without(gone), [], dict[str, Path]()
+        for number, slices in enumerate(after.shards):
+            touched, whole = (
+                plan.first_touched(number, gone),
+                Shard(_name(number), 0, [()] * len(slices)),
+            )
+            first = len(slices) if touched is None else touched
+            while 0 < first < len(slices) and not (self.folder / whole.state(first - 1)).is_dir():
+                first -= 1  # its state was removed
+            for name in map(whole.state, range(first)):
+                if (self.folder / name).is_dir():
+                    check_folder(self.folder / name)
+                    taken[name] = self.folder / name
+            if touched is None:
+                continue
+            if lost := {row for part in slices for row in part} - set(retain):
+                raise OptionError(
+                    f"--retain lacks {len(lost)} rows of {_name(number)}, which has a row to "
+                    "forget; give all that the ensemble learned"
+                )
+            begin = self._begin(whole.state(first - 1)) if first else None
+            train.append(_shard(after, number, retain, first=first, begin=begin))
+            log.info("%s is trained again from slice %d of %d", train[-1].name, first, len(slices))
+        log.info("%d of %d shards are trained again", len(train), len(plan.shards))
+        return Sharding(after, tuple(train), taken)
+
+    def _begin(self, name: str) -> Callable[[], PreTrainedModel]:
+        return lambda: self.model(name)
+
+
+def recorded(folder: str) -> Training:
+    """How an ensemble was trained. Raises OptionError where it is none of shards."""
+    read_plan(folder)
+    record = read_record(Path(folder).expanduser() / FILE)
+    if not isinstance(record, Training) or record.method != "sisa":
+        raise OptionError(f"{one_line(folder, 120)}: its {FILE} is not that of `finetune --shards`")
+    return record
+
+
+def as_recorded(folder: str, given: TrainOptions) -> TrainOptions:
+    """The options that an ensemble was trained with. Raises OptionError where others are given: its
+    shards would be of two recipes.
+    """
+    own = given.model_dump(exclude_defaults=True).keys() - {"save_steps"}
+    if own:
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(own))
+        raise OptionError(f"sisa trains shards again as they were trained; leave {named} out")
+    known = recorded(folder).options.model_dump()
+    kept = {name: value for name, value in known.items() if name in TrainOptions.model_fields}
+    return TrainOptions.of(kept | {"save_steps": given.save_steps})
+
+
+def as_planned(folder: str | None, given: TrainOptions) -> TrainOptions:
+    """The options with the shards and slices of an ensemble's plan, where one is to be followed."""
+    if folder is None:
+        return given
+    if given.shards is not None:
+        raise OptionError("--shard-plan says which shards there are; leave --shards out")
+    plan = read_plan(folder)
+    sizes = {"shards": len(plan.shards), "slices": len(plan.shards[0])}
+    return TrainOptions.of(given.model_dump() | sizes)
+
+
+class Asked(Protocol):
+    """What of a job is read here."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def base(self) -> str | None: ...
+    @property
+    def shard_plan(self) -> str | None: ...
+    @property
+    def options(self) -> TrainOptions: ...
+    @property
+    def load(self) -> LoadOptions: ...
+
+
+def open_ensemble(job: Asked) -> CheckpointSource:
+    """The first shard of what rows are to be deleted from, as the whole: known by all hashes."""
+    path = Path(job.model).expanduser()
+    adapters = _is_adapter(path / _name(0))
+    if adapters and job.base is None:
+        raise OptionError(f"{one_line(job.model, 120)} holds adapters; give their --base")
+    load = job.load.model_copy(update={"base": job.base if adapters else None})
+    whole = EnsembleSource(job.model, path / ENSEMBLE_FILE, load, keep=False)
+    first = copy.copy(whole.parts[0])
+    first.checkpoint = whole.checkpoint
+    return first
+
+
+def make_sharding(
+    job: Asked,
+    texts: Mapping[Any, tuple[Sequence[TextDocument], Any]],
+    encoder: Encoder,
+    base: CheckpointSource | None,
+) -> Sharding:
+    """Which shards are to be trained, on what; ``texts`` by role. Raises OptionError where texts or
+    ``base`` are not the ensemble's.
+    """
+    rows = {role: rows_of(documents, encoder) for role, (documents, _) in texts.items()}
+    if "data" in rows:
+        return plan_training(rows["data"], job.options, job.shard_plan)
+    load = job.load.model_copy(update={"base": job.base})
+    before = Before(Path(job.model).expanduser(), load, job.options.weights_dtype)
+    sharding, began = (
+        before.deletion(dict(rows["forget"]), dict(rows["retain"])),
+        recorded(job.model),
+    )
+    if base is not None and base.checkpoint.weights_sha256 != began.target.weights_sha256:
+        raise OptionError(f"--base is not what {job.model} began with: {began.target.path}")
+    anew = [shard.name for shard in sharding.train if shard.begin is None]
+    if anew and base is None:
+        raise OptionError(
+            f"{anew[0]} has a row to forget in its first slice; give --base, what the ensemble "
+            "began with"
+        )
+    return sharding
