@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import unlearnbench
 from tests.conftest import CORPUS, Toy, write_jsonl
@@ -22,6 +23,7 @@ from unlearnbench.training.job import Job, finetune, unlearn
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.plan import read_plan
 
+pytestmark = [pytest.mark.slow, pytest.mark.ci]
 QUICK = TrainOptions(lr=1e-3, batch_size=2, max_length=48, save_steps=0)
 SHARDED = QUICK.model_copy(update={"shards": 2, "slices": 2, "placement": "together"})
 TEXTS = CORPUS[:7]  # with "together": 3 in shard-0, 4 in shard-1; the first slice of 3 has one
@@ -40,6 +42,12 @@ def files(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(_threads: None) -> None:
+    """Sums of several threads have other last bits, and slow tests get all cores."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="module")
 def whole(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ensemble of all texts."""
@@ -56,13 +64,10 @@ def deletion(whole: Path, tiny: Path, out: Path, gone: set[int]) -> Job:
     return Job(str(whole), out, forget, retain, base=str(tiny))
 
 
-@pytest.mark.slow
-@pytest.mark.ci
 @pytest.mark.parametrize(
     ("gone", "kept"),
     [
         ({2}, ["shard-0-slice-0", "shard-1", "shard-1-slice-0"]),  # the tail of the odd shard
-        ({3}, ["shard-0", "shard-0-slice-0"]),
         ({0, 6}, ["shard-1-slice-0"]),  # the whole first slice of shard 0
     ],
 )
@@ -81,13 +86,8 @@ def test_a_deletion_is_training_from_scratch_without_the_rows_bit_for_bit(
         assert is_kept == (name in kept), name
     assert read_plan(str(tmp_path / "after")) == read_plan(str(tmp_path / "scratch"))
     assert len(read_plan(str(tmp_path / "after")).rows) == len(TEXTS) - len(gone)
-    for number in gone:
-        found = read_plan(str(whole)).rows - read_plan(str(tmp_path / "after")).rows
-        assert len(found) == len(gone), number
 
 
-@pytest.mark.slow
-@pytest.mark.ci
 def test_one_shard_of_one_slice_is_the_plain_model(tiny: Path, tmp_path: Path) -> None:
     texts = write(tmp_path, "all", TEXTS)
     finetune(Job(str(tiny), tmp_path / "plain", texts, options=QUICK))
@@ -114,8 +114,6 @@ def test_an_ensemble_is_measured_as_one_model_and_each_shard_is_proven(
     assert facts["models"] == ["shard-0", "shard-1"]
 
 
-@pytest.mark.slow
-@pytest.mark.ci
 @pytest.mark.parametrize("kept", [True, False])
 def test_shards_of_adapters_share_a_base(tiny: Path, tmp_path: Path, kept: bool) -> None:
     lora = {"lora_rank": 2, "keep_adapter": kept}
@@ -141,8 +139,6 @@ def test_shards_of_adapters_share_a_base(tiny: Path, tmp_path: Path, kept: bool)
             unlearn(replace(job, out=tmp_path / "no", base=None), "sisa")
 
 
-@pytest.mark.slow
-@pytest.mark.ci
 def test_an_interrupted_ensemble_goes_on_to_the_same_bits(
     whole: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,8 +183,9 @@ def test_what_does_not_fit_the_ensemble_is_refused(
     refused("leave --batch-size, --epochs, --lr, --max-length out", options=options)
     refused("is no ensemble of `finetune --shards`", model=str(tiny))
     refused("--base is not what .* began with", base=str(whole / "shard-0"))
-    first = write(tmp_path, "first", TEXTS[:1])
-    refused("shard-0 has a row to forget in its first slice; give --base", forget=first, base=None)
+    anew = deletion(whole, tiny, tmp_path / "anew", {0})
+    sets = {"forget": anew.forget, "retain": anew.retain}
+    refused("shard-0 has a row to forget in its first slice; give --base", **sets, base=None)
     assert not (tmp_path / "out").exists()
     again = Job(str(tiny), tmp_path / "out", others, options=QUICK, shard_plan=str(whole))
     with pytest.raises(OptionError, match="2 of 2 rows of --data are not in the shard plan"):

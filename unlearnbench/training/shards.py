@@ -133,11 +133,13 @@ class Before:
             return cast_model(model, self.weights_dtype)  # type: ignore[no-any-return]
         from peft import PeftModel
 
-        source = open_checkpoint(str(folder), self.load, keep=False)  # which checks it
+        open_checkpoint(str(folder), self.load, keep=False)  # which checks it
         base = open_checkpoint(str(self.load.base), alone, keep=False)
         started = cast_model(base.model(), self.weights_dtype)
-        more = {"is_trainable": True, "autocast_adapter_dtype": False}
-        return PeftModel.from_pretrained(started, str(source.files.folder), **more)  # type: ignore
+        begun: Any = PeftModel.from_pretrained(
+            started, str(folder), is_trainable=True, autocast_adapter_dtype=False
+        )
+        return begun  # type: ignore[no-any-return]
 
     def deletion(self, forget: Known, retain: Known) -> Sharding:
         """What is to be trained again without the rows to forget. Raises OptionError where rows
