@@ -53,7 +53,6 @@ from unlearnbench.util.process import is_main
 
 if TYPE_CHECKING:
     from unlearnbench.training.select import Selector
-    from unlearnbench.training.shards import Sharding
 
 log = logging.getLogger("unlearnbench")
 
@@ -89,8 +88,8 @@ class TrainerContext(TrainingContext):
     """What ``--alternative`` names, if anything."""
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
     forecast: Forecast | None = None
-    sharding: Sharding | None = None
-    """Of an ensemble of shards."""
+    members: Sequence[str] = ()
+    shards: Sequence[Shard] = ()
     losses: list[LossRecord] = field(default_factory=list)
     """Every step's, filled as it goes."""
     kept: dict[str, int] = field(default_factory=dict)
@@ -99,19 +98,8 @@ class TrainerContext(TrainingContext):
 
     def __post_init__(self) -> None:
         self.tokenizer, self.seed = self.encoder.tokenizer, self.options.seed
+        self.epochs = self.options.epochs
         self.pad = padding_id(self.tokenizer, self.encoder.rows)
-
-    @property
-    def members(self) -> Sequence[str]:  # type: ignore[override]
-        return self.sharding.members if self.sharding else ()
-
-    @property
-    def shards(self) -> Sequence[Shard]:  # type: ignore[override]
-        return self.sharding.train if self.sharding else ()
-
-    @property
-    def epochs(self) -> float:  # type: ignore[override]
-        return self.options.epochs
 
     def freeze(self, model: PreTrainedModel | None = None) -> FrozenModel:
         """A model to compare with. The target is a copy, or for LoRA the model, adapter off."""
@@ -155,8 +143,6 @@ class TrainerContext(TrainingContext):
     def run(self) -> tuple[PreTrainedModel | Ensemble, Masks | None]:
         """What the method makes of the target, and the map where it has one."""
         whole = self.method.piece("whole")
-        if self.sharding is not None:
-            self.sharding.place(self.home)
         if whole is not None:
             return whole.module.train(self, whole.options), None
         if not self.method.pieces:

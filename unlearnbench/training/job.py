@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
+from unlearnbench.checkpoints.checkpoint import CheckpointSource
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, SourceRecord, Training, TrainingOptions
 from unlearnbench.checkpoints.tokenizer import require_open_end
@@ -130,18 +130,15 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     texts |= {"auxiliary": job.auxiliary, "unseen": job.unseen}
     corpora = {r: load_corpus(t, r, job.corpus) for r, t in texts.items() if t or r == first}
     data = [record for _, sources in corpora.values() for record in sources]
-    folder, sharded = OutputFolder(job.out), method.name == "sisa"
-    before = sharded and kind == "unlearn"
-    source = shards.open_ensemble(job) if before else open_checkpoint(job.model, job.load)
+    source, folder = shards.open_target(job, kind, method), OutputFolder(job.out)
     base = None if job.base is None else open_base(job.base, job.load, source)
     encoder = _make_encoder(source, job)
-    sharding = shards.make_sharding(job, corpora, encoder, base) if sharded else None
+    sharding = shards.make_sharding(job, method, corpora, encoder, base)
     sets, more = _sets(job, method, corpora, encoder)
     data += more
     facts: dict[str, Any] = {"kind": kind, "method": method.name, "knobs": method.numbers}
     facts |= {"processes": process_count(), "base": base and base.checkpoint.weights_sha256}
-    plan = {"plan": sharding and sharding.sha256}
-    asked = _fingerprint(job, facts | plan, source.checkpoint, data, sets)
+    asked = _fingerprint(job, facts, source.checkpoint, data, sets) | shards.known_by(sharding)
     folder.require_free(asked, job.resume)
     read = _reading(job, encoder, sets)
     facts |= code | {
@@ -165,7 +162,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         context = TrainerContext(
             target, encoder, **sets, options=job.options, method=method, home=folder.work
         )
-        context.resume, context.progress, context.sharding = job.resume, job.progress, sharding
+        context.resume, context.progress = job.resume, job.progress
         if job.spans == SURPRISE:
             context.forget = most_surprising(context, job.options.span_share)
         if base is not None:
@@ -175,6 +172,8 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         source.release()
         context.selector = _make_selector(job, folder, encoder)
         with folder.claim(asked):
+            if sharding is not None:
+                sharding.begin(context)
             result, masks = context.run()
         for model in result.models.values() if isinstance(result, Ensemble) else [result]:
             as_saved(model, job.options.weights_dtype)

@@ -16,8 +16,11 @@ from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, Training, read_record
 from unlearnbench.checkpoints.source import EnsembleSource
 from unlearnbench.errors import OptionError, one_line
+from unlearnbench.methods import Method
 from unlearnbench.methods.base import PreTrainedModel, Shard
 from unlearnbench.methods.rows import Example
+from unlearnbench.methods.whole.sisa import ABOUT
+from unlearnbench.runs.fingerprint import Fingerprint
 from unlearnbench.training.dtypes import cast_model
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.output import KEPT, write_file
@@ -26,6 +29,7 @@ from unlearnbench.util.files import content_sha256, link
 from unlearnbench.util.process import is_main
 
 if TYPE_CHECKING:
+    from unlearnbench.training.context import TrainerContext
     from unlearnbench.training.corpus import Encoder, TextDocument
 
 log = logging.getLogger("unlearnbench")
@@ -57,19 +61,18 @@ class Sharding:
         """The names of all its models."""
         return [_name(number) for number in range(len(self.plan.shards))]
 
-    @property
-    def sha256(self) -> str:
-        """Of the plan that comes out."""
-        return content_sha256(self.plan.model_dump(mode="json"))
-
-    def place(self, work: Path) -> None:
-        """Put the plan, and what is taken over, where a training keeps its states."""
+    def begin(self, context: TrainerContext) -> None:
+        """Tell a training what to train, and put the plan, and what is taken over, where it keeps
+        its states.
+        """
+        context.members, context.shards = self.members, self.train
+        kept = context.home / KEPT
         if not is_main():
             return
-        (work / KEPT).mkdir(exist_ok=True)
-        write_file(work / KEPT / PLAN, (self.plan.model_dump_json() + "\n").encode())
+        kept.mkdir(exist_ok=True)
+        write_file(kept / PLAN, (self.plan.model_dump_json() + "\n").encode())
         for name, folder in self.taken.items():
-            place = work / KEPT / name
+            place = kept / name
             shutil.rmtree(place, ignore_errors=True)
             shutil.copytree(folder, place, copy_function=link)
 
@@ -182,7 +185,7 @@ def recorded(folder: str) -> Training:
     """How an ensemble was trained. Raises OptionError where it is none of shards."""
     read_plan(folder)
     record = read_record(Path(folder).expanduser() / FILE)
-    if not isinstance(record, Training) or record.method != "sisa":
+    if not isinstance(record, Training) or record.method != ABOUT.name:
         raise OptionError(f"{one_line(folder, 120)}: its {FILE} is not that of `finetune --shards`")
     return record
 
@@ -226,8 +229,12 @@ class Asked(Protocol):
     def load(self) -> LoadOptions: ...
 
 
-def open_ensemble(job: Asked) -> CheckpointSource:
-    """The first shard of what rows are to be deleted from, as the whole: known by all hashes."""
+def open_target(job: Asked, kind: str, method: Method) -> CheckpointSource:
+    """What a training begins with. Of an ensemble that rows are to be deleted from it is the first
+    shard, known by the hashes of all.
+    """
+    if kind != "unlearn" or method.name != ABOUT.name:
+        return open_checkpoint(job.model, job.load)
     path = Path(job.model).expanduser()
     adapters = _is_adapter(path / _name(0))
     if adapters and job.base is None:
@@ -239,15 +246,24 @@ def open_ensemble(job: Asked) -> CheckpointSource:
     return first
 
 
+def known_by(sharding: Sharding | None) -> Fingerprint:
+    """What an interrupted training must share with the one that goes on with it."""
+    plan = sharding and sharding.plan.model_dump(mode="json")
+    return Fingerprint.of({"plan": plan and content_sha256(plan)})
+
+
 def make_sharding(
     job: Asked,
+    method: Method,
     texts: Mapping[Any, tuple[Sequence[TextDocument], Any]],
     encoder: Encoder,
     base: CheckpointSource | None,
-) -> Sharding:
-    """Which shards are to be trained, on what; ``texts`` by role. Raises OptionError where texts or
-    ``base`` are not the ensemble's.
+) -> Sharding | None:
+    """Which shards are to be trained, on what; ``texts`` by role. None where there are none. Raises
+    OptionError where texts or ``base`` are not the ensemble's.
     """
+    if method.name != ABOUT.name:
+        return None
     rows = {role: rows_of(documents, encoder) for role, (documents, _) in texts.items()}
     if "data" in rows:
         return plan_training(rows["data"], job.options, job.shard_plan)
