@@ -98,13 +98,12 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
         raise OptionError(
             f"{method}: a mask chooses weights, and LoRA trains none; drop --lora-rank"
         )
-    if whole is not None and not whole.about.trains and job.options.lora_rank is not None:
-        raise OptionError(f"{method} trains nothing, and so no adapter; drop --lora-rank")
+    if whole is not None and whole.about.no_adapter and job.options.lora_rank is not None:
+        raise OptionError(f"{method} {whole.about.no_adapter}; drop --lora-rank")
     if whole is not None and (job.select or job.options.keep_adapter):
         option = "--eval-tasks" if job.select else "--keep-adapter"
         raise OptionError(f"{option} is for methods of one training, and {method} is none")
-    if whole is not None and whole.about.shards:
-        job = replace(job, options=shards.as_recorded(job.model, job.options))
+    job = replace(job, options=shards.as_recorded(job.model, found, job.options))
     return _train(job, "unlearn", found)
 
 
@@ -115,8 +114,7 @@ def finetune(job: Job) -> Training:
     if job.retain:
         raise OptionError("finetune has one set of texts; give them all with --data")
     job = replace(job, options=shards.as_planned(job.shard_plan, job.options))
-    method = Method("finetune", ()) if job.options.shards is None else find_method("sisa")
-    return _train(job, "finetune", method)
+    return _train(job, "finetune", shards.finetuning(job.options))
 
 
 def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Training:
@@ -172,8 +170,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         source.release()
         context.selector = _make_selector(job, folder, encoder)
         with folder.claim(asked):
-            if sharding is not None:
-                sharding.begin(context)
+            shards.begin(context, sharding)
             result, masks = context.run()
         for model in result.models.values() if isinstance(result, Ensemble) else [result]:
             as_saved(model, job.options.weights_dtype)

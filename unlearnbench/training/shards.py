@@ -16,7 +16,7 @@ from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, Training, read_record
 from unlearnbench.checkpoints.source import EnsembleSource
 from unlearnbench.errors import OptionError, one_line
-from unlearnbench.methods import Method
+from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import PreTrainedModel, Shard
 from unlearnbench.methods.rows import Example
 from unlearnbench.methods.whole.sisa import ABOUT
@@ -61,20 +61,21 @@ class Sharding:
         """The names of all its models."""
         return [_name(number) for number in range(len(self.plan.shards))]
 
-    def begin(self, context: TrainerContext) -> None:
-        """Tell a training what to train, and put the plan, and what is taken over, where it keeps
-        its states.
-        """
-        context.members, context.shards = self.members, self.train
-        kept = context.home / KEPT
-        if not is_main():
-            return
+
+def begin(context: TrainerContext, sharding: Sharding | None) -> None:
+    """Tell a training what to train, and put the plan, and what is taken over, where it keeps its
+    states.
+    """
+    if sharding is None:
+        return
+    context.members, context.shards = sharding.members, sharding.train
+    kept = context.home / KEPT
+    if is_main():
         kept.mkdir(exist_ok=True)
-        write_file(kept / PLAN, (self.plan.model_dump_json() + "\n").encode())
-        for name, folder in self.taken.items():
-            place = kept / name
-            shutil.rmtree(place, ignore_errors=True)
-            shutil.copytree(folder, place, copy_function=link)
+        write_file(kept / PLAN, (sharding.plan.model_dump_json() + "\n").encode())
+        for name, folder in sharding.taken.items():
+            shutil.rmtree(kept / name, ignore_errors=True)
+            shutil.copytree(folder, kept / name, copy_function=link)
 
 
 def _is_adapter(folder: Path) -> bool:
@@ -190,10 +191,17 @@ def recorded(folder: str) -> Training:
     return record
 
 
-def as_recorded(folder: str, given: TrainOptions) -> TrainOptions:
-    """The options that an ensemble was trained with. Raises OptionError where others are given: its
-    shards would be of two recipes.
+def finetuning(options: TrainOptions) -> Method:
+    """As which method a model, or an ensemble of shards, is made."""
+    return Method("finetune", ()) if options.shards is None else find_method(ABOUT.name)
+
+
+def as_recorded(folder: str, method: Method, given: TrainOptions) -> TrainOptions:
+    """The options that an ensemble was trained with, where rows are to be deleted from one. Raises
+    OptionError where others are given: its shards would be of two recipes.
     """
+    if method.name.removesuffix("_lora") != ABOUT.name:
+        return given
     own = given.model_dump(exclude_defaults=True).keys() - {"save_steps"}
     if own:
         named = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(own))

@@ -19,7 +19,6 @@ ABOUT = About(
     data=("retain",),
     base=True,
     stage="shard",
-    shards=True,
     cost="training each touched shard again from its first touched slice; --model is an ensemble "
     "of finetune --shards, --base what that began with, where a first slice is touched",
     differs="Released code (50a3ada) trains the last slice to the shard's end but names its "
