@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from unlearnbench.checkpoints.load import LinearLayer, linear_layers
 from unlearnbench.errors import CheckpointError
-from unlearnbench.methods.rows import Batch, Example, Part, Role, Tensor
+from unlearnbench.methods.rows import Batch, Example, Part, Role, Shard, Tensor
 
 if TYPE_CHECKING:
     import transformers
@@ -145,25 +145,6 @@ class OptimizerStep(Protocol):
         gradient goes to the weight, (out, in), or to its adapter, as if ``function`` were not
         there.
         """
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One model of an ensemble whose models learn from disjoint texts, slice after slice."""
-
-    name: str
-    """Of its folder in the output."""
-    seed: int
-    slices: Sequence[Sequence[Example]]
-    first: int = 0
-    """The slice with which training begins."""
-    begin: Callable[[], PreTrainedModel] | None = None
-    """Loads the model as it was before that slice; None: as the ensemble began."""
-
-    def state(self, number: int) -> str:
-        """The name of the model after slice ``number``; after the last one it is the shard's."""
-        last = number == len(self.slices) - 1
-        return self.name if last else f"{self.name}-slice-{number}"
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,9 @@ from unlearnbench.methods.base import (
     Ensemble,
     FrozenModel,
     Masks,
-    Shard,
     TrainingContext,
 )
-from unlearnbench.methods.rows import Example, Role, sequence_logprobs
+from unlearnbench.methods.rows import Example, Role, Shard, sequence_logprobs
 from unlearnbench.training.alternatives import GENERIC, OWN, with_generic
 from unlearnbench.training.batches import Rows, make_schedule
 from unlearnbench.training.corpus import Encoder

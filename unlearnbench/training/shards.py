@@ -17,8 +17,8 @@ from unlearnbench.checkpoints.origin import FILE, Training, read_record
 from unlearnbench.checkpoints.source import EnsembleSource
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.methods import Method, find_method
-from unlearnbench.methods.base import PreTrainedModel, Shard
-from unlearnbench.methods.rows import Example
+from unlearnbench.methods.base import PreTrainedModel
+from unlearnbench.methods.rows import Example, Shard
 from unlearnbench.methods.whole.sisa import ABOUT
 from unlearnbench.runs.fingerprint import Fingerprint
 from unlearnbench.training.dtypes import cast_model
