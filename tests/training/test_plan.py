@@ -18,7 +18,7 @@ ROWS = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(23)]
 
 def plan_of(rows: int, shards: int, slices: int, **more: Any) -> ShardPlan:
     options = TrainOptions(shards=shards, slices=slices, **more)
-    return make_plan(ROWS[:rows], options)
+    return make_plan(ROWS[:rows], options, ROWS[0])
 
 
 @pytest.mark.parametrize("placement", ["random", "together"])
@@ -67,6 +67,7 @@ def test_the_seed_draws_the_rows_or_they_lie_as_given() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
+        ({"base": "../x"}, "base: String should match"),
         ({"format_version": 2}, "format_version: Input should be 1"),
         ({"shards": []}, "shards: .* at least 1"),
         ({"shards": [[]], "seeds": [0]}, r"shards\.0: .* at least 1"),
@@ -79,7 +80,8 @@ def test_the_seed_draws_the_rows_or_they_lie_as_given() -> None:
     ],
 )
 def test_a_damaged_plan_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
-    content = {"format_version": 1, "seeds": [0, 9], "shards": [[ROWS[:2]], [ROWS[2:4]]]}
+    content = {"format_version": 1, "base": ROWS[0], "seeds": [0, 9]}
+    content |= {"shards": [[ROWS[:2]], [ROWS[2:4]]]}
     (tmp_path / "shards.json").write_text(json.dumps(content))
     assert read_plan(str(tmp_path)).rows == set(ROWS[:4])
     (tmp_path / "shards.json").write_text(json.dumps(content | change))

@@ -88,6 +88,21 @@ def test_a_deletion_is_training_from_scratch_without_the_rows_bit_for_bit(
     assert len(read_plan(str(tmp_path / "after")).rows) == len(TEXTS) - len(gone)
 
 
+def test_deletions_one_after_another_are_one_of_all(
+    whole: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """The second begins with the first one's output, and at the base again."""
+    unlearn(deletion(whole, tiny, tmp_path / "first", {2}), "sisa")
+    second = replace(deletion(whole, tiny, tmp_path / "second", {0}), model=str(tmp_path / "first"))
+    both = deletion(whole, tiny, tmp_path / "both", {0, 2})
+    unlearn(replace(second, retain=both.retain), "sisa")
+    unlearn(both, "sisa")
+    for name in ("shard-0", "shard-0-slice-0", "shard-1"):
+        assert same(weights(tmp_path / "second" / name), weights(tmp_path / "both" / name)), name
+    plans = [(tmp_path / at / "shards.json").read_bytes() for at in ("second", "both")]
+    assert plans[0] == plans[1]
+
+
 def test_one_shard_of_one_slice_is_the_plain_model(tiny: Path, tmp_path: Path) -> None:
     texts = write(tmp_path, "all", TEXTS)
     finetune(Job(str(tiny), tmp_path / "plain", texts, options=QUICK))

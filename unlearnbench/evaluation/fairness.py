@@ -47,6 +47,8 @@ def read_votes(folders: Sequence[Path], asked: Question) -> Votes:
         raise OptionError("two of the runs are of one checkpoint: its votes would count twice")
     every = [run.records(asked.task) for run in runs]
     ids = tuple(record.id for record in every[0])
+    if any(tuple(record.id for record in records) != ids for records in every):
+        raise MetricError(f"{asked.task}: the runs have other rows, or another order")
     found = [[_decided(record, asked) for record in records] for records in every]
     labels = [[label for _, label in one] for one in found]
     if any(other != labels[0] for other in labels):

@@ -131,7 +131,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     source, folder = shards.open_target(job, kind, method), OutputFolder(job.out)
     base = None if job.base is None else open_base(job.base, job.load, source)
     encoder = _make_encoder(source, job)
-    sharding = shards.make_sharding(job, method, corpora, encoder, base)
+    sharding = shards.make_sharding(job, method, corpora, encoder, (source, base))
     sets, more = _sets(job, method, corpora, encoder)
     data += more
     facts: dict[str, Any] = {"kind": kind, "method": method.name, "knobs": method.numbers}

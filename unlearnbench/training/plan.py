@@ -29,6 +29,8 @@ class ShardPlan(BaseModel):
     model_config = Checkpoint.model_config
 
     format_version: Literal[1] = 1
+    base: Sha256
+    """What all shards began with: its weights' hash."""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(strict=False)
     """Of each shard's training; a stage's is so much more as its number, from 0."""
     shards: tuple[_Shard, ...] = Field(strict=False, min_length=1, max_length=63)
@@ -53,7 +55,7 @@ class ShardPlan(BaseModel):
         return min(touched, default=None)
 
 
-def make_plan(rows: Sequence[str], options: TrainOptions) -> ShardPlan:
+def make_plan(rows: Sequence[str], options: TrainOptions, base: str) -> ShardPlan:
     """Shards of as many rows, one more or less, each of slices of as many. ``random`` draws them by
     the seed, else they follow the data. Raises OptionError where a slice would be empty.
     """
@@ -71,7 +73,7 @@ def make_plan(rows: Sequence[str], options: TrainOptions) -> ShardPlan:
         for shard in _cut(order, shards)
     ]
     seeds = [(options.seed + _SEEDS * number) % 2**31 for number in range(shards)]
-    return ShardPlan.model_validate({"seeds": seeds, "shards": found})
+    return ShardPlan.model_validate({"base": base, "seeds": seeds, "shards": found})
 
 
 def _cut(items: Sequence[int], parts: int) -> list[Sequence[int]]:

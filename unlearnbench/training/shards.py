@@ -87,18 +87,22 @@ def _name(number: int) -> str:
 
 
 def plan_training(
-    rows: Sequence[tuple[str, tuple[Example, ...]]], options: TrainOptions, given: str | None
+    rows: Sequence[tuple[str, tuple[Example, ...]]],
+    options: TrainOptions,
+    base: str,
+    given: str | None,
 ) -> Sharding:
-    """All shards, from the start: of a new plan, or of the rows that are there of another
-    ensemble's. Raises OptionError where that has not all of the rows.
+    """All shards, from the start, of weights with the hash ``base``: of a new plan, or of the rows
+    that are there of another ensemble's. Raises OptionError where that has not all of the rows.
     """
     known = dict(rows)
     if given is None:
-        plan = make_plan([row for row, _ in rows], options)
+        plan = make_plan([row for row, _ in rows], options, base)
     else:
         whole = read_plan(given)
         _require_known(set(known), whole, "--data", given)
-        plan = whole.without(whole.rows - set(known))
+        left = whole.without(whole.rows - set(known))
+        plan = left.model_copy(update={"base": base})
     shards = range(len(plan.shards))
     return Sharding(plan, tuple(_shard(plan, number, known) for number in shards), {})
 
@@ -265,28 +269,31 @@ def make_sharding(
     method: Method,
     texts: Mapping[Any, tuple[Sequence[TextDocument], Any]],
     encoder: Encoder,
-    base: CheckpointSource | None,
+    models: tuple[CheckpointSource, CheckpointSource | None],
 ) -> Sharding | None:
-    """Which shards are to be trained, on what; ``texts`` by role. None where there are none. Raises
-    OptionError where texts or ``base`` are not the ensemble's.
+    """Which shards are to be trained, on what; ``texts`` by role, ``models``: the target and its
+    base. None where there are none. Raises OptionError where texts or base are not the ensemble's.
     """
     if method.name != ABOUT.name:
         return None
     rows = {role: rows_of(documents, encoder) for role, (documents, _) in texts.items()}
+    source, base = models
     if "data" in rows:
-        return plan_training(rows["data"], job.options, job.shard_plan)
-    load = job.load.model_copy(update={"base": job.base})
-    before = Before(Path(job.model).expanduser(), load, job.options.weights_dtype)
-    sharding, began = (
-        before.deletion(dict(rows["forget"]), dict(rows["retain"])),
-        recorded(job.model),
-    )
-    if base is not None and base.checkpoint.weights_sha256 != began.target.weights_sha256:
-        raise OptionError(f"--base is not what {job.model} began with: {began.target.path}")
-    anew = [shard.name for shard in sharding.train if shard.begin is None]
-    if anew and base is None:
-        raise OptionError(
-            f"{anew[0]} has a row to forget in its first slice; give --base, what the ensemble "
-            "began with"
-        )
+        began = source.checkpoint.weights_sha256
+        sharding = plan_training(rows["data"], job.options, began, job.shard_plan)
+    else:
+        load = job.load.model_copy(update={"base": job.base})
+        before = Before(Path(job.model).expanduser(), load, job.options.weights_dtype)
+        sharding = before.deletion(dict(rows["forget"]), dict(rows["retain"]))
+        if base is not None and base.checkpoint.weights_sha256 != sharding.plan.base:
+            raise OptionError(f"--base is not what {one_line(job.model, 120)} began with")
+        anew = [shard.name for shard in sharding.train if shard.begin is None]
+        if anew and base is None:
+            raise OptionError(
+                f"{anew[0]} has a row to forget in its first slice; give --base, what the ensemble "
+                "began with"
+            )
+    empty = [shard.name for shard in sharding.train if not any(shard.slices)]
+    if empty and job.options.keep_adapter:
+        raise OptionError(f"{empty[0]} has no row left, and so there is no adapter to keep")
     return sharding
