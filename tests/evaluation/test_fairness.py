@@ -11,7 +11,7 @@ import pytest
 from tests.cli.test_main import call
 from tests.conftest import write_jsonl
 from unlearnbench import ScriptedModel, evaluate
-from unlearnbench.evaluation.fairness import Question, read_votes
+from unlearnbench.evaluation.fairness import TwoGroups, read_votes
 
 FILE: dict[str, Any] = {
     "task": "toy_toxic",
@@ -77,13 +77,13 @@ def asked(runs: list[Path], **changes: str) -> list[str]:
 
 
 def test_votes_are_the_likelier_choices(runs: list[Path]) -> None:
-    question = Question("toy_toxic", "toxic", runs[0].parents[2] / "groups.jsonl")
+    question = TwoGroups("toy_toxic", "toxic", runs[0].parents[2] / "groups.jsonl")
     votes = read_votes(runs, question)
     assert votes.names == ("a", "b")
     assert votes.votes.tolist() == [[decides(m, n) for m in range(3)] for n in range(24)]
     assert votes.labels.tolist() == [row["label"] == "toxic" for row in ROWS]
     assert votes.groups.tolist() == [row["group"] == "b" for row in ROWS]
-    other = read_votes(runs, Question("toy_toxic", "benign", question.groups))
+    other = read_votes(runs, TwoGroups("toy_toxic", "benign", question.groups))
     assert (other.votes == 1 - votes.votes).all()
 
 

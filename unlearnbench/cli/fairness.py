@@ -37,10 +37,10 @@ def fairness(
     RUN: finished runs of an ensemble's shards, each evaluated by itself, or of one model. Their
     decisions are held against equalized odds, as they are and corrected in three ways.
     """
-    from unlearnbench.evaluation.fairness import Question, read_votes
+    from unlearnbench.evaluation.fairness import TwoGroups, read_votes
     from unlearnbench.metrics.fairness import compare_ways
 
-    asked = Question(task, positive, Path(groups), group_field)
+    asked = TwoGroups(task, positive, Path(groups), group_field)
     votes = read_votes([Path(run) for run in runs], asked)
     found = compare_ways(votes, seed)
     if json_file is not None:

@@ -19,8 +19,8 @@ from unlearnbench.tasks.rows import read_rows
 
 
 @dataclass(frozen=True)
-class Question:
-    """Which task, and what its groups and answers are."""
+class TwoGroups:
+    """A task, and what its groups and answers are."""
 
     task: str
     positive: str
@@ -30,7 +30,7 @@ class Question:
     group_field: str = "group"
 
 
-def read_votes(folders: Sequence[Path], asked: Question) -> Votes:
+def read_votes(folders: Sequence[Path], asked: TwoGroups) -> Votes:
     """Every run's decision about every row; groups in the order of their names.
 
     Raises:
@@ -58,7 +58,7 @@ def read_votes(folders: Sequence[Path], asked: Question) -> Votes:
     return Votes(ids, votes, np.array(groups), np.array(labels[0], dtype=np.int_), names)
 
 
-def _decided(record: SampleRecord, asked: Question) -> tuple[int, int]:
+def _decided(record: SampleRecord, asked: TwoGroups) -> tuple[int, int]:
     """The model's choice and the right one; a tie is the negative choice."""
     facts = facts_of(record, ChoiceFacts) if isinstance(record, AnswerRecord) else None
     if facts is None or len(facts.choices) != 2:
@@ -73,7 +73,7 @@ def _decided(record: SampleRecord, asked: Question) -> tuple[int, int]:
     return int(facts.logprobs[at] > facts.logprobs[1 - at]), int(at == 0)  # the right one is first
 
 
-def _groups(ids: Sequence[str], asked: Question) -> tuple[tuple[str, str], list[int]]:
+def _groups(ids: Sequence[str], asked: TwoGroups) -> tuple[tuple[str, str], list[int]]:
     """The two groups' names, and of each row which it is of: ids end in the row's number."""
     rows, found = read_rows(asked.groups), []
     for name in ids:

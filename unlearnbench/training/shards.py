@@ -226,7 +226,7 @@ def as_planned(folder: str | None, given: TrainOptions) -> TrainOptions:
     return TrainOptions.of(given.model_dump() | sizes)
 
 
-class Asked(Protocol):
+class AskedShards(Protocol):
     """What of a job is read here."""
 
     @property
@@ -241,7 +241,7 @@ class Asked(Protocol):
     def load(self) -> LoadOptions: ...
 
 
-def open_target(job: Asked, kind: str, method: Method) -> CheckpointSource:
+def open_target(job: AskedShards, kind: str, method: Method) -> CheckpointSource:
     """What a training begins with. Of an ensemble that rows are to be deleted from it is the first
     shard, known by the hashes of all.
     """
@@ -265,7 +265,7 @@ def known_by(sharding: Sharding | None) -> Fingerprint:
 
 
 def make_sharding(
-    job: Asked,
+    job: AskedShards,
     method: Method,
     texts: Mapping[Any, tuple[Sequence[TextDocument], Any]],
     encoder: Encoder,
