@@ -123,7 +123,7 @@ def test_a_job_that_fits_no_node_any_more_is_given_up(
 
 def test_a_small_job_waits_for_its_turn(tmp_path: Path) -> None:
     """Else a large one would never find a whole node."""
-    plan = plan_of(sweep_file(tmp_path, resources={"cpus": 1.5}))
+    plan = plan_of(sweep_file(tmp_path, resources={"cpus": 1.5}, references=None))
     plan.output.mkdir()
     pool = FakePool(writes(plan), [NODE])
     run(plan, pool)

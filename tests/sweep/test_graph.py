@@ -109,7 +109,7 @@ def circle(tmp_path: Path) -> list[Any]:
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"checkpoints": ["models/none*"]}, r":3: models/none\* matches no checkpoint$"),
     ({"checkpoints": ["no/such/folder"]}, ":3: no/such/folder is not there, and no hub id"),
-    ({"references": {"target": "who"}}, r":14: target: no checkpoint is called who; there are ga"),
+    ({"references": {"target": "who"}}, r":11: target: no checkpoint is called who; there are ga"),
     ({"references": {"target": "ga-1", "retrained": "ga-1"}}, "are one checkpoint"),
     ({"conditions": ["rtn-int4"]}, "references need the condition none"),
     ({"tasks": ["demo_knowmem"]}, "demo_knowmem"),

@@ -26,7 +26,10 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tasks": None}, "key 'tasks' is missing"),
     ({"checkpoints": []}, ":2: checkpoints"),
     ({"checkpoints": [{"name": "a"}]}, "give a path, or a method"),
-    ({"checkpoints": [{"path": "a", "method": "ga"}]}, "method: is for a recipe|is for a recipe"),
+    (
+        {"checkpoints": [{"path": "a", "method": "ga"}]},
+        ":3: checkpoints.0: give a path, or a method",
+    ),
     ({"checkpoints": [{**RECIPE, "base": []}]}, "base: is missing"),
     ({"checkpoints": [{**RECIPE, "forget": []}]}, "forget: is missing"),
     ({"checkpoints": [{**RECIPE, "method": "finetune"}]}, "data: is missing"),

@@ -123,9 +123,8 @@ class Engine:
         Raises:
             OutputError: the record cannot be written.
         """
-        for id in self._order:
-            if not self._open[id]:
-                self._enter(id)
+        for id in [id for id in self._order if not self._open[id]]:
+            self._enter(id)
         while self._ready or self._running:
             self._begin()
             if not self._ready and not self._running:

@@ -20,7 +20,7 @@ from typing import Any
 from unlearnbench.errors import OptionError, UnlearnbenchError, one_line
 from unlearnbench.evaluation.evaluate import find_tasks
 from unlearnbench.evaluation.options import Options
-from unlearnbench.methods import find_method
+from unlearnbench.methods import Method, find_method
 from unlearnbench.results import FULL
 from unlearnbench.sweep.spec import Item, Sweep
 from unlearnbench.tasks.spec import TaskSpec
@@ -188,6 +188,7 @@ def _grid(item: Item, where: str, plan: _Expansion) -> Iterator[Model]:
     moving = [key for key, values in axes.items() if len(values) > 1]
     texts = item.model_dump(include={"data", "forget", "retain", "auxiliary", "unseen"})
     texts |= {"alternative": item.alternative, "spans": item.spans}
+    known = {name: _method(name, where) for name in item.method}
     for values in itertools.product(*axes.values()):
         at = dict(zip(axes, values, strict=True))
         marks = [str(at[k]) if k == "method" else f"{k}{_last(str(at[k]))}" for k in moving]
@@ -195,13 +196,23 @@ def _grid(item: Item, where: str, plan: _Expansion) -> Iterator[Model]:
         if item.name is None and "method" in moving:
             name = "-".join(marks)
         method, base = at.pop("method"), str(at.pop("base"))
-        options, knobs = _told(method, at, where)
+        options, knobs = _told(known[method], at, where)
         training = {"method": method, **texts, "options": options, "knobs": knobs}
         out = plan.output / "models" / name
         yield Model(_NAME.sub("_", name)[:60], str(out), where, training, base)
 
 
-def _told(method: str, given: Mapping[str, Any], where: str) -> tuple[dict[str, Any], ...]:
+def _method(name: str, where: str) -> Method | None:
+    """The method of that name; None for finetune."""
+    try:
+        return None if name == "finetune" else find_method(name)
+    except UnlearnbenchError as error:
+        raise OptionError(f"{where}: {one_line(error)}") from None
+
+
+def _told(
+    method: Method | None, given: Mapping[str, Any], where: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of the training, and numbers of the method; each is known."""
     given = {key.replace("-", "_"): value for key, value in given.items()}
     known = {*TrainOptions.model_fields, *CorpusOptions.model_fields}
@@ -210,8 +221,8 @@ def _told(method: str, given: Mapping[str, Any], where: str) -> tuple[dict[str, 
     try:
         TrainOptions.of({k: v for k, v in options.items() if k in TrainOptions.model_fields})
         CorpusOptions.of({k: v for k, v in options.items() if k in CorpusOptions.model_fields})
-        if method != "finetune":
-            find_method(method).with_options(knobs)
+        if method is not None:
+            method.with_options(knobs)
         elif knobs:
             raise OptionError(f"no option is called {one_line(min(knobs), 80)!r}")
     except UnlearnbenchError as error:
