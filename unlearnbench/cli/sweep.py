@@ -36,7 +36,7 @@ def sweep() -> None:
 
 @sweep.command("run")
 @click.argument("file", metavar="SWEEP.yaml")
-@click.option("--address", metavar="auto|HOST:PORT|ray://...", help="A Ray cluster that runs.")
+@click.option("--address", metavar="auto|HOST:PORT", help="A Ray cluster that runs.")
 @click.option(
     "--local",
     type=click.IntRange(min=1),

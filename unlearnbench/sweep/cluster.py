@@ -26,7 +26,8 @@ INSTALL = "install it with: pip install 'unlearnbench[sweep]'"
 # No results travel but reports of some hundred bytes.
 _STORE = 80 * 2**20
 _FOLDER = "ub-"
-_ADDRESS = re.compile(r"auto|local|ray://[\w.:\[\]-]+|[\w.-]+:[0-9]+")
+_NODE = "ray.io/node-id"
+_ADDRESS = re.compile(r"auto|[\w.-]+:[0-9]+")
 _ONE = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -37,7 +38,7 @@ class RayPool:
         """``ray`` is connected already."""
         self._ray, self._around = ray, surroundings(plan)
         self._running: dict[Any, tuple[str, float]] = {}
-        self._task = ray.remote(max_retries=0)(perform)
+        self._task = ray.remote(max_retries=0)(_perform_on_node)
 
     def nodes(self) -> Sequence[Mapping[str, float]]:
         """See ``Pool``."""
@@ -48,6 +49,9 @@ class RayPool:
         wants: dict[str, Any] = {"num_cpus": job.demand.cpus, "memory": job.demand.memory}
         if job.demand.gpus:
             wants["num_gpus"] = job.demand.gpus
+        if avoid:  # elsewhere, if there is anywhere else
+            wants["label_selector"] = {_NODE: f"!{avoid}"}
+            wants["fallback_strategy"] = [{"label_selector": {_NODE: avoid}}]
         order = make_order(job, self._around, attempt)
         reference = self._task.options(**wants, name=job.id).remote(order)
         self._running[reference] = (job.id, time.monotonic())
@@ -85,6 +89,14 @@ class RayPool:
                 self._ray.cancel(reference, force=True)
 
 
+def _perform_on_node(text: str) -> str:
+    """What runs on a worker."""
+    import ray
+
+    report = json.loads(perform(text))
+    return json.dumps({**report, "node": ray.get_runtime_context().get_node_id()})
+
+
 def _last_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else type(error).__name__
@@ -112,7 +124,7 @@ def connected(address: str | None, cores: int | None) -> Iterator[Any]:
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address is not None:
         if not _ADDRESS.fullmatch(address):
-            raise OptionError(f"--address {one_line(address, 100)}: auto, HOST:PORT or ray://...")
+            raise OptionError(f"--address {one_line(address, 100)}: use auto or HOST:PORT")
         try:
             ray.init(address=address, **quiet)
         except Exception as error:
@@ -121,12 +133,20 @@ def connected(address: str | None, cores: int | None) -> Iterator[Any]:
         folder = None
     else:
         folder = _start_local(ray, cores, quiet)
+    _silence()
     try:
         yield ray
     finally:
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _silence() -> None:
+    """Have Ray print nothing of workers that died: the engine says it, with the job's name."""
+    from ray._private import worker
+
+    vars(worker)["_worker_logs_enabled"] = False
 
 
 def _start_local(ray: Any, cores: int | None, quiet: dict[str, Any]) -> Path:

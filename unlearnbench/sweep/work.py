@@ -15,7 +15,7 @@ import secrets
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -162,23 +162,20 @@ def _job_folder(order: Mapping[str, Any]) -> Iterator[None]:
         InUseError: it does not end.
     """
     folder, ends = _log_file(order).parent, time.monotonic() + _LOCK_PATIENCE
-    while True:
-        lock = lock_folder(folder)
-        try:
-            lock.__enter__()
-            break
-        except InUseError:
-            if time.monotonic() > ends:
-                raise
-            time.sleep(0.5)
     who = {"host": platform.node(), "pid": os.getpid(), "attempt": order["attempt"]}
-    try:
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(lock_folder(folder))
+                break
+            except InUseError:
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(0.5)
+        held.callback((folder / "worker.json").unlink, missing_ok=True)
         with writing(folder):
             write_whole(folder / "worker.json", json.dumps(who).encode("ascii"))
         yield
-    finally:
-        (folder / "worker.json").unlink(missing_ok=True)
-        lock.__exit__(None, None, None)
 
 
 @contextmanager
