@@ -33,7 +33,7 @@ def test_a_log_gets_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     display = Display()
     display(Progress(total=3, running=1), "")
     display(Progress(total=3, done=1, running=1), "a: done\x1b[2J")
-    assert capsys.readouterr().err == "[1 of 3 done, 1 running] a: done\\x1b[2J\n"
+    assert capsys.readouterr().err == "[1 of 3 done, 1 running; 0 s left] a: done\\x1b[2J\n"
 
 
 def test_status_from_another_terminal(plan: Plan) -> None:

@@ -112,7 +112,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"references": {"target": "who"}}, r":11: target: no checkpoint is called who; there are ga"),
     ({"references": {"target": "ga-1", "retrained": "ga-1"}}, "are one checkpoint"),
     ({"conditions": ["rtn-int4"]}, "references need the condition none"),
-    ({"tasks": ["demo_knowmem"]}, "demo_knowmem"),
     ({"checkpoints": [{**GRID, "method": "npo2"}]}, ":3: .*npo2"),
     ({"checkpoints": [{**GRID, "options": {"lrr": 1}}]}, "lrr"),
     ({"checkpoints": [{**GRID, "options": {"lr": -1}}]}, "--lr -1: use a number above 0"),
@@ -142,8 +141,8 @@ def test_two_checkpoints_of_one_name_are_refused(tmp_path: Path) -> None:
         plan_of(sweep_file(tmp_path, checkpoints=twice, references=None))
 
 
-def test_ten_thousand_jobs_are_expanded_each_once(tmp_path: Path) -> None:
-    grid = {**GRID, "seeds": list(range(1250))}
+def test_many_jobs_are_expanded_each_once(tmp_path: Path) -> None:
+    grid = {**GRID, "seeds": list(range(125))}
     plan = plan_of(sweep_file(tmp_path, checkpoints=[str(tmp_path / "models/*"), grid]))
-    assert len(plan.jobs) == 2 * 4 * 1250 + 4 + 2 == len(set(ids(plan)))
+    assert len(plan.jobs) == 2 * 4 * 125 + 4 + 2 == len(set(ids(plan)))
     assert len(plan.lines()) < 40

@@ -27,7 +27,7 @@ def plan(tiny: Path, tmp_path: Path) -> Plan:
         shutil.copytree(tiny, tmp_path / "models" / name)
     changes: dict[str, Any] = {
         "checkpoints": [str(tmp_path / "models/retrained"), str(tmp_path / "models/target")],
-        "options": {"limit": 2, "dtype": "fp32"},
+        "options": {"limit": 4, "dtype": "fp32"},
     }
     return plan_of(sweep_file(tmp_path, **changes))
 
@@ -49,8 +49,8 @@ def test_a_job_writes_the_records_of_the_command(
 ) -> None:
     reports = [done(plan, around, 0), done(plan, around, 1)]
     assert [report["error"] for report in reports] == ["", ""]
-    assert reports[1]["samples"] == 2 * 2 * (2 + 2)
-    own = {"limit": 2, "dtype": "fp32", "output": tmp_path / "by-hand"}
+    assert reports[1]["samples"] == 2 * (4 + 2 * 4)
+    own = {"limit": 4, "dtype": "fp32", "output": tmp_path / "by-hand"}
     evaluate(str(tmp_path / "models/retrained"), TASKS, "none,rtn-int4", **own)
     (reference,) = (tmp_path / "by-hand").glob("*/none")
     evaluate(str(tmp_path / "models/target"), TASKS, "none,rtn-int4", reference=reference, **own)
