@@ -26,6 +26,7 @@ INSTALL = "install it with: pip install 'unlearnbench[sweep]'"
 # No results travel but reports of some hundred bytes.
 _STORE = 80 * 2**20
 _FOLDER = "ub-"
+_STARTS = 3
 _NODE = "ray.io/node-id"
 _ADDRESS = re.compile(r"auto|[\w.-]+:[0-9]+")
 _ONE = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -163,14 +164,23 @@ def _start_local(ray: Any, cores: int | None, quiet: dict[str, Any]) -> Path:
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     for name in _ONE:  # a job sets its own number
         os.environ.setdefault(name, "1")
-    ray.init(
-        num_cpus=cores or os.cpu_count() or 1,
-        include_dashboard=False,
-        object_store_memory=_STORE,
-        _temp_dir=str(folder),
-        _node_ip_address="127.0.0.1",
-        **quiet,
-    )
+    for left in range(_STARTS - 1, -1, -1):
+        try:
+            ray.init(
+                num_cpus=cores or os.cpu_count() or 1,
+                include_dashboard=False,
+                object_store_memory=_STORE,
+                _temp_dir=str(folder),
+                _node_ip_address="127.0.0.1",
+                **quiet,
+            )
+            break
+        except Exception as error:  # it gives its own processes 30 seconds to start
+            ray.shutdown()
+            if not left:
+                shutil.rmtree(folder, ignore_errors=True)
+                said = one_line(error, 200)
+                raise OptionError(f"Ray does not start here, is the machine busy? {said}") from None
     return folder
 
 
