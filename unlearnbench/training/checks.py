@@ -55,10 +55,12 @@ def require_texts(job: Asked, method: Method) -> None:
             if role not in method.data:
                 needs = "--stop-el compares with unseen texts"
             raise OptionError(f"{needs}; give --{role}")
-        if texts and role not in data:
+        if texts and role not in data | method.may:
             raise OptionError(f"{name} has no {role} term; leave --{role} out")
     if job.base is not None and not any(piece.about.base for piece in method.pieces):
         raise OptionError(f"{name} begins at no other model; leave --base out")
+    if job.base is None and any(piece.about.needs_base for piece in method.pieces):
+        raise OptionError(f"{name} needs what --model was made from; give --base")
     if job.spans is not None and method.piece("forget") is None:
         raise OptionError(f"--spans is for losses on the forget set, and {name} has none")
     if job.options.span_share is not None and job.spans != SURPRISE:
@@ -112,7 +114,7 @@ def _survived(asked: str, method: Method) -> str:
     if not specs:
         raise OptionError("--survive names no condition")
     for spec in specs:
-        if not has_codes(spec) or "dequantized" not in spec.kernels:
+        if not has_codes(spec) or spec.by_matrix or "dequantized" not in spec.kernels:
             raise OptionError(
                 f"--survive {spec.name}: it does not follow from the weights alone; use precisions "
                 "that do, as rtn-int4, bnb-nf4 or gguf-q4_0"
