@@ -78,7 +78,7 @@ def by_hand(models: Path, out: Path, limit: int) -> dict[str, bytes]:
         reference = None
         if name != "retrained":
             (reference,) = (out / "retrained").glob("*/none")
-        given = {**asked, "output": out / name, "reference": reference}
+        given: dict[str, Any] = {**asked, "output": out / name, "reference": reference}
         for condition in CONDITIONS:
             evaluate(str(models / name), TASKS, condition, **given)
     return records(out, NAMES)
@@ -187,7 +187,7 @@ def test_a_node_that_leaves_takes_nothing_along(tmp_path: Path, models: Path) ->
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     path = file_of(tmp_path, models, options={**OPTIONS, "limit": 12}, resources={"tries": 9})
     node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster: Any = Cluster(initialize_head=True, head_node_args=node)
     try:
         leaves = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
         cluster.wait_for_nodes()

@@ -50,7 +50,7 @@ def test_a_job_writes_the_records_of_the_command(
     reports = [done(plan, around, 0), done(plan, around, 1)]
     assert [report["error"] for report in reports] == ["", ""]
     assert reports[1]["samples"] == 2 * (4 + 2 * 4)
-    own = {"limit": 4, "dtype": "fp32", "output": tmp_path / "by-hand"}
+    own: dict[str, Any] = {"limit": 4, "dtype": "fp32", "output": tmp_path / "by-hand"}
     evaluate(str(tmp_path / "models/retrained"), TASKS, "none,rtn-int4", **own)
     (reference,) = (tmp_path / "by-hand").glob("*/none")
     evaluate(str(tmp_path / "models/target"), TASKS, "none,rtn-int4", reference=reference, **own)

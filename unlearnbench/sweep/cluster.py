@@ -123,24 +123,28 @@ def connected(address: str | None, cores: int | None) -> Iterator[Any]:
     except ImportError:
         raise OptionError(f"a sweep needs Ray; {INSTALL}") from None
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    if address is not None:
-        if not _ADDRESS.fullmatch(address):
-            raise OptionError(f"--address {one_line(address, 100)}: use auto or HOST:PORT")
-        try:
-            ray.init(address=address, **quiet)
-        except Exception as error:
-            said = one_line(error, 200)
-            raise OptionError(f"--address {address}: no cluster answers: {said}") from None
-        folder = None
-    else:
-        folder = _start_local(ray, cores, quiet)
-    _silence()
+    folder = _own_folder() if address is None else None
     try:
+        if folder is not None:
+            _start_local(ray, folder, cores, quiet)
+        else:
+            _join(ray, str(address), quiet)
+        _silence()
         yield ray
     finally:
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _join(ray: Any, address: str, quiet: dict[str, Any]) -> None:
+    if not _ADDRESS.fullmatch(address):
+        raise OptionError(f"--address {one_line(address, 100)}: use auto or HOST:PORT")
+    try:
+        ray.init(address=address, **quiet)
+    except Exception as error:
+        said = one_line(error, 200)
+        raise OptionError(f"--address {address}: no cluster answers: {said}") from None
 
 
 def _silence() -> None:
@@ -150,15 +154,20 @@ def _silence() -> None:
     vars(worker)["_worker_logs_enabled"] = False
 
 
-def _start_local(ray: Any, cores: int | None, quiet: dict[str, Any]) -> Path:
-    """Ray on this machine alone. Its workers import what this process imports."""
-    # Sockets lie in the folder, and their paths may have 107 letters.
+def _own_folder() -> Path:
+    """A short one for Ray's sockets, whose paths may have 107 letters; those of sweeps that were
+    killed are removed.
+    """
     home = Path(tempfile.gettempdir())
     home = home if len(str(home)) < 30 else Path("/tmp")  # noqa: S108 - a folder of our own in it
-    for old in home.glob(f"{_FOLDER}*-*"):  # of a sweep that was killed
+    for old in home.glob(f"{_FOLDER}*-*"):
         if old.stat().st_uid == os.getuid() and not _lives(old.name):
             shutil.rmtree(old, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=home))
+    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=home))
+
+
+def _start_local(ray: Any, folder: Path, cores: int | None, quiet: dict[str, Any]) -> None:
+    """Ray on this machine alone. Its workers import what this process imports."""
     package = str(Path(__file__).resolve().parents[2])
     paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
@@ -174,14 +183,12 @@ def _start_local(ray: Any, cores: int | None, quiet: dict[str, Any]) -> Path:
                 _node_ip_address="127.0.0.1",
                 **quiet,
             )
-            break
+            return
         except Exception as error:  # it gives its own processes 30 seconds to start
             ray.shutdown()
             if not left:
-                shutil.rmtree(folder, ignore_errors=True)
                 said = one_line(error, 200)
                 raise OptionError(f"Ray does not start here, is the machine busy? {said}") from None
-    return folder
 
 
 def _lives(name: str) -> bool:
