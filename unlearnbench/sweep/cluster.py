@@ -173,7 +173,8 @@ def _start_local(ray: Any, folder: Path, cores: int | None, quiet: dict[str, Any
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     for name in _ONE:  # a job sets its own number
         os.environ.setdefault(name, "1")
-    for left in range(_STARTS - 1, -1, -1):
+    said = ""
+    for _ in range(_STARTS):
         try:
             ray.init(
                 num_cpus=cores or os.cpu_count() or 1,
@@ -184,11 +185,10 @@ def _start_local(ray: Any, folder: Path, cores: int | None, quiet: dict[str, Any
                 **quiet,
             )
             return
-        except Exception as error:  # it gives its own processes 30 seconds to start
+        except Exception as error:  # noqa: PERF203 - it gives its own processes 30 seconds to start
             ray.shutdown()
-            if not left:
-                said = one_line(error, 200)
-                raise OptionError(f"Ray does not start here, is the machine busy? {said}") from None
+            said = one_line(error, 200)
+    raise OptionError(f"Ray does not start here, is the machine busy? {said}")
 
 
 def _lives(name: str) -> bool:
