@@ -49,7 +49,7 @@ def test_a_job_writes_the_records_of_the_command(
 ) -> None:
     reports = [done(plan, around, 0), done(plan, around, 1)]
     assert [report["error"] for report in reports] == ["", ""]
-    assert reports[1]["samples"] == 2 * (4 + 2 * 4)
+    assert reports[1]["samples"] == 2 * (4 + 4)
     own: dict[str, Any] = {"limit": 4, "dtype": "fp32", "output": tmp_path / "by-hand"}
     evaluate(str(tmp_path / "models/retrained"), TASKS, "none,rtn-int4", **own)
     (reference,) = (tmp_path / "by-hand").glob("*/none")

@@ -84,6 +84,30 @@ class Progress:
         return waiting * self.busy / finished / max(1, self.running)
 
 
+class _Nodes:
+    """The living nodes, asked for once a second."""
+
+    def __init__(self, pool: Pool, clock: Callable[[], float]) -> None:
+        self._pool, self._clock = pool, clock
+        self._found: Sequence[Mapping[str, float]] = ()
+        self._looked = float("-inf")
+
+    def living(self) -> Sequence[Mapping[str, float]]:
+        now = self._clock()
+        if now - self._looked >= 1:
+            self._found, self._looked = self._pool.nodes(), now
+        return self._found
+
+
+def has_room(demands: Sequence[Demand], nodes: Sequence[Mapping[str, float]]) -> bool:
+    """Whether all of these may run at once, as far as sums can tell."""
+    for name, key in (("cpus", "CPU"), ("gpus", "GPU"), ("memory", "memory")):
+        used = sum(getattr(demand, name) for demand in demands)
+        if used > sum(node.get(key, 0) for node in nodes) + 1e-9:
+            return False
+    return True
+
+
 class Engine:
     """Works a plan off."""
 
@@ -113,8 +137,7 @@ class Engine:
         self._avoid: dict[str, str] = {}
         self._running: dict[str, Demand] = {}
         self._lacking_since: float | None = None
-        self._nodes: Sequence[Mapping[str, float]] = ()
-        self._looked = float("-inf")
+        self._nodes = _Nodes(pool, clock)
         self.progress = Progress(len(plan.jobs))
 
     def run(self) -> Progress:
@@ -165,7 +188,7 @@ class Engine:
         """Hand out jobs in their order while there is room for the next."""
         while self._ready:
             job = self._jobs[self._order[self._ready[0]]]
-            nodes = self._living()
+            nodes = self._nodes.living()
             if not any(fits(job.demand, node) for node in nodes):
                 now = self._clock()
                 self._lacking_since = self._lacking_since or now
@@ -176,7 +199,7 @@ class Engine:
                 self._lose(job, why)
                 continue
             self._lacking_since = None
-            if self._running and not self._has_room(job.demand, nodes):
+            if self._running and not has_room((job.demand, *self._running.values()), nodes):
                 return
             heapq.heappop(self._ready)
             self._attempts[job.id] += 1
@@ -185,20 +208,6 @@ class Engine:
             self._record.event(job.id, "running", attempt=attempt)
             self._pool.submit(job, attempt, self._avoid.get(job.id, ""))
             self._tell()
-
-    def _living(self) -> Sequence[Mapping[str, float]]:
-        """The nodes, asked for once a second."""
-        now = self._clock()
-        if now - self._looked >= 1:
-            self._nodes, self._looked = self._pool.nodes(), now
-        return self._nodes
-
-    def _has_room(self, demand: Demand, nodes: Sequence[Mapping[str, float]]) -> bool:
-        for name, key in (("cpus", "CPU"), ("gpus", "GPU"), ("memory", "memory")):
-            used = sum(getattr(d, name) for d in (demand, *self._running.values()))
-            if used > sum(node.get(key, 0) for node in nodes) + 1e-9:
-                return False
-        return True
 
     def _end(self, job: Job, outcome: Outcome) -> None:
         del self._running[job.id]
