@@ -15,8 +15,9 @@ from tests.conftest import MakeCheckpoint
 from tests.sweep.files import FakePool, checkpoint, plan_of, sweep_file
 from unlearnbench.sweep.cluster import RayPool, connected
 from unlearnbench.sweep.engine import Engine, Outcome
-from unlearnbench.sweep.graph import Demand, Job, Plan
+from unlearnbench.sweep.graph import Job, Plan
 from unlearnbench.sweep.record import opened
+from unlearnbench.sweep.resources import Demand
 
 pytestmark = pytest.mark.bench
 

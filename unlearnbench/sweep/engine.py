@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from unlearnbench.errors import OutputError, ResultError
-from unlearnbench.sweep.graph import Demand, Job, Plan, fits
+from unlearnbench.sweep.graph import Job, Plan
 from unlearnbench.sweep.record import Record
+from unlearnbench.sweep.resources import Demand, fits
 
 PATIENCE = 60.0
 """Seconds that a job waits for a node which could do it, before it is given up."""

@@ -5,49 +5,23 @@ A job is plain data, so that any process may do it; what it needs of others it f
 
 from __future__ import annotations
 
-import glob
-import itertools
 import json
-import math
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from unlearnbench.errors import OptionError, UnlearnbenchError, one_line
+from unlearnbench.errors import OptionError, one_line
 from unlearnbench.evaluation.evaluate import find_tasks
 from unlearnbench.evaluation.options import Options
-from unlearnbench.methods import Method, find_method
 from unlearnbench.results import FULL
-from unlearnbench.sweep.spec import Item, Sweep
+from unlearnbench.sweep.models import HUB, Model, found, grid
+from unlearnbench.sweep.resources import LOADED, PROCESS, TRAINED, Demand, estimate
+from unlearnbench.sweep.spec import Sweep
 from unlearnbench.tasks.spec import TaskSpec
-from unlearnbench.training.options import CorpusOptions, TrainOptions
 from unlearnbench.util.validation import YamlFile
-
-_HUB = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-_NAME = re.compile(r"[^A-Za-z0-9._+-]+")
-_WEIGHTS = (".safetensors", ".bin", ".gguf")
-# Python, torch and transformers, before any weights.
-_PROCESS = 2**30
-# Weights as loaded beside those stored: bf16 in fp32, and a second copy that a condition makes.
-_LOADED, _TRAINED = 3, 10
-_EIGHTHS = 8
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What a job takes of a node: cores, GPUs, bytes."""
-
-    cpus: float
-    gpus: float
-    memory: int
-
-    def __str__(self) -> str:
-        gpus = f", {self.gpus:g} GPUs" if self.gpus else ""
-        return f"{self.cpus:g} cores{gpus}, {self.memory / 2**30:.1f} GiB"
 
 
 @dataclass(frozen=True)
@@ -74,6 +48,11 @@ class Plan:
     cells: int
     """Checkpoints times conditions times tasks."""
 
+    @property
+    def demands(self) -> list[Demand]:
+        """What each job takes."""
+        return [job.demand for job in self.jobs]
+
     def lines(self) -> list[str]:
         """What a dry run says."""
         kinds = Counter((job.order["kind"], str(job.demand)) for job in self.jobs)
@@ -86,19 +65,6 @@ class Plan:
 
 def _behind(job: Job) -> str:
     return f" after {', '.join(job.needs)}" if job.needs else ""
-
-
-@dataclass(frozen=True)
-class Model:
-    """One checkpoint: where it is, or how it is trained."""
-
-    name: str
-    path: str
-    line: str
-    """``file:line`` of what named it."""
-    training: Mapping[str, Any] | None = None
-    base: str = ""
-    """What it is trained from: another one's name or a path."""
 
 
 @dataclass
@@ -131,103 +97,29 @@ def expand(sweep: Sweep, file: YamlFile) -> Plan:
     plan = _Expansion(sweep, file, Path(os.path.abspath(sweep.output)))  # noqa: PTH100 - as typed
     for at, item in enumerate(sweep.checkpoints):
         where = file.where("checkpoints", at)
-        for model in _found(item, where) if item.path is not None else _grid(item, where, plan):
+        for model in (
+            found(item, where) if item.path is not None else grid(item, where, plan.output)
+        ):
             plan.add(model)
-    named = sweep.references
+    references = sweep.references
     for role in ("target", "retrained"):
-        name = getattr(named, role)
+        name = getattr(references, role)
         if name is not None and name not in plan.models:
             known = ", ".join(sorted(plan.models)[:8])
             raise OptionError(
                 f"{file.where('references', role)}: {role}: no checkpoint is called "
                 f"{one_line(name, 80)}; there are {known}"
             )
-    if named.target is not None and named.target == named.retrained:
+    if references.target is not None and references.target == references.retrained:
         raise OptionError(f"{file.where('references')}: target and retrained are one checkpoint")
     specs, theirs = find_tasks(list(sweep.tasks), Options.of(sweep.options).include_path)
     jobs = [_train_job(model, plan) for model in _in_order(plan) if model.training is not None]
     evaluations = _evaluations(plan, specs)
     jobs += evaluations
-    if named.target is not None and named.retrained is not None:
+    if references.target is not None and references.retrained is not None:
         jobs += _ends(plan, evaluations, specs)
     cells = len(plan.models) * len(sweep.conditions) * (len(specs) + len(theirs))
     return Plan(plan.output, tuple(jobs), sweep.resources.tries, cells)
-
-
-def _found(item: Item, where: str) -> Iterator[Model]:
-    """The checkpoints of a path: a hub id, one folder or file, or those that a glob matches."""
-    path = str(item.path)
-    if not any(c in path for c in "*?["):
-        if not Path(path).exists() and not _HUB.fullmatch(path):
-            raise OptionError(f"{where}: {one_line(path, 200)} is not there, and no hub id")
-        yield Model(item.name or _last(path), path, where)
-        return
-    found = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - also absolute ones
-    folders = [each for each in found if (Path(each) / "config.json").is_file()]
-    folders += [each for each in found if each.endswith(".gguf")]
-    folders += [each for each in found if (Path(each) / "adapter_config.json").is_file()]
-    if not folders:
-        met = f" among {len(found)} matches" if found else ""
-        raise OptionError(f"{where}: {one_line(path, 200)} matches no checkpoint{met}")
-    for each in dict.fromkeys(folders):
-        yield Model(f"{item.name or ''}{_last(each)}", each, where)
-
-
-def _last(path: str) -> str:
-    """A name that a folder and a board's entry may have."""
-    return _NAME.sub("_", Path(path).name).strip("._-+")[:60] or "model"
-
-
-def _grid(item: Item, where: str, plan: _Expansion) -> Iterator[Model]:
-    """A training for each combination of methods, bases, options and seeds."""
-    axes: dict[str, Sequence[Any]] = {"method": item.method, "base": item.base}
-    axes |= {k: v if isinstance(v, list) else [v] for k, v in item.options.items()}
-    axes |= {"seed": item.seeds}
-    if "seed" in item.options or any(not values for values in axes.values()):
-        raise OptionError(f"{where}: an option has no value, or seed stands beside seeds")
-    moving = [key for key, values in axes.items() if len(values) > 1]
-    texts = item.model_dump(include={"data", "forget", "retain", "auxiliary", "unseen"})
-    texts |= {"alternative": item.alternative, "spans": item.spans}
-    known = {name: _method(name, where) for name in item.method}
-    for values in itertools.product(*axes.values()):
-        at = dict(zip(axes, values, strict=True))
-        marks = [str(at[k]) if k == "method" else f"{k}{_last(str(at[k]))}" for k in moving]
-        name = "-".join([item.name or item.method[0], *marks])
-        if item.name is None and "method" in moving:
-            name = "-".join(marks)
-        method, base = at.pop("method"), str(at.pop("base"))
-        options, knobs = _told(known[method], at, where)
-        training = {"method": method, **texts, "options": options, "knobs": knobs}
-        out = plan.output / "models" / name
-        yield Model(_NAME.sub("_", name)[:60], str(out), where, training, base)
-
-
-def _method(name: str, where: str) -> Method | None:
-    """The method of that name; None for finetune."""
-    try:
-        return None if name == "finetune" else find_method(name)
-    except UnlearnbenchError as error:
-        raise OptionError(f"{where}: {one_line(error)}") from None
-
-
-def _told(
-    method: Method | None, given: Mapping[str, Any], where: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of the training, and numbers of the method; each is known."""
-    given = {key.replace("-", "_"): value for key, value in given.items()}
-    known = {*TrainOptions.model_fields, *CorpusOptions.model_fields}
-    options = {key: value for key, value in given.items() if key in known}
-    knobs = {key: value for key, value in given.items() if key not in known}
-    try:
-        TrainOptions.of({k: v for k, v in options.items() if k in TrainOptions.model_fields})
-        CorpusOptions.of({k: v for k, v in options.items() if k in CorpusOptions.model_fields})
-        if method is not None:
-            method.with_options(knobs)
-        elif knobs:
-            raise OptionError(f"no option is called {one_line(min(knobs), 80)!r}")
-    except UnlearnbenchError as error:
-        raise OptionError(f"{where}: {one_line(error)}") from None
-    return options, knobs
 
 
 def _in_order(plan: _Expansion) -> list[Model]:
@@ -248,7 +140,7 @@ def _in_order(plan: _Expansion) -> list[Model]:
             if at.training is None:
                 break
             if at.base not in plan.models:
-                if not Path(at.base).exists() and not _HUB.fullmatch(at.base):
+                if not Path(at.base).exists() and not HUB.fullmatch(at.base):
                     where = f"{at.line}: base: {one_line(at.base, 200)}"
                     raise OptionError(f"{where} is no checkpoint here, no path and no hub id")
                 break
@@ -262,7 +154,7 @@ def _train_job(model: Model, plan: _Expansion) -> Job:
     order = {"kind": "train", "name": model.name, **(model.training or {})}
     order |= {"model": base.path if base else model.base, "out": model.path}
     needs = (f"train-{base.name}",) if base and base.training is not None else ()
-    return Job(f"train-{model.name}", order, _demand(model, plan, _TRAINED), needs)
+    return Job(f"train-{model.name}", order, _demand(model, plan, TRAINED), needs)
 
 
 def _evaluations(plan: _Expansion, specs: Sequence[TaskSpec]) -> list[Job]:
@@ -285,7 +177,7 @@ def _evaluations(plan: _Expansion, specs: Sequence[TaskSpec]) -> list[Job]:
         needs = (*own, f"evaluate-{retrained}") if refers else own
         shared: dict[str, Any] = {"kind": "evaluate", "name": name, "model": model.path}
         shared |= {"tasks": list(sweep.tasks), "reference": retrained if refers else None}
-        demand = _demand(model, plan, _LOADED)
+        demand = _demand(model, plan, LOADED)
         several = demand.gpus > 1 and "device" not in sweep.options
         shared["options"] = {**sweep.options, **({"device": "auto"} if several else {})}
         for at, conditions in enumerate(parts, start=1):
@@ -303,7 +195,7 @@ def _ends(plan: _Expansion, jobs: Sequence[Job], specs: Sequence[TaskSpec]) -> I
     needs = tuple(job.id for job in jobs if job.id in held)
     about = {"target": named.target, "retrained": named.retrained, "entries": entries}
     about["include_path"] = list(sweep.options.get("include_path", ()))
-    small = Demand(min(1.0, sweep.resources.cpus), 0, _PROCESS)
+    small = Demand(min(1.0, sweep.resources.cpus), 0, PROCESS)
     if len(sweep.conditions) > 1 and entries:
         floor = {"utility_floor": sweep.board.utility_floor}
         order = {"kind": "compare", "name": "compare", **about, **floor}
@@ -321,52 +213,16 @@ def _ends(plan: _Expansion, jobs: Sequence[Job], specs: Sequence[TaskSpec]) -> I
 
 
 def _demand(model: Model, plan: _Expansion, factor: int) -> Demand:
-    """As the file says; what it leaves out follows from the size of the weights, of the base's
-    where they are still to be trained. A hub's are not asked for.
+    """What a job takes, by the weights of the checkpoint, or where they are still to be trained, of
+    the one that its training begins with.
     """
-    asked, seen, at = plan.sweep.resources, set[str](), model
+    seen, at = set[str](), model
     while at.training is not None and at.base in plan.models and at.name not in seen:
         seen.add(at.name)
         at = plan.models[at.base]
-    need = factor * _weights(at.base if at.training is not None else at.path) + _PROCESS
-    gpus = asked.gpus
-    if gpus is None:
-        share = need / asked.gpu_memory if asked.gpu_memory else 0.0
-        gpus = math.ceil(share) if share > 1 else math.ceil(share * _EIGHTHS) / _EIGHTHS
-    return Demand(asked.cpus, gpus, asked.memory or need)
-
-
-def _weights(path: str) -> int:
-    """Bytes of the weight files of a folder, or of a file; 0 where none is here."""
-    place = Path(path)
-    files = [place] if place.is_file() else list(place.glob("*")) if place.is_dir() else []
-    return sum(file.stat().st_size for file in files if file.suffix in _WEIGHTS)
+    return estimate(plan.sweep.resources, at.path if at.training is None else at.base, factor)
 
 
 def order_text(order: Mapping[str, Any]) -> str:
     """An order as it travels: JSON, the same for the same order."""
     return json.dumps(order, sort_keys=True, allow_nan=False)
-
-
-def require_room(plan: Plan, nodes: Sequence[Mapping[str, float]], file: YamlFile) -> None:
-    """Raise OptionError where a job asks for more than any of ``nodes`` has: their ``CPU``,
-    ``GPU`` and ``memory``.
-    """
-    for demand in dict.fromkeys(job.demand for job in plan.jobs):
-        if not any(fits(demand, node) for node in nodes):
-            have = "; ".join(dict.fromkeys(str(node_demand(node)) for node in nodes)) or "no node"
-            raise OptionError(
-                f"{file.where('resources')}: a job takes {demand}, and no node has that (there: "
-                f"{have}); ask for less in resources"
-            )
-
-
-def node_demand(node: Mapping[str, float]) -> Demand:
-    """What a node has."""
-    return Demand(node.get("CPU", 0), node.get("GPU", 0), int(node.get("memory", 0)))
-
-
-def fits(demand: Demand, node: Mapping[str, float]) -> bool:
-    """Whether a node with nothing else to do can do a job."""
-    have = node_demand(node)
-    return demand.cpus <= have.cpus and demand.gpus <= have.gpus and demand.memory <= have.memory

@@ -12,8 +12,9 @@ from unlearnbench.errors import OptionError
 from unlearnbench.runs.folder import require_writable
 from unlearnbench.sweep.cluster import RayPool, connected, living_nodes
 from unlearnbench.sweep.engine import Engine, Progress
-from unlearnbench.sweep.graph import Plan, expand, require_room
+from unlearnbench.sweep.graph import Plan, expand
 from unlearnbench.sweep.record import opened
+from unlearnbench.sweep.resources import require_room
 from unlearnbench.sweep.spec import read_sweep
 from unlearnbench.util.validation import YamlFile
 
@@ -42,7 +43,7 @@ def prepare(path: Path, address: str | None = None, cores: int | None = None) ->
     sweep, file = read_sweep(path)
     asked = Asked(expand(sweep, file), file, address, cores)
     if address is None:
-        require_room(asked.plan, [_this_machine(cores)], file)
+        require_room(asked.plan.demands, [_this_machine(cores)], file)
     return asked
 
 
@@ -65,7 +66,7 @@ def run_sweep(asked: Asked, show: Callable[[Progress, str], None]) -> Progress:
     require_writable(asked.plan.output)
     facts = {"file": str(asked.file.path), "started": round(time.time())}
     with opened(asked.plan, facts) as record, connected(asked.address, asked.cores) as ray:
-        require_room(asked.plan, living_nodes(ray), asked.file)
+        require_room(asked.plan.demands, living_nodes(ray), asked.file)
         pool = RayPool(ray, asked.plan)
         try:
             return Engine(asked.plan, pool, record, show).run()
