@@ -15,7 +15,7 @@ from tests.conftest import MakeCheckpoint
 from tests.sweep.files import FakePool, checkpoint, plan_of, sweep_file
 from unlearnbench.sweep.cluster import RayPool, connected
 from unlearnbench.sweep.engine import Engine, Outcome
-from unlearnbench.sweep.graph import Job, Plan
+from unlearnbench.sweep.graph import Plan, SweepJob
 from unlearnbench.sweep.record import opened
 from unlearnbench.sweep.resources import Demand
 
@@ -30,7 +30,7 @@ def megabytes() -> float:
 def nothings(output: Path, n: int) -> Plan:
     output.mkdir()
     order = {"kind": "nothing", "name": "nothing"}
-    jobs = tuple(Job(f"nothing-{at}", order, Demand(1, 0, 2**20)) for at in range(n))
+    jobs = tuple(SweepJob(f"nothing-{at}", order, Demand(1, 0, 2**20)) for at in range(n))
     return Plan(output, jobs, 3, n)
 
 

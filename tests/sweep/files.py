@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from unlearnbench.sweep.engine import Outcome
-from unlearnbench.sweep.graph import Job, Plan, expand
+from unlearnbench.sweep.graph import Plan, SweepJob, expand
 from unlearnbench.sweep.spec import read_sweep
 
 NODE = {"CPU": 2.0, "memory": 16.0 * 2**30}
@@ -47,7 +47,7 @@ def plan_of(path: Path) -> Plan:
     return expand(*read_sweep(path))
 
 
-Work = Callable[[Job, int], Outcome | None]
+Work = Callable[[SweepJob, int], Outcome | None]
 
 
 class FakePool:
@@ -56,13 +56,13 @@ class FakePool:
     def __init__(self, work: Work, nodes: Sequence[Mapping[str, float]] = (NODE,)) -> None:
         self.work, self.there = work, nodes
         self.begun: list[tuple[str, int, str]] = []
-        self.running: list[tuple[Job, int]] = []
+        self.running: list[tuple[SweepJob, int]] = []
         self.most = 0
 
     def nodes(self) -> Sequence[Mapping[str, float]]:
         return self.there
 
-    def submit(self, job: Job, attempt: int, avoid: str) -> None:
+    def submit(self, job: SweepJob, attempt: int, avoid: str) -> None:
         self.begun.append((job.id, attempt, avoid))
         self.running.append((job, attempt))
         self.most = max(self.most, len(self.running))
@@ -80,7 +80,7 @@ class FakePool:
 def writes(plan: Plan) -> Work:
     """Each job makes one file."""
 
-    def work(job: Job, attempt: int) -> Outcome:
+    def work(job: SweepJob, attempt: int) -> Outcome:
         path = plan.output / f"{job.id}.json"
         path.write_text(json.dumps(dict(job.order)), encoding="utf-8")
         return Outcome(made=(path.name,), samples=3, seconds=1.0)

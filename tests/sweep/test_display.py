@@ -8,7 +8,7 @@ import pytest
 from tests.sweep.files import plan_of, sweep_file
 from unlearnbench.errors import InUseError, OptionError, ResultError
 from unlearnbench.sweep.display import Display, duration, state_line, status
-from unlearnbench.sweep.engine import Progress
+from unlearnbench.sweep.engine import Tally
 from unlearnbench.sweep.graph import Plan
 from unlearnbench.sweep.record import opened, state_folder
 
@@ -19,20 +19,20 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def test_the_time_left_follows_from_the_jobs_that_ended() -> None:
-    progress = Progress(total=10, done=4, kept=2, running=2, samples=40, busy=20.0)
+    progress = Tally(total=10, done=4, kept=2, running=2, samples=40, busy=20.0)
     progress.undone["a"] = "why"
     progress.started -= 20
     assert progress.left == 5 * 10 / 2
     line = state_line(progress)
     assert line.startswith("4 of 10 done, 2 running, 1 not done; 25 s left; ")
     assert [duration(s) for s in (99, 120, 7200)] == ["99 s", "2 min", "2.0 h"]
-    assert Progress(total=3).left is None
+    assert Tally(total=3).left is None
 
 
 def test_a_log_gets_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     display = Display()
-    display(Progress(total=3, running=1), "")
-    display(Progress(total=3, done=1, running=1), "a: done\x1b[2J")
+    display(Tally(total=3, running=1), "")
+    display(Tally(total=3, done=1, running=1), "a: done\x1b[2J")
     assert capsys.readouterr().err == "[1 of 3 done, 1 running; 0 s left] a: done\\x1b[2J\n"
 
 

@@ -10,8 +10,8 @@ import pytest
 from tests.sweep.files import NODE, FakePool, Work, plan_of, sweep_file, writes
 from unlearnbench.errors import OutputError
 from unlearnbench.sweep import engine
-from unlearnbench.sweep.engine import Engine, Outcome, Progress
-from unlearnbench.sweep.graph import Job, Plan
+from unlearnbench.sweep.engine import Engine, Outcome, Tally
+from unlearnbench.sweep.graph import Plan, SweepJob
 from unlearnbench.sweep.record import opened, read_standing
 
 
@@ -22,7 +22,7 @@ def plan(tmp_path: Path) -> Plan:
     return found
 
 
-def run(plan: Plan, pool: FakePool, **more: Any) -> Progress:
+def run(plan: Plan, pool: FakePool, **more: Any) -> Tally:
     with opened(plan, {}) as record:
         return Engine(plan, pool, record, **more).run()
 
@@ -44,7 +44,7 @@ def test_everything_is_done_once_and_in_order_and_not_again(plan: Plan) -> None:
 
 
 def dies(work: Work, id: str, times: int, again: bool = True) -> Work:
-    def found(job: Job, attempt: int) -> Outcome | None:
+    def found(job: SweepJob, attempt: int) -> Outcome | None:
         if job.id == id and attempt <= times:
             return Outcome("its worker died", again, "node-1")
         return work(job, attempt)

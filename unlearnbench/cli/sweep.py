@@ -13,7 +13,7 @@ from unlearnbench.recovery.overview import overview
 from unlearnbench.recovery.verdicts import RecoveryRow
 from unlearnbench.sweep.display import Display, status
 from unlearnbench.sweep.engine import undone_lines
-from unlearnbench.sweep.sweep import Asked, prepare, run_sweep
+from unlearnbench.sweep.sweep import SweepRequest, prepare, run_sweep
 from unlearnbench.util.text import paint, terminal_width
 
 
@@ -73,7 +73,7 @@ def run(file: str, address: str | None, local: int | None, dry_run: bool) -> Non
         )
 
 
-def _show(asked: Asked) -> None:
+def _show(asked: SweepRequest) -> None:
     """The table, and where the page is, of what this plan has made."""
     output, ids = asked.plan.output, {job.id: job for job in asked.plan.jobs}
     table, page = output / "recovery.json", output / "board/index.html"

@@ -19,7 +19,7 @@ from typing import Any
 
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.sweep.engine import Outcome
-from unlearnbench.sweep.graph import Job, Plan
+from unlearnbench.sweep.graph import Plan, SweepJob
 from unlearnbench.sweep.work import make_order, perform, surroundings
 
 INSTALL = "install it with: pip install 'unlearnbench[sweep]'"
@@ -45,7 +45,7 @@ class RayPool:
         """See ``Pool``."""
         return living_nodes(self._ray)
 
-    def submit(self, job: Job, attempt: int, avoid: str) -> None:
+    def submit(self, job: SweepJob, attempt: int, avoid: str) -> None:
         """See ``Pool``."""
         wants: dict[str, Any] = {"num_cpus": job.demand.cpus, "memory": job.demand.memory}
         if job.demand.gpus:

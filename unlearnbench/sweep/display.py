@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from unlearnbench.errors import OptionError, ResultError, one_line
-from unlearnbench.sweep.engine import Progress
+from unlearnbench.sweep.engine import Tally
 from unlearnbench.sweep.record import read_standing, state_folder
 from unlearnbench.util.files import LOCK_FILES, read_json
 
@@ -19,7 +19,7 @@ _EVERY = 30.0
 """Seconds between two lines in a log where nothing else is said."""
 
 
-def state_line(progress: Progress) -> str:
+def state_line(progress: Tally) -> str:
     """As ``12 of 40 done, 2 running, 1 failed; 3 min left; 41 samples/s``."""
     failed = f", {len(progress.undone)} not done" if progress.undone else ""
     parts = [f"{progress.done} of {progress.total} done, {progress.running} running{failed}"]
@@ -43,7 +43,7 @@ class Display:
     def __init__(self) -> None:
         self._terminal, self._said, self._drawn = sys.stderr.isatty(), time.monotonic(), 0.0
 
-    def __call__(self, progress: Progress, line: str) -> None:
+    def __call__(self, progress: Tally, line: str) -> None:
         """The engine's ``show``."""
         now = time.monotonic()
         if self._terminal:

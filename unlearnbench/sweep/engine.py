@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from unlearnbench.errors import OutputError, ResultError
-from unlearnbench.sweep.graph import Job, Plan
+from unlearnbench.sweep.graph import Plan, SweepJob
 from unlearnbench.sweep.record import Record
 from unlearnbench.sweep.resources import Demand, fits
 
@@ -44,7 +44,7 @@ class Pool(Protocol):
         """What the living nodes have: ``CPU``, ``GPU``, ``memory``."""
         ...
 
-    def submit(self, job: Job, attempt: int, avoid: str) -> None:
+    def submit(self, job: SweepJob, attempt: int, avoid: str) -> None:
         """Begin a job; ``avoid`` names a node where it failed."""
         ...
 
@@ -54,7 +54,7 @@ class Pool(Protocol):
 
 
 @dataclass
-class Progress:
+class Tally:
     """How a sweep stands."""
 
     total: int
@@ -117,7 +117,7 @@ class Engine:
         plan: Plan,
         pool: Pool,
         record: Record,
-        show: Callable[[Progress, str], None] = lambda progress, line: None,
+        show: Callable[[Tally, str], None] = lambda progress, line: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``show`` is told of every change, with a line where there is something to say."""
@@ -139,9 +139,9 @@ class Engine:
         self._running: dict[str, Demand] = {}
         self._lacking_since: float | None = None
         self._nodes = _Nodes(pool, clock)
-        self.progress = Progress(len(plan.jobs))
+        self.progress = Tally(len(plan.jobs))
 
-    def run(self) -> Progress:
+    def run(self) -> Tally:
         """Do all that can be done; ``undone`` says what could not, and why.
 
         Raises:
@@ -173,13 +173,13 @@ class Engine:
             else:
                 heapq.heappush(self._ready, self._place[job.id])
 
-    def _settle(self, job: Job, pending: list[str]) -> None:
+    def _settle(self, job: SweepJob, pending: list[str]) -> None:
         for id in self._behind[job.id]:
             self._open[id] -= 1
             if not self._open[id]:
                 pending.append(id)
 
-    def _give_up(self, job: Job, state: str, why: str, pending: list[str]) -> None:
+    def _give_up(self, job: SweepJob, state: str, why: str, pending: list[str]) -> None:
         self.progress.undone[job.id] = why
         self._record.event(job.id, state, error=why)
         self._tell(f"{job.id}: {state}: {why}")
@@ -210,7 +210,7 @@ class Engine:
             self._pool.submit(job, attempt, self._avoid.get(job.id, ""))
             self._tell()
 
-    def _end(self, job: Job, outcome: Outcome) -> None:
+    def _end(self, job: SweepJob, outcome: Outcome) -> None:
         del self._running[job.id]
         outcome = self._kept(job, outcome)
         if not outcome.error:
@@ -232,7 +232,7 @@ class Engine:
             times = f", {tries} times" if tries > 1 else ""
             self._lose(job, outcome.error + times)
 
-    def _kept(self, job: Job, outcome: Outcome) -> Outcome:
+    def _kept(self, job: SweepJob, outcome: Outcome) -> Outcome:
         """The outcome, once what the job made is in the record; an error where it is not there."""
         if outcome.error:
             return outcome
@@ -245,7 +245,7 @@ class Engine:
             return Outcome(str(error))
         return outcome
 
-    def _lose(self, job: Job, why: str) -> None:
+    def _lose(self, job: SweepJob, why: str) -> None:
         pending: list[str] = []
         self._give_up(job, "failed", why, pending)
         for id in pending:

@@ -17,7 +17,7 @@ from unlearnbench.errors import OptionError, one_line
 from unlearnbench.evaluation.evaluate import find_tasks
 from unlearnbench.evaluation.options import Options
 from unlearnbench.results import FULL
-from unlearnbench.sweep.models import HUB, Model, found, grid
+from unlearnbench.sweep.models import HUB, Candidate, found, grid
 from unlearnbench.sweep.resources import LOADED, PROCESS, TRAINED, Demand, estimate
 from unlearnbench.sweep.spec import Sweep
 from unlearnbench.tasks.spec import TaskSpec
@@ -25,7 +25,7 @@ from unlearnbench.util.validation import YamlFile
 
 
 @dataclass(frozen=True)
-class Job:
+class SweepJob:
     """One piece of work that a worker does."""
 
     id: str
@@ -43,7 +43,7 @@ class Plan:
     """All jobs, each behind those that it needs."""
 
     output: Path
-    jobs: tuple[Job, ...]
+    jobs: tuple[SweepJob, ...]
     tries: int
     cells: int
     """Checkpoints times conditions times tasks."""
@@ -63,7 +63,7 @@ class Plan:
         return [head, *counted, *shown, *more]
 
 
-def _behind(job: Job) -> str:
+def _behind(job: SweepJob) -> str:
     return f" after {', '.join(job.needs)}" if job.needs else ""
 
 
@@ -74,9 +74,9 @@ class _Expansion:
     sweep: Sweep
     file: YamlFile
     output: Path
-    models: dict[str, Model] = field(default_factory=dict)
+    models: dict[str, Candidate] = field(default_factory=dict)
 
-    def add(self, model: Model) -> None:
+    def add(self, model: Candidate) -> None:
         if (other := self.models.get(model.name)) is not None:
             raise OptionError(
                 f"{model.line}: two checkpoints are called {model.name} (the other: {other.line}); "
@@ -122,15 +122,15 @@ def expand(sweep: Sweep, file: YamlFile) -> Plan:
     return Plan(plan.output, tuple(jobs), sweep.resources.tries, cells)
 
 
-def _in_order(plan: _Expansion) -> list[Model]:
+def _in_order(plan: _Expansion) -> list[Candidate]:
     """Every model behind the one that it is trained from.
 
     Raises:
         OptionError: a base is not there, or models are made from each other.
     """
-    done: dict[str, Model] = {}
+    done: dict[str, Candidate] = {}
     for model in plan.models.values():
-        chain: dict[str, Model] = {}
+        chain: dict[str, Candidate] = {}
         at = model
         while at.name not in done:
             if at.name in chain:
@@ -149,15 +149,15 @@ def _in_order(plan: _Expansion) -> list[Model]:
     return list(done.values())
 
 
-def _train_job(model: Model, plan: _Expansion) -> Job:
+def _train_job(model: Candidate, plan: _Expansion) -> SweepJob:
     base = plan.models.get(model.base)
     order = {"kind": "train", "name": model.name, **(model.training or {})}
     order |= {"model": base.path if base else model.base, "out": model.path}
     needs = (f"train-{base.name}",) if base and base.training is not None else ()
-    return Job(f"train-{model.name}", order, _demand(model, plan, TRAINED), needs)
+    return SweepJob(f"train-{model.name}", order, _demand(model, plan, TRAINED), needs)
 
 
-def _evaluations(plan: _Expansion, specs: Sequence[TaskSpec]) -> list[Job]:
+def _evaluations(plan: _Expansion, specs: Sequence[TaskSpec]) -> list[SweepJob]:
     """The jobs that evaluate: the references' first."""
     sweep = plan.sweep
     target, retrained = sweep.references.target, sweep.references.retrained
@@ -182,11 +182,13 @@ def _evaluations(plan: _Expansion, specs: Sequence[TaskSpec]) -> list[Job]:
         shared["options"] = {**sweep.options, **({"device": "auto"} if several else {})}
         for at, conditions in enumerate(parts, start=1):
             id = f"evaluate-{name}" if at == 1 else f"evaluate-{name}.{at}"
-            jobs.append(Job(id, {**shared, "conditions": list(conditions)}, demand, needs))
+            jobs.append(SweepJob(id, {**shared, "conditions": list(conditions)}, demand, needs))
     return jobs
 
 
-def _ends(plan: _Expansion, jobs: Sequence[Job], specs: Sequence[TaskSpec]) -> Iterator[Job]:
+def _ends(
+    plan: _Expansion, jobs: Sequence[SweepJob], specs: Sequence[TaskSpec]
+) -> Iterator[SweepJob]:
     """Compare and the board, of whatever is complete."""
     sweep, named = plan.sweep, plan.sweep.references
     entries = [name for name in plan.models if name not in (named.target, named.retrained)]
@@ -199,7 +201,7 @@ def _ends(plan: _Expansion, jobs: Sequence[Job], specs: Sequence[TaskSpec]) -> I
     if len(sweep.conditions) > 1 and entries:
         floor = {"utility_floor": sweep.board.utility_floor}
         order = {"kind": "compare", "name": "compare", **about, **floor}
-        yield Job("compare", order, small, needs, after)
+        yield SweepJob("compare", order, small, needs, after)
     if not specs:
         return
     rules = sweep.board.model_dump(mode="json")
@@ -207,12 +209,12 @@ def _ends(plan: _Expansion, jobs: Sequence[Job], specs: Sequence[TaskSpec]) -> I
     rules["ranking"] = list(sweep.board.ranking) or low or [specs[0].task]
     rules["tasks"] = {spec.task: spec.metadata.version for spec in specs}
     rules["precisions"] = list(sweep.conditions)
-    yield Job(
+    yield SweepJob(
         "board", {"kind": "board", "name": "board", **about, "rules": rules}, small, needs, after
     )
 
 
-def _demand(model: Model, plan: _Expansion, factor: int) -> Demand:
+def _demand(model: Candidate, plan: _Expansion, factor: int) -> Demand:
     """What a job takes, by the weights of the checkpoint, or where they are still to be trained, of
     the one that its training begins with.
     """

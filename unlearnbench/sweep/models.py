@@ -20,7 +20,7 @@ _NAME = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
 @dataclass(frozen=True)
-class Model:
+class Candidate:
     """One checkpoint: where it is, or how it is trained."""
 
     name: str
@@ -32,13 +32,13 @@ class Model:
     """What it is trained from: another one's name or a path."""
 
 
-def found(item: Item, where: str) -> Iterator[Model]:
+def found(item: Item, where: str) -> Iterator[Candidate]:
     """The checkpoints of a path: a hub id, one folder or file, or those that a glob matches."""
     path = str(item.path)
     if not any(c in path for c in "*?["):
         if not Path(path).exists() and not HUB.fullmatch(path):
             raise OptionError(f"{where}: {one_line(path, 200)} is not there, and no hub id")
-        yield Model(item.name or _last(path), path, where)
+        yield Candidate(item.name or _last(path), path, where)
         return
     found = sorted(glob.glob(path, recursive=True))  # noqa: PTH207 - also absolute ones
     folders = [each for each in found if (Path(each) / "config.json").is_file()]
@@ -48,7 +48,7 @@ def found(item: Item, where: str) -> Iterator[Model]:
         met = f" among {len(found)} matches" if found else ""
         raise OptionError(f"{where}: {one_line(path, 200)} matches no checkpoint{met}")
     for each in dict.fromkeys(folders):
-        yield Model(f"{item.name or ''}{_last(each)}", each, where)
+        yield Candidate(f"{item.name or ''}{_last(each)}", each, where)
 
 
 def _last(path: str) -> str:
@@ -56,7 +56,7 @@ def _last(path: str) -> str:
     return _NAME.sub("_", Path(path).name).strip("._-+")[:60] or "model"
 
 
-def grid(item: Item, where: str, output: Path) -> Iterator[Model]:
+def grid(item: Item, where: str, output: Path) -> Iterator[Candidate]:
     """A training for each combination of methods, bases, options and seeds."""
     axes: dict[str, Sequence[Any]] = {"method": item.method, "base": item.base}
     axes |= {k: v if isinstance(v, list) else [v] for k, v in item.options.items()}
@@ -77,7 +77,7 @@ def grid(item: Item, where: str, output: Path) -> Iterator[Model]:
         options, knobs = _told(known[method], at, where)
         training = {"method": method, **texts, "options": options, "knobs": knobs}
         out = output / "models" / name
-        yield Model(_NAME.sub("_", name)[:60], str(out), where, training, base)
+        yield Candidate(_NAME.sub("_", name)[:60], str(out), where, training, base)
 
 
 def _method(name: str, where: str) -> Method | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearnbench.errors import ResultError
-from unlearnbench.sweep.graph import Job, Plan, order_text
+from unlearnbench.sweep.graph import Plan, SweepJob, order_text
 from unlearnbench.util.files import (
     Appender,
     content_sha256,
@@ -110,7 +110,7 @@ class Record:
         line = {"t": round(time.time(), 3), "job": job, "is": state, **facts}
         self._events.add(json.dumps(line).encode("ascii") + b"\n")
 
-    def is_done(self, job: Job) -> bool:
+    def is_done(self, job: SweepJob) -> bool:
         """Whether the job was done as it is asked for now, and what it made is there still."""
         event = self._known.pop(job.id, None)
         if event is None or event.get("key") != self.key(job):
@@ -121,7 +121,7 @@ class Record:
         self.products[job.id] = made
         return True
 
-    def finish(self, job: Job, made: Iterable[str], **facts: Any) -> None:
+    def finish(self, job: SweepJob, made: Iterable[str], **facts: Any) -> None:
         """Note a job as done with the files that it made.
 
         Raises:
@@ -134,7 +134,7 @@ class Record:
         self.products[job.id] = hashes
         self.event(job.id, "done", key=key, made=hashes, **facts)
 
-    def key(self, job: Job) -> str:
+    def key(self, job: SweepJob) -> str:
         """Of all that decides what a job makes: its order, its checkpoint's files, and what the
         jobs before it made.
         """

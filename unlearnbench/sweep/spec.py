@@ -46,11 +46,11 @@ Words = Annotated[tuple[Word, ...], BeforeValidator(_several)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=60)]
 
 
-class _Part(BaseModel):
+class _SweepPart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Item(_Part):
+class Item(_SweepPart):
     """One line of ``checkpoints``: what is there already, or a recipe to train, as a grid."""
 
     name: Name | None = None
@@ -95,14 +95,14 @@ class Item(_Part):
         return self
 
 
-class References(_Part):
+class References(_SweepPart):
     """The names of the two models that all others are held against."""
 
     target: Name | None = None
     retrained: Name | None = None
 
 
-class Resources(_Part):
+class Resources(_SweepPart):
     """What one job takes of a node, and how often it is tried."""
 
     cpus: float = Field(default=1.0, gt=0)
@@ -125,7 +125,7 @@ class Resources(_Part):
         return self
 
 
-class BoardRules(_Part):
+class BoardRules(_SweepPart):
     """What is said on the board's page; the rest follows from the sweep."""
 
     title: Word = "A sweep's board"
@@ -137,7 +137,7 @@ class BoardRules(_Part):
     publish_texts: bool = False
 
 
-class Sweep(_Part):
+class Sweep(_SweepPart):
     """A whole file."""
 
     output: Word

@@ -11,7 +11,7 @@ from pathlib import Path
 from unlearnbench.errors import OptionError
 from unlearnbench.runs.folder import require_writable
 from unlearnbench.sweep.cluster import RayPool, connected, living_nodes
-from unlearnbench.sweep.engine import Engine, Progress
+from unlearnbench.sweep.engine import Engine, Tally
 from unlearnbench.sweep.graph import Plan, expand
 from unlearnbench.sweep.record import opened
 from unlearnbench.sweep.resources import require_room
@@ -20,7 +20,7 @@ from unlearnbench.util.validation import YamlFile
 
 
 @dataclass(frozen=True)
-class Asked:
+class SweepRequest:
     """A sweep that was read and can be begun."""
 
     plan: Plan
@@ -29,7 +29,7 @@ class Asked:
     cores: int | None = None
 
 
-def prepare(path: Path, address: str | None = None, cores: int | None = None) -> Asked:
+def prepare(path: Path, address: str | None = None, cores: int | None = None) -> SweepRequest:
     """Read and expand a file.
 
     address: of a running Ray cluster. cores: of a local one; None: all that the machine has.
@@ -41,7 +41,7 @@ def prepare(path: Path, address: str | None = None, cores: int | None = None) ->
     if address is not None and cores is not None:
         raise OptionError("--address names a cluster, and --local starts one; give one of them")
     sweep, file = read_sweep(path)
-    asked = Asked(expand(sweep, file), file, address, cores)
+    asked = SweepRequest(expand(sweep, file), file, address, cores)
     if address is None:
         require_room(asked.plan.demands, [_this_machine(cores)], file)
     return asked
@@ -55,7 +55,7 @@ def _this_machine(cores: int | None) -> Mapping[str, float]:
     return here | {"memory": float(psutil.virtual_memory().total)}
 
 
-def run_sweep(asked: Asked, show: Callable[[Progress, str], None]) -> Progress:
+def run_sweep(asked: SweepRequest, show: Callable[[Tally, str], None]) -> Tally:
     """Do everything that is not done yet; what could not be done is in the result.
 
     Raises:

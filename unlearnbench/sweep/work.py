@@ -28,7 +28,7 @@ from unlearnbench.errors import (
     one_line,
 )
 from unlearnbench.runs.fingerprint import source_sha256
-from unlearnbench.sweep.graph import Job, Plan, order_text
+from unlearnbench.sweep.graph import Plan, SweepJob, order_text
 from unlearnbench.sweep.kinds import AGAIN, KINDS
 from unlearnbench.sweep.record import state_folder
 from unlearnbench.util.files import LOCK_FILES, lock_folder, write_whole, writing
@@ -58,7 +58,7 @@ def surroundings(plan: Plan) -> dict[str, Any]:
     }
 
 
-def make_order(job: Job, around: Mapping[str, Any], attempt: int) -> str:
+def make_order(job: SweepJob, around: Mapping[str, Any], attempt: int) -> str:
     """The order of one try of a job, as it travels."""
     told = {"id": job.id, "attempt": attempt, "cpus": job.demand.cpus, "around": dict(around)}
     return order_text({**job.order, **told})
