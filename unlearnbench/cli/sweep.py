@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from unlearnbench.cli.options import verbose_option
-from unlearnbench.errors import SweepError, printable
+from unlearnbench.errors import OptionError, SweepError, one_line, printable
 from unlearnbench.recovery.overview import overview
 from unlearnbench.recovery.verdicts import RecoveryRow
 from unlearnbench.sweep.display import Display, status
@@ -17,25 +17,9 @@ from unlearnbench.sweep.sweep import SweepRequest, prepare, run_sweep
 from unlearnbench.util.text import paint, terminal_width
 
 
-class _Sweeps(click.Group):
-    """``sweep FILE`` is ``sweep run FILE``."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = ["run", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group("sweep", cls=_Sweeps)
-def sweep() -> None:
-    """Many checkpoints, many conditions: `sweep SWEEP.yaml`, and `sweep status DIR`.
-
-    `sweep run --help` lists the options; docs/sweeps.md shows the file.
-    """
-
-
-@sweep.command("run")
-@click.argument("file", metavar="SWEEP.yaml")
+@click.command("sweep")
+@click.argument("file", metavar="SWEEP.yaml|status")
+@click.argument("folder", metavar="[DIR]", required=False)
 @click.option("--address", metavar="auto|HOST:PORT", help="A Ray cluster that runs.")
 @click.option(
     "--local",
@@ -45,12 +29,22 @@ def sweep() -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Check everything, show the jobs, start nothing.")
 @verbose_option
-def run(file: str, address: str | None, local: int | None, dry_run: bool) -> None:
+def sweep(
+    file: str, folder: str | None, address: str | None, local: int | None, dry_run: bool
+) -> None:
     """Train, evaluate, compare and build a board, as a file says, on one machine or many.
 
     What is done is kept: the same command goes on. Exit 2 where something could not be done; the
-    rest is complete.
+    rest is complete. `sweep status DIR` says from another terminal how the sweep stands whose
+    file has DIR as output.
     """
+    if file == "status":
+        if folder is None:
+            raise OptionError("sweep status: which DIR? give the file's output")
+        click.echo(printable("\n".join(status(Path(folder)))))
+        return
+    if folder is not None:
+        raise OptionError(f"sweep takes one file, and {one_line(folder, 80)} is a second")
     asked = prepare(Path(file), address, local)
     if dry_run:
         click.echo(printable("\n".join(asked.plan.lines())))
@@ -85,11 +79,3 @@ def _show(asked: SweepRequest) -> None:
     if "board" in ids and page.is_file():
         click.echo(printable(f"the page: {page}"))
     click.echo(printable(f"run folders: {output / 'runs'}"))
-
-
-@sweep.command("status")
-@click.argument("folder", metavar="DIR")
-@verbose_option
-def show_status(folder: str) -> None:
-    """How the sweep in DIR (its file's output) stands, from another terminal."""
-    click.echo(printable("\n".join(status(Path(folder)))))
