@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -62,6 +62,8 @@ class About:
     """Of a whole method that trains an adapter: its rank where --lora-rank gives none."""
     trains: bool = True
     """Of a whole method: whether it trains at all. Where not, --lora-rank is refused."""
+    anchors: bool = False
+    """Of a whole method: whether it reads the translations that ``--anchors`` gives."""
     cost: str = ""
     """What it takes beside a forward and a backward pass over its rows, and what the other fields
     say already."""
@@ -119,6 +121,9 @@ class OptimizerStep(Protocol):
     """The parameters under training. To be changed in place only inside ``restored``."""
     state: dict[str, float]
     """Kept from step to step, and over an interruption."""
+    whole: float
+    """What the factors of one term add up to: 1, and under --survive more, for each of its
+    conditions; a term divided by it is a mean."""
 
     def usual(self) -> Gradient:
         """That of all terms in one pass over all rows: what is descended along without a file."""
@@ -209,6 +214,9 @@ class TrainingContext(Protocol):
         self, models: Sequence[PreTrainedModel], label: Callable[..., Tensor]
     ) -> tuple[Example, ...]:
         """The forget set with labels ``label(*logits of each model, labels)``."""
+
+    def logits(self, model: PreTrainedModel, examples: Sequence[Example]) -> Iterator[Tensor]:
+        """Of each example in turn, (tokens, vocabulary)."""
 
     def measure(
         self,

@@ -21,6 +21,7 @@ from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
 from unlearnbench.training.alternatives import GENERIC, OWN, WORDS, attach
+from unlearnbench.training.anchors import Anchors, find_anchors, translated
 from unlearnbench.training.checks import checked, open_base, require_texts
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.moved import code_records
@@ -59,6 +60,8 @@ class Job:
     """Other answers, for the methods that read them: a file, retain, generic, own or refuse."""
     spans: str | None = None
     """What of the forget texts is forgotten: a file, surprise or entities; None: all."""
+    anchors: str | None = None
+    """Names and what stands in for them, for the methods that read it: a file or names."""
     options: TrainOptions = field(default_factory=TrainOptions)
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
     load: LoadOptions = field(default_factory=LoadOptions)
@@ -126,7 +129,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)
     base = None if job.base is None else open_base(job.base, job.load, source)
     encoder = _make_encoder(source, job)
-    sets, more = _sets(job, method, corpora, encoder)
+    sets, more, anchors = _sets(job, method, corpora, encoder)
     data += more
     facts: dict[str, Any] = {"kind": kind, "method": method.name, "knobs": method.numbers}
     facts |= {"processes": process_count(), "base": base and base.checkpoint.weights_sha256}
@@ -159,7 +162,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
             context.forget = most_surprising(context, job.options.span_share)
         if base is not None:
             context.start = cast_model(base.model(), job.options.weights_dtype)
-        context.alternative, context.corpus = job.alternative, job.corpus
+        context.alternative, context.corpus, context.anchors = job.alternative, job.corpus, anchors
         context.forecast = job.forecast if kind == "unlearn" else None
         source.release()
         context.selector = _make_selector(job, folder, encoder)
@@ -196,8 +199,8 @@ def _fingerprint(
 
 def _sets(
     job: Job, method: Method, corpora: Mapping[TextRole, Any], encoder: Encoder
-) -> tuple[dict[str, Any], list[SourceRecord]]:
-    """The sequences of each set, and what identifies a file of other answers or of spans."""
+) -> tuple[dict[str, Any], list[SourceRecord], Anchors]:
+    """The sequences of each set, what identifies other answers, spans and anchors, and these."""
     sets: dict[str, Any] = {"forget": (), "retain": (), "auxiliary": ()}
     known: dict[TextRole, Any] = {role: documents for role, (documents, _) in corpora.items()}
     for role, documents in known.items():
@@ -212,7 +215,12 @@ def _sets(
         rows = known["forget"], sets["forget"]
         sets["forget"], found = on_spans(job.spans, *rows, encoder, job.corpus)
         more += found
-    return sets, more
+    anchors: Anchors = {}
+    if job.anchors is not None:
+        anchors, record = find_anchors(job.anchors, known, job.corpus)
+        sets["forget"] = translated(anchors, known["forget"], sets["forget"], encoder)
+        more.append(record)
+    return sets, more, anchors
 
 
 def _make_encoder(source: CheckpointSource, job: Job) -> Encoder:
@@ -245,7 +253,7 @@ def _make_selector(job: Job, folder: OutputFolder, encoder: Encoder) -> Selector
     from unlearnbench.training.select import make_selector
 
     home = folder.work / "evaluated"
-    return make_selector(job.select, job.corpus, home, encoder, job.score)
+    return make_selector(job.select, job.corpus, home, encoder, job.score, job.options.survive)
 
 
 def _save(
@@ -278,6 +286,9 @@ def _save(
             change = {"knobs": knobs, "losses": training.losses[:steps]}
             _write_record(folder.path / name, training.model_copy(update=change))
         _write_record(folder.path, training)  # before what may be stopped, or lack memory
+        if context.anchors:
+            text = json.dumps(context.anchors, indent=1, ensure_ascii=False) + "\n"
+            write_file(folder.path / "anchors.json", text.encode())
         folder.clean()
         one = not isinstance(result, Ensemble) and not context.options.keep_adapter
         if one and training.kind == "unlearn":
