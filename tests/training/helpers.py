@@ -10,12 +10,26 @@ import torch
 from safetensors.torch import load_file
 
 from unlearnbench.checkpoints.origin import Training
-from unlearnbench.methods import find_method
+from unlearnbench.methods import Piece, find_method, pieces
 from unlearnbench.training.job import Job, unlearn
 from unlearnbench.training.options import TrainOptions
 
 State = dict[str, torch.Tensor]
 QUICK = TrainOptions(lr=1e-3, max_steps=3, batch_size=4, max_length=48, save_steps=0)
+
+
+_FORMS = {"forget": "{}_gdr", "retain": "npo_{}", "steps": "npo_gdr_{}", "masks": "ga_gdr_{}"}
+
+
+def method_with(piece: Piece) -> str:
+    """A method that has a method file's piece."""
+    name = piece.about.name
+    return name if piece.about.term else _FORMS.get(piece.kind, "{}").format(name)
+
+
+def one_of_each() -> list[str]:
+    """Methods that train, in which every method file is."""
+    return sorted({method_with(piece) for piece in pieces().values() if piece.about.trains})
 
 
 def go(job: Job, out: Path, method: str, **options: Any) -> Training:
@@ -29,6 +43,8 @@ def go(job: Job, out: Path, method: str, **options: Any) -> Training:
         job = replace(job, alternative="refuse")
     if "unseen" in found.data and not job.unseen:
         job = replace(job, unseen=job.retain)
+    if "auxiliary" in found.data and not job.auxiliary:
+        job = replace(job, auxiliary=job.retain)
     chosen = job.options.model_copy(update=options)
     return unlearn(replace(job, out=out, retain=retain, options=chosen), method, knobs)
 
