@@ -20,6 +20,7 @@ from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, Training, read_origin
 from unlearnbench.cli.main import run
 from unlearnbench.conditions import find_condition
+from unlearnbench.conditions.quantize.forecast import expected
 
 INT4 = find_condition("rtn-int4")
 
@@ -119,7 +120,9 @@ def test_the_target_itself_comes_back_to_the_bit(pair: tuple[Path, Path], tmp_pa
         assert all(torch.equal(weight, found[name]) for name, weight in before.items())
 
 
-def test_several_precisions(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_several_precisions(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Each keeps the update where one grid alone would not do."""
     model, target = pair
     names, report = "rtn-int4,bnb-nf4,gguf-q4_0", tmp_path / "r.json"
@@ -128,6 +131,10 @@ def test_several_precisions(pair: tuple[Path, Path], tmp_path: Path) -> None:
         assert run(command(model, target, tmp_path / strategy, *more)) == 0
         kept = json.loads(report.read_text())["survival"]
         assert all(kept[name]["after"] > 0.95 for name in names.split(","))
+        assert "none: expect " in capsys.readouterr().out
+        for name, back in json.loads(report.read_text())["expected_back"].items():
+            found = expected(kept[name]["after"])
+            assert back == (found and [found.low, found.high])
 
 
 def test_a_merged_adapter(pair: tuple[Path, Path], tmp_path: Path) -> None:

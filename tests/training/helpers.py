@@ -29,7 +29,8 @@ def method_with(piece: Piece) -> str:
 
 def one_of_each() -> list[str]:
     """Methods that train, in which every method file is."""
-    return sorted({method_with(piece) for piece in pieces().values() if piece.about.trains})
+    edits = {"depn", "grom"}  # which train nothing
+    return sorted({method_with(piece) for name, piece in pieces().items() if name not in edits})
 
 
 def go(job: Job, out: Path, method: str, **options: Any) -> Training:
@@ -45,6 +46,8 @@ def go(job: Job, out: Path, method: str, **options: Any) -> Training:
         job = replace(job, unseen=job.retain)
     if "auxiliary" in found.data and not job.auxiliary:
         job = replace(job, auxiliary=job.retain)
+    if any(piece.about.needs_base for piece in found.pieces) and job.base is None:
+        job = replace(job, base=job.model)
     chosen = job.options.model_copy(update=options)
     return unlearn(replace(job, out=out, retain=retain, options=chosen), method, knobs)
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from unlearnbench.checkpoints.load import LinearLayer, linear_layers
@@ -44,6 +45,8 @@ class About:
     """For a retain term: whose rows it is given."""
     base: bool = False
     """Whether it takes the model that the target was made from, ``--base``."""
+    needs_base: bool = False
+    """Whether it cannot do without."""
     sequences: bool = False
     """Whether its loss reads the target's log-probabilities of whole forget sequences."""
     references: tuple[str, ...] = ()
@@ -60,10 +63,10 @@ class About:
     from models that were trained."""
     rank: int = 0
     """Of a whole method that trains an adapter: its rank where --lora-rank gives none."""
-    trains: bool = True
-    """Of a whole method: whether it trains at all. Where not, --lora-rank is refused."""
     anchors: bool = False
     """Of a whole method: whether it reads the translations that ``--anchors`` gives."""
+    no_adapter: str = ""
+    """Of a whole method that takes no --lora-rank: why, behind its name."""
     cost: str = ""
     """What it takes beside a forward and a backward pass over its rows, and what the other fields
     say already."""
@@ -149,6 +152,19 @@ class OptimizerStep(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How answers are drawn."""
+
+    most: int
+    """Tokens of an answer."""
+    temperature: float
+    barred: Sequence[int]
+    """Tokens that are never written."""
+    stopped: Callable[[Sequence[int]], bool]
+    """Whether an answer so far is whole."""
+
+
 class TrainingContext(Protocol):
     """What a method may ask of the training that calls it."""
 
@@ -165,6 +181,8 @@ class TrainingContext(Protocol):
     """Texts that the target never saw."""
     start: PreTrainedModel | None
     """The model that the target was made from, where it is known."""
+    home: Path
+    """A folder for what is kept until the training is complete, and for ``--resume``."""
 
     def base(self) -> PreTrainedModel:
         """A new copy of that model, or else of the target."""
@@ -228,6 +246,14 @@ class TrainingContext(Protocol):
 
     def others(self) -> tuple[Example, ...]:
         """The other answers to what is forgotten, where ``--alternative`` gives some."""
+
+    def write(self, prompts: Mapping[str, Sequence[int]], how: Drawing) -> list[tuple[int, ...]]:
+        """What the model under training writes behind each prompt, drawn by seed and the prompt's
+        name; an end token is kept.
+        """
+
+    def retokenize(self, tokenizer: Any) -> None:
+        """Take another tokenizer, for the output too."""
 
     def keep(self, name: str, model: PreTrainedModel) -> None:
         """Save a state on the way as a checkpoint, in a folder of the output called ``name``."""

@@ -14,6 +14,7 @@ from unlearnbench.errors import OptionError, one_line
 from unlearnbench.metrics.intervals import CONFIDENCE, Bounds, Estimate
 from unlearnbench.recovery.compare import Comparison, TaskStanding
 from unlearnbench.recovery.controls import leaves_alone
+from unlearnbench.recovery.survival import survivals
 from unlearnbench.recovery.verdicts import GONE, MIN_GAP
 from unlearnbench.results import FULL
 from unlearnbench.runs.entries import Entry
@@ -29,6 +30,7 @@ _FITS = {
     "max_excess": "it is of tasks where low is good",
     "max_privleak": "it is of PrivLeak tasks",
     "min_utility": "it is of every task",
+    "min_survival": "it is of quantized conditions",
 }
 
 
@@ -52,6 +54,9 @@ class Policy(BaseModel):
     """Largest PrivLeak on either side of 0."""
     min_utility: float | None = Field(default=None, ge=0)
     """Least share of the full-precision target's retained knowledge."""
+    min_survival: float | None = Field(default=None, ge=0, le=1)
+    """Least share of the update that rounding leaves, at every quantized precision; read from the
+    checkpoints themselves, exactly."""
     confidence: float = Field(default=CONFIDENCE, ge=0.5, le=0.999)
     """Of the two-sided intervals whose bounds decide."""
     min_samples: int = Field(default=1, ge=1)
@@ -100,6 +105,7 @@ def check(comparison: Comparison, policy: Policy) -> list[Finding]:
         OptionError: a task pattern matches nothing, or a rule fits none of an entry's tasks and
             precisions, or a condition is put to none of the tasks: it would seem to hold.
         ResultError: a run that the policy needs is missing.
+        CheckpointError, PrecisionError: as ``survivals``.
     """
     found: list[Finding] = []
     bounds = policy.max_recovered if isinstance(policy.max_recovered, dict) else {}
@@ -123,6 +129,7 @@ def check(comparison: Comparison, policy: Policy) -> list[Finding]:
             for precision in policy.precisions
             for finding in _Judge(comparison, policy, entry, task, precision).findings()
         ]
+        judged += _survivals(comparison, policy, entry)
         idle = sorted(policy.rules - {finding.rule.split()[0] for finding in judged})
         if idle:
             where = f"{', '.join(tasks)} at {', '.join(policy.precisions)}"
@@ -135,6 +142,17 @@ def check(comparison: Comparison, policy: Policy) -> list[Finding]:
     return list(dict.fromkeys(found))  # one utility serves all tasks of a family
 
 
+def _survivals(comparison: Comparison, policy: Policy, entry: Entry) -> Iterator[Finding]:
+    quantized = [p for p in policy.precisions if entry.at(p).result.condition.kind == "quantized"]
+    least = policy.min_survival
+    if least is None or not quantized:
+        return
+    for name, found in survivals(entry, comparison.target.full, quantized).items():
+        outcome: Outcome = "pass" if found >= least else "fail"
+        message = f"{found:.2f} of the update is left"
+        yield Finding(entry.name, "weights", name, f"min_survival {least:g}", outcome, message)
+
+
 def exit_status(findings: Sequence[Finding]) -> int:
     """0 all pass, 1 one fails, 2 none fails and one is not decided."""
     outcomes = {finding.outcome for finding in findings}
@@ -142,18 +160,21 @@ def exit_status(findings: Sequence[Finding]) -> int:
 
 
 def come_back(comparison: Comparison, findings: Sequence[Finding]) -> list[tuple[Entry, list[str]]]:
-    """The entries that had forgotten and know again once they are quantized, and the precisions at
-    which a rule fails for that.
+    """The entries that had forgotten and know again once they are quantized, or whose update does
+    not survive that, and the precisions at which a rule fails for it.
     """
     found: dict[str, dict[str, None]] = {}
     entries = {entry.name: entry for entry in comparison.entries}
     for finding in findings:
         entry, rule = entries[finding.entry], finding.rule.split()[0]
-        if finding.outcome != "fail" or rule not in ("max_recovered", "max_excess"):
+        if finding.outcome != "fail":
             continue
-        kind = entry.at(finding.precision).result.condition.kind
-        row = comparison.row(entry, finding.task, finding.precision)
-        if kind == "quantized" and row.had_forgotten:
+        comes_back = rule == "min_survival"
+        if rule in ("max_recovered", "max_excess"):
+            kind = entry.at(finding.precision).result.condition.kind
+            row = comparison.row(entry, finding.task, finding.precision)
+            comes_back = kind == "quantized" and row.had_forgotten
+        if comes_back:
             found.setdefault(entry.name, {})[finding.precision] = None
     return [(entries[name], list(failed)) for name, failed in found.items()]
 
@@ -199,12 +220,12 @@ class _Judge:
 
     def _utility(self, found: TaskStanding, least: float) -> Finding:
         rule = f"min_utility {least:g}"
-        retain = self.comparison.retain_task(self.entry, self.task)
-        if found.utility is None or retain is None:
+        retained = self.comparison.retained(self.entry, self.task)
+        if found.utility is None or retained is None:
             message = "no retain task was evaluated, so utility is not known"
             return self._finding(rule, "not decided", message)
-        n = self.entry.full.task(retain).n
-        return replace(self, task=retain)._judge(rule, n, found.utility, (least, math.inf))
+        whole = replace(self, task=retained.name)
+        return whole._judge(rule, retained.n, found.utility, (least, math.inf))
 
     def _recovered(self, most: float) -> Finding:
         """Without a share: nothing was forgotten, which fails where its bounds show it; or the

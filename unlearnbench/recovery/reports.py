@@ -135,7 +135,7 @@ def advice(comparison: Comparison, findings: Sequence[Finding]) -> list[str]:
         if names:
             model = entry.full.result.checkpoint.path
             lines.append(
-                f"what was forgotten comes back at {', '.join(names)}; mend it: unlearnbench "
+                f"rounding undoes the forgetting at {', '.join(names)}; mend it: unlearnbench "
                 f"repair --model {one_line(model, 200)} --target {one_line(target, 200)} --for "
                 f"{','.join(names)} --out DIR (docs/repair.md)"
             )

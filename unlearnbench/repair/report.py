@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from unlearnbench.conditions.quantize.forecast import expected, forecast
 from unlearnbench.repair.job import RepairJob
 from unlearnbench.repair.matrices import Totals
 from unlearnbench.util.text import fitted_table
@@ -34,7 +35,7 @@ def survival(totals: Totals) -> dict[str, tuple[float, float]] | None:
 
 
 def report_table(totals: Totals) -> str:
-    """Survival before and after by precision, and a line each on size and share."""
+    """Survival before and after by precision, a line each on size and share, and what to expect."""
     found = survival(totals)
     if found is None:
         return "the model's weights are the target's: nothing was unlearned, and nothing changed"
@@ -51,7 +52,8 @@ def report_table(totals: Totals) -> str:
         f"{name}: its grid follows the weights, so some codes are not those that were meant"
         for name in sorted(totals.solved)
     ]
-    return "\n".join([table, "", *lines])
+    forecasts = [forecast(after, name) for name, (_, after) in found.items()]
+    return "\n".join([table, "", *lines, "", *forecasts])
 
 
 def report_json(job: RepairJob, totals: Totals) -> str:
@@ -65,5 +67,12 @@ def report_json(job: RepairJob, totals: Totals) -> str:
         "strength": job.strength,
         **figures(totals),
         "survival": {n: {"before": one, "after": two} for n, (one, two) in found.items()},
+        "expected_back": {n: _expected(two) for n, (_, two) in found.items()},
     }
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def _expected(survival: float) -> list[float] | None:
+    """Tenth and ninetieth hundredth of the shares that came back at such a survival."""
+    found = expected(survival)
+    return found and [found.low, found.high]

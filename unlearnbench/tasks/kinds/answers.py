@@ -45,6 +45,8 @@ MISDIRECTED = {
     "high": _OF_FALSE - _KEPT | {"extraction_floor"},
 }
 """Figures that do not move as ``want`` says, so that no comparison may take them."""
+RETAINED = ("truth_better",)
+"""Figures that utility is made of beside a retain task's own: TOFU's model utility."""
 
 
 class Facts(Strict):
