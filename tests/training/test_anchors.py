@@ -15,7 +15,6 @@ from tests.training.helpers import go, same, weights
 from unlearnbench.errors import DataError, OptionError
 from unlearnbench.methods.rows import Translation
 from unlearnbench.training import anchors as module
-from unlearnbench.training import job as job_module
 from unlearnbench.training.anchors import find_anchors, translated
 from unlearnbench.training.corpus import Encoder, TextDocument
 from unlearnbench.training.job import Job
@@ -172,7 +171,7 @@ def test_without_a_name_replaced_it_is_the_method_to_the_bit(
         return tuple(replace(e, translation=t) for (e, _), t in zip(every, own, strict=True))
 
     go(job, tmp_path / "plain", "whp_ft")
-    monkeypatch.setattr(job_module, "translated", same_text)
+    monkeypatch.setattr(module, "translated", same_text)
     given = replace(job, anchors=file_of(tmp_path, {"Zed": "Kim"}))
     go(given, tmp_path / "same", "whp_ft")
     assert same(weights(tmp_path / "plain"), weights(tmp_path / "same"))

@@ -26,6 +26,7 @@ from unlearnbench.training.alternatives import answers_of_tasks, listed, plain
 from unlearnbench.training.corpus import Encoder, TextDocument, TextRole
 from unlearnbench.training.names import Span, names_of
 from unlearnbench.training.options import CorpusOptions
+from unlearnbench.training.output import write_file
 from unlearnbench.util.files import read_bytes
 
 log = logging.getLogger("unlearnbench")
@@ -37,6 +38,29 @@ Documents = Mapping[TextRole, Sequence[TextDocument]]
 
 _LARGEST = 16_000_000  # bytes of a file
 _WORD = re.compile(r"\w+")
+
+
+def with_anchors(
+    given: str | None,
+    documents: Documents,
+    examples: Sequence[Example],
+    encoder: Encoder,
+    corpus: CorpusOptions,
+) -> tuple[tuple[Example, ...], list[SourceRecord], Anchors]:
+    """The forget set with its translations, and the anchors that ``--anchors`` names; as it is
+    where that is not given.
+    """
+    if given is None:
+        return tuple(examples), [], {}
+    anchors, record = find_anchors(given, documents, corpus)
+    return translated(anchors, documents["forget"], examples, encoder), [record], anchors
+
+
+def save_anchors(anchors: Anchors, folder: Path) -> None:
+    """Put those that were used beside the weights, as a file of them is given."""
+    if anchors:
+        text = json.dumps(anchors, indent=1, ensure_ascii=False) + "\n"
+        write_file(folder / "anchors.json", text.encode())
 
 
 def find_anchors(

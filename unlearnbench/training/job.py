@@ -21,7 +21,7 @@ from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
 from unlearnbench.training.alternatives import GENERIC, OWN, WORDS, attach
-from unlearnbench.training.anchors import Anchors, find_anchors, translated
+from unlearnbench.training.anchors import Anchors, save_anchors, with_anchors
 from unlearnbench.training.checks import checked, open_base, require_texts
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.moved import code_records
@@ -215,12 +215,9 @@ def _sets(
         rows = known["forget"], sets["forget"]
         sets["forget"], found = on_spans(job.spans, *rows, encoder, job.corpus)
         more += found
-    anchors: Anchors = {}
-    if job.anchors is not None:
-        anchors, record = find_anchors(job.anchors, known, job.corpus)
-        sets["forget"] = translated(anchors, known["forget"], sets["forget"], encoder)
-        more.append(record)
-    return sets, more, anchors
+    rows = known, sets["forget"]
+    sets["forget"], found, anchors = with_anchors(job.anchors, *rows, encoder, job.corpus)
+    return sets, more + found, anchors
 
 
 def _make_encoder(source: CheckpointSource, job: Job) -> Encoder:
@@ -281,14 +278,12 @@ def _save(
     )
     if is_main():
         folder.save(result, context.encoder.save, context.method, masks)
+        save_anchors(context.anchors, folder.path)
         for name, steps in context.kept.items():
             knobs = {**training.knobs, "state": name}  # another recipe
             change = {"knobs": knobs, "losses": training.losses[:steps]}
             _write_record(folder.path / name, training.model_copy(update=change))
         _write_record(folder.path, training)  # before what may be stopped, or lack memory
-        if context.anchors:
-            text = json.dumps(context.anchors, indent=1, ensure_ascii=False) + "\n"
-            write_file(folder.path / "anchors.json", text.encode())
         folder.clean()
         one = not isinstance(result, Ensemble) and not context.options.keep_adapter
         if one and training.kind == "unlearn":
