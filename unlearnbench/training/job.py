@@ -21,13 +21,14 @@ from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
 from unlearnbench.training.alternatives import GENERIC, OWN, WORDS, attach
-from unlearnbench.training.anchors import Anchors, save_anchors, with_anchors
+from unlearnbench.training.anchors import save_anchors, with_anchors
 from unlearnbench.training.checks import checked, open_base, require_texts
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.moved import code_records
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
 from unlearnbench.training.output import OutputFolder, mask_record, save_tokenizer, write_file
 from unlearnbench.training.spans import ENTITIES, SURPRISE, most_surprising, on_spans
+from unlearnbench.training.translation import Anchors
 from unlearnbench.util.process import is_main, process_count
 from unlearnbench.util.text import blank_in_answer
 from unlearnbench.util.version import __version__
