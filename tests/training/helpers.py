@@ -10,27 +10,12 @@ import torch
 from safetensors.torch import load_file
 
 from unlearnbench.checkpoints.origin import Training
-from unlearnbench.methods import Piece, find_method, pieces
+from unlearnbench.methods import find_method
 from unlearnbench.training.job import Job, unlearn
 from unlearnbench.training.options import TrainOptions
 
 State = dict[str, torch.Tensor]
 QUICK = TrainOptions(lr=1e-3, max_steps=3, batch_size=4, max_length=48, save_steps=0)
-
-
-_FORMS = {"forget": "{}_gdr", "retain": "npo_{}", "steps": "npo_gdr_{}", "masks": "ga_gdr_{}"}
-
-
-def method_with(piece: Piece) -> str:
-    """A method that has a method file's piece."""
-    name = piece.about.name
-    return name if piece.about.term else _FORMS.get(piece.kind, "{}").format(name)
-
-
-def one_of_each() -> list[str]:
-    """Methods that train, in which every method file is."""
-    edits = {"depn", "grom"}  # which train nothing
-    return sorted({method_with(piece) for name, piece in pieces().items() if name not in edits})
 
 
 def go(job: Job, out: Path, method: str, **options: Any) -> Training:
@@ -44,8 +29,6 @@ def go(job: Job, out: Path, method: str, **options: Any) -> Training:
         job = replace(job, alternative="refuse")
     if "unseen" in found.data and not job.unseen:
         job = replace(job, unseen=job.retain)
-    if "auxiliary" in found.data and not job.auxiliary:
-        job = replace(job, auxiliary=job.retain)
     if any(piece.about.needs_base for piece in found.pieces) and job.base is None:
         job = replace(job, base=job.model)
     chosen = job.options.model_copy(update=options)
