@@ -27,7 +27,7 @@ from unlearnbench.methods.base import (
     Masks,
     TrainingContext,
 )
-from unlearnbench.methods.rows import Example, Role, sequence_logprobs
+from unlearnbench.methods.rows import Example, Role, Shard, sequence_logprobs
 from unlearnbench.training.alternatives import GENERIC, OWN, with_generic
 from unlearnbench.training.batches import Rows, make_schedule
 from unlearnbench.training.corpus import Encoder
@@ -91,6 +91,8 @@ class TrainerContext(TrainingContext):
     anchors: Mapping[str, str] = field(default_factory=dict)
     """What stands in the place of names, where ``--anchors`` gives some."""
     forecast: Forecast | None = None
+    members: Sequence[str] = ()
+    shards: Sequence[Shard] = ()
     losses: list[LossRecord] = field(default_factory=list)
     """Every step's, filled as it goes."""
     kept: dict[str, int] = field(default_factory=dict)
@@ -99,6 +101,7 @@ class TrainerContext(TrainingContext):
 
     def __post_init__(self) -> None:
         self.tokenizer, self.seed = self.encoder.tokenizer, self.options.seed
+        self.epochs = self.options.epochs
         self.pad = padding_id(self.tokenizer, self.encoder.rows)
 
     def freeze(self, model: PreTrainedModel | None = None) -> FrozenModel:
@@ -312,6 +315,7 @@ def train(
         import peft
 
         set_seed(options.seed)  # an adapter's first matrix is random
+        begun = isinstance(model, peft.PeftModel)
         config = peft.LoraConfig(
             r=options.lora_rank,
             lora_alpha=2 * options.lora_rank,
@@ -319,7 +323,8 @@ def train(
             target_modules=list(stage.adapts) if stage.adapts else "all-linear",
             task_type="CAUSAL_LM",
         )
-        learner = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+        if not begun:
+            learner = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
     for name, parameter in learner.named_parameters():  # what may not change takes no gradient
         if stage.masks is not None:
             parameter.requires_grad_(name in stage.masks and bool(stage.masks[name].any()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,21 +11,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
+from unlearnbench.checkpoints.checkpoint import CheckpointSource
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.origin import FILE, SourceRecord, Training, TrainingOptions
+from unlearnbench.checkpoints.origin import SourceRecord, Training, TrainingOptions
 from unlearnbench.checkpoints.tokenizer import require_open_end
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
+from unlearnbench.training import shards
 from unlearnbench.training.alternatives import GENERIC, OWN, WORDS, attach
 from unlearnbench.training.anchors import save_anchors, with_anchors
 from unlearnbench.training.checks import checked, open_base, require_texts
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.moved import code_records
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
-from unlearnbench.training.output import OutputFolder, mask_record, save_tokenizer, write_file
+from unlearnbench.training.output import OutputFolder, mask_record, save_tokenizer, write_record
 from unlearnbench.training.spans import ENTITIES, SURPRISE, most_surprising, on_spans
 from unlearnbench.training.translation import Anchors
 from unlearnbench.util.process import is_main, process_count
@@ -59,6 +59,8 @@ class Job:
     """The model that the target was made from, for the methods that begin there."""
     alternative: str | None = None
     """Other answers, for the methods that read them: a file, retain, generic, own or refuse."""
+    shard_plan: str | None = None
+    """An ensemble whose plan ``finetune`` follows."""
     spans: str | None = None
     """What of the forget texts is forgotten: a file, surprise or entities; None: all."""
     anchors: str | None = None
@@ -104,6 +106,7 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
     if whole is not None and (job.select or job.options.keep_adapter):
         option = "--eval-tasks" if job.select else "--keep-adapter"
         raise OptionError(f"{option} is for methods of one training, and {method} is none")
+    job = replace(job, options=shards.as_recorded(job.model, found, job.options))
     return _train(job, "unlearn", found)
 
 
@@ -113,7 +116,8 @@ def finetune(job: Job) -> Training:
     """
     if job.retain:
         raise OptionError("finetune has one set of texts; give them all with --data")
-    return _train(job, "finetune", Method("finetune", ()))
+    job = replace(job, options=shards.as_planned(job.shard_plan, job.options))
+    return _train(job, "finetune", shards.finetuning(job.options))
 
 
 def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Training:
@@ -127,14 +131,15 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     texts |= {"auxiliary": job.auxiliary, "unseen": job.unseen}
     corpora = {r: load_corpus(t, r, job.corpus) for r, t in texts.items() if t or r == first}
     data = [record for _, sources in corpora.values() for record in sources]
-    source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)
+    source, folder = shards.open_target(job, kind, method), OutputFolder(job.out)
     base = None if job.base is None else open_base(job.base, job.load, source)
     encoder = _make_encoder(source, job)
+    sharding = shards.make_sharding(job, method, corpora, encoder, (source, base))
     sets, more, anchors = _sets(job, method, corpora, encoder)
     data += more
     facts: dict[str, Any] = {"kind": kind, "method": method.name, "knobs": method.numbers}
     facts |= {"processes": process_count(), "base": base and base.checkpoint.weights_sha256}
-    asked = _fingerprint(job, facts, source.checkpoint, data, sets)
+    asked = _fingerprint(job, facts, source.checkpoint, data, sets) | shards.known_by(sharding)
     folder.require_free(asked, job.resume)
     read = _reading(job, encoder, sets)
     facts |= code | {
@@ -168,6 +173,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         source.release()
         context.selector = _make_selector(job, folder, encoder)
         with folder.claim(asked):
+            shards.begin(context, sharding)
             result, masks = context.run()
         for model in result.models.values() if isinstance(result, Ensemble) else [result]:
             as_saved(model, job.options.weights_dtype)
@@ -283,18 +289,12 @@ def _save(
         for name, steps in context.kept.items():
             knobs = {**training.knobs, "state": name}  # another recipe
             change = {"knobs": knobs, "losses": training.losses[:steps]}
-            _write_record(folder.path / name, training.model_copy(update=change))
-        _write_record(folder.path, training)  # before what may be stopped, or lack memory
+            write_record(folder.path / name, training.model_copy(update=change))
+        write_record(folder.path, training)  # before what may be stopped, or lack memory
         folder.clean()
         one = not isinstance(result, Ensemble) and not context.options.keep_adapter
         if one and training.kind == "unlearn":
             codes = code_records(folder.path, job.model, job.load)
             training = training.model_copy(update={"codes": codes})
-            _write_record(folder.path, training)
+            write_record(folder.path, training)
     return training
-
-
-def _write_record(folder: Path, training: Training) -> None:
-    record = training.model_dump(mode="json", exclude_none=True)
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    write_file(folder / FILE, text.encode())
