@@ -213,7 +213,7 @@ def _evaluate(given: dict[str, Any]) -> None:
 
 
 class _Lines(logging.Handler):
-    """Log records as single lines on standard error, above a progress bar where there is one."""
+    """Log records as single lines on standard error, above how far the work is."""
 
     def emit(self, record: logging.LogRecord) -> None:
         kind = "" if record.levelno < logging.WARNING else "note: "

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, set_seed
 
 from unlearnbench.checkpoints.origin import LossRecord
@@ -50,7 +49,7 @@ from unlearnbench.training.trainer import (
     device,
     training_arguments,
 )
-from unlearnbench.util.process import is_main
+from unlearnbench.util.process import ProgressLine, is_main
 
 if TYPE_CHECKING:
     from unlearnbench.training.select import Selector
@@ -357,8 +356,8 @@ def _run(context: TrainerContext, model: Any, stage: Stage, stop: StopWhenForgot
         found = {key: value for key, value in logs.items() if key in known and value is not None}
         context.losses.append(LossRecord(stage=name, lr=logs["learning_rate"], **found))
 
-    with tqdm(total=schedule.steps, desc=name, unit="step", disable=hidden) as bar:
-        watch = Watch(keep, context.encoder.save, bar)
+    with ProgressLine(name, schedule.steps, "step", not hidden) as shown:
+        watch = Watch(keep, context.encoder.save, shown)
         arguments = training_arguments(stage, context.options, every)
         callbacks = [watch, *([selector] if selector else []), *([stop] if stop else [])]
         trainer = UnlearnTrainer(model, arguments, stage, callbacks)
