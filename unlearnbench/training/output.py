@@ -172,6 +172,17 @@ class OutputFolder:
         shutil.rmtree(self.work, ignore_errors=True)
 
 
+def is_trained(out: Path) -> bool:
+    """Whether a training is complete; one that was never claimed is removed."""
+    folder = OutputFolder(out)
+    if (out / FILE).exists():
+        folder.clean()  # in case the process was killed just before
+        return True
+    if folder.work.is_dir() and not folder.claimed.exists():
+        shutil.rmtree(out)
+    return False
+
+
 def save_state(folder: Path, model: Any, save_tokenizer: Callable[[Path], None]) -> None:
     """A state on the way as a checkpoint. Raises TrainingError where it cannot be written."""
     try:
