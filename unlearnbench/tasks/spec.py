@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from unlearnbench.metrics.membership import ReferenceScores
 
 PROTOCOLS = ("muse", "zhang2025")
+# Came later, so that tasks without them have the hashes that they had.
+_LATER = {"chat", "skip_empty"}
 _NOT_DEFINING = {"description", "tag", "superseded_by", "version_without_blank"}
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=100)]
@@ -168,7 +170,7 @@ class TaskSpec(Strict):
     @property
     def definition_sha256(self) -> str:
         """Of everything in the task's definition that can move its score."""
-        absent = {"chat"} if self.chat is None else set()
+        absent = {name for name in _LATER if not getattr(self, name, None)}
         return content_sha256(self.model_dump(mode="json", exclude=_NOT_DEFINING | absent))
 
     @property
