@@ -78,7 +78,7 @@ _load = field_options(LoadOptions, {"base", "adapter", "allow_adapter_base", *AS
 )
 @click.option("--retain", multiple=True, metavar=_SOURCE, help="Repeatable.")
 @click.option("--auxiliary", multiple=True, metavar=_SOURCE, help="A third set, if one is read.")
-@click.option("--base", metavar="PATH|ID", help="What --model was made from, for kga.")
+@click.option("--base", metavar="PATH|ID", help="What --model was made from, for kga and loo.")
 @click.option("--unseen", multiple=True, metavar="FILE", help="Texts that the target never saw.")
 @click.option(
     "--alternative",

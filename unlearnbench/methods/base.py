@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from unlearnbench.checkpoints.load import LinearLayer, linear_layers
@@ -44,6 +45,8 @@ class About:
     """For a retain term: whose rows it is given."""
     base: bool = False
     """Whether it takes the model that the target was made from, ``--base``."""
+    needs_base: bool = False
+    """Whether it cannot do without."""
     sequences: bool = False
     """Whether its loss reads the target's log-probabilities of whole forget sequences."""
     references: tuple[str, ...] = ()
@@ -160,6 +163,8 @@ class TrainingContext(Protocol):
     """Texts that the target never saw."""
     start: PreTrainedModel | None
     """The model that the target was made from, where it is known."""
+    home: Path
+    """A folder for what is kept until the training is complete, and for ``--resume``."""
 
     def base(self) -> PreTrainedModel:
         """A new copy of that model, or else of the target."""

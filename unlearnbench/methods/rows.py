@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from unlearnbench.errors import OptionError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 Tensor: TypeAlias = "torch.Tensor"
 """For annotations, in files that import torch only inside functions."""
+
+Soft: TypeAlias = "tuple[NDArray[np.int32], NDArray[np.float32]]"
+"""What a teacher says at the learned positions of a text: tokens, (positions, k), and their
+probabilities with what they leave of 1 behind them, (positions, k + 1)."""
 
 IGNORED = -100
 """The label of a position that is not learned: padding, the question before an answer."""
@@ -40,6 +46,10 @@ class Example:
     """What each position counts beside its label, where a method weighs positions."""
     alternatives: tuple[Example, ...] = ()
     """Other answers to the same question, or other continuations of the same text."""
+    document: int = field(default=0, repr=False)
+    """The number of the document within its set, of which it may be one piece of several."""
+    soft: tuple[Soft, ...] = field(default=(), repr=False, compare=False)
+    """What each of some teachers says of it."""
 
     @property
     def learned(self) -> int:
@@ -78,6 +88,9 @@ class Part:
     all_weight: float = 0.0
     alternatives: Part | None = None
     """The other answers, those of a row one after another."""
+    soft: Mapping[str, Tensor] | None = None
+    """The mean of some teachers at learned tokens, row after row: ``ids`` and ``probs``, (tokens,
+    n), an id perhaps several times; ``rest``, (tokens,), the probability of all others together."""
 
     def reference(self, name: str = "target") -> Tensor:
         """The logits of a frozen model. Raises OptionError where ``ABOUT.references`` does not ask
@@ -92,6 +105,12 @@ class Part:
         if self.alternatives is None:
             raise OptionError("this loss needs other answers beside each forget text")
         return self.alternatives
+
+    def teachers(self) -> Mapping[str, Tensor]:
+        """``soft``. Raises OptionError where the batch has none."""
+        if self.soft is None:
+            raise OptionError("this loss needs what teachers say of each forget text")
+        return self.soft
 
     def target_sequences(self) -> Tensor:
         """The target's log-probability of each row. Raises OptionError where it is not known."""
@@ -117,6 +136,8 @@ class Batch:
     weights: Tensor | None = None
     sequences: Mapping[Role, Tensor] = field(default_factory=dict)
     """The target's log-probabilities of forget rows and alternatives."""
+    soft: Mapping[str, Tensor] | None = None
+    """What teachers say of the forget rows, as a Part has it."""
 
     def slice(self, role: Role) -> slice:
         """Where the rows of ``role`` stand."""

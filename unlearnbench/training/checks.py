@@ -59,6 +59,8 @@ def require_texts(job: Asked, method: Method) -> None:
             raise OptionError(f"{name} has no {role} term; leave --{role} out")
     if job.base is not None and not any(piece.about.base for piece in method.pieces):
         raise OptionError(f"{name} begins at no other model; leave --base out")
+    if job.base is None and any(piece.about.needs_base for piece in method.pieces):
+        raise OptionError(f"{name} needs what --model was made from; give --base")
     if job.spans is not None and method.piece("forget") is None:
         raise OptionError(f"--spans is for losses on the forget set, and {name} has none")
     if job.options.span_share is not None and job.spans != SURPRISE:

@@ -147,7 +147,11 @@ class Encoder:
         DataError where a text has fewer than two tokens, or an answer alone is too long.
         """
         parts = [self.encode_one(document) for document in documents]
-        examples = tuple(example for part in parts for example in part)
+        examples = tuple(
+            replace(example, document=number)
+            for number, part in enumerate(parts)
+            for example in part
+        )
         if long := sum(len(part) > 1 for part in parts):
             says = (
                 "%s: %d of %d texts are longer than %d tokens and were cut into pieces, %d in all"

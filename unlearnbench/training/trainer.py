@@ -71,8 +71,9 @@ class Combined:
 
     def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """The weighted terms and their sum."""
-        read = {"forget", "alternatives", *(piece.about.reads for piece in self.method.terms)}
-        if set(batch.rows) - read:  # of a way to make the gradient, which reads them itself
+        held = (piece for piece in self.method.terms if piece.kind == "retain")
+        read = {"forget", "alternatives", *(piece.about.reads for piece in held)}
+        if set(batch.rows) - read:  # of a way to make the gradient, or of teachers
             batch = batch.only(*(role for role in batch.rows if role in read))
         logits = model(**batch.inputs, use_cache=False).logits
         terms: dict[str, torch.Tensor] = {}
@@ -99,6 +100,7 @@ class Combined:
             None if batch.weights is None else batch.weights[where],
             batch.all_weight,
             self._part("alternatives", piece, model, batch, logits) if others else None,
+            batch.soft if role == "forget" else None,
         )
 
 
