@@ -101,7 +101,7 @@ class _Commands(click.Group):
     "--tasks",
     multiple=True,
     metavar="NAMES",
-    help="Task names, groups and globs, as news or news_*,demo_verbmem; and lm-eval's, as mmlu.",
+    help="Task names, groups and globs, as news or rwku_*,demo_verbmem; and lm-eval's, as mmlu.",
 )
 @click.option(
     "--quant",
