@@ -166,6 +166,9 @@ class Checkpoint(_File):
     tokenizer_probe_sha256: Sha256 | None = None
     """Of what the tokenizer does: its ids and texts on a probe, its words, merges and ends. By it
     two runs' tokenizers are compared; absent in older files, where the content's hash holds."""
+    tokenizer_unsteered_sha256: Sha256 | None = None
+    """The same but for tokens that steer the model (Quark's), by which it is compared with another
+    checkpoint's; absent where there are none."""
     tokenizer: TokenizerSource | None = None
     """Absent where the tokenizer is the checkpoint's own, or its base's."""
     config_sha256: Sha256 | None = None

@@ -36,7 +36,7 @@ def kinds(name: str) -> set[str]:
 QUICKLY = ("ga", "npo_klr", "simnpo_gdr", "ga_gdr_sure", "rmu", "tv", "whp_ft")
 ENDS = (*(f"ga_gdr_{p.about.name}" for p in pieces().values() if p.kind in ("steps", "masks")),)
 TRAININGS = {"depn": 0, "grom": 0, **dict.fromkeys(("whp_ft", "flearn", "pcgu"), 2)}
-TRAININGS["ga_gdr_contrast"] = 2
+TRAININGS |= {"ga_gdr_contrast": 2, "quark": 4}
 EVERY = [
     pytest.param(name, marks=[] if name in QUICKLY else pytest.mark.slow)
     for name in method_names()

@@ -30,7 +30,7 @@ class Stop(BaseException):
 QUICK = ["npo_klr", "ga_gdr_sure", "ga_gdr_lora", "tv", "whp_ft"]
 SLOW = [
     pytest.param(name, marks=pytest.mark.slow)
-    for name in ("flearn", "npo_gdr_lau", "pcgu", "undo", "eul", "kga", "loo_klr")
+    for name in ("flearn", "npo_gdr_lau", "pcgu", "undo", "eul", "kga", "loo_klr", "quark")
 ]
 
 

@@ -79,6 +79,12 @@ class Method:
         return tuple(piece for piece in self.pieces if piece.kind in ("forget", "retain"))
 
     @property
+    def reads(self) -> frozenset[Role]:
+        """Whose rows its loss reads."""
+        held = (piece.about.reads for piece in self.terms if piece.kind == "retain")
+        return frozenset({"forget", "alternatives", *held})
+
+    @property
     def data(self) -> frozenset[Role]:
         """The sets that it learns from beside the forget set."""
         return frozenset(role for piece in self.pieces for role in piece.about.data)

@@ -63,8 +63,8 @@ class About:
     from models that were trained."""
     rank: int = 0
     """Of a whole method that trains an adapter: its rank where --lora-rank gives none."""
-    trains: bool = True
-    """Of a whole method: whether it trains at all. Where not, --lora-rank is refused."""
+    no_adapter: str = ""
+    """Of a whole method that takes no --lora-rank: why, behind its name."""
     cost: str = ""
     """What it takes beside a forward and a backward pass over its rows, and what the other fields
     say already."""
@@ -147,6 +147,19 @@ class OptimizerStep(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How answers are drawn."""
+
+    most: int
+    """Tokens of an answer."""
+    temperature: float
+    barred: Sequence[int]
+    """Tokens that are never written."""
+    stopped: Callable[[Sequence[int]], bool]
+    """Whether an answer so far is whole."""
+
+
 class TrainingContext(Protocol):
     """What a method may ask of the training that calls it."""
 
@@ -225,6 +238,14 @@ class TrainingContext(Protocol):
 
     def others(self) -> tuple[Example, ...]:
         """The other answers to what is forgotten, where ``--alternative`` gives some."""
+
+    def write(self, prompts: Mapping[str, Sequence[int]], how: Drawing) -> list[tuple[int, ...]]:
+        """What the model under training writes behind each prompt, drawn by seed and the prompt's
+        name; an end token is kept.
+        """
+
+    def retokenize(self, tokenizer: Any) -> None:
+        """Take another tokenizer, for the output too."""
 
     def keep(self, name: str, model: PreTrainedModel) -> None:
         """Save a state on the way as a checkpoint, in a folder of the output called ``name``."""

@@ -21,6 +21,7 @@ from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, Piece
 from unlearnbench.methods.base import (
     BatchLoss,
+    Drawing,
     Ensemble,
     FrozenModel,
     Masks,
@@ -38,6 +39,7 @@ from unlearnbench.training.own import with_own
 from unlearnbench.training.passes import each, linear_gradients
 from unlearnbench.training.recital import Reciter, StopRule, StopWhenForgotten
 from unlearnbench.training.rounded import PLAIN, survival
+from unlearnbench.training.sampled import Writer
 from unlearnbench.training.steps import Watch
 from unlearnbench.training.trainer import (
     Combined,
@@ -154,21 +156,8 @@ class TrainerContext(TrainingContext):
 
     @cached_property
     def prepared(self) -> tuple[Example, ...]:
-        """The forget set as the forget loss reads it: its own labels, weights and alternatives, and
-        the target's log-probability of each sequence.
-        """
-        piece = self.method.piece("forget")
-        if piece is None:
-            return self.forget
-        make = MADE.get(self.alternative or "") or piece.hook("examples")
-        about = piece.about
-        examples = self.forget if make is None else tuple(make(self))
-        if any(len(example.alternatives) < piece.alternatives for example in examples):
-            raise OptionError(
-                f"{about.name} reads {piece.alternatives} other answers beside each text, and a "
-                "forget text has fewer"
-            )
-        return with_logprobs(self, examples) if about.sequences else examples
+        """The forget set as the forget loss reads it."""
+        return _prepared(self)
 
     def relabel(
         self, models: Sequence[PreTrainedModel], label: Callable[..., torch.Tensor]
@@ -189,6 +178,16 @@ class TrainerContext(TrainingContext):
         examples = make(self) if make else self.forget
         return tuple(other for example in examples for other in example.alternatives)
 
+    def write(self, prompts: Mapping[str, Sequence[int]], how: Drawing) -> list[tuple[int, ...]]:
+        ends = end_tokens(self.model, self.tokenizer)
+        return Writer(how, self.seed, ends, self.pad)(self.model, prompts)
+
+    def retokenize(self, tokenizer: Any) -> None:
+        table: Any = self.model.get_input_embeddings()
+        rows = int(table.weight.shape[0])
+        self.encoder = replace(self.encoder, tokenizer=tokenizer, rows=rows, copy=None)
+        self.tokenizer = tokenizer
+
     def keep(self, name: str, model: PreTrainedModel) -> None:
         self.kept[name] = len(self.losses)
         if is_main():
@@ -208,6 +207,24 @@ class TrainerContext(TrainingContext):
         ]
         loss = Combined(self.method, self.references(piece))
         return linear_gradients(self.options, self.pad, self.model, loss, rows)
+
+
+def _prepared(context: TrainerContext) -> tuple[Example, ...]:
+    """The forget set with the loss' own labels, weights and alternatives, what teachers say, and
+    the target's log-probability of each sequence.
+    """
+    piece = context.method.piece("forget")
+    if piece is None:
+        return context.forget
+    make = MADE.get(context.alternative or "") or piece.hook("examples")
+    about = piece.about
+    examples = context.forget if make is None else tuple(make(context))
+    if any(len(example.alternatives) < piece.alternatives for example in examples):
+        raise OptionError(
+            f"{about.name} reads {piece.alternatives} other answers beside each text, and a "
+            "forget text has fewer"
+        )
+    return with_logprobs(context, examples) if about.sequences else examples
 
 
 def with_logprobs(context: TrainerContext, examples: Sequence[Example]) -> tuple[Example, ...]:

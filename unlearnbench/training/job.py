@@ -95,8 +95,8 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
         raise OptionError(
             f"{method}: a mask chooses weights, and LoRA trains none; drop --lora-rank"
         )
-    if whole is not None and not whole.about.trains and job.options.lora_rank is not None:
-        raise OptionError(f"{method} trains nothing, and so no adapter; drop --lora-rank")
+    if whole is not None and whole.about.no_adapter and job.options.lora_rank is not None:
+        raise OptionError(f"{method} {whole.about.no_adapter}; drop --lora-rank")
     if whole is not None and (job.select or job.options.keep_adapter):
         option = "--eval-tasks" if job.select else "--keep-adapter"
         raise OptionError(f"{option} is for methods of one training, and {method} is none")

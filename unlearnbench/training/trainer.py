@@ -71,8 +71,7 @@ class Combined:
 
     def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """The weighted terms and their sum."""
-        held = (piece for piece in self.method.terms if piece.kind == "retain")
-        read = {"forget", "alternatives", *(piece.about.reads for piece in held)}
+        read = self.method.reads
         if set(batch.rows) - read:  # of a way to make the gradient, or of teachers
             batch = batch.only(*(role for role in batch.rows if role in read))
         logits = model(**batch.inputs, use_cache=False).logits
