@@ -28,6 +28,7 @@ PACKAGED = [spec for spec in SPECS if (PACKAGE_DATA / spec.dataset_path).is_dir(
 FOLDS = [spec for spec in SPECS if spec.task.startswith("news_fold")]
 NEWS = [spec for spec in SPECS if "news" in spec.tag]
 TOFU = [spec for spec in SPECS if "tofu" in spec.tag]
+HELD_OUT = [spec for spec in SPECS if "tofu_privleak" in spec.tag]
 RWKU = [spec for spec in SPECS if "rwku" in spec.tag]
 KINDS = ("knowmem_f", "knowmem_r", "privleak", "verbmem")
 
@@ -48,7 +49,7 @@ def test_name_version_and_group(path: Path) -> None:
     assert spec.task == path.stem
     assert spec.version > 0
     group, _, kind = spec.task.partition("_")
-    assert group in spec.tag or spec in FOLDS
+    assert group in spec.tag or spec in FOLDS + HELD_OUT
     if group not in ("tofu", "rwku") and spec not in FOLDS:
         assert kind in KINDS
     assert spec.superseded_by is None or spec.superseded_by in {s.task for s in SPECS}
@@ -90,13 +91,17 @@ def test_an_attack_exists(spec: LikelihoodTask) -> None:
 # What MUSE (arXiv 2407.06460) and arXiv 2410.16454 prescribe.
 
 
-@pytest.mark.parametrize("spec", [s for s in SPECS if s not in TOFU + RWKU + FOLDS], ids=name)
+@pytest.mark.parametrize(
+    "spec", [s for s in SPECS if s not in TOFU + RWKU + FOLDS + HELD_OUT], ids=name
+)
 def test_which_direction_is_good(spec: TaskSpec) -> None:
     wants = {"knowmem_f": "low", "knowmem_r": "high", "privleak": "zero", "verbmem": "low"}
     assert spec.want == wants[spec.task.partition("_")[2]]
 
 
-@pytest.mark.parametrize("spec", [s for s in GENERATION if s not in TOFU + RWKU + FOLDS], ids=name)
+@pytest.mark.parametrize(
+    "spec", [s for s in GENERATION if s not in TOFU + RWKU + FOLDS + HELD_OUT], ids=name
+)
 def test_decoding(spec: GenerationTask) -> None:
     verbmem = spec.task.endswith("verbmem")
     muse, zhang = spec.decoding("muse"), spec.decoding("zhang2025")
@@ -186,6 +191,16 @@ def test_tofus_tasks(spec: TaskSpec) -> None:
         assert spec.metric == ("probability" if own else "probability_normalised")
         assert spec.true_answer == ("paraphrased_answer" if own else None)
         assert spec.false_answers == ("perturbed_answer",)
+
+
+@pytest.mark.parametrize("spec", HELD_OUT, ids=name)
+def test_tofus_members_and_others_are_two_subsets(spec: TaskSpec, tofu_data: Path) -> None:
+    task = load_samples(spec, DataOptions(tofu_data), None)
+    assert {(f.source, f.drift) for f in task.splits.values()} == {("local", None)}
+    asked = {sample.text for sample in task.samples if sample.split == "forget"}
+    assert {sample.split for sample in task.samples} == {"forget", "holdout"}
+    assert not asked & {sample.text for sample in task.samples if sample.split == "holdout"}
+    assert spec.plain_text(task.splits["forget"].rows[0], "").startswith("Question: ")
 
 
 # What RWKU (arXiv 2406.10890) has: rows of its paper, and the prompts of its code.

@@ -194,8 +194,17 @@ def _find_rows(spec: TaskSpec, split: str, options: DataOptions) -> tuple[list[R
         )
     for root, source in ((folder, "local"), (PACKAGE_DATA, "package")):
         if root is not None and (root / spec.dataset_path).is_dir():
-            return _read_local(root / spec.dataset_path / spec.dataset_name, spec, split), source
+            subset, there = _place(spec, split)
+            return _read_local(root / spec.dataset_path / subset, spec, there), source
     return _read_hub(spec, split, options), "hub"
+
+
+def _place(spec: TaskSpec, split: str) -> tuple[str, str]:
+    """The subset of the data set that holds a split, and what it is called there. Most kinds of
+    task have one subset.
+    """
+    places: Mapping[str, tuple[str, str]] = getattr(spec, "places", {})
+    return places.get(split, (spec.dataset_name, split))
 
 
 def _read_local(folder: Path, spec: TaskSpec, split: str) -> list[Row]:
@@ -288,7 +297,8 @@ def _read_hub(spec: TaskSpec, split: str, options: DataOptions) -> list[Row]:
         quiet_hub()
         datasets.disable_progress_bars()
         folder = snapshot_download(spec.dataset_path, repo_type="dataset", revision=revision)
-        loaded = datasets.load_dataset(folder, spec.dataset_name, split=split)
+        subset, there = _place(spec, split)
+        loaded = datasets.load_dataset(folder, subset, split=there)
         return [dict(row) for row in loaded]
     except Exception as error:  # the hub client's errors have no common base; none becomes a score
         folder_tried = options.data_dir and f"{options.data_dir} has no {spec.dataset_path}"
@@ -296,5 +306,5 @@ def _read_hub(spec: TaskSpec, split: str, options: DataOptions) -> list[Row]:
         raise DataError(
             f"{spec.task}: split {split!r} could not be loaded from the hub "
             f"({spec.dataset_path}@{revision}: {one_line(error, 200)}) and {tried}; pass "
-            f"--data-dir FOLDER with {spec.dataset_path}/{spec.dataset_name}/{split}.jsonl"
+            f"--data-dir FOLDER with {spec.dataset_path}/{'/'.join(_place(spec, split))}.jsonl"
         ) from error

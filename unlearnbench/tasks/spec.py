@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 PROTOCOLS = ("muse", "zhang2025")
 # Came later, so that tasks without them have the hashes that they had.
-_LATER = {"chat", "skip_empty"}
+_LATER = {"chat", "skip_empty", "places"}
 _NOT_DEFINING = {"description", "tag", "superseded_by", "version_without_blank"}
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=100)]
