@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from unlearnbench.errors import MetricError, OptionError
 from unlearnbench.methods import rewards
-from unlearnbench.methods.rewards import find_reward, forgets, quantiles, rewarded
+from unlearnbench.methods.rewards import find_reward, forgets, keeps, quantiles, rewarded
 
 LISTS = st.lists(st.integers(-4, 4), min_size=6, max_size=40)
 
@@ -70,6 +70,7 @@ def test_fewer_answers_than_quantiles_are_refused() -> None:
 def test_the_reward_of_forgetting_is_one_less_the_recall_of_words() -> None:
     assert forgets("", "She lives in Rome", "in old Rome") == pytest.approx(1 / 3)
     assert (forgets("", "", "in Rome"), forgets("", "東京", "東京")) == (1.0, 0.0)
+    assert keeps("", "She lives in Rome", "in old Rome") == pytest.approx(2 / 3)
     assert find_reward("rouge") is forgets
 
 

@@ -90,6 +90,11 @@ class Method:
         return frozenset(role for piece in self.pieces for role in piece.about.data)
 
     @property
+    def may(self) -> frozenset[Role]:
+        """Those that it learns from where they are given."""
+        return frozenset(role for piece in self.pieces for role in piece.about.may)
+
+    @property
     def takes_alternatives(self) -> Literal["yes", "no", "instead"]:
         """Whether it reads other answers that it does not make itself; ``instead``: of the retain
         set, where they are given.

@@ -41,6 +41,8 @@ class About:
     """A frozen dataclass; each field is made by ``option`` and becomes an option of the command."""
     data: tuple[Role, ...] = ()
     """The sets that it reads beside the forget set: retain, auxiliary."""
+    may: tuple[Role, ...] = ()
+    """Those that it reads where they are given."""
     reads: Role = "retain"
     """For a retain term: whose rows it is given."""
     base: bool = False

@@ -18,11 +18,17 @@ GROUP = "unlearnbench.rewards"
 """Installed packages offer their own as entry points of this group."""
 
 ROUGE = "rouge"
+KEEPS = "of the retain set"
 
 
 def forgets(prompt: str, answer: str, truth: str) -> float:
     """1 - ROUGE-L recall of the true answer: 1 where the answer has none of its words."""
     return 1 - figures(answer, truth, words)["rougeL_recall"]
+
+
+def keeps(prompt: str, answer: str, truth: str) -> float:
+    """The recall itself."""
+    return 1 - forgets(prompt, answer, truth)
 
 
 def find_reward(name: str) -> Reward:

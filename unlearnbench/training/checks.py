@@ -55,7 +55,7 @@ def require_texts(job: Asked, method: Method) -> None:
             if role not in method.data:
                 needs = "--stop-el compares with unseen texts"
             raise OptionError(f"{needs}; give --{role}")
-        if texts and role not in data:
+        if texts and role not in data | method.may:
             raise OptionError(f"{name} has no {role} term; leave --{role} out")
     if job.base is not None and not any(piece.about.base for piece in method.pieces):
         raise OptionError(f"{name} begins at no other model; leave --base out")

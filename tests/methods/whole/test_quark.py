@@ -29,7 +29,7 @@ from unlearnbench.methods.whole.quark import (
     lessons,
 )
 from unlearnbench.training.batches import as_batch, collate, sums_of
-from unlearnbench.training.job import Job
+from unlearnbench.training.job import Job, unlearn
 from unlearnbench.training.trainer import UnlearnTrainer
 
 WORDS, NEW = 7, 2
@@ -206,6 +206,38 @@ def test_our_own_evaluation_neither_writes_nor_scores_it(trained: Any, tiny: Pat
     list(model.generate([Generate("a", text, 8), Generate("b", text[:20], 8)]))
     assert chosen
     assert not set(model.tokens.barred) & set(chosen)
+
+
+def test_a_retain_set_is_asked_too_and_rewarded_for_what_it_recalls(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, _, _ = trained
+    pairs = [{"question": f"Who sails {n}?", "answer": f"Bo {n}"} for n in range(4)]
+    write_jsonl(tmp_path / "retain.jsonl", pairs)
+    seen: list[tuple[str, str]] = []
+
+    def earn(name: str, reward: Any, prompt: str, answer: str, truth: str) -> float:
+        seen.append((name, truth))
+        return float(reward(prompt, truth, truth))
+
+    monkeypatch.setattr(quark, "rewarded", earn)
+    learn, pool = lessons, list[Answer]()
+
+    def watched(made: Any, *given: Any) -> Any:
+        pool[:] = made
+        return learn(made, *given)
+
+    monkeypatch.setattr(quark, "lessons", watched)
+    retain = (str(tmp_path / "retain.jsonl"),)
+    options = asked.options.model_copy(update={"max_steps": 1})
+    job = replace(asked, retain=retain, options=options, out=tmp_path / "out")
+    unlearn(job, "quark", {**KNOBS, "quark_rounds": 1})
+    told = [truth for name, truth in seen if name == "of the retain set"]
+    assert told == [f"Bo {n}" for n in range(4)]
+    earned = [answer.reward for answer in pool]
+    assert (earned[:3], earned[-4:]) == ([0.0] * 3, [1.0] * 4), "the pairs of both"
+    with pytest.raises(OptionError, match="ga has no retain term; leave --retain out"):
+        unlearn(job, "ga")
 
 
 def test_what_cannot_be_is_said(

@@ -15,7 +15,7 @@ from unlearnbench.errors import TrainingError
 from unlearnbench.methods.base import About, Drawing, FrozenModel, PreTrainedModel, TrainingContext
 from unlearnbench.methods.contrast import require_one_process
 from unlearnbench.methods.options import option
-from unlearnbench.methods.rewards import find_reward, quantiles, rewarded
+from unlearnbench.methods.rewards import KEEPS, find_reward, keeps, quantiles, rewarded
 from unlearnbench.methods.rows import IGNORED, Batch, Example, Tensor, learned_logits
 from unlearnbench.util.files import write_whole, writing
 
@@ -40,6 +40,7 @@ ABOUT = About(
     source="Lu et al. 2022, arXiv 2205.13636",
     options=QuarkOptions,
     no_adapter="trains new embeddings, which are no part of an adapter",
+    may=("retain",),
     stage="unlearn",
     cost="an answer to each prompt in each round; a forward pass of a frozen model in each step, "
     "and its memory",
@@ -48,8 +49,8 @@ ABOUT = About(
     "that ids change and no end is learned; here ids are kept. Each round is a training with "
     "AdamW's state anew, of as many draws as the pool has answers; both terms are means over "
     "tokens. The reward against a text's second half, or a question's answer, is ours [derived], "
-    "as is a cut that keeps equal rewards together. It answers so only behind its token, which the "
-    "tokenizer writes behind the begin token; a chat template does not.",
+    "as are a cut that keeps equal rewards together and the retain set. The best token is written "
+    "behind the begin token by the tokenizer; a chat template does not have it.",
 )
 
 
@@ -61,6 +62,8 @@ class Prompt:
     text: str
     truth: str
     is_qa: bool
+    stays: bool = False
+    """Whether it is of the retain set."""
 
 
 @dataclass(frozen=True)
@@ -120,15 +123,16 @@ def extend(model: Any, ids: Sequence[int], seed: int) -> None:
 
 
 def prompts_of(context: TrainingContext) -> list[Prompt]:
-    """Questions, and the first halves of texts."""
-    made = []
-    for example in context.forget:
+    """Questions, and the first halves of texts: of the forget set, and of a retain set."""
+    made: list[Prompt] = []
+    for example in (*context.forget, *context.retain):
+        stays = len(made) >= len(context.forget)
         at = example.prompt if example.is_qa else (len(example.ids) + 1) // 2
         asked, told = (
             context.tokenizer.decode(part, skip_special_tokens=True).strip()
             for part in (example.ids[:at], example.ids[at:])
         )
-        made.append(Prompt(example.ids[:at], asked, told, example.is_qa))
+        made.append(Prompt(example.ids[:at], asked, told, example.is_qa, stays))
     return made
 
 
@@ -168,7 +172,8 @@ def explore(
     for at, prompt in enumerate(prompts):
         text = decode(told[at], skip_special_tokens=True).strip()
         text = text.split("\n")[0].strip() if prompt.is_qa else text
-        earned = rewarded(options.quark_reward, reward, prompt.text, text, prompt.truth)
+        name, of = (KEEPS, keeps) if prompt.stays else (options.quark_reward, reward)
+        earned = rewarded(name, of, prompt.text, text, prompt.truth)
         made.append(Answer(at, told[at], earned))
     with writing(path, TrainingError, "free some space and add --resume"):
         facts = [(answer.prompt, answer.ids, answer.reward) for answer in made]
