@@ -500,7 +500,7 @@ class HarnessResult(_File):
 class ImportedFrom(_File):
     """Another tool's results that a run was made from: rescored, not measured here."""
 
-    format: Literal["muse", "lm-eval", "open-unlearning"]
+    format: Literal["muse", "lm-eval", "open-unlearning", "tofu"]
     files: dict[str, Sha256]
     """Every file read, by its path below the imported folder."""
     stated: dict[str, float]

@@ -39,7 +39,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow  # lm-eval reads all of its task files
-@pytest.mark.ci
 def test_wmdp_is_asked_as_its_authors_do(hub: None, tiny: Path, tmp_path: Path) -> None:
     (result,) = unlearnbench.evaluate(str(tiny), "wmdp", output=tmp_path / "out", dtype="fp32")
     found = result.harness or {}

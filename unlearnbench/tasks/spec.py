@@ -314,6 +314,14 @@ class QuestionTask(TaskSpec):
         return question + self.target_delimiter + render_field(self.doc_to_target, row, where)
 
 
+def place_of(spec: TaskSpec, split: str) -> tuple[str, str]:
+    """The subset of the data set that holds a split, and what it is called there. Most kinds of
+    task have one subset.
+    """
+    places: Mapping[str, tuple[str, str]] = getattr(spec, "places", {})
+    return places.get(split, (spec.dataset_name, split))
+
+
 def records_of(spec: TaskSpec, kind: type[R], records: Sequence[SampleRecord]) -> list[R]:
     """``records``, shown to be the task's own; MetricError where one is not, or there is none."""
     found: list[R] = [record for record in records if isinstance(record, kind)]
