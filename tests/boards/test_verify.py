@@ -24,10 +24,13 @@ from tests.toy_runs import Bench, Skill
 from unlearnbench import ScriptedModel, evaluate
 from unlearnbench.boards import read_board, verify
 from unlearnbench.boards.entry import Board, BoardEntry, entry_json, is_as_written, read_entry
-from unlearnbench.boards.verify import verify_board
+from unlearnbench.boards.verify import _asked_rows, verify_board
 from unlearnbench.boards.verify_anchors import Verdict
 from unlearnbench.recovery.controls import leaves
-from unlearnbench.tasks.registry import Registry, read_task
+from unlearnbench.results import Settings
+from unlearnbench.tasks.held import hold_back
+from unlearnbench.tasks.registry import Registry, load_registry, read_task
+from unlearnbench.tasks.rows import DataOptions, load_samples
 
 SMALL = ("target", "retrained", "ga_gdr", "sure")
 Edit = Callable[[dict[str, Any]], object]
@@ -798,3 +801,17 @@ def test_a_board_takes_the_version_that_it_names(board: Path, tmp_path: Path) ->
     for name in SMALL:
         write(board, second, name)
     assert verdicts(board) == {name: [] for name in SMALL}
+
+
+def test_rows_that_were_held_back_are_not_missing() -> None:
+    """A run asks the rows that its settings say, and those alone."""
+    spec = load_registry().tasks["demo_knowmem_f"]
+    facts: dict[str, Any] = {"protocol": "muse", "dtype": "fp32", "device": "cpu", "seed": 3}
+    settings = Settings(**facts, ppl_lower=False, held_back="1-of-3")
+    (kept,) = hold_back([load_samples(spec, DataOptions())], "1-of-3", 3)
+    rows = _asked_rows(spec, spec.own_split, settings)
+    assert [s.id for s in kept.samples] == [f"{spec.own_split}/{row}" for row in rows]
+    assert len(rows) == 32
+    whole = settings.model_copy(update={"held_back": None, "limit": 5})
+    assert _asked_rows(spec, spec.own_split, whole) == [*range(5)]
+    assert len(_asked_rows(load_registry().tasks["demo_knowmem_r"], "retain_qa", settings)) == 120

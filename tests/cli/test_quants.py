@@ -54,6 +54,11 @@ def test_the_names_of_the_issue_are_there() -> None:
         *("quanto-int8", "quanto-int4", "torchao-int8"),
         *("gguf-q8_0", "gguf-q5_1", "gguf-q4_1", "gguf-q4_0"),
     }
+    files = [
+        *("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k"),
+        *("iq4_nl", "iq4_xs"),
+    ]
+    others |= {f"gguf-{file}{weighed}" for file in files for weighed in ("", "-imat")}
     assert set(conditions.precisions()) == rtn | others
 
 

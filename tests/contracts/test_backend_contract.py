@@ -46,7 +46,13 @@ SOME_RTN = [
     *("rtn-int8", "rtn-int6-asym", "rtn-int5-g128", "rtn-int4", "rtn-int4-g64"),
     *("rtn-int3-g32-asym", "rtn-int2-g128-asym", "rtn-int2"),
 ]
-SOME = [name for name in NAMES if name not in RTN or name in SOME_RTN]
+# So of llama.cpp's: the mixtures have tests of their own.
+SOME_GGML = ["gguf-q2_k", "gguf-q3_k_l", "gguf-q4_k_m", "gguf-q5_k_m", "gguf-q6_k", "gguf-iq4_xs"]
+SOME = [
+    name
+    for name in NAMES
+    if (name not in RTN and not SPECS[name].by_matrix) or name in [*SOME_RTN, *SOME_GGML]
+]
 QUANTIZED = [name for name in NAMES if name not in PLAIN]
 UNCALIBRATED = [name for name in SOME if not SPECS[name].calibrated]
 # Of one module, relative to its weights, by bits: 1.15 times the largest seen on these models
@@ -86,12 +92,23 @@ Loader = Callable[[str], HFModel]
 
 
 @pytest.fixture(scope="module")
+def wide_source(make_checkpoint: MakeCheckpoint) -> CheckpointSource:
+    """One layer, every matrix of 256 columns, a whole block of llama.cpp's."""
+    shape = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+    return open_checkpoint(str(make_checkpoint("wide", **shape)), LoadOptions())
+
+
+@pytest.fixture(scope="module")
 def fitting(
-    source: CheckpointSource, square_source: CheckpointSource
+    source: CheckpointSource, square_source: CheckpointSource, wide_source: CheckpointSource
 ) -> Callable[[str], CheckpointSource]:
-    """A checkpoint that a precision can take: the tiny Llama, but for AWQ and groups of 128."""
+    """A checkpoint that a precision can take: the tiny Llama, but for AWQ, groups of 128 and blocks
+    of 256.
+    """
 
     def pick(name: str) -> CheckpointSource:
+        if SPECS[name].by_matrix:
+            return wide_source
         odd = name.startswith("awq") or (name.startswith("gptq") and name.endswith("g128"))
         return square_source if odd else source
 
@@ -180,7 +197,7 @@ def test_proof_of_a_quantized_precision(
     assert 0.95 < proof.changed_share <= 1  # each group's largest stays
     assert not proof.on_grid
     assert proof.codes is not None
-    assert 2 <= proof.codes <= 2**spec.bits
+    assert 2 <= proof.codes <= 2 ** (6 if spec.by_matrix else spec.bits)
     # Bytes: what the name says, and the constants; the rest in fp32.
     stored = 8 * (proof.weight_bytes - 4 * (ends + norms)) / proof.covered_weights
     assert spec.bits <= stored < spec.bits + 1.6
@@ -310,6 +327,7 @@ LIBRARIES = [
     ("bnb-nf4", "bitsandbytes", "pip install unlearnbench"),
     ("bnb-int8", "bitsandbytes", "pip install unlearnbench"),
     ("gguf-q4_0", "gguf", "pip install unlearnbench"),
+    ("gguf-q4_k_m", "libggml", "pip install 'unlearnbench[ggml]'"),
     ("hqq-int4-g64", "hqq", "pip install 'unlearnbench[hqq]'"),
     ("quanto-int4", "optimum.quanto", "pip install 'unlearnbench[quanto]'"),
     ("quanto-int8", "optimum", "pip install 'unlearnbench[quanto]'"),

@@ -18,11 +18,13 @@ from unlearnbench.results import (
     AnswerRecord,
     GenerationRecord,
     SampleRecord,
+    Settings,
     TaskResult,
 )
 from unlearnbench.runs.entries import require_alike
 from unlearnbench.runs.fingerprint import ASKED
 from unlearnbench.runs.folder import encode_records
+from unlearnbench.tasks.held import held_rows, holds_back
 from unlearnbench.tasks.registry import Registry
 from unlearnbench.tasks.rows import limited_count, task_result
 from unlearnbench.tasks.spec import TaskSpec, generation_metric
@@ -171,7 +173,7 @@ def _task_problems(spec: TaskSpec, version: float, part: EntryRun, texts: bool) 
     if result.version != version:
         yield f"version {result.version:g}, the board has {version:g}"
     yield from _definition_problems(spec, result)
-    wrong = list(_sample_problems(spec, records, result.n, part.run.settings.limit))
+    wrong = list(_sample_problems(spec, records, result.n, part.run.settings))
     yield from wrong
     if wrong:
         return
@@ -222,17 +224,18 @@ def _definition_problems(spec: TaskSpec, result: TaskResult) -> Iterator[str]:
 
 
 def _sample_problems(
-    spec: TaskSpec, records: Sequence[SampleRecord], n: int, limit: int | float | None
+    spec: TaskSpec, records: Sequence[SampleRecord], n: int, settings: Settings
 ) -> Iterator[str]:
     """What keeps ``records`` from being those of a run of ``spec``. Such must not be computed
     with: their number and their fields have no bound.
     """
     splits = spec.asked_splits
-    for split in splits:
-        if n != limited_count(spec.splits[split].rows, limit):
+    asked = {split: _asked_rows(spec, split, settings) for split in splits}
+    for split, rows in asked.items():
+        if n != len(rows):
             yield f"{n} samples of {split}, the run's settings give another number"
             return
-    if [record.id for record in records] != [f"{s}/{i}" for s in splits for i in range(n)]:
+    if [record.id for record in records] != [f"{s}/{i}" for s in splits for i in asked[s]]:
         yield f"the samples are not the first {n} of {', '.join(splits)} in order"
     if any(record.task != spec.task or type(record) is not spec.record_type for record in records):
         yield "a sample is another task's, or of another kind"
@@ -241,6 +244,14 @@ def _sample_problems(
     figures = {frozenset(record.scores) for record in records}
     if len(figures) != 1 or figures.pop() - spec.optional_figures != names:
         yield f"the samples' figures are not {', '.join(sorted(names))}"
+
+
+def _asked_rows(spec: TaskSpec, split: str, settings: Settings) -> list[int]:
+    """The rows of a split that a run with such settings asks."""
+    rows, held = spec.splits[split].rows, settings.held_back
+    holds = held is not None and holds_back(spec) and split == spec.own_split
+    away = held_rows(rows, held, settings.seed) if held is not None and holds else frozenset()
+    return [row for row in range(limited_count(rows, settings.limit)) if row not in away]
 
 
 def _score_problems(spec: TaskSpec, records: Sequence[SampleRecord]) -> Iterator[str]:

@@ -25,6 +25,7 @@ from unlearnbench.demo.recipe import (
 from unlearnbench.demo.start import FORGET, RETAIN, make_start
 from unlearnbench.methods import find_method
 from unlearnbench.recovery import UTILITY_FLOOR
+from unlearnbench.recovery.controls import needs_control
 from unlearnbench.runs.folder import read_run
 from unlearnbench.training.options import SelectOptions
 from unlearnbench.util.files import write_text
@@ -104,19 +105,28 @@ def _going(out: Path, options: DemoOptions) -> dict[str, Any]:
 
 
 def evaluate_model(name: str, options: DemoOptions) -> str:
-    """Evaluate a model at every precision; all but the retrained one against that."""
+    """Evaluate a model under every condition; all but the retrained one against that, which meets
+    of the further ones those that need a control.
+    """
     from unlearnbench.evaluation.evaluate import evaluate
 
-    evaluate(
-        options.model(name),
-        TASKS,
-        options.precisions,
-        output=options.runs(name),
-        dtype=DTYPE,
-        reference=None if name == "retrained" else options.full_run("retrained"),
-        answer_blank=CORPUS.answer_blank,
-        progress=options.progress,
-    )
+    own = name != "retrained"
+    more = [condition for condition in options.more if own or needs_control(condition)]
+    for conditions, folder in (
+        (options.precisions, options.runs(name)),
+        (more, options.further(name)),
+    ):
+        if conditions:
+            evaluate(
+                options.model(name),
+                TASKS,
+                conditions,
+                output=folder,
+                dtype=DTYPE,
+                reference=options.full_run("retrained") if own else None,
+                answer_blank=CORPUS.answer_blank,
+                progress=options.progress,
+            )
     return ", evaluated"
 
 
@@ -154,12 +164,16 @@ def make_board(name: str, options: DemoOptions) -> None:
     # JSON is YAML too.
     write_text(options.out / "board.yaml", json.dumps(rules, indent=2, ensure_ascii=False) + "\n")
     board = read_board(options.out)
+
+    def runs(entry: str) -> list[Path]:
+        return [path for path in (options.runs(entry), options.further(entry)) if path.is_dir()]
+
     with _bar(name, len(ENDS) + len(options.methods) + 1, options) as bar:
         for entry in (*ENDS, *options.methods):
             role = entry if entry in ENDS else "unlearned"
             note = "" if entry in ENDS else _CHOSEN
             submission = Submission(entry, role, note)  # type: ignore[arg-type]
-            add_entry(board, [options.runs(entry)], submission)
+            add_entry(board, runs(entry), submission)
             bar.update()
         build_board(board)
         bar.update()

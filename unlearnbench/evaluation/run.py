@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -42,6 +43,7 @@ from unlearnbench.runs.fingerprint import (
     source_sha256,
 )
 from unlearnbench.runs.folder import RunFolder, encode_records, run_path
+from unlearnbench.tasks.held import FORM
 from unlearnbench.tasks.rows import TaskSamples
 from unlearnbench.tasks.spec import Sample, TaskReference
 from unlearnbench.util.files import content_sha256, lock_folder
@@ -86,6 +88,7 @@ class Evaluation:
             device="cuda" if device == "auto" else device.split(":")[0],
             seed=options.seed,
             limit=options.limit,
+            held_back=options.relearn_on if re.fullmatch(FORM, options.relearn_on) else None,
             ppl_lower=options.ppl_lower,
             gen_kwargs=json.dumps(dict(given), sort_keys=True) if given else None,
             **self.chat,

@@ -114,7 +114,7 @@ def _survived(asked: str, method: Method) -> str:
     if not specs:
         raise OptionError("--survive names no condition")
     for spec in specs:
-        if not has_codes(spec) or "dequantized" not in spec.kernels:
+        if not has_codes(spec) or spec.by_matrix or "dequantized" not in spec.kernels:
             raise OptionError(
                 f"--survive {spec.name}: it does not follow from the weights alone; use precisions "
                 "that do, as rtn-int4, bnb-nf4 or gguf-q4_0"
