@@ -28,6 +28,7 @@ PACKAGED = [spec for spec in SPECS if (PACKAGE_DATA / spec.dataset_path).is_dir(
 FOLDS = [spec for spec in SPECS if spec.task.startswith("news_fold")]
 NEWS = [spec for spec in SPECS if "news" in spec.tag]
 TOFU = [spec for spec in SPECS if "tofu" in spec.tag]
+MEMBERSHIP = [spec for spec in SPECS if "rwku_membership" in spec.tag]
 HELD_OUT = [spec for spec in SPECS if "tofu_privleak" in spec.tag]
 RWKU = [spec for spec in SPECS if "rwku" in spec.tag]
 KINDS = ("knowmem_f", "knowmem_r", "privleak", "verbmem")
@@ -49,7 +50,7 @@ def test_name_version_and_group(path: Path) -> None:
     assert spec.task == path.stem
     assert spec.version > 0
     group, _, kind = spec.task.partition("_")
-    assert group in spec.tag or spec in FOLDS + HELD_OUT
+    assert group in spec.tag or spec in FOLDS + HELD_OUT + MEMBERSHIP
     if group not in ("tofu", "rwku") and spec not in FOLDS:
         assert kind in KINDS
     assert spec.superseded_by is None or spec.superseded_by in {s.task for s in SPECS}
@@ -92,7 +93,7 @@ def test_an_attack_exists(spec: LikelihoodTask) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [s for s in SPECS if s not in TOFU + RWKU + FOLDS + HELD_OUT], ids=name
+    "spec", [s for s in SPECS if s not in TOFU + RWKU + FOLDS + HELD_OUT + MEMBERSHIP], ids=name
 )
 def test_which_direction_is_good(spec: TaskSpec) -> None:
     wants = {"knowmem_f": "low", "knowmem_r": "high", "privleak": "zero", "verbmem": "low"}
@@ -100,7 +101,9 @@ def test_which_direction_is_good(spec: TaskSpec) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [s for s in GENERATION if s not in TOFU + RWKU + FOLDS + HELD_OUT], ids=name
+    "spec",
+    [s for s in GENERATION if s not in TOFU + RWKU + FOLDS + HELD_OUT + MEMBERSHIP],
+    ids=name,
 )
 def test_decoding(spec: GenerationTask) -> None:
     verbmem = spec.task.endswith("verbmem")
@@ -241,6 +244,16 @@ def test_rwkus_rows_and_prompts(spec: TaskSpec, rwku_data: Path) -> None:
         begun = "" if row["type"] == "affirmative suffix" else "Answer:"
         assert [turn.content for turn in sample.turns] == ([user, begun] if begun else [user])
         assert sample.text == user + begun
+
+
+@pytest.mark.slow  # a second each
+@pytest.mark.parametrize("spec", MEMBERSHIP, ids=name)
+def test_rwkus_membership_sets(spec: TaskSpec, rwku_data: Path) -> None:
+    task = load_samples(spec, DataOptions(rwku_data), None)
+    (split,) = task.splits.values()
+    assert split.drift is None
+    assert len({row["subject"] for row in split.rows}) == 200
+    assert spec.want == ("low" if spec.task == "rwku_mia_forget" else "high")
 
 
 # Rows that can be read here.

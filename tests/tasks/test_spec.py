@@ -308,7 +308,7 @@ def test_muse_is_news_and_books() -> None:
     groups = load_registry().groups
     assert groups["muse"] == (*groups["books"], *groups["news"])
     assert set(groups) <= {"books", "demo", "muse", "news", "rwku"} | {
-        g for g in groups if g.startswith(("tofu", "news_scal_", "news_sust_"))
+        g for g in groups if g.startswith(("tofu", "news_scal_", "news_sust_", "rwku_membership"))
     }
 
 
