@@ -190,8 +190,8 @@ def test_a_task_without_shots_reads_one_split(tmp_path: Path) -> None:
         ("  test: {", "  ../test: {", "../test", "splits."),
         ("task: toy", "task: toys", "task: toys", "task is 'toys' but the file's name is 'toy'"),
         ("task: toy", "task: a toy", "task: a toy", "task: "),
-        ("generate_until", "perplexity", "perplexity", "output_type must be one of answer_logl"),
-        ("generate_until", "[x]", "[x]", "output_type must be one of answer_loglikelihood, "),
+        ("generate_until", "perplexity", "perplexity", "output_type must be one of answer_memb"),
+        ("generate_until", "[x]", "[x]", "output_type must be one of answer_membership, "),
         # An empty stop string would end every output before its first word.
         ('- "two"', '- ""', '- ""', "until"),
         ("do_sample: true", 'until: [x, ""]', "[x,", "until"),
@@ -273,7 +273,7 @@ def test_a_missing_nested_key_is_shown_at_its_parent(tmp_path: Path) -> None:
 def test_no_output_type(tmp_path: Path) -> None:
     line, message = fault(tmp_path, edit(GENERATION, "output_type: generate_until\n", ""))
     assert line == 1
-    assert message.startswith("output_type must be one of answer_loglikelihood, ")
+    assert message.startswith("output_type must be one of answer_membership, ")
 
 
 def test_a_text_that_is_no_task_at_all(tmp_path: Path) -> None:
