@@ -44,7 +44,7 @@ SETTINGS = Settings(protocol="muse", dtype="fp32", device="cpu", seed=0, ppl_low
 
 def scored(logprobs: list[float]) -> Scored:
     values = np.array(logprobs)
-    return Scored("x", values, np.full(len(values), -2.0), np.full(len(values), 0.5))
+    return Scored("x", values, np.linspace(-2.0, -4.0, len(values)), np.full(len(values), 0.5))
 
 
 def test_the_end_token_counts_in_the_loss_and_not_in_min_k() -> None:
@@ -56,7 +56,7 @@ def test_the_end_token_counts_in_the_loss_and_not_in_min_k() -> None:
     assert found.scores["PPL"] == pytest.approx(30 / 6)
     assert found.scores["PPL/zlib"] == pytest.approx(5 / len(zlib.compress(b"Ada Lovelace")))
     assert found.scores["Min-40%"] == pytest.approx((5 + 3) / 2)
-    assert found.scores["Min-40%++"] == pytest.approx((3 / 0.5 + 1 / 0.5) / 2)
+    assert found.scores["Min-40%++"] == pytest.approx((2.6 + 0.2) / 0.5 / 2)
     with pytest.raises(MetricError, match="too short for Min-40%"):
         SPEC.record(SAMPLE, [scored([-1.0, -1.0, -20.0])])
     with pytest.raises(MetricError, match="not finite"):

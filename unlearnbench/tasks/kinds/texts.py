@@ -13,7 +13,6 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from unlearnbench.errors import MetricError
-from unlearnbench.metrics.membership import min_k, min_k_plus_plus
 from unlearnbench.metrics.truth import probability
 from unlearnbench.requests import Answer, Request, Score, Scored
 from unlearnbench.results import AnswerRecord, SampleRecord, Settings
@@ -85,6 +84,8 @@ class TextTask(TaskSpec):
         return [[Score(self.request_id(sample), sample.text)]]
 
     def record(self, sample: Sample, answers: Sequence[Answer]) -> AnswerRecord:
+        from unlearnbench.metrics.membership import min_k, min_k_plus_plus
+
         (scored,) = answers
         if not isinstance(scored, Scored) or not len(scored.logprobs):
             raise MetricError(f"{self.task}: {sample.id}: no token was scored")
