@@ -237,7 +237,9 @@ class Proof(_File):
     figures: dict[str, float] | None = None
     """What shows a condition of its kind, over the weights that were compared: ``zero_share`` of a
     pruned model; ``noise_level`` and ``noise_mean`` of a noised one, in standard deviations of each
-    matrix of the checkpoint. Absent where nothing more is to be shown."""
+    matrix of the checkpoint; of a relearned one ``steps``, the first step's loss and the
+    last's, and the cost: ``forward_passes`` and ``backward_passes`` (texts run through the model),
+    ``seconds``. Absent where nothing more is to be shown."""
 
 
 class ConditionOptions(_File):
@@ -435,6 +437,9 @@ class Settings(_File):
     limit: Limit = None
     """First rows of each split that were used, or below 1 their share, rounded up; absent for
     all."""
+    held_back: str | None = Field(default=None, pattern=r"^[1-9][0-9]{0,3}-of-[1-9][0-9]{0,3}$")
+    """``K-of-M``: of every M rows of a forget task K, drawn by the seed, were held back, to be
+    relearned (``--relearn-on``), and not asked; absent where none was."""
     ppl_lower: bool
     """Whether the lower-cased texts were scored too."""
     chat_template_sha256: Sha256 | None = None

@@ -98,6 +98,16 @@ class ConditionSpec:
     """Whether it searches for what to ask, which a budget bounds."""
 
     @property
+    def asking(self) -> ConditionSpec | None:
+        """What changes what is asked: itself, or a chain's first part; None where nothing does."""
+        return (self.chain[0] if self.chain else self) if self.asks else None
+
+    @property
+    def of_weights(self) -> ConditionSpec | None:
+        """What is done to the weights; None where they are left as they are stored."""
+        return (self.chain and self.chain[1]) if self.asks else self
+
+    @property
     def install(self) -> str:
         """The command that installs what it needs."""
         return "pip install " + (f"'unlearnbench[{self.extra}]'" if self.extra else "unlearnbench")
@@ -384,10 +394,13 @@ def bounded(specs: Sequence[ConditionSpec], budget: int | None) -> tuple[Conditi
         return tuple(specs)
     if not any(spec.searches for spec in specs):
         raise PrecisionError("--budget bounds searches, and none of these conditions makes one")
-    return tuple(
-        replace(spec, options={**spec.options, "budget": budget}) if spec.searches else spec
-        for spec in specs
-    )
+    return tuple(_bounded(spec, budget) if spec.searches else spec for spec in specs)
+
+
+def _bounded(spec: ConditionSpec, budget: int) -> ConditionSpec:
+    if spec.chain is not None:
+        return replace(spec, chain=(_bounded(spec.chain[0], budget), spec.chain[1]))
+    return replace(spec, options={**spec.options, "budget": budget})
 
 
 def canonical_number(text: str) -> str:

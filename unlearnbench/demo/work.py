@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from unlearnbench.checkpoints.origin import FILE
 from unlearnbench.demo.recipe import (
     CORPUS,
@@ -25,9 +23,11 @@ from unlearnbench.demo.recipe import (
 from unlearnbench.demo.start import FORGET, RETAIN, make_start
 from unlearnbench.methods import find_method
 from unlearnbench.recovery import UTILITY_FLOOR
+from unlearnbench.recovery.controls import needs_control
 from unlearnbench.runs.folder import read_run
 from unlearnbench.training.options import SelectOptions
 from unlearnbench.util.files import write_text
+from unlearnbench.util.process import ProgressLine
 
 _CHOSEN = f"its checkpoint was chosen on the questions of {TASKS[0]} reported here"
 
@@ -104,19 +104,28 @@ def _going(out: Path, options: DemoOptions) -> dict[str, Any]:
 
 
 def evaluate_model(name: str, options: DemoOptions) -> str:
-    """Evaluate a model at every precision; all but the retrained one against that."""
+    """Evaluate a model under every condition; all but the retrained one against that, which meets
+    of the further ones those that need a control.
+    """
     from unlearnbench.evaluation.evaluate import evaluate
 
-    evaluate(
-        options.model(name),
-        TASKS,
-        options.precisions,
-        output=options.runs(name),
-        dtype=DTYPE,
-        reference=None if name == "retrained" else options.full_run("retrained"),
-        answer_blank=CORPUS.answer_blank,
-        progress=options.progress,
-    )
+    own = name != "retrained"
+    more = [condition for condition in options.more if own or needs_control(condition)]
+    for conditions, folder in (
+        (options.precisions, options.runs(name)),
+        (more, options.further(name)),
+    ):
+        if conditions:
+            evaluate(
+                options.model(name),
+                TASKS,
+                conditions,
+                output=folder,
+                dtype=DTYPE,
+                reference=options.full_run("retrained") if own else None,
+                answer_blank=CORPUS.answer_blank,
+                progress=options.progress,
+            )
     return ", evaluated"
 
 
@@ -125,11 +134,11 @@ def make_table(name: str, options: DemoOptions) -> None:
     from unlearnbench.recovery.compare import compare, open_comparison
     from unlearnbench.recovery.reports import rows_json
 
-    with _bar(name, 1, options) as bar:
+    with _shown(name, 1, options) as shown:
         entries = [options.runs(method) for method in options.methods]
         opened = open_comparison(entries, options.runs("target"), options.runs("retrained"))
         write_text(options.table, rows_json(compare(opened)))
-        bar.update()
+        shown.update()
 
 
 def make_board(name: str, options: DemoOptions) -> None:
@@ -154,16 +163,20 @@ def make_board(name: str, options: DemoOptions) -> None:
     # JSON is YAML too.
     write_text(options.out / "board.yaml", json.dumps(rules, indent=2, ensure_ascii=False) + "\n")
     board = read_board(options.out)
-    with _bar(name, len(ENDS) + len(options.methods) + 1, options) as bar:
+
+    def runs(entry: str) -> list[Path]:
+        return [path for path in (options.runs(entry), options.further(entry)) if path.is_dir()]
+
+    with _shown(name, len(ENDS) + len(options.methods) + 1, options) as shown:
         for entry in (*ENDS, *options.methods):
             role = entry if entry in ENDS else "unlearned"
             note = "" if entry in ENDS else _CHOSEN
             submission = Submission(entry, role, note)  # type: ignore[arg-type]
-            add_entry(board, [options.runs(entry)], submission)
-            bar.update()
+            add_entry(board, runs(entry), submission)
+            shown.update()
         build_board(board)
-        bar.update()
+        shown.update()
 
 
-def _bar(name: str, parts: int, options: DemoOptions) -> tqdm[Any]:
-    return tqdm(total=parts, desc=name, unit="part", disable=not options.progress)
+def _shown(name: str, parts: int, options: DemoOptions) -> ProgressLine:
+    return ProgressLine(name, parts, "part", options.progress)
