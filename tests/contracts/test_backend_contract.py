@@ -146,8 +146,9 @@ def test_loads_with_proof_and_answers_the_same_twice(
     assert all(np.isfinite(scored[t]).all() for t in TEXTS)
 
 
-# LLM.int8() chooses its 16-bit columns from the whole batch, so only it depends on the batch.
-@on_every(*(n for n in SOME if n not in ("bnb-int8", "bf16", "fp16")))
+# LLM.int8() chooses its 16-bit columns from the whole batch, so only it depends on the batch; where
+# activations are rounded, a difference in a last bit becomes one of a step.
+@on_every(*(n for n in SOME if n not in ("bf16", "fp16") and SPECS[n].kernels != ("native",)))
 def test_batch_of_one_and_of_eight_agree(loaded: Loader, name: str) -> None:
     many = loaded(name)
     one = copy.copy(many)

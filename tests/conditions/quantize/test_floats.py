@@ -15,6 +15,7 @@ from unlearnbench import conditions
 from unlearnbench.checkpoints.checkpoint import CheckpointSource
 from unlearnbench.conditions.quantize import floats
 from unlearnbench.errors import NotInForceError
+from unlearnbench.models.packable import mixes_rows, unrounded
 
 pytest.importorskip("compressed_tensors", reason="pip install 'unlearnbench[compressed-tensors]'")
 
@@ -147,7 +148,10 @@ def test_each_tokens_inputs_are_rounded_by_themselves(source: CheckpointSource, 
     with torch.no_grad():
         assert torch.allclose(layer(given), found @ weight.T, rtol=1e-4, atol=1e-4)
         assert not torch.allclose(layer(given), given @ weight.T, rtol=1e-4, atol=1e-4)
-    assert load(source, name).condition.options.kernel == "native"
+        # And packing sees that, and switches it off where it asks whether rows move each other.
+        with unrounded(layer):
+            assert torch.allclose(layer(given), given @ weight.T, rtol=1e-4, atol=1e-4)
+    assert not mixes_rows(layer)
 
 
 def test_columns_that_make_no_groups_are_refused(make_checkpoint: Any) -> None:

@@ -159,7 +159,12 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
 
     model, proof, _ = load_changed(spec, source, plan, change, read=read)
     if "activations" in spec.options:
+        from compressed_tensors.quantization import QuantizationScheme
+
+        scheme = QuantizationScheme(targets=["Linear"], **_preset(str(spec.options["preset"])))
         for layer in linear_layers(model).values():
+            whole: Any = layer
+            whole.quantization_scheme = scheme  # as the library marks its own; see packable.py
             layer.register_forward_pre_hook(functools.partial(_take, spec))
     return ModelWithProof(model, proof)
 
@@ -170,8 +175,10 @@ def _dtype(spec: ConditionSpec) -> str:
     return "float8_e4m3fn" if spec.bits == 8 else "float4_e2m1"
 
 
-def _take(spec: ConditionSpec, _: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+def _take(spec: ConditionSpec, layer: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
     """A layer's inputs as it would get them, every token's (the last dimension) by itself."""
+    if not getattr(layer, "quantization_enabled", True):  # switched off as in the library's own
+        return given
     return (activations(spec, given[0]), *given[1:])
 
 
