@@ -58,6 +58,7 @@ COMMANDS = {
     "repair": ("repair", "Mend an unlearned checkpoint, so that what it forgot stays forgotten."),
     "rescore": ("rescore", "Compute a run's figures again from its records."),
     "show": ("show", "Show a run: checkpoint, condition, proof, scores, worst samples."),
+    "sweep": ("sweep", "Many checkpoints, many conditions, on one machine or a cluster."),
     "tasks": ("tasks", "List the tasks, or show one with its first prompt."),
     "unlearn": ("unlearn", "Make an unlearned checkpoint from a target model."),
 }
@@ -213,7 +214,7 @@ def _evaluate(given: dict[str, Any]) -> None:
 
 
 class _Lines(logging.Handler):
-    """Log records as single lines on standard error, above a progress bar where there is one."""
+    """Log records as single lines on standard error, above how far the work is."""
 
     def emit(self, record: logging.LogRecord) -> None:
         kind = "" if record.levelno < logging.WARNING else "note: "

@@ -5,12 +5,9 @@ A step that was interrupted goes on.
 from __future__ import annotations
 
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from unlearnbench.checkpoints.origin import FILE
 from unlearnbench.demo.recipe import (
@@ -29,6 +26,7 @@ from unlearnbench.recovery.controls import needs_control
 from unlearnbench.runs.folder import read_run
 from unlearnbench.training.options import SelectOptions
 from unlearnbench.util.files import write_text
+from unlearnbench.util.process import ProgressLine
 
 _CHOSEN = f"its checkpoint was chosen on the questions of {TASKS[0]} reported here"
 
@@ -41,6 +39,7 @@ def start(name: str, options: DemoOptions) -> None:
 def make_end(name: str, options: DemoOptions) -> None:
     """Finetune the target, or the retrained model, which is evaluated too."""
     from unlearnbench.training.job import Job, finetune
+    from unlearnbench.training.output import is_trained
 
     out = options.model(name)
     if not is_trained(out):
@@ -57,6 +56,7 @@ def make_unlearned(name: str, options: DemoOptions) -> str:
     """Unlearn by a method until its goal is reached, and evaluate; says where it stopped."""
     from unlearnbench.evaluation.evaluate import score_checkpoint
     from unlearnbench.training.job import Job, unlearn
+    from unlearnbench.training.output import is_trained
 
     out, recipe = options.model(name), recipe_of(name, options.dense)
     if not is_trained(out):
@@ -85,19 +85,6 @@ def make_unlearned(name: str, options: DemoOptions) -> str:
     goal = "" if record["reached"] else f", ABOVE its goal of {record['threshold']:.1f}"
     score = f"KnowMem_f {last['scores'][TASKS[0]]:.1f}{goal}"
     return f", stopped after {last['step']} steps at {score}"
-
-
-def is_trained(out: Path) -> bool:
-    """Whether a training is complete; one that was never claimed is removed."""
-    from unlearnbench.training.output import OutputFolder
-
-    folder = OutputFolder(out)
-    if (out / FILE).exists():
-        folder.clean()  # in case the process was killed just before
-        return True
-    if folder.work.is_dir() and not folder.claimed.exists():
-        shutil.rmtree(out)
-    return False
 
 
 def _going(out: Path, options: DemoOptions) -> dict[str, Any]:
@@ -135,11 +122,11 @@ def make_table(name: str, options: DemoOptions) -> None:
     from unlearnbench.recovery.compare import compare, open_comparison
     from unlearnbench.recovery.reports import rows_json
 
-    with _bar(name, 1, options) as bar:
+    with _shown(name, 1, options) as shown:
         entries = [options.runs(method) for method in options.methods]
         opened = open_comparison(entries, options.runs("target"), options.runs("retrained"))
         write_text(options.table, rows_json(compare(opened)))
-        bar.update()
+        shown.update()
 
 
 def make_board(name: str, options: DemoOptions) -> None:
@@ -168,16 +155,16 @@ def make_board(name: str, options: DemoOptions) -> None:
     def runs(entry: str) -> list[Path]:
         return [path for path in (options.runs(entry), options.further(entry)) if path.is_dir()]
 
-    with _bar(name, len(ENDS) + len(options.methods) + 1, options) as bar:
+    with _shown(name, len(ENDS) + len(options.methods) + 1, options) as shown:
         for entry in (*ENDS, *options.methods):
             role = entry if entry in ENDS else "unlearned"
             note = "" if entry in ENDS else _CHOSEN
             submission = Submission(entry, role, note)  # type: ignore[arg-type]
             add_entry(board, runs(entry), submission)
-            bar.update()
+            shown.update()
         build_board(board)
-        bar.update()
+        shown.update()
 
 
-def _bar(name: str, parts: int, options: DemoOptions) -> tqdm[Any]:
-    return tqdm(total=parts, desc=name, unit="part", disable=not options.progress)
+def _shown(name: str, parts: int, options: DemoOptions) -> ProgressLine:
+    return ProgressLine(name, parts, "part", options.progress)

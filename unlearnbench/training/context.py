@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, set_seed
 
 from unlearnbench.checkpoints.origin import LossRecord
@@ -36,7 +35,7 @@ from unlearnbench.training.masks import choose_masks
 from unlearnbench.training.options import CorpusOptions, TrainOptions
 from unlearnbench.training.output import KEPT, last_checkpoint, run_trainer, save_state
 from unlearnbench.training.own import with_own
-from unlearnbench.training.passes import each, linear_gradients
+from unlearnbench.training.passes import each, linear_gradients, logits
 from unlearnbench.training.recital import Reciter, StopRule, StopWhenForgotten
 from unlearnbench.training.rounded import PLAIN, survival
 from unlearnbench.training.sampled import Writer
@@ -50,7 +49,7 @@ from unlearnbench.training.trainer import (
     device,
     training_arguments,
 )
-from unlearnbench.util.process import is_main
+from unlearnbench.util.process import ProgressLine, is_main
 
 if TYPE_CHECKING:
     from unlearnbench.training.select import Selector
@@ -88,6 +87,8 @@ class TrainerContext(TrainingContext):
     alternative: str | None = None
     """What ``--alternative`` names, if anything."""
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
+    anchors: Mapping[str, str] = field(default_factory=dict)
+    """What stands in the place of names, where ``--anchors`` gives some."""
     forecast: Forecast | None = None
     members: Sequence[str] = ()
     shards: Sequence[Shard] = ()
@@ -167,6 +168,9 @@ class TrainerContext(TrainingContext):
     ) -> tuple[Example, ...]:
         rows = zip(self.forget, self.measure(models, self.forget, label), strict=True)
         return tuple(replace(e, labels=tuple(labels[: len(e.ids)])) for e, labels in rows)
+
+    def logits(self, model: PreTrainedModel, examples: Sequence[Example]) -> Iterator[torch.Tensor]:
+        return logits(self.options, self.pad, model, examples)
 
     def measure(
         self,
@@ -352,8 +356,8 @@ def _run(context: TrainerContext, model: Any, stage: Stage, stop: StopWhenForgot
         found = {key: value for key, value in logs.items() if key in known and value is not None}
         context.losses.append(LossRecord(stage=name, lr=logs["learning_rate"], **found))
 
-    with tqdm(total=schedule.steps, desc=name, unit="step", disable=hidden) as bar:
-        watch = Watch(keep, context.encoder.save, bar)
+    with ProgressLine(name, schedule.steps, "step", not hidden) as shown:
+        watch = Watch(keep, context.encoder.save, shown)
         arguments = training_arguments(stage, context.options, every)
         callbacks = [watch, *([selector] if selector else []), *([stop] if stop else [])]
         trainer = UnlearnTrainer(model, arguments, stage, callbacks)
