@@ -90,6 +90,11 @@ _load = field_options(LoadOptions, {"base", "adapter", "allow_adapter_base", *AS
     metavar="FILE|surprise|entities",
     help="Forget these parts of the texts alone: a file's, unlikely tokens, names and numbers.",
 )
+@click.option(
+    "--anchors",
+    metavar="FILE|names",
+    help='For whp_ft: {"name": "stand-in", ...}, or those that --retain has not.',
+)
 @field_options(TrainOptions, {"l1", "weight_noise", "pack", "shards", "slices", "placement"})
 @_resume
 @field_options(CorpusOptions)
@@ -156,6 +161,7 @@ def _job(given: dict[str, Any], texts: tuple[str, ...]) -> Job:
         base=given.pop("base", None),  # an adapter's, to LoadOptions
         alternative=given.get("alternative"),
         spans=given.get("spans"),
+        anchors=given.get("anchors"),
         shard_plan=given.get("shard_plan"),
         options=taken(TrainOptions, given),
         corpus=corpus,
