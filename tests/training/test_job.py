@@ -40,7 +40,7 @@ TRAININGS |= {"ga_gdr_contrast": 2, "quark": 4}
 EVERY = [
     pytest.param(name, marks=[] if name in QUICKLY else pytest.mark.slow)
     for name in method_names()
-    if name in ENDS or (name != "whp" and not {"steps", "masks"} & kinds(name))
+    if name in ENDS or (name not in ("whp", "sisa") and not {"steps", "masks"} & kinds(name))
 ]
 
 

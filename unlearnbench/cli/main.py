@@ -47,6 +47,7 @@ COMMANDS = {
     "demo": ("demo", "Train, unlearn, quantize and compare tiny models on the spot."),
     "diff": ("show", "Show what changed from one run to another, sample by sample."),
     "env": ("show", "Print what a bug report needs."),
+    "fairness": ("fairness", "Are two groups treated alike, and what evens it out (FairSISA)."),
     "finetune": ("unlearn", "Train a model on texts: to make a target, or a retrained model."),
     "import": ("runs", "Turn another tool's result folders into runs."),
     "inspect": ("quants", "Will it come back? What quantization leaves of the update."),
@@ -212,7 +213,7 @@ def _evaluate(given: dict[str, Any]) -> None:
 
 
 class _Lines(logging.Handler):
-    """Log records as single lines on standard error, above a progress bar where there is one."""
+    """Log records as single lines on standard error, above how far the work is."""
 
     def emit(self, record: logging.LogRecord) -> None:
         kind = "" if record.levelno < logging.WARNING else "note: "

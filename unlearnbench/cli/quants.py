@@ -18,6 +18,7 @@ from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.errors import OptionError, printable
 from unlearnbench.results import FULL, Condition
 from unlearnbench.tasks.registry import split_names
+from unlearnbench.util.process import ProgressLine
 from unlearnbench.util.text import fitted_table
 
 
@@ -150,8 +151,6 @@ def inspect_bins(
     Update survival is the share of (model - target) that is left when both are quantized: where it
     is small, the quantized model is nearly the quantized target. Bin overlap stands beside it.
     """
-    from tqdm import tqdm
-
     from unlearnbench.checkpoints.weights import open_weights
     from unlearnbench.conditions.load import require_available
     from unlearnbench.conditions.quantize import overlap
@@ -165,8 +164,11 @@ def inspect_bins(
         others = options.model_copy(update={"revision": None})  # which is the model's
         ours, theirs = open_weights(model, options, stack), open_weights(target, others, stack)
         pairs = overlap.compare_codes(ours, theirs, specs)
-        bar = tqdm(pairs, total=len(ours.linear), unit="layer", disable=None)
-        layers = [found for _, found in bar]
+        layers = []
+        with ProgressLine("inspect", len(ours.linear), "layer") as shown:
+            for _, found in pairs:
+                layers.append(found)
+                shown.update()
     results = [
         overlap.PrecisionOverlap(spec.name, tuple(layer[i] for layer in layers))
         for i, spec in enumerate(specs)

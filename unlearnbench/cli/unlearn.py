@@ -72,7 +72,7 @@ _load = field_options(LoadOptions, {"base", "adapter", "allow_adapter_base", *AS
 @click.option("--forget", multiple=True, metavar=_SOURCE, help="Repeatable.")
 @click.option("--retain", multiple=True, metavar=_SOURCE, help="Repeatable.")
 @click.option("--auxiliary", multiple=True, metavar=_SOURCE, help="A third set, if one is read.")
-@click.option("--base", metavar="PATH|ID", help="What --model was made from, for kga and loo.")
+@click.option("--base", metavar="PATH|ID", help="What --model was made from, for kga, loo, sisa.")
 @click.option("--unseen", multiple=True, metavar="FILE", help="Texts that the target never saw.")
 @click.option(
     "--alternative",
@@ -84,7 +84,7 @@ _load = field_options(LoadOptions, {"base", "adapter", "allow_adapter_base", *AS
     metavar="FILE|surprise|entities",
     help="Forget these parts of the texts alone: a file's, unlikely tokens, names and numbers.",
 )
-@field_options(TrainOptions, {"l1", "weight_noise", "pack"})
+@field_options(TrainOptions, {"l1", "weight_noise", "pack", "shards", "slices", "placement"})
 @_resume
 @field_options(CorpusOptions)
 @_load
@@ -110,6 +110,9 @@ def unlearn(**given: Any) -> None:
 @config_option(_CLOSED)
 @click.option("--data", multiple=True, metavar=_SOURCE, help="Repeatable.")
 @field_options(TrainOptions, {"reference_dtype", "span_share", "chunk", "stop_el"})
+@click.option(
+    "--shard-plan", metavar="ENSEMBLE", help="Rows are where they are in this ensemble of --shards."
+)
 @_resume
 @field_options(CorpusOptions)
 @_load
@@ -140,6 +143,7 @@ def _job(given: dict[str, Any], texts: tuple[str, ...]) -> Job:
         base=given.pop("base", None),  # an adapter's, to LoadOptions
         alternative=given.get("alternative"),
         spans=given.get("spans"),
+        shard_plan=given.get("shard_plan"),
         options=taken(TrainOptions, given),
         corpus=corpus,
         load=taken(LoadOptions, given),

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from unlearnbench.checkpoints.origin import FILE
 from unlearnbench.demo.recipe import (
     CORPUS,
@@ -29,6 +27,7 @@ from unlearnbench.recovery.controls import needs_control
 from unlearnbench.runs.folder import read_run
 from unlearnbench.training.options import SelectOptions
 from unlearnbench.util.files import write_text
+from unlearnbench.util.process import ProgressLine
 
 _CHOSEN = f"its checkpoint was chosen on the questions of {TASKS[0]} reported here"
 
@@ -135,11 +134,11 @@ def make_table(name: str, options: DemoOptions) -> None:
     from unlearnbench.recovery.compare import compare, open_comparison
     from unlearnbench.recovery.reports import rows_json
 
-    with _bar(name, 1, options) as bar:
+    with _shown(name, 1, options) as shown:
         entries = [options.runs(method) for method in options.methods]
         opened = open_comparison(entries, options.runs("target"), options.runs("retrained"))
         write_text(options.table, rows_json(compare(opened)))
-        bar.update()
+        shown.update()
 
 
 def make_board(name: str, options: DemoOptions) -> None:
@@ -168,16 +167,16 @@ def make_board(name: str, options: DemoOptions) -> None:
     def runs(entry: str) -> list[Path]:
         return [path for path in (options.runs(entry), options.further(entry)) if path.is_dir()]
 
-    with _bar(name, len(ENDS) + len(options.methods) + 1, options) as bar:
+    with _shown(name, len(ENDS) + len(options.methods) + 1, options) as shown:
         for entry in (*ENDS, *options.methods):
             role = entry if entry in ENDS else "unlearned"
             note = "" if entry in ENDS else _CHOSEN
             submission = Submission(entry, role, note)  # type: ignore[arg-type]
             add_entry(board, runs(entry), submission)
-            bar.update()
+            shown.update()
         build_board(board)
-        bar.update()
+        shown.update()
 
 
-def _bar(name: str, parts: int, options: DemoOptions) -> tqdm[Any]:
-    return tqdm(total=parts, desc=name, unit="part", disable=not options.progress)
+def _shown(name: str, parts: int, options: DemoOptions) -> ProgressLine:
+    return ProgressLine(name, parts, "part", options.progress)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from unlearnbench.checkpoints.load import LinearLayer, linear_layers
 from unlearnbench.errors import CheckpointError
-from unlearnbench.methods.rows import Batch, Example, Part, Role, Tensor
+from unlearnbench.methods.rows import Batch, Example, Part, Role, Shard, Tensor
 
 if TYPE_CHECKING:
     import transformers
@@ -178,6 +178,12 @@ class TrainingContext(Protocol):
     """Texts that the target never saw."""
     start: PreTrainedModel | None
     """The model that the target was made from, where it is known."""
+    epochs: float
+    """Passes over the texts."""
+    members: Sequence[str]
+    """The names of an ensemble's models."""
+    shards: Sequence[Shard]
+    """Those of them that are to be trained."""
     home: Path
     """A folder for what is kept until the training is complete, and for ``--resume``."""
 
@@ -266,6 +272,8 @@ class Ensemble:
     """By the name of their folder in the output."""
     numbers: Mapping[str, float] = field(default_factory=dict)
     """What ``combine`` needs to know."""
+    kept: tuple[str, ...] = ()
+    """Names of models that are states on the way, saved already."""
 
 
 def inner_linears(model: nn.Module) -> dict[str, LinearLayer]:

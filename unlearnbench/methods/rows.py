@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from unlearnbench.errors import OptionError
 
@@ -63,6 +63,25 @@ class Example:
             return float(self.learned)
         pairs = zip(self.labels[1:], self.weights[1:], strict=True)
         return sum(weight for label, weight in pairs if label != IGNORED)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One model of an ensemble whose models learn from disjoint texts, slice after slice."""
+
+    name: str
+    """Of its folder in the output."""
+    seed: int
+    slices: Sequence[Sequence[Example]]
+    first: int = 0
+    """The slice with which training begins."""
+    begin: Callable[[], Any] | None = None
+    """Loads the model as it was before that slice; None: as the ensemble began."""
+
+    def state(self, number: int) -> str:
+        """The name of the model after slice ``number``; after the last one it is the shard's."""
+        last = number == len(self.slices) - 1
+        return self.name if last else f"{self.name}-slice-{number}"
 
 
 @dataclass(frozen=True)

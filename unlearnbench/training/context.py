@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, set_seed
 
 from unlearnbench.checkpoints.origin import LossRecord
@@ -27,7 +26,7 @@ from unlearnbench.methods.base import (
     Masks,
     TrainingContext,
 )
-from unlearnbench.methods.rows import Example, Role, sequence_logprobs
+from unlearnbench.methods.rows import Example, Role, Shard, sequence_logprobs
 from unlearnbench.training.alternatives import GENERIC, OWN, with_generic
 from unlearnbench.training.batches import Rows, make_schedule
 from unlearnbench.training.corpus import Encoder
@@ -50,7 +49,7 @@ from unlearnbench.training.trainer import (
     device,
     training_arguments,
 )
-from unlearnbench.util.process import is_main
+from unlearnbench.util.process import ProgressLine, is_main
 
 if TYPE_CHECKING:
     from unlearnbench.training.select import Selector
@@ -89,6 +88,8 @@ class TrainerContext(TrainingContext):
     """What ``--alternative`` names, if anything."""
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
     forecast: Forecast | None = None
+    members: Sequence[str] = ()
+    shards: Sequence[Shard] = ()
     losses: list[LossRecord] = field(default_factory=list)
     """Every step's, filled as it goes."""
     kept: dict[str, int] = field(default_factory=dict)
@@ -97,6 +98,7 @@ class TrainerContext(TrainingContext):
 
     def __post_init__(self) -> None:
         self.tokenizer, self.seed = self.encoder.tokenizer, self.options.seed
+        self.epochs = self.options.epochs
         self.pad = padding_id(self.tokenizer, self.encoder.rows)
 
     def freeze(self, model: PreTrainedModel | None = None) -> FrozenModel:
@@ -307,6 +309,7 @@ def train(
         import peft
 
         set_seed(options.seed)  # an adapter's first matrix is random
+        begun = isinstance(model, peft.PeftModel)
         config = peft.LoraConfig(
             r=options.lora_rank,
             lora_alpha=2 * options.lora_rank,
@@ -314,7 +317,8 @@ def train(
             target_modules=list(stage.adapts) if stage.adapts else "all-linear",
             task_type="CAUSAL_LM",
         )
-        learner = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+        if not begun:
+            learner = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
     for name, parameter in learner.named_parameters():  # what may not change takes no gradient
         if stage.masks is not None:
             parameter.requires_grad_(name in stage.masks and bool(stage.masks[name].any()))
@@ -347,8 +351,8 @@ def _run(context: TrainerContext, model: Any, stage: Stage, stop: StopWhenForgot
         found = {key: value for key, value in logs.items() if key in known and value is not None}
         context.losses.append(LossRecord(stage=name, lr=logs["learning_rate"], **found))
 
-    with tqdm(total=schedule.steps, desc=name, unit="step", disable=hidden) as bar:
-        watch = Watch(keep, context.encoder.save, bar)
+    with ProgressLine(name, schedule.steps, "step", not hidden) as shown:
+        watch = Watch(keep, context.encoder.save, shown)
         arguments = training_arguments(stage, context.options, every)
         callbacks = [watch, *([selector] if selector else []), *([stop] if stop else [])]
         trainer = UnlearnTrainer(model, arguments, stage, callbacks)

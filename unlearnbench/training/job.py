@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
+from unlearnbench.checkpoints.checkpoint import CheckpointSource
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, SourceRecord, Training, TrainingOptions
 from unlearnbench.checkpoints.tokenizer import require_open_end
@@ -20,6 +20,7 @@ from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
+from unlearnbench.training import shards
 from unlearnbench.training.alternatives import GENERIC, OWN, WORDS, attach
 from unlearnbench.training.checks import checked, open_base, require_texts
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
@@ -57,6 +58,8 @@ class Job:
     """The model that the target was made from, for the methods that begin there."""
     alternative: str | None = None
     """Other answers, for the methods that read them: a file, retain, generic, own or refuse."""
+    shard_plan: str | None = None
+    """An ensemble whose plan ``finetune`` follows."""
     spans: str | None = None
     """What of the forget texts is forgotten: a file, surprise or entities; None: all."""
     options: TrainOptions = field(default_factory=TrainOptions)
@@ -100,6 +103,7 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
     if whole is not None and (job.select or job.options.keep_adapter):
         option = "--eval-tasks" if job.select else "--keep-adapter"
         raise OptionError(f"{option} is for methods of one training, and {method} is none")
+    job = replace(job, options=shards.as_recorded(job.model, found, job.options))
     return _train(job, "unlearn", found)
 
 
@@ -109,7 +113,8 @@ def finetune(job: Job) -> Training:
     """
     if job.retain:
         raise OptionError("finetune has one set of texts; give them all with --data")
-    return _train(job, "finetune", Method("finetune", ()))
+    job = replace(job, options=shards.as_planned(job.shard_plan, job.options))
+    return _train(job, "finetune", shards.finetuning(job.options))
 
 
 def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Training:
@@ -123,14 +128,15 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     texts |= {"auxiliary": job.auxiliary, "unseen": job.unseen}
     corpora = {r: load_corpus(t, r, job.corpus) for r, t in texts.items() if t or r == first}
     data = [record for _, sources in corpora.values() for record in sources]
-    source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)
+    source, folder = shards.open_target(job, kind, method), OutputFolder(job.out)
     base = None if job.base is None else open_base(job.base, job.load, source)
     encoder = _make_encoder(source, job)
+    sharding = shards.make_sharding(job, method, corpora, encoder, (source, base))
     sets, more = _sets(job, method, corpora, encoder)
     data += more
     facts: dict[str, Any] = {"kind": kind, "method": method.name, "knobs": method.numbers}
     facts |= {"processes": process_count(), "base": base and base.checkpoint.weights_sha256}
-    asked = _fingerprint(job, facts, source.checkpoint, data, sets)
+    asked = _fingerprint(job, facts, source.checkpoint, data, sets) | shards.known_by(sharding)
     folder.require_free(asked, job.resume)
     read = _reading(job, encoder, sets)
     facts |= code | {
@@ -164,6 +170,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         source.release()
         context.selector = _make_selector(job, folder, encoder)
         with folder.claim(asked):
+            shards.begin(context, sharding)
             result, masks = context.run()
         for model in result.models.values() if isinstance(result, Ensemble) else [result]:
             as_saved(model, job.options.weights_dtype)

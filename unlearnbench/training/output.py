@@ -24,7 +24,7 @@ from unlearnbench.errors import (
 from unlearnbench.methods import Method
 from unlearnbench.methods.base import Ensemble, Masks
 from unlearnbench.runs.fingerprint import Fingerprint, differences
-from unlearnbench.util.files import share, write_whole, writing
+from unlearnbench.util.files import link, share, write_whole, writing
 from unlearnbench.util.process import is_main
 
 if TYPE_CHECKING:
@@ -132,10 +132,14 @@ class OutputFolder:
                 model.save_pretrained(final / name)
                 save_tokenizer(final / name)
             for state in sorted((self.work / KEPT).glob("*")):
-                shutil.copytree(state, final / state.name)
+                if state.is_file():
+                    link(state, final / state.name)
+                else:
+                    shutil.copytree(state, final / state.name, copy_function=link)
             if isinstance(result, Ensemble):
                 name, numbers = method.pieces[0].about.name, dict(result.numbers)
-                facts = EnsembleFacts(method=name, models=tuple(models), numbers=numbers)
+                names = (*models, *result.kept)
+                facts = EnsembleFacts(method=name, models=names, numbers=numbers)
                 write_ensemble(final, facts)
             chooser = method.piece("masks")
             if chooser is not None and masks is not None:

@@ -174,7 +174,7 @@ def training_arguments(stage: Stage, options: TrainOptions, save_steps: int) -> 
         ddp_find_unused_parameters=False,
         ddp_timeout=_PATIENCE,
         train_sampling_strategy="sequential",  # the schedule is shuffled already
-        disable_tqdm=True,  # our own bar stands in
+        disable_tqdm=True,  # our own line stands in
         report_to="none",
     )
     if (gpus := arguments.n_gpu) > 1:

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import tempfile
 import time
 import warnings
@@ -83,6 +84,14 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def link(path: str | Path, place: str | Path) -> None:
+    """Have a file under a second name, without a copy where the file system can."""
+    try:
+        os.link(Path(path).resolve(), place)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(path, place)
 
 
 def share(path: Path) -> None:
