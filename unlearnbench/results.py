@@ -483,6 +483,8 @@ class HarnessResult(_File):
     """The task's own."""
     lm_eval: str
     """The version of lm-eval."""
+    chance: float | None = Field(default=None, gt=0, lt=1)
+    """The accuracy of guessing, of tasks with choices; absent for others, and in older files."""
     metrics: tuple[HarnessMetric, ...] = Field(min_length=1, strict=False)
     """In the task's own order; the first is what tables show."""
     n: int = Field(gt=0)
@@ -503,7 +505,7 @@ class HarnessResult(_File):
 class ImportedFrom(_File):
     """Another tool's results that a run was made from: rescored, not measured here."""
 
-    format: Literal["muse", "lm-eval", "open-unlearning"]
+    format: Literal["muse", "lm-eval", "open-unlearning", "tofu"]
     files: dict[str, Sha256]
     """Every file read, by its path below the imported folder."""
     stated: dict[str, float]

@@ -102,7 +102,7 @@ def error(found: NDArray[Any], exact: NDArray[Any]) -> float:
 # pip's extra -> what it brings.
 EXTRAS = {
     **{"ggml": "libggml", "gptq": "gptqmodel", "hqq": "hqq", "quanto": "optimum.quanto"},
-    "torchao": "torchao",
+    **{"torchao": "torchao", "compressed-tensors": "compressed_tensors"},
 }
 
 

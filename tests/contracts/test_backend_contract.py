@@ -57,11 +57,15 @@ QUANTIZED = [name for name in NAMES if name not in PLAIN]
 UNCALIBRATED = [name for name in SOME if not SPECS[name].calibrated]
 # Of one module, relative to its weights, by bits: 1.15 times the largest seen on these models
 # (0.0083, 0.027, 0.055, 0.147, 0.277, 0.769), which is about half of what one bit less gives.
+# Of floating-point numbers as of their mantissa's bits.
 LARGEST_ERROR = {8: 0.0095, 6: 0.031, 5: 0.064, 4: 0.17, 3: 0.32, 2: 0.89}
 
 
 # The same library at 64 columns a group stands for these by default.
-SLOW = ("awq-int4-g128", "gptq-int4-g128", "gptq-int8-g128")
+SLOW = (
+    *("awq-int4-g128", "gptq-int3-g64", "gptq-int3-g128", "gptq-int4-g128", "gptq-int8-g128"),
+    *("hqq-int8-g64", "hqq-int2-g64", "fp8-e4m3-tensor", "fp8-e4m3-dynamic"),
+)
 
 
 def on_every(*names: str) -> pytest.MarkDecorator:
@@ -142,8 +146,9 @@ def test_loads_with_proof_and_answers_the_same_twice(
     assert all(np.isfinite(scored[t]).all() for t in TEXTS)
 
 
-# LLM.int8() chooses its 16-bit columns from the whole batch, so only it depends on the batch.
-@on_every(*(n for n in SOME if n not in ("bnb-int8", "bf16", "fp16")))
+# LLM.int8() chooses its 16-bit columns from the whole batch, so only it depends on the batch; where
+# activations are rounded, a difference in a last bit becomes one of a step.
+@on_every(*(n for n in SOME if n not in ("bf16", "fp16") and SPECS[n].kernels != ("native",)))
 def test_batch_of_one_and_of_eight_agree(loaded: Loader, name: str) -> None:
     many = loaded(name)
     one = copy.copy(many)
@@ -189,7 +194,8 @@ def test_proof_of_a_quantized_precision(
     assert proof.max_relative_error is not None
     assert spec.bits is not None
     assert 0 < proof.mean_relative_error <= proof.max_relative_error
-    assert proof.max_relative_error < LARGEST_ERROR[int(spec.bits)]
+    eight = name.startswith(("fp8", "mxfp8"))
+    assert proof.max_relative_error < LARGEST_ERROR[6 if eight else int(spec.bits)]
     assert proof.relative_error <= proof.max_relative_error
     assert proof.max_error_module is not None
     assert proof.max_error_module.rsplit(".", 1)[-1] in LINEAR
@@ -329,6 +335,7 @@ LIBRARIES = [
     ("gguf-q4_0", "gguf", "pip install unlearnbench"),
     ("gguf-q4_k_m", "libggml", "pip install 'unlearnbench[ggml]'"),
     ("hqq-int4-g64", "hqq", "pip install 'unlearnbench[hqq]'"),
+    ("mxfp4", "compressed_tensors", "pip install 'unlearnbench[compressed-tensors]'"),
     ("quanto-int4", "optimum.quanto", "pip install 'unlearnbench[quanto]'"),
     ("quanto-int8", "optimum", "pip install 'unlearnbench[quanto]'"),
     ("torchao-int8", "torchao", "pip install 'unlearnbench[torchao]'"),

@@ -18,12 +18,12 @@ from unlearnbench.demo.meter import measured
 from unlearnbench.demo.pipeline import MADE, clear, files_sha256, part_keys, run_demo
 from unlearnbench.demo.recipe import METHODS, MORE, PRECISIONS, DemoOptions
 from unlearnbench.demo.start import DATA
-from unlearnbench.demo.work import is_trained
 from unlearnbench.errors import EvaluationError, Failure, MetricError, OptionError
 from unlearnbench.recovery import UTILITY_FLOOR
 from unlearnbench.recovery.overview import overview
 from unlearnbench.recovery.verdicts import RecoveryRow
 from unlearnbench.tasks.registry import builtin_task_dir
+from unlearnbench.training.output import is_trained
 
 KEYS = {"models": "one", "runs": "two", "board": "three"}
 TREE = ("models/target/file", "runs/target/file", "recovery.json", "entries/ga.json")

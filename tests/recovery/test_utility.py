@@ -85,6 +85,18 @@ def test_the_target_has_all_that_it_has() -> None:
     assert share_of(same).ci == (1.0, 1.0)
 
 
+def test_a_row_that_was_not_seen_may_be_lost_and_may_be_the_targets() -> None:
+    """Where all that was seen is right, the unseen row alone makes the interval: at its lower end
+    it is wrong of the model, at its upper end of the target.
+    """
+    right = [np.full(20, 100.0), np.full(20, 100.0)]
+    found = share_of(parts([right], right))
+    assert found.value == 1
+    assert found.ci is not None
+    least = 0.025 ** (1 / 20)
+    assert found.ci == pytest.approx((least, 1 / least), abs=0.05)
+
+
 @pytest.mark.slow  # 300 sets
 def test_the_interval_holds_the_truth() -> None:
     """Answers of a row move together between models, figures of the same rows too."""

@@ -47,10 +47,37 @@ def show_quants(model: str | None, quant: Sequence[str], as_json: bool, **given:
     click.echo(json.dumps(rows, indent=2) if as_json else _list(rows))
 
 
+_GROUPS = (
+    "as stored",
+    "textbook",
+    "calibrated",
+    "llama.cpp",
+    "float",
+    "activation",
+    "no precision",
+)
+
+
+def _group(spec: ConditionSpec) -> str:
+    """What a list shows it under."""
+    if spec.kind == "stored":
+        return "as stored"
+    if spec.kind != "quantized":
+        return "no precision"
+    if spec.kernels == ("native",):  # activations are quantized too
+        return "activation"
+    if spec.backend in ("gguf", "ggml"):
+        return "llama.cpp"
+    if spec.backend == "compressed-tensors":
+        return "float"
+    return "calibrated" if spec.calibrated else "textbook"
+
+
 def _facts(spec: ConditionSpec, device: str) -> dict[str, Any]:
     reason = spec.missing()
     return {
         "name": spec.name,
+        "group": _group(spec),
         "aliases": [alias for alias, name in conditions.ALIASES.items() if name == spec.name],
         "bits": spec.bits,
         "bits_per_weight": spec.bits_per_weight,
@@ -65,15 +92,19 @@ def _facts(spec: ConditionSpec, device: str) -> dict[str, Any]:
 
 
 def _list(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        [
-            ", ".join([row["name"], *row["aliases"]]),
-            "own" if row["bits_per_weight"] is None else f"{row['bits_per_weight']:.4g}",
-            "yes" if row["available"] else f"no: {row['reason']}",
-            row["scheme"],
+    lines = []
+    for group in _GROUPS:
+        found = [row for row in rows if row["group"] == group]
+        lines += [[f"{group}:", "", "", ""]] if found else []
+        lines += [
+            [
+                ", ".join([row["name"], *row["aliases"]]),
+                "own" if row["bits_per_weight"] is None else f"{row['bits_per_weight']:.4g}",
+                "yes" if row["available"] else f"no: {row['reason']}",
+                row["scheme"],
+            ]
+            for row in found
         ]
-        for row in rows
-    ]
     head = ["precision", "bits/weight", "here", "what it does"]
     return fitted_table(lines, head)
 

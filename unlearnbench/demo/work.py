@@ -5,7 +5,6 @@ A step that was interrupted goes on.
 from __future__ import annotations
 
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ def start(name: str, options: DemoOptions) -> None:
 def make_end(name: str, options: DemoOptions) -> None:
     """Finetune the target, or the retrained model, which is evaluated too."""
     from unlearnbench.training.job import Job, finetune
+    from unlearnbench.training.output import is_trained
 
     out = options.model(name)
     if not is_trained(out):
@@ -56,6 +56,7 @@ def make_unlearned(name: str, options: DemoOptions) -> str:
     """Unlearn by a method until its goal is reached, and evaluate; says where it stopped."""
     from unlearnbench.evaluation.evaluate import score_checkpoint
     from unlearnbench.training.job import Job, unlearn
+    from unlearnbench.training.output import is_trained
 
     out, recipe = options.model(name), recipe_of(name, options.dense)
     if not is_trained(out):
@@ -84,19 +85,6 @@ def make_unlearned(name: str, options: DemoOptions) -> str:
     goal = "" if record["reached"] else f", ABOVE its goal of {record['threshold']:.1f}"
     score = f"KnowMem_f {last['scores'][TASKS[0]]:.1f}{goal}"
     return f", stopped after {last['step']} steps at {score}"
-
-
-def is_trained(out: Path) -> bool:
-    """Whether a training is complete; one that was never claimed is removed."""
-    from unlearnbench.training.output import OutputFolder
-
-    folder = OutputFolder(out)
-    if (out / FILE).exists():
-        folder.clean()  # in case the process was killed just before
-        return True
-    if folder.work.is_dir() and not folder.claimed.exists():
-        shutil.rmtree(out)
-    return False
 
 
 def _going(out: Path, options: DemoOptions) -> dict[str, Any]:

@@ -288,13 +288,12 @@ def _evaluate_given(
 
 
 def score_checkpoint(
-    corpus: CorpusOptions, folder: Path, select: SelectOptions, runs: Path
-) -> RunResult:
+    corpus: CorpusOptions, folder: Path, select: SelectOptions, runs: Path, *conditions: str
+) -> list[RunResult]:
     """Evaluate a checkpoint of a training as any checkpoint is: with its ``corpus``, what a ``Job``
     takes as ``score``.
     """
     shared = {"data_dir", "include_path", "allow_data_drift", "answer_blank"}
     data = corpus.model_dump(include=shared)
     options = Options(output=runs, limit=select.eval_limit, dtype=select.eval_dtype, **data)
-    (result,) = evaluate(folder, select.names, options=options)
-    return result
+    return evaluate(folder, select.names, conditions, options=options)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +65,8 @@ class About:
     from models that were trained."""
     rank: int = 0
     """Of a whole method that trains an adapter: its rank where --lora-rank gives none."""
+    anchors: bool = False
+    """Of a whole method: whether it reads the translations that ``--anchors`` gives."""
     no_adapter: str = ""
     """Of a whole method that takes no --lora-rank: why, behind its name."""
     cost: str = ""
@@ -124,6 +126,9 @@ class OptimizerStep(Protocol):
     """The parameters under training. To be changed in place only inside ``restored``."""
     state: dict[str, float]
     """Kept from step to step, and over an interruption."""
+    whole: float
+    """What the factors of one term add up to: 1, and under --survive more, for each of its
+    conditions; a term divided by it is a mean."""
 
     def usual(self) -> Gradient:
         """That of all terms in one pass over all rows: what is descended along without a file."""
@@ -235,6 +240,9 @@ class TrainingContext(Protocol):
         self, models: Sequence[PreTrainedModel], label: Callable[..., Tensor]
     ) -> tuple[Example, ...]:
         """The forget set with labels ``label(*logits of each model, labels)``."""
+
+    def logits(self, model: PreTrainedModel, examples: Sequence[Example]) -> Iterator[Tensor]:
+        """Of each example in turn, (tokens, vocabulary)."""
 
     def measure(
         self,

@@ -29,6 +29,20 @@ one of a third set. ``unseen`` texts are in no batch."""
 
 
 @dataclass(frozen=True)
+class Translation:
+    """A sequence with other names in it, beside the sequence that it is of."""
+
+    ids: tuple[int, ...]
+    at: tuple[int | None, ...]
+    """For each token of the sequence the one here after which as much is said; None inside a name,
+    or where the tokens are cut otherwise."""
+    repeated: tuple[bool, ...]
+    """Whether a token of the sequence is part of a name that stood before."""
+    seen: tuple[tuple[int, int], ...]
+    """From which position on a name has stood in the sequence, and its stand-in's first token."""
+
+
+@dataclass(frozen=True)
 class Example:
     """One token sequence to learn from."""
 
@@ -46,6 +60,8 @@ class Example:
     """What each position counts beside its label, where a method weighs positions."""
     alternatives: tuple[Example, ...] = ()
     """Other answers to the same question, or other continuations of the same text."""
+    translation: Translation | None = None
+    """The sequence with stand-ins for its names, where ``--anchors`` gives some."""
     document: int = field(default=0, repr=False)
     """The number of the document within its set, of which it may be one piece of several."""
     soft: tuple[Soft, ...] = field(default=(), repr=False, compare=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -35,7 +35,7 @@ from unlearnbench.training.masks import choose_masks
 from unlearnbench.training.options import CorpusOptions, TrainOptions
 from unlearnbench.training.output import KEPT, last_checkpoint, run_trainer, save_state
 from unlearnbench.training.own import with_own
-from unlearnbench.training.passes import each, linear_gradients
+from unlearnbench.training.passes import each, linear_gradients, logits
 from unlearnbench.training.recital import Reciter, StopRule, StopWhenForgotten
 from unlearnbench.training.rounded import PLAIN, survival
 from unlearnbench.training.sampled import Writer
@@ -87,6 +87,8 @@ class TrainerContext(TrainingContext):
     alternative: str | None = None
     """What ``--alternative`` names, if anything."""
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
+    anchors: Mapping[str, str] = field(default_factory=dict)
+    """What stands in the place of names, where ``--anchors`` gives some."""
     forecast: Forecast | None = None
     members: Sequence[str] = ()
     shards: Sequence[Shard] = ()
@@ -166,6 +168,9 @@ class TrainerContext(TrainingContext):
     ) -> tuple[Example, ...]:
         rows = zip(self.forget, self.measure(models, self.forget, label), strict=True)
         return tuple(replace(e, labels=tuple(labels[: len(e.ids)])) for e, labels in rows)
+
+    def logits(self, model: PreTrainedModel, examples: Sequence[Example]) -> Iterator[torch.Tensor]:
+        return logits(self.options, self.pad, model, examples)
 
     def measure(
         self,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.find import CheckpointFiles, tokenizer_files
-from unlearnbench.checkpoints.origin import FILE, MaskRecord
+from unlearnbench.checkpoints.origin import FILE, MaskRecord, Training
 from unlearnbench.checkpoints.source import EnsembleFacts, write_ensemble
 from unlearnbench.checkpoints.tokenizer import load_tokenizer, probe_ids
 from unlearnbench.errors import (
@@ -172,6 +172,17 @@ class OutputFolder:
         shutil.rmtree(self.work, ignore_errors=True)
 
 
+def is_trained(out: Path) -> bool:
+    """Whether a training is complete; one that was never claimed is removed."""
+    folder = OutputFolder(out)
+    if (out / FILE).exists():
+        folder.clean()  # in case the process was killed just before
+        return True
+    if folder.work.is_dir() and not folder.claimed.exists():
+        shutil.rmtree(out)
+    return False
+
+
 def save_state(folder: Path, model: Any, save_tokenizer: Callable[[Path], None]) -> None:
     """A state on the way as a checkpoint. Raises TrainingError where it cannot be written."""
     try:
@@ -230,6 +241,13 @@ def write_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises TrainingError where it cannot be written."""
     with writing(path, TrainingError, "free some space and try again"):
         write_whole(path, content)
+
+
+def write_record(folder: Path, training: Training) -> None:
+    """Write ``unlearning.json``. Raises TrainingError where it cannot be written."""
+    record = training.model_dump(mode="json", exclude_none=True)
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    write_file(folder / FILE, text.encode())
 
 
 def last_checkpoint(folder: Path) -> Path | None:

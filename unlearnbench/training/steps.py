@@ -45,6 +45,7 @@ class WholeStep(OptimizerStep):
 
     def __post_init__(self) -> None:
         self.weights = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.whole = self.survive.whole
 
     def usual(self) -> Gradient:
         return self._gradient("forget", "retain", "auxiliary", "alternatives")

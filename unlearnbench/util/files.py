@@ -20,7 +20,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from unlearnbench.errors import OutputError, ResultError, UnlearnbenchError, one_line
+from unlearnbench.errors import (
+    InUseError,
+    OutputError,
+    ResultError,
+    UnlearnbenchError,
+    one_line,
+)
 
 LOCK_FILES = (".lock", ".holder")
 
@@ -181,7 +187,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
     file stays, since removing it would let two in. ``.holder`` says who holds it, for messages.
 
     Raises:
-        ResultError: another process holds it, or this file system has no locks.
+        InUseError: another process holds it.
+        ResultError: this file system has no locks.
     """
     from filelock import FileLock, Timeout
 
@@ -195,7 +202,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
             warnings.simplefilter("ignore")
             held.acquire(timeout=0)
     except Timeout:
-        raise ResultError(
+        raise InUseError(
             f"{folder} is being written by {_holder(holder) or 'another process'}; wait for it to "
             "end, or use another --output"
         ) from None
