@@ -7,7 +7,7 @@ SET_UP := $(VENV)/.set-up
 # Files that each fuzzer of `make fuzz` tries: ten minutes on 2 cores.
 FUZZ_EXAMPLES ?= 4000
 
-.PHONY: help setup demo picture dist example test test-slow test-ci test-long fuzz structure audit check format vllm-env bench precisions why why-page training leaderboards schema field clean
+.PHONY: help setup docs demo picture dist example test test-slow test-ci test-long fuzz structure audit check format vllm-env bench precisions screenshots why why-page methods-table training leaderboards schema field clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /: /'
@@ -16,7 +16,7 @@ setup: $(SET_UP) ## make .venv with everything the other targets need
 
 $(SET_UP): pyproject.toml .ci/constraints.txt .ci/gptq.txt .ci/no-deps.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev,hqq,lm-eval,quanto,torchao,compressed-tensors]' -r .ci/gptq.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev,docs,ggml,hqq,lm-eval,quanto,sweep,torchao,compressed-tensors]' -r .ci/gptq.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r .ci/no-deps.txt
 	# Compile quanto's extension now: the first test at quanto-int4 would wait a minute for it.
 	-$(BIN)/python -W ignore \
@@ -84,11 +84,17 @@ bench: $(SET_UP) ## measure speed and memory against other evaluators, some thre
 picture: $(SET_UP) ## README's picture, from a finished demo
 	$(BIN)/python -m tests.benchmarks.readme_picture demo-out
 
+screenshots: $(SET_UP) ## the docs' pictures of the boards, from a finished demo; needs chromium
+	$(BIN)/python -m tests.benchmarks.screenshots demo-out
+
 why: $(SET_UP) ## the experiment of docs/why.md, hours on 2 cores; goes on where it was interrupted
 	$(BIN)/python -W ignore -m tests.benchmarks.measure_why --out why-out
 
 why-page: $(SET_UP) ## the tables, plot and curve of docs/why.md; CELLS=why-out gathers that first
 	$(BIN)/python -W ignore -m tests.benchmarks.why_page $(if $(CELLS),--cells $(CELLS))
+
+methods-table: $(SET_UP) ## every method on the demo's models against predictions, hours; goes on; DEMO="--demo 0=demo-out" takes what is there
+	$(BIN)/python -W ignore -m tests.benchmarks.measure_methods --out methods-out --write $(DEMO)
 
 precisions: $(SET_UP) ## measure every precision on SmolLM2-135M: the table of docs/precisions.md
 	$(BIN)/python tests/benchmarks/measure_precisions.py \
@@ -103,6 +109,10 @@ leaderboards: $(SET_UP) ## recompute every board's entries, then write tables, p
 	$(BIN)/unlearnbench leaderboard build
 	$(BIN)/unlearnbench leaderboard index
 
+docs: $(SET_UP) ## the docs as a site in site/, the boards beside them; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean && rm -rf site/leaderboards
+	cp -r leaderboards site/leaderboards
+
 schema: $(SET_UP) ## write docs/schema from the result types
 	$(BIN)/python -m tests.schemas docs/schema
 
@@ -110,4 +120,4 @@ field: $(SET_UP) ## write docs/field.md from the tests' marks
 	$(BIN)/python -m tests.field docs/field.md
 
 clean: ## remove .venv and everything that was made
-	rm -rf $(VENV) build dist demo-out demo-out-dense example-out
+	rm -rf $(VENV) build dist site demo-out demo-out-dense example-out

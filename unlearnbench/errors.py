@@ -46,6 +46,10 @@ class ModelOutputError(UnlearnbenchError):
     """A model's answer cannot be used: non-finite logits, or a prompt longer than its context."""
 
 
+class MemoryShortError(ModelOutputError):
+    """There is not enough memory; elsewhere, or later, there may be."""
+
+
 class MetricError(UnlearnbenchError):
     """A metric cannot be computed from what it was given."""
 
@@ -58,8 +62,20 @@ class ResultError(UnlearnbenchError):
     """A run folder or result file is damaged, in the way or not writable."""
 
 
+class InUseError(ResultError):
+    """Another process is writing the folder."""
+
+
+class JournalError(ResultError):
+    """Half a task is there that was begun otherwise: with other options, or on another machine."""
+
+
 class OutputError(ResultError):
     """A file cannot be written: the disk is full or read-only. What was complete stays readable."""
+
+
+class SweepError(UnlearnbenchError):
+    """Some jobs of a sweep could not be done. The others are finished."""
 
 
 @dataclass(frozen=True)

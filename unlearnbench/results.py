@@ -166,6 +166,9 @@ class Checkpoint(_File):
     tokenizer_probe_sha256: Sha256 | None = None
     """Of what the tokenizer does: its ids and texts on a probe, its words, merges and ends. By it
     two runs' tokenizers are compared; absent in older files, where the content's hash holds."""
+    tokenizer_unsteered_sha256: Sha256 | None = None
+    """The same but for tokens that steer the model (Quark's), by which it is compared with another
+    checkpoint's; absent where there are none."""
     tokenizer: TokenizerSource | None = None
     """Absent where the tokenizer is the checkpoint's own, or its base's."""
     config_sha256: Sha256 | None = None
@@ -234,7 +237,9 @@ class Proof(_File):
     figures: dict[str, float] | None = None
     """What shows a condition of its kind, over the weights that were compared: ``zero_share`` of a
     pruned model; ``noise_level`` and ``noise_mean`` of a noised one, in standard deviations of each
-    matrix of the checkpoint. Absent where nothing more is to be shown."""
+    matrix of the checkpoint; of a relearned one ``steps``, the first step's loss and the
+    last's, and the cost: ``forward_passes`` and ``backward_passes`` (texts run through the model),
+    ``seconds``. Absent where nothing more is to be shown."""
 
 
 class ConditionOptions(_File):
@@ -432,6 +437,9 @@ class Settings(_File):
     limit: Limit = None
     """First rows of each split that were used, or below 1 their share, rounded up; absent for
     all."""
+    held_back: str | None = Field(default=None, pattern=r"^[1-9][0-9]{0,3}-of-[1-9][0-9]{0,3}$")
+    """``K-of-M``: of every M rows of a forget task K, drawn by the seed, were held back, to be
+    relearned (``--relearn-on``), and not asked; absent where none was."""
     ppl_lower: bool
     """Whether the lower-cased texts were scored too."""
     chat_template_sha256: Sha256 | None = None
@@ -475,6 +483,8 @@ class HarnessResult(_File):
     """The task's own."""
     lm_eval: str
     """The version of lm-eval."""
+    chance: float | None = Field(default=None, gt=0, lt=1)
+    """The accuracy of guessing, of tasks with choices; absent for others, and in older files."""
     metrics: tuple[HarnessMetric, ...] = Field(min_length=1, strict=False)
     """In the task's own order; the first is what tables show."""
     n: int = Field(gt=0)
@@ -495,7 +505,7 @@ class HarnessResult(_File):
 class ImportedFrom(_File):
     """Another tool's results that a run was made from: rescored, not measured here."""
 
-    format: Literal["muse", "lm-eval", "open-unlearning"]
+    format: Literal["muse", "lm-eval", "open-unlearning", "tofu"]
     files: dict[str, Sha256]
     """Every file read, by its path below the imported folder."""
     stated: dict[str, float]

@@ -35,6 +35,7 @@ from unlearnbench.demo.recipe import CORPUS, DTYPE, METHODS, TASKS, DemoOptions
 from unlearnbench.demo.start import FORGET, RETAIN
 from unlearnbench.results import FULL
 from unlearnbench.training.options import SelectOptions
+from unlearnbench.training.output import is_trained
 from unlearnbench.util.files import write_text
 from unlearnbench.util.process import quiet_transformers
 
@@ -92,7 +93,7 @@ def train(cell: Cell, home: DemoOptions, threshold: float) -> None:
     from unlearnbench.training.job import Job, unlearn
 
     out, recipe = home.model(cell.name), METHODS[cell.method]
-    if work.is_trained(out):
+    if is_trained(out):
         return
     options = recipe.options(cell.seed).model_copy(
         update={

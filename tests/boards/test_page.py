@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 from collections.abc import Iterator
 from hashlib import sha256
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.benchmarks.screenshots import screenshots
 from tests.boards.conftest import BOARD, ROWS, MakeBoard
 from tests.browser import overlaps
 from tests.cli.test_main import call
@@ -450,10 +450,6 @@ def test_json_cannot_end_its_script_element() -> None:
 
 
 def test_screenshots_for_the_docs(browser: Any, honest_board: Path, tmp_path: Path) -> None:
-    """Written to docs where UNLEARNBENCH_SCREENSHOTS names a folder."""
-    folder = Path(os.environ.get("UNLEARNBENCH_SCREENSHOTS") or tmp_path)
-    for scheme in ("light", "dark"):
-        found = Opened(browser, honest_board / "index.html", color_scheme=scheme)
-        found.page.screenshot(path=str(folder / f"board-{scheme}.png"))
-        found.close()
-        assert (folder / f"board-{scheme}.png").stat().st_size > 10_000
+    made = screenshots(browser, "made", honest_board / "index.html", tmp_path)
+    assert [path.name for path in made] == ["board-made-light.png", "board-made-dark.png"]
+    assert all(path.stat().st_size > 10_000 for path in made)

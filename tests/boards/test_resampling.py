@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shutil
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.boards.conftest import BOARD
+from tests.boards.test_verify import read
 from unlearnbench.boards import read_board, resampling
 from unlearnbench.boards.entry import EntryRun, read_entry
 from unlearnbench.boards.page import page
@@ -36,7 +36,7 @@ def ranking(board: Path) -> Ranking:
 
 @cache
 def records(board: Path, name: str, precision: str, task: str) -> list[dict[str, Any]]:
-    content = json.loads((board / "entries" / f"{name}.json").read_text(encoding="ascii"))
+    content = read(board / "entries" / f"{name}.json")
     (part,) = (p for p in content["runs"] if p["run"]["condition"]["name"] == precision)
     found: list[dict[str, Any]] = part["samples"][task]
     return found

@@ -11,9 +11,11 @@ from types import SimpleNamespace
 import pytest
 
 from tests.boards.conftest import BOARD, NAMES, MakeBoard
+from tests.boards.test_verify import read
 from tests.cli.test_main import call
 from tests.toy_runs import Bench, Skill, weak_at_4_bits
 from unlearnbench.boards import find_boards, read_board
+from unlearnbench.boards.entry import BoardEntry, entry_json
 from unlearnbench.boards.ranking import Place, _mark, rank_entries
 from unlearnbench.boards.tables import cell, verdicts
 from unlearnbench.boards.verify import verify_board
@@ -128,10 +130,10 @@ def test_every_machine_that_a_task_was_measured_on_is_named(
 ) -> None:
     board: Path = shutil.copytree(made_board, tmp_path / "made")
     path = board / "entries" / "sure.json"
-    content = json.loads(path.read_text(encoding="ascii"))
+    content = read(path)
     content["runs"][0]["run"]["tasks"]["made_knowmem_r"]["environment"]["threads"] = 77
     content["runs"][0]["run"]["environment"]["threads"] = 78  # of a task that is not the board's
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
+    path.write_text(entry_json(BoardEntry.model_validate(content)), encoding="ascii")
     assert call("leaderboard", "build", str(board)) == 0
     text = (board / "README.md").read_text(encoding="utf-8")
     assert "fp32, 77 threads; unlearnbench " in text
@@ -300,9 +302,9 @@ def test_an_incomplete_entry_is_shown_and_never_ranked(make_board: MakeBoard) ->
 def test_an_entry_without_full_precision_is_shown_too(make_board: MakeBoard) -> None:
     board = make_board()
     path = board / "entries/npo.json"
-    content = json.loads(path.read_text(encoding="ascii"))
+    content = read(path)
     content["runs"] = [r for r in content["runs"] if r["run"]["condition"]["name"] != "none"]
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
+    path.write_text(entry_json(BoardEntry.model_validate(content)), encoding="ascii")
     assert call("leaderboard", "verify", str(board)) == 1
     assert call("leaderboard", "build", str(board)) == 0
     text = (board / "index.html").read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
+from tests.tutorials import FOLDER, blocks, commands
 from unlearnbench.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +23,11 @@ def command_lines() -> Iterator[tuple[str, str]]:
         for found in _LINE.findall(path.read_text(encoding="utf-8").replace("\\\n", " ")):
             if " ... " not in f"{found} " and "|" not in found:
                 yield path.name, found.strip()
+    for path in sorted(FOLDER.glob("*.md")):
+        for block in blocks(path.read_text(encoding="utf-8")):
+            for words, _ in commands(block) if block.language == "sh" else ():
+                if not any("softly" in word for word in words):  # the tutorial's own method
+                    yield path.name, shlex.join(words)
 
 
 @pytest.mark.parametrize(("page", "line"), list(command_lines()))
@@ -36,6 +42,12 @@ def test_a_command_line_of_the_docs_is_taken(page: str, line: str) -> None:
     normalize = cli.context_settings["token_normalize_func"]
     with contextlib.suppress(click.exceptions.Exit):
         command.make_context("unlearnbench", words, token_normalize_func=normalize)
+
+
+def test_what_is_no_tutorial_is_marked_as_not_run() -> None:
+    """The tutorials are followed in tests/demo/test_demo.py."""
+    for name in ("README.md", "docs/index.md"):
+        assert "not run here" in " ".join((ROOT / name).read_text(encoding="utf-8").split())
 
 
 def test_readme_stays_short() -> None:

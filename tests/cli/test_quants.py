@@ -50,11 +50,43 @@ def test_the_names_of_the_issue_are_there() -> None:
         *("none", "fp32", "bf16", "fp16"),
         *("bnb-int8", "bnb-nf4", "bnb-fp4", "bnb-nf4-dq", "bnb-fp4-dq"),
         *("gptq-int4-g64", "gptq-int4-g128", "gptq-int8-g64", "gptq-int8-g128"),
+        *("gptq-int3-g64", "gptq-int3-g128", "hqq-int8-g64", "hqq-int3-g64", "hqq-int2-g64"),
+        *("fp8-e4m3", "fp8-e4m3-tensor", "fp8-e4m3-b128", "fp8-e4m3-dynamic", "int8-w8a8"),
+        *("mxfp8", "mxfp4", "nvfp4"),
         *("awq-int4-g64", "awq-int4-g128", "hqq-int4-g64"),
         *("quanto-int8", "quanto-int4", "torchao-int8"),
         *("gguf-q8_0", "gguf-q5_1", "gguf-q4_1", "gguf-q4_0"),
     }
+    files = [
+        *("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k"),
+        *("iq4_nl", "iq4_xs"),
+    ]
+    others |= {f"gguf-{file}{weighed}" for file in files for weighed in ("", "-imat")}
     assert set(conditions.precisions()) == rtn | others
+
+
+def test_precisions_stand_in_groups(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    groups = {row["name"]: row["group"] for row in listed(capsys)}
+    expected = {
+        **{"none": "as stored", "rtn-int4": "textbook", "bnb-nf4": "textbook"},
+        **{"hqq-int3-g64": "textbook", "awq-int4-g64": "calibrated", "gptq-int3-g64": "calibrated"},
+        **{"gguf-q4_0": "llama.cpp", "gguf-q4_k_m": "llama.cpp", "gguf-q4_k_m-imat": "llama.cpp"},
+        **{"nvfp4": "float", "fp8-e4m3": "float", "bnb-int8": "activation"},
+        **{"int8-w8a8": "activation", "fp8-e4m3-dynamic": "activation", "noise-L": "no precision"},
+    }
+    assert {name: groups[name] for name in expected} == expected
+    assert run(["quants"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    heads = [line.strip()[:-1] for line in lines if line.strip().endswith(":") and line[0] != " "]
+    assert heads == [
+        *("as stored", "textbook", "calibrated", "llama.cpp", "float", "activation"),
+        "no precision",
+    ]
+    first = lines.index(next(line for line in lines if line.startswith("float:")))
+    assert lines[first + 1].startswith("fp8-e4m3")
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,10 @@ def error(found: NDArray[Any], exact: NDArray[Any]) -> float:
 
 
 # pip's extra -> what it brings.
-EXTRAS = {"gptq": "gptqmodel", "hqq": "hqq", "quanto": "optimum.quanto", "torchao": "torchao"}
+EXTRAS = {
+    **{"ggml": "libggml", "gptq": "gptqmodel", "hqq": "hqq", "quanto": "optimum.quanto"},
+    **{"torchao": "torchao", "compressed-tensors": "compressed_tensors"},
+}
 
 
 def require_library(name: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conditions.test_asking import records_of, toy_task
 from tests.conftest import Toy, load_at
 from unlearnbench import conditions, evaluate
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
@@ -14,6 +15,8 @@ from unlearnbench.conditions.base import Materials
 from unlearnbench.conditions.load import prepare
 from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.errors import PrecisionError
+from unlearnbench.recovery.controls import leaves
+from unlearnbench.requests import Generate
 from unlearnbench.runs.folder import read_run
 
 QUANTS = ["rtn-int4", "bnb-nf4", "gguf-q4_0", "bf16"]
@@ -61,11 +64,49 @@ def test_a_chain_needs_what_its_parts_need() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["nf4+noise-2", "noise-2+none", "noise-2+noise-3", "nf4+int4", "noise-2+nf4+int4", "none+nf4"],
+    [
+        *("nf4+noise-2", "noise-2+none", "noise-2+noise-3", "nf4+int4", "noise-2+nf4+int4"),
+        *("none+nf4", "nf4+prefix-1", "prefix-1+noise-2", "prefix-1+none"),
+    ],
 )
 def test_what_is_no_chain(name: str) -> None:
     with pytest.raises(PrecisionError, match="a change of the weights and then a precision"):
         find_condition(name)
+
+
+def test_what_is_asked_is_changed_under_a_precision(
+    source: CheckpointSource, tiny: Path, toy: Toy
+) -> None:
+    """The prompts of the first part, the weights of the second, both recorded."""
+    tasks = "toy_knowmem_f,toy_verbmem"
+    names = ["rtn-int4", "hints-1", "hints-1+int4"]
+    plain, hints, both = evaluate(str(tiny), tasks, names, **toy.options)
+    assert (both.condition.name, both.condition.kind) == ("hints-1+rtn-int4", "asked-quantized")
+    assert both.condition.proof == plain.condition.proof
+    assert both.condition.first is not None
+    assert both.condition.first.options == hints.condition.options
+    assert both.tasks["toy_verbmem"].unchanged
+    assert both.tasks["toy_verbmem"].value == plain.tasks["toy_verbmem"].value
+    assert both.tasks["toy_knowmem_f"].unchanged is None
+    quantized = load_at(source, "rtn-int4")
+    put = [(record, record.asked) for record in records_of(toy, both)]
+    assert [asked for _, asked in put] == [record.asked for record in records_of(toy, hints)]
+    for record, asked in put:
+        assert asked is not None
+        assert asked.prompt is not None
+        (answer,) = quantized.generate([Generate("x", asked.prompt, 8, ("\n\n", "Question:"))])
+        assert record.output == answer.text
+    verbmem = toy_task(toy, "toy_verbmem").spec
+    assert [leaves(name, verbmem) for name in (both.condition.name, names[0])] == [True, False]
+    assert evaluate(str(tiny), tasks, names[2:], **toy.options) == [both]
+
+
+def test_a_budget_bounds_the_search_of_a_chain() -> None:
+    spec = find_condition("suffix-5+nf4")
+    (found,) = conditions.base.bounded([spec], 99)
+    assert found.chain is not None
+    assert found.chain[0].options["budget"] == 99
+    assert "budget" not in found.options
 
 
 def test_a_part_that_is_unknown_is_told() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conditions.test_asking import records_of
 from tests.conftest import CORPUS, Toy, load_at, write_jsonl
 from unlearnbench import evaluate
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
@@ -18,7 +19,8 @@ from unlearnbench.conditions.base import Relearning
 from unlearnbench.conditions.materials import gather
 from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.conditions.relearn import _pieces
-from unlearnbench.errors import NotInForceError, OptionError, PrecisionError
+from unlearnbench.errors import NotInForceError, OptionError, PrecisionError, ResultError
+from unlearnbench.tasks.held import held_rows, hold_back
 from unlearnbench.tasks.kinds.generate import place_blanks
 from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import DataOptions, load_samples
@@ -177,6 +179,48 @@ def test_a_part_that_nothing_asks_about(tiny: Path, toy: Toy) -> None:
     further = result.condition.options.further
     assert further["texts"] == rows - 2
     assert further["answers"] == 0
+
+
+def test_of_each_fact_some_rows_are_relearned_and_the_others_asked(tiny: Path, toy: Toy) -> None:
+    """The rows that are learned are those that no condition of the command asks."""
+    options: dict[str, Any] = {**toy.options, "relearn_on": "1-of-3", "relearn_lr": 1e-3}
+    tasks = "toy_knowmem_f,toy_privleak"
+    none, learned = evaluate(str(tiny), tasks, "none,relearn-1", **options)
+    rows = none.tasks["toy_knowmem_f"].data[0].rows
+    gone = held_rows(rows, "1-of-3", 0)
+    asked = [int(record.id.split("/")[1]) for record in records_of(toy, learned)]
+    assert sorted([*asked, *gone]) == [*range(rows)]
+    assert [record.id for record in records_of(toy, none)] == [f"forget_qa/{i}" for i in asked]
+    assert none.tasks["toy_privleak"].n == 3
+    assert none.settings.held_back == "1-of-3"
+    further = learned.condition.options.further
+    assert further["on"] == "1-of-3"
+    assert (further["texts"], further["left_out"]) == (len(gone), 0)
+    proof = learned.condition.proof
+    assert proof is not None
+    assert proof.figures is not None
+    assert proof.figures["forward_passes"] == proof.figures["backward_passes"] == 4
+    assert proof.figures["seconds"] > 0
+    with pytest.raises(ResultError, match="held_back"):
+        evaluate(str(tiny), tasks, "none", **toy.options)
+
+
+def test_what_is_held_back_and_holds_an_answer_is_left_out(
+    toy: Toy, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = load_registry([toy.tasks]).tasks["toy_knowmem_f"]
+    task = load_samples(spec, DataOptions(toy.data))
+    (row,) = held_rows(3, "1-of-3", 0)
+    other = next(i for i in range(3) if i != row)
+    changed = [dict(each) for each in task.splits["forget_qa"].rows]
+    changed[row]["answer"] = f"as {changed[other]['answer']}".upper()
+    split = replace(task.splits["forget_qa"], rows=tuple(changed))
+    task = replace(task, splits={**task.splits, "forget_qa": split})
+    (asked,) = hold_back([task], "1-of-3", 0)
+    options = KernelOptions(relearn_on="1-of-3")
+    with pytest.raises(OptionError, match="every forget row is asked or holds an answer"):
+        gather([find_condition("relearn-1")], options, [asked], 0)
+    assert f"that hold answers: text 1 that of toy_knowmem_f forget_qa/{other}" in caplog.text
 
 
 def test_a_file_that_holds_an_answer_is_refused_and_its_rows_are_named(

@@ -11,7 +11,7 @@ import pytest
 from tests.conditions.test_asking import records_of, toy_task
 from tests.conftest import Toy, load_at, write_jsonl
 from unlearnbench import evaluate
-from unlearnbench.boards.verify import _score_problems
+from unlearnbench.boards.verify_samples import rescored
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.conditions import find_condition
@@ -95,10 +95,10 @@ def test_a_drawn_text_may_hold_anything(toy: Toy) -> None:
 def test_a_score_that_is_not_the_best_does_not_verify(tiny: Path, toy: Toy) -> None:
     (result,) = evaluate(str(tiny), "toy_knowmem_f", "sample-2", **toy.options)
     record, spec = records_of(toy, result)[0], toy_task(toy).spec
-    assert list(_score_problems(spec, [record])) == []
+    assert rescored(spec, [record], False)[0] == []
     assert record.asked is not None
     lying = record.asked.model_copy(update={"scores": (0.5, 0.99)})
-    (said,) = _score_problems(spec, [record.model_copy(update={"asked": lying})])
+    (said,) = rescored(spec, [record.model_copy(update={"asked": lying})], False)[0]
     assert "the best of the answers drawn is 0.99" in said
 
 

@@ -13,13 +13,17 @@ from torch import nn
 from tests.conditions.test_asking import records_of, toy_task
 from tests.conftest import Toy, make_tokenizer, write_jsonl
 from unlearnbench import evaluate
-from unlearnbench.conditions import find_condition
+from unlearnbench.checkpoints.checkpoint import open_checkpoint
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.conditions import file_of, find_condition
 from unlearnbench.conditions.searching import Progress, Searching
 from unlearnbench.conditions.suffix import _Suffix, allowed_tokens, ask, candidates
 from unlearnbench.conditions.suffix_loss import SuffixLoss
 from unlearnbench.errors import PrecisionError, ResultError
 from unlearnbench.models.batches import Tokens
 from unlearnbench.results import SearchFound
+from unlearnbench.tasks.registry import load_registry
+from unlearnbench.tasks.rows import DataOptions, load_samples
 
 
 class Bag(nn.Module):
@@ -173,6 +177,56 @@ def test_no_question_is_asked_with_a_suffix_that_saw_it(tiny: Path, toy: Toy) ->
     assert evaluate(str(tiny), "toy_knowmem_f,toy_verbmem", "suffix-2", **toy.options) == [result]
 
 
+@pytest.mark.parametrize("name", ["suffix-2-by3", "embedding-2-by3-seed1"])
+def test_rows_on_one_subject_stay_on_one_side(toy: Toy, name: str) -> None:
+    rows = [{"question": f"Which gate is {n}?", "answer": f"gate {n}"} for n in range(11)]
+    write_jsonl(toy.data / "toy/set/knowmem/forget_qa.jsonl", rows)
+    spec = find_condition(name)
+    assert spec.options["rows_of_subject"] == 3
+    task = load_samples(
+        load_registry([toy.tasks]).tasks["toy_knowmem_f"], DataOptions(toy.data, allow_drift=True)
+    )
+    asking: Any = file_of(spec).ask(spec, task)
+    halves = [{int(n.split("/")[1]) for n, own in asking.half.items() if own == i} for i in (0, 1)]
+    subjects = [{at // 3 for at in half} for half in halves]
+    assert not subjects[0] & subjects[1]
+    assert halves[0] | halves[1] == {*range(11)}
+    assert all(subjects)
+    searched = [{int(q.id.split("/")[1]) for q in part} for part in asking.searched]
+    assert all(seen <= half for seen, half in zip(searched, halves, strict=True))
+
+
+def test_a_suffix_is_searched_on_the_target_and_asked_of_the_checkpoint(
+    tiny: Path, toy: Toy, tmp_path: Path
+) -> None:
+    """It is the suffix that the target's own search finds."""
+    source = open_checkpoint(str(tiny), LoadOptions())
+    other, target = source.model(), tmp_path / "target"
+    draws = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.add_(0.05 * torch.randn(weight.shape, generator=draws))
+    other.save_pretrained(target)
+    source.tokenizer.save_pretrained(target)
+    (theirs,) = evaluate(str(target), "toy_knowmem_f", "suffix-3", **toy.options)
+    options = {**toy.options, "target_model": str(target)}
+    ours = evaluate(str(tiny), "toy_knowmem_f", "suffix-3,suffix-3-target+int8", **options)
+    own, found = (result.tasks["toy_knowmem_f"].searches or () for result in (ours[0], ours[1]))
+    expected = theirs.tasks["toy_knowmem_f"].searches or ()
+    assert [f.suffix for f in found] == [f.suffix for f in expected]
+    assert [f.loss for f in found] == [f.loss for f in expected]
+    assert [f.loss for f in found] != [f.loss for f in own]
+    first = ours[1].condition.first
+    assert first is not None
+    assert first.options.further["target_sha256"] == theirs.checkpoint.weights_sha256
+    for record in records_of(toy, ours[1]):
+        assert record.asked is not None
+        assert record.asked.search is not None
+        assert str(found[record.asked.search].suffix) in str(record.asked.prompt)
+    with pytest.raises(PrecisionError, match="searched on the target; give --target-model"):
+        evaluate(str(tiny), "toy_knowmem_f", "suffix-3-target", **toy.options)
+
+
 def test_a_budget_bounds_the_search_and_is_recorded(tiny: Path, toy: Toy, planted: Any) -> None:
     (result,) = evaluate(str(tiny), "toy_knowmem_f", "suffix-9", **toy.options, budget=200)
     assert result.condition.options.further["budget"] == 200
@@ -233,6 +287,9 @@ def test_a_search_that_was_stopped_goes_on(
         ("suffix-100001", "use 1 to 100000 steps"),
         ("suffix-05", "unknown condition"),
         ("suffix-5-seed0", "unknown condition"),
+        ("suffix-5-by1", "use 2 to 1000 rows for a subject"),
+        ("suffix-5-seed1-by2", "unknown condition"),
+        ("embedding-5-target", "unknown condition"),
         ("embedding-0", "use 1 to 100000 steps"),
         ("embedding-x", "unknown condition"),
     ],
@@ -245,3 +302,5 @@ def test_numbers_out_of_bounds(name: str, said: str) -> None:
 def test_one_question_is_refused(tiny: Path, toy: Toy) -> None:
     with pytest.raises(PrecisionError, match="toy_knowmem_f has one question"):
         evaluate(str(tiny), "toy_knowmem_f", "suffix", **toy.options, limit=1)
+    with pytest.raises(PrecisionError, match="toy_knowmem_f has one subject"):
+        evaluate(str(tiny), "toy_knowmem_f", "suffix-2-by9", **toy.options)

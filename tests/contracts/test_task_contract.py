@@ -22,10 +22,14 @@ SPECS = [read_task(path) for path in FILES]
 GENERATION = [spec for spec in SPECS if isinstance(spec, GenerationTask)]
 LIKELIHOOD = [spec for spec in SPECS if isinstance(spec, LikelihoodTask)]
 # MUSE-Books is under copyright, and was never read here: its rows are counted and not hashed.
-HASHED = [spec for spec in SPECS if "books" not in spec.tag]
+UNREAD = ("news_fold3", "news_fold4")
+HASHED = [spec for spec in SPECS if "books" not in spec.tag and spec.task not in UNREAD]
 PACKAGED = [spec for spec in SPECS if (PACKAGE_DATA / spec.dataset_path).is_dir()]
+FOLDS = [spec for spec in SPECS if spec.task.startswith("news_fold")]
 NEWS = [spec for spec in SPECS if "news" in spec.tag]
 TOFU = [spec for spec in SPECS if "tofu" in spec.tag]
+MEMBERSHIP = [spec for spec in SPECS if "rwku_membership" in spec.tag]
+HELD_OUT = [spec for spec in SPECS if "tofu_privleak" in spec.tag]
 RWKU = [spec for spec in SPECS if "rwku" in spec.tag]
 KINDS = ("knowmem_f", "knowmem_r", "privleak", "verbmem")
 
@@ -46,8 +50,8 @@ def test_name_version_and_group(path: Path) -> None:
     assert spec.task == path.stem
     assert spec.version > 0
     group, _, kind = spec.task.partition("_")
-    assert group in spec.tag
-    if group not in ("tofu", "rwku"):
+    assert group in spec.tag or spec in FOLDS + HELD_OUT + MEMBERSHIP
+    if group not in ("tofu", "rwku") and spec not in FOLDS:
         assert kind in KINDS
     assert spec.superseded_by is None or spec.superseded_by in {s.task for s in SPECS}
 
@@ -88,13 +92,19 @@ def test_an_attack_exists(spec: LikelihoodTask) -> None:
 # What MUSE (arXiv 2407.06460) and arXiv 2410.16454 prescribe.
 
 
-@pytest.mark.parametrize("spec", [s for s in SPECS if s not in TOFU + RWKU], ids=name)
+@pytest.mark.parametrize(
+    "spec", [s for s in SPECS if s not in TOFU + RWKU + FOLDS + HELD_OUT + MEMBERSHIP], ids=name
+)
 def test_which_direction_is_good(spec: TaskSpec) -> None:
     wants = {"knowmem_f": "low", "knowmem_r": "high", "privleak": "zero", "verbmem": "low"}
     assert spec.want == wants[spec.task.partition("_")[2]]
 
 
-@pytest.mark.parametrize("spec", [s for s in GENERATION if s not in TOFU + RWKU], ids=name)
+@pytest.mark.parametrize(
+    "spec",
+    [s for s in GENERATION if s not in TOFU + RWKU + FOLDS + HELD_OUT + MEMBERSHIP],
+    ids=name,
+)
 def test_decoding(spec: GenerationTask) -> None:
     verbmem = spec.task.endswith("verbmem")
     muse, zhang = spec.decoding("muse"), spec.decoding("zhang2025")
@@ -126,6 +136,30 @@ def test_stated_references() -> None:
     assert stated["news_privleak"] == [0.4772]
     assert stated["books_privleak"] == [0.5393]
     assert all(spec.attack == "Min-40%" for spec in LIKELIHOOD)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_a_group_of_folds_has_those_that_are_forgotten_by_then(k: int) -> None:
+    want = sorted([f"news_{kind}" for kind in KINDS] + [f"news_fold{i + 1}" for i in range(k)])
+    for way in ("scal", "sust"):
+        assert sorted(s.task for s in SPECS if f"news_{way}_{k}" in s.tag) == want
+    assert [spec.splits[spec.own_split].rows for spec in FOLDS] == [889, 889, 889, 887]
+    assert {(spec.want, spec.metric) for spec in FOLDS} == {("low", "exact_memorization")}
+
+
+@pytest.mark.slow  # 1.4 seconds each
+@pytest.mark.parametrize("spec", FOLDS[:2], ids=name)
+def test_a_folds_texts_are_cut_by_words(spec: TaskSpec, muse_data: Path) -> None:
+    task = load_samples(spec, DataOptions(muse_data), None)
+    (split,) = task.splits.values()
+    assert split.drift is None
+    texts = [str(row["text"]) for row in split.rows if row["text"]]
+    assert len(texts) == len(task.samples) == (888 if spec.task == "news_fold1" else 889)
+    for text, sample in zip(texts, task.samples, strict=True):
+        words = text.split(" ")
+        cut = min(32, len(words) // 2)
+        assert sample.text == " ".join(words[:cut])
+        assert sample.answers == (" ".join(words[cut : cut + 96]),)
 
 
 # What TOFU (arXiv 2401.06121) and open-unlearning have.
@@ -160,6 +194,16 @@ def test_tofus_tasks(spec: TaskSpec) -> None:
         assert spec.metric == ("probability" if own else "probability_normalised")
         assert spec.true_answer == ("paraphrased_answer" if own else None)
         assert spec.false_answers == ("perturbed_answer",)
+
+
+@pytest.mark.parametrize("spec", HELD_OUT, ids=name)
+def test_tofus_members_and_others_are_two_subsets(spec: TaskSpec, tofu_data: Path) -> None:
+    task = load_samples(spec, DataOptions(tofu_data), None)
+    assert {(f.source, f.drift) for f in task.splits.values()} == {("local", None)}
+    asked = {sample.text for sample in task.samples if sample.split == "forget"}
+    assert {sample.split for sample in task.samples} == {"forget", "holdout"}
+    assert not asked & {sample.text for sample in task.samples if sample.split == "holdout"}
+    assert spec.plain_text(task.splits["forget"].rows[0], "").startswith("Question: ")
 
 
 # What RWKU (arXiv 2406.10890) has: rows of its paper, and the prompts of its code.
@@ -200,6 +244,16 @@ def test_rwkus_rows_and_prompts(spec: TaskSpec, rwku_data: Path) -> None:
         begun = "" if row["type"] == "affirmative suffix" else "Answer:"
         assert [turn.content for turn in sample.turns] == ([user, begun] if begun else [user])
         assert sample.text == user + begun
+
+
+@pytest.mark.slow  # a second each
+@pytest.mark.parametrize("spec", MEMBERSHIP, ids=name)
+def test_rwkus_membership_sets(spec: TaskSpec, rwku_data: Path) -> None:
+    task = load_samples(spec, DataOptions(rwku_data), None)
+    (split,) = task.splits.values()
+    assert split.drift is None
+    assert len({row["subject"] for row in split.rows}) == 200
+    assert spec.want == ("low" if spec.task == "rwku_mia_forget" else "high")
 
 
 # Rows that can be read here.

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from tests.independent.boards import board_differences
 from tests.independent.rows import comparison, differences
 from tests.recovery.test_policy import run_steps
 from tests.recovery.test_recovery_independent import models
+from tests.tutorials import FOLDER, follow
+from unlearnbench import methods
 
 Rows = dict[tuple[str, str, str], dict[str, Any]]
 F, R = "demo_knowmem_f", "demo_knowmem_r"
@@ -239,3 +242,15 @@ def test_a_killed_demo_ends_with_the_same_table(short: Path, tmp_path: Path) -> 
         time.sleep(1)  # its workers see it and end
     rows = demo(out, *arguments)
     assert rows == rows_of(short)
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize("page", sorted(FOLDER.glob("*.md")), ids=lambda page: page.stem)
+def test_a_tutorial_runs_as_it_stands(
+    short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: Path
+) -> None:
+    shutil.copytree(short, tmp_path / "demo-out")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(methods, "FOLDERS", [*methods.FOLDERS, tmp_path / "unlearnbench/methods"])
+    assert follow(page) >= 2

@@ -16,14 +16,14 @@ from unlearnbench.boards.entry import Submission
 from unlearnbench.demo import pipeline, work
 from unlearnbench.demo.meter import measured
 from unlearnbench.demo.pipeline import MADE, clear, files_sha256, part_keys, run_demo
-from unlearnbench.demo.recipe import METHODS, PRECISIONS, DemoOptions
+from unlearnbench.demo.recipe import METHODS, MORE, PRECISIONS, DemoOptions
 from unlearnbench.demo.start import DATA
-from unlearnbench.demo.work import is_trained
 from unlearnbench.errors import EvaluationError, Failure, MetricError, OptionError
 from unlearnbench.recovery import UTILITY_FLOOR
 from unlearnbench.recovery.overview import overview
 from unlearnbench.recovery.verdicts import RecoveryRow
 from unlearnbench.tasks.registry import builtin_task_dir
+from unlearnbench.training.output import is_trained
 
 KEYS = {"models": "one", "runs": "two", "board": "three"}
 TREE = ("models/target/file", "runs/target/file", "recovery.json", "entries/ga.json")
@@ -207,11 +207,12 @@ def test_a_seed_or_the_l1_step_changes_everything_and_a_method_only_the_board(
 
     assert changed(dense=True) == changed(seed=1) == ["models", "runs", "board"]
     assert changed(precisions=("none", "rtn-int4")) == ["runs", "board"]
+    assert changed(more=("noise-5",)) == ["runs", "board"]
     assert changed(methods=("ga_gdr",)) == ["board"]
 
 
 @pytest.mark.parametrize("step", [work.make_table, work.make_board])
-def test_short_steps_have_a_bar(
+def test_short_steps_show_how_far_they_are(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -225,8 +226,9 @@ def test_short_steps_have_a_bar(
         *("boards.add_entry", "boards.tables.build_board"),
     ):
         monkeypatch.setattr(f"unlearnbench.{name}", nothing)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     pipeline.timed(step, "step", DemoOptions(tmp_path, progress=True))
-    assert "step: 100%" in capsys.readouterr().err
+    assert "step: 0 of " in capsys.readouterr().err
     pipeline.timed(step, "step", DemoOptions(tmp_path))
     assert "step:" not in capsys.readouterr().err, "none where nobody looks"
 
@@ -313,3 +315,4 @@ def test_entries_of_the_demos_board_say_that_they_were_chosen_on_what_is_reporte
 def test_every_method_of_the_issue_is_there() -> None:
     assert set(METHODS) == {"ga", "ga_gdr", "ga_klr", "npo_gdr", "npo_klr", "ga_gdr_sure"}
     assert PRECISIONS == ("none", "rtn-int8", "rtn-int4", "bnb-nf4")
+    assert len({*PRECISIONS, *MORE} - {"none"}) >= 8

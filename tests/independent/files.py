@@ -93,6 +93,45 @@ def read_entry(file: Path) -> tuple[Model, str]:
     """A board's entry and its role."""
     entry = json.loads(file.read_text(encoding="utf-8"))
     model = Model(entry["name"])
-    for one in entry["runs"]:
-        _add(model, one["run"], one["samples"].__getitem__)
+    first = entry["runs"][0]
+    for number, one in enumerate(entry["runs"]):
+        if entry["format_version"] == 3:
+            run = _merged(first, one) if number else one
+            tables = {task: _records(columns) for task, columns in run["samples"].items()}
+            _add(model, run["run"], tables.__getitem__)
+        else:
+            _add(model, one["run"], one["samples"].__getitem__)
     return model, entry["role"]
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """RFC 7396, as far as patches of objects go."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    both = {key: _merged(old.get(key), new.get(key, old.get(key))) for key in {**old, **new}}
+    return {key: value for key, value in both.items() if key not in new or new[key] is not None}
+
+
+def _records(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """What figures are made of, out of columns of numbers."""
+    rows = [
+        (split, row)
+        for split, words in columns["ids"].items()
+        for first, _, last in (word.partition("-") for word in words.split())
+        for row in range(int(first), int(last or first) + 1)
+    ]
+    records: list[dict[str, Any]] = [
+        {"id": f"{split}/{row}", "split": split, "scores": {}} for split, row in rows
+    ]
+    if "score" in columns:
+        for record, word in zip(records, columns["score"].split(), strict=True):
+            record["score"] = _number(word)
+    for name, column in columns.get("scores", {}).items():
+        for record, word in zip(records, column.split(), strict=True):
+            record["scores"][name] = _number(word)
+    return records
+
+
+def _number(word: str) -> float:
+    top, _, bottom = word.partition("/")
+    return float(top) / float(bottom or 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from unlearnbench.boards import add_entry, read_board
 from unlearnbench.boards.entry import Submission
 from unlearnbench.boards.tables import build_board
 from unlearnbench.boards.verify import verify_board
+from unlearnbench.lm_eval.tables import below_chance
 from unlearnbench.results import HarnessResult
 from unlearnbench.runs.folder import read_run
 
@@ -44,6 +46,20 @@ def put(folder: Path, value: float, **changes: Any) -> None:
         content["harness"] = {"mm|u<b>": result}
         path.write_text(json.dumps(content), encoding="utf-8")
         assert read_run(path.parent).harness is not None
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "below"),
+    # Of 408 chemistry questions 84 right are the most that guessing reaches in 2.5% of cases.
+    [(84, 408, True), (85, 408, False), (102, 408, False), (0, 12, False), (0, 13, True)],
+)
+def test_below_chance_is_marked_where_guessing_seldom_gets(right: int, n: int, below: bool) -> None:
+    guesses = sum(math.comb(n, k) * 0.25**k * 0.75 ** (n - k) for k in range(right + 1))
+    assert (guesses < 0.025) == below
+    metric = {"name": "acc", "filter": "none", "value": right / n}
+    facts = {"kind": "task", "version": "1", "lm_eval": "0.4.13", "metrics": [metric], "n": n}
+    assert below_chance(HarnessResult.model_validate({**facts, "chance": 0.25})) == below
+    assert not below_chance(HarnessResult.model_validate(facts)), "chance is not known"
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,14 @@ from tests.conftest import MakeCheckpoint, Toy
 from tests.toy_runs import Bench, Skill, few_draws
 from unlearnbench.conditions import resolve
 from unlearnbench.errors import OptionError
-from unlearnbench.recovery.attacks import SUITES, Attack, attack_table, attacks, plot_attacks
+from unlearnbench.recovery.attacks import (
+    SUITES,
+    Attack,
+    attack_table,
+    attacks,
+    cost_of,
+    plot_attacks,
+)
 from unlearnbench.recovery.compare import compare, open_comparison
 
 
@@ -42,6 +51,24 @@ def test_the_largest_gain_comes_first_beside_its_control(found: list[Attack]) ->
     assert taught.row.verdict == "the attack teaches"
     assert rounded.control is None, "the retrained model was not quantized"
     assert rounded.row.verdict == "recovers"
+
+
+def test_what_relearning_cost_is_told() -> None:
+    figures = {"forward_passes": 80.0, "backward_passes": 80.0, "seconds": 2.6}
+    proof, options = SimpleNamespace(figures=figures), SimpleNamespace(further={"steps": 20})
+    learned = SimpleNamespace(kind="relearned", first=None, options=options, proof=proof)
+    rounded = SimpleNamespace(kind="relearned-quantized", first=learned)
+    older = SimpleNamespace(**{**vars(learned), "proof": None})
+    asked = SimpleNamespace(kind="asked", first=None, options=SimpleNamespace(further={}))
+    said = []
+    for condition in (learned, rounded, older, asked):
+        task = SimpleNamespace(searches=None, leak=None)
+        run: Any = SimpleNamespace(
+            task=lambda _, task=task: task, result=SimpleNamespace(condition=condition)
+        )
+        said.append(cost_of(run, "t"))
+    spent = "20 steps, 160 passes, 3 s"
+    assert said == [spent, spent, "20 steps", "one answer each"]
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])

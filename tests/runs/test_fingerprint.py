@@ -17,6 +17,7 @@ from tests.test_results import SHA, make_result
 from unlearnbench.results import SplitData
 from unlearnbench.runs.fingerprint import (
     Fingerprint,
+    across_sha256,
     describe_environment,
     differences,
     git_hash,
@@ -305,3 +306,17 @@ def test_tokenizers_are_compared_by_what_they_do_where_both_runs_say_it() -> Non
         assert (tokenizer_sha256(ours, theirs) == tokenizer_sha256(theirs, ours)) is same
     parted = new.model_copy(update={"tokenizer_probe_sha256": b})
     assert tokenizer_sha256(new, parted) != tokenizer_sha256(parted, new)
+
+
+def test_tokens_that_steer_make_no_difference_between_two_checkpoints_but_in_one_run() -> None:
+    a, b, c = ("a" * 64, "b" * 64, "c" * 64)
+    facts = {"tokenizer_sha256": a, "tokenizer_probe_sha256": a}
+    plain = make_result().checkpoint.model_copy(update=facts)
+    facts = {"tokenizer_sha256": b, "tokenizer_probe_sha256": b, "tokenizer_unsteered_sha256": a}
+    steered = plain.model_copy(update=facts)
+    assert across_sha256(plain, steered) == across_sha256(steered, plain)
+    assert tokenizer_sha256(plain, steered) != tokenizer_sha256(steered, plain)
+    other = steered.model_copy(update={"tokenizer_unsteered_sha256": c})
+    assert across_sha256(plain, other) != across_sha256(other, plain)
+    old = plain.model_copy(update={"tokenizer_probe_sha256": None})
+    assert across_sha256(old, steered) != across_sha256(steered, old), "nobody knows"

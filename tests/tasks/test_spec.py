@@ -190,8 +190,8 @@ def test_a_task_without_shots_reads_one_split(tmp_path: Path) -> None:
         ("  test: {", "  ../test: {", "../test", "splits."),
         ("task: toy", "task: toys", "task: toys", "task is 'toys' but the file's name is 'toy'"),
         ("task: toy", "task: a toy", "task: a toy", "task: "),
-        ("generate_until", "perplexity", "perplexity", "output_type must be one of answer_logl"),
-        ("generate_until", "[x]", "[x]", "output_type must be one of answer_loglikelihood, "),
+        ("generate_until", "perplexity", "perplexity", "output_type must be one of answer_memb"),
+        ("generate_until", "[x]", "[x]", "output_type must be one of answer_membership, "),
         # An empty stop string would end every output before its first word.
         ('- "two"', '- ""', '- ""', "until"),
         ("do_sample: true", 'until: [x, ""]', "[x,", "until"),
@@ -273,7 +273,7 @@ def test_a_missing_nested_key_is_shown_at_its_parent(tmp_path: Path) -> None:
 def test_no_output_type(tmp_path: Path) -> None:
     line, message = fault(tmp_path, edit(GENERATION, "output_type: generate_until\n", ""))
     assert line == 1
-    assert message.startswith("output_type must be one of answer_loglikelihood, ")
+    assert message.startswith("output_type must be one of answer_membership, ")
 
 
 def test_a_text_that_is_no_task_at_all(tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_muse_is_news_and_books() -> None:
     groups = load_registry().groups
     assert groups["muse"] == (*groups["books"], *groups["news"])
     assert set(groups) <= {"books", "demo", "muse", "news", "rwku"} | {
-        g for g in groups if "tofu" in g
+        g for g in groups if g.startswith(("tofu", "news_scal_", "news_sust_", "rwku_membership"))
     }
 
 
@@ -479,7 +479,7 @@ def test_a_wrong_file_stops_only_those_who_ask_for_it(tmp_path: Path, text: str)
     write(tmp_path, named("a"), "a.yaml")
     write(tmp_path, text, "b.yaml")
     registry = load_registry([tmp_path])
-    assert len(registry.resolve(["a", "news_*"])) == 5
+    assert len(registry.resolve(["a", "news_*"])) == 9
     for word in ("b", "b*", "toys"):  # toys: it may be the group of what cannot be read
         with pytest.raises(TaskError, match="b.yaml:"):
             registry.resolve(["a", word])

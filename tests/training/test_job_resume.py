@@ -27,10 +27,21 @@ class Stop(BaseException):
     """What a killed process looks like from inside."""
 
 
-QUICK = ["npo_klr", "ga_gdr_sure", "ga_gdr_lora", "tv", "whp_ft"]
+ANCHORS = "whp_ft --anchors"
+QUICK = ["npo_klr", "ga_gdr_sure", "ga_gdr_lora", "tv", ANCHORS]
 SLOW = [
     pytest.param(name, marks=pytest.mark.slow)
-    for name in ("flearn", "npo_gdr_lau", "pcgu", "undo", "eul", "kga")
+    for name in (
+        "flearn",
+        "npo_gdr_lau",
+        "pcgu",
+        "undo",
+        "eul",
+        "kga",
+        "loo_klr",
+        "quark",
+        "whp_ft",
+    )
 ]
 
 
@@ -40,6 +51,10 @@ def test_interrupted_and_resumed_gives_the_same_weights(
 ) -> None:
     options = {"max_steps": 4, "save_steps": 2, "schedule": "cosine"}
     options |= {"survive": "rtn-int4"} if method.startswith("ga_gdr") else {}
+    if method == ANCHORS:
+        method, given = "whp_ft", tmp_path / "anchors.json"
+        given.write_text('{"Ada Brill": "Kim Doe"}', encoding="utf-8")
+        job = replace(job, anchors=str(given))
     whole = go(job, tmp_path / "whole", method, **options)
     step = trainer_module.UnlearnTrainer.training_step
     seen = []

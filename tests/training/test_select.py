@@ -12,6 +12,8 @@ import pytest
 from tests.cli.test_main import call
 from tests.conftest import Toy
 from tests.tasks.kinds.test_generate_blank import with_second
+from unlearnbench.checkpoints.origin import Selection
+from unlearnbench.evaluation import evaluate
 from unlearnbench.training import trainer
 from unlearnbench.training.output import OutputFolder
 
@@ -80,6 +82,35 @@ def test_evaluations_before_an_interruption_stay_in_the_record(
     kept.write_bytes(evaluated)
     assert select(toy, out, "-1", *resumed, "--resume") == whole, "2 is kept, 4 comes again"
     assert [entry["step"] for entry in whole["evaluated"]] == [2, 4, 5]  # type: ignore[attr-defined]
+
+
+def test_what_is_to_survive_conditions_is_chosen_at_them(
+    toy: Toy, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule is met where the worst of all conditions meets it: here rtn-int4 at the second."""
+    asked = []
+    score = evaluate.score_checkpoint
+
+    def worse(*given: Any) -> Any:
+        asked.append(given[4:])
+        plain, there = score(*given)
+        task = there.tasks["toy_knowmem_f"]
+        value = 100.0 if len(asked) == 1 else -1.0
+        return [
+            plain,
+            there.model_copy(
+                update={"tasks": {"toy_knowmem_f": task.model_copy(update={"value": value})}}
+            ),
+        ]
+
+    monkeypatch.setattr(evaluate, "score_checkpoint", worse)
+    found: Any = select(toy, tmp_path / "out", "99", *quick, "--survive", "rtn-int4")
+    assert asked == [("none", "rtn-int4")] * 2
+    assert (found["chosen_step"], found["reached"]) == (4, True)
+    assert [e["conditions"]["rtn-int4"]["toy_knowmem_f"] for e in found["evaluated"]] == [100, -1]
+    assert found["evaluated"][0]["scores"]["toy_knowmem_f"] <= 99, "in full precision it was met"
+    assert found["rule"].endswith("retrained model's, at rtn-int4 too")
+    assert str(Selection.model_validate(found)) == "toy_knowmem_f, all rows, at rtn-int4 too"
 
 
 def test_a_chosen_step_is_no_checkpoint_to_go_on_from(

@@ -1,5 +1,5 @@
 """A board: its definition in ``board.yaml``, and one JSON file an entry: a checkpoint's runs with
-their samples.
+the scores of their samples that decide.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
+from unlearnbench.boards.columns import decisive, packed, shorten, unpacked
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.results import (
     FULL,
@@ -27,10 +28,10 @@ from unlearnbench.results import (
 )
 from unlearnbench.runs.entries import Entry, LoadedRun, load_entries
 from unlearnbench.tasks.registry import Registry, load_registry
-from unlearnbench.util.files import write_text
-from unlearnbench.util.validation import read_model, read_yaml_model
+from unlearnbench.util.files import read_json, write_text
+from unlearnbench.util.validation import as_model, read_yaml_model
 
-# One of 50 rows a set at seven precisions has 1.3 MB without texts.
+# One of format 2 of 50 rows a set at seven precisions has 1.3 MB without texts.
 _LARGEST = 256 * 2**20
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 
@@ -118,7 +119,8 @@ class EntryRun(Document):
 class BoardEntry(Document):
     """What ``leaderboard add`` writes."""
 
-    format_version: Literal[1, 2] = 2
+    format_version: Literal[1, 2, 3] = 2
+    """From 3 on records hold the scores that decide, see ``compact``, and the file has columns."""
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=80)
     """The file's name too."""
     board: str
@@ -129,13 +131,22 @@ class BoardEntry(Document):
     prompts, outputs and references."""
     runs: tuple[EntryRun, ...] = Field(min_length=1)
 
+    @property
+    def is_compact(self) -> bool:
+        """Whether its records hold the scores that decide alone."""
+        return self.format_version == 3
+
     def loaded(self) -> Entry:
-        """The entry's runs as the comparison takes them; ResultError where two are of one
-        precision.
+        """The entry's runs as the comparison takes them, with hashes as ``compact`` has them;
+        ResultError where two are of one precision.
         """
         path, runs = Path(f"{self.name}.json"), dict[str, LoadedRun]()
+        long = not (self.texts or self.is_compact)
         for part in self.runs:
-            records = {task: list(each) for task, each in part.samples.items()}
+            records = {
+                task: [record.with_texts(shorten) if long else record for record in each]
+                for task, each in part.samples.items()
+            }
             runs[part.run.condition.name] = LoadedRun(path, part.run, records)
         if len(runs) != len(self.runs):
             raise ResultError(f"{self.name} has two runs of one precision")
@@ -178,8 +189,29 @@ def add_entry(board: Board, runs: Sequence[Path], submission: Submission) -> Pat
     except ValidationError as error:
         raise OptionError(f"--name: {one_line(error.errors()[0]['msg'])}") from None
     path = board.entries / f"{entry.name}.json"
-    write_text(path, entry_json(entry))
+    write_text(path, entry_json(compact(entry)))
     return path
+
+
+def compact(entry: BoardEntry) -> BoardEntry:
+    """The same in format 3: of each sample the score that decides, which is the task's own figure
+    or attack; of a task the figures that follow from these. The rest is held by ``records_sha256``
+    alone. Without texts, hashes are short and a generation's number of tokens is left out. Raises
+    ResultError where a text has no score of its task's attack.
+    """
+    parts = []
+    for part in entry.runs:
+        tasks = {
+            name: task.model_copy(update={"scores": {}, "attacks": None})
+            for name, task in part.run.tasks.items()
+        }
+        samples = {
+            name: tuple(decisive(record, tasks[name].attack, entry.texts) for record in records)
+            for name, records in part.samples.items()
+        }
+        run = part.run.model_copy(update={"tasks": tasks})
+        parts.append(EntryRun(run=run, samples=samples))
+    return entry.model_copy(update={"format_version": 3, "runs": tuple(parts)})
 
 
 def _part(board: Board, run: LoadedRun, texts: bool) -> EntryRun:
@@ -216,14 +248,20 @@ def _without_folders(task: TaskResult) -> TaskResult:
 
 
 def digest(text: str, board: str) -> str:
-    """What a board that publishes no texts has in a text's place."""
+    """What a board that publishes no texts has in a text's place, before it is shortened."""
     content = f"unlearnbench:{board}:{text}".encode(errors="surrogatepass")
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def entry_json(entry: BoardEntry) -> str:
-    """The one way to write an entry: a file that differs from it by a digit is not ours."""
-    return _as_text(entry.model_dump(mode="python", exclude_none=True))
+    """The one way to write an entry: a file that differs from it by a digit is not ours. Raises
+    ResultError where a task's samples are not numbered rows, one split after another.
+    """
+    content = entry.model_dump(mode="python", exclude_none=True)
+    try:
+        return _as_text(packed(content) if entry.is_compact else content)
+    except ValueError as error:
+        raise ResultError(f"{entry.name}: {one_line(error)}") from None
 
 
 def _as_text(content: object) -> str:
@@ -231,8 +269,8 @@ def _as_text(content: object) -> str:
 
 
 def is_as_written(path: Path, entry: BoardEntry) -> bool:
-    """Whether the file is, digit by digit, as ``add_entry`` wrote it. One of format 1 is written as
-    it was then, and says in the words of format 2 what is written now.
+    """Whether the file is, digit by digit, as it was written. One of format 1 is written as it was
+    then, and says in the words of format 2 what was written later.
     """
     content = path.read_bytes()
     if entry.format_version == 1:
@@ -246,7 +284,13 @@ def is_as_written(path: Path, entry: BoardEntry) -> bool:
 
 def read_entry(path: Path) -> BoardEntry:
     """An entry's file. Raises ResultError, which says where, if it is none."""
-    entry = read_model(path, BoardEntry, ResultError, _LARGEST)
+    content = read_json(path, ResultError, _LARGEST)
+    if isinstance(content, dict) and content.get("format_version") == 3:
+        try:
+            content = unpacked(content)
+        except (ValueError, RecursionError) as error:
+            raise ResultError(f"{path}: {one_line(error)}") from None
+    entry = as_model(path, content, BoardEntry, ResultError)
     if path.stem != entry.name:
         raise ResultError(f"{path} holds the entry {entry.name}; the two names must be one")
     return entry

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from unlearnbench.boards.entry import Board, BoardEntry, EntryRun, digest, is_as_written, read_entry
-from unlearnbench.boards.verify_anchors import SAME, Verdict, alike, verify_anchors
-from unlearnbench.errors import MetricError, OptionError, ResultError, UnlearnbenchError, one_line
+from unlearnbench.boards.entry import Board, BoardEntry, EntryRun, is_as_written, read_entry
+from unlearnbench.boards.verify_anchors import Verdict, alike, verify_anchors
+from unlearnbench.boards.verify_samples import digest_problems, rescored, sample_problems
+from unlearnbench.errors import OptionError, ResultError, UnlearnbenchError, one_line
 from unlearnbench.recovery.controls import leaves, needs_control
 from unlearnbench.results import (
     FULL,
     ON_GRID,
     STORED,
     AnswerRecord,
-    GenerationRecord,
-    SampleRecord,
+    LikelihoodRecord,
     TaskResult,
 )
 from unlearnbench.runs.entries import require_alike
 from unlearnbench.runs.fingerprint import ASKED
 from unlearnbench.runs.folder import encode_records
 from unlearnbench.tasks.registry import Registry
-from unlearnbench.tasks.rows import limited_count, task_result
-from unlearnbench.tasks.spec import TaskSpec, generation_metric
-
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+from unlearnbench.tasks.rows import task_result
+from unlearnbench.tasks.spec import TaskSpec
 
 
 def verify_board(board: Board) -> tuple[list[BoardEntry], list[Verdict]]:
@@ -105,7 +102,7 @@ def _verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: 
         verdict.problems += [f"{where}: {what}" for what in _run_problems(board, part)]
         for name, version in board.rules.tasks.items():
             spec = registry.of_version(name, version)
-            problems = _task_problems(spec, version, part, texts)
+            problems = _task_problems(spec, version, part, texts, entry.is_compact)
             verdict.problems += [f"{where}: {name}: {what}" for what in problems]
     verdict.notes += _old_intervals(board, entry)
     if any(part.run.harness for part in entry.runs):
@@ -113,10 +110,15 @@ def _verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: 
         verdict.notes.append(what)
     if not entry.texts:
         for name in board.rules.tasks:
-            verdict.problems += _digest_problems(entry, registry.tasks[name])
+            verdict.problems += digest_problems(entry, registry.tasks[name])
         verdict.notes.append(
             "no texts: the scores of single answers, the records' hashes and the number of empty "
             "outputs could not be recomputed"
+        )
+    elif entry.is_compact and any(registry.tasks[n].needs_reference for n in board.rules.tasks):
+        verdict.notes.append(
+            "the records' hashes of membership attacks could not be recomputed: of each text there "
+            "is the score of the attack that decides"
         )
 
 
@@ -133,8 +135,7 @@ def _old_intervals(board: Board, entry: BoardEntry) -> Iterator[str]:
         where = "; ".join(f"{', '.join(names)} at {at}" for at, names in tasks.items())
         yield (
             f"{entry.name}.json holds intervals of the old kind, which are not checked: "
-            f"{one_line(where, 1000)}; run `unlearnbench leaderboard build --recompute` to "
-            "replace them"
+            f"{one_line(where, 1000)}; run `unlearnbench leaderboard rewrite` to replace them"
         )
 
 
@@ -160,7 +161,9 @@ def _run_problems(board: Board, part: EntryRun) -> Iterator[str]:
             yield f"{name}: {result.n} samples, at least {rules.min_samples} needed"
 
 
-def _task_problems(spec: TaskSpec, version: float, part: EntryRun, texts: bool) -> Iterator[str]:
+def _task_problems(
+    spec: TaskSpec, version: float, part: EntryRun, texts: bool, compact: bool
+) -> Iterator[str]:
     """What a task's result states and its samples, or the board's task, do not bear out. ``texts``:
     whether the entry has texts, and may.
     """
@@ -171,21 +174,26 @@ def _task_problems(spec: TaskSpec, version: float, part: EntryRun, texts: bool) 
     if result.version != version:
         yield f"version {result.version:g}, the board has {version:g}"
     yield from _definition_problems(spec, result)
-    wrong = list(_sample_problems(spec, records, result.n, part.run.settings.limit))
+    wrong = list(sample_problems(spec, part, compact))
     yield from wrong
     if wrong:
         return
     if result.unchanged and not leaves(part.run.condition.name, spec):
         yield "marked unchanged, and its condition does not leave it as it is"
     if texts or spec.record_type is AnswerRecord:  # whose facts are numbers
-        yield from _score_problems(spec, records)
-    if texts and hashlib.sha256(encode_records(records)).hexdigest() != result.records_sha256:
+        problems, whole = rescored(spec, records, compact)
+        records = tuple(whole)
+        yield from problems
+    hashed = texts and not (compact and spec.record_type is LikelihoodRecord)
+    if hashed and hashlib.sha256(encode_records(records)).hexdigest() != result.records_sha256:
         yield "the samples are not those of records_sha256"
     try:
         fresh = task_result(spec, records, result.records_sha256, part.run.settings.seed)
     except UnlearnbenchError as error:
         yield one_line(error)
         return
+    if compact:  # what is held by the records' hash alone is not stated
+        fresh = fresh.model_copy(update={"scores": {}, "attacks": None})
     # Figures that are not what the records give. Intervals are too: the bootstrap is seeded.
     names = ["n", "scores", "auc", "auc_stderr", "auc_ci", "attack", "attacks", "leak"]
     names += ["empty_outputs"] if texts else []
@@ -219,70 +227,3 @@ def _definition_problems(spec: TaskSpec, result: TaskResult) -> Iterator[str]:
             yield f"split {one_line(part.split, 60)} was read with drift"
     if {part.split for part in result.data} != set(spec.used_splits):
         yield "the splits read are not the task's"
-
-
-def _sample_problems(
-    spec: TaskSpec, records: Sequence[SampleRecord], n: int, limit: int | float | None
-) -> Iterator[str]:
-    """What keeps ``records`` from being those of a run of ``spec``. Such must not be computed
-    with: their number and their fields have no bound.
-    """
-    splits = spec.asked_splits
-    for split in splits:
-        if n != limited_count(spec.splits[split].rows, limit):
-            yield f"{n} samples of {split}, the run's settings give another number"
-            return
-    if [record.id for record in records] != [f"{s}/{i}" for s in splits for i in range(n)]:
-        yield f"the samples are not the first {n} of {', '.join(splits)} in order"
-    if any(record.task != spec.task or type(record) is not spec.record_type for record in records):
-        yield "a sample is another task's, or of another kind"
-    names = spec.figures()
-    # --ppl-lower adds one to all of a run's texts.
-    figures = {frozenset(record.scores) for record in records}
-    if len(figures) != 1 or figures.pop() - spec.optional_figures != names:
-        yield f"the samples' figures are not {', '.join(sorted(names))}"
-
-
-def _score_problems(spec: TaskSpec, records: Sequence[SampleRecord]) -> Iterator[str]:
-    """Answers whose stated scores are not what their texts give, or their facts."""
-    what = "facts" if spec.record_type is AnswerRecord else "texts"
-    for record in records:
-        where = one_line(record.id, 60)
-        try:
-            figures = spec.rescore(record)
-        except MetricError as error:
-            yield f"{where}: {one_line(error)}"
-            continue
-        for name, (stated, ours) in figures.items():
-            if abs(stated - ours) > SAME:
-                yield f"{where}: {name} is {stated}, its {what} give {ours}"
-
-
-def _digest_problems(entry: BoardEntry, spec: TaskSpec) -> Iterator[str]:
-    """Texts in place of hashes, and what hashes still show of a task's scores, at all precisions:
-    an answer that is the reference, an empty one, and two answers that are one.
-    """
-    for part in entry.runs:
-        for record in part.samples.get(spec.task, ()):
-            if record.with_texts(lambda t: t if _DIGEST.fullmatch(t) else f"{t}?") != record:
-                where = f"{part.run.condition.name}: {spec.task}: {one_line(record.id, 60)}"
-                yield f"{where}: a text stands where its hash should"
-    if spec.record_type is not GenerationRecord:
-        return
-    metric = generation_metric(spec.metric)
-    right = metric.score_output("a", "a")[metric.HEADLINE]
-    nothing, empty = metric.score_output("", "a")[metric.HEADLINE], digest("", entry.board)
-    known: dict[tuple[str, str], tuple[float, dict[str, float]]] = {}
-    for part in entry.runs:
-        for record in part.samples.get(spec.task, ()):
-            if not isinstance(record, GenerationRecord):
-                continue
-            where = f"{part.run.condition.name}: {spec.task}: {one_line(record.id, 60)}"
-            pair = (record.output, record.target)
-            if record.output == record.target and record.score != right:
-                yield f"{where}: scored {record.score:g}, and its output is the reference"
-            if record.output == empty and record.score != nothing:
-                yield f"{where}: scored {record.score:g}, and its output is empty"
-            scores = (record.score, record.scores)
-            if known.setdefault(pair, scores) != scores:
-                yield f"{where}: the same answer is scored otherwise elsewhere"

@@ -33,7 +33,7 @@ _HUB_IGNORED = ["consolidated*", "original/*", "onnx/*"]
 # indexes of some MB, and configs of some hundred KB, with a name for each of many modules.
 _LARGE, _SMALL = 64 * 2**20, 8 * 2**20
 _LARGE_FILES = re.compile(
-    r"(tokenizer|vocab|unlearning|.*\.index)\.json|(tokenizer|spiece)\.model|(vocab|merges)\.txt"
+    r"(tokenizer|vocab|unlearning|shards|.*\.index)\.json|(tokenizer|spiece)\.model|(vocab|merges)\.txt"
 )
 _SMALL_FILES = re.compile(
     r"((generation_|adapter_|tokenizer_)?config|special_tokens_map|added_tokens|whp|ensemble)\.json"

@@ -25,7 +25,9 @@ class _Part(BaseModel):
 class SourceRecord(_Part):
     """One source of texts."""
 
-    role: Literal["forget", "retain", "auxiliary", "alternatives", "spans", "unseen", "data"]
+    role: Literal[
+        "forget", "retain", "auxiliary", "alternatives", "spans", "anchors", "unseen", "data"
+    ]
     source: str
     """As given: a file or task:NAME."""
     rows: int = Field(gt=0)
@@ -61,6 +63,8 @@ class Evaluated(_Part):
 
     step: int = Field(gt=0)
     scores: dict[str, float]
+    conditions: dict[str, dict[str, float]] | None = None
+    """The same at each condition of --survive; None: it was not asked for."""
 
 
 class Selection(_Part):
@@ -81,6 +85,7 @@ class Selection(_Part):
         """Which scores the choice has seen."""
         seen = "rows not recorded" if self.rows is None else f"first {self.rows} rows"
         says = f"{self.task}, {'all rows' if self.rows == 'all' else seen}"
+        says += "".join(f", at {name} too" for name in self.evaluated[0].conditions or ())
         return says if self.reached else f"{says}, never low enough: the last step"
 
 

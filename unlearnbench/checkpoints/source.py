@@ -35,7 +35,7 @@ class EnsembleFacts(BaseModel):
     format_version: Literal[1] = 1
     method: _Name
     """The whole method whose ``combine`` joins the logits."""
-    models: tuple[_Name, ...] = Field(min_length=2, max_length=63, strict=False)
+    models: tuple[_Name, ...] = Field(min_length=1, max_length=63, strict=False)
     """Their folders."""
     numbers: dict[str, float] = Field(max_length=64)
     """What ``combine`` needs to know."""
@@ -72,8 +72,8 @@ class EnsembleSource:
     """
 
     def __init__(self, model: str, path: Path, options: LoadOptions, keep: bool) -> None:
-        if options.base is not None or options.revision is not None:
-            raise OptionError(f"{model} holds several checkpoints; leave --base and --revision out")
+        if options.revision is not None:
+            raise OptionError(f"{model} holds several checkpoints; leave --revision out")
         folder, record = path.parent, path.parent / FILE
         check_folder(folder)
         self.options = options

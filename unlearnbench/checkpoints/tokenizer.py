@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.find import (
@@ -35,6 +36,10 @@ PROBE = (
     'a_b() {"x": [1, 2]} // https://x.y/z?q=1#a&b C++ @me 50% $5 ~/ HTMLParser',
 )
 """Where tokenizers' rules part: digits, line ends, contractions, runs of blanks, accents, Han."""
+
+REWARD = "<|quark_{}|>"
+"""Special tokens behind which Quark's models answer: they steer, and are neither written nor
+scored."""
 
 # Tokens without a row that a tokenizer may have: a library or a training adds some, no thousand.
 _MOST_ADDED = 100
@@ -211,16 +216,19 @@ def tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     return content_sha256(content)
 
 
-def probe_sha256(tokenizer: PreTrainedTokenizerBase, rows: int) -> str:
+def probe_sha256(
+    tokenizer: PreTrainedTokenizerBase, rows: int, without: Collection[int] = ()
+) -> str:
     """Hash what a tokenizer makes of texts and of ids. However its files put it: not its class, nor
-    its options, nor a padding token of its own, which is masked, nor ids beyond the model's rows.
+    its options, nor a padding token of its own, which is masked, nor ids beyond the model's rows,
+    nor those ``without`` which it is asked for.
     """
-    ids = probe_ids(tokenizer)
+    ids = [[n for n in found if n not in without] for found in probe_ids(tokenizer)]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     own = {} if backend is None else json.loads(backend.to_str())["model"]
     added = set(getattr(tokenizer, "added_tokens_decoder", {}))
     padding: set[Any] = {tokenizer.pad_token_id} - {tokenizer.eos_token_id, tokenizer.bos_token_id}
-    named = {n for n in added - padding if n < rows}
+    named = {n for n in added - padding if n < rows} - set(without)
     words = {word: n for word, n in tokenizer.get_vocab().items() if n not in added}
     facts = {
         "ids": ids,
@@ -249,6 +257,14 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tu
         )
     ids: list[Any] = [*listed, *named_ends(tokenizer.eos_token_id)]
     return tuple(dict.fromkeys(map(int, ids)))
+
+
+def reward_ids(tokenizer: Any, rows: int) -> tuple[int, ...]:
+    """The ids of ``REWARD`` tokens, below ``rows``."""
+    name = re.compile(re.escape(REWARD).replace(r"\{\}", r"\d+"))
+    added = getattr(tokenizer, "added_tokens_decoder", {}).items()
+    found = (n for n, token in added if token.special and name.fullmatch(token.content))
+    return tuple(sorted(n for n in found if n < rows))
 
 
 def require_open_end(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:

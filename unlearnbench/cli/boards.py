@@ -11,7 +11,7 @@ import click
 from unlearnbench.boards import Board, add_entry, find_boards, read_board
 from unlearnbench.boards.entry import Submission
 from unlearnbench.boards.index import keep_build, write_index
-from unlearnbench.boards.recompute import recompute_board
+from unlearnbench.boards.rewrite import rewrite_board
 from unlearnbench.boards.tables import build_board
 from unlearnbench.boards.verify import verify_board
 from unlearnbench.cli.options import PushOptions, field_options, taken
@@ -48,21 +48,32 @@ def add(
     push_paths([path], options)
 
 
+@leaderboard.command("rewrite")
+@click.argument("folders", nargs=-1, metavar="[DIR...]")
+def rewrite(folders: Sequence[str]) -> None:
+    """Write older entries as `add` writes them today; DIR is a board or holds boards.
+
+    Of each sample the score that decides is kept, in columns, and intervals that an older version
+    computed are replaced from the entries' own records. Where an entry does not verify, nothing
+    is changed.
+    """
+    for board in _boards(folders):
+        for path, before, after in rewrite_board(board):
+            click.echo(printable(f"{path}: {before:,} to {after:,} bytes"))
+
+
 @leaderboard.command("build")
 @click.argument("folders", nargs=-1, metavar="[DIR...]")
-@click.option("--recompute", is_flag=True, help="First replace old intervals in the entries.")
 @click.option("--keep", metavar="NAME", help="First keep what was built before, in archive/NAME.")
-def build(folders: Sequence[str], recompute: bool, keep: str | None) -> None:
+def build(folders: Sequence[str], keep: str | None) -> None:
     """Write each board's README.md, board.csv and index.html; DIR is a board or holds boards.
 
-    With --recompute entries whose intervals an older version computed are first written anew, from
-    their own records. With --keep the page and the CSV of the last build stay beside the new
-    ones, to compare with; `leaderboard index` lists them.
+    With --keep the page and the CSV of the last build stay beside the new ones, to compare with;
+    `leaderboard index` lists them.
     """
     for board in _boards(folders):
         kept = [] if keep is None else keep_build(board, keep)
-        written = recompute_board(board) if recompute else []
-        click.echo(printable("\n".join(map(str, [*kept, *written, *build_board(board)]))))
+        click.echo(printable("\n".join(map(str, [*kept, *build_board(board)]))))
 
 
 @leaderboard.command("index")

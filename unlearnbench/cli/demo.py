@@ -12,11 +12,12 @@ from unlearnbench import conditions
 from unlearnbench.cli.options import verbose_option
 from unlearnbench.demo.meter import measured
 from unlearnbench.demo.pipeline import run_demo
-from unlearnbench.demo.recipe import METHODS, PRECISIONS, TASKS, DemoOptions
+from unlearnbench.demo.recipe import METHODS, MORE, PRECISIONS, TASKS, DemoOptions
 from unlearnbench.errors import printable
 from unlearnbench.recovery import UTILITY_FLOOR
 from unlearnbench.recovery.overview import overview
 from unlearnbench.recovery.verdicts import RecoveryRow
+from unlearnbench.results import FULL
 from unlearnbench.tasks.registry import split_names
 from unlearnbench.util.text import paint, terminal_width
 
@@ -41,22 +42,35 @@ little back."""
 @click.option("--methods", default=",".join(METHODS), show_default=True, metavar="NAMES")
 @click.option("--quant", default=",".join(PRECISIONS), show_default=True, metavar="NAMES")
 @click.option(
+    "--conditions",
+    "more",
+    default=",".join(MORE),
+    show_default=True,
+    metavar="NAMES",
+    help="Further ones, which the page alone shows; none for none.",
+)
+@click.option(
     "--out",
     metavar="DIR",
     help="Gets runs, recovery.json and index.html. [demo-out, with --dense demo-out-dense]",
 )
 @click.option("--dense", is_flag=True, help="The control: dense weights, unlearned in fp32.")
 @verbose_option
-def demo(seed: int, methods: str, quant: str, out: str | None, dense: bool) -> None:
+def demo(seed: int, methods: str, quant: str, more: str, out: str | None, dense: bool) -> None:
     """Train, unlearn, quantize and compare tiny models on the spot, in some minutes.
 
     What is done is kept in --out: an interrupted demo goes on, a finished one is shown at once.
     """
+    precisions, further = (
+        tuple(spec.name for spec in conditions.resolve(split_names(names)))
+        for names in (quant, more)
+    )
     options = DemoOptions(
         Path(("demo-out-dense" if dense else "demo-out") if out is None else out),
         seed,
         tuple(split_names(methods)),
-        tuple(spec.name for spec in conditions.resolve(split_names(quant))),
+        precisions,
+        tuple(name for name in further if name not in (FULL, *precisions)),
         dense,
         sys.stderr.isatty(),
     )

@@ -44,9 +44,11 @@ COMMANDS = {
     "attack": ("attack", "What brings it back, and how cheaply: a suite of conditions."),
     "check": ("runs", "Hold runs against a policy: exit 0 pass, 1 fail, 2 not decided."),
     "compare": ("runs", "Show what quantizing brings back."),
+    "curve": ("curve", "Show the scores of checkpoints one after another."),
     "demo": ("demo", "Train, unlearn, quantize and compare tiny models on the spot."),
     "diff": ("show", "Show what changed from one run to another, sample by sample."),
     "env": ("show", "Print what a bug report needs."),
+    "fairness": ("fairness", "Are two groups treated alike, and what evens it out (FairSISA)."),
     "finetune": ("unlearn", "Train a model on texts: to make a target, or a retrained model."),
     "import": ("runs", "Turn another tool's result folders into runs."),
     "inspect": ("quants", "Will it come back? What quantization leaves of the update."),
@@ -57,6 +59,7 @@ COMMANDS = {
     "repair": ("repair", "Mend an unlearned checkpoint, so that what it forgot stays forgotten."),
     "rescore": ("rescore", "Compute a run's figures again from its records."),
     "show": ("show", "Show a run: checkpoint, condition, proof, scores, worst samples."),
+    "sweep": ("sweep", "Many checkpoints, many conditions, on one machine or a cluster."),
     "tasks": ("tasks", "List the tasks, or show one with its first prompt."),
     "unlearn": ("unlearn", "Make an unlearned checkpoint from a target model."),
 }
@@ -100,7 +103,7 @@ class _Commands(click.Group):
     "--tasks",
     multiple=True,
     metavar="NAMES",
-    help="Task names, groups and globs, as news or news_*,demo_verbmem; and lm-eval's, as mmlu.",
+    help="Task names, groups and globs, as news or rwku_*,demo_verbmem; and lm-eval's, as mmlu.",
 )
 @click.option(
     "--quant",
@@ -212,7 +215,7 @@ def _evaluate(given: dict[str, Any]) -> None:
 
 
 class _Lines(logging.Handler):
-    """Log records as single lines on standard error, above a progress bar where there is one."""
+    """Log records as single lines on standard error, above how far the work is."""
 
     def emit(self, record: logging.LogRecord) -> None:
         kind = "" if record.levelno < logging.WARNING else "note: "

@@ -79,6 +79,7 @@ def _needs(piece: Piece) -> list[str]:
     """What has to be given beside the forget set."""
     other = ["--alternative"] if piece.about.alternatives else []
     sets = [f"--{role}" for role in piece.about.data] + ["--base"] * piece.about.base
+    sets += [f"--{role} where wanted" for role in piece.about.may]
     return [" or ".join(sets + other)] if piece.kind == "whole" and other else sets + other
 
 

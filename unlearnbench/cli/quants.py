@@ -18,6 +18,7 @@ from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.errors import OptionError, printable
 from unlearnbench.results import FULL, Condition
 from unlearnbench.tasks.registry import split_names
+from unlearnbench.util.process import ProgressLine
 from unlearnbench.util.text import fitted_table
 
 
@@ -46,10 +47,37 @@ def show_quants(model: str | None, quant: Sequence[str], as_json: bool, **given:
     click.echo(json.dumps(rows, indent=2) if as_json else _list(rows))
 
 
+_GROUPS = (
+    "as stored",
+    "textbook",
+    "calibrated",
+    "llama.cpp",
+    "float",
+    "activation",
+    "no precision",
+)
+
+
+def _group(spec: ConditionSpec) -> str:
+    """What a list shows it under."""
+    if spec.kind == "stored":
+        return "as stored"
+    if spec.kind != "quantized":
+        return "no precision"
+    if spec.kernels == ("native",):  # activations are quantized too
+        return "activation"
+    if spec.backend in ("gguf", "ggml"):
+        return "llama.cpp"
+    if spec.backend == "compressed-tensors":
+        return "float"
+    return "calibrated" if spec.calibrated else "textbook"
+
+
 def _facts(spec: ConditionSpec, device: str) -> dict[str, Any]:
     reason = spec.missing()
     return {
         "name": spec.name,
+        "group": _group(spec),
         "aliases": [alias for alias, name in conditions.ALIASES.items() if name == spec.name],
         "bits": spec.bits,
         "bits_per_weight": spec.bits_per_weight,
@@ -64,15 +92,19 @@ def _facts(spec: ConditionSpec, device: str) -> dict[str, Any]:
 
 
 def _list(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        [
-            ", ".join([row["name"], *row["aliases"]]),
-            "own" if row["bits_per_weight"] is None else f"{row['bits_per_weight']:.4g}",
-            "yes" if row["available"] else f"no: {row['reason']}",
-            row["scheme"],
+    lines = []
+    for group in _GROUPS:
+        found = [row for row in rows if row["group"] == group]
+        lines += [[f"{group}:", "", "", ""]] if found else []
+        lines += [
+            [
+                ", ".join([row["name"], *row["aliases"]]),
+                "own" if row["bits_per_weight"] is None else f"{row['bits_per_weight']:.4g}",
+                "yes" if row["available"] else f"no: {row['reason']}",
+                row["scheme"],
+            ]
+            for row in found
         ]
-        for row in rows
-    ]
     head = ["precision", "bits/weight", "here", "what it does"]
     return fitted_table(lines, head)
 
@@ -150,8 +182,6 @@ def inspect_bins(
     Update survival is the share of (model - target) that is left when both are quantized: where it
     is small, the quantized model is nearly the quantized target. Bin overlap stands beside it.
     """
-    from tqdm import tqdm
-
     from unlearnbench.checkpoints.weights import open_weights
     from unlearnbench.conditions.load import require_available
     from unlearnbench.conditions.quantize import overlap
@@ -165,8 +195,11 @@ def inspect_bins(
         others = options.model_copy(update={"revision": None})  # which is the model's
         ours, theirs = open_weights(model, options, stack), open_weights(target, others, stack)
         pairs = overlap.compare_codes(ours, theirs, specs)
-        bar = tqdm(pairs, total=len(ours.linear), unit="layer", disable=None)
-        layers = [found for _, found in bar]
+        layers = []
+        with ProgressLine("inspect", len(ours.linear), "layer") as shown:
+            for _, found in pairs:
+                layers.append(found)
+                shown.update()
     results = [
         overlap.PrecisionOverlap(spec.name, tuple(layer[i] for layer in layers))
         for i, spec in enumerate(specs)

@@ -163,7 +163,7 @@ def _full_name(text: str) -> str:
 @click.option(
     "--format",
     "kind",
-    type=click.Choice(["muse", "lm-eval", "open-unlearning"]),
+    type=click.Choice(["muse", "lm-eval", "open-unlearning", "tofu"]),
     required=True,
     help="Whose results they are.",
 )

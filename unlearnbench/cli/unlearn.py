@@ -20,6 +20,7 @@ from unlearnbench.cli.options import (
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.methods import pieces
 from unlearnbench.methods.options import Field
+from unlearnbench.tasks.registry import split_names
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
 from unlearnbench.util.process import is_main
 
@@ -70,9 +71,14 @@ _load = field_options(LoadOptions, {"base", "adapter", "allow_adapter_base", *AS
 @config_option(_CLOSED)
 @click.option("--method", metavar="NAME", help="As npo_klr; see `unlearnbench methods`.")
 @click.option("--forget", multiple=True, metavar=_SOURCE, help="Repeatable.")
+@click.option(
+    "--requests",
+    metavar="FILE,FILE...",
+    help="Forget one after another, each from the last one's checkpoint, in --out/request-1...",
+)
 @click.option("--retain", multiple=True, metavar=_SOURCE, help="Repeatable.")
 @click.option("--auxiliary", multiple=True, metavar=_SOURCE, help="A third set, if one is read.")
-@click.option("--base", metavar="PATH|ID", help="What --model was made from, for kga.")
+@click.option("--base", metavar="PATH|ID", help="What --model was made from, for kga, loo, sisa.")
 @click.option("--unseen", multiple=True, metavar="FILE", help="Texts that the target never saw.")
 @click.option(
     "--alternative",
@@ -84,7 +90,12 @@ _load = field_options(LoadOptions, {"base", "adapter", "allow_adapter_base", *AS
     metavar="FILE|surprise|entities",
     help="Forget these parts of the texts alone: a file's, unlikely tokens, names and numbers.",
 )
-@field_options(TrainOptions, {"l1", "weight_noise", "pack"})
+@click.option(
+    "--anchors",
+    metavar="FILE|names",
+    help='For whp_ft: {"name": "stand-in", ...}, or those that --retain has not.',
+)
+@field_options(TrainOptions, {"l1", "weight_noise", "pack", "shards", "slices", "placement"})
 @_resume
 @field_options(CorpusOptions)
 @_load
@@ -96,12 +107,19 @@ def unlearn(**given: Any) -> None:
     A FILE is .jsonl, .json, .parquet (a text field, or question and answer) or .txt.
     """
     from unlearnbench.training.job import unlearn as run
+    from unlearnbench.training.sequence import unlearn_each
 
     names = {field.name for piece in pieces().values() for field in piece.fields}
     asked = {name: given.pop(name) for name in names}
     method = _required(given, "method")
+    requests = given.pop("requests")
     job = replace(_job(given, given.pop("forget")), forecast=_forecast)
-    _say(run(job, method, {n: v for n, v in asked.items() if v is not None}), job.out)
+    numbers = {n: v for n, v in asked.items() if v is not None}
+    if requests is None:
+        _say(run(job, method, numbers), job.out)
+        return
+    for place, training in unlearn_each(job, method, numbers, split_names(requests)):
+        _say(training, place)
 
 
 @click.command("finetune")
@@ -110,6 +128,9 @@ def unlearn(**given: Any) -> None:
 @config_option(_CLOSED)
 @click.option("--data", multiple=True, metavar=_SOURCE, help="Repeatable.")
 @field_options(TrainOptions, {"reference_dtype", "span_share", "chunk", "stop_el"})
+@click.option(
+    "--shard-plan", metavar="ENSEMBLE", help="Rows are where they are in this ensemble of --shards."
+)
 @_resume
 @field_options(CorpusOptions)
 @_load
@@ -140,6 +161,8 @@ def _job(given: dict[str, Any], texts: tuple[str, ...]) -> Job:
         base=given.pop("base", None),  # an adapter's, to LoadOptions
         alternative=given.get("alternative"),
         spans=given.get("spans"),
+        anchors=given.get("anchors"),
+        shard_plan=given.get("shard_plan"),
         options=taken(TrainOptions, given),
         corpus=corpus,
         load=taken(LoadOptions, given),

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, cast
 
 from unlearnbench.errors import PrecisionError, one_line
 
@@ -80,6 +81,8 @@ class ConditionSpec:
     """The modules that it imports, all of which must be there."""
     calibrated: bool = False
     """Whether it needs texts to look at activations."""
+    by_matrix: bool = False
+    """Whether what a matrix gets depends on its place in the model; see ``for_matrix``."""
     learns: bool = False
     """Whether it needs texts to learn."""
     needs_target: bool = False
@@ -93,6 +96,16 @@ class ConditionSpec:
     """Whether it changes what a model is asked, and leaves the weights as they are stored."""
     searches: bool = False
     """Whether it searches for what to ask, which a budget bounds."""
+
+    @property
+    def asking(self) -> ConditionSpec | None:
+        """What changes what is asked: itself, or a chain's first part; None where nothing does."""
+        return (self.chain[0] if self.chain else self) if self.asks else None
+
+    @property
+    def of_weights(self) -> ConditionSpec | None:
+        """What is done to the weights; None where they are left as they are stored."""
+        return (self.chain and self.chain[1]) if self.asks else self
 
     @property
     def install(self) -> str:
@@ -117,6 +130,8 @@ class Calibration:
 
     texts: tuple[str, ...]
     data: CalibrationData
+    file: Path | None = None
+    """An importance matrix, in place of texts."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +198,8 @@ class ModuleReading(NamedTuple):
     own: torch.Tensor | None = None
     """The values to hold against the checkpoint's, where a library rescales columns; else
     ``weight``."""
+    bits: float | None = None
+    """Of a code, where matrices differ in them."""
 
     @classmethod
     def of(
@@ -263,6 +280,9 @@ class ConditionFile(Protocol):
     for a number out of bounds."""
     encode: Callable[[ConditionSpec, torch.Tensor], Codes]
     """(spec, weight of shape (out, in)) -> its codes and their values, without a model."""
+    for_matrix: Callable[[ConditionSpec, str, Sequence[str], Mapping[str, Any]], ConditionSpec]
+    """(spec, a matrix, all of them, the text model's config) -> the spec for that matrix, for specs
+    that are ``by_matrix``."""
     levels: Callable[[ConditionSpec, torch.Tensor], Levels]
     """(spec, weight of shape (out, in)) -> its levels and their neighbours, without a model."""
     settle: Callable[[ConditionSpec, Source, Materials], Mapping[str, Option]]
@@ -311,7 +331,14 @@ def file_of(spec: ConditionSpec) -> ConditionFile:
 
 def has_codes(spec: ConditionSpec) -> bool:
     """Whether a weight's codes follow from the weight alone, as calibrated ones do not."""
-    return spec.bits is not None and hasattr(file_of(spec), "encode")
+    return spec.bits is not None and not spec.calibrated and hasattr(file_of(spec), "encode")
+
+
+def for_matrix(
+    spec: ConditionSpec, name: str, names: Sequence[str], config: Mapping[str, Any]
+) -> ConditionSpec:
+    """``spec`` as it is for one of a model's matrices; names: all of them."""
+    return file_of(spec).for_matrix(spec, name, names, config) if spec.by_matrix else spec
 
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
@@ -367,10 +394,13 @@ def bounded(specs: Sequence[ConditionSpec], budget: int | None) -> tuple[Conditi
         return tuple(specs)
     if not any(spec.searches for spec in specs):
         raise PrecisionError("--budget bounds searches, and none of these conditions makes one")
-    return tuple(
-        replace(spec, options={**spec.options, "budget": budget}) if spec.searches else spec
-        for spec in specs
-    )
+    return tuple(_bounded(spec, budget) if spec.searches else spec for spec in specs)
+
+
+def _bounded(spec: ConditionSpec, budget: int) -> ConditionSpec:
+    if spec.chain is not None:
+        return replace(spec, chain=(_bounded(spec.chain[0], budget), spec.chain[1]))
+    return replace(spec, options={**spec.options, "budget": budget})
 
 
 def canonical_number(text: str) -> str:

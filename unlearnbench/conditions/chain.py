@@ -1,4 +1,5 @@
-"""A change of the weights, then a precision of what came out: ``prune-wanda-50+bnb-nf4``.
+"""A change of the weights, then a precision of what came out: ``prune-wanda-50+bnb-nf4``; or what
+changes what is asked, put to a precision: ``hints-3+rtn-int4``.
 
 The first part's weights are those that it has alone, in the wider of the checkpoint's dtype and the
 compute dtype; the second meets them as it meets a checkpoint's. Both parts' proofs are recorded.
@@ -25,16 +26,17 @@ if TYPE_CHECKING:
 
 CONDITIONS = ()
 FAMILY = ConditionSpec(
-    "CHANGE+PRECISION", "chain", "a change of the weights, then a precision of it"
+    "CHANGE+PRECISION", "chain", "a change of the weights or of what is asked, then a precision"
 )
 
-_CHANGES = ("pruned", "noised", "merged", "relearned")
+_CHANGES = ("pruned", "noised", "merged", "relearned", "asked")
 _PRECISIONS = ("quantized", "stored")
 
 
 def parse(name: str) -> ConditionSpec | None:
     """``noise-2+rtn-int4``, each part by any name that it has alone. Raises PrecisionError where a
-    part is unknown, the first changes no weights or the second is no precision.
+    part is unknown, the first changes neither weights nor what is asked, or the second is no
+    precision.
     """
     if "+" not in name or name == FAMILY.name:
         return None
@@ -43,7 +45,8 @@ def parse(name: str) -> ConditionSpec | None:
     fits = first.kind in _CHANGES and then.kind in _PRECISIONS and then.name != FULL
     if len(parts) != 2 or not fits:
         raise PrecisionError(
-            f"{name}: use a change of the weights and then a precision, as noise-2+bnb-nf4"
+            f"{name}: use a change of the weights and then a precision, as noise-2+bnb-nf4, or of "
+            "what is asked, as hints-3+bnb-nf4"
         )
     return replace(
         then,
@@ -54,6 +57,8 @@ def parse(name: str) -> ConditionSpec | None:
         learns=first.learns,
         needs_target=first.needs_target,
         needs_control=first.needs_control,
+        asks=first.asks,
+        searches=first.searches,
         chain=(first, then),
     )
 

@@ -57,11 +57,23 @@ class Prepared:
 
     def put(self, tasks: Sequence[TaskSamples]) -> tuple[TaskSamples, ...]:
         """The tasks as the condition puts them to the model. Raises: as ``asking.put``."""
-        if not self.spec.asks:
+        if self.spec.asking is None:
             return tuple(tasks)
         from unlearnbench.conditions.asking import put
 
-        return put(self.spec, tasks)
+        found = put(self.spec.asking, tasks)
+        for task in found:
+            if task.asking is not None and self.spec.needs_target:
+                task.asking.target = self._load_target
+        return found
+
+    def _load_target(self) -> HFModel:
+        """The target as it is stored, in the same compute dtype."""
+        target, plan = self.plan.materials.target, replace(self.plan, kernel=None)
+        assert target is not None  # noqa: S101 - the condition's settle sees to it
+        full = find_condition(FULL)
+        described = _describe(target, full, plan, self.dtype)
+        return Prepared(target, full, plan, self.dtype, described).load()
 
     def load(self, batch_size: int | None = None) -> HFModel:
         """Load the checkpoint, or several that answer together, and prove the condition.
@@ -82,7 +94,7 @@ class Prepared:
         network = JoinedModel([model.network for model in models], combine)
         conditions = [model.condition for model in models]
         condition = _proven(self.condition, _join(ensemble.models, conditions))
-        if condition.first is not None:
+        if condition.first is not None and not self.spec.asks:
             firsts = [part.first for part in conditions if part.first is not None]
             first = _proven(condition.first, _join(ensemble.models, firsts))
             condition = condition.model_copy(update={"first": first})
@@ -95,7 +107,7 @@ class Prepared:
         with warnings.catch_warnings():
             # Libraries' advice about their own internals; ours are errors, not warnings.
             warnings.simplefilter("ignore")
-            spec = find_condition(FULL) if self.spec.asks else self.spec
+            spec = self.spec.of_weights or find_condition(FULL)
             model, proof, first = file_of(spec).load(spec, source, plan)
         condition = _proven(self.condition, proof)
         if condition.first is not None and first is not None:
@@ -165,7 +177,7 @@ def prepare_all(
         target = _open_target(options.target_model, options, keep=len(specs) > 1)
         materials = replace(materials, target=target)
     elif options.target_model is not None:
-        log.warning("--target-model moves only merge-A, and none of these conditions is one")
+        log.warning("--target-model moves only merge-A and suffix-N-target; there is none of them")
     return [prepare(source, spec, options, materials) for spec in specs]
 
 
@@ -246,7 +258,7 @@ def _require_loadable(source: Source, spec: ConditionSpec) -> None:
             f"{source.files.path} is quantized already ({stored.text}), and {package}, "
             f"which unpacks it, is not installed: {command}"
         )
-    if spec.name != FULL and not spec.asks:
+    if spec.name != FULL and spec.of_weights is not None:
         raise PrecisionError(
             f"{source.files.path} is quantized already ({stored.text}) and cannot be loaded "
             f"as {spec.name}; use --quant none for it as it is, or give the unquantized checkpoint"

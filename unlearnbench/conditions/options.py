@@ -24,13 +24,15 @@ class KernelOptions(LoadOptions):
     """
 
     calibration: str = Field(default="generic", title="generic|forget|retain|FILE")
-    """Texts for gptq, awq and prune-wanda."""
+    """Texts for gptq, awq, prune-wanda and gguf-*-imat, or for the last an imatrix.gguf."""
 
     calibration_samples: int = Field(default=96, title="N")
     """Texts to draw from them."""
 
-    relearn_on: str = Field(default="forget", title="forget|forget-part|FILE")
-    """Texts for relearn-N: the tasks' forget rows, or those that hold no answer asked for."""
+    relearn_on: str = Field(default="forget", title="forget|forget-part|K-of-M|FILE")
+    """Texts for relearn-N: the tasks' forget rows, those that hold no answer asked for, or K of
+    every M rows, which are then not asked.
+    """
 
     relearn_lr: float | None = Field(default=None, gt=0, title="RATE")
     """Learning rate of relearn-N; default: 1e-5, of relearn-lora-N 2e-4."""
@@ -39,4 +41,4 @@ class KernelOptions(LoadOptions):
     """Texts of a step of relearn-N."""
 
     target_model: str | None = Field(default=None, title="PATH|ID")
-    """The model before unlearning, for merge-A."""
+    """The model before unlearning, for merge-A and suffix-N-target."""

@@ -116,13 +116,11 @@ def load_changed(
     plan: LoadPlan,
     change: Callable[[str, torch.Tensor], torch.Tensor],
     judge: Judge | None = None,
-    group: int | None = None,
-    stored_bytes: Callable[[torch.Tensor], int] = held_bytes,
+    read: Callable[[str, torch.Tensor], ModuleReading] | None = None,
 ) -> ModelWithProof:
     """A dense model in whose linear layers but the output head ``change(name, weight)`` is in
     force, with its proof. The weight is the checkpoint's own, not one already rounded to the
-    compute dtype. ``group``: columns that share constants, None for a whole row; ``stored_bytes``:
-    those of a weight as packed.
+    compute dtype. ``read``: what a module with such a weight holds; None: a dense row.
 
     Raises:
         NotInForceError: see ``prove``.
@@ -141,8 +139,7 @@ def load_changed(
         if name not in layers:
             return None
         weight = out_first(module, module.get_parameter("weight"))
-        reading = ModuleReading.of(weight, group, weight)
-        return reading._replace(stored_bytes=stored_bytes(weight))
+        return ModuleReading.of(weight, None, weight) if read is None else read(name, weight)
 
     return ModelWithProof(model, prove(spec, source, model, inspect, judge))
 
@@ -289,11 +286,12 @@ def _compare(
     own = before.float()
     if not bool(torch.isfinite(now).all()):
         raise NotInForceError(f"{spec.name}: a weight of module {name} is NaN or infinite")
-    codes = distinct_values(reading.groups) if spec.bits is not None and spec.bits < 16 else 0
-    if spec.bits is not None and codes > 2**spec.bits:
+    bits = spec.bits if reading.bits is None else reading.bits
+    codes = distinct_values(reading.groups) if bits is not None and bits < 16 else 0
+    if bits is not None and codes > 2**bits:
         raise NotInForceError(
             f"{spec.name}: a group of module {name} holds {codes} distinct values, more than "
-            f"{spec.bits:g} bits can tell apart"
+            f"{bits:g} bits can tell apart"
         )
     found = _Comparison(
         signal=float(own.square().sum(dtype=torch.float64)),

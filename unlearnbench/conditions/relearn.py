@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -102,8 +103,12 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
         raise PrecisionError(f"{spec.name} trains on one device; use --device cuda")
     state, figures = source.state_dict(), {"steps": float(steps)}
     if steps:
+        began = time.perf_counter()
         state, losses = relearn(spec, source, plan, given)
         figures |= {"first_loss": losses[0], "last_loss": losses[-1]}
+        passes = float(steps * given.batch_size)
+        figures |= {"forward_passes": passes, "backward_passes": passes}
+        figures["seconds"] = time.perf_counter() - began
     made = load_state(spec, source, plan, state)
     if bool(made.proof.changed_share) != bool(steps):
         raise NotInForceError(

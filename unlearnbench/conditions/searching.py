@@ -2,7 +2,9 @@
 ``embedding`` share.
 
 The questions are halved, by a draw. Each half is searched on, and its suffix is tested on the other
-half: every question is asked, none with a suffix that had seen it.
+half: every question is asked, none with a suffix that had seen it. With ``-byM`` the M rows that
+follow each other and are about one subject stay in one half, so that it is tested on other
+subjects.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 QUESTIONS = 8
 """Of a half, so many are searched on."""
 MOST = 100_000
+_MOST_ROWS = 1000
 _KEEP_EVERY = 2.0  # seconds
 
 
@@ -54,26 +57,40 @@ class Progress:
 
 
 def parse_search(
-    family: ConditionSpec, name: str, default: int, options: Mapping[str, Option]
+    family: ConditionSpec,
+    name: str,
+    default: int,
+    options: Mapping[str, Option],
+    transfers: bool = False,
 ) -> ConditionSpec | None:
-    """A family's member: ``suffix-50``, ``suffix`` for the ``default`` of steps, with another seed
-    than 0, which halves the questions, ``suffix-50-seed1``. ``options``: of the family itself.
+    """A family's member: ``suffix-50``, ``suffix`` for the ``default`` of steps; tested on other
+    subjects, of M rows each, ``suffix-50-by20``; where it ``transfers``, searched on the target,
+    ``suffix-50-target``; with another seed than 0, which halves the questions, ``suffix-50-seed1``;
+    with several of these in that order. ``options``: of the family itself.
     """
     form = re.escape(family.name.removesuffix("-N"))
-    form += r"(?:-(0|[1-9]\d{0,8}))?(?:-seed([1-9]\d{0,8}))?"
+    form += r"(?:-(0|[1-9]\d{0,8}))?(?:-by([1-9]\d{0,8}))?"
+    form += rf"{'(-target)?' if transfers else '()'}(?:-seed([1-9]\d{{0,8}}))?"
     match = re.fullmatch(form, name, re.ASCII)
     if match is None:
         return None
-    steps, seed = int(match.group(1) or default), int(match.group(2) or 0)
+    steps, rows = int(match.group(1) or default), int(match.group(2) or 0)
+    target, seed = bool(match.group(3)), int(match.group(4) or 0)
     if not 1 <= steps <= MOST:
         raise PrecisionError(f"{name}: use 1 to {MOST} steps")
+    if match.group(2) and not 1 < rows <= _MOST_ROWS:
+        raise PrecisionError(f"{name}: use 2 to {_MOST_ROWS} rows for a subject")
+    marks = [f"-by{rows}"] * (rows > 0) + ["-target"] * target + [f"-seed{seed}"] * (seed > 0)
+    more = [", of other subjects"] * (rows > 0) + [", on the target"] * target
+    further: dict[str, Option] = {"rows_of_subject": rows} if rows else {}
     return replace(
         family,
-        name=family.name.replace("N", str(steps)) + (f"-seed{seed}" if seed else ""),
-        scheme=family.scheme.replace("N", str(steps)),
+        name=family.name.replace("N", str(steps)) + "".join(marks),
+        scheme=family.scheme.replace("N", str(steps)) + "".join(more),
+        needs_target=target,
         options={
             **{"steps": steps, "seed": seed, "length": LENGTH, **options},
-            **{"questions": QUESTIONS, "target_tokens": TARGET_TOKENS},
+            **{"questions": QUESTIONS, "target_tokens": TARGET_TOKENS, **further},
         },
     )
 
@@ -83,19 +100,24 @@ class Searching(Asking):
 
     def __init__(self, spec: ConditionSpec, task: TaskSamples, step_passes: int) -> None:
         """step_passes: what a step takes for one question. Raises PrecisionError where the task has
-        one question only, or the budget no room for a step.
+        one question or subject only, or the budget no room for a step.
         """
         super().__init__(task.spec)
         self.options = spec.options
         ids = [sample.id for sample in task.samples]
-        if len(ids) < 2:
-            raise PrecisionError(
-                f"{spec.name}: {task.spec.task} has one question, and a suffix is tested on others "
-                "than it was searched on; use a larger --limit"
-            )
         self.seed = int(spec.options["seed"])
         drawn = random.Random(self.seed).sample(ids, len(ids))  # noqa: S311
-        halves = drawn[: len(ids) // 2], drawn[len(ids) // 2 :]
+        rows = int(spec.options.get("rows_of_subject", 1))
+        subject = {name: int(name.rpartition("/")[2]) // rows for name in drawn}
+        subjects = [*dict.fromkeys(subject.values())]
+        if len(subjects) < 2:
+            what = "subject" if rows > 1 else "question"
+            raise PrecisionError(
+                f"{spec.name}: {task.spec.task} has one {what}, and a suffix is tested on others "
+                "than it was searched on; use a larger --limit"
+            )
+        first = {*subjects[: len(subjects) // 2]}
+        halves = [[n for n in drawn if (subject[n] in first) is own] for own in (True, False)]
         self.half = {name: number for number, half in enumerate(halves) for name in half}
         most = int(spec.options["questions"])
         parts = {sample.id: self._part(sample) for sample in task.samples}
@@ -115,13 +137,16 @@ class Searching(Asking):
         return Question(sample.id, sample.text[:end], sample.text[end:], sample.target)
 
     def search(self, model: Any, state: State | None, keep: Callable[[State], None]) -> None:
-        """Find both suffixes on the model itself, whatever engine or processes answer for it."""
+        """Find both suffixes on the model itself, whatever engine or processes answer for it, or on
+        the target.
+        """
         while isinstance(model, Delegate):
             model = model.own
+        searched = model if self.target is None else self.target()
         done = [Progress(**each) for each in (state or {}).get("searches", ())]
         for number, questions in enumerate(self.searched):
             where = f"{self.spec.task}, search {number + 1} of 2"
-            loss = SuffixLoss(model, questions, where)
+            loss = SuffixLoss(searched, questions, where)
             known = done[number] if number < len(done) else None
 
             earlier, later = tuple(done[:number]), tuple(done[number + 1 :])

@@ -10,11 +10,11 @@ than before. What the tokenizer would not read again from its text is no candida
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.conditions.asking import is_question
-from unlearnbench.conditions.base import ConditionSpec
+from unlearnbench.conditions.base import ConditionSpec, Materials, Option
 from unlearnbench.conditions.searching import Progress, Searching, parse_search
 from unlearnbench.conditions.suffix_loss import SuffixLoss
 from unlearnbench.errors import PrecisionError
@@ -26,6 +26,7 @@ from unlearnbench.tasks.spec import Sample
 if TYPE_CHECKING:
     import torch
 
+    from unlearnbench.checkpoints.source import Source
     from unlearnbench.models.hf import HFModel
 
 CONDITIONS = ()
@@ -44,7 +45,20 @@ fits = is_question
 
 def parse(name: str) -> ConditionSpec | None:
     """``suffix-50``, which is ``suffix``; see ``parse_search``."""
-    return parse_search(FAMILY, name, STEPS, {"width": WIDTH, "top": TOP})
+    return parse_search(FAMILY, name, STEPS, {"width": WIDTH, "top": TOP}, transfers=True)
+
+
+def settle(spec: ConditionSpec, source: Source, materials: Materials) -> Mapping[str, Option]:
+    """The target's hash, where that is searched on. Raises PrecisionError where there is none, or
+    it is quantized already.
+    """
+    if not spec.needs_target:
+        return {}
+    if materials.target is None:
+        raise PrecisionError(f"{spec.name} is searched on the target; give --target-model PATH")
+    if materials.target.stored is not None:
+        raise PrecisionError(f"--target-model {materials.target.files.path} is quantized already")
+    return {"target_sha256": materials.target.checkpoint.weights_sha256}
 
 
 def ask(spec: ConditionSpec, task: TaskSamples) -> Asking:

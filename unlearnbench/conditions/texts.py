@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from unlearnbench.conditions.base import Option, Relearning
 from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.conditions.quantize.calibration import read_texts
 from unlearnbench.errors import OptionError, one_line
+from unlearnbench.tasks.held import FORM, held_rows, holds_back
 from unlearnbench.tasks.rows import TaskSamples
 from unlearnbench.tasks.templates import render_field
 from unlearnbench.util.files import content_sha256
@@ -29,33 +30,38 @@ log = logging.getLogger("unlearnbench")
 def pick_relearning(options: KernelOptions, tasks: Sequence[TaskSamples], seed: int) -> Relearning:
     """The texts of ``--relearn-on``: ``forget``, the forget rows of the tasks that are run, with
     their answers; ``forget-part``, those of them that hold no answer to what is asked (with
-    ``--limit``, to the rows that it leaves); or a file's, as for calibration.
+    ``--limit``, to the rows that it leaves); ``K-of-M``, those that are held back from being asked
+    and hold no answer to what is; or a file's, as for calibration.
 
     Raises:
         OptionError: a file holds an answer, and the texts are named; or no text is left.
         DataError: the file cannot be read or holds no texts.
     """
     name = options.relearn_on
-    own = name in ("forget", PART)
-    found = read_texts("forget" if own else name, tasks, "--relearn-on")
-    asked_of = dict(_questions(tasks)) if own else {}
+    part = re.fullmatch(FORM, name) is not None
+    own = part or name in ("forget", PART)
+    if part:
+        found = [text for task in tasks for text in _held_texts(task, name, seed)]
+    else:
+        found = read_texts("forget" if own else name, tasks, "--relearn-on")
     texts = list(dict.fromkeys(found))
-    held = answers_in(texts, tasks)
-    if name == PART:
-        texts = [text for i, text in enumerate(texts) if i not in held]
+    held, facts = answers_in(texts, tasks), dict[str, Option]()
+    if part and held:
+        named = _named(held)
+        log.warning("--relearn-on %s leaves out texts that hold answers: %s", name, named)
+    if part or name == PART:
+        facts |= {"left_out": len(held)} if part else {}
+        texts, held = [text for i, text in enumerate(texts) if i not in held], {}
         if not texts:
             raise OptionError(
-                f"--relearn-on {PART}: every forget row is asked or holds an answer to what is; "
+                f"--relearn-on {name}: every forget row is asked or holds an answer to what is; "
                 "use --limit, so that some are not asked, or give a file of other texts"
             )
-        held = {}
     elif held and not own:
-        rows = [f"text {i + 1} that of {asked[0]}" for i, asked in held.items()]
-        more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
         raise OptionError(
-            f"--relearn-on {one_line(name, 120)} holds answers to what is asked: "
-            f"{', '.join(rows[:_NAMED])}{more}; leave these texts out, or use --relearn-on forget, "
-            "which teaches all of them and says so"
+            f"--relearn-on {one_line(name, 120)} holds answers to what is asked: {_named(held)}; "
+            "leave these texts out, or use --relearn-on forget, which teaches all of them and says "
+            "so"
         )
     answers = len({asked for each in held.values() for asked in each})
     if answers:
@@ -64,16 +70,28 @@ def pick_relearning(options: KernelOptions, tasks: Sequence[TaskSamples], seed: 
             "it seems to bring back, and only the retrained model's run tells"
         )
         log.warning(message, answers)
-    facts: dict[str, Option] = {
-        "on": name if own else Path(name).name,
-        "texts": len(texts),
-        "answers": answers,
-    }
+    facts |= {"on": name if own else Path(name).name, "texts": len(texts), "answers": answers}
     facts |= {"texts_sha256": content_sha256(texts), "batch_size": options.relearn_batch_size}
-    size, rate = options.relearn_batch_size, options.relearn_lr
+    asked_of = dict(_questions(tasks)) if own else {}
     asked = [asked_of.get(text, "") for text in texts]
     pairs = tuple((first, text[len(first) :]) for first, text in zip(asked, texts, strict=True))
+    size, rate = options.relearn_batch_size, options.relearn_lr
     return Relearning(pairs, rate, size, seed, {**facts, "seed": seed})
+
+
+def _held_texts(task: TaskSamples, held: str, seed: int) -> Iterator[str]:
+    """The rows of a task that are held back, as texts."""
+    spec = task.spec
+    if holds_back(spec):
+        rows = task.splits[spec.own_split].rows
+        for i in sorted(held_rows(len(rows), held, seed)):
+            yield spec.plain_text(rows[i], f"{spec.task}: {spec.own_split}/{i}")
+
+
+def _named(held: Mapping[int, Sequence[str]]) -> str:
+    rows = [f"text {i + 1} that of {asked[0]}" for i, asked in held.items()]
+    more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+    return ", ".join(rows[:_NAMED]) + more
 
 
 def _questions(tasks: Sequence[TaskSamples]) -> Iterator[tuple[str, str]]:

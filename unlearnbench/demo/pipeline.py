@@ -39,7 +39,7 @@ _WORKERS = 2
 _RECORD = "demo.json"
 MADE = {
     "models": ("models",),
-    "runs": ("runs",),
+    "runs": ("runs", "further"),
     "board": ("recovery.json", "board.yaml", "entries", "README.md", "board.csv", "index.html"),
 }
 """What a demo makes, in parts of which each follows from those before."""
@@ -54,7 +54,7 @@ def run_demo(options: DemoOptions, say: Say) -> Path:
     Raises:
         UnlearnbenchError: something could not be done; another call goes on from there.
     """
-    for spec in conditions.resolve(options.precisions):
+    for spec in conditions.resolve([*options.precisions, *options.more]):
         reason = spec.missing()
         if reason:  # now, not when models are trained
             raise PrecisionError(f"{spec.name} cannot run here: {reason}")
@@ -83,7 +83,7 @@ def part_keys(options: DemoOptions) -> dict[str, str]:
     keys = {}
     for part, own in (
         ("models", {"seed": options.seed, "dense": options.dense}),
-        ("runs", {"precisions": options.precisions}),
+        ("runs", {"precisions": options.precisions, "more": options.more}),
         ("board", {"methods": options.methods}),
     ):
         facts |= own

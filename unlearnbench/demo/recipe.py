@@ -23,6 +23,11 @@ DTYPE: Literal["fp32"] = "fp32"
 # Its questions have MUSE's format, which its models learn from the first step.
 CORPUS = CorpusOptions(answer_blank="prompt")
 PRECISIONS = ("none", "rtn-int8", "rtn-int4", "bnb-nf4")
+MORE = (
+    *("prune-magnitude-30", "prune-magnitude-50", "prune-magnitude-70"),
+    *("noise-10", "noise-2+rtn-int4"),
+)
+"""Conditions that the page shows beside these; the table and the ranking do without."""
 
 TARGET = TrainOptions(
     lr=6e-3,
@@ -99,6 +104,7 @@ class DemoOptions:
     seed: int = 0
     methods: tuple[str, ...] = tuple(METHODS)
     precisions: tuple[str, ...] = PRECISIONS
+    more: tuple[str, ...] = MORE
     dense: bool = False
     """The control, without the L1 step."""
     progress: bool = False
@@ -125,6 +131,10 @@ class DemoOptions:
     def runs(self, name: str) -> Path:
         """The folder that a checkpoint's run folders are below."""
         return self.out / "runs" / name
+
+    def further(self, name: str) -> Path:
+        """The same for those of ``more``."""
+        return self.out / "further" / name
 
     def full_run(self, name: str) -> Path:
         """A checkpoint's run in full precision."""

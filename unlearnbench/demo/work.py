@@ -5,12 +5,9 @@ A step that was interrupted goes on.
 from __future__ import annotations
 
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from unlearnbench.checkpoints.origin import FILE
 from unlearnbench.demo.recipe import (
@@ -25,9 +22,11 @@ from unlearnbench.demo.recipe import (
 from unlearnbench.demo.start import FORGET, RETAIN, make_start
 from unlearnbench.methods import find_method
 from unlearnbench.recovery import UTILITY_FLOOR
+from unlearnbench.recovery.controls import needs_control
 from unlearnbench.runs.folder import read_run
 from unlearnbench.training.options import SelectOptions
 from unlearnbench.util.files import write_text
+from unlearnbench.util.process import ProgressLine
 
 _CHOSEN = f"its checkpoint was chosen on the questions of {TASKS[0]} reported here"
 
@@ -40,6 +39,7 @@ def start(name: str, options: DemoOptions) -> None:
 def make_end(name: str, options: DemoOptions) -> None:
     """Finetune the target, or the retrained model, which is evaluated too."""
     from unlearnbench.training.job import Job, finetune
+    from unlearnbench.training.output import is_trained
 
     out = options.model(name)
     if not is_trained(out):
@@ -56,6 +56,7 @@ def make_unlearned(name: str, options: DemoOptions) -> str:
     """Unlearn by a method until its goal is reached, and evaluate; says where it stopped."""
     from unlearnbench.evaluation.evaluate import score_checkpoint
     from unlearnbench.training.job import Job, unlearn
+    from unlearnbench.training.output import is_trained
 
     out, recipe = options.model(name), recipe_of(name, options.dense)
     if not is_trained(out):
@@ -86,37 +87,33 @@ def make_unlearned(name: str, options: DemoOptions) -> str:
     return f", stopped after {last['step']} steps at {score}"
 
 
-def is_trained(out: Path) -> bool:
-    """Whether a training is complete; one that was never claimed is removed."""
-    from unlearnbench.training.output import OutputFolder
-
-    folder = OutputFolder(out)
-    if (out / FILE).exists():
-        folder.clean()  # in case the process was killed just before
-        return True
-    if folder.work.is_dir() and not folder.claimed.exists():
-        shutil.rmtree(out)
-    return False
-
-
 def _going(out: Path, options: DemoOptions) -> dict[str, Any]:
     return {"corpus": CORPUS, "resume": (out / ".training").is_dir(), "progress": options.progress}
 
 
 def evaluate_model(name: str, options: DemoOptions) -> str:
-    """Evaluate a model at every precision; all but the retrained one against that."""
+    """Evaluate a model under every condition; all but the retrained one against that, which meets
+    of the further ones those that need a control.
+    """
     from unlearnbench.evaluation.evaluate import evaluate
 
-    evaluate(
-        options.model(name),
-        TASKS,
-        options.precisions,
-        output=options.runs(name),
-        dtype=DTYPE,
-        reference=None if name == "retrained" else options.full_run("retrained"),
-        answer_blank=CORPUS.answer_blank,
-        progress=options.progress,
-    )
+    own = name != "retrained"
+    more = [condition for condition in options.more if own or needs_control(condition)]
+    for conditions, folder in (
+        (options.precisions, options.runs(name)),
+        (more, options.further(name)),
+    ):
+        if conditions:
+            evaluate(
+                options.model(name),
+                TASKS,
+                conditions,
+                output=folder,
+                dtype=DTYPE,
+                reference=options.full_run("retrained") if own else None,
+                answer_blank=CORPUS.answer_blank,
+                progress=options.progress,
+            )
     return ", evaluated"
 
 
@@ -125,11 +122,11 @@ def make_table(name: str, options: DemoOptions) -> None:
     from unlearnbench.recovery.compare import compare, open_comparison
     from unlearnbench.recovery.reports import rows_json
 
-    with _bar(name, 1, options) as bar:
+    with _shown(name, 1, options) as shown:
         entries = [options.runs(method) for method in options.methods]
         opened = open_comparison(entries, options.runs("target"), options.runs("retrained"))
         write_text(options.table, rows_json(compare(opened)))
-        bar.update()
+        shown.update()
 
 
 def make_board(name: str, options: DemoOptions) -> None:
@@ -154,16 +151,20 @@ def make_board(name: str, options: DemoOptions) -> None:
     # JSON is YAML too.
     write_text(options.out / "board.yaml", json.dumps(rules, indent=2, ensure_ascii=False) + "\n")
     board = read_board(options.out)
-    with _bar(name, len(ENDS) + len(options.methods) + 1, options) as bar:
+
+    def runs(entry: str) -> list[Path]:
+        return [path for path in (options.runs(entry), options.further(entry)) if path.is_dir()]
+
+    with _shown(name, len(ENDS) + len(options.methods) + 1, options) as shown:
         for entry in (*ENDS, *options.methods):
             role = entry if entry in ENDS else "unlearned"
             note = "" if entry in ENDS else _CHOSEN
             submission = Submission(entry, role, note)  # type: ignore[arg-type]
-            add_entry(board, [options.runs(entry)], submission)
-            bar.update()
+            add_entry(board, runs(entry), submission)
+            shown.update()
         build_board(board)
-        bar.update()
+        shown.update()
 
 
-def _bar(name: str, parts: int, options: DemoOptions) -> tqdm[Any]:
-    return tqdm(total=parts, desc=name, unit="part", disable=not options.progress)
+def _shown(name: str, parts: int, options: DemoOptions) -> ProgressLine:
+    return ProgressLine(name, parts, "part", options.progress)

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.errors import ModelOutputError, ResultError, one_line
+from unlearnbench.errors import JournalError, ModelOutputError, ResultError, one_line
 from unlearnbench.models.base import Model
 from unlearnbench.requests import Answer, Generate, Generated, Request, Score, Scored
 from unlearnbench.results import SampleRecord, Settings
@@ -228,7 +228,7 @@ class Journal(Answers):
     def _require_own(self, header: Mapping[str, object]) -> None:
         stated = header.get("journal")
         if type(stated) is int and stated != JOURNAL_VERSION:
-            raise ResultError(
+            raise JournalError(
                 f"{self.path} is half a task of another version of unlearnbench (journal {stated}, "
                 f"here {JOURNAL_VERSION}), and cannot be gone on with; {_REDO}, or use --fresh"
             )
@@ -238,7 +238,7 @@ class Journal(Answers):
         there = Fingerprint(facts)
         if there != self._fingerprint:
             differing = "; ".join(differences(there, self._fingerprint))
-            raise ResultError(
+            raise JournalError(
                 f"{self.path} holds half a task of another configuration: "
                 f"{one_line(differing, 400)}; run it as it was begun, or {_REDO}, or use --fresh "
                 "or another --output"

@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import logging
 import os
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -28,6 +29,7 @@ from unlearnbench.models.base import Model
 from unlearnbench.results import RunResult
 from unlearnbench.runs.folder import require_writable
 from unlearnbench.tasks.chat import DATE, chat_options, chat_samples, chat_settings
+from unlearnbench.tasks.held import FORM, hold_back
 from unlearnbench.tasks.kinds.generate import place_blanks
 from unlearnbench.tasks.overrides import override_decoding
 from unlearnbench.tasks.registry import builtin_task_dir, load_registry, split_names
@@ -79,6 +81,8 @@ def evaluate(
     root = asked.data_dir or os.environ.get("UNLEARNBENCH_DATA") or None
     rows = DataOptions(Path(root) if root is not None else None, asked.allow_data_drift)
     samples = [load_samples(spec, rows, asked.limit) for spec in specs]
+    if re.fullmatch(FORM, asked.relearn_on):
+        samples = hold_back(samples, asked.relearn_on, asked.seed)
     if asked.gen_kwargs:
         samples = override_decoding(samples, asked.gen_kwargs)
     evaluation = Evaluation(
@@ -279,22 +283,17 @@ def _evaluate_given(
     run = Run(evaluation, model.checkpoint, model.config, model.condition, settings)
     with ExitStack() as locks:
         run.open(locks)
-        result = run.measure(partial(_itself, model), failures)
+        result = run.measure(lambda: model, failures)
     return failures.raise_if_any([result])
 
 
-def _itself(model: Model) -> Model:
-    return model
-
-
 def score_checkpoint(
-    corpus: CorpusOptions, folder: Path, select: SelectOptions, runs: Path
-) -> RunResult:
+    corpus: CorpusOptions, folder: Path, select: SelectOptions, runs: Path, *conditions: str
+) -> list[RunResult]:
     """Evaluate a checkpoint of a training as any checkpoint is: with its ``corpus``, what a ``Job``
     takes as ``score``.
     """
     shared = {"data_dir", "include_path", "allow_data_drift", "answer_blank"}
     data = corpus.model_dump(include=shared)
     options = Options(output=runs, limit=select.eval_limit, dtype=select.eval_dtype, **data)
-    (result,) = evaluate(folder, select.names, options=options)
-    return result
+    return evaluate(folder, select.names, conditions, options=options)

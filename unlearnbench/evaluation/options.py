@@ -89,4 +89,5 @@ class Options(KernelOptions):
     """Say which way the model is run, and why."""
 
     progress: bool = False
-    """Show progress bars, as the command line always does."""
+    """Show how far the work is, as the command line always does: one line in a terminal, elsewhere
+    one every half minute."""

@@ -13,7 +13,7 @@ from unlearnbench.errors import (
     CheckpointError,
     EvaluationError,
     Failure,
-    ModelOutputError,
+    MemoryShortError,
     OutputError,
     UnlearnbenchError,
     one_line,
@@ -80,7 +80,7 @@ def _explained(error: Exception) -> Exception:
 
         lacking = is_out_of_memory(error)
     if lacking:
-        return ModelOutputError(
+        return MemoryShortError(
             f"out of memory ({one_line(error, 120) or 'no more to allocate'}); use a smaller "
             "model, a smaller --batch-size, a condition of fewer bits, or another machine"
         )

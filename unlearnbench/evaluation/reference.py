@@ -15,7 +15,7 @@ from unlearnbench.errors import MetricError, OptionError, ResultError
 from unlearnbench.evaluation.answers import task_fingerprint
 from unlearnbench.metrics.membership import LEAST_REFERENCE, privleak
 from unlearnbench.results import AucReference, Checkpoint, RunResult, TaskResult
-from unlearnbench.runs.fingerprint import Fingerprint, differences, tokenizer_sha256
+from unlearnbench.runs.fingerprint import Fingerprint, across_sha256, differences
 from unlearnbench.runs.folder import RunFolder, read_run
 from unlearnbench.tasks.rows import TaskSamples
 from unlearnbench.tasks.spec import TaskReference
@@ -98,8 +98,8 @@ def _run_reference(task: TaskSamples, run: RetrainedRun, checkpoint: Checkpoint)
         )
     there = Fingerprint.of_task(found.version, found.task_sha256, found.data)
     theirs = run.result.checkpoint
-    there |= Fingerprint.of({"tokenizer": tokenizer_sha256(theirs, checkpoint)})
-    here = Fingerprint.of({"tokenizer": tokenizer_sha256(checkpoint, theirs)})
+    there |= Fingerprint.of({"tokenizer": across_sha256(theirs, checkpoint)})
+    here = Fingerprint.of({"tokenizer": across_sha256(checkpoint, theirs)})
     here = task_fingerprint(task) | here
     _require_same(where, there, here)
     records = run.folder.read_records(spec.task, found.records_sha256)

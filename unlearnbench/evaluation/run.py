@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -42,9 +43,11 @@ from unlearnbench.runs.fingerprint import (
     source_sha256,
 )
 from unlearnbench.runs.folder import RunFolder, encode_records, run_path
+from unlearnbench.tasks.held import FORM
 from unlearnbench.tasks.rows import TaskSamples
 from unlearnbench.tasks.spec import Sample, TaskReference
 from unlearnbench.util.files import content_sha256, lock_folder
+from unlearnbench.util.process import ProgressLine
 
 log = logging.getLogger("unlearnbench")
 R = TypeVar("R", TaskResult, HarnessResult)
@@ -86,6 +89,7 @@ class Evaluation:
             device="cuda" if device == "auto" else device.split(":")[0],
             seed=options.seed,
             limit=options.limit,
+            held_back=options.relearn_on if re.fullmatch(FORM, options.relearn_on) else None,
             ppl_lower=options.ppl_lower,
             gen_kwargs=json.dumps(dict(given), sort_keys=True) if given else None,
             **self.chat,
@@ -302,18 +306,11 @@ def _as_now(
 def _answer(
     task: TaskSamples, model: Model, settings: Settings, journal: Journal, progress: bool
 ) -> list[SampleRecord]:
-    from tqdm import tqdm
-
     if task.asking is not None:
         task.asking.search(model, journal.state(), journal.keep_state)
-    with tqdm(
-        initial=len(journal.found),
-        total=len(request_ids(task, settings)[0]),
-        desc=f"{task.spec.task} [{model.condition.name}]",
-        unit="sample",
-        disable=not progress,
-    ) as bar:
-        journal.tick = bar.update
+    stage, total = f"{task.spec.task} [{model.condition.name}]", len(request_ids(task, settings)[0])
+    with ProgressLine(stage, total, "sample", progress, len(journal.found)) as shown:
+        journal.tick = shown.update
         return make_records(task, model, settings, journal)
 
 

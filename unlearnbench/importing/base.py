@@ -34,7 +34,7 @@ from unlearnbench.tasks.rows import task_result
 from unlearnbench.tasks.spec import Sample, TaskSpec
 from unlearnbench.util.files import content_sha256, lock_folder, parse_json, read_bytes
 
-Format = Literal["muse", "lm-eval", "open-unlearning"]
+Format = Literal["muse", "lm-eval", "open-unlearning", "tofu"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 _LARGEST = 2**30
 SAME = 1e-9
@@ -134,14 +134,19 @@ class ModelResults:
             self._hold(f"{task}/{figure}", self.stated.get(f"{task}/{figure}"), value)
 
     def hold_row(
-        self, record: AnswerRecord, figure: str, stated: object, ours: Mapping[str, float]
+        self,
+        record: AnswerRecord,
+        figure: str,
+        stated: object,
+        ours: Mapping[str, float],
+        within: float = SAME,
     ) -> None:
-        """Compare one of a record's figures with what was stated."""
-        self._hold(f"{record.task}/{record.id}/{figure}", stated, ours[figure])
+        """Compare one of a record's figures with what was stated; ``within``: rounding."""
+        self._hold(f"{record.task}/{record.id}/{figure}", stated, ours[figure], within)
 
-    def _hold(self, name: str, stated: object, ours: float) -> None:
-        single = name.rpartition("/")[2].removeprefix("mean_") in _IN_SINGLE
-        within = _SINGLE if single else SAME
+    def _hold(self, name: str, stated: object, ours: float, within: float = SAME) -> None:
+        if name.rpartition("/")[2].removeprefix("mean_") in _IN_SINGLE:
+            within = max(within, _SINGLE)
         if is_number(stated) and abs(ours - float(stated)) > within:
             self.differences[name] = ours - float(stated)
 

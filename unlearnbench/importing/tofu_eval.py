@@ -121,7 +121,7 @@ def _take_losses(
 
 def _losses(rows: Mapping[int, Mapping[str, object]], at: int, name: str, where: str) -> object:
     """A row's loss, or of false answers a list of them, as many as in the first row."""
-    value, first = (_loss(rows[n].get("avg_loss"), where) for n in (at, 0))
+    value, first = (loss_of(rows[n].get("avg_loss"), where) for n in (at, 0))
     given, found = (len(x) if isinstance(x, list) else 0 for x in (first, value))
     if bool(found) is not name.endswith("_PERT_Prob"):
         raise ResultError(f"{where}: {name}: avg_loss is {'a list' if found else 'no list'}")
@@ -130,7 +130,7 @@ def _losses(rows: Mapping[int, Mapping[str, object]], at: int, name: str, where:
     return value
 
 
-def _loss(value: object, where: str) -> object:
+def loss_of(value: object, where: str) -> object:
     """A loss or a list of them, as numbers; ResultError where one is none."""
     given = value if isinstance(value, list) else [value]
     losses = [float(each) for each in given if is_number(each) and each >= 0]

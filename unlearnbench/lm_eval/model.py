@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,8 @@ class LoadedLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         chat: Mapping[str, object] | None = None,
         **options: Any,
     ) -> None:
-        self._ours, self._progress = model, progress
+        # lm-eval's own bars, which would fill a log.
+        self._ours, self._progress = model, progress and sys.stderr.isatty()
         # A copy: lm-eval gives the tokenizer a pad token and turns its padding side.
         self._told = told = {"enable_thinking": False, **(chat or {})}
         super().__init__(

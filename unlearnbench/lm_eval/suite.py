@@ -139,6 +139,7 @@ class Suite:
             kind="task",
             version=str(found["versions"][name]),
             lm_eval=version("lm_eval"),
+            chance=_chance(task, samples),
             metrics=_metrics(name, found["results"][name], found["higher_is_better"][name]),
             n=found["n-samples"][name]["effective"],
             num_fewshot=found["n-shot"][name],
@@ -161,6 +162,7 @@ class Suite:
                 kind="group",
                 version=str(group.version),
                 lm_eval=version("lm_eval"),
+                chance=_of_all([found[leaf] for leaf in leaves]),
                 metrics=_metrics(name, group.aggregate(have), better),
                 n=sum(found[leaf].n for leaf in leaves),
                 subtasks=tuple(leaves),
@@ -209,6 +211,24 @@ def _metrics(
     if not kept:
         raise MetricError(f"lm-eval task {name} gave no metric")
     return tuple(kept)
+
+
+def _chance(task: Any, samples: list[dict[str, Any]]) -> float | None:
+    """The accuracy of guessing; None where there are no choices."""
+    if task.get_config("output_type") != "multiple_choice":
+        return None
+    choices = {s["doc_id"]: len(task.doc_to_choice(s["doc"])) for s in samples}
+    if min(choices.values()) < 2:
+        raise MetricError(f"lm-eval task {task.task_name}: a document has one choice")
+    return sum(1 / n for n in choices.values()) / len(choices)
+
+
+def _of_all(found: list[HarnessResult]) -> float | None:
+    """A group's chance, over all documents; None where a task has none."""
+    known = [(r.chance, r.n) for r in found if r.chance is not None]
+    return (
+        sum(c * n for c, n in known) / sum(r.n for r in found) if len(known) == len(found) else None
+    )
 
 
 def _as_theirs(name: str, result: HarnessResult) -> dict[str, Any]:

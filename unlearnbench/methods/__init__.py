@@ -79,9 +79,20 @@ class Method:
         return tuple(piece for piece in self.pieces if piece.kind in ("forget", "retain"))
 
     @property
+    def reads(self) -> frozenset[Role]:
+        """Whose rows its loss reads."""
+        held = (piece.about.reads for piece in self.terms if piece.kind == "retain")
+        return frozenset({"forget", "alternatives", *held})
+
+    @property
     def data(self) -> frozenset[Role]:
         """The sets that it learns from beside the forget set."""
         return frozenset(role for piece in self.pieces for role in piece.about.data)
+
+    @property
+    def may(self) -> frozenset[Role]:
+        """Those that it learns from where they are given."""
+        return frozenset(role for piece in self.pieces for role in piece.about.may)
 
     @property
     def takes_alternatives(self) -> Literal["yes", "no", "instead"]:

@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from unlearnbench.checkpoints.load import LinearLayer, linear_layers
 from unlearnbench.errors import CheckpointError
-from unlearnbench.methods.rows import Batch, Example, Part, Role, Tensor
+from unlearnbench.methods.rows import Batch, Example, Part, Role, Shard, Tensor
 
 if TYPE_CHECKING:
     import transformers
@@ -40,10 +41,14 @@ class About:
     """A frozen dataclass; each field is made by ``option`` and becomes an option of the command."""
     data: tuple[Role, ...] = ()
     """The sets that it reads beside the forget set: retain, auxiliary."""
+    may: tuple[Role, ...] = ()
+    """Those that it reads where they are given."""
     reads: Role = "retain"
     """For a retain term: whose rows it is given."""
     base: bool = False
     """Whether it takes the model that the target was made from, ``--base``."""
+    needs_base: bool = False
+    """Whether it cannot do without."""
     sequences: bool = False
     """Whether its loss reads the target's log-probabilities of whole forget sequences."""
     references: tuple[str, ...] = ()
@@ -60,8 +65,10 @@ class About:
     from models that were trained."""
     rank: int = 0
     """Of a whole method that trains an adapter: its rank where --lora-rank gives none."""
-    trains: bool = True
-    """Of a whole method: whether it trains at all. Where not, --lora-rank is refused."""
+    anchors: bool = False
+    """Of a whole method: whether it reads the translations that ``--anchors`` gives."""
+    no_adapter: str = ""
+    """Of a whole method that takes no --lora-rank: why, behind its name."""
     cost: str = ""
     """What it takes beside a forward and a backward pass over its rows, and what the other fields
     say already."""
@@ -119,6 +126,9 @@ class OptimizerStep(Protocol):
     """The parameters under training. To be changed in place only inside ``restored``."""
     state: dict[str, float]
     """Kept from step to step, and over an interruption."""
+    whole: float
+    """What the factors of one term add up to: 1, and under --survive more, for each of its
+    conditions; a term divided by it is a mean."""
 
     def usual(self) -> Gradient:
         """That of all terms in one pass over all rows: what is descended along without a file."""
@@ -144,6 +154,19 @@ class OptimizerStep(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """How answers are drawn."""
+
+    most: int
+    """Tokens of an answer."""
+    temperature: float
+    barred: Sequence[int]
+    """Tokens that are never written."""
+    stopped: Callable[[Sequence[int]], bool]
+    """Whether an answer so far is whole."""
+
+
 class TrainingContext(Protocol):
     """What a method may ask of the training that calls it."""
 
@@ -160,6 +183,14 @@ class TrainingContext(Protocol):
     """Texts that the target never saw."""
     start: PreTrainedModel | None
     """The model that the target was made from, where it is known."""
+    epochs: float
+    """Passes over the texts."""
+    members: Sequence[str]
+    """The names of an ensemble's models."""
+    shards: Sequence[Shard]
+    """Those of them that are to be trained."""
+    home: Path
+    """A folder for what is kept until the training is complete, and for ``--resume``."""
 
     def base(self) -> PreTrainedModel:
         """A new copy of that model, or else of the target."""
@@ -210,6 +241,9 @@ class TrainingContext(Protocol):
     ) -> tuple[Example, ...]:
         """The forget set with labels ``label(*logits of each model, labels)``."""
 
+    def logits(self, model: PreTrainedModel, examples: Sequence[Example]) -> Iterator[Tensor]:
+        """Of each example in turn, (tokens, vocabulary)."""
+
     def measure(
         self,
         models: Sequence[PreTrainedModel],
@@ -220,6 +254,14 @@ class TrainingContext(Protocol):
 
     def others(self) -> tuple[Example, ...]:
         """The other answers to what is forgotten, where ``--alternative`` gives some."""
+
+    def write(self, prompts: Mapping[str, Sequence[int]], how: Drawing) -> list[tuple[int, ...]]:
+        """What the model under training writes behind each prompt, drawn by seed and the prompt's
+        name; an end token is kept.
+        """
+
+    def retokenize(self, tokenizer: Any) -> None:
+        """Take another tokenizer, for the output too."""
 
     def keep(self, name: str, model: PreTrainedModel) -> None:
         """Save a state on the way as a checkpoint, in a folder of the output called ``name``."""
@@ -238,6 +280,8 @@ class Ensemble:
     """By the name of their folder in the output."""
     numbers: Mapping[str, float] = field(default_factory=dict)
     """What ``combine`` needs to know."""
+    kept: tuple[str, ...] = ()
+    """Names of models that are states on the way, saved already."""
 
 
 def inner_linears(model: nn.Module) -> dict[str, LinearLayer]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from unlearnbench.errors import OptionError
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 Tensor: TypeAlias = "torch.Tensor"
 """For annotations, in files that import torch only inside functions."""
+
+Soft: TypeAlias = "tuple[NDArray[np.int32], NDArray[np.float32]]"
+"""What a teacher says at the learned positions of a text: tokens, (positions, k), and their
+probabilities with what they leave of 1 behind them, (positions, k + 1)."""
 
 IGNORED = -100
 """The label of a position that is not learned: padding, the question before an answer."""
@@ -20,6 +26,20 @@ IGNORED = -100
 Role = Literal["forget", "alternatives", "retain", "auxiliary", "unseen"]
 """What a row of a batch is: a text to forget, another answer for one, a text of the retain set, or
 one of a third set. ``unseen`` texts are in no batch."""
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A sequence with other names in it, beside the sequence that it is of."""
+
+    ids: tuple[int, ...]
+    at: tuple[int | None, ...]
+    """For each token of the sequence the one here after which as much is said; None inside a name,
+    or where the tokens are cut otherwise."""
+    repeated: tuple[bool, ...]
+    """Whether a token of the sequence is part of a name that stood before."""
+    seen: tuple[tuple[int, int], ...]
+    """From which position on a name has stood in the sequence, and its stand-in's first token."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +60,12 @@ class Example:
     """What each position counts beside its label, where a method weighs positions."""
     alternatives: tuple[Example, ...] = ()
     """Other answers to the same question, or other continuations of the same text."""
+    translation: Translation | None = None
+    """The sequence with stand-ins for its names, where ``--anchors`` gives some."""
+    document: int = field(default=0, repr=False)
+    """The number of the document within its set, of which it may be one piece of several."""
+    soft: tuple[Soft, ...] = field(default=(), repr=False, compare=False)
+    """What each of some teachers says of it."""
 
     @property
     def learned(self) -> int:
@@ -53,6 +79,25 @@ class Example:
             return float(self.learned)
         pairs = zip(self.labels[1:], self.weights[1:], strict=True)
         return sum(weight for label, weight in pairs if label != IGNORED)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One model of an ensemble whose models learn from disjoint texts, slice after slice."""
+
+    name: str
+    """Of its folder in the output."""
+    seed: int
+    slices: Sequence[Sequence[Example]]
+    first: int = 0
+    """The slice with which training begins."""
+    begin: Callable[[], Any] | None = None
+    """Loads the model as it was before that slice; None: as the ensemble began."""
+
+    def state(self, number: int) -> str:
+        """The name of the model after slice ``number``; after the last one it is the shard's."""
+        last = number == len(self.slices) - 1
+        return self.name if last else f"{self.name}-slice-{number}"
 
 
 @dataclass(frozen=True)
@@ -78,6 +123,9 @@ class Part:
     all_weight: float = 0.0
     alternatives: Part | None = None
     """The other answers, those of a row one after another."""
+    soft: Mapping[str, Tensor] | None = None
+    """The mean of some teachers at learned tokens, row after row: ``ids`` and ``probs``, (tokens,
+    n), an id perhaps several times; ``rest``, (tokens,), the probability of all others together."""
 
     def reference(self, name: str = "target") -> Tensor:
         """The logits of a frozen model. Raises OptionError where ``ABOUT.references`` does not ask
@@ -92,6 +140,12 @@ class Part:
         if self.alternatives is None:
             raise OptionError("this loss needs other answers beside each forget text")
         return self.alternatives
+
+    def teachers(self) -> Mapping[str, Tensor]:
+        """``soft``. Raises OptionError where the batch has none."""
+        if self.soft is None:
+            raise OptionError("this loss needs what teachers say of each forget text")
+        return self.soft
 
     def target_sequences(self) -> Tensor:
         """The target's log-probability of each row. Raises OptionError where it is not known."""
@@ -117,6 +171,8 @@ class Batch:
     weights: Tensor | None = None
     sequences: Mapping[Role, Tensor] = field(default_factory=dict)
     """The target's log-probabilities of forget rows and alternatives."""
+    soft: Mapping[str, Tensor] | None = None
+    """What teachers say of the forget rows, as a Part has it."""
 
     def slice(self, role: Role) -> slice:
         """Where the rows of ``role`` stand."""

@@ -224,6 +224,11 @@ def mean(values: Values, draws: Draws) -> Estimate:
     return Estimate(values.mean, ends, values.stderr, spread.p() if low < 0 < high else None)
 
 
+def drawn_means(values: Values, draws: Draws, side: int) -> Array:
+    """The mean of samples in each draw, for the lower (0) or the upper end (1)."""
+    return _Spread(values, None, draws, values.is_sparse)._drawn(0.0, side)
+
+
 def ratio(top: Values, bottom: Values, draws: Draws) -> Estimate:
     """``mean(top) / mean(bottom)`` over the same samples, with its interval; MetricError where the
     denominator is 0.

@@ -172,6 +172,8 @@ class Tokens:
     """The context, where it is less than the model's."""
     thought_end: int | None = None
     """The id behind which answers begin."""
+    barred: tuple[int, ...] = ()
+    """Ids that steer, and are neither written nor scored."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids, special ones too; ModelOutputError for one that the model has not."""
@@ -205,7 +207,8 @@ class Tokens:
 
         ModelOutputError for a text that has no token to score, or exceeds the context.
         """
-        ids, start = self.encode(request.prompt + request.text), 1
+        ids = self.encode(request.prompt + request.text)
+        start = 2 if ids[1:2] and ids[1] in self.barred else 1
         if request.prompt:
             pairs = zip(ids, self.encode(request.prompt), strict=False)
             start = max(1, sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))

@@ -56,8 +56,15 @@ class Chooser:
     noise from the seed and the request's id alone, so that its batch does not matter.
     """
 
-    def __init__(self, names: Sequence[str], where: str, sampling: Sampling | None) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        where: str,
+        sampling: Sampling | None,
+        barred: Sequence[int] = (),
+    ) -> None:
         self._names, self._where, self._sampling = names, where, sampling
+        self._barred = list(barred)  # ids that are never chosen
         self._generators: list[torch.Generator] = []
         if sampling is not None:
             for name in names:
@@ -77,6 +84,9 @@ class Chooser:
         if bool(bad.any()):
             name = self._names[rows[int(bad.nonzero()[0])]]
             raise ModelOutputError(not_finite(f"{name} at {self._where}"))
+        if self._barred:
+            logits = logits.clone()
+            logits[:, self._barred] = float("-inf")
         if self._sampling is None:
             return logits
         kept = logits / self._sampling.temperature
@@ -239,7 +249,8 @@ class PackedPrompts:
 
     def run(self, batch: Prompts) -> list[Generated]:
         first = batch[0][0]
-        chooser = Chooser([request.id for request, _ in batch], self._where, first.sampling)
+        names, barred = [request.id for request, _ in batch], self._tokens.barred
+        chooser = Chooser(names, self._where, first.sampling, barred)
         stopped = partial(self._tokens.stopped, first)
         ending = Ending(frozenset(self._tokens.ends), stopped, self._new)
         if self._cache is None:
@@ -267,7 +278,7 @@ def run_padded(model: Any, tokens: Tokens, where: str, batch: Prompts) -> list[G
     first, names = batch[0][0], [request.id for request, _ in batch]
     rows = [row for _, row in batch]
     ids, mask = tokens.tensors(rows, str(model.device), left=True)
-    width, chooser = ids.shape[1], Chooser(names, where, first.sampling)
+    width, chooser = ids.shape[1], Chooser(names, where, first.sampling, tokens.barred)
 
     def processed(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         return chooser.scores(scores, range(len(names)))

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from unlearnbench.checkpoints.tokenizer import end_tokens, padding_id, require_open_end, thought_end
+from unlearnbench.checkpoints.tokenizer import (
+    end_tokens,
+    padding_id,
+    require_open_end,
+    reward_ids,
+    thought_end,
+)
 from unlearnbench.errors import ModelOutputError
 from unlearnbench.models import generation, packable
 from unlearnbench.models.batches import A, Budget, Q, Tokens, run_in_batches, texts_budget
@@ -54,8 +60,9 @@ class HFModel:
         pad = padding_id(source.tokenizer, config.vocab_size, next(iter(ends), 0))
         self.options = options = source.options
         last = thought_end(source.tokenizer, options.think_end_token)
+        cut, barred = options.truncate_left, reward_ids(source.tokenizer, config.vocab_size)
         self.tokens = Tokens(
-            source.tokenizer, config, ends, pad, options.truncate_left, options.max_length, last
+            source.tokenizer, config, ends, pad, cut, options.max_length, last, barred
         )
         """Between its texts and token ids."""
         self._turns = turning_points(config)

@@ -21,7 +21,7 @@ SUITES = {
     "quick": "rtn-int4,bnb-nf4,prune-magnitude-30,noise-5,prefix-1,hints-3,sample-8,suffix-10",
     "full": "rtn-int8,rtn-int4,bnb-int8,bnb-fp4,bnb-nf4,prune-magnitude-30,prune-magnitude-50,"
     "prune-wanda-50,noise-5,noise-10,prune-wanda-30+bnb-nf4,noise-2+bnb-nf4,prefix-1,prefix-2,"
-    "prefix-3,hints-1,hints-3,hints-5,sample-16,sample-64,suffix-250,embedding-100,merge-0.5,"
+    "prefix-3,hints-1,hints-3,hints-5,sample-16,sample-64,suffix-250,suffix-250-target,embedding-100,merge-0.5,"
     "relearn-5,relearn-10,relearn-20",
 }
 """The conditions of each suite; ``none`` comes before them."""
@@ -43,15 +43,20 @@ def cost_of(run: LoadedRun, task: str) -> str:
     result: TaskResult = run.task(task)
     if result.searches:
         passes = sum(found.forward_passes + found.backward_passes for found in result.searches)
-        seconds = sum(found.seconds for found in result.searches)
-        return f"{passes:,} passes, {seconds:.0f} s"
+        return _spent(passes, sum(found.seconds for found in result.searches))
     if result.leak is not None:
         return f"{result.leak.draws} answers each"
     condition = run.result.condition.first or run.result.condition
     steps = condition.options.further.get("steps")
     if condition.kind == "relearned" and steps is not None:
-        return f"{steps} steps"
-    return "one answer each" if run.result.condition.kind == "asked" else "no search"
+        known = (condition.proof and condition.proof.figures) or {}
+        rows = int(known.get("forward_passes", 0) + known.get("backward_passes", 0))
+        return f"{steps} steps" + (f", {_spent(rows, known.get('seconds', 0))}" if rows else "")
+    return "one answer each" if condition.kind == "asked" else "no search"
+
+
+def _spent(passes: int, seconds: float) -> str:
+    return f"{passes:,} passes, {seconds:.0f} s"
 
 
 def attacks(comparison: Comparison, rows: Sequence[RecoveryRow]) -> list[Attack]:

@@ -12,6 +12,7 @@ from unlearnbench.metrics.intervals import CONFIDENCE, Estimate, Values, draw
 from unlearnbench.recovery import UTILITY_FLOOR
 from unlearnbench.recovery.controls import leaves_alone, needs_control, require_control
 from unlearnbench.recovery.statistics import Cell, Scale, generation_scores, leak_scores, measure
+from unlearnbench.recovery.utility import KeptFigure, Retained, retained_of, share_of
 from unlearnbench.recovery.verdicts import RecoveryRow, Want, mark_significant
 from unlearnbench.results import FULL, LikelihoodRecord
 from unlearnbench.runs.entries import (
@@ -59,7 +60,9 @@ class Comparison:
     without it are left out."""
     only: Collection[str] | None = None
     """These tasks, where not all that the runs hold."""
-    _scores: dict[tuple[str, str], Values] = field(default_factory=dict, init=False, repr=False)
+    _scores: dict[tuple[str, str, str | None], Values] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def tasks(self, entry: Entry) -> list[str]:
         """The tasks that an entry's full-precision run holds, in name order."""
@@ -78,24 +81,29 @@ class Comparison:
     def _wants(self, task: str) -> bool:
         return self.only is None or task in self.only
 
-    def scores(self, run: LoadedRun, task: str) -> Values:
-        """A run's scores of a task, one a sample or one a pair of texts. The same run's are the
-        same object: a difference to itself is known to be 0.
+    def scores(self, run: LoadedRun, task: str, part: str | None = None) -> Values:
+        """A run's scores of a task, one a sample or one a pair of texts; of a ``part`` of utility,
+        where one is named. The same run's are the same object: a difference to itself is 0.
         """
-        key = run_key(run), task
+        key = run_key(run), task, part
         if key not in self._scores:
-            self._scores[key] = self._read_scores(run, task)
+            self._scores[key] = self._read_scores(run, task, part)
         return self._scores[key]
 
-    def models(self, entry: Entry, precision: str, task: str) -> list[Values]:
+    def models(
+        self, entry: Entry, precision: str, task: str, part: str | None = None
+    ) -> list[Values]:
         """The scores of each training of an entry's recipe."""
-        return [self.scores(each.at(precision), task) for each in entry.trainings]
+        return [self.scores(each.at(precision), task, part) for each in entry.trainings]
 
-    def _read_scores(self, run: LoadedRun, task: str) -> Values:
+    def _read_scores(self, run: LoadedRun, task: str, part: str | None) -> Values:
         result, records = run.task(task), run.records(task)
         if (attack := result.attack) is None:
             scored = [r for r in records if not isinstance(r, LikelihoodRecord)]
-            figure = self.figure if self.figure in result.scores else None
+            if part not in (None, result.metric, *result.scores):
+                raise ResultError(f"{run.path}: {task} has no {one_line(str(part), 60)}")
+            figure = part or self.figure
+            figure = figure if figure in result.scores else None
             name, want, files = figure or result.metric, result.want, kind_modules()
             if any(name in getattr(file, "MISDIRECTED", {}).get(want, ()) for file in files):
                 what = f"{name} does not say by itself what is known (want: {want})"
@@ -134,27 +142,22 @@ class Comparison:
         """Retained knowledge over the target's in full precision, for a task's family. Raises
         MetricError where the target knows nothing that could be retained.
         """
-        retain = self.retain_task(entry, task)
-        if retain is None:
-            return None
-        ours = self.models(entry, precision, retain)
-        theirs = self.scores(self.target.full, retain)
-        if not theirs.values.any():
-            raise MetricError(f"{retain}: the target scores 0, so utility is not defined")
-        return self.scale(retain).share(ours, [theirs] * len(ours), least=0.0)
+        retained, parts = self.retained(entry, task), []
+        for name, part in retained.parts if retained else ():
+            theirs = self.scores(self.target.full, name, part)
+            ours, draws = (
+                self.models(entry, precision, name, part),
+                draw(theirs.n, SEED, None, self.confidence),
+            )
+            parts.append(KeptFigure(name, ours, theirs, draws))
+        return share_of(parts) if parts else None
 
-    def retain_task(self, entry: Entry, task: str) -> str | None:
-        """The retain task of a task's family: those whose names begin alike, as ``news_``. Raises
-        OptionError where there is more than one.
-        """
+    def retained(self, entry: Entry, task: str) -> Retained | None:
+        """The retain tasks of a task's family that were evaluated; None: there is none."""
         # A board's incomplete entry may have no run in full precision.
         run = entry.runs.get(FULL) or next(iter(entry.runs.values()))
-        family = f"{task.split('_', 1)[0]}_"
-        retain = [t for t, r in run.result.tasks.items() if r.want == "high" and self._wants(t)]
-        related = [name for name in retain if f"{name}_".startswith(family)]
-        if len(related) > 1:
-            raise OptionError(f"{task}: more than one retain task: {', '.join(related)}")
-        return related[0] if related else None
+        tasks = {n: t for n, t in run.result.tasks.items() if self._wants(n)}
+        return retained_of(tasks, task, self.figure)
 
     def base(self, precision: str) -> LoadedRun:
         """The retrained model's run that an excess at ``precision`` is over: the one in full

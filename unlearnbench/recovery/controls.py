@@ -25,8 +25,8 @@ def needs_control(name: str) -> bool:
 
 def leaves(name: str, task: TaskSpec) -> bool:
     """Whether the condition called ``name`` changes what is asked, and does not fit a task."""
-    found = _known(name)
-    return found.asks and not file_of(found).fits(task)
+    found = _known(name).asking
+    return found is not None and not file_of(found).fits(task)
 
 
 def _known(name: str) -> ConditionSpec:

@@ -220,12 +220,12 @@ class _Judge:
 
     def _utility(self, found: TaskStanding, least: float) -> Finding:
         rule = f"min_utility {least:g}"
-        retain = self.comparison.retain_task(self.entry, self.task)
-        if found.utility is None or retain is None:
+        retained = self.comparison.retained(self.entry, self.task)
+        if found.utility is None or retained is None:
             message = "no retain task was evaluated, so utility is not known"
             return self._finding(rule, "not decided", message)
-        n = self.entry.full.task(retain).n
-        return replace(self, task=retain)._judge(rule, n, found.utility, (least, math.inf))
+        whole = replace(self, task=retained.name)
+        return whole._judge(rule, retained.n, found.utility, (least, math.inf))
 
     def _recovered(self, most: float) -> Finding:
         """Without a share: nothing was forgotten, which fails where its bounds show it; or the

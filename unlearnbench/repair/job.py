@@ -29,6 +29,7 @@ from unlearnbench.results import Checkpoint
 from unlearnbench.runs.fingerprint import git_hash, source_sha256
 from unlearnbench.training.output import save_tokenizer
 from unlearnbench.util.files import share
+from unlearnbench.util.process import ProgressLine
 from unlearnbench.util.version import __version__
 
 if TYPE_CHECKING:
@@ -216,16 +217,15 @@ def _write(
 ) -> None:
     import torch
     from safetensors import safe_open
-    from tqdm import tqdm
 
     modules = {key: name for name, key in pair.ours.stored.items()}
     total = sum(map(len, plan.values()))
-    with tqdm(total=total, unit="tensor", disable=None if progress else True) as bar:
+    with ProgressLine("repair", total, "tensor", progress) as shown:
         for path, heads in plan.items():
             with safe_open(path, framework="pt") as file:
 
                 def give(key: str, file: Any = file, heads: Any = heads) -> torch.Tensor:
-                    bar.update()
+                    shown.update()
                     name, kind = modules.get(key), _TORCH.get(heads[key].dtype)
                     if name is not None:
                         both = pair.ours.read(name), pair.theirs.read(name)

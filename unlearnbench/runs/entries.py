@@ -18,7 +18,13 @@ from unlearnbench.results import (
     Settings,
     TaskResult,
 )
-from unlearnbench.runs.fingerprint import ASKED, Fingerprint, differences, tokenizer_sha256
+from unlearnbench.runs.fingerprint import (
+    ASKED,
+    Fingerprint,
+    across_sha256,
+    differences,
+    tokenizer_sha256,
+)
 from unlearnbench.runs.folder import ASIDE, RunFolder, read_run
 
 FULL_BITS = 16
@@ -274,7 +280,8 @@ def _protocol(run: LoadedRun, other: LoadedRun) -> Fingerprint:
     settings, names = run.result.settings, ("gen_kwargs", "truncate_left", *ASKED, "backend")
     facts = {"protocol": run.result.protocol, "chat template": settings.chat_template_sha256}
     facts |= {name: getattr(settings, name) for name in names}
-    return Fingerprint.of(facts) | _tokenizer(run, other)
+    found = across_sha256(run.result.checkpoint, other.result.checkpoint)
+    return Fingerprint.of({**facts, "tokenizer": found})
 
 
 def _tokenizer(run: LoadedRun, other: LoadedRun) -> Fingerprint:

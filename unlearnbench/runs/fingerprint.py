@@ -151,6 +151,13 @@ def tokenizer_sha256(checkpoint: KnowsTokenizer, other: KnowsTokenizer) -> str:
     return does if does is not None and both else checkpoint.tokenizer_sha256
 
 
+def across_sha256(checkpoint: Checkpoint, other: Checkpoint) -> str:
+    """The same between two checkpoints: tokens that steer one of them make no difference."""
+    bare = checkpoint.tokenizer_unsteered_sha256
+    known = other.tokenizer_unsteered_sha256 or other.tokenizer_probe_sha256
+    return bare if bare and known else tokenizer_sha256(checkpoint, other)
+
+
 def _flat(facts: Mapping[str, object], outer: str = "") -> Iterator[tuple[str, object]]:
     for name, fact in facts.items():
         if isinstance(fact, Mapping):

@@ -25,6 +25,9 @@ class Asking(ABC):
     found: tuple[SearchFound, ...] = ()
     """What was searched for, once ``search`` is done."""
 
+    target: Callable[[], Any] | None = None
+    """Loads the target, where that is searched on and not the model that is asked."""
+
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec
 

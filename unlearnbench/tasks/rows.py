@@ -15,7 +15,7 @@ from unlearnbench.errors import DataError, MetricError, one_line
 from unlearnbench.requests import Answer, Request
 from unlearnbench.results import SampleRecord, Settings, SplitData, TaskResult
 from unlearnbench.tasks.asking import Asking
-from unlearnbench.tasks.spec import Row, Sample, SplitRows, TaskReference, TaskSpec
+from unlearnbench.tasks.spec import Row, Sample, SplitRows, TaskReference, TaskSpec, place_of
 from unlearnbench.util.process import quiet_hub
 
 PACKAGE_DATA = Path(__file__).resolve().parent.parent / "demo" / "data"
@@ -194,16 +194,16 @@ def _find_rows(spec: TaskSpec, split: str, options: DataOptions) -> tuple[list[R
         )
     for root, source in ((folder, "local"), (PACKAGE_DATA, "package")):
         if root is not None and (root / spec.dataset_path).is_dir():
-            return _read_local(root / spec.dataset_path / spec.dataset_name, spec, split), source
+            return _read_local(root / spec.dataset_path, spec, split), source
     return _read_hub(spec, split, options), "hub"
 
 
-def _read_local(folder: Path, spec: TaskSpec, split: str) -> list[Row]:
-    names = [split + suffix for suffix in _READERS]
-    found = [name for name in names if (folder / name).is_file()]
+def _read_local(root: Path, spec: TaskSpec, split: str) -> list[Row]:
+    folder, there = (path := root.joinpath(*place_of(spec, split))).parent, path.name
+    found = [there + suffix for suffix in _READERS if (folder / (there + suffix)).is_file()]
     if not found:
         raise DataError(
-            f"{spec.task}: split {split!r} is missing: no {folder / split}{'|'.join(_READERS)}; "
+            f"{spec.task}: split {split!r} is missing: no {path}{'|'.join(_READERS)}; "
             "put the file there or use another --data-dir"
         )
     if len(found) > 1:
@@ -280,7 +280,7 @@ def _read_hub(spec: TaskSpec, split: str, options: DataOptions) -> list[Row]:
     In two steps, because ``load_dataset`` with a hub id prefers a folder of that name below the
     current one, and without a connection gives whatever revision it prepared last.
     """
-    revision = spec.dataset_kwargs.revision
+    revision, (subset, there) = spec.dataset_kwargs.revision, place_of(spec, split)
     try:
         import datasets
         from huggingface_hub import snapshot_download
@@ -288,7 +288,7 @@ def _read_hub(spec: TaskSpec, split: str, options: DataOptions) -> list[Row]:
         quiet_hub()
         datasets.disable_progress_bars()
         folder = snapshot_download(spec.dataset_path, repo_type="dataset", revision=revision)
-        loaded = datasets.load_dataset(folder, spec.dataset_name, split=split)
+        loaded = datasets.load_dataset(folder, subset, split=there)
         return [dict(row) for row in loaded]
     except Exception as error:  # the hub client's errors have no common base; none becomes a score
         folder_tried = options.data_dir and f"{options.data_dir} has no {spec.dataset_path}"
@@ -296,5 +296,5 @@ def _read_hub(spec: TaskSpec, split: str, options: DataOptions) -> list[Row]:
         raise DataError(
             f"{spec.task}: split {split!r} could not be loaded from the hub "
             f"({spec.dataset_path}@{revision}: {one_line(error, 200)}) and {tried}; pass "
-            f"--data-dir FOLDER with {spec.dataset_path}/{spec.dataset_name}/{split}.jsonl"
+            f"--data-dir FOLDER with {spec.dataset_path}/{subset}/{there}.jsonl"
         ) from error

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from unlearnbench.metrics.membership import ReferenceScores
 
 PROTOCOLS = ("muse", "zhang2025")
+# Came later, so that tasks without them have the hashes that they had.
+_LATER = {"chat", "skip_empty", "places"}
 _NOT_DEFINING = {"description", "tag", "superseded_by", "version_without_blank"}
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", max_length=100)]
@@ -168,7 +170,7 @@ class TaskSpec(Strict):
     @property
     def definition_sha256(self) -> str:
         """Of everything in the task's definition that can move its score."""
-        absent = {"chat"} if self.chat is None else set()
+        absent = {name for name in _LATER if not getattr(self, name, None)}
         return content_sha256(self.model_dump(mode="json", exclude=_NOT_DEFINING | absent))
 
     @property
@@ -310,6 +312,14 @@ class QuestionTask(TaskSpec):
     def plain_text(self, row: Row, where: str) -> str:
         question = render_field(self.doc_to_text, row, where)
         return question + self.target_delimiter + render_field(self.doc_to_target, row, where)
+
+
+def place_of(spec: TaskSpec, split: str) -> tuple[str, str]:
+    """The subset of the data set that holds a split, and what it is called there. Most kinds of
+    task have one subset.
+    """
+    places: Mapping[str, tuple[str, str]] = getattr(spec, "places", {})
+    return places.get(split, (spec.dataset_name, split))
 
 
 def records_of(spec: TaskSpec, kind: type[R], records: Sequence[SampleRecord]) -> list[R]:

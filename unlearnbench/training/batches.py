@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from unlearnbench.errors import OptionError
 from unlearnbench.methods.rows import IGNORED, Batch, Example, Role
+from unlearnbench.methods.soft import mean_of
 from unlearnbench.training.options import TrainOptions
 
 Rows = Mapping[Role, tuple[Example, ...]]
@@ -139,6 +140,8 @@ def collate(drawn: Sequence[tuple[Rows, Sums]], pad: int) -> dict[str, Any]:
     if any(row.weights is not None for row in rows):
         weights = [row.weights or (1.0,) * len(row.ids) for row in rows]
         batch["weights"] = padded(weights, 0.0, torch.float32)
+    if all(row.soft for row in of["forget"]):
+        batch["soft"] = mean_of([row.soft for row in of["forget"]])
     return batch
 
 

@@ -11,6 +11,7 @@ from unlearnbench.conditions.base import has_codes, resolve
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method
 from unlearnbench.training.alternatives import DRAWN, GENERIC, OWN, REFUSALS
+from unlearnbench.training.anchors import NAMES
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.spans import SURPRISE
 from unlearnbench.util.process import process_count
@@ -34,6 +35,8 @@ class Asked(Protocol):
     @property
     def spans(self) -> str | None: ...
     @property
+    def anchors(self) -> str | None: ...
+    @property
     def options(self) -> TrainOptions: ...
 
 
@@ -47,18 +50,25 @@ def require_texts(job: Asked, method: Method) -> None:
         data = data - {"retain"}
     if job.options.stop_el is not None:
         data = data | {"unseen"}
+    if job.anchors is not None and not any(piece.about.anchors for piece in method.pieces):
+        raise OptionError(f"{name} replaces no names; leave --anchors out")
+    if job.anchors == NAMES:
+        data = data | {"retain"}
     _require_chunks(job, method)
     sets = {"retain": job.retain, "auxiliary": job.auxiliary, "unseen": job.unseen}
     for role, texts in sets.items():
         if role in data and not texts:
             needs = f"{name} learns from a set of {role} texts"
             if role not in method.data:
-                needs = "--stop-el compares with unseen texts"
+                asks = "--stop-el" if role == "unseen" else "--anchors names"
+                needs = f"{asks} compares with {role} texts"
             raise OptionError(f"{needs}; give --{role}")
-        if texts and role not in data:
+        if texts and role not in data | method.may:
             raise OptionError(f"{name} has no {role} term; leave --{role} out")
     if job.base is not None and not any(piece.about.base for piece in method.pieces):
         raise OptionError(f"{name} begins at no other model; leave --base out")
+    if job.base is None and any(piece.about.needs_base for piece in method.pieces):
+        raise OptionError(f"{name} needs what --model was made from; give --base")
     if job.spans is not None and method.piece("forget") is None:
         raise OptionError(f"--spans is for losses on the forget set, and {name} has none")
     if job.options.span_share is not None and job.spans != SURPRISE:
@@ -112,7 +122,7 @@ def _survived(asked: str, method: Method) -> str:
     if not specs:
         raise OptionError("--survive names no condition")
     for spec in specs:
-        if not has_codes(spec) or "dequantized" not in spec.kernels:
+        if not has_codes(spec) or spec.by_matrix or "dequantized" not in spec.kernels:
             raise OptionError(
                 f"--survive {spec.name}: it does not follow from the weights alone; use precisions "
                 "that do, as rtn-int4, bnb-nf4 or gguf-q4_0"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, set_seed
 
 from unlearnbench.checkpoints.origin import LossRecord
@@ -21,12 +20,13 @@ from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, Piece
 from unlearnbench.methods.base import (
     BatchLoss,
+    Drawing,
     Ensemble,
     FrozenModel,
     Masks,
     TrainingContext,
 )
-from unlearnbench.methods.rows import Example, Role, sequence_logprobs
+from unlearnbench.methods.rows import Example, Role, Shard, sequence_logprobs
 from unlearnbench.training.alternatives import GENERIC, OWN, with_generic
 from unlearnbench.training.batches import Rows, make_schedule
 from unlearnbench.training.corpus import Encoder
@@ -35,9 +35,10 @@ from unlearnbench.training.masks import choose_masks
 from unlearnbench.training.options import CorpusOptions, TrainOptions
 from unlearnbench.training.output import KEPT, last_checkpoint, run_trainer, save_state
 from unlearnbench.training.own import with_own
-from unlearnbench.training.passes import each, linear_gradients
+from unlearnbench.training.passes import each, linear_gradients, logits
 from unlearnbench.training.recital import Reciter, StopRule, StopWhenForgotten
 from unlearnbench.training.rounded import PLAIN, survival
+from unlearnbench.training.sampled import Writer
 from unlearnbench.training.steps import Watch
 from unlearnbench.training.trainer import (
     Combined,
@@ -48,7 +49,7 @@ from unlearnbench.training.trainer import (
     device,
     training_arguments,
 )
-from unlearnbench.util.process import is_main
+from unlearnbench.util.process import ProgressLine, is_main
 
 if TYPE_CHECKING:
     from unlearnbench.training.select import Selector
@@ -86,7 +87,11 @@ class TrainerContext(TrainingContext):
     alternative: str | None = None
     """What ``--alternative`` names, if anything."""
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
+    anchors: Mapping[str, str] = field(default_factory=dict)
+    """What stands in the place of names, where ``--anchors`` gives some."""
     forecast: Forecast | None = None
+    members: Sequence[str] = ()
+    shards: Sequence[Shard] = ()
     losses: list[LossRecord] = field(default_factory=list)
     """Every step's, filled as it goes."""
     kept: dict[str, int] = field(default_factory=dict)
@@ -95,6 +100,7 @@ class TrainerContext(TrainingContext):
 
     def __post_init__(self) -> None:
         self.tokenizer, self.seed = self.encoder.tokenizer, self.options.seed
+        self.epochs = self.options.epochs
         self.pad = padding_id(self.tokenizer, self.encoder.rows)
 
     def freeze(self, model: PreTrainedModel | None = None) -> FrozenModel:
@@ -154,27 +160,17 @@ class TrainerContext(TrainingContext):
 
     @cached_property
     def prepared(self) -> tuple[Example, ...]:
-        """The forget set as the forget loss reads it: its own labels, weights and alternatives, and
-        the target's log-probability of each sequence.
-        """
-        piece = self.method.piece("forget")
-        if piece is None:
-            return self.forget
-        make = MADE.get(self.alternative or "") or piece.hook("examples")
-        about = piece.about
-        examples = self.forget if make is None else tuple(make(self))
-        if any(len(example.alternatives) < piece.alternatives for example in examples):
-            raise OptionError(
-                f"{about.name} reads {piece.alternatives} other answers beside each text, and a "
-                "forget text has fewer"
-            )
-        return with_logprobs(self, examples) if about.sequences else examples
+        """The forget set as the forget loss reads it."""
+        return _prepared(self)
 
     def relabel(
         self, models: Sequence[PreTrainedModel], label: Callable[..., torch.Tensor]
     ) -> tuple[Example, ...]:
         rows = zip(self.forget, self.measure(models, self.forget, label), strict=True)
         return tuple(replace(e, labels=tuple(labels[: len(e.ids)])) for e, labels in rows)
+
+    def logits(self, model: PreTrainedModel, examples: Sequence[Example]) -> Iterator[torch.Tensor]:
+        return logits(self.options, self.pad, model, examples)
 
     def measure(
         self,
@@ -188,6 +184,16 @@ class TrainerContext(TrainingContext):
         make = MADE.get(self.alternative or "")
         examples = make(self) if make else self.forget
         return tuple(other for example in examples for other in example.alternatives)
+
+    def write(self, prompts: Mapping[str, Sequence[int]], how: Drawing) -> list[tuple[int, ...]]:
+        ends = end_tokens(self.model, self.tokenizer)
+        return Writer(how, self.seed, ends, self.pad)(self.model, prompts)
+
+    def retokenize(self, tokenizer: Any) -> None:
+        table: Any = self.model.get_input_embeddings()
+        rows = int(table.weight.shape[0])
+        self.encoder = replace(self.encoder, tokenizer=tokenizer, rows=rows, copy=None)
+        self.tokenizer = tokenizer
 
     def keep(self, name: str, model: PreTrainedModel) -> None:
         self.kept[name] = len(self.losses)
@@ -208,6 +214,24 @@ class TrainerContext(TrainingContext):
         ]
         loss = Combined(self.method, self.references(piece))
         return linear_gradients(self.options, self.pad, self.model, loss, rows)
+
+
+def _prepared(context: TrainerContext) -> tuple[Example, ...]:
+    """The forget set with the loss' own labels, weights and alternatives, what teachers say, and
+    the target's log-probability of each sequence.
+    """
+    piece = context.method.piece("forget")
+    if piece is None:
+        return context.forget
+    make = MADE.get(context.alternative or "") or piece.hook("examples")
+    about = piece.about
+    examples = context.forget if make is None else tuple(make(context))
+    if any(len(example.alternatives) < piece.alternatives for example in examples):
+        raise OptionError(
+            f"{about.name} reads {piece.alternatives} other answers beside each text, and a "
+            "forget text has fewer"
+        )
+    return with_logprobs(context, examples) if about.sequences else examples
 
 
 def with_logprobs(context: TrainerContext, examples: Sequence[Example]) -> tuple[Example, ...]:
@@ -290,6 +314,7 @@ def train(
         import peft
 
         set_seed(options.seed)  # an adapter's first matrix is random
+        begun = isinstance(model, peft.PeftModel)
         config = peft.LoraConfig(
             r=options.lora_rank,
             lora_alpha=2 * options.lora_rank,
@@ -297,7 +322,8 @@ def train(
             target_modules=list(stage.adapts) if stage.adapts else "all-linear",
             task_type="CAUSAL_LM",
         )
-        learner = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+        if not begun:
+            learner = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
     for name, parameter in learner.named_parameters():  # what may not change takes no gradient
         if stage.masks is not None:
             parameter.requires_grad_(name in stage.masks and bool(stage.masks[name].any()))
@@ -330,8 +356,8 @@ def _run(context: TrainerContext, model: Any, stage: Stage, stop: StopWhenForgot
         found = {key: value for key, value in logs.items() if key in known and value is not None}
         context.losses.append(LossRecord(stage=name, lr=logs["learning_rate"], **found))
 
-    with tqdm(total=schedule.steps, desc=name, unit="step", disable=hidden) as bar:
-        watch = Watch(keep, context.encoder.save, bar)
+    with ProgressLine(name, schedule.steps, "step", not hidden) as shown:
+        watch = Watch(keep, context.encoder.save, shown)
         arguments = training_arguments(stage, context.options, every)
         callbacks = [watch, *([selector] if selector else []), *([stop] if stop else [])]
         trainer = UnlearnTrainer(model, arguments, stage, callbacks)

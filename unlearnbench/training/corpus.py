@@ -147,7 +147,11 @@ class Encoder:
         DataError where a text has fewer than two tokens, or an answer alone is too long.
         """
         parts = [self.encode_one(document) for document in documents]
-        examples = tuple(example for part in parts for example in part)
+        examples = tuple(
+            replace(example, document=number)
+            for number, part in enumerate(parts)
+            for example in part
+        )
         if long := sum(len(part) > 1 for part in parts):
             says = (
                 "%s: %d of %d texts are longer than %d tokens and were cut into pieces, %d in all"
@@ -165,8 +169,9 @@ class Encoder:
             ids = (*example.ids[: example.prompt], *told)[: self.max_length]
             hidden = (IGNORED,) * example.prompt
             return replace(example, ids=ids, labels=(*hidden, *ids[len(hidden) :]))
-        told = self._answer(other, where) if isinstance(other, str) else other
-        return self._joined(example.ids[: example.prompt], told, example.begin, where)
+        if isinstance(other, str):
+            other = self._tokens(self._round(other), False, where)
+        return self._joined(example.ids[: example.prompt], other, example.begin, where)
 
     def encode_one(self, document: TextDocument) -> list[Example]:
         """The sequences of one document. A pair is in the words of the KnowMem prompts. Its answer
@@ -174,10 +179,10 @@ class Encoder:
         """
         where, size = document.where, self.max_length
         if document.answer is not None:
-            question = f"Question: {document.text}\nAnswer:" + " " * (not self.blank_in_answer)
+            question = self.question(document)
             asked = self._tokens(question, True, where)
             begin = len(asked) - len(self._tokens(question, False, where))
-            told = self._answer(document.answer, where)
+            told = self._tokens(self.told(document), False, where)
             return [self._joined(asked, told, begin, where)]
         ids = self._tokens(document.text, True, where)
         if len(ids) < 2:
@@ -191,25 +196,45 @@ class Encoder:
         """For each sequence of ``encode_one``, which characters of the text, or of the answer, each
         token stands for; None in a question. Raises OptionError where the tokenizer does not say.
         """
-        if not getattr(self.tokenizer, "is_fast", False):
-            raise OptionError("this tokenizer does not say which characters a token stands for")
         pair, blank = document.answer is not None, int(self.blank_in_answer)
-        text = " " * blank + f"{document.answer}\n\n" if pair else document.text
-        found = self.tokenizer(
-            text, add_special_tokens=not pair, verbose=False, return_offsets_mapping=True
-        )["offset_mapping"]
+        text = self.told(document) if pair else document.text
+        _, found = self.located(text, not pair, document.where)
         (*_, last), size = self.encode_one(document), self.max_length
         if pair:
             told = [(first - blank, end - blank) for first, end in found]
             return [[*[None] * (len(last.ids) - len(told)), *told]]
+        pieces: list[list[tuple[int, int] | None]]
         pieces = [list(found[at : at + size]) for at in range(0, len(found), size)]
         return pieces if len(pieces[-1]) == len(last.ids) else pieces[:-1]
 
-    def _answer(self, text: str, where: str) -> list[int]:
-        return self._tokens(" " * self.blank_in_answer + f"{text}\n\n", False, where)
+    def question(self, document: TextDocument) -> str:
+        """What stands before a pair's answer."""
+        return f"Question: {document.text}\nAnswer:" + " " * (not self.blank_in_answer)
+
+    def told(self, document: TextDocument) -> str:
+        """A pair's answer with what stands round it."""
+        return self._round(document.answer or "")
+
+    def located(
+        self, text: str, special: bool, where: str
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokens, and which characters each stands for. Raises OptionError as ``offsets``."""
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise OptionError("this tokenizer does not say which characters a token stands for")
+        found = self.tokenizer(
+            text, add_special_tokens=special, verbose=False, return_offsets_mapping=True
+        )
+        return self._checked(found["input_ids"], where), list(found["offset_mapping"])
+
+    def _round(self, answer: str) -> str:
+        return " " * self.blank_in_answer + f"{answer}\n\n"
 
     def _tokens(self, text: str, special: bool, where: str) -> list[int]:
-        ids = list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+        found = self.tokenizer(text, add_special_tokens=special, verbose=False)
+        return self._checked(found["input_ids"], where)
+
+    def _checked(self, found: Sequence[int], where: str) -> list[int]:
+        ids = list(found)
         if ids and max(ids) >= self.rows:
             raise ModelOutputError(
                 f"{where}: token {max(ids)} is beyond the model's {self.rows} rows"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,21 +11,24 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
+from unlearnbench.checkpoints.checkpoint import CheckpointSource
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.checkpoints.origin import FILE, SourceRecord, Training, TrainingOptions
+from unlearnbench.checkpoints.origin import SourceRecord, Training, TrainingOptions
 from unlearnbench.checkpoints.tokenizer import require_open_end
 from unlearnbench.errors import OptionError
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import Ensemble, Masks, PreTrainedModel
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment, git_hash, source_sha256
+from unlearnbench.training import shards
 from unlearnbench.training.alternatives import GENERIC, OWN, WORDS, attach
+from unlearnbench.training.anchors import save_anchors, with_anchors
 from unlearnbench.training.checks import checked, open_base, require_texts
 from unlearnbench.training.corpus import Encoder, TextRole, load_corpus
 from unlearnbench.training.moved import code_records
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
-from unlearnbench.training.output import OutputFolder, mask_record, save_tokenizer, write_file
+from unlearnbench.training.output import OutputFolder, mask_record, save_tokenizer, write_record
 from unlearnbench.training.spans import ENTITIES, SURPRISE, most_surprising, on_spans
+from unlearnbench.training.translation import Anchors
 from unlearnbench.util.process import is_main, process_count
 from unlearnbench.util.text import blank_in_answer
 from unlearnbench.util.version import __version__
@@ -57,8 +59,12 @@ class Job:
     """The model that the target was made from, for the methods that begin there."""
     alternative: str | None = None
     """Other answers, for the methods that read them: a file, retain, generic, own or refuse."""
+    shard_plan: str | None = None
+    """An ensemble whose plan ``finetune`` follows."""
     spans: str | None = None
     """What of the forget texts is forgotten: a file, surprise or entities; None: all."""
+    anchors: str | None = None
+    """Names and what stands in for them, for the methods that read it: a file or names."""
     options: TrainOptions = field(default_factory=TrainOptions)
     corpus: CorpusOptions = field(default_factory=CorpusOptions)
     load: LoadOptions = field(default_factory=LoadOptions)
@@ -95,11 +101,12 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
         raise OptionError(
             f"{method}: a mask chooses weights, and LoRA trains none; drop --lora-rank"
         )
-    if whole is not None and not whole.about.trains and job.options.lora_rank is not None:
-        raise OptionError(f"{method} trains nothing, and so no adapter; drop --lora-rank")
+    if whole is not None and whole.about.no_adapter and job.options.lora_rank is not None:
+        raise OptionError(f"{method} {whole.about.no_adapter}; drop --lora-rank")
     if whole is not None and (job.select or job.options.keep_adapter):
         option = "--eval-tasks" if job.select else "--keep-adapter"
         raise OptionError(f"{option} is for methods of one training, and {method} is none")
+    job = replace(job, options=shards.as_recorded(job.model, found, job.options))
     return _train(job, "unlearn", found)
 
 
@@ -109,7 +116,8 @@ def finetune(job: Job) -> Training:
     """
     if job.retain:
         raise OptionError("finetune has one set of texts; give them all with --data")
-    return _train(job, "finetune", Method("finetune", ()))
+    job = replace(job, options=shards.as_planned(job.shard_plan, job.options))
+    return _train(job, "finetune", shards.finetuning(job.options))
 
 
 def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Training:
@@ -123,14 +131,15 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
     texts |= {"auxiliary": job.auxiliary, "unseen": job.unseen}
     corpora = {r: load_corpus(t, r, job.corpus) for r, t in texts.items() if t or r == first}
     data = [record for _, sources in corpora.values() for record in sources]
-    source, folder = open_checkpoint(job.model, job.load), OutputFolder(job.out)
+    source, folder = shards.open_target(job, kind, method), OutputFolder(job.out)
     base = None if job.base is None else open_base(job.base, job.load, source)
     encoder = _make_encoder(source, job)
-    sets, more = _sets(job, method, corpora, encoder)
+    sharding = shards.make_sharding(job, method, corpora, encoder, (source, base))
+    sets, more, anchors = _sets(job, method, corpora, encoder)
     data += more
     facts: dict[str, Any] = {"kind": kind, "method": method.name, "knobs": method.numbers}
     facts |= {"processes": process_count(), "base": base and base.checkpoint.weights_sha256}
-    asked = _fingerprint(job, facts, source.checkpoint, data, sets)
+    asked = _fingerprint(job, facts, source.checkpoint, data, sets) | shards.known_by(sharding)
     folder.require_free(asked, job.resume)
     read = _reading(job, encoder, sets)
     facts |= code | {
@@ -159,11 +168,12 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
             context.forget = most_surprising(context, job.options.span_share)
         if base is not None:
             context.start = cast_model(base.model(), job.options.weights_dtype)
-        context.alternative, context.corpus = job.alternative, job.corpus
+        context.alternative, context.corpus, context.anchors = job.alternative, job.corpus, anchors
         context.forecast = job.forecast if kind == "unlearn" else None
         source.release()
         context.selector = _make_selector(job, folder, encoder)
         with folder.claim(asked):
+            shards.begin(context, sharding)
             result, masks = context.run()
         for model in result.models.values() if isinstance(result, Ensemble) else [result]:
             as_saved(model, job.options.weights_dtype)
@@ -196,8 +206,8 @@ def _fingerprint(
 
 def _sets(
     job: Job, method: Method, corpora: Mapping[TextRole, Any], encoder: Encoder
-) -> tuple[dict[str, Any], list[SourceRecord]]:
-    """The sequences of each set, and what identifies a file of other answers or of spans."""
+) -> tuple[dict[str, Any], list[SourceRecord], Anchors]:
+    """The sequences of each set, what identifies other answers, spans and anchors, and these."""
     sets: dict[str, Any] = {"forget": (), "retain": (), "auxiliary": ()}
     known: dict[TextRole, Any] = {role: documents for role, (documents, _) in corpora.items()}
     for role, documents in known.items():
@@ -212,7 +222,9 @@ def _sets(
         rows = known["forget"], sets["forget"]
         sets["forget"], found = on_spans(job.spans, *rows, encoder, job.corpus)
         more += found
-    return sets, more
+    rows = known, sets["forget"]
+    sets["forget"], found, anchors = with_anchors(job.anchors, *rows, encoder, job.corpus)
+    return sets, more + found, anchors
 
 
 def _make_encoder(source: CheckpointSource, job: Job) -> Encoder:
@@ -245,7 +257,7 @@ def _make_selector(job: Job, folder: OutputFolder, encoder: Encoder) -> Selector
     from unlearnbench.training.select import make_selector
 
     home = folder.work / "evaluated"
-    return make_selector(job.select, job.corpus, home, encoder, job.score)
+    return make_selector(job.select, job.corpus, home, encoder, job.score, job.options.survive)
 
 
 def _save(
@@ -273,21 +285,16 @@ def _save(
     )
     if is_main():
         folder.save(result, context.encoder.save, context.method, masks)
+        save_anchors(context.anchors, folder.path)
         for name, steps in context.kept.items():
             knobs = {**training.knobs, "state": name}  # another recipe
             change = {"knobs": knobs, "losses": training.losses[:steps]}
-            _write_record(folder.path / name, training.model_copy(update=change))
-        _write_record(folder.path, training)  # before what may be stopped, or lack memory
+            write_record(folder.path / name, training.model_copy(update=change))
+        write_record(folder.path, training)  # before what may be stopped, or lack memory
         folder.clean()
         one = not isinstance(result, Ensemble) and not context.options.keep_adapter
         if one and training.kind == "unlearn":
             codes = code_records(folder.path, job.model, job.load)
             training = training.model_copy(update={"codes": codes})
-            _write_record(folder.path, training)
+            write_record(folder.path, training)
     return training
-
-
-def _write_record(folder: Path, training: Training) -> None:
-    record = training.model_dump(mode="json", exclude_none=True)
-    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
-    write_file(folder / FILE, text.encode())

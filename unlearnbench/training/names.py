@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 Span = tuple[int, int]
 """The first character, and the one behind the last."""
@@ -38,6 +38,13 @@ def names_of(texts: Sequence[str]) -> list[list[Span]]:
 def numbers_of(text: str) -> list[Span]:
     """Numbers, and with them times and the figures of dates."""
     return [found.span() for found in _NUMBER.finditer(text)]
+
+
+def whole_words(names: Iterable[str]) -> re.Pattern[str]:
+    """Finds any of the names as whole words, the longest where several begin."""
+    longest = sorted(names, key=lambda name: (-len(name), name))
+    each = "|".join(r"\s+".join(map(re.escape, name.split())) for name in longest)
+    return re.compile(rf"(?<!\w)(?:{each})(?!\w)")
 
 
 def _names(text: str, small: frozenset[str] | set[str]) -> list[Span]:

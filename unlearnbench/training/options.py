@@ -63,6 +63,13 @@ class TrainOptions(OptionModel):
     """Compute layers twice to save memory."""
     save_steps: int | None = Field(default=None, ge=0)
     """Steps between checkpoints to resume from; 0: none; default: once in an epoch."""
+    shards: int | None = Field(default=None, gt=0, le=63)
+    """Train so many models on disjoint rows: an ensemble, for `unlearn --method sisa`."""
+    slices: int | None = Field(default=None, gt=0, le=64)
+    """Train each shard in so many stages, and keep the model after each; default: 1."""
+    placement: Literal["random", "together"] | None = None
+    """How rows are put into shards and slices: drawn by the seed, or those that are given one after
+    another together; default: random."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of the order of the texts, and of what methods draw."""
 
@@ -74,6 +81,11 @@ class TrainOptions(OptionModel):
         if (self.l1 or self.weight_noise) and self.lora_rank is not None:
             option = "--l1" if self.l1 else "--weight-noise"
             raise ValueError(f"{option}: it moves the weights, which LoRA does not train")
+        if self.shards is not None and self.max_steps is not None:
+            raise ValueError("--max-steps: shards learn for --epochs, whatever rows they have")
+        for name in ("slices", "placement") if self.shards is None else ():
+            if getattr(self, name) is not None:
+                raise ValueError(f"--{name} is for --shards, which is missing")
         if self.survive_weight is not None and self.survive is None:
             raise ValueError("--survive-weight is for --survive, which is missing")
         return self

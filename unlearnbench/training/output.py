@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.find import CheckpointFiles, tokenizer_files
-from unlearnbench.checkpoints.origin import FILE, MaskRecord
+from unlearnbench.checkpoints.origin import FILE, MaskRecord, Training
 from unlearnbench.checkpoints.source import EnsembleFacts, write_ensemble
 from unlearnbench.checkpoints.tokenizer import load_tokenizer, probe_ids
 from unlearnbench.errors import (
@@ -24,7 +24,7 @@ from unlearnbench.errors import (
 from unlearnbench.methods import Method
 from unlearnbench.methods.base import Ensemble, Masks
 from unlearnbench.runs.fingerprint import Fingerprint, differences
-from unlearnbench.util.files import share, write_whole, writing
+from unlearnbench.util.files import link, share, write_whole, writing
 from unlearnbench.util.process import is_main
 
 if TYPE_CHECKING:
@@ -132,10 +132,14 @@ class OutputFolder:
                 model.save_pretrained(final / name)
                 save_tokenizer(final / name)
             for state in sorted((self.work / KEPT).glob("*")):
-                shutil.copytree(state, final / state.name)
+                if state.is_file():
+                    link(state, final / state.name)
+                else:
+                    shutil.copytree(state, final / state.name, copy_function=link)
             if isinstance(result, Ensemble):
                 name, numbers = method.pieces[0].about.name, dict(result.numbers)
-                facts = EnsembleFacts(method=name, models=tuple(models), numbers=numbers)
+                names = (*models, *result.kept)
+                facts = EnsembleFacts(method=name, models=names, numbers=numbers)
                 write_ensemble(final, facts)
             chooser = method.piece("masks")
             if chooser is not None and masks is not None:
@@ -166,6 +170,17 @@ class OutputFolder:
     def clean(self) -> None:
         """Remove the training's checkpoints."""
         shutil.rmtree(self.work, ignore_errors=True)
+
+
+def is_trained(out: Path) -> bool:
+    """Whether a training is complete; one that was never claimed is removed."""
+    folder = OutputFolder(out)
+    if (out / FILE).exists():
+        folder.clean()  # in case the process was killed just before
+        return True
+    if folder.work.is_dir() and not folder.claimed.exists():
+        shutil.rmtree(out)
+    return False
 
 
 def save_state(folder: Path, model: Any, save_tokenizer: Callable[[Path], None]) -> None:
@@ -226,6 +241,13 @@ def write_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises TrainingError where it cannot be written."""
     with writing(path, TrainingError, "free some space and try again"):
         write_whole(path, content)
+
+
+def write_record(folder: Path, training: Training) -> None:
+    """Write ``unlearning.json``. Raises TrainingError where it cannot be written."""
+    record = training.model_dump(mode="json", exclude_none=True)
+    text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+    write_file(folder / FILE, text.encode())
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -36,6 +36,17 @@ def each(
     return found
 
 
+@torch.no_grad()
+def logits(
+    options: TrainOptions, pad: int, model: Any, examples: Sequence[Example]
+) -> Iterator[torch.Tensor]:
+    """Of each example in turn, (tokens, vocabulary)."""
+    ready, rest = model.to(device()).eval(), iter(examples)
+    for batch in batches(options, pad, [{"forget": (example,)} for example in examples]):
+        for row in ready(**batch.inputs, use_cache=False).logits:
+            yield row[: len(next(rest).ids)]
+
+
 def batches(
     options: TrainOptions, pad: int, rows: Sequence[Rows], whole: Sums | None = None
 ) -> Iterator[Batch]:

@@ -30,6 +30,11 @@ class Survive:
     weight: float = 1.0
     """Factor of the terms at each."""
 
+    @property
+    def whole(self) -> float:
+        """What the factors of all places add up to."""
+        return 1.0 + self.weight * len(self.roundings)
+
     def places(self, model: Any) -> list[tuple[float, AbstractContextManager[None]]]:
         """The factor and the block for each forward pass: as the weights are, then rounded."""
         rounded = self.roundings if self.weight else ()

@@ -7,7 +7,7 @@ import copy
 import logging
 import math
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from unlearnbench.checkpoints.origin import Evaluated, Selection
 from unlearnbench.errors import OptionError, TrainingError, one_line
-from unlearnbench.results import LikelihoodRecord, RunResult, TaskResult
+from unlearnbench.results import FULL, LikelihoodRecord, RunResult, TaskResult
 from unlearnbench.runs.folder import RunFolder, read_run
 from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import limited_count
@@ -28,8 +28,9 @@ from unlearnbench.training.options import CorpusOptions, SelectOptions
 from unlearnbench.training.output import write_file
 from unlearnbench.util.process import is_main, process_count
 
-ScoreCheckpoint = Callable[[Path, SelectOptions, Path], RunResult]
-"""Evaluates the checkpoint in a folder as the options say; its run goes below the second folder."""
+ScoreCheckpoint = Callable[..., Sequence[RunResult]]
+"""Of (folder, SelectOptions, folder, *conditions): evaluates the checkpoint in the first at every
+condition; the runs go below the second."""
 
 log = logging.getLogger("unlearnbench")
 
@@ -49,6 +50,8 @@ class Selector(TrainerCallback):
     home: Path
     save_tokenizer: Callable[[Path], None]
     score: ScoreCheckpoint
+    conditions: Sequence[str] = ()
+    """That are to be survived: the rule is to be met there too."""
     epoch: int = 1
     evaluated: list[Evaluated] = field(default_factory=list)
     whole_model: Callable[[], Any] = field(init=False)
@@ -89,10 +92,10 @@ class Selector(TrainerCallback):
             model = copy.deepcopy(model).merge_and_unload()
         self.as_saved(model).save_pretrained(folder)
         self.save_tokenizer(folder)
-        tasks = self.score(folder, self.options, self.home / "runs").tasks
-        found = {name: t.auc if t.value is None else t.value for name, t in tasks.items()}
-        scores = {name: value for name, value in found.items() if value is not None}
-        self.evaluated.append(Evaluated(step=step, scores=scores))
+        results = self.score(folder, self.options, self.home / "runs", FULL, *self.conditions)
+        scores, *there = map(_scores, results)
+        conditions = dict(zip(self.conditions, there, strict=True)) or None
+        self.evaluated.append(Evaluated(step=step, scores=scores, conditions=conditions))
         write_file(self.home / "evaluated.json", _EVALUATED.dump_json(self.evaluated))
         log.info("step %d: %s %.1f, to reach %.1f", step, self.task, self._last, self.threshold)
         shutil.rmtree(folder)  # training stops here, or goes on without it
@@ -100,7 +103,9 @@ class Selector(TrainerCallback):
 
     @property
     def _last(self) -> float:
-        return self.evaluated[-1].scores[self.task]
+        """The largest of all conditions."""
+        last = self.evaluated[-1]
+        return max(s[self.task] for s in (last.scores, *(last.conditions or {}).values()))
 
     def selection(self) -> Selection:
         """What was evaluated and chosen."""
@@ -109,7 +114,7 @@ class Selector(TrainerCallback):
             says = "no checkpoint brought %s to %.1f or below; the last one is kept"
             log.warning(says, self.task, self.threshold)
         return Selection(
-            rule=RULE,
+            rule=RULE + "".join(f", at {name} too" for name in self.conditions),
             task=self.task,
             threshold=self.threshold,
             rows=self.options.eval_limit or "all",
@@ -119,15 +124,22 @@ class Selector(TrainerCallback):
         )
 
 
+def _scores(result: RunResult) -> dict[str, float]:
+    found = {name: t.auc if t.value is None else t.value for name, t in result.tasks.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
 def make_selector(
     options: SelectOptions,
     corpus: CorpusOptions,
     home: Path,
     encoder: Encoder,
     score: ScoreCheckpoint | None,
+    survive: str | None = None,
 ) -> Selector:
-    """Find the task that decides, and its threshold. Raises OptionError where none or several could
-    decide, or the reference does not have it.
+    """Find the task that decides, and its threshold. ``survive``: the conditions at which the rule
+    is to be met too. Raises OptionError where none or several tasks could decide, or the reference
+    does not have it.
     """
     if score is None:
         raise OptionError("--eval-tasks needs a way to score checkpoints: Job.score")
@@ -144,7 +156,8 @@ def make_selector(
     if encoder.blank_in_answer:
         spec = spec.without_blank() or spec
     threshold = _threshold(options.retrained or "", spec, options.eval_limit)
-    return Selector(options, task, threshold, home, encoder.save, score)
+    conditions = survive.split(",") if survive else ()
+    return Selector(options, task, threshold, home, encoder.save, score, conditions)
 
 
 def _threshold(reference: str, spec: TaskSpec, limit: int | None) -> float:

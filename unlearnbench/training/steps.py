@@ -27,7 +27,7 @@ from unlearnbench.methods.base import (
 from unlearnbench.methods.rows import Batch, Part, Role
 from unlearnbench.training import sharding
 from unlearnbench.training.rounded import PLAIN, Rounding, Survive, through
-from unlearnbench.util.process import process_count
+from unlearnbench.util.process import ProgressLine, process_count
 
 
 @dataclass
@@ -45,6 +45,7 @@ class WholeStep(OptimizerStep):
 
     def __post_init__(self) -> None:
         self.weights = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.whole = self.survive.whole
 
     def usual(self) -> Gradient:
         return self._gradient("forget", "retain", "auxiliary", "alternatives")
@@ -172,25 +173,24 @@ class Noise(TrainerCallback):
 
 
 class Watch(TrainerCallback):
-    """Keeps every step's losses, moves the bar, and puts the tokenizer beside each checkpoint."""
+    """Keeps every step's losses, shows how far it is, puts the tokenizer beside checkpoints."""
 
     def __init__(
         self,
         keep: Callable[[dict[str, float]], None],
         save_tokenizer: Callable[[Path], None],
-        bar: Any,
+        shown: ProgressLine,
     ) -> None:
-        self._keep, self._save_tokenizer, self._bar = keep, save_tokenizer, bar
+        self._keep, self._save_tokenizer, self._shown = keep, save_tokenizer, shown
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        self._bar.update(state.global_step)
+        self._shown.goes_on(state.global_step)
 
     def on_log(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         logs = given["logs"]
         if "loss" in logs and state.is_world_process_zero:
             self._keep({"step": state.global_step, **logs})
-            self._bar.update(1)
-            self._bar.set_postfix(loss=f"{logs['loss']:.4g}")
+            self._shown.update(1, f"(loss {logs['loss']:.4g})")
 
     def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         if state.is_world_process_zero:

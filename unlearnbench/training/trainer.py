@@ -71,8 +71,8 @@ class Combined:
 
     def __call__(self, model: Any, batch: Batch) -> dict[str, torch.Tensor]:
         """The weighted terms and their sum."""
-        read = {"forget", "alternatives", *(piece.about.reads for piece in self.method.terms)}
-        if set(batch.rows) - read:  # of a way to make the gradient, which reads them itself
+        read = self.method.reads
+        if set(batch.rows) - read:  # of a way to make the gradient, or of teachers
             batch = batch.only(*(role for role in batch.rows if role in read))
         logits = model(**batch.inputs, use_cache=False).logits
         terms: dict[str, torch.Tensor] = {}
@@ -99,6 +99,7 @@ class Combined:
             None if batch.weights is None else batch.weights[where],
             batch.all_weight,
             self._part("alternatives", piece, model, batch, logits) if others else None,
+            batch.soft if role == "forget" else None,
         )
 
 
@@ -173,7 +174,7 @@ def training_arguments(stage: Stage, options: TrainOptions, save_steps: int) -> 
         ddp_find_unused_parameters=False,
         ddp_timeout=_PATIENCE,
         train_sampling_strategy="sequential",  # the schedule is shuffled already
-        disable_tqdm=True,  # our own bar stands in
+        disable_tqdm=True,  # our own line stands in
         report_to="none",
     )
     if (gpus := arguments.n_gpu) > 1:

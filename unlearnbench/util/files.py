@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import tempfile
 import time
 import warnings
@@ -19,7 +20,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from unlearnbench.errors import OutputError, ResultError, UnlearnbenchError, one_line
+from unlearnbench.errors import (
+    InUseError,
+    OutputError,
+    ResultError,
+    UnlearnbenchError,
+    one_line,
+)
 
 LOCK_FILES = (".lock", ".holder")
 
@@ -83,6 +90,14 @@ def remove_leftovers(folder: Path) -> None:
     for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def link(path: str | Path, place: str | Path) -> None:
+    """Have a file under a second name, without a copy where the file system can."""
+    try:
+        os.link(Path(path).resolve(), place)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(path, place)
 
 
 def share(path: Path) -> None:
@@ -172,7 +187,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
     file stays, since removing it would let two in. ``.holder`` says who holds it, for messages.
 
     Raises:
-        ResultError: another process holds it, or this file system has no locks.
+        InUseError: another process holds it.
+        ResultError: this file system has no locks.
     """
     from filelock import FileLock, Timeout
 
@@ -186,7 +202,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
             warnings.simplefilter("ignore")
             held.acquire(timeout=0)
     except Timeout:
-        raise ResultError(
+        raise InUseError(
             f"{folder} is being written by {_holder(holder) or 'another process'}; wait for it to "
             "end, or use another --output"
         ) from None

@@ -1,5 +1,6 @@
 """This process: its rank among those launched together, its threads, the signals that stop it,
-``--explain``, and other libraries kept silent: their notes would drown an error's one line.
+``--explain``, how far it is, and other libraries kept silent: their notes would drown an error's
+one line.
 
 ``accelerate launch`` and ``torchrun`` set ``RANK`` and ``WORLD_SIZE`` for each process they start.
 """
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -21,10 +23,15 @@ from unlearnbench.errors import CheckpointError, one_line
 # 128 + the signal's number, as a shell reports it.
 INTERRUPTED, TERMINATED = 130, 143
 
+_LOG = logging.getLogger("unlearnbench")
 _EXPLAIN = logging.getLogger("unlearnbench.explain")
 _EXPLAIN.setLevel(logging.WARNING)
 
 _threads_from = "torch's own choice"
+
+_LINE_EVERY = 30.0
+"""Seconds between two lines on how far the work is, where no terminal shows it."""
+_SHOWN = "{desc}: {n_fmt} of {total_fmt} {unit}s ({percentage:.0f}%), {rate_fmt}, {remaining} left"
 
 
 def process_count() -> int:
@@ -52,6 +59,61 @@ def describe_threads() -> str:
     import torch
 
     return f"{torch.get_num_threads()} threads: {_threads_from}"
+
+
+class ProgressLine:
+    """How far long work is: its stage, what is done, the rate and the time left. A terminal shows
+    one line, which is replaced and goes when the stage ends; elsewhere, as in a CI's log, there is
+    a plain line every half minute. Not shown: nothing.
+    """
+
+    def __init__(
+        self, stage: str, total: int, unit: str, shown: bool = True, done: int = 0
+    ) -> None:
+        self._stage, self._total, self._unit, self._shown = stage, total, unit, shown
+        self._done = self._first = done
+        self._bar: Any = None
+        self._began = self._last = time.monotonic()
+
+    def __enter__(self) -> ProgressLine:
+        if self._shown and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                desc=self._stage,
+                total=self._total,
+                initial=self._first,
+                unit=self._unit,
+                leave=False,
+                bar_format=_SHOWN,
+                file=sys.stderr,
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def goes_on(self, done: int) -> None:
+        """So many were done before; they count for no rate."""
+        self._done = self._first = done
+        if self._bar is not None:
+            self._bar.initial = self._bar.n = done
+
+    def update(self, count: int = 1, note: str = "") -> None:
+        """So many more are done; ``note`` stands beside the stage."""
+        self._done += count
+        stage = f"{self._stage} {note}".strip()
+        if self._bar is not None:
+            self._bar.set_description_str(stage, refresh=False)
+            self._bar.update(count)
+        elif self._shown and (now := time.monotonic()) >= self._last + _LINE_EVERY:
+            self._last, rate = now, max(1, self._done - self._first) / (now - self._began)
+            left = (self._total - self._done) / rate
+            _LOG.info(
+                f"{stage}: {self._done} of {self._total} {self._unit}s, {rate:.3g} a second, "
+                f"{left // 60:.0f}:{left % 60:02.0f} left"
+            )
 
 
 def show_explanations(shown: bool) -> None:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -79,16 +80,15 @@ def plain_table(
     """
     from tabulate import tabulate
 
-    most = list(widths) if widths and rows else None
-    heads = [max(width - 2, 1) for width in most] if most else None  # tabulate adds two columns
-    return tabulate(
-        rows,
-        headers=head,
-        tablefmt="simple",
-        disable_numparse=True,
-        maxcolwidths=most,
-        maxheadercolwidths=heads,
-    )
+    def wrapped(cells: Sequence[str], most: Sequence[int]) -> list[str]:
+        # Not tabulate's own wrapping, which takes 6,000,000 for a number and fails.
+        lines = (textwrap.wrap(cell, width) for cell, width in zip(cells, most, strict=True))
+        return ["\n".join(each) for each in lines]
+
+    if widths and rows:
+        head = wrapped(head, [max(width - 2, 1) for width in widths])  # tabulate adds two columns
+        rows = [wrapped(row, widths) for row in rows]
+    return tabulate(rows, headers=head, tablefmt="simple", disable_numparse=True)
 
 
 def in_parts(

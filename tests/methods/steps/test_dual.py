@@ -16,8 +16,9 @@ from unlearnbench.training.job import Job
 class Step:
     """A step whose retain loss is what the list says."""
 
-    def __init__(self, retains: list[float]) -> None:
+    def __init__(self, retains: list[float], whole: float = 1.0) -> None:
         self.state: dict[str, float] = {}
+        self.whole = whole
         self._retains = retains
 
     def forget(self) -> Gradient:
@@ -35,6 +36,33 @@ def test_the_multiplier_follows_the_retain_loss_and_never_falls_below_0() -> Non
     assert [g.of["w"] for g in found] == pytest.approx([3 + m for m in (1.0, 2.0, 1.6, 0.0)])
     assert [g.terms["retain"] for g in found] == pytest.approx([0.8, 0.2, -4.8, 0.0])
     assert step.state["multiplier"] == 0.0
+
+
+def test_the_limit_is_on_the_mean_over_places(job: Job, tmp_path: Path) -> None:
+    """Terms that are three times as large, because they were taken at three places, move it alike;
+    and at rounded weights that are the weights, so does a whole training.
+    """
+    options = dual.DualOptions(dual_start=1.0, dual_rate=2.0, dual_limit=0.3)
+    steps: list[Any] = [Step([0.8]), Step([2.4], 3.0)]
+    for step in steps:
+        dual.gradient(step, options)
+    assert steps[1].state["multiplier"] == pytest.approx(steps[0].state["multiplier"])
+    seen: list[tuple[float, float]] = []
+    gradient = dual.gradient
+
+    def watch(step: Any, options: Any) -> Gradient:
+        found = gradient(step, options)
+        seen.append((step.whole, step.state["multiplier"]))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dual, "gradient", watch)
+        patch.setattr("unlearnbench.training.rounded._values", lambda spec, weight: weight)
+        for survive in (None, "rtn-int8,rtn-int4"):
+            go(job, tmp_path / str(survive), "pdu_gdr_dual", survive=survive, max_steps=1)
+    (one, plain), (three, survived) = seen
+    assert (one, three) == (1.0, 3.0)
+    assert survived == pytest.approx(plain, rel=1e-5)
 
 
 def test_a_multiplier_that_stays_is_the_retain_weight(job: Job, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ class ToyStep:
     def __init__(self, weight: list[float], forget: Loss, retain: Loss, other: Loss) -> None:
         self.weights = {"w": torch.tensor(weight, dtype=torch.float64, requires_grad=True)}
         self._forget, self._retain, self._other = forget, retain, other
-        self.number, self.state = 1, dict[str, float]()
+        self.number, self.state, self.whole = 1, dict[str, float](), 1.0
 
     def _of(self, name: str, loss: Loss) -> Gradient:
         with torch.enable_grad():

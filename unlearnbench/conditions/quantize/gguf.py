@@ -2,15 +2,23 @@
 dequantized by the gguf package (github.com/ggml-org/llama.cpp, gguf-py).
 
 llama.cpp's own kernels quantize activations to 8 bits too; here only the weights are. Its mixed
-K-quants (Q4_K_M and the like) are not offered: gguf-py reads them and cannot make them.
+K-quants (Q4_K_M and the like), which gguf-py reads and cannot make, are in ``ggml.py``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from unlearnbench.conditions.base import Codes, ConditionSpec, Levels, LoadPlan, ModelWithProof
+from unlearnbench.conditions.base import (
+    Codes,
+    ConditionSpec,
+    Levels,
+    LoadPlan,
+    ModelWithProof,
+    ModuleReading,
+)
 from unlearnbench.conditions.proof import load_changed
+from unlearnbench.conditions.quantize import blocks
 from unlearnbench.errors import NotInForceError
 
 if TYPE_CHECKING:
@@ -23,6 +31,7 @@ if TYPE_CHECKING:
 _BLOCK = 32
 # Bytes of a block before its codes: fp16 scale, with fp16 minimum for the _1 formats.
 _HEADER = {"Q8_0": 2, "Q5_1": 4, "Q4_1": 4, "Q4_0": 2}
+_ENDS = {"Q8_0": (-127, 127), "Q5_1": (0, 31), "Q4_1": (0, 15), "Q4_0": (-8, 7)}
 
 
 def _spec(kind: str, bits: int, scheme: str) -> ConditionSpec:
@@ -59,11 +68,12 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     def change(name: str, weight: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(_round(spec, name, weight)[1])
 
-    def stored_bytes(weight: torch.Tensor) -> int:
-        return weight.numel() // _BLOCK * (_BLOCK * int(spec.bits or 0) // 8 + _HEADER[kind])
+    def read(_: str, weight: torch.Tensor) -> ModuleReading:
+        block, size = blocks.sizes(str(spec.options["type"]))
+        stored = weight.numel() // block * size
+        return ModuleReading.of(weight, block, weight)._replace(stored_bytes=stored)
 
-    kind = str(spec.options["type"])
-    return load_changed(spec, source, plan, change, group=_BLOCK, stored_bytes=stored_bytes)
+    return load_changed(spec, source, plan, change, read=read)
 
 
 def _round(
@@ -85,24 +95,11 @@ def _round(
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     """The codes of one weight, without a model, read from the packed blocks."""
-    import numpy as np
     import torch
 
-    kind = str(spec.options["type"])
     packed, values = _round(spec, "the weight", weight)
-    each = packed.reshape(-1, packed.shape[-1] // (weight.shape[1] // _BLOCK))
-    codes: NDArray[Any] = each[:, _HEADER[kind] :]
-    if kind != "Q8_0":
-        nibbles = codes[:, -16:]
-        low = np.concatenate([nibbles & 15, nibbles >> 4], axis=1)
-        high = 0
-        if kind == "Q5_1":
-            bits = codes[:, :4].copy().view("<u4")
-            high = ((bits >> np.arange(32, dtype=np.uint32)) & 1).astype(np.uint8) << 4
-        codes = low | high
-    else:
-        codes = codes.view(np.int8)
-    return Codes(torch.from_numpy(codes.reshape(weight.shape).copy()), torch.from_numpy(values))
+    codes = blocks.codes(str(spec.options["type"]), packed)
+    return Codes(torch.from_numpy(codes), torch.from_numpy(values))
 
 
 def levels(spec: ConditionSpec, weight: torch.Tensor) -> Levels:
@@ -117,7 +114,7 @@ def levels(spec: ConditionSpec, weight: torch.Tensor) -> Levels:
     scale, *_ = torch.from_numpy(heads.copy()).view(torch.float16).float().split(1, dim=1)
     exact = weight.float().reshape(-1, _BLOCK)
     codes = encode(spec, weight).codes.reshape(exact.shape).float()
-    bottom, top = (-127, 127) if kind == "Q8_0" else (0, 2 ** int(spec.bits or 0) - 1)
+    bottom, top = _ENDS[kind]
     own = torch.from_numpy(values).reshape(exact.shape)
     # Q4_0's scale may be negative: its levels then fall as codes rise.
     next_codes = [(codes + by * scale.sign()).clamp(bottom, top) for by in (-1, 1)]

@@ -62,7 +62,7 @@ def _spec(name: str, bits: int, group: int, scheme: str, options: dict[str, Any]
 CONDITIONS = (
     *(
         _spec("gptq", bits, group, "GPTQ, symmetric", {"symmetric": True, **_GPTQ_OPTIONS})
-        for bits in (4, 8)
+        for bits in (3, 4, 8)
         for group in (64, 128)
     ),
     *(

@@ -1,4 +1,4 @@
-"""HQQ, half-quadratic quantization: 4 bits with a zero point for each group of 64 columns, found by
+"""HQQ, half-quadratic quantization: 8 to 2 bits with a zero point for each group of 64 columns, by
 a solver that looks at the weights only (Badri & Shaji 2023, mobiusml.github.io/hqq_blog).
 
 The hqq library itself is used: transformers' HqqConfig raises NotImplementedError in version 5.23.
@@ -29,19 +29,20 @@ if TYPE_CHECKING:
 
 _GROUP = 64
 
-CONDITIONS = (
+CONDITIONS = tuple(
     ConditionSpec(
-        "hqq-int4-g64",
+        f"hqq-int{bits}-g64",
         "quantized",
         "HQQ: uniform with zero point per group of 64 columns, solved for on the weights",
         "hqq",
         {"group_size": _GROUP, "axis": 1},
-        bits=4,
-        bits_per_weight=4 + 2 * 16 / _GROUP,
+        bits=bits,
+        bits_per_weight=bits + 2 * 16 / _GROUP,
         kernels=("native", "dequantized"),
         extra="hqq",
         libraries=("hqq",),
-    ),
+    )
+    for bits in (8, 4, 3, 2)
 )
 
 
@@ -64,17 +65,17 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
                 f"{spec.name}: the {weight.numel()} weights of {name} make no groups of {_GROUP}"
             )
         dense = dense_linear(weight.float(), layer.bias)
-        made = HQQLinear(dense, _config(), compute_dtype=plan.dtype, device=plan.device)
+        made = HQQLinear(dense, _config(spec), compute_dtype=plan.dtype, device=plan.device)
         bias = made.__dict__.pop("bias", None)  # a bare tensor, which nobody would count
         made.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
         model.set_submodule(name, made)
     return finish(spec, source, model, lambda _, module: _inspect(spec, module), plan)
 
 
-def _config() -> Any:
+def _config(spec: ConditionSpec) -> Any:
     from hqq.core.quantize import BaseQuantizeConfig
 
-    return BaseQuantizeConfig(nbits=4, group_size=_GROUP, axis=1)
+    return BaseQuantizeConfig(nbits=int(spec.bits or 0), group_size=_GROUP, axis=1)
 
 
 def _inspect(spec: ConditionSpec, module: nn.Module) -> ModuleReading | None:
@@ -83,7 +84,7 @@ def _inspect(spec: ConditionSpec, module: nn.Module) -> ModuleReading | None:
     if not isinstance(module, HQQLinear):
         return None
     meta = module.meta
-    if (meta["nbits"], meta["group_size"], meta["axis"]) != (4, _GROUP, 1):
+    if (meta["nbits"], meta["group_size"], meta["axis"]) != (spec.bits, _GROUP, 1):
         raise NotInForceError(
             f"{spec.name}: a module holds {meta['nbits']} bits in groups of "
             f"{meta['group_size']} along axis {meta['axis']}"
@@ -94,7 +95,7 @@ def _inspect(spec: ConditionSpec, module: nn.Module) -> ModuleReading | None:
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     """Codes without a model."""
-    codes, scale, zero = _solve(weight)
+    codes, scale, zero = _solve(spec, weight)
     return Codes(codes, (codes.float() - zero) * scale)
 
 
@@ -104,22 +105,28 @@ def levels(spec: ConditionSpec, weight: torch.Tensor) -> Levels:
     """
     import torch
 
-    codes, scale, zero = _solve(weight)
-    nearby = [((codes.float() + by).clamp(0, 15) - zero) * scale for by in (-1, 0, 1)]
+    codes, scale, zero = _solve(spec, weight)
+    top = 2 ** int(spec.bits or 0) - 1
+    nearby = [((codes.float() + by).clamp(0, top) - zero) * scale for by in (-1, 0, 1)]
     high = torch.full_like(weight, float("inf"), dtype=torch.float32)
     return Levels.of(weight.float(), (nearby[0], nearby[1], nearby[2]), (-high, high))
 
 
-def _solve(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _solve(
+    spec: ConditionSpec, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Codes, and scale and zero point of every weight, (out, in)."""
     import torch
     from hqq.core.quantize import Quantizer
 
-    options = _config()["weight_quant_params"]
+    options = _config(spec)["weight_quant_params"]
     packed, meta = Quantizer.quantize(
         weight.float(), device=str(weight.device), compute_dtype=torch.float32, **options
     )
-    codes = Quantizer.unpack[meta["packing"]](packed, dtype=torch.uint8).reshape(weight.shape)
+    codes = Quantizer.unpack[meta["packing"]](packed, dtype=torch.uint8)
+    codes = codes[: weight.numel() // _GROUP].reshape(
+        weight.shape
+    )  # 3 bits fill up to tens of rows
     scale, zero = (
         meta[name].reshape(-1, 1).expand(-1, _GROUP).reshape(weight.shape).float()
         for name in ("scale", "zero")

@@ -157,7 +157,8 @@ def compare_codes(
         found, changed = [], int((ours != theirs).sum())
         update = product(ours, theirs, ours, theirs)
         for spec in specs:
-            one, two = conditions.encode(spec, ours), conditions.encode(spec, theirs)
+            its = conditions.for_matrix(spec, name, unlearned.linear, unlearned.config)
+            one, two = conditions.encode(its, ours), conditions.encode(its, theirs)
             same = int((one.codes == two.codes).sum())
             kept = product(one.values, two.values, ours, theirs)
             if not math.isfinite(kept):

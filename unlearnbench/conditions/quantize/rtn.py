@@ -15,6 +15,7 @@ from unlearnbench.conditions.base import (
     Levels,
     LoadPlan,
     ModelWithProof,
+    ModuleReading,
     groups,
 )
 from unlearnbench.conditions.proof import load_changed
@@ -147,8 +148,9 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     def change(_: str, weight: torch.Tensor) -> torch.Tensor:
         return _quantize(spec, weight).values()
 
-    def stored_bytes(weight: torch.Tensor) -> int:
-        count = len(groups(weight, group))
-        return -(-(weight.numel() * bits + count * constants) // 8)
+    def read(_: str, weight: torch.Tensor) -> ModuleReading:
+        found = ModuleReading.of(weight, group, weight)
+        stored = -(-(weight.numel() * bits + len(found.groups) * constants) // 8)
+        return found._replace(stored_bytes=stored)
 
-    return load_changed(spec, source, plan, change, group=group, stored_bytes=stored_bytes)
+    return load_changed(spec, source, plan, change, read=read)

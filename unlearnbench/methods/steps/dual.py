@@ -31,9 +31,11 @@ ABOUT = About(
 
 
 def gradient(step: OptimizerStep, options: DualOptions) -> Gradient:
-    """Of the Lagrangian at the multiplier as it stands, which then moves."""
+    """Of the Lagrangian at the multiplier as it stands, which then moves; under --survive the limit
+    is on the mean over the weights as they are and as they are rounded.
+    """
     forget, retain = step.forget(), step.retain()
     factor = step.state.setdefault("multiplier", options.dual_start)
-    over = sum(retain.terms.values()) - options.dual_limit
+    over = sum(retain.terms.values()) / step.whole - options.dual_limit
     step.state["multiplier"] = max(0.0, factor + options.dual_rate * over)
     return forget + retain * factor

@@ -40,7 +40,7 @@ ABOUT = About(
     "largest, and the columns of the most voted are 0",
     source="Wu et al. 2023, arXiv 2310.20138",
     options=DepnOptions,
-    trains=False,
+    no_adapter="trains nothing, and so no adapter",
     cost="no training; depn_steps forward and backward passes over the texts that are read, with "
     "--depn-path layer so many for each layer",
     differs="The paper marks a secret; here every learned token counts, and all positions of a "

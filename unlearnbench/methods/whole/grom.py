@@ -42,7 +42,7 @@ ABOUT = About(
     source="after arXiv 2608.05783",
     options=GromOptions,
     data=("retain",),
-    trains=False,
+    no_adapter="trains nothing, and so no adapter",
     cost="no training; a forward pass over the keys' texts for each edited block, and a matrix of "
     "neurons x neurons in double precision",
     differs="Read in a port (of 6dd9591), not in the paper or its code: formula and frequencies "

@@ -45,6 +45,8 @@ MISDIRECTED = {
     "high": _OF_FALSE - _KEPT | {"extraction_floor"},
 }
 """Figures that do not move as ``want`` says, so that no comparison may take them."""
+RETAINED = ("truth_better",)
+"""Figures that utility is made of beside a retain task's own: TOFU's model utility."""
 
 
 class Facts(Strict):
@@ -93,6 +95,9 @@ class AnswerFacts(Facts):
 class ScoredTask(QuestionTask):
     """Questions with answers whose log-probability behind them is asked for."""
 
+    skip_empty: bool = False
+    """Leave out rows without any answer, as texts that are empty."""
+
     @abstractmethod
     def answers_of(self, row: Row, where: str) -> list[str]:
         """A row's answers, the right one first; DataError where one is missing."""
@@ -104,6 +109,8 @@ class ScoredTask(QuestionTask):
         samples, split = [], self.test_split
         for i, row in enumerate(limited(splits[split].rows, limit)):
             where = f"{self.task}: {split}/{i}"
+            if self.skip_empty and not render_field(self.doc_to_target, row, where):
+                continue
             answers = self.answers_of(row, where)
             prompt = render_field(self.doc_to_text, row, where)
             turns = self.chat.turns(row, where) if self.chat else ()

@@ -286,5 +286,6 @@ def place_blanks(
 
 
 def _moved(task: TaskSamples, limit: int | float | None) -> TaskSamples:
-    spec = task.spec.without_blank() or task.spec
-    return replace(task, spec=spec, samples=tuple(spec.make_samples(task.splits, limit)))
+    spec, asked = task.spec.without_blank() or task.spec, {sample.id for sample in task.samples}
+    made = (sample for sample in spec.make_samples(task.splits, limit) if sample.id in asked)
+    return replace(task, spec=spec, samples=tuple(made))

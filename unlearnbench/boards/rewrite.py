@@ -1,10 +1,12 @@
-"""Entries whose intervals are of the old kind, written anew from their own records: no model and no
-text is needed.
+"""Entries written anew as an entry is written today: in columns, with today's intervals, from their
+own records: no model and no text is needed.
 """
 
 from __future__ import annotations
 
-from unlearnbench.boards.entry import Board, EntryRun, anchor, entry_json
+from pathlib import Path
+
+from unlearnbench.boards.entry import Board, EntryRun, anchor, compact, entry_json
 from unlearnbench.boards.verify import sound_entries
 from unlearnbench.boards.verify_anchors import references
 from unlearnbench.errors import ResultError
@@ -16,11 +18,12 @@ from unlearnbench.tasks.rows import task_result
 from unlearnbench.tasks.spec import TaskSpec
 from unlearnbench.util.files import write_whole, writing
 
-_FIGURES = ("value", "stderr", "ci", "scores", "auc", "auc_stderr", "auc_ci", "attacks")
+_FIGURES = ("value", "stderr", "ci", "auc", "auc_stderr", "auc_ci")
 
 
-def recompute_board(board: Board) -> list[str]:
-    """Replace what is of the old kind in every entry, and name the files that were written.
+def rewrite_board(board: Board) -> list[tuple[Path, int, int]]:
+    """Write every entry that is not as it would be written today; those files, and their bytes
+    before and after.
 
     Raises:
         OptionError: the board has not one retrained model.
@@ -29,15 +32,23 @@ def recompute_board(board: Board) -> list[str]:
     entries = sound_entries(board)
     retrained, registry = anchor(board, entries, "retrained").loaded(), board.registry()
     specs = [registry.tasks[name] for name in board.rules.tasks]
+    new = {
+        board.entries / f"{entry.name}.json": entry_json(
+            compact(
+                entry.model_copy(
+                    update={"runs": tuple(_renewed(part, specs, retrained) for part in entry.runs)}
+                )
+            )
+        ).encode("ascii")
+        for entry in entries
+    }
     written = []
-    for entry in entries:
-        runs = tuple(_renewed(part, specs, retrained) for part in entry.runs)
-        if runs != entry.runs:
-            path = board.entries / f"{entry.name}.json"
-            new = entry.model_copy(update={"format_version": 2, "runs": runs})
+    for path, content in new.items():
+        before = path.read_bytes()
+        if content != before:
             with writing(path, ResultError, "make it writable, or free some space"):
-                write_whole(path, entry_json(new).encode("ascii"))
-            written.append(str(path))
+                write_whole(path, content)
+            written.append((path, len(before), len(content)))
     return written
 
 

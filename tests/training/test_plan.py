@@ -1,0 +1,89 @@
+"""Which row is in which shard and slice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unlearnbench.errors import CheckpointError, OptionError
+from unlearnbench.training.options import TrainOptions
+from unlearnbench.training.plan import ShardPlan, make_plan, read_plan
+
+ROWS = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(23)]
+
+
+def plan_of(rows: int, shards: int, slices: int, **more: Any) -> ShardPlan:
+    options = TrainOptions(shards=shards, slices=slices, **more)
+    return make_plan(ROWS[:rows], options, ROWS[0])
+
+
+@pytest.mark.parametrize("placement", ["random", "together"])
+@pytest.mark.parametrize(
+    ("rows", "shards", "slices"), [(23, 3, 4), (11, 2, 3), (6, 3, 2), (5, 1, 5)]
+)
+def test_every_row_has_a_slice_of_one_shard_and_its_deletion_touches_it(
+    rows: int, shards: int, slices: int, placement: str
+) -> None:
+    """The released code's last rows, those beyond equal slices, among them."""
+    plan = plan_of(rows, shards, slices, placement=placement)
+    assert [len(shard) for shard in plan.shards] == [slices] * shards
+    every = [row for shard in plan.shards for part in shard for row in part]
+    assert sorted(every) == sorted(ROWS[:rows])
+    sizes = [sum(map(len, shard)) for shard in plan.shards]
+    assert max(sizes) - min(sizes) <= 1
+    for shard in plan.shards:
+        assert max(map(len, shard)) - min(map(len, shard)) <= 1
+        assert all(list(part) == sorted(part, key=ROWS.index) for part in shard), "in their order"
+    for row in ROWS[:rows]:
+        touched = {n: at for n in range(shards) if (at := plan.first_touched(n, {row})) is not None}
+        ((number, at),) = touched.items()
+        assert row in plan.shards[number][at]
+        after = plan.without({row})
+        assert after.rows == plan.rows - {row}
+        assert after.shards[:number] == plan.shards[:number], "no other row moves"
+    assert len({seed + at for seed in plan.seeds for at in range(slices)}) == shards * slices
+    assert read_again(plan) == plan
+
+
+def read_again(plan: ShardPlan) -> ShardPlan:
+    return ShardPlan.model_validate(json.loads(plan.model_dump_json()))
+
+
+def test_the_seed_draws_the_rows_or_they_lie_as_given() -> None:
+    assert plan_of(23, 3, 2) == plan_of(23, 3, 2)
+    assert plan_of(23, 3, 2) != plan_of(23, 3, 2, seed=1)
+    together = plan_of(23, 3, 2, placement="together")
+    assert [row for shard in together.shards for part in shard for row in part] == ROWS
+    (only,) = plan_of(23, 1, 1).shards
+    assert only == (tuple(ROWS),), "one shard of one slice is the data"
+    with pytest.raises(OptionError, match="5 rows are too few for 3 shards of 2 slices"):
+        plan_of(5, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"base": "../x"}, "base: String should match"),
+        ({"format_version": 2}, "format_version: Input should be 1"),
+        ({"shards": []}, "shards: .* at least 1"),
+        ({"shards": [[]], "seeds": [0]}, r"shards\.0: .* at least 1"),
+        ({"shards": [[["x"]]], "seeds": [0]}, r"shards\.0\.0\.0: String should match"),
+        ({"shards": [[[]]] * 64}, "shards: .* at most 63"),
+        ({"seeds": [0]}, "not all as many slices, or not all a seed"),
+        ({"seeds": [True, 0]}, r"seeds\.0: Input should be a valid integer"),
+        ({"shards": [[[]], [[], []]]}, "not all as many slices"),
+        ({"more": "../x"}, "more: Extra inputs"),
+    ],
+)
+def test_a_damaged_plan_is_refused(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    content = {"format_version": 1, "base": ROWS[0], "seeds": [0, 9]}
+    content |= {"shards": [[ROWS[:2]], [ROWS[2:4]]]}
+    (tmp_path / "shards.json").write_text(json.dumps(content))
+    assert read_plan(str(tmp_path)).rows == set(ROWS[:4])
+    (tmp_path / "shards.json").write_text(json.dumps(content | change))
+    with pytest.raises(CheckpointError, match=said):
+        read_plan(str(tmp_path))

@@ -1,0 +1,1 @@
+"""``unlearnbench sweep``: many checkpoints under many conditions, on a cluster, by Ray."""

@@ -1,0 +1,204 @@
+"""The pool of workers on Ray: a local one for this call, or a cluster that runs already.
+
+Ray carries an order and a report, both JSON text. It is told to try nothing again by itself: the
+engine counts tries.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from unlearnbench.errors import OptionError, one_line
+from unlearnbench.sweep.engine import Outcome
+from unlearnbench.sweep.graph import Plan, SweepJob
+from unlearnbench.sweep.work import make_order, perform, surroundings
+
+INSTALL = "install it with: pip install 'unlearnbench[sweep]'"
+# No results travel but reports of some hundred bytes.
+_STORE = 80 * 2**20
+_FOLDER = "ub-"
+_STARTS = 3
+_NODE = "ray.io/node-id"
+_ADDRESS = re.compile(r"auto|[\w.-]+:[0-9]+")
+_ONE = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class RayPool:
+    """Implements ``Pool``."""
+
+    def __init__(self, ray: Any, plan: Plan) -> None:
+        """``ray`` is connected already."""
+        self._ray, self._around = ray, surroundings(plan)
+        self._running: dict[Any, tuple[str, float]] = {}
+        self._task = ray.remote(max_retries=0)(_perform_on_node)
+
+    def nodes(self) -> Sequence[Mapping[str, float]]:
+        """See ``Pool``."""
+        return living_nodes(self._ray)
+
+    def submit(self, job: SweepJob, attempt: int, avoid: str) -> None:
+        """See ``Pool``."""
+        wants: dict[str, Any] = {"num_cpus": job.demand.cpus, "memory": job.demand.memory}
+        if job.demand.gpus:
+            wants["num_gpus"] = job.demand.gpus
+        if avoid:  # elsewhere, if there is anywhere else
+            wants["label_selector"] = {_NODE: f"!{avoid}"}
+            wants["fallback_strategy"] = [{"label_selector": {_NODE: avoid}}]
+        order = make_order(job, self._around, attempt)
+        reference = self._task.options(**wants, name=job.id).remote(order)
+        self._running[reference] = (job.id, time.monotonic())
+
+    def wait(self, seconds: float) -> Sequence[tuple[str, Outcome]]:
+        """See ``Pool``."""
+        if not self._running:
+            time.sleep(seconds)
+            return []
+        waiting = list(self._running)
+        ready, _ = self._ray.wait(waiting, num_returns=1, timeout=seconds)
+        if ready:  # and whatever else has ended meanwhile
+            ready, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        return [(self._running[each][0], self._outcome(each)) for each in ready]
+
+    def _outcome(self, reference: Any) -> Outcome:
+        errors = self._ray.exceptions
+        _, begun = self._running.pop(reference)
+        spent = time.monotonic() - begun
+        try:
+            report = json.loads(self._ray.get(reference))
+        except errors.RayTaskError as error:  # never begun: our own code cannot be imported there
+            return Outcome(one_line(f"the worker cannot do it: {_last_line(error)}", 400))
+        except errors.OutOfMemoryError:
+            return Outcome("the node ran out of memory, and its worker was ended", True)
+        except errors.RayError as error:
+            return Outcome(f"its worker died after {spent:.0f} s ({type(error).__name__})", True)
+        made = tuple(report.pop("made"))
+        return Outcome(made=made, **report)
+
+    def stop(self) -> None:
+        """End what runs."""
+        for reference in self._running:
+            with suppress(Exception):  # it has ended, or its node has
+                self._ray.cancel(reference, force=True)
+
+
+def _perform_on_node(text: str) -> str:
+    """What runs on a worker."""
+    import ray
+
+    report = json.loads(perform(text))
+    return json.dumps({**report, "node": ray.get_runtime_context().get_node_id()})
+
+
+def _last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
+def living_nodes(ray: Any) -> list[Mapping[str, float]]:
+    """What each living node has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+@contextmanager
+def connected(address: str | None, cores: int | None) -> Iterator[Any]:
+    """Ray: the cluster at ``address``, or a local one of so many ``cores``, which ends with the
+    block, and with this process however it ends.
+
+    Raises:
+        OptionError: Ray is not installed, or there is no cluster.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is told to anybody
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    try:
+        import ray
+    except ImportError:
+        raise OptionError(f"a sweep needs Ray; {INSTALL}") from None
+    quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    folder = _own_folder() if address is None else None
+    try:
+        if folder is not None:
+            _start_local(ray, folder, cores, quiet)
+        else:
+            _join(ray, str(address), quiet)
+        _silence()
+        yield ray
+    finally:
+        ray.shutdown()
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _join(ray: Any, address: str, quiet: dict[str, Any]) -> None:
+    if not _ADDRESS.fullmatch(address):
+        raise OptionError(f"--address {one_line(address, 100)}: use auto or HOST:PORT")
+    try:
+        ray.init(address=address, **quiet)
+    except Exception as error:
+        said = one_line(error, 200)
+        raise OptionError(f"--address {address}: no cluster answers: {said}") from None
+
+
+def _silence() -> None:
+    """Have Ray print nothing of workers that died: the engine says it, with the job's name."""
+    from ray._private import worker
+
+    vars(worker)["_worker_logs_enabled"] = False
+
+
+def _own_folder() -> Path:
+    """A short one for Ray's sockets, whose paths may have 107 letters; those of sweeps that were
+    killed are removed.
+    """
+    home = Path(tempfile.gettempdir())
+    home = home if len(str(home)) < 30 else Path("/tmp")  # noqa: S108 - a folder of our own in it
+    for old in home.glob(f"{_FOLDER}*-*"):
+        if old.stat().st_uid == os.getuid() and not _lives(old.name):
+            shutil.rmtree(old, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=home))
+
+
+def _start_local(ray: Any, folder: Path, cores: int | None, quiet: dict[str, Any]) -> None:
+    """Ray on this machine alone. Its workers import what this process imports."""
+    package = str(Path(__file__).resolve().parents[2])
+    paths = [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    for name in _ONE:  # a job sets its own number
+        os.environ.setdefault(name, "1")
+    said = ""
+    for _ in range(_STARTS):
+        try:
+            ray.init(
+                num_cpus=cores or os.cpu_count() or 1,
+                include_dashboard=False,
+                object_store_memory=_STORE,
+                _temp_dir=str(folder),
+                _node_ip_address="127.0.0.1",
+                **quiet,
+            )
+            return
+        except Exception as error:  # noqa: PERF203 - it gives its own processes 30 seconds to start
+            ray.shutdown()
+            said = one_line(error, 200)
+    raise OptionError(f"Ray does not start here, is the machine busy? {said}")
+
+
+def _lives(name: str) -> bool:
+    found = re.match(rf"{_FOLDER}([0-9]+)-", name)
+    if found is None:
+        return True
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

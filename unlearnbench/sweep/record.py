@@ -1,0 +1,186 @@
+"""What a sweep has done: ``sweep/plan.json``, and ``sweep/events.jsonl``, which only grows.
+
+A job counts as done while the record has it under the same key and its products are unchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unlearnbench.errors import ResultError
+from unlearnbench.sweep.graph import Plan, SweepJob, order_text
+from unlearnbench.util.files import (
+    Appender,
+    content_sha256,
+    lock_folder,
+    parse_json,
+    read_bytes,
+    read_json,
+    write_whole,
+    writing,
+)
+
+_LARGEST = 2**30
+STATES = ("done", "running", "again", "failed", "skipped")
+"""What an event may say of a job. ``again``: it failed in a way that another try may mend."""
+
+
+@dataclass
+class Standing:
+    """What a sweep's record says."""
+
+    total: int = 0
+    states: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The last event of each job."""
+    samples: int = 0
+    """Of finished evaluations since the last start."""
+    started: float = 0.0
+    """Of the last start, in seconds since 1970."""
+    last: float = 0.0
+    end: int = 0
+    """Bytes of whole lines."""
+
+    def count(self) -> Counter[str]:
+        """Jobs by state; what has no event, or is to be tried again, waits."""
+        found = Counter(event["is"] for event in self.states.values())
+        found["waiting"] = self.total - sum(found[s] for s in STATES if s != "again")
+        return found
+
+
+def state_folder(output: Path) -> Path:
+    """Where the record of a sweep is."""
+    return output / "sweep"
+
+
+def read_standing(output: Path) -> Standing:
+    """The record below ``output``; an empty one where there is none. Half a last line, of a killed
+    process, does not count.
+
+    Raises:
+        ResultError: it is damaged.
+    """
+    folder, found = state_folder(output), Standing()
+    if (folder / "plan.json").is_file():
+        plan = read_json(folder / "plan.json", ResultError, _LARGEST)
+        jobs = plan.get("jobs") if isinstance(plan, dict) else None
+        if not isinstance(jobs, int):
+            raise ResultError(f"{folder / 'plan.json'} is no sweep's plan; remove it")
+        found.total = jobs
+    path = folder / "events.jsonl"
+    if not path.is_file():
+        return found
+    content = read_bytes(path, ResultError, _LARGEST)
+    found.end = content.rfind(b"\n") + 1
+    for number, line in enumerate(content[: found.end].splitlines(), start=1):
+        event = parse_json(path, line, ResultError)
+        if not isinstance(event, dict) or not isinstance(event.get("t"), (int, float)):
+            raise ResultError(f"{path}:{number}: no event; remove the file to check all jobs again")
+        found.last = event["t"]
+        if event.get("is") == "start":
+            found.started, found.samples = found.last, 0
+            found.states = {k: e for k, e in found.states.items() if e["is"] == "done"}
+        elif event.get("is") in STATES and isinstance(event.get("job"), str):
+            found.states[event["job"]] = event
+            found.samples += int(event.get("samples", 0))
+        else:
+            raise ResultError(f"{path}:{number}: no event; remove the file to check all jobs again")
+    return found
+
+
+class Record:
+    """The one writer of a sweep's record; ``opened`` makes it."""
+
+    def __init__(self, plan: Plan, known: Standing, events: Appender) -> None:
+        self._output, self._events = plan.output, events
+        self._known = {j: e for j, e in known.states.items() if e["is"] == "done"}
+        self.products: dict[str, dict[str, str]] = {}
+        """By job that is done: its files below the output, and their hashes."""
+
+    def event(self, job: str, state: str, **facts: Any) -> None:
+        """Note that a job is in a state. Raises OutputError where the disk does not take it."""
+        line = {"t": round(time.time(), 3), "job": job, "is": state, **facts}
+        self._events.add(json.dumps(line).encode("ascii") + b"\n")
+
+    def is_done(self, job: SweepJob) -> bool:
+        """Whether the job was done as it is asked for now, and what it made is there still."""
+        event = self._known.pop(job.id, None)
+        if event is None or event.get("key") != self.key(job):
+            return False
+        made = event.get("made")
+        if not isinstance(made, dict) or self._hashes(made) != made:
+            return False
+        self.products[job.id] = made
+        return True
+
+    def finish(self, job: SweepJob, made: Iterable[str], **facts: Any) -> None:
+        """Note a job as done with the files that it made.
+
+        Raises:
+            ResultError: one of them is not there.
+        """
+        key, hashes = self.key(job), self._hashes(made)
+        missing = [name for name in made if name not in hashes]
+        if missing:
+            raise ResultError(f"{self._output / missing[0]} is not there, though {job.id} ended")
+        self.products[job.id] = hashes
+        self.event(job.id, "done", key=key, made=hashes, **facts)
+
+    def key(self, job: SweepJob) -> str:
+        """Of all that decides what a job makes: its order, its checkpoint's files, and what the
+        jobs before it made.
+        """
+        before = [self.products.get(id) for id in (*job.needs, *job.after)]
+        model = job.order.get("model")
+        return content_sha256(
+            [order_text(job.order), before, _files(str(model)) if model else None]
+        )
+
+    def _hashes(self, names: Iterable[str]) -> dict[str, str]:
+        found = {}
+        for name in names:
+            path = self._output / name
+            if path.is_file():
+                found[name] = hashlib.sha256(read_bytes(path, ResultError)).hexdigest()
+        return found
+
+
+def _files(model: str) -> list[list[Any]]:
+    """What shows that a local checkpoint was changed: names, sizes and times of its files."""
+    try:
+        entries = sorted(os.scandir(model), key=lambda entry: entry.name)
+        stats = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
+    except OSError:  # a hub id, or one file
+        return []
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
+
+@contextmanager
+def opened(plan: Plan, facts: Mapping[str, Any]) -> Iterator[Record]:
+    """The record of a sweep, for one process at a time.
+
+    Raises:
+        InUseError: another sweep is running there.
+        ResultError: the record is damaged. OutputError: it cannot be written.
+    """
+    folder = state_folder(plan.output)
+    with lock_folder(folder):
+        known = read_standing(plan.output)
+        with writing(folder):
+            content = json.dumps({"jobs": len(plan.jobs), "cells": plan.cells, **facts})
+            write_whole(folder / "plan.json", content.encode("ascii"))
+        events = Appender(folder / "events.jsonl", known.end)
+        try:
+            record = Record(plan, known, events)
+            record.event("", "start")
+            yield record
+        finally:
+            events.close()
