@@ -87,8 +87,8 @@ def read_standing(output: Path) -> Standing:
     found.end = content.rfind(b"\n") + 1
     for number, line in enumerate(content[: found.end].splitlines(), start=1):
         event = parse_json(path, line, ResultError)
-        numbers = isinstance(event, dict) and (event.get("t"), event.get("samples", 0))
-        if not numbers or not all(isinstance(number, int | float) for number in numbers):
+        numbers = (event.get("t"), event.get("samples", 0)) if isinstance(event, dict) else (None,)
+        if not isinstance(event, dict) or not all(isinstance(n, int | float) for n in numbers):
             raise ResultError(f"{path}:{number}: no event; remove the file to check all jobs again")
         found.last = event["t"]
         if event.get("is") == "start":
