@@ -255,9 +255,7 @@ def _word(value: Any, exact: bool) -> str:
 
 
 def _decimal(value: float, exact: bool) -> str:
-    """A number in few characters that reads as a fraction, not as a whole number: within 1e-12 of
-    it, or exactly it.
-    """
+    """A number that reads as a fraction, not as a whole number: in 12 digits, or exactly."""
     if not exact:
         if value == round(value) and abs(value) < 1e6:
             return f"{int(value)}."

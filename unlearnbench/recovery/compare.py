@@ -212,7 +212,8 @@ def open_comparison(
             condition needs a control that the retrained model has no run of.
         ResultError: a run is missing or damaged.
     """
-    entries, ends = load_entries(runs), (_one(target, "target"), _one(retrained, "retrained"))
+    entries = load_entries(runs)
+    ends = load_one(target, "target"), load_one(retrained, "retrained")
     found = Comparison(entries, *ends, floor, confidence, figure, only)
     base = found.retrained.full
     for entry in found.entries:
@@ -236,7 +237,8 @@ def open_comparison(
     return found
 
 
-def _one(path: Path, role: str) -> Entry:
+def load_one(path: Path, role: str) -> Entry:
+    """The one checkpoint below a folder; OptionError where there are several."""
     entries = load_entries([path])
     if len(entries) > 1:
         names = ", ".join(entry.name for entry in entries)
