@@ -110,7 +110,7 @@ leaderboards: $(SET_UP) ## recompute every board's entries, then write tables, p
 	$(BIN)/unlearnbench leaderboard index
 
 docs: $(SET_UP) ## the docs as a site in site/, the boards beside them; a broken link is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --clean
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean && rm -rf site/leaderboards
 	cp -r leaderboards site/leaderboards
 
 schema: $(SET_UP) ## write docs/schema from the result types

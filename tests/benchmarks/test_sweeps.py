@@ -1,19 +1,14 @@
-"""What a sweep costs beside its work: expanding, scheduling, and how two workers scale."""
+"""What a sweep costs beside its work: expanding and scheduling."""
 
 from __future__ import annotations
 
 import resource
-import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import MakeCheckpoint
 from tests.sweep.files import FakePool, checkpoint, plan_of, sweep_file
-from unlearnbench.sweep.cluster import RayPool, connected
 from unlearnbench.sweep.engine import Engine, Outcome
 from unlearnbench.sweep.graph import Plan, SweepJob
 from unlearnbench.sweep.record import opened
@@ -58,38 +53,3 @@ def test_ten_thousand_jobs_that_do_nothing_without_ray(tmp_path: Path) -> None:
     with opened(plan, {}) as record:
         assert Engine(plan, FakePool(lambda job, attempt: None), record).run().kept == 10_000
     print(f"gone on with when all are done: {time.monotonic() - started:.2f} s")
-
-
-def test_ten_thousand_jobs_that_do_nothing_on_ray(tmp_path: Path) -> None:
-    before = megabytes()
-    with connected(None, 2) as ray:
-        for n in (20, 10_000):  # the first start the workers
-            plan = nothings(tmp_path / f"out{n}", n)
-            started, cpu = time.monotonic(), time.process_time()
-            with opened(plan, {}) as record:
-                Engine(plan, RayPool(ray, plan), record).run()
-            spent = time.monotonic() - started
-            driver = time.process_time() - cpu
-            print(
-                f"\n{n} jobs: {spent:.1f} s, {1000 * spent / n:.2f} ms each; driver {driver:.1f} s"
-            )
-    print(f"{megabytes() - before:.0f} MB more in the driver")
-
-
-def test_two_workers_against_one(tmp_path: Path, make_checkpoint: MakeCheckpoint) -> None:
-    source = make_checkpoint("m", num_hidden_layers=8, hidden_size=256, intermediate_size=512)
-    for at in range(6):
-        shutil.copytree(source, tmp_path / f"many/m{at}")
-    taken: dict[int, list[float]] = {1: [], 2: []}
-    for turn in range(2):
-        for cores in (1, 2):
-            own = {"checkpoints": [str(tmp_path / "many/*")], "references": None}
-            limited = {"options": {"limit": 16, "dtype": "fp32"}, "tasks": ["demo_verbmem"]}
-            out = str(tmp_path / f"out-{cores}-{turn}")
-            path = sweep_file(tmp_path, **own, **limited, output=out)
-            command = [sys.executable, "-W", "ignore", "-m", "unlearnbench", "sweep", str(path)]
-            started = time.monotonic()
-            subprocess.run([*command, "--local", str(cores)], check=True, capture_output=True)
-            taken[cores].append(time.monotonic() - started)
-    best = {cores: min(times) for cores, times in taken.items()}
-    print(f"\n{taken}: {best[1] / best[2]:.2f} times as fast")

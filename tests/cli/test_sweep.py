@@ -22,6 +22,7 @@ def test_a_dry_run_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     [
         (["--local", "1", "--address", "auto"], "give one of them"),
         (["--local", "0"], "--local"),
+        (["more.yaml"], "sweep takes one file, and more.yaml is a second"),
         (["--local", "1"], "a job takes 2 cores, 1.0 GiB, and no node has that"),
     ],
 )
@@ -46,3 +47,5 @@ def test_without_ray_it_says_what_to_install(
 def test_status_of_a_folder_without_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("sweep", "status", str(tmp_path)) == 2
     assert "holds no sweep" in capsys.readouterr().err
+    assert call("sweep", "status") == 2
+    assert "which DIR" in capsys.readouterr().err

@@ -66,9 +66,10 @@ def test_labels_of_a_text_with_a_translation() -> None:
 
 def test_a_text_that_is_its_own_translation_has_the_labels_without_anchors() -> None:
     rng = np.random.default_rng(1)
-    baseline, reinforced = (torch.tensor(rng.normal(size=(1, 4, 6))) for _ in range(2))
-    labels = torch.tensor([[IGNORED, IGNORED, 2, 3]])
-    own = Translation((5, 6, 7, 8), (0, 1, 2, 3), (False,) * 4, ())
-    example = Example((5, 6, 7, 8), tuple(labels[0].tolist()), translation=own)
+    baseline, reinforced = (torch.tensor(rng.normal(size=(1, 30, 6))) for _ in range(2))
+    labels = torch.tensor([[IGNORED, IGNORED, *range(2, 30)]])
+    ids = tuple(range(30))
+    own = Translation(ids, ids, (False,) * 30, ())
+    example = Example(ids, tuple(labels[0].tolist()), translation=own)
     found = anchored_labels(baseline[0], reinforced[0], example, WhpFtOptions(3.0))
     assert list(found) == generic_labels(baseline, reinforced, labels, 3.0)[0].tolist()
