@@ -22,7 +22,6 @@ from unlearnbench.boards.entry import compact, entry_json, read_entry
 from unlearnbench.errors import ResultError
 from unlearnbench.recovery.compare import Comparison, open_comparison
 from unlearnbench.results import LikelihoodRecord
-from unlearnbench.runs.entries import load_entries
 
 ROOT = Path(__file__).resolve().parents[2]
 F, LEAK = "made_knowmem_f", "made_privleak"
@@ -235,11 +234,10 @@ def test_a_boards_utility_is_of_the_figures_that_compare_takes(tmp_path: Path) -
     assert verdicts(folder) == {name: [] for name in runs}
     entries = {name: read_entry(folder / f"entries/{name}.json").loaded() for name in runs}
     found = Comparison([entries["hides"]], entries["target"], entries["retrained"])
-    line = [Path(runs[name]) for name in ("hides", "target", "retrained")]
-    utility = open_comparison(line[:1], *line[1:]).row
     theirs = found.row(found.entries[0], "toy_forget", "rtn-int4").utility
-    (entry,) = load_entries(line[:1])
-    ours = utility(entry, "toy_forget", "rtn-int4").utility
+    own, target, retrained = (Path(runs[name]) for name in ("hides", "target", "retrained"))
+    direct = open_comparison([own], target, retrained)
+    ours = direct.row(direct.entries[0], "toy_forget", "rtn-int4").utility
     assert theirs is not None
     assert ours is not None
     assert theirs == pytest.approx(ours, rel=1e-10)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.tasks.kinds.test_answer_membership import FILE
+from tests.tasks.kinds.test_answer_membership import FILE, SETTINGS
 from unlearnbench.boards.entry import EntryRun
 from unlearnbench.boards.verify_samples import sample_problems
-from unlearnbench.results import LikelihoodRecord, RunResult, Settings, TaskResult
+from unlearnbench.results import LikelihoodRecord, RunResult, TaskResult
 from unlearnbench.tasks.held import held_rows
 from unlearnbench.tasks.kinds.answer_membership import TASK
 
@@ -24,10 +24,7 @@ def part(held: str | None, away: set[str], n: int) -> EntryRun:
         for name in ids
         if name not in away
     )
-    settings = Settings(
-        **{"protocol": "muse", "dtype": "fp32", "device": "cpu"},
-        **{"seed": 0, "ppl_lower": False, "held_back": held},
-    )
+    settings = SETTINGS.model_copy(update={"held_back": held})
     result = TaskResult.model_construct(n=n, want="zero", scores={})
     run = RunResult.model_construct(settings=settings, tasks={SPEC.task: result})
     return EntryRun.model_construct(run=run, samples={SPEC.task: records})

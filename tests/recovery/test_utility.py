@@ -18,6 +18,7 @@ from tests.toy_runs import few_draws
 from unlearnbench import ScriptedModel, evaluate
 from unlearnbench.errors import MetricError
 from unlearnbench.metrics.intervals import Values, draw
+from unlearnbench.recovery.compare import open_comparison
 from unlearnbench.recovery.utility import KeptFigure, share_of
 
 RNG = np.random.default_rng(5)
@@ -176,3 +177,19 @@ def test_compare_takes_a_family_of_retain_tasks(tmp_path: Path) -> None:
     junit = tmp_path / "found.xml"
     assert call("check", *line, "--policy", str(policy), "--junit", str(junit)) in (1, 2)
     assert "toy_*" in junit.read_text()
+
+
+def test_utilities_of_other_figures_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = {name: Path(run) for name, run in family(tmp_path).items()}
+    ends = runs["target"], runs["retrained"]
+    open_comparison([runs["hides"], runs["retrained"]], *ends)
+    assert "utilities" not in caplog.text
+    for condition in ("none", "rtn-int4"):
+        path = runs["hides"] / condition / "run.json"
+        content = json.loads(path.read_text())
+        del content["tasks"]["toy_words"]
+        path.write_text(json.dumps(content))
+    open_comparison([runs["hides"], runs["retrained"]], *ends)
+    assert "hides of toy_kept probability, toy_kept truth_better; retrained of" in caplog.text
