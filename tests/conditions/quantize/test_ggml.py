@@ -209,3 +209,8 @@ def test_a_file_that_is_no_importance_matrix(tmp_path: Path, content: bytes | No
         writer.close()
     with pytest.raises(DataError, match=r"--calibration .*x\.gguf"):
         read_calibration(path)
+
+
+def test_an_importance_matrix_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"--calibration .*x\.gguf is not there, or no file$"):
+        read_calibration(tmp_path / "x.gguf")
