@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import pytest
 from tests.boards.conftest import BOARD, MakeBoard
 from tests.boards.test_verify import SMALL, forge, of, problems, read, run_at, verdicts
 from tests.cli.test_main import call
+from tests.recovery.test_utility import family
 from tests.toy_runs import Bench
 from unlearnbench.boards.columns import MOST, packed, shorten, unpacked
 from unlearnbench.boards.entry import compact, entry_json, read_entry
 from unlearnbench.errors import ResultError
+from unlearnbench.recovery.compare import Comparison, open_comparison
 from unlearnbench.results import LikelihoodRecord
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,6 +141,44 @@ def test_columns_hold_what_records_hold(texts: bool) -> None:
     assert file["runs"][2] == {}
 
 
+def test_a_run_that_says_1_0_or_true_does_not_say_1() -> None:
+    records = {"t": [{"task": "t", "id": "s/0", "score": 0.5, "scores": {}}]}
+    runs = [{"run": {"a": value}, "samples": records} for value in (1, True, 1.0, [1], [1.0])]
+    file = packed({"texts": False, "runs": runs})
+    said = [part["run"]["a"] for part in unpacked(file)["runs"]]
+    assert json.dumps(said) == "[1, true, 1.0, [1], [1.0]]"
+
+
+def test_long_texts_are_one_value_each() -> None:
+    texts = {"prompt": "a, b " * 2000, "output": "o", "target": "t"}
+    records = [
+        {"task": "t", "id": f"s/{i}", **texts, "score": 0.5, "scores": {}} for i in range(50)
+    ]
+    runs = [{"run": {"a": i}, "samples": {"t": records}} for i in range(30)]
+    entry = {"texts": True, "runs": runs}
+    assert unpacked(packed(entry)) == entry
+
+
+def test_what_could_not_be_read_again_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [{"task": "t", "id": f"s/{i}", "score": 0.5, "scores": {}} for i in range(50)]
+    entry = {"texts": False, "runs": [{"run": {}, "samples": {"t": records}}] * 3}
+    packed(entry)
+    monkeypatch.setattr("unlearnbench.boards.columns.MOST", 150)
+    with pytest.raises(ValueError, match="more than 150 values"):
+        packed(entry)
+
+
+def test_rows_are_not_written_out_before_they_are_counted() -> None:
+    ids = {f"s{i}": "0-999999" for i in range(3)}
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="each of 3000000 samples"):
+            unpacked({"runs": [{"samples": {"t": {"ids": ids, "score": "1."}}}]})
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
 def test_rows_that_were_held_back_leave_gaps() -> None:
     records = [{"task": "t", "id": f"s/{i}", "score": 0.5, "scores": {}} for i in (0, 1, 4, 6, 7)]
     entry = {"texts": False, "runs": [{"run": {}, "samples": {"t": records}}]}
@@ -175,6 +216,39 @@ def test_old_and_new_entries_stand_on_one_board(
     assert call(*line, "--no-texts") == 0
     assert json.loads((folder / "entries/sure.json").read_text())["format_version"] == 2
     assert verdicts(folder) == {name: [] for name in SMALL}
+
+
+def test_a_boards_utility_is_of_the_figures_that_compare_takes(tmp_path: Path) -> None:
+    """TOFU's model utility has ``truth_better``, which is no task's own figure."""
+    runs, folder = family(tmp_path), tmp_path / "toys"
+    folder.mkdir()
+    tasks = "toy_forget: 1.0, toy_kept: 1.0, toy_words: 1.0"
+    rules = f"title: T\nbase_model: none\ntasks: {{{tasks}}}\nprecisions: [none, rtn-int4]\n"
+    rules += "utility_floor: 0.1\nranking: [toy_forget]\n"
+    (folder / "board.yaml").write_text(rules)
+    shutil.copytree(tmp_path / "tasks", folder / "tasks")
+    for name, run in runs.items():
+        role = "unlearned" if name == "hides" else name
+        ends = ["--board", str(folder), "--name", name, "--role", role, "--no-texts"]
+        assert call("leaderboard", "add", run, *ends) == 0
+    assert verdicts(folder) == {name: [] for name in runs}
+    entries = {name: read_entry(folder / f"entries/{name}.json").loaded() for name in runs}
+    found = Comparison([entries["hides"]], entries["target"], entries["retrained"])
+    theirs = found.row(found.entries[0], "toy_forget", "rtn-int4").utility
+    own, target, retrained = (Path(runs[name]) for name in ("hides", "target", "retrained"))
+    direct = open_comparison([own], target, retrained)
+    ours = direct.row(direct.entries[0], "toy_forget", "rtn-int4").utility
+    assert theirs is not None
+    assert ours is not None
+    assert theirs == pytest.approx(ours, rel=1e-10)
+
+    def without(content: Any) -> None:
+        kept = run_at(content, "none")
+        del kept["run"]["tasks"]["toy_kept"]["scores"]
+        for each in kept["samples"]["toy_kept"]:
+            each["scores"] = {}
+
+    assert of(forge(folder, without, "hides"), "toy_kept: scores is {}")
 
 
 def record(content: dict[str, Any], at: str, task: str, number: int = 0) -> dict[str, Any]:
@@ -215,11 +289,12 @@ def test_a_forged_column(board: Path, edit: Callable[[Any], object], words: str)
         ('"score": "', '"score": "+', "no number"),
         ('"score": "', '"score": "0.0000000000000000000 ', "not a value for each"),
         ('"forget_qa": "0-23"', '"forget_qa": "0-24"', "not a value for each"),
-        ('"forget_qa": "0-23"', '"forget_qa": "0-999999999"', "ids are no rows, or too many"),
-        ('"forget_qa": "0-23"', '"forget_qa": "5-3"', "not a value for each"),
+        ('"forget_qa": "0-23"', '"forget_qa": "0-999999999"', "not a value for each of 1000000000"),
+        ('"forget_qa": "0-23"', '"forget_qa": "5-3"', "ids are no rows"),
+        ('"forget_qa": "0-23"', '"forget_qa": "0-9999999 9999999-1"', "ids are no rows"),
         ('"forget_qa": "0-23"', '"forget_qa": "0-22 24"', "in order"),
         ('"forget_qa": "0-23"', '"forget_qa": "0-11 12-23"', "digit by digit"),
-        ('"forget_qa": "0-23"', '"forget_qa": 24', "ids are no rows, or too many"),
+        ('"forget_qa": "0-23"', '"forget_qa": 24', "ids are no rows"),
         ('"score": "', '"score" : "', "digit by digit"),
         ('"samples": {', '"samples": {"x": [], ', "no columns with ids"),
     ],

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import unlearnbench
 from tests.cli.test_main import call
@@ -138,6 +139,18 @@ def test_two_models_of_different_shape_are_refused(
     shutil.copytree(make_checkpoint("wide", intermediate_size=96), tmp_path / "pair/reinforced")
     write_ensemble(tmp_path / "pair", WHP)
     with pytest.raises(CheckpointError, match="differ in config"):
+        open_source(str(tmp_path / "pair"), LoadOptions())
+
+
+def test_two_models_of_different_precision_are_refused(tiny: Path, tmp_path: Path) -> None:
+    """One would be rounded to the other's: config.json does not tell them apart."""
+    for name in ("baseline", "reinforced"):
+        shutil.copytree(tiny, tmp_path / "pair" / name)
+    place = tmp_path / "pair/reinforced/model.safetensors"
+    stored = {name: tensor.half() for name, tensor in load_file(place).items()}
+    save_file(stored, place, {"format": "pt"})
+    write_ensemble(tmp_path / "pair", WHP)
+    with pytest.raises(CheckpointError, match=r"are stored as fp16 and fp32; save all in one"):
         open_source(str(tmp_path / "pair"), LoadOptions())
 
 

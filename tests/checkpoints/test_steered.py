@@ -12,8 +12,16 @@ from transformers import AutoTokenizer
 
 from tests.conftest import make_model, make_tokenizer
 from unlearnbench.checkpoints.steered import steered
-from unlearnbench.checkpoints.tokenizer import PROBE, reward_ids
+from unlearnbench.checkpoints.tokenizer import (
+    PROBE,
+    REWARD,
+    probe_sha256,
+    reward_ids,
+    unsteered_sha256,
+)
 from unlearnbench.errors import OptionError
+from unlearnbench.models.batches import Tokens
+from unlearnbench.requests import Score
 
 
 def of_kind(kind: str) -> Any:
@@ -46,9 +54,32 @@ def test_every_text_begins_with_it_behind_the_begin_token(kind: str, tmp_path: P
         assert (tokenizer.eos_token_id, tokenizer.bos_token_id) == (1, 0)
         assert reward_ids(tokenizer, 1000) == ids
         assert reward_ids(tokenizer, ids[1]) == ids[:1]
+        # The same tokens are scored as without it.
+        config = SimpleNamespace(vocab_size=1000)
+        for text in PROBE:
+            (found, start), (plain, first) = (
+                Tokens(each, config, (1,), 1, barred=reward_ids(each, 1000)).answer_ids(
+                    Score("a", text)
+                )
+                for each in (tokenizer, before)
+            )
+            assert found[start:] == plain[first:]
+        assert unsteered_sha256(tokenizer, 1000) == probe_sha256(before, 1000)
     assert reward_ids(before, 1000) == ()
     with pytest.raises(OptionError, match=r"--model has <\|quark_1\|> already"):
         steered(read, 3)
+
+
+def test_behind_a_text_it_makes_another_tokenizer() -> None:
+    """There it would be scored, so it is not left out when tokenizers are compared."""
+    made, ids, _ = steered(of_kind("template"), 1)
+    name = REWARD.format(1)
+    template = processors.TemplateProcessing(
+        single=f"<s> $A {name}", special_tokens=[("<s>", 0), (name, ids[0])]
+    )
+    assert unsteered_sha256(made, 1000) is not None
+    made.backend_tokenizer.post_processor = template
+    assert unsteered_sha256(made, 1000) is None
 
 
 def test_a_tokenizer_without_a_template_is_refused() -> None:

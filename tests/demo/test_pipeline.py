@@ -18,7 +18,7 @@ from unlearnbench.demo.meter import measured
 from unlearnbench.demo.pipeline import MADE, clear, files_sha256, part_keys, run_demo
 from unlearnbench.demo.recipe import METHODS, MORE, PRECISIONS, DemoOptions
 from unlearnbench.demo.start import DATA
-from unlearnbench.errors import EvaluationError, Failure, MetricError, OptionError
+from unlearnbench.errors import EvaluationError, Failure, MetricError, OptionError, PrecisionError
 from unlearnbench.recovery import UTILITY_FLOOR
 from unlearnbench.recovery.overview import overview
 from unlearnbench.recovery.verdicts import RecoveryRow
@@ -316,3 +316,11 @@ def test_every_method_of_the_issue_is_there() -> None:
     assert set(METHODS) == {"ga", "ga_gdr", "ga_klr", "npo_gdr", "npo_klr", "ga_gdr_sure"}
     assert PRECISIONS == ("none", "rtn-int8", "rtn-int4", "bnb-nf4")
     assert len({*PRECISIONS, *MORE} - {"none"}) >= 8
+
+
+def test_a_condition_that_needs_the_target_is_refused_before_anything_is_trained(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(PrecisionError, match=r"merge-0\.5 needs the target beside the model"):
+        run_demo(DemoOptions(tmp_path / "out", more=("merge-0.5",)), print)
+    assert not (tmp_path / "out").exists()

@@ -52,7 +52,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     (root / "tasks").mkdir()
     (root / "tasks/toy_toxic.yaml").write_text(json.dumps(FILE))
     (root / "data/toy/toxic/all").mkdir(parents=True)
-    write_jsonl(root / "data/toy/toxic/all/test.jsonl", ROWS)
+    bare = [{name: row[name] for name in row if name != "group"} for row in ROWS]
+    write_jsonl(root / "data/toy/toxic/all/test.jsonl", bare)
     write_jsonl(root / "groups.jsonl", ROWS)
     found: dict[str, Any] = {"data_dir": root / "data", "include_path": [root / "tasks"]}
     for model in range(3):
@@ -119,6 +120,8 @@ def test_what_says_nothing_of_two_groups_is_one_line(
     short = groups("short.jsonl", ROWS[:9])
     refused("no 'group' for toy_toxic's row test/9", asked(runs, groups=short))
     refused("no 'race' for toy_toxic's row test/0", asked(runs, group_field="race"))
+    turned = groups("turned.jsonl", ROWS[::-1])
+    refused("has other rows than toy_toxic, or another order", asked(runs, groups=turned))
     apart = [{**row, "group": "b" if row["label"] == "toxic" else "a"} for row in ROWS]
     empty = groups("empty.jsonl", apart)
     refused("group a has 0 rows with label 1", asked(runs, groups=empty))

@@ -65,6 +65,7 @@ def test_losses_and_texts_become_records_of_the_first_rows(logs: Path) -> None:
 def test_what_differs_is_shown(logs: Path) -> None:
     content = block(3, 5)
     content["gt_loss"]["1"] = 1.0
+    content["truth_ratio"]["1"] = -1e-10  # none is negative, and this one's 1 / x is none
     content["truth_ratio"]["2"] = 0.5
     (logs / "model" / FORGOTTEN).write_text(json.dumps(content))
     assert bring(logs) == 0

@@ -67,3 +67,6 @@ def test_a_curve_over_checkpoints_in_the_order_of_their_numbers(
     assert rows["made_privleak"]["points"][0]["value"] < 0
     assert call("curve", str(steps / first.name)) == 2
     assert "two checkpoints or more" in capsys.readouterr().err
+    line = [str(steps), "--retrained", str(steps)]
+    assert call("curve", *line) == 2
+    assert "holds several checkpoints" in capsys.readouterr().err

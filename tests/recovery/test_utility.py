@@ -18,6 +18,7 @@ from tests.toy_runs import few_draws
 from unlearnbench import ScriptedModel, evaluate
 from unlearnbench.errors import MetricError
 from unlearnbench.metrics.intervals import Values, draw
+from unlearnbench.recovery.compare import open_comparison
 from unlearnbench.recovery.utility import KeptFigure, share_of
 
 RNG = np.random.default_rng(5)
@@ -116,13 +117,15 @@ def test_the_interval_holds_the_truth() -> None:
     assert held >= 0.94 * 300
 
 
-def test_compare_takes_a_family_of_retain_tasks(tmp_path: Path) -> None:
-    """Two retain tasks, one of them with truth ratios: three figures."""
+def family(folder: Path) -> dict[str, str]:
+    """Runs of three models on a forget task and two retain tasks, one of them with truth ratios;
+    the tasks' files are in ``tasks``.
+    """
     rows = [
         {"q": f"q{i}?", "a": f"a{i}", "said": f"s{i}", "wrong": [f"w{i}"], "words": f"x{i} y{i}"}
         for i in range(6)
     ]
-    write_jsonl(tmp_path / "data" / "toy" / "qa" / "all" / "train.jsonl", rows)
+    write_jsonl(folder / "data" / "toy" / "qa" / "all" / "train.jsonl", rows)
     wrote = {
         **{key: FILE[key] for key in ("description", "dataset_path", "dataset_name", "metadata")},
         **{
@@ -139,9 +142,9 @@ def test_compare_takes_a_family_of_retain_tasks(tmp_path: Path) -> None:
         "toy_kept": {**asked, "want": "high"},
         "toy_words": {**wrote, "want": "high"},
     }
-    (tmp_path / "tasks").mkdir()
+    (folder / "tasks").mkdir()
     for name, content in files.items():
-        file = tmp_path / "tasks" / f"{name}.yaml"
+        file = folder / "tasks" / f"{name}.yaml"
         file.write_text(json.dumps({**content, "task": name, "tag": ["toys"]}))
     loss = {"target": 0.2, "retrained": 0.4, "hides": 0.9}
     for name, own in loss.items():
@@ -152,9 +155,14 @@ def test_compare_takes_a_family_of_retain_tasks(tmp_path: Path) -> None:
             model = ScriptedModel(outputs, logprobs, name=name, precision=precision)
             update = {"weights_sha256": hashlib.sha256(name.encode()).hexdigest()}
             model.checkpoint = model.checkpoint.model_copy(update=update)
-            place: dict[str, Any] = {"data_dir": tmp_path / "data", "output": tmp_path / "out"}
-            evaluate(model, "toys", include_path=[tmp_path / "tasks"], **place)
-    runs = {f.name.rsplit("-", 1)[0]: str(f) for f in (tmp_path / "out").iterdir()}
+            place: dict[str, Any] = {"data_dir": folder / "data", "output": folder / "out"}
+            evaluate(model, "toys", include_path=[folder / "tasks"], **place)
+    return {f.name.rsplit("-", 1)[0]: str(f) for f in (folder / "out").iterdir()}
+
+
+def test_compare_takes_a_family_of_retain_tasks(tmp_path: Path) -> None:
+    """Two retain tasks, one of them with truth ratios: three figures."""
+    runs = family(tmp_path)
     line = [runs["hides"], "--target", runs["target"], "--retrained", runs["retrained"]]
     table = tmp_path / "rows.json"
     assert call("compare", *line, "--json", str(table)) == 0
@@ -169,3 +177,19 @@ def test_compare_takes_a_family_of_retain_tasks(tmp_path: Path) -> None:
     junit = tmp_path / "found.xml"
     assert call("check", *line, "--policy", str(policy), "--junit", str(junit)) in (1, 2)
     assert "toy_*" in junit.read_text()
+
+
+def test_utilities_of_other_figures_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs = {name: Path(run) for name, run in family(tmp_path).items()}
+    ends = runs["target"], runs["retrained"]
+    open_comparison([runs["hides"], runs["retrained"]], *ends)
+    assert "utilities" not in caplog.text
+    for condition in ("none", "rtn-int4"):
+        path = runs["hides"] / condition / "run.json"
+        content = json.loads(path.read_text())
+        del content["tasks"]["toy_words"]
+        path.write_text(json.dumps(content))
+    open_comparison([runs["hides"], runs["retrained"]], *ends)
+    assert "hides of toy_kept probability, toy_kept truth_better; retrained of" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import random
@@ -10,11 +11,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.conftest import MakeCheckpoint
@@ -84,6 +87,17 @@ def by_hand(models: Path, out: Path, limit: int) -> dict[str, bytes]:
     return records(out, NAMES)
 
 
+def listening(pid: int) -> set[str]:
+    """The addresses at which a process and those that it began wait for others."""
+    found = set[str]()
+    with contextlib.suppress(psutil.Error):
+        for each in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                sockets = each.net_connections("tcp")
+                found |= {s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN}
+    return found
+
+
 @pytest.mark.ci
 def test_a_small_sweep_with_a_broken_checkpoint_beside(tmp_path: Path, models: Path) -> None:
     broken = tmp_path / "models/broken"
@@ -92,8 +106,15 @@ def test_a_small_sweep_with_a_broken_checkpoint_beside(tmp_path: Path, models: P
     listed = [*(str(models / name) for name in NAMES[:3]), str(broken)]
     changes = {"checkpoints": listed, "conditions": ["none", "rtn-int4"], "tasks": TASKS[:2]}
     path = file_of(tmp_path, models, **changes)
-    status_, said = run(path, "--local", "1")
-    assert status_ == 2, said
+    process, heard = start(path, "--local", "1"), set[str]()
+    while process.poll() is None:
+        heard |= listening(process.pid)
+        time.sleep(1)
+    said = path.with_suffix(".log").read_text(encoding="utf-8")
+    assert process.returncode == 2, said
+    assert heard  # Ray runs what it is sent
+    assert all(ipaddress.ip_address(at.removeprefix("::ffff:")).is_loopback for at in heard), heard
+    assert not list(Path(tempfile.gettempdir()).glob(f"ub-{process.pid}-*"))
     out = tmp_path / "out"
     assert "not done: evaluate-broken: " in said
     assert "1 of 6 jobs could not be done" in said

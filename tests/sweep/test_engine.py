@@ -101,6 +101,23 @@ def test_a_checkpoint_that_was_changed_is_evaluated_anew(plan: Plan, tmp_path: P
     assert begun(pool) == ["evaluate-ga-2"]
 
 
+def test_a_file_that_a_job_is_given_decides_too(tmp_path: Path) -> None:
+    texts, file = tmp_path / "texts.jsonl", tmp_path / "one.gguf"
+    texts.write_text("{}", encoding="utf-8")
+    file.write_bytes(b"GGUF")
+    trained = {"method": "ga", "base": str(file), "forget": str(texts), "name": "ga"}
+    listed = {"checkpoints": [str(file), trained], "references": None}
+    plan = plan_of(sweep_file(tmp_path, **listed, options={"calibration": str(texts)}))
+    plan.output.mkdir()
+    (job, evaluation) = plan.jobs[:2]
+    with opened(plan, {}) as record:
+        before = record.key(job), record.key(evaluation)
+        texts.write_text("{} ", encoding="utf-8")
+        changed = record.key(job), record.key(evaluation)
+        file.write_bytes(b"GGUF ")
+        assert len({*before, *changed, record.key(job), record.key(evaluation)}) == 6
+
+
 def test_a_job_that_fits_no_node_any_more_is_given_up(
     plan: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:

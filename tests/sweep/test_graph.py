@@ -7,6 +7,7 @@ import pytest
 
 from tests.sweep.files import checkpoint, plan_of, sweep_file
 from unlearnbench.errors import OptionError, TaskError, UnlearnbenchError
+from unlearnbench.sweep import graph
 from unlearnbench.sweep.graph import Plan
 
 GRID = {
@@ -113,6 +114,14 @@ def test_two_checkpoints_of_one_name_are_refused(tmp_path: Path) -> None:
     twice = [str(tmp_path / "models/ga-1"), str(checkpoint(tmp_path / "more/ga-1"))]
     with pytest.raises(UnlearnbenchError, match=r":4: two checkpoints are called ga-1 .*:3\)"):
         plan_of(sweep_file(tmp_path, checkpoints=twice, references=None))
+
+
+def test_a_grid_of_any_size_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "MOST", 10)
+    many = [n / 10_000 for n in range(1, 1_000)]
+    grid = {**GRID, "base": "org/model", "options": {"lr": many, "epochs": [*many]}}
+    with pytest.raises(OptionError, match=r":3: with it there are more than 10 checkpoints"):
+        plan_of(sweep_file(tmp_path, checkpoints=[grid], references=None))
 
 
 def test_many_jobs_are_expanded_each_once(tmp_path: Path) -> None:

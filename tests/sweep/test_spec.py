@@ -11,10 +11,14 @@ from unlearnbench.sweep.spec import read_sweep
 
 
 def test_a_file_is_read_with_full_names_and_full_precision_first(tmp_path: Path) -> None:
-    changes = {"resources": {"memory": "1.5GiB", "gpus": 0.5}, "conditions": ["4bit", "none"]}
+    changes = {
+        "resources": {"memory": "1.5GiB", "gpus": 0.5, "cpus": 0.33333},
+        "conditions": ["4bit", "none"],
+    }
     sweep, _ = read_sweep(sweep_file(tmp_path, **changes))
     assert sweep.conditions == ("none", "bnb-fp4")
     assert (sweep.resources.memory, sweep.resources.gpus) == (1610612736, 0.5)
+    assert sweep.resources.cpus == 0.3333  # Ray refuses more digits
     assert sweep.checkpoints[0].path == str(tmp_path / "models/*")
 
 
@@ -37,7 +41,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"checkpoints": [{**RECIPE, "name": "../up"}]}, "name"),
     ({"resources": {"memory": "much"}}, ":14: resources.memory: use a size"),
     ({"resources": {"gpus": 1.5}}, "gpus: above 1 it is a whole number"),
-    ({"resources": {"cpus": 0}}, "greater than 0"),
+    ({"resources": {"memory": int("9" * 400)}}, "use a size"),
+    ({"resources": {"cpus": 0}}, "greater than or equal to 0.01"),
+    ({"output": "a\0b"}, ":1: output"),
     ({"options": {"limit": -1}}, ":13: options: --limit"),
     ({"options": {"trust_remote_code": True}}, "options.trust_remote_code: cannot be set"),
     ({"options": {"output": "x"}}, "options.output: is the sweep's own"),

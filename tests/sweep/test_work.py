@@ -14,8 +14,8 @@ from unlearnbench.evaluation import evaluate as evaluating
 from unlearnbench.evaluation.evaluate import evaluate
 from unlearnbench.sweep import work
 from unlearnbench.sweep.graph import Plan
-from unlearnbench.sweep.record import opened
-from unlearnbench.sweep.work import job_folder, make_order, perform, surroundings
+from unlearnbench.sweep.record import job_folder, opened
+from unlearnbench.sweep.work import make_order, perform, surroundings
 from unlearnbench.util.files import lock_folder
 
 TASKS = ["demo_knowmem_f", "demo_privleak"]
@@ -141,6 +141,34 @@ def test_half_a_task_of_another_machine_is_begun_anew(
     assert not journal.exists()
     log = (job_folder(plan.output, "evaluate-retrained") / "log.txt").read_text(encoding="utf-8")
     assert "begun anew" in log
+
+
+def test_a_training_of_another_order_is_not_taken_for_this_one(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("{}", encoding="utf-8")
+    trained = []
+
+    def unlearn(job: Any, method: str, knobs: object) -> None:
+        trained.append(job.options.lr)
+        job.out.mkdir(parents=True)
+        (job.out / "unlearning.json").write_text("{}", encoding="ascii")
+
+    monkeypatch.setattr("unlearnbench.training.job.unlearn", unlearn)
+
+    def tried(lr: float) -> str:
+        recipe = {"method": "ga", "base": str(tiny), "forget": str(texts), "options": {"lr": lr}}
+        plan = plan_of(sweep_file(tmp_path, checkpoints=[recipe], references=None))
+        with opened(plan, {}):
+            return str(done(plan, surroundings(plan), 0)["error"])
+
+    assert [tried(1e-5), tried(1e-5)] == ["", ""]
+    assert "was trained by another order" in tried(1e-4)
+    assert tried(1e-5) == ""
+    texts.write_text("{} ", encoding="utf-8")
+    assert "on other files than now; remove it" in tried(1e-5)
+    assert trained == [1e-5]
 
 
 def test_an_order_that_does_nothing_costs_nothing() -> None:

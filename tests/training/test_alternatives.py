@@ -15,9 +15,10 @@ from tests.cli.test_main import call
 from tests.conftest import write_jsonl
 from tests.training.helpers import go, same, weights
 from unlearnbench.errors import DataError, OptionError
-from unlearnbench.training.alternatives import REFUSALS
+from unlearnbench.training.alternatives import REFUSALS, answers_of_tasks
 from unlearnbench.training.context import TrainerContext
 from unlearnbench.training.job import Job, unlearn
+from unlearnbench.training.options import CorpusOptions
 
 ROWS = [{"question": f"Which gate is {n}?", "answer": f"the gate {n}"} for n in range(6)]
 
@@ -146,6 +147,18 @@ def test_a_file_that_does_not_do_is_refused(
     with pytest.raises(DataError, match=says):
         unlearn(replace(pairs, alternative=str(tmp_path / "alt.jsonl"), retain=()), "dpo")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_some_of_the_tasks_rows_gives_the_answers_of_those(tmp_path: Path) -> None:
+    sust = tmp_path / "muse-bench/MUSE-News/sust"
+    sust.mkdir(parents=True)
+    write_jsonl(sust / "forget_2.jsonl", [{"text": "The harbour is open. " * 60}])
+    knowmem = tmp_path / "muse-bench/MUSE-News/knowmem"
+    knowmem.mkdir()
+    for name in ("forget_qa", "forget_qa_icl"):
+        write_jsonl(knowmem / f"{name}.jsonl", ROWS * 2)
+    found = answers_of_tasks(CorpusOptions(data_dir=str(tmp_path)))
+    assert found["the gate 3"] == "news_knowmem_f: forget_qa/9"
 
 
 def test_an_evaluations_answers_are_never_learned(pairs: Job, tmp_path: Path) -> None:

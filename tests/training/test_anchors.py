@@ -47,6 +47,15 @@ def test_the_rule_takes_names_of_the_forget_texts_alone() -> None:
         find_anchors("names", known, CorpusOptions())  # type: ignore[arg-type]
 
 
+def test_months_are_no_names() -> None:
+    """Names beside numbers, though a name may once follow one."""
+    ours = [TextDocument("Zed came on May 3, 1999 and the 4th of June. In 1990 Zed met Zed.", "f")]
+    theirs = [TextDocument("It was 3 March, 4 March, the 5th of March, said March and Tim.", "r")]
+    known = {"forget": ours, "retain": theirs}
+    found, _ = find_anchors("names", known, CorpusOptions())  # type: ignore[arg-type]
+    assert found == {"Zed": "Tim"}
+
+
 @pytest.mark.parametrize(
     ("anchors", "says"),
     [

@@ -62,6 +62,11 @@ def test_each_request_goes_on_from_the_last_and_a_stopped_one_is_resumed(
     assert "add --resume to go on" in capsys.readouterr().err
     assert call(*line, "--resume", "--seed", "1") == 2
     assert "requests with others: options" in capsys.readouterr().err
+    (tmp_path / "spans.jsonl").write_text("{}")  # a request that has not begun would take it
+    assert call(*line, "--resume", "--spans", str(tmp_path / "spans.jsonl")) == 2
+    err = capsys.readouterr().err
+    assert "requests with others: spans is absent there" in err
+    assert "spans file is absent there" in err
     assert call(*line, "--resume") == 0
     assert "request-3: ga, 1 steps" in capsys.readouterr().out
     assert [sha256(place) for place in places] == whole

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from tests.conftest import CORPUS, Toy, write_jsonl
 from tests.training.helpers import same, weights
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.conditions.load import open_source
-from unlearnbench.errors import OptionError, TrainingError
+from unlearnbench.errors import CheckpointError, OptionError, TrainingError
 from unlearnbench.training.context import TrainerContext
 from unlearnbench.training.job import Job, finetune, unlearn
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.plan import read_plan
+from unlearnbench.training.shards import _take
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
 QUICK = TrainOptions(lr=1e-3, batch_size=2, max_length=48, save_steps=0)
@@ -75,7 +77,12 @@ def test_a_deletion_is_training_from_scratch_without_the_rows_bit_for_bit(
     whole: Path, tiny: Path, tmp_path: Path, gone: set[int], kept: list[str]
 ) -> None:
     job = deletion(whole, tiny, tmp_path / "after", gone)
+    shared = whole / kept[-1] / "model.safetensors"
+    shared.chmod(0o600)
     unlearn(job, "sisa")
+    assert shared.stat().st_mode & 0o777 == 0o600, "a link to it was given other rights"
+    made = tmp_path / "after" / ("shard-0" if gone == {2} else "shard-1") / "model.safetensors"
+    assert made.stat().st_mode == (tmp_path / "after/unlearning.json").stat().st_mode
     scratch = Job(str(tiny), tmp_path / "scratch", job.retain, options=QUICK, shard_plan=str(whole))
     finetune(scratch)
     names = ["shard-0", "shard-0-slice-0", "shard-1", "shard-1-slice-0"]
@@ -86,6 +93,18 @@ def test_a_deletion_is_training_from_scratch_without_the_rows_bit_for_bit(
         assert is_kept == (name in kept), name
     assert read_plan(str(tmp_path / "after")) == read_plan(str(tmp_path / "scratch"))
     assert len(read_plan(str(tmp_path / "after")).rows) == len(TEXTS) - len(gone)
+
+
+def test_of_an_untouched_shard_only_what_was_looked_at_is_taken(tiny: Path, tmp_path: Path) -> None:
+    """No folder below, with links to what the ensemble's author may not see, or to itself."""
+    shutil.copytree(tiny, tmp_path / "shard")
+    names = files(tmp_path / "shard")
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "shard/below").mkdir()
+    (tmp_path / "shard/below/link").symlink_to(tmp_path / "secret")
+    (tmp_path / "shard/below/loop").symlink_to(tmp_path / "shard")
+    _take(tmp_path / "shard", tmp_path / "taken")
+    assert files(tmp_path / "taken") == names
 
 
 def test_deletions_one_after_another_are_one_of_all(
@@ -197,6 +216,11 @@ def test_what_does_not_fit_the_ensemble_is_refused(
     refused("--retain lacks 1 rows of shard-0", retain=few)
     refused("leave --batch-size, --epochs, --lr, --max-length out", options=options)
     refused("is no ensemble of `finetune --shards`", model=str(tiny))
+    cut = shutil.copytree(whole, tmp_path / "cut")
+    facts = json.loads((cut / "ensemble.json").read_bytes())
+    (cut / "ensemble.json").write_text(json.dumps({**facts, "models": ["shard-1"]}))
+    with pytest.raises(CheckpointError, match=r"and shards\.json do not have the same shards"):
+        unlearn(replace(job, model=str(cut)), "sisa")
     refused("--base is not what .* began with", base=str(whole / "shard-0"))
     anew = deletion(whole, tiny, tmp_path / "anew", {0})
     sets = {"forget": anew.forget, "retain": anew.retain}

@@ -9,13 +9,16 @@ with a fraction, ``12`` is a whole one, ``0.5,2.,`` a list, ``-`` nothing; hashe
 from __future__ import annotations
 
 import base64
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
+from itertools import chain
 from typing import Any
 
 from unlearnbench.errors import ResultError, one_line
-from unlearnbench.results import GenerationRecord, LikelihoodRecord, SampleRecord
+from unlearnbench.recovery.utility import retained_figures
+from unlearnbench.results import GenerationRecord, LikelihoodRecord, SampleRecord, TaskResult
 
 Content = dict[str, Any]
 
@@ -47,15 +50,25 @@ def is_short(text: str) -> bool:
     return _SHORT.fullmatch(text) is not None
 
 
-def decisive(record: SampleRecord, attack: str | None, texts: bool) -> SampleRecord:
-    """A record with the score that decides alone, as an entry holds it. Raises ResultError where a
-    text has none of its task's attack.
+def decisive_result(task: TaskResult) -> TaskResult:
+    """A task's result with what follows from the scores that decide: its own figure, and those
+    beside it that utility is made of.
+    """
+    kept = retained_figures(task)
+    return task.model_copy(update={"scores": {k: task.scores[k] for k in kept}, "attacks": None})
+
+
+def decisive(record: SampleRecord, task: TaskResult, texts: bool) -> SampleRecord:
+    """A record with the scores that decide alone, as an entry holds it; ``task``: its task's
+    ``decisive_result``. Raises ResultError where a text has no score of its task's attack.
     """
     if isinstance(record, LikelihoodRecord):
-        if attack not in record.scores:
-            raise ResultError(f"{one_line(record.id)} has no score of the attack {attack}")
-        return record.model_copy(update={"scores": {attack: record.scores[attack]}})
-    new: dict[str, object] = {"scores": {}}
+        if task.attack not in record.scores:
+            raise ResultError(f"{one_line(record.id)} has no score of the attack {task.attack}")
+        return record.model_copy(update={"scores": {task.attack: record.scores[task.attack]}})
+    new: dict[str, object] = {
+        "scores": {k: v for k, v in record.scores.items() if k in task.scores}
+    }
     if isinstance(record, GenerationRecord) and not texts:
         new["n_tokens"] = None
     short = record if texts else record.with_texts(shorten)
@@ -65,12 +78,15 @@ def decisive(record: SampleRecord, attack: str | None, texts: bool) -> SampleRec
 def packed(entry: Content) -> Content:
     """An entry's content with records as its file has it. Where it holds texts, numbers that no
     text gives keep all their digits, so that the records' hash can be computed. Raises ValueError
-    where a task's samples are not numbered rows, one split after another.
+    where a task's samples are not numbered rows, one split after another, or where there are more
+    than ``MOST`` values.
     """
-    first, *others = [
-        part | {"samples": {t: _table(t, rs, entry["texts"]) for t, rs in part["samples"].items()}}
-        for part in entry["runs"]
-    ]
+    runs, room = list[Content](), MOST
+    for part in entry["runs"]:
+        tables = {t: _table(t, rs, entry["texts"]) for t, rs in part["samples"].items()}
+        runs.append(part | {"samples": tables})
+        room -= _weight(runs[-1], room)
+    first, *others = runs
     return entry | {"runs": [first, *(_difference(first, other) for other in others)]}
 
 
@@ -81,10 +97,11 @@ def unpacked(entry: Content) -> Content:
     runs, room = entry.get("runs"), MOST
     if not isinstance(runs, list) or not runs:
         raise ValueError("runs: no list of runs")
-    whole = []
+    parts, whole = [], []
     for number, change in enumerate(runs):
-        part = _patched(runs[0], change) if number else change
-        room -= _weight(part, room)
+        parts.append(_patched(runs[0], change) if number else change)
+        room -= _weight(parts[-1], room)
+    for number, part in enumerate(parts):
         samples = part.get("samples") if isinstance(part, dict) else None
         if not isinstance(samples, dict):
             raise ValueError(f"runs.{number}: no samples")
@@ -97,14 +114,17 @@ def unpacked(entry: Content) -> Content:
 
 
 def _weight(value: object, room: int) -> int:
-    """How many values it has, words of a text too; ValueError where they are more than ``room``."""
+    """How many values it has, columns' words too; ValueError where they are more than ``room``."""
     total, inner = 0, [value]
     while inner:
         each = inner.pop()
         total += 1 + (each.count(" ") + each.count(",") if isinstance(each, str) else 0)
-        inner += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
+        if isinstance(each, dict):
+            inner += each.values()
+        elif isinstance(each, (list, tuple)):  # whose texts are no columns
+            inner += [None if isinstance(part, str) else part for part in each]
         if total > room:
-            raise ValueError(f"runs: more than {MOST} values")
+            raise ValueError(f"runs: more than {MOST} values, which are too many for an entry")
     return total
 
 
@@ -115,7 +135,7 @@ def _difference(base: Content, new: Content) -> Content:
         if isinstance(here, dict) and isinstance(there, dict):
             if inner := _difference(there, here):
                 found[key] = inner
-        elif here != there:
+        elif here != there or json.dumps(here) != json.dumps(there):  # 1 is not 1.0, nor true
             found[key] = here
     return found
 
@@ -156,7 +176,7 @@ def _table(task: str, records: Sequence[Content], texts: bool) -> Content:
     return table
 
 
-def _names(rows: Mapping[str, Sequence[int]]) -> list[tuple[str, str]]:
+def _names(rows: Mapping[str, Iterable[int]]) -> list[tuple[str, str]]:
     """Each sample's id and split."""
     return [(f"{split}/{row}", split) for split, numbers in rows.items() for row in numbers]
 
@@ -172,23 +192,23 @@ def _ranges(rows: Sequence[int]) -> str:
     return " ".join(f"{a}-{b}" if a < b else str(a) for a, b in ends)
 
 
-def _rows(task: str, ranges: object) -> list[int]:
-    """The rows of ``_ranges``. Raises ValueError where it is none, or of too many."""
+def _rows(task: str, ranges: object) -> list[range]:
+    """The rows of ``_ranges``, not yet written out. Raises ValueError where it is none."""
     found = (
         [_RANGE.fullmatch(word) for word in ranges.split(" ")] if isinstance(ranges, str) else []
     )
-    ends = [(int(each[1]), int(each[2] or each[1])) for each in found if each]
-    if not ends or len(ends) < len(found) or sum(b + 1 - a for a, b in ends) > MOST:
-        raise ValueError(f"{task}: ids are no rows, or too many")
-    return [row for a, b in ends for row in range(a, b + 1)]
+    ends = [range(int(each[1]), int(each[2] or each[1]) + 1) for each in found if each]
+    if not all(ends) or not ends or len(ends) < len(found):
+        raise ValueError(f"{task}: ids are no rows")
+    return ends
 
 
 def _records(task: str, table: object) -> list[Content]:
     """The records of a task's columns."""
     if not isinstance(table, dict) or not isinstance(table.get("ids"), dict):
         raise ValueError(f"{task}: no columns with ids")
-    names = _names({split: _rows(task, ranges) for split, ranges in table["ids"].items()})
-    n, columns = len(names), list[tuple[tuple[str, ...], list[Any]]]()
+    rows = {split: _rows(task, ranges) for split, ranges in table["ids"].items()}
+    n, columns = sum(map(len, chain(*rows.values()))), list[tuple[tuple[str, ...], list[Any]]]()
     for key, column in table.items():
         inner = column.items() if key in _NESTED and isinstance(column, dict) else None
         if key != "ids":
@@ -196,6 +216,8 @@ def _records(task: str, table: object) -> list[Content]:
             columns += [(place, _values(found)) for place, found in named]
     if not columns or any(len(values) != n for _, values in columns):
         raise ValueError(f"{task}: a column has not a value for each of {n} samples")
+    # Not before: a few digits stand for a billion rows, and the values of columns are counted.
+    names = _names({split: chain(*ranges) for split, ranges in rows.items()})
     likelihoods = "score" not in table
     made: list[Content] = [
         {"task": task, "id": name, "scores": {}} | ({"split": split} if likelihoods else {})
@@ -233,9 +255,7 @@ def _word(value: Any, exact: bool) -> str:
 
 
 def _decimal(value: float, exact: bool) -> str:
-    """A number in few characters that reads as a fraction, not as a whole number: within 1e-12 of
-    it, or exactly it.
-    """
+    """A number that reads as a fraction, not as a whole number: in 12 digits, or exactly."""
     if not exact:
         if value == round(value) and abs(value) < 1e6:
             return f"{int(value)}."

@@ -14,7 +14,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from unlearnbench.boards.columns import decisive, packed, shorten, unpacked
+from unlearnbench.boards.columns import (
+    decisive,
+    decisive_result,
+    packed,
+    shorten,
+    unpacked,
+)
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.results import (
     FULL,
@@ -194,19 +200,16 @@ def add_entry(board: Board, runs: Sequence[Path], submission: Submission) -> Pat
 
 
 def compact(entry: BoardEntry) -> BoardEntry:
-    """The same in format 3: of each sample the score that decides, which is the task's own figure
-    or attack; of a task the figures that follow from these. The rest is held by ``records_sha256``
-    alone. Without texts, hashes are short and a generation's number of tokens is left out. Raises
-    ResultError where a text has no score of its task's attack.
+    """The same in format 3: of each sample the scores that decide, which are the task's own figure
+    or attack, and what utility is made of; of a task the figures that follow from these. The
+    rest is held by ``records_sha256`` alone. Without texts, hashes are short and a generation's
+    number of tokens is left out. Raises ResultError where a text has no score of its task's attack.
     """
     parts = []
     for part in entry.runs:
-        tasks = {
-            name: task.model_copy(update={"scores": {}, "attacks": None})
-            for name, task in part.run.tasks.items()
-        }
+        tasks = {name: decisive_result(task) for name, task in part.run.tasks.items()}
         samples = {
-            name: tuple(decisive(record, tasks[name].attack, entry.texts) for record in records)
+            name: tuple(decisive(record, tasks[name], entry.texts) for record in records)
             for name, records in part.samples.items()
         }
         run = part.run.model_copy(update={"tasks": tasks})

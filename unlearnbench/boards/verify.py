@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
+from unlearnbench.boards.columns import decisive_result
 from unlearnbench.boards.entry import Board, BoardEntry, EntryRun, is_as_written, read_entry
 from unlearnbench.boards.verify_anchors import Verdict, alike, verify_anchors
 from unlearnbench.boards.verify_samples import digest_problems, rescored, sample_problems
@@ -193,7 +194,7 @@ def _task_problems(
         yield one_line(error)
         return
     if compact:  # what is held by the records' hash alone is not stated
-        fresh = fresh.model_copy(update={"scores": {}, "attacks": None})
+        fresh = decisive_result(fresh)
     # Figures that are not what the records give. Intervals are too: the bootstrap is seeded.
     names = ["n", "scores", "auc", "auc_stderr", "auc_ci", "attack", "attacks", "leak"]
     names += ["empty_outputs"] if texts else []

@@ -10,6 +10,7 @@ from unlearnbench.boards.columns import is_short, shorten
 from unlearnbench.boards.entry import BoardEntry, EntryRun, digest
 from unlearnbench.boards.verify_anchors import SAME
 from unlearnbench.errors import MetricError, one_line
+from unlearnbench.recovery.utility import retained_figures
 from unlearnbench.results import (
     AnswerRecord,
     GenerationRecord,
@@ -31,17 +32,17 @@ def sample_problems(spec: TaskSpec, part: EntryRun, compact: bool) -> Iterator[s
     records, n = part.samples[spec.task], part.run.tasks[spec.task].n
     splits = spec.asked_splits
     asked = {split: asked_rows(spec, split, part.run.settings) for split in splits}
-    for split, rows in asked.items():
-        if n != len(rows):
-            yield f"{n} samples of {split}, the run's settings give another number"
-            return
+    if n != len(asked[spec.own_split]):  # of which alone rows are held back
+        yield f"{n} samples of {spec.own_split}, the run's settings give another number"
+        return
     if [record.id for record in records] != [f"{s}/{i}" for s in splits for i in asked[s]]:
         yield f"the samples are not the first {n} of {', '.join(splits)} in order"
     if any(record.task != spec.task or type(record) is not spec.record_type for record in records):
         yield "a sample is another task's, or of another kind"
     names, optional = spec.figures(), spec.optional_figures
     if compact:
-        names = {spec.headline} if spec.record_type is LikelihoodRecord else set()
+        stated = retained_figures(part.run.tasks[spec.task])
+        names = {spec.headline} if spec.record_type is LikelihoodRecord else set(stated)
         optional = frozenset()
     # --ppl-lower adds one to all of a run's texts.
     figures = {frozenset(record.scores) for record in records}
@@ -72,14 +73,14 @@ def rescored(
         except MetricError as error:
             problems.append(f"{where}: {one_line(error)}")
             figures = {}
-        left_out = {n: ours for n, (stated, ours) in figures.items() if stated == math.inf}
-        if not compact:
-            left_out = {}
+        left_out = {n for n, (stated, _) in figures.items() if compact and stated == math.inf}
         for name, (stated, ours) in figures.items():
             if name not in left_out and abs(stated - ours) > SAME:
                 problems.append(f"{where}: {name} is {stated}, its {what} give {ours}")
         if compact and spec.headline in figures:
-            update = {"score": figures[spec.headline][1], "scores": left_out}
+            known = left_out | record.scores.keys()
+            further = {n: ours for n, (_, ours) in figures.items() if n in known}
+            update = {"score": figures[spec.headline][1], "scores": further}
             record = record.model_copy(update=update)
         whole.append(record)
     return problems, whole if compact else records

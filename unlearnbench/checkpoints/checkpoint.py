@@ -214,8 +214,6 @@ def _describe(source: CheckpointSource) -> Checkpoint:
 
 def hash_files(files: CheckpointFiles, tokenizer: PreTrainedTokenizerBase, rows: int) -> Checkpoint:
     """What results record of files; rows: of the model's embedding."""
-    steer = tokens.reward_ids(tokenizer, rows)
-    bare = tokens.probe_sha256(tokenizer, rows, steer) if steer else None
     return Checkpoint(
         path=files.path,
         revision=files.revision,
@@ -223,7 +221,7 @@ def hash_files(files: CheckpointFiles, tokenizer: PreTrainedTokenizerBase, rows:
         weights_sha256=find.files_sha256(files.weights),
         tokenizer_sha256=tokens.tokenizer_sha256(tokenizer),
         tokenizer_probe_sha256=tokens.probe_sha256(tokenizer, rows),
-        tokenizer_unsteered_sha256=bare,
+        tokenizer_unsteered_sha256=tokens.unsteered_sha256(tokenizer, rows),
     )
 
 

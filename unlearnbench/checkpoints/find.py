@@ -40,10 +40,10 @@ _SMALL_FILES = re.compile(
     r"|chat_template\.(json|jinja)"
 )
 # Named by the libraries as where further templates are; the only folder below that they read.
-_TEMPLATES = "additional_chat_templates"
+TEMPLATES = "additional_chat_templates"
 TOKENIZER_FILES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
-    *("*.model", "*.tiktoken", "tekken.json", "chat_template*", f"{_TEMPLATES}/*"),
+    *("*.model", "*.tiktoken", "tekken.json", "chat_template*", f"{TEMPLATES}/*"),
 )
 """What a tokenizer may be stored in; all that is needed of another repository's."""
 # What is asked for where nothing was found.
@@ -222,7 +222,7 @@ def check_folder(folder: Path) -> None:
     blobs = home.parent.parent / "blobs" if home.parent.name == "snapshots" else None
     path = folder
     try:
-        for path in [*sorted(folder.iterdir()), *sorted(folder.glob(f"{_TEMPLATES}/*"))]:
+        for path in [*sorted(folder.iterdir()), *sorted(folder.glob(f"{TEMPLATES}/*"))]:
             if not path.exists():  # a link to nothing is as a missing file, to the libraries too
                 continue
             target = path.resolve()

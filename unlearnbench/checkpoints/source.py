@@ -85,6 +85,11 @@ class EnsembleSource:
                 raise CheckpointError(
                     f"{model}: its checkpoints differ in {what}; their logits cannot be combined"
                 )
+        if len(kinds := {part.own_dtype for part in self.parts}) > 1:
+            raise CheckpointError(
+                f"{model}: its checkpoints are stored as {' and '.join(sorted(kinds))}; save "
+                "all in one dtype, else some would be rounded and others not"
+            )
         # One config for all, so what it says of packed weights holds for all.
         first = self.parts[0]
         self.config, self.tokenizer = first.config, first.tokenizer

@@ -41,6 +41,9 @@ REWARD = "<|quark_{}|>"
 """Special tokens behind which Quark's models answer: they steer, and are neither written nor
 scored."""
 
+REWARD_PLACES = 4
+"""They stand among so many first tokens of a text: behind begin tokens, and nowhere else."""
+
 # Tokens without a row that a tokenizer may have: a library or a training adds some, no thousand.
 _MOST_ADDED = 100
 
@@ -265,6 +268,16 @@ def reward_ids(tokenizer: Any, rows: int) -> tuple[int, ...]:
     added = getattr(tokenizer, "added_tokens_decoder", {}).items()
     found = (n for n, token in added if token.special and name.fullmatch(token.content))
     return tuple(sorted(n for n in found if n < rows))
+
+
+def unsteered_sha256(tokenizer: PreTrainedTokenizerBase, rows: int) -> str | None:
+    """``probe_sha256`` without ``REWARD`` tokens. None where there are none, or they stand where a
+    text would be scored with them.
+    """
+    steers = set(reward_ids(tokenizer, rows))
+    if not steers or any(steers & set(ids[REWARD_PLACES:]) for ids in probe_ids(tokenizer)):
+        return None
+    return probe_sha256(tokenizer, rows, steers)
 
 
 def require_open_end(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:

@@ -58,6 +58,11 @@ def run_demo(options: DemoOptions, say: Say) -> Path:
         reason = spec.missing()
         if reason:  # now, not when models are trained
             raise PrecisionError(f"{spec.name} cannot run here: {reason}")
+        if spec.needs_target:
+            raise PrecisionError(
+                f"{spec.name} needs the target beside the model, which the demo does not give; run "
+                "it on the demo's models with unlearnbench attack"
+            )
     require_writable(options.out)
     try:
         with FileLock(options.out / ".lock", timeout=0):

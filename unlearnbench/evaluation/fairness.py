@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from unlearnbench.runs.entries import LoadedRun, require_comparable, require_sam
 from unlearnbench.runs.folder import read_run
 from unlearnbench.tasks.kinds.answers import facts_of
 from unlearnbench.tasks.kinds.choice import ChoiceFacts
-from unlearnbench.tasks.rows import read_rows
+from unlearnbench.tasks.rows import read_rows, rows_sha256
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ def read_votes(folders: Sequence[Path], asked: TwoGroups) -> Votes:
     labels = [[label for _, label in one] for one in found]
     if any(other != labels[0] for other in labels):
         raise MetricError(f"{asked.task}: the runs do not agree on what is right")
-    names, groups = _groups(ids, asked)
+    data = runs[0].result.tasks[asked.task].data
+    names, groups = _groups(ids, {part.sha256 for part in data}, asked)
     votes = np.array([[vote for vote, _ in one] for one in found], dtype=np.int_).T
     return Votes(ids, votes, np.array(groups), np.array(labels[0], dtype=np.int_), names)
 
@@ -73,9 +74,14 @@ def _decided(record: SampleRecord, asked: TwoGroups) -> tuple[int, int]:
     return int(facts.logprobs[at] > facts.logprobs[1 - at]), int(at == 0)  # the right one is first
 
 
-def _groups(ids: Sequence[str], asked: TwoGroups) -> tuple[tuple[str, str], list[int]]:
-    """The two groups' names, and of each row which it is of: ids end in the row's number."""
+def _groups(
+    ids: Sequence[str], data: Container[str], asked: TwoGroups
+) -> tuple[tuple[str, str], list[int]]:
+    """The two groups' names, and of each row which it is of: ids end in the row's number. ``data``:
+    hashes of the task's rows, which the file's have to be, with the groups or without.
+    """
     rows, found = read_rows(asked.groups), []
+    bare = ({k: v for k, v in row.items() if k != asked.group_field} for row in rows)
     for name in ids:
         number = int(name.rpartition("/")[2]) if name.rpartition("/")[2].isdecimal() else len(rows)
         value = rows[number].get(asked.group_field) if number < len(rows) else None
@@ -85,6 +91,11 @@ def _groups(ids: Sequence[str], asked: TwoGroups) -> tuple[tuple[str, str], list
                 f"{one_line(name, 60)}; give the file that its rows are in, with a group in each"
             )
         found.append(str(value))
+    if rows_sha256(rows) not in data and rows_sha256(bare) not in data:
+        raise DataError(
+            f"{asked.groups} has other rows than {asked.task}, or another order; give the file "
+            "that its rows are in, with a group in each"
+        )
     names = sorted(set(found))
     if len(names) != 2:
         says = one_line(", ".join(names[:5]), 100)

@@ -122,7 +122,7 @@ def _take_losses(
     total, tokens = row.get("gt_loss"), row.get("num_token_gt")
     if is_number(total) and is_number(tokens) and tokens > 0 and total >= 0:
         found.hold_row(record, "probability", probability(total / tokens), figures)
-    if is_number(ratio := row.get("truth_ratio")):
+    if is_number(ratio := row.get("truth_ratio")) and ratio >= 0:
         theirs = TruthRatio(1 - 1e-10, float(ratio))
         stated = {"truth_ratio": theirs.closer_to_one, "truth_better": theirs.true_better}
         for name, value in stated.items():

@@ -92,8 +92,9 @@ def mean_of(rows: Sequence[tuple[Soft, ...]]) -> dict[str, Tensor]:
 
 def divergence(logits: Tensor, soft: Mapping[str, Tensor]) -> Tensor:
     """Sum over tokens of KL(q || p), in nats, q what teachers say: all tokens that they do not name
-    are one outcome, so it is exact where they name all, and else at most that. logits: (tokens,
-    vocabulary). Its gradient is p - q, with what is left shared as p shares it.
+    are one outcome, and so is what a teacher gives to one that only another names. It is exact
+    where they name all, and for one teacher never more than that. logits: (tokens, vocabulary).
+    Its gradient is p - q, with what is left shared as p shares it.
     """
     import torch
 

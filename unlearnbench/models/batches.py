@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from unlearnbench.checkpoints.tokenizer import REWARD_PLACES
 from unlearnbench.errors import ModelOutputError, one_line
 from unlearnbench.requests import Generate, Generated, Score, Scored
 from unlearnbench.util.text import cut_at_stop, open_thought
@@ -208,10 +209,12 @@ class Tokens:
         ModelOutputError for a text that has no token to score, or exceeds the context.
         """
         ids = self.encode(request.prompt + request.text)
-        start = 2 if ids[1:2] and ids[1] in self.barred else 1
+        # The tokens that are scored without one that steers, whatever begin tokens stand before it.
+        steers = [at for at, n in enumerate(ids[:REWARD_PLACES]) if n in self.barred]
+        start = max(2, steers[-1] + 1) if steers else 1
         if request.prompt:
             pairs = zip(ids, self.encode(request.prompt), strict=False)
-            start = max(1, sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
+            start = max(start, sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
         if len(ids) <= start:
             said = f"a text of {len(ids)} tokens cannot be scored"
             raise ModelOutputError(f"{request.id}: {said}" + " behind its prompt" * (start > 1))

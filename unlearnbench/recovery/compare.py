@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -212,7 +212,8 @@ def open_comparison(
             condition needs a control that the retrained model has no run of.
         ResultError: a run is missing or damaged.
     """
-    entries, ends = load_entries(runs), (_one(target, "target"), _one(retrained, "retrained"))
+    entries = load_entries(runs)
+    ends = load_one(target, "target"), load_one(retrained, "retrained")
     found = Comparison(entries, *ends, floor, confidence, figure, only)
     base = found.retrained.full
     for entry in found.entries:
@@ -231,12 +232,26 @@ def open_comparison(
             require_comparable(run, base, wanted)
     anchors = {"target": found.target, "retrained": found.retrained}
     notes = [note for entry in (*found.entries, *ends) for note in machine_notes(entry, anchors)]
-    for note in dict.fromkeys(notes):
+    for note in dict.fromkeys([*notes, *_other_utilities(found, wanted)]):
         log.warning("%s", note)
     return found
 
 
-def _one(path: Path, role: str) -> Entry:
+def _other_utilities(found: Comparison, tasks: Sequence[str]) -> Iterator[str]:
+    """Which entries' utilities are made of other figures, so that one table does not rank them."""
+    for task in tasks:
+        kept = {e.name: found.retained(e, task) for e in found.entries if task in found.tasks(e)}
+        parts = {name: sorted(r.parts if r else ()) for name, r in kept.items()}
+        if len(set(map(tuple, parts.values()))) > 1:
+            told = [
+                f"{one_line(name, 60)} of {', '.join(map(' '.join, each)) or 'nothing'}"
+                for name, each in parts.items()
+            ]
+            yield f"utilities do not compare, they are of other figures: {'; '.join(told)}"
+
+
+def load_one(path: Path, role: str) -> Entry:
+    """The one checkpoint below a folder; OptionError where there are several."""
     entries = load_entries([path])
     if len(entries) > 1:
         names = ", ".join(entry.name for entry in entries)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.metrics.intervals import Estimate, draw
-from unlearnbench.recovery.compare import SEED, Comparison
+from unlearnbench.recovery.compare import SEED, Comparison, load_one
 from unlearnbench.recovery.reports import points
 from unlearnbench.recovery.statistics import Scale
 from unlearnbench.results import TaskResult
@@ -40,15 +40,15 @@ def curves(runs: Sequence[Path], retrained: Path | None = None) -> tuple[list[Cu
     ``retrained``: its runs, which PrivLeak is measured against.
 
     Raises:
-        OptionError: there are fewer than two checkpoints, they have nothing in common, or runs
-            cannot be compared.
+        OptionError: there are fewer than two checkpoints, they have nothing in common, runs cannot
+            be compared, or several are given as the retrained one.
         ResultError: a run is missing or damaged.
         MetricError: a score is not finite.
     """
     entries = _in_order(runs)
     if len(entries) < 2:
         raise OptionError("a curve needs two checkpoints or more; give their run folders")
-    base = load_entries([retrained])[0] if retrained is not None else entries[0]
+    base = load_one(retrained, "retrained") if retrained is not None else entries[0]
     comparison = Comparison(entries, base, base)
     found, left = list[Curve](), dict[str, None]()
     every = dict.fromkeys(name for entry in entries for name in entry.runs)
@@ -82,9 +82,10 @@ def _in_order(runs: Sequence[Path]) -> list[Entry]:
 
     def key(entry: Entry) -> tuple[int, list[tuple[int, str]]]:
         folder = next(iter(entry.runs.values())).path.resolve()
-        at = next(i for i, place in enumerate(places) if place in (folder, *folder.parents))
+        above = (folder, *folder.parents)
+        at = next((i for i, place in enumerate(places) if place in above), len(places))
         parts = re.split(r"(\d+)", entry.name)
-        return at, [(int(part), "") if part.isdigit() else (0, part) for part in parts]
+        return at, [(int(part), "") if part.isdecimal() else (0, part) for part in parts]
 
     return sorted(given, key=key)
 

@@ -51,14 +51,15 @@ def retained_of(
     if figure is not None and all(figure in (t.metric, *t.scores) for t in found.values()):
         parts = [(name, figure) for name in found]
     else:
-        own = [each for file in kind_modules() for each in getattr(file, "RETAINED", ())]
-        parts = [
-            (name, part)
-            for name, t in found.items()
-            for part in (t.metric, *(each for each in own if each in t.scores))
-        ]
+        parts = [(n, part) for n, t in found.items() for part in (t.metric, *retained_figures(t))]
     name = f"{family}*" if len(found) > 1 else next(iter(found))
     return Retained(name, tuple(parts), min(t.n for t in found.values()))
+
+
+def retained_figures(task: TaskResult) -> tuple[str, ...]:
+    """The figures beside a retain task's own that utility is made of."""
+    known = [each for file in kind_modules() for each in getattr(file, "RETAINED", ())]
+    return tuple(name for name in known if task.want == "high" and name in task.scores)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import time
@@ -118,6 +119,8 @@ def connected(address: str | None, cores: int | None) -> Iterator[Any]:
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is told to anybody
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    if address is None:
+        _keep_to_ourselves()
     try:
         import ray
     except ImportError:
@@ -135,6 +138,16 @@ def connected(address: str | None, cores: int | None) -> Iterator[Any]:
         ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _keep_to_ourselves() -> None:
+    """Have a local Ray, which runs what it is sent, listen on the loopback alone and to nobody
+    without this call's token. Ray reads it when it is imported.
+    """
+    # Whatever its name says: without it, 127.0.0.1 is taken for the address in the network.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ.pop("RAY_AUTH_TOKEN_PATH", None)
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def _join(ray: Any, address: str, quiet: dict[str, Any]) -> None:
@@ -161,8 +174,9 @@ def _own_folder() -> Path:
     home = Path(tempfile.gettempdir())
     home = home if len(str(home)) < 30 else Path("/tmp")  # noqa: S108 - a folder of our own in it
     for old in home.glob(f"{_FOLDER}*-*"):
-        if old.stat().st_uid == os.getuid() and not _lives(old.name):
-            shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):  # another sweep was faster, or somebody else's link leads nowhere
+            if old.lstat().st_uid == os.getuid() and not _lives(old.name):
+                shutil.rmtree(old, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=home))
 
 
@@ -180,7 +194,7 @@ def _start_local(ray: Any, folder: Path, cores: int | None, quiet: dict[str, Any
                 num_cpus=cores or os.cpu_count() or 1,
                 include_dashboard=False,
                 object_store_memory=_STORE,
-                _temp_dir=str(folder),
+                _temp_dir=str(folder / "r"),  # Ray opens it to everybody; folder is ours alone
                 _node_ip_address="127.0.0.1",
                 **quiet,
             )

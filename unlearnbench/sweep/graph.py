@@ -23,6 +23,9 @@ from unlearnbench.sweep.spec import Sweep
 from unlearnbench.tasks.spec import TaskSpec
 from unlearnbench.util.validation import YamlFile
 
+MOST = 20_000
+"""Checkpoints of a sweep: a few lines of a grid can name any number."""
+
 
 @dataclass(frozen=True)
 class SweepJob:
@@ -82,6 +85,8 @@ class _Expansion:
                 f"{model.line}: two checkpoints are called {model.name} (the other: {other.line}); "
                 "give one of them another name"
             )
+        if len(self.models) == MOST:
+            raise OptionError(f"{model.line}: with it there are more than {MOST:,} checkpoints")
         self.models[model.name] = model
 
 

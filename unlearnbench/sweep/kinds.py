@@ -19,7 +19,16 @@ from unlearnbench.errors import (
     one_line,
 )
 from unlearnbench.results import FULL
-from unlearnbench.util.files import read_json
+from unlearnbench.sweep.graph import order_text
+from unlearnbench.sweep.record import given_files, job_folder
+from unlearnbench.util.files import (
+    content_sha256,
+    file_sha256,
+    read_bytes,
+    read_json,
+    write_whole,
+    writing,
+)
 
 Kind: TypeAlias = Callable[[Mapping[str, Any], Path], dict[str, Any]]
 
@@ -99,7 +108,17 @@ def _train(order: Mapping[str, Any], output: Path) -> dict[str, Any]:
     given = order["options"]
     corpus = CorpusOptions.of({k: v for k, v in given.items() if k in CorpusOptions.model_fields})
     options = TrainOptions.of({k: v for k, v in given.items() if k in TrainOptions.model_fields})
-    if not is_trained(out):
+    asked = _asked(order)
+    known = job_folder(output, order["id"]) / "asked"
+    if is_trained(out):
+        if not known.is_file() or read_bytes(known, ResultError, 100).decode() != asked:
+            raise ResultError(
+                f"{out} was trained by another order or on other files than now; remove it, or "
+                "give this recipe another name"
+            )
+    else:
+        with writing(known):
+            write_whole(known, asked.encode("ascii"))
         job = Training(
             model=order["model"],
             out=out,
@@ -119,6 +138,13 @@ def _train(order: Mapping[str, Any], output: Path) -> dict[str, Any]:
         else:
             unlearn(job, method, order["knobs"])
     return {"made": [str((out / FILE).relative_to(output))]}
+
+
+def _asked(order: Mapping[str, Any]) -> str:
+    """Of all that decides what a training makes: its order, and the files that it is given."""
+    told = {key: order[key] for key in order.keys() - {"around", "attempt", "cpus", "id"}}
+    files = [[path, file_sha256(Path(path), ResultError)] for path in given_files(order)]
+    return content_sha256([order_text(told), files])
 
 
 def complete_runs(output: Path, name: str) -> list[Path]:

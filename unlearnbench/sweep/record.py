@@ -11,7 +11,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,11 @@ def state_folder(output: Path) -> Path:
     return output / "sweep"
 
 
+def job_folder(output: Path, id: str) -> Path:
+    """Where a job has its lock, its log, and while it runs who runs it."""
+    return state_folder(output) / "jobs" / id
+
+
 def read_standing(output: Path) -> Standing:
     """The record below ``output``; an empty one where there is none. Half a last line, of a killed
     process, does not count.
@@ -82,7 +87,8 @@ def read_standing(output: Path) -> Standing:
     found.end = content.rfind(b"\n") + 1
     for number, line in enumerate(content[: found.end].splitlines(), start=1):
         event = parse_json(path, line, ResultError)
-        if not isinstance(event, dict) or not isinstance(event.get("t"), (int, float)):
+        numbers = (event.get("t"), event.get("samples", 0)) if isinstance(event, dict) else (None,)
+        if not isinstance(event, dict) or not all(isinstance(n, int | float) for n in numbers):
             raise ResultError(f"{path}:{number}: no event; remove the file to check all jobs again")
         found.last = event["t"]
         if event.get("is") == "start":
@@ -135,14 +141,13 @@ class Record:
         self.event(job.id, "done", key=key, made=hashes, **facts)
 
     def key(self, job: SweepJob) -> str:
-        """Of all that decides what a job makes: its order, its checkpoint's files, and what the
-        jobs before it made.
+        """Of all that decides what a job makes: its order, the names, sizes and times of the files
+        that it is given, and what the jobs before it made.
         """
         before = [self.products.get(id) for id in (*job.needs, *job.after)]
-        model = job.order.get("model")
-        return content_sha256(
-            [order_text(job.order), before, _files(str(model)) if model else None]
-        )
+        stats = [(path, Path(path).stat()) for path in given_files(job.order)]
+        files = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+        return content_sha256([order_text(job.order), before, files])
 
     def _hashes(self, names: Iterable[str]) -> dict[str, str]:
         found = {}
@@ -153,14 +158,27 @@ class Record:
         return found
 
 
-def _files(model: str) -> list[list[Any]]:
-    """What shows that a local checkpoint was changed: names, sizes and times of its files."""
-    try:
-        entries = sorted(os.scandir(model), key=lambda entry: entry.name)
-        stats = [(entry.name, entry.stat()) for entry in entries if entry.is_file()]
-    except OSError:  # a hub id, or one file
-        return []
-    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+def given_files(order: Mapping[str, Any]) -> list[str]:
+    """The local files that an order names or that are in a folder which it names: its checkpoint,
+    texts, task files. Not what it makes itself.
+    """
+    told = [value for key, value in order.items() if key not in ("around", "name", "out")]
+    names, found = set[str](), set[str]()
+    while told:
+        value = told.pop()
+        if isinstance(value, Mapping):
+            told += value.values()
+        elif isinstance(value, list | tuple):
+            told += value
+        elif isinstance(value, str):
+            names.add(value)
+    for name in names:
+        with suppress(OSError, ValueError):  # a hub id or another word, or no name of a file
+            if os.path.isfile(name):  # noqa: PTH113 - ten thousand jobs have many words
+                found.add(name)
+            else:
+                found |= {entry.path for entry in os.scandir(name) if entry.is_file()}
+    return sorted(found)
 
 
 @contextmanager

@@ -6,7 +6,15 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from unlearnbench.conditions import resolve
 from unlearnbench.errors import OptionError, TaskError, UnlearnbenchError, one_line
@@ -25,7 +33,7 @@ _UNITS |= {f"{c}iB": 1024 ** (n + 1) for n, c in enumerate("KMGT")}
 
 def _size(given: Any) -> Any:
     """Bytes: a number, or as 24GiB."""
-    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?i?B?)", str(given))
+    found = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,15})?) ?([KMGT]?i?B?)", str(given))
     if found is None or found[2] not in _UNITS:
         raise ValueError("use a size, as 24GiB")
     return int(float(found[1]) * _UNITS[found[2]])
@@ -41,7 +49,9 @@ def _mapped(given: Any) -> Any:
 
 
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
-Word = Annotated[str, Field(min_length=1, max_length=4096)]
+Word = Annotated[str, Field(pattern=r"^[^\x00]+$", max_length=4096)]
+Part = Annotated[float, AfterValidator(lambda given: round(given, 4))]
+"""As Ray counts: in parts of 1/10000."""
 Words = Annotated[tuple[Word, ...], BeforeValidator(_several)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=60)]
 
@@ -105,9 +115,9 @@ class References(_SweepPart):
 class Resources(_SweepPart):
     """What one job takes of a node, and how often it is tried."""
 
-    cpus: float = Field(default=1.0, gt=0)
+    cpus: Part = Field(default=1.0, ge=0.01)
     """Cores: its threads, where one or more."""
-    gpus: float | None = Field(default=None, ge=0)
+    gpus: Part | None = Field(default=None, ge=0)
     """GPUs; below 1 several jobs share one. Absent: from the weights and ``gpu_memory``, else 0."""
     gpu_memory: Size | None = None
     """Of one GPU of the cluster, to estimate ``gpus`` by."""

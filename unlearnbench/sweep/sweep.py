@@ -13,7 +13,7 @@ from unlearnbench.runs.folder import require_writable
 from unlearnbench.sweep.cluster import RayPool, connected, living_nodes
 from unlearnbench.sweep.engine import Engine, Tally
 from unlearnbench.sweep.graph import Plan, expand
-from unlearnbench.sweep.record import opened
+from unlearnbench.sweep.record import opened, state_folder
 from unlearnbench.sweep.resources import require_room
 from unlearnbench.sweep.spec import read_sweep
 from unlearnbench.util.validation import YamlFile
@@ -36,12 +36,15 @@ def prepare(path: Path, address: str | None = None, cores: int | None = None) ->
 
     Raises:
         OptionError, TaskError: as ``read_sweep`` and ``expand``; or a job asks for more than this
-            machine has, where it is to run here.
+            machine has, where it is to run here; or a board of somebody else is in the way.
     """
     if address is not None and cores is not None:
         raise OptionError("--address names a cluster, and --local starts one; give one of them")
     sweep, file = read_sweep(path)
     asked = SweepRequest(expand(sweep, file), file, address, cores)
+    output = asked.plan.output
+    if (output / "board").exists() and not state_folder(output).is_dir():
+        raise OptionError(f"{file.where('output')}: {output} holds a board that no sweep made")
     if address is None:
         require_room(asked.plan.demands, [_this_machine(cores)], file)
     return asked

@@ -30,7 +30,7 @@ from unlearnbench.errors import (
 from unlearnbench.runs.fingerprint import source_sha256
 from unlearnbench.sweep.graph import Plan, SweepJob, order_text
 from unlearnbench.sweep.kinds import AGAIN, KINDS
-from unlearnbench.sweep.record import state_folder
+from unlearnbench.sweep.record import job_folder, state_folder
 from unlearnbench.util.files import LOCK_FILES, lock_folder, write_whole, writing
 from unlearnbench.util.process import plain_errors, quiet_transformers
 
@@ -136,11 +136,6 @@ def _prove_storage(output: Path, token: str) -> None:
             "file system with flock across nodes (docs/sweeps.md)"
         )
     _proven.add(token)
-
-
-def job_folder(output: Path, id: str) -> Path:
-    """Where a job has its lock, its log, and while it runs who runs it."""
-    return state_folder(output) / "jobs" / id
 
 
 def _log_file(order: Mapping[str, Any]) -> Path:

@@ -20,7 +20,7 @@ from unlearnbench.errors import DataError, OptionError, one_line
 from unlearnbench.methods.rows import IGNORED, Example
 from unlearnbench.tasks.registry import load_registry
 from unlearnbench.tasks.rows import PACKAGE_DATA, DataOptions, load_samples, read_rows, rows_sha256
-from unlearnbench.tasks.spec import Row
+from unlearnbench.tasks.spec import Row, place_of
 from unlearnbench.training.corpus import Encoder, TextDocument, TextRole
 from unlearnbench.training.options import CorpusOptions
 
@@ -187,12 +187,15 @@ def answers_of_tasks(corpus: CorpusOptions) -> dict[str, str]:
     """The task and row by what registered tasks compare answers with, ``plain``: of every task
     whose rows are at hand.
     """
-    root = corpus.data_dir or os.environ.get("UNLEARNBENCH_DATA")
-    where = DataOptions(Path(root) if root else None, allow_drift=True)
+    given = corpus.data_dir or os.environ.get("UNLEARNBENCH_DATA")
+    where = DataOptions(Path(given) if given else None, allow_drift=True)
     folders = [folder for folder in (where.data_dir, PACKAGE_DATA) if folder is not None]
     answers: dict[str, str] = {}
     for name, spec in load_registry(corpus.include_path).tasks.items():
-        if any((folder / spec.dataset_path / spec.dataset_name).is_dir() for folder in folders):
+        roots = [folder / spec.dataset_path for folder in folders]
+        root = next(filter(Path.is_dir, roots), None)  # where its rows are read from
+        files = [place_of(spec, split) for split in spec.used_splits]
+        if root and all(any((root / subset).glob(f"{there}.*")) for subset, there in files):
             samples = load_samples(spec, where).samples
             answers |= {plain(s.target): f"{name}: {s.id}" for s in samples if s.target.strip()}
     return answers

@@ -35,6 +35,8 @@ Documents = Mapping[TextRole, Sequence[TextDocument]]
 
 _LARGEST = 16_000_000  # bytes of a file
 _WORD = re.compile(r"\w+")
+_NUMBER_BEFORE = re.compile(r"\d(?:st|nd|rd|th)?\.?\s+(?:of\s+)?$")
+_NUMBER_BEHIND = re.compile(r",?\s+\d")
 
 
 def with_anchors(
@@ -166,5 +168,14 @@ def _texts(documents: Sequence[TextDocument]) -> list[str]:
 
 
 def _counted(texts: Sequence[str]) -> Counter[str]:
-    spans = zip(texts, names_of(texts), strict=True)
-    return Counter(" ".join(text[a:b].split()) for text, own in spans for a, b in own)
+    """How often each name stands there; without those that stand beside a number at least every
+    second time, as months do.
+    """
+    every, beside = Counter[str](), Counter[str]()
+    for text, own in zip(texts, names_of(texts), strict=True):
+        for a, b in own:
+            name = " ".join(text[a:b].split())
+            before = _NUMBER_BEFORE.search(text[max(0, a - 12) : a])
+            every[name] += 1
+            beside[name] += bool(before or _NUMBER_BEHIND.match(text, b))
+    return Counter({name: n for name, n in every.items() if 2 * beside[name] < n})

@@ -159,7 +159,7 @@ class OutputFolder:
     def take(self, folder: Path) -> None:
         """Move the files of a finished checkpoint into the output folder."""
         for part in sorted(folder.rglob("*")):
-            if part.is_file():
+            if part.is_file() and part.stat().st_nlink == 1:  # else it is another folder's too
                 share(part)  # safetensors makes its files private
         for part in sorted(folder.iterdir()):
             place = self.path / part.name
@@ -189,6 +189,8 @@ def save_state(folder: Path, model: Any, save_tokenizer: Callable[[Path], None])
         shutil.rmtree(folder, ignore_errors=True)
         model.save_pretrained(folder)
         save_tokenizer(folder)
+        for path in folder.glob("*.safetensors"):
+            share(path)
     except Exception as error:  # safetensors has an error of its own for a full disk
         raise TrainingError(
             f"{folder} cannot be written ({one_line(error, 150)}); free some space and add --resume"

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from unlearnbench.checkpoints.find import files_sha256
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, Training
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.methods import find_method
 from unlearnbench.runs.fingerprint import Fingerprint, differences
-from unlearnbench.training.corpus import load_corpus
+from unlearnbench.training.corpus import TextRole, load_corpus
 from unlearnbench.training.job import Job, unlearn
 from unlearnbench.training.output import write_file
 from unlearnbench.util.process import is_main
@@ -56,13 +57,23 @@ def _claim(job: Job, method: str, numbers: Mapping[str, object], requests: Seque
     is of the same ones.
     """
     data = [load_corpus((name,), "forget", job.corpus)[1][0].sha256 for name in requests]
+    sets: dict[TextRole, tuple[str, ...]] = {"retain": job.retain, "auxiliary": job.auxiliary}
+    sets |= {"unseen": job.unseen}
+    others = {role: load_corpus(t, role, job.corpus)[1] for role, t in sets.items() if t}
+    beside = {name: getattr(job, name) for name in ("alternative", "spans", "anchors")}
+    files = {f"{name} file": Path(given) for name, given in beside.items() if given}
     here = Fingerprint.of(
         {
+            **{role: ", ".join(part.sha256 for part in parts) for role, parts in others.items()},
+            **beside,
+            **{n: files_sha256([path]) for n, path in files.items() if path.is_file()},
+            "base": job.base,
+            "corpus": job.corpus.model_dump(mode="json"),
+            "select": None if job.select is None else job.select.model_dump(mode="json"),
             "model": job.model,
             "method": method,
             "knobs": json.dumps(find_method(method).with_options(numbers).numbers, sort_keys=True),
             "options": json.dumps(job.options.model_dump(mode="json"), sort_keys=True),
-            "retain": ", ".join(job.retain),
             **{f"request {i + 1}": sha256 for i, sha256 in enumerate(data)},
         }
     )

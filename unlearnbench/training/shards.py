@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
-from unlearnbench.checkpoints.find import ENSEMBLE_FILE, check_folder
+from unlearnbench.checkpoints.find import ENSEMBLE_FILE, TEMPLATES, check_folder
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, Training, read_record
 from unlearnbench.checkpoints.source import EnsembleSource
-from unlearnbench.errors import OptionError, one_line
+from unlearnbench.errors import CheckpointError, OptionError, TrainingError, one_line
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import PreTrainedModel
 from unlearnbench.methods.rows import Example, Shard
@@ -25,7 +25,7 @@ from unlearnbench.training.dtypes import cast_model
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.output import KEPT, write_file
 from unlearnbench.training.plan import PLAN, ShardPlan, make_plan, read_plan
-from unlearnbench.util.files import content_sha256, link
+from unlearnbench.util.files import content_sha256, link, writing
 from unlearnbench.util.process import is_main
 
 if TYPE_CHECKING:
@@ -73,9 +73,20 @@ def begin(context: TrainerContext, sharding: Sharding | None) -> None:
     if is_main():
         kept.mkdir(exist_ok=True)
         write_file(kept / PLAN, (sharding.plan.model_dump_json() + "\n").encode())
-        for name, folder in sharding.taken.items():
-            shutil.rmtree(kept / name, ignore_errors=True)
-            shutil.copytree(folder, kept / name, copy_function=link)
+        with writing(kept, TrainingError, "free some space and add --resume"):
+            for name, folder in sharding.taken.items():
+                shutil.rmtree(kept / name, ignore_errors=True)
+                _take(folder, kept / name)
+
+
+def _take(folder: Path, place: Path) -> None:
+    """Have a checkpoint's files in another folder too; only those that ``check_folder`` saw."""
+    check_folder(folder)
+    for path in (*folder.iterdir(), *folder.glob(f"{TEMPLATES}/*")):
+        if path.is_file():
+            there = place / path.relative_to(folder)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            link(path, there)
 
 
 def _is_adapter(folder: Path) -> bool:
@@ -167,7 +178,6 @@ class Before:
                 first -= 1  # its state was removed
             for name in map(whole.state, range(first)):
                 if (self.folder / name).is_dir():
-                    check_folder(self.folder / name)
                     taken[name] = self.folder / name
             if touched is None:
                 continue
@@ -253,6 +263,10 @@ def open_target(job: AskedShards, kind: str, method: Method) -> CheckpointSource
         raise OptionError(f"{one_line(job.model, 120)} holds adapters; give their --base")
     load = job.load.model_copy(update={"base": job.base if adapters else None})
     whole = EnsembleSource(job.model, path / ENSEMBLE_FILE, load, keep=False)
+    if list(whole.ensemble.models) != [_name(n) for n in range(len(read_plan(job.model).shards))]:
+        raise CheckpointError(
+            f"{one_line(job.model, 120)}: {ENSEMBLE_FILE} and {PLAN} do not have the same shards"
+        )
     first = copy.copy(whole.parts[0])
     first.checkpoint = whole.checkpoint
     return first

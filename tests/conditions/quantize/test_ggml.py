@@ -180,6 +180,19 @@ def test_an_importance_matrix_of_another_model_is_refused(
     assert "is an importance matrix, and prune-wanda-50 needs texts" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", [0.0, 1e38])
+def test_an_importance_matrix_that_wipes_weights_out_is_refused(
+    value: float, wide: Path, source: CheckpointSource, tmp_path: Path
+) -> None:
+    means = mean_inputs(wide, source)
+    name = "model.layers.1.self_attn.q_proj"
+    means[name] = np.full_like(means[name], value)
+    calibration = read_calibration(write_imatrix(tmp_path / "x.gguf", means, tokens=1))
+    for precision in ("gguf-q2_k-imat", "gguf-q4_k_s-imat"):
+        with pytest.raises(NotInForceError, match=rf"{name}: its importance .* wipes the weights"):
+            load_at(source, precision, calibration=calibration)
+
+
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\xff" * 16, None])
 def test_a_file_that_is_no_importance_matrix(tmp_path: Path, content: bytes | None) -> None:
     from gguf import GGUFWriter
@@ -196,3 +209,8 @@ def test_a_file_that_is_no_importance_matrix(tmp_path: Path, content: bytes | No
         writer.close()
     with pytest.raises(DataError, match=r"--calibration .*x\.gguf"):
         read_calibration(path)
+
+
+def test_an_importance_matrix_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"--calibration .*x\.gguf is not there, or no file$"):
+        read_calibration(tmp_path / "x.gguf")

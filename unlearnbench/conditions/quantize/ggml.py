@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
 _LEAST = 32  # columns of the smallest blocks
+# Of a matrix's sum of squares. Two bits lose a tenth of it, and columns of no importance all.
+_MOST_LOST = 0.5
 _SCHEMES = {
     "Q2_K": "uniform, blocks of 256 with 4-bit scales and minima of 16 in it",
     "Q3_K": "uniform, blocks of 256 with 6-bit scales of 16 in it",
@@ -86,7 +88,8 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     Raises:
         PrecisionError: llama.cpp has another rule for this kind of model, or an importance matrix
             is of another model.
-        NotInForceError: a layer's columns are no multiple of 32.
+        NotInForceError: a layer's columns are no multiple of 32, or an importance matrix wipes
+            its weights out, which would look like forgetting.
     """
     import torch
 
@@ -103,12 +106,18 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     weighed = importance(spec, source, plan) if spec.calibrated else {}
 
     def change(name: str, weight: torch.Tensor) -> torch.Tensor:
-        kind = chosen[name]
+        kind, exact = chosen[name], _floats(weight)
         try:
-            packed = blocks.quantize(kind, _floats(weight), weighed.get(name))
+            made = blocks.values(kind, blocks.quantize(kind, exact, weighed.get(name)))
         except NotInForceError as error:
             raise NotInForceError(f"{spec.name}: {name}: {error}") from None
-        return torch.from_numpy(blocks.values(kind, packed))
+        lost = float(((made - exact) ** 2).sum(dtype="f8"))
+        if spec.calibrated and not lost <= _MOST_LOST * float((exact**2).sum(dtype="f8")):
+            raise NotInForceError(
+                f"{spec.name}: {name}: its importance is 0 over most blocks, or beyond what "
+                "llama.cpp can add up, and wipes the weights out; use another --calibration"
+            )
+        return torch.from_numpy(made)
 
     def read(name: str, weight: torch.Tensor) -> ModuleReading:
         kind = chosen[name]

@@ -30,6 +30,8 @@ _SUMS, _COUNTS = ".in_sum2", ".counts"
 
 def read_calibration(path: Path) -> Calibration:
     """What results record of an importance matrix's file. Raises DataError where it is none."""
+    if not path.is_file():
+        raise DataError(f"--calibration {path} is not there, or no file")
     try:
         tensors = read_gguf_head(path)
         said = {key: _number(path, f"imatrix.{key}") for key in ("chunk_count", "chunk_size")}
