@@ -72,12 +72,29 @@ def repair() -> str:
 
 
 def quants() -> str:
-    facts = {"bits_per_weight": 4.25, "available": True, "reason": None}
-    missing = {"available": False, "reason": "gptqmodel is not installed: pip install '.[gptq]'"}
+    facts = {"group": "textbook", "bits_per_weight": 4.25, "available": True, "reason": None}
+    missing = {
+        "group": "calibrated",
+        "available": False,
+        "reason": "gptqmodel is not installed: pip install '.[gptq]'",
+    }
     return _list(
         [
-            {**facts, "name": "bnb-fp4", "aliases": ["4bit", "fp4"], "scheme": "FP4 per block"},
-            {**facts, **missing, "name": "gptq-int4", "aliases": [], "scheme": "words " * 30},
+            {
+                **facts,
+                "name": "bnb-fp4",
+                "group": "textbook",
+                "aliases": ["4bit", "fp4"],
+                "scheme": "FP4 per block",
+            },
+            {
+                **facts,
+                **missing,
+                "name": "gptq-int4",
+                "group": "calibrated",
+                "aliases": [],
+                "scheme": "words " * 30,
+            },
         ]
     )
 

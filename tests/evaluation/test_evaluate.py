@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.conftest import Toy
+from tests.util.test_process import Terminal
 from unlearnbench import RunResult, ScriptedModel, evaluate
 from unlearnbench.errors import (
     EvaluationError,
@@ -531,13 +533,14 @@ def test_progress_off_prints_nothing(toy: Toy, capfd: pytest.CaptureFixture[str]
     assert capfd.readouterr() == ("", "")
 
 
-def test_progress_on_draws_a_bar_for_each_task(toy: Toy, capfd: pytest.CaptureFixture[str]) -> None:
+def test_progress_on_draws_a_line_for_each_task(
+    toy: Toy, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", screen := Terminal())
     run(script(toy), "toy_verbmem,toy_privleak", toy, progress=True, ppl_lower=True)
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert "toy_verbmem [none]" in err
-    assert "3/3" in err
-    assert "12/12" in err
+    assert capfd.readouterr().out == ""
+    assert "toy_verbmem [none]: 0 of 3 samples" in screen.getvalue()
+    assert "toy_privleak [none]: 0 of 12 samples" in screen.getvalue()
 
 
 @pytest.mark.parametrize("quant", ["nf4", "none,nf4", ["none", "8bit"]])

@@ -276,6 +276,7 @@ OTHER = "f" * 64
         ({"think_end_token": "</think>"}, "think_end_token is absent there and </think> here"),
         ({"add_bos_token": True}, "add_bos_token is absent there and True here"),
         ({"max_length": 9}, "max_length is absent there and 9 here"),
+        ({"held_back": "1-of-3"}, "held_back is absent there and 1-of-3 here"),
     ],
 )
 def test_each_setting_that_differs_is_named_with_both_values(
@@ -307,6 +308,7 @@ def test_every_setting_takes_part() -> None:
         "think_end_token",
         "add_bos_token",
         "max_length",
+        "held_back",
     }
 
 

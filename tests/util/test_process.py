@@ -15,7 +15,7 @@ def test_threads_are_explained(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "unlearnbench.explain")
-    monkeypatch.setattr(process, "_threads_from", process._threads_from)
+    monkeypatch.setattr(process, "_threads_from", "torch's own choice")
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     for asked, why in [(None, "torch's own choice"), (3, "asked for by --threads")]:
         process.set_threads(asked)

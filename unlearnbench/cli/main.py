@@ -59,7 +59,7 @@ COMMANDS = {
     "repair": ("repair", "Mend an unlearned checkpoint, so that what it forgot stays forgotten."),
     "rescore": ("rescore", "Compute a run's figures again from its records."),
     "show": ("show", "Show a run: checkpoint, condition, proof, scores, worst samples."),
-    "sweep": ("sweep", "Many checkpoints, many conditions, on one machine or a cluster."),
+    "sweep": ("sweep", "Train, evaluate, compare and build a board, as a file says."),
     "tasks": ("tasks", "List the tasks, or show one with its first prompt."),
     "unlearn": ("unlearn", "Make an unlearned checkpoint from a target model."),
 }
