@@ -23,6 +23,7 @@ import pytest
 from tests.conftest import MakeCheckpoint
 from tests.sweep.files import sweep_file
 from unlearnbench.evaluation.evaluate import evaluate
+from unlearnbench.sweep.cluster import _lives
 from unlearnbench.sweep.display import status
 from unlearnbench.sweep.record import read_standing
 
@@ -96,6 +97,16 @@ def listening(pid: int) -> set[str]:
                 sockets = each.net_connections("tcp")
                 found |= {s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN}
     return found
+
+
+@pytest.mark.ci
+def test_a_folder_is_removed_only_where_its_process_has_ended() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    assert not _lives(f"ub-{ended.pid}-x")
+    assert _lives(f"ub-{os.getpid()}-x")
+    assert _lives("ub-1-x"), "somebody else's"
+    assert _lives(f"ub-{'9' * 400}-x"), "no folder of ours"
 
 
 @pytest.mark.ci

@@ -98,6 +98,13 @@ class ConditionSpec:
     """Whether it searches for what to ask, which a budget bounds."""
 
     @property
+    def width(self) -> int:
+        """Bits of a code. Raises PrecisionError where the spec states none."""
+        if self.bits is None:
+            raise PrecisionError(f"{self.name} states no bits, and so cannot quantize")
+        return int(self.bits)
+
+    @property
     def asking(self) -> ConditionSpec | None:
         """What changes what is asked: itself, or a chain's first part; None where nothing does."""
         return (self.chain[0] if self.chain else self) if self.asks else None

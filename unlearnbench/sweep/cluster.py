@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.sweep.engine import Outcome
 from unlearnbench.sweep.graph import Plan, SweepJob
@@ -206,13 +208,5 @@ def _start_local(ray: Any, folder: Path, cores: int | None, quiet: dict[str, Any
 
 
 def _lives(name: str) -> bool:
-    found = re.match(rf"{_FOLDER}([0-9]+)-", name)
-    if found is None:
-        return True
-    try:
-        os.kill(int(found[1]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    found = re.match(rf"{_FOLDER}([0-9]{{1,9}})-", name)
+    return found is None or psutil.pid_exists(int(found[1]))

@@ -154,7 +154,7 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
             raise NotInForceError(f"{error}; see {name}") from None
 
     def read(_: str, weight: torch.Tensor) -> ModuleReading:
-        stored = int(weight.numel() * float(spec.bits_per_weight or 0) / 8)
+        stored = int(weight.numel() * (spec.bits_per_weight or spec.width) / 8)
         return ModuleReading(weight, groups(weight, _group(spec)), _dtype(spec), stored)
 
     model, proof, _ = load_changed(spec, source, plan, change, read=read)

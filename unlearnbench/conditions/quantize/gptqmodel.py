@@ -142,7 +142,7 @@ def _load_gptq(
     from transformers import GPTQConfig
 
     config = GPTQConfig(
-        bits=int(spec.bits or 0),
+        bits=spec.width,
         group_size=int(spec.options["group_size"]),
         dataset=batches,  # type: ignore[arg-type] # token ids are allowed too
         sym=True,

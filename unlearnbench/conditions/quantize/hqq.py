@@ -75,7 +75,7 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
 def _config(spec: ConditionSpec) -> Any:
     from hqq.core.quantize import BaseQuantizeConfig
 
-    return BaseQuantizeConfig(nbits=int(spec.bits or 0), group_size=_GROUP, axis=1)
+    return BaseQuantizeConfig(nbits=spec.width, group_size=_GROUP, axis=1)
 
 
 def _inspect(spec: ConditionSpec, module: nn.Module) -> ModuleReading | None:
@@ -106,7 +106,7 @@ def levels(spec: ConditionSpec, weight: torch.Tensor) -> Levels:
     import torch
 
     codes, scale, zero = _solve(spec, weight)
-    top = 2 ** int(spec.bits or 0) - 1
+    top = 2**spec.width - 1
     nearby = [((codes.float() + by).clamp(0, top) - zero) * scale for by in (-1, 0, 1)]
     high = torch.full_like(weight, float("inf"), dtype=torch.float32)
     return Levels.of(weight.float(), (nearby[0], nearby[1], nearby[2]), (-high, high))

@@ -103,7 +103,7 @@ def quantize(
 
 
 def _quantize(spec: ConditionSpec, weight: torch.Tensor) -> Quantized:
-    return quantize(weight, int(spec.bits or 0), _group(spec), not spec.options["symmetric"])
+    return quantize(weight, spec.width, _group(spec), not spec.options["symmetric"])
 
 
 def _group(spec: ConditionSpec) -> int | None:
@@ -121,7 +121,7 @@ def levels(spec: ConditionSpec, weight: torch.Tensor) -> Levels:
     """Levels and their neighbours; the grid hangs on a group's largest magnitude, or with a zero
     point on its lowest and highest value.
     """
-    found, count = _quantize(spec, weight), 2 ** int(spec.bits or 0)
+    found, count = _quantize(spec, weight), 2**spec.width
     exact = weight.float()
     parts = groups(exact, _group(spec))
     if spec.options["symmetric"]:
@@ -142,7 +142,7 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     Raises:
         NotInForceError: a layer was not quantized.
     """
-    group, bits = _group(spec), int(spec.bits or 0)
+    group, bits = _group(spec), spec.width
     constants = _STEP_BITS + (0 if spec.options["symmetric"] else bits)
 
     def change(_: str, weight: torch.Tensor) -> torch.Tensor:
