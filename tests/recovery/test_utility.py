@@ -177,6 +177,13 @@ def test_compare_takes_a_family_of_retain_tasks(tmp_path: Path) -> None:
     junit = tmp_path / "found.xml"
     assert call("check", *line, "--policy", str(policy), "--junit", str(junit)) in (1, 2)
     assert "toy_*" in junit.read_text()
+    whole = "tasks: [toy_*]\nprecisions: [none, rtn-int4]\nmax_excess: 100\nmin_utility: 0\n"
+    policy.write_text(whole)
+    given = tmp_path / "certificate.json"
+    assert call("check", *line, "--policy", str(policy), "--certify", str(given)) == 0
+    assert call("check", *line, "--verify-certificate", str(given)) == 0
+    policy.write_text(whole.replace("toy_*", "toy_forget"))  # a forget task alone says its family
+    assert call("check", *line, "--policy", str(policy), "--certify", str(given)) == 0
 
 
 def test_utilities_of_other_figures_are_told(

@@ -97,7 +97,9 @@ def certify(comparison: Comparison, policy: Policy, findings: Sequence[Finding])
         what = ", ".join(missing) or f"precision {FULL}"
         raise OptionError(f"no certificate: durable needs {what} in the policy")
     checked = {(finding.task, finding.rule.split()[0]) for finding in findings}
-    left = sorted(task for task, want in wants.items() if (task, _RULES[want]) not in checked)
+    kept = [comparison.retained(entry, n) for n, want in wants.items() if want == "high"]
+    of = {task: family.name for family in kept if family for task, _ in family.parts}
+    left = sorted(n for n, want in wants.items() if (of.get(n, n), _RULES[want]) not in checked)
     if left:
         raise OptionError(
             f"no certificate: the policy's tasks leave out {one_line(left[0])}, which was evaluated"

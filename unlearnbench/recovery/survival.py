@@ -44,13 +44,11 @@ def _weights(run: LoadedRun, stack: ExitStack) -> Weights:
     """The weights that a run measured, read where it says."""
     measured = run.result.checkpoint
     if measured.adapter == "kept":
-        what = "min_survival is of weights that are quantized, and"
-        raise OptionError(f"{what} {run.where} kept its adapter beside them; merge it")
-    base, tokenizer = measured.base, measured.tokenizer
+        raise OptionError(f"min_survival: {run.where} kept an adapter beside its base; merge it")
     options = LoadOptions(
         revision=measured.revision,
-        base=base.path if base else None,
-        tokenizer=tokenizer.path if tokenizer else None,
+        base=measured.base.path if measured.base else None,
+        tokenizer=measured.tokenizer.path if measured.tokenizer else None,
     )
     there = open_checkpoint(measured.path, options).checkpoint.weights_sha256
     if there != measured.weights_sha256:
