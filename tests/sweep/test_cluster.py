@@ -20,7 +20,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.conftest import MakeCheckpoint
+from tests.cli.test_main import call
+from tests.conftest import MakeCheckpoint, write_jsonl
 from tests.sweep.files import sweep_file
 from unlearnbench.evaluation.evaluate import evaluate
 from unlearnbench.sweep.cluster import _lives
@@ -134,6 +135,26 @@ def test_a_small_sweep_with_a_broken_checkpoint_beside(tmp_path: Path, models: P
     assert {row["entry"] for row in json.loads((out / "recovery.json").read_bytes())} == {"ga-1"}
     assert b"ga-1" in (out / "board/index.html").read_bytes()
     assert status(out)[0].startswith("5 of 6 jobs done, 0 running, 0 waiting, 1 failed")
+
+
+def test_what_a_sweep_trains_is_what_unlearn_trains(tmp_path: Path, models: Path) -> None:
+    for name in ("forget", "retain"):
+        rows = [{"text": f"{name} {n}: the keeper of gate {n}"} for n in range(6)]
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    sources = {name: str(tmp_path / f"{name}.jsonl") for name in ("forget", "retain")}
+    options = {"lr": 1e-3, "max_steps": 2, "batch_size": 2}
+    recipe = {"method": "ga_gdr", "base": "target", "options": options, **sources}
+    listed = [*(str(models / name) for name in NAMES[:2]), recipe]
+    changes = {"checkpoints": listed, "conditions": ["none", "rtn-int4"], "tasks": TASKS[:1]}
+    code, said = run(file_of(tmp_path, models, **changes), "--local", "1")
+    assert code == 0, said
+    texts = (part for name, path in sources.items() for part in (f"--{name}", path))
+    given = ("--lr", "1e-3", "--max-steps", "2", "--batch-size", "2", "--seed", "0")
+    target, out = ("--model", str(models / "target")), ("--out", str(tmp_path / "hand"))
+    assert call("unlearn", "--method", "ga_gdr", *target, *out, *texts, *given) == 0
+    made = [f / "model.safetensors" for f in (tmp_path / "hand", tmp_path / "out/models/ga_gdr")]
+    assert made[0].read_bytes() == made[1].read_bytes()
+    assert made[0].read_bytes() != (models / "target/model.safetensors").read_bytes()
 
 
 def end(pid: int) -> None:
