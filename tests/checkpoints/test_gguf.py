@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +240,17 @@ def test_bitsandbytes_on_top(files: dict[str, Path], kind: str, precision: str) 
     assert not proof.on_grid
     assert not np.allclose(logprobs(model), logprobs(load(files[kind])), atol=0.01)
     assert set(texts(model)) == set(TEXTS)
+
+
+@pytest.mark.slow
+def test_loading_prints_nothing(files: dict[str, Path]) -> None:
+    code = (
+        "import sys; from unlearnbench.checkpoints.checkpoint import open_checkpoint as o; "
+        "from unlearnbench.checkpoints.options import LoadOptions as L; o(sys.argv[1], L()).model()"
+    )
+    words = [sys.executable, "-c", code, str(files["Q4_0"])]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert "GGUF" not in done.stdout + done.stderr
 
 
 def test_a_whole_run(files: dict[str, Path], toy: Any) -> None:

@@ -7,13 +7,14 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import reduce
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from unlearnbench.checkpoints.find import CheckpointFiles
 from unlearnbench.checkpoints.limits import auto_class, check_config, places
 from unlearnbench.errors import CheckpointError, NotInForceError, one_line
+from unlearnbench.util.process import muted
 
 if TYPE_CHECKING:
     import torch
@@ -115,7 +116,9 @@ def load_weights(files: CheckpointFiles, config: PretrainedConfig, dtype: str) -
 
 def from_pretrained(files: CheckpointFiles, config: Any, extra: dict[str, Any]) -> PreTrainedModel:
     """Transformers' own loading; CheckpointError for missing, damaged or non-finite weights."""
-    with refusing(f"{files.path}: its weights cannot be loaded"):
+    # Of a GGUF file transformers shows a bar that its own switch does not silence.
+    quiet = muted() if files.kind == "gguf" else nullcontext()
+    with refusing(f"{files.path}: its weights cannot be loaded"), quiet:
         loaded: Any = auto_class(config).from_pretrained(
             files.folder,
             config=config,
