@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from tests.tasks.kinds.test_answers import LOGPROBS, ROWS, write
+from tests.toy_runs import Bench, Skill
 from unlearnbench import ScriptedModel, evaluate
 from unlearnbench.errors import OptionError, ResultError
 from unlearnbench.evaluation.rescore import UTILITY, Rescored, rescore, rescored_json
 from unlearnbench.metrics.truth import forget_quality
-from unlearnbench.results import GenerationRecord
+from unlearnbench.results import GenerationRecord, LikelihoodRecord
 from unlearnbench.runs.folder import RunFolder, read_run
 from unlearnbench.tasks.registry import load_registry
 
@@ -137,3 +138,32 @@ def _headed(record: Any, metric: str) -> Any:
     """The same with another figure as its score."""
     scores = {**record.scores, "probability": record.score}
     return record.model_copy(update={"score": scores.pop(metric), "scores": scores})
+
+
+def test_the_attack_that_takes_the_reference_off(tmp_path: Path) -> None:
+    bench, skills = Bench(tmp_path, 6), {"unlearned": 0.4, "retrained": 0.0}
+    found: dict[str, Path] = {}
+    for name, gap in skills.items():
+        skill = Skill([0] * 6, [0] * 6, gap)
+        found[name] = bench.run(name, "none", skill, "made_privleak")
+    name, registry = "made_privleak", load_registry([bench.tasks])
+    sides: list[list[float]] = []
+    for split in ("forget", "holdout"):
+        own, other = (
+            [r.scores["PPL"] for r in read_records(found[model], name) if r.split == split]
+            for model in skills
+        )
+        sides.append([a - b for a, b in zip(own, other, strict=True)])
+    wins = [(f > h) + 0.5 * (f == h) for f in sides[0] for h in sides[1]]
+    again = rescore(found["unlearned"], found["retrained"], registry)
+    assert again.values[name]["auc_against_reference"] == pytest.approx(sum(wins) / len(wins))
+    assert sum(wins) / len(wins) < read_run(found["unlearned"]).tasks[name].auc
+    assert "auc_against_reference" not in rescore(found["unlearned"], None, registry).values[name]
+    questions = bench.run("other", "none", Skill([0] * 6, [0] * 6), "made_knowmem_f")
+    said = rescore(found["unlearned"], questions, registry)
+    assert said.notes == [f"{name}: the reference did not evaluate it: no attack against it"]
+
+
+def read_records(folder: Path, task: str) -> list[LikelihoodRecord]:
+    records = RunFolder(folder).read_records(task, read_run(folder).tasks[task].records_sha256)
+    return [record for record in records if isinstance(record, LikelihoodRecord)]

@@ -17,7 +17,7 @@ from unlearnbench.util.text import text_table
 
 @click.command("rescore")
 @click.argument("run", metavar="RUN")
-@click.option("--reference", metavar="RUN", help="The retrained model's, for forget quality.")
+@click.option("--reference", metavar="RUN", help="The retrained model's: forget quality, the attack against it.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the figures as JSON.")
 @click.option("--include-path", multiple=True, metavar="DIR", help="More task files; repeatable.")
 def rescore_run(
@@ -25,7 +25,8 @@ def rescore_run(
 ) -> None:
     """Compute a run's figures again from its records: no model and no data is needed.
 
-    Of TOFU's tasks also forget quality, against a run of the retrained model, and model utility.
+    Of TOFU's tasks also forget quality, against a run of the retrained model, and model utility;
+    of PrivLeak the attack that reads a text's loss less that under the reference.
     What run.json, or the files that it was imported from, state otherwise is listed.
     """
     other = Path(reference) if reference is not None else None

@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from unlearnbench.errors import MetricError, OptionError
 from unlearnbench.evaluation.reference import open_reference
+from unlearnbench.metrics.membership import auc
 from unlearnbench.metrics.truth import (
     ForgetQuality,
     Mean,
@@ -23,6 +24,7 @@ from unlearnbench.results import AnswerRecord, LikelihoodRecord, SampleRecord
 from unlearnbench.runs.entries import LoadedRun, require_comparable, run_key
 from unlearnbench.runs.folder import read_run
 from unlearnbench.tasks.kinds.answers import AnswerFacts, AnswersTask, facts_of
+from unlearnbench.tasks.kinds.likelihood import LikelihoodTask
 from unlearnbench.tasks.registry import Registry
 from unlearnbench.tasks.rows import task_result
 from unlearnbench.tasks.spec import TaskSpec
@@ -80,6 +82,8 @@ def rescore(folder: Path, reference: Path | None, registry: Registry) -> Rescore
         spec = registry.of_version(name, task.version)
         records = run.records(name)
         _again(spec, records, run, found)
+        if isinstance(spec, LikelihoodTask) and retrained is not None:
+            _attack_by_reference(spec, records, run, retrained, found)
         if isinstance(spec, AnswersTask) and spec.about == "forget" and spec.false_answers:
             if retrained is None:
                 found.notes.append(
@@ -125,6 +129,35 @@ def _again(
     for figure, value, states in pairs:
         if value is not None and states is not None and abs(value - states) > 100 * _SAME:
             found.differences[f"{name}/{figure}"] = value - states
+
+
+def _attack_by_reference(
+    spec: LikelihoodTask,
+    records: Sequence[SampleRecord],
+    run: LoadedRun,
+    retrained: LoadedRun,
+    found: Rescored,
+) -> None:
+    """The attack that takes a text's loss under the reference off its loss (Carlini et al. 2021,
+    arXiv 2012.07805): its AUC, near 0 where forgotten texts are told from holdout ones.
+    """
+    name = spec.task
+    if name not in retrained.result.tasks:
+        found.notes.append(f"{name}: the reference did not evaluate it: no attack against it")
+        return
+    require_comparable(run, retrained, [name])
+    own, other = (
+        {(r.split, r.id): r.scores.get("PPL") for r in side if isinstance(r, LikelihoodRecord)}
+        for side in (records, retrained.records(name))
+    )
+    if None in (*own.values(), *other.values()):
+        found.notes.append(f"{name}: its texts have no loss: no attack against the reference")
+        return
+    less: dict[str, list[float]] = {split: [] for split in spec.asked_splits}
+    for key, loss in own.items():
+        less[key[0]].append(float(loss or 0) - float(other[key] or 0))
+    sides = [less[split] for split in spec.asked_splits]
+    found.values[name]["auc_against_reference"] = auc(*sides)
 
 
 def _ratios(records: Sequence[SampleRecord], mean: Mean) -> list[float]:
