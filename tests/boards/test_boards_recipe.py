@@ -1,4 +1,4 @@
-"""leaderboards/smollm2-news/make.py, without training anything."""
+"""The recipes of the boards, without training anything."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from unlearnbench.cli.boards import leaderboard
 from unlearnbench.cli.main import COMMANDS, cli
 
-RECIPE = Path(__file__).parents[2] / "leaderboards/smollm2-news/make.py"
+BOARDS = Path(__file__).parents[2] / "leaderboards"
 SPLITS = {
     "verbmem/forget": {"prompt": "Once a dog", "gt": "saw a cat."},
     "privleak/forget": {"text": "A text to forget."},
@@ -30,15 +30,24 @@ SPLITS = {
 }
 
 
-@pytest.fixture
-def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("smollm2_news_recipe", RECIPE)
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.parent.name}", path)
     assert spec is not None
     assert spec.loader is not None
     found = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = found  # dataclasses look their module up
     spec.loader.exec_module(found)
     return found
+
+
+def refusal() -> type[Exception]:
+    found: type[Exception] = sys.modules["maker"].Recipes
+    return found
+
+
+@pytest.fixture
+def recipe() -> ModuleType:
+    return load(BOARDS / "smollm2-news/make.py")
 
 
 @pytest.fixture
@@ -86,16 +95,26 @@ def calls(recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     base.parent.mkdir(parents=True)
     base.write_bytes(b"weights")
     monkeypatch.setattr(recipe.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(recipe.subprocess, "run", made.run)
+    monkeypatch.setattr(subprocess, "run", made.run)
     return made
 
 
+@pytest.mark.parametrize(
+    ("board", "a_method", "beside"), [("smollm2-news", 3, 2), ("smollm2-bf16", 4, 0)]
+)
 def test_every_command_is_one(
-    recipe: ModuleType, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    board: str,
+    a_method: int,
+    beside: int,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    recipe.make(recipe.Maker(tmp_path / "work", data, True), "base/B.gguf", [])
+    recipe = load(BOARDS / board / "make.py")
+    recipe.make(recipe.Maker(recipe.HOME, tmp_path / "work", data, True), "base/B.gguf", [])
     lines = [shlex.split(x)[2:] for x in capsys.readouterr().out.splitlines()]
-    assert len(lines) == 2 + 2 * 2 + 3 * len(recipe.METHODS) + 2 + 2  # gptq twice; verify, build
+    # Train, evaluate, enter; GPTQ twice, or the run that chooses; verify, build.
+    assert len(lines) == 2 * 3 + a_method * len(recipe.METHODS) + beside + 2
     for words in lines:
         command: click.Command = cli
         rest = words
@@ -112,7 +131,7 @@ def test_every_command_is_one(
 def test_all_is_made_once(
     recipe: ModuleType, data: Path, calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    maker = recipe.Maker(calls.work, data, False)
+    maker = recipe.Maker(recipe.HOME, calls.work, data, False)
     recipe.make(maker, "base/B.gguf", [])
     trained = [words for words in calls.said if words[0] in ("finetune", "unlearn")]
     assert len(trained) == 2 + len(recipe.METHODS)
@@ -130,7 +149,7 @@ def test_all_is_made_once(
         log.write('{"words": ["--mo')
     own = sum(x["seconds"] for x in seconds if x["words"][0] == "--model")
     trainings = 1000 * len(trained)
-    assert maker.seconds() == pytest.approx(trainings + own + 100)
+    assert maker.seconds([*recipe.STEPS, *recipe.METHODS]) == pytest.approx(trainings + own + 100)
     said = capsys.readouterr().out
     assert f"took {(trainings + own) / 3600:.1f} hours" in said
     for path in (calls.work / "texts").iterdir():
@@ -141,45 +160,45 @@ def test_all_is_made_once(
 def test_a_model_made_otherwise_is_not_taken(
     recipe: ModuleType, data: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    maker = recipe.Maker(calls.work, data, False)
+    maker = recipe.Maker(recipe.HOME, calls.work, data, False)
     recipe.make(maker, "base/B.gguf", ["retrained", "target", "npo_klr"])
     with monkeypatch.context() as patched:
         patched.setitem(recipe.METHODS, "npo_klr", recipe.Recipe("npo_klr", "--lr 1"))
-        with pytest.raises(recipe.Recipes, match="npo_klr was made otherwise"):
+        with pytest.raises(refusal(), match="npo_klr was made otherwise"):
             recipe.make(maker, "base/B.gguf", ["npo_klr"])
     weights = calls.work / "models/target/model.safetensors"
     kept = weights.read_bytes()
     weights.write_bytes(b"another target")
-    with pytest.raises(recipe.Recipes, match="npo_klr was made otherwise"):
+    with pytest.raises(refusal(), match="npo_klr was made otherwise"):
         recipe.make(maker, "base/B.gguf", ["npo_klr"])
     weights.write_bytes(kept)
     recipe.make(maker, "base/B.gguf", ["npo_klr"])
     base = calls.work / "base/B.gguf"
     kept = base.read_bytes()
     base.write_bytes(b"other weights")
-    with pytest.raises(recipe.Recipes, match="target was made otherwise"):
+    with pytest.raises(refusal(), match="target was made otherwise"):
         recipe.make(maker, "base/B.gguf", ["target"])
     base.write_bytes(kept)
     recipe.make(maker, "base/B.gguf", ["target"])
     rows = data / "muse-bench/MUSE-News/privleak/retain.jsonl"
     rows.write_text(json.dumps({"text": "Another text to keep."}) + "\n", encoding="utf-8")
     for name in ("retrained", "npo_klr"):
-        with pytest.raises(recipe.Recipes, match=f"{name} was made otherwise"):
+        with pytest.raises(refusal(), match=f"{name} was made otherwise"):
             recipe.make(maker, "base/B.gguf", [name])
 
 
 def test_runs_of_other_weights_are_not_taken(recipe: ModuleType, data: Path, calls: Calls) -> None:
-    maker = recipe.Maker(calls.work, data, False)
+    maker = recipe.Maker(recipe.HOME, calls.work, data, False)
     recipe.make(maker, "base/B.gguf", ["retrained"])
     other = calls.work / "runs/retrained/retrained-1b/none/run.json"
     other.parent.mkdir(parents=True)
     other.write_text("{}")
-    with pytest.raises(recipe.Recipes, match="2 runs of retrained at none"):
+    with pytest.raises(refusal(), match="2 runs of retrained at none"):
         recipe.make(maker, "base/B.gguf", ["retrained"])
 
 
 def test_an_interrupted_training_goes_on(recipe: ModuleType, data: Path, calls: Calls) -> None:
-    maker = recipe.Maker(calls.work, data, False)
+    maker = recipe.Maker(recipe.HOME, calls.work, data, False)
     out = calls.work / "models/m"
     words = ("finetune", "--lr", "1")
 
@@ -202,7 +221,7 @@ def test_an_interrupted_training_goes_on(recipe: ModuleType, data: Path, calls: 
 def test_without_gptqmodel_the_entry_lacks_its_run_and_with_it_no_failure_is_passed_over(
     recipe: ModuleType, data: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    maker = recipe.Maker(calls.work, data, False)
+    maker = recipe.Maker(recipe.HOME, calls.work, data, False)
     names = ["retrained", "target"]
     with monkeypatch.context() as patched:
         patched.setattr(recipe.importlib.util, "find_spec", lambda name: None)
@@ -215,7 +234,7 @@ def test_without_gptqmodel_the_entry_lacks_its_run_and_with_it_no_failure_is_pas
         return calls.run(line, **given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(recipe.subprocess, "run", fail)
+        patched.setattr(subprocess, "run", fail)
         calls.said.clear()
         with pytest.raises(subprocess.CalledProcessError):
             recipe.make(maker, "base/B.gguf", ["target"])
@@ -234,9 +253,9 @@ def test_bad_input_is_one_line(
 ) -> None:
     for folder, work, line in (
         (tmp_path, tmp_path, "set UNLEARNBENCH_DATA to a folder"),
-        (data, RECIPE.parent / "work", "is in the repository"),
+        (data, BOARDS / "smollm2-news/work", "is in the repository"),
     ):
         monkeypatch.setenv("UNLEARNBENCH_DATA", str(folder))
         monkeypatch.setattr(sys, "argv", ["make.py", str(work)])
         with pytest.raises(SystemExit, match=line):
-            recipe.main()
+            recipe.main(recipe.HOME, recipe.__doc__, recipe.METHODS, recipe.make)

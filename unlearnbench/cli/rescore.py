@@ -17,7 +17,7 @@ from unlearnbench.util.text import text_table
 
 @click.command("rescore")
 @click.argument("run", metavar="RUN")
-@click.option("--reference", metavar="RUN", help="The retrained model's: forget quality, the attack against it.")
+@click.option("--reference", metavar="RUN", help="The retrained model's run.")
 @click.option("--json", "json_file", metavar="FILE", help="Write the figures as JSON.")
 @click.option("--include-path", multiple=True, metavar="DIR", help="More task files; repeatable.")
 def rescore_run(
