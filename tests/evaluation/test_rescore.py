@@ -157,7 +157,9 @@ def test_the_attack_that_takes_the_reference_off(tmp_path: Path) -> None:
     wins = [(f > h) + 0.5 * (f == h) for f in sides[0] for h in sides[1]]
     again = rescore(found["unlearned"], found["retrained"], registry)
     assert again.values[name]["auc_against_reference"] == pytest.approx(sum(wins) / len(wins))
-    assert sum(wins) / len(wins) < read_run(found["unlearned"]).tasks[name].auc
+    plain = read_run(found["unlearned"]).tasks[name].auc
+    assert plain is not None
+    assert sum(wins) / len(wins) < plain
     assert "auc_against_reference" not in rescore(found["unlearned"], None, registry).values[name]
     questions = bench.run("other", "none", Skill([0] * 6, [0] * 6), "made_knowmem_f")
     said = rescore(found["unlearned"], questions, registry)
