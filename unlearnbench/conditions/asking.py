@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from unlearnbench.conditions.base import ConditionSpec, file_of
 from unlearnbench.errors import PrecisionError
-from unlearnbench.results import AskedAs
+from unlearnbench.results import AskedAs, GenerationRecord
 from unlearnbench.tasks.asking import Asking
 from unlearnbench.tasks.kinds.generate import GenerationTask
 from unlearnbench.tasks.rows import TaskSamples
@@ -47,8 +47,9 @@ def put(spec: ConditionSpec, tasks: Sequence[TaskSamples]) -> tuple[TaskSamples,
 
 
 def continues(task: TaskSpec) -> bool:
-    """Whether a task has prompts about what should be forgotten."""
-    return isinstance(task, GenerationTask) and task.about == "forget"
+    """Whether a task has prompts about what should be forgotten, with one answer to each."""
+    one = isinstance(task, GenerationTask) and task.record_type is GenerationRecord
+    return one and task.about == "forget"
 
 
 def is_question(task: TaskSpec) -> bool:

@@ -225,16 +225,20 @@ class GenerationTask(GenerationFile):
     def rescore(self, record: SampleRecord, imported: bool = False) -> Held:
         (own,) = records_of(self, GenerationRecord, [record])
         metric = generation_metric(self.metric)
-        longest = max(len(metric.words(text)) for text in (own.output, own.target))
-        if longest > max(_WORDS, _WORDS_A_TOKEN * self.generation_kwargs.max_gen_toks):
-            raise MetricError(f"{longest} words, which no run of this task has")
+        self.require_bounded(own.output, own.target)
         stated = {metric.HEADLINE: own.score, **own.scores}
         best = max((own.asked and own.asked.scores) or [own.score])
         earned = metric.score_output(own.output, own.target)
         found = {"the best of the answers drawn": (best, own.score)}
         return found | {n: (stated.get(n, math.inf), value) for n, value in earned.items()}
 
-    def harness_config(self) -> dict[str, object]:
+    def require_bounded(self, *texts: str) -> None:
+        """MetricError for a text of more words than a run of this task can have."""
+        longest = max(len(generation_metric(self.metric).words(text)) for text in texts)
+        if longest > max(_WORDS, _WORDS_A_TOKEN * self.generation_kwargs.max_gen_toks):
+            raise MetricError(f"{longest} words, which no run of this task has")
+
+    def harness_config(self) -> dict[str, object] | None:
         """The task's own YAML fields there; decoding is greedy, as under the protocol of MUSE."""
         options = self.decoding("muse")
         same = ("task", "dataset_path", "dataset_name", "test_split", "output_type", "num_fewshot")
