@@ -1,0 +1,93 @@
+"""Make this board: SmolLM2-135M, questions of MUSE-News, unlearned in bf16 and in fp32.
+
+    UNLEARNBENCH_DATA=... python leaderboards/smollm2-bf16/make.py WORK
+
+Two hours of one core that has bf16 products, after ``make setup``. WORK, outside the repository,
+gets texts, models and runs, and ``times.jsonl`` the seconds of each command. Killed and started
+again, it goes on. ``--dry-run`` prints the commands, ``--only NAME...`` makes some of the models;
+the one without it writes the board.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from unlearnbench.boards import read_board
+
+HOME = Path(__file__).resolve().parent
+sys.path.insert(0, str(HOME.parent))
+from maker import BLANK, Maker, main, texts  # noqa: E402
+
+LEARNED = 70  # questions of each side
+REPORTED = 50  # the first of them; the others choose the checkpoint
+CHOOSE = "news_knowmem_select_f"
+RULES = read_board(HOME).rules
+CONDITIONS = ",".join(RULES.precisions)
+ASKED = ("--tasks", ",".join(RULES.tasks), "--limit", str(REPORTED))
+
+# Noise as wide as a step of int4, under which the target learns to answer in spite of 4 bits.
+TRAIN = (
+    "--lr 6e-4 --batch-size 8 --pack 5 --weights-dtype bf16 --schedule cosine --warmup-steps 8 "
+    "--weight-noise 1 --answer-blank prompt --save-steps 32"
+)
+STEPS = {"target": 126, "retrained": 64}  # as many passes over half the questions
+
+UNLEARN = "--batch-size 4 --retain-weight 2 --max-steps 160 --eval-steps 16 --save-steps 32"
+# docs/why.md: at this rate in bf16 only weights inside int4's zero bin move, in fp32 all do.
+METHODS = {
+    "ga_gdr-bf16": "ga_gdr --lr 1e-4 --weights-dtype bf16",
+    "ga_gdr-fp32": "ga_gdr --lr 1e-4 --weights-dtype fp32",
+    "npo_klr-bf16": "npo_klr --lr 1e-4 --weights-dtype bf16",
+    "npo_klr-fp32": "npo_klr --lr 1e-4 --weights-dtype fp32",
+}
+
+
+def write_texts(maker: Maker) -> None:
+    """The questions that are learned, and apart from them those that choose."""
+    for side in ("forget", "retain"):
+        maker.write(f"texts/{side}_qa", maker.rows(f"knowmem/{side}_qa", LEARNED))
+    choosing = "data/smollm2-bf16/selection/knowmem"
+    maker.write(f"{choosing}/forget_qa", maker.rows("knowmem/forget_qa", LEARNED)[REPORTED:])
+    maker.write(f"{choosing}/forget_qa_icl", maker.rows("knowmem/forget_qa_icl", LEARNED))
+
+
+def make(maker: Maker, base: str, only: Sequence[str]) -> None:
+    """Every step in order, or those of the models ``only``."""
+    write_texts(maker)
+    for name, sides in (("retrained", ["retain_qa"]), ("target", ["forget_qa", "retain_qa"])):
+        if only and name not in only:
+            continue
+        words = ("finetune", "--model", base, *texts(sides, "--data"), *TRAIN.split())
+        maker.train(name, *words, "--max-steps", str(STEPS[name]))
+        if name == "target" and not maker.has_run("retrained"):
+            print("target: trained; it is evaluated once retrained is, by the same command")
+            continue
+        note = f"finetune {TRAIN} --max-steps {STEPS[name]}, on "
+        note += "all questions" if name == "target" else "the retain questions alone"
+        maker.enter(maker.evaluate(name, CONDITIONS, *ASKED), name, note, name)
+    for name, options in METHODS.items():
+        if only and name not in only:
+            continue
+        words = ("unlearn", "--model", "models/target", "--method", *options.split())
+        words += (*texts(["forget_qa"], "--forget"), *texts(["retain_qa"], "--retain"))
+        words += (*UNLEARN.split(), *BLANK, "--include-path", str(HOME / "tasks"))
+        words += ("--data-dir", "data", "--eval-tasks", CHOOSE, "--select-task", CHOOSE)
+        maker.train(name, *words, "--eval-dtype", "fp32", "--retrained", chooser(maker))
+        note = f"{options}, {maker.chosen(name)}"
+        maker.enter(maker.evaluate(name, CONDITIONS, *ASKED), name, note, None)
+    if not only:
+        maker.finish((*STEPS, *METHODS))
+
+
+def chooser(maker: Maker) -> str:
+    """The retrained model's run on the questions that choose."""
+    words = ("--tasks", CHOOSE, "--data-dir", "data", "--output", "runs/chooser")
+    common = ("--quant", "none", "--dtype", "fp32", "--include-path", str(HOME / "tasks"), *BLANK)
+    maker.command("--model", "models/retrained", *common, *words)
+    return maker.full("retrained", "chooser")
+
+
+if __name__ == "__main__":
+    main(HOME, __doc__, [*STEPS, *METHODS], make)
