@@ -316,6 +316,9 @@ class Environment(_File):
     left transformers' own choice."""
     compiled: bool | None = None
     """True where torch.compile made the layers' code; absent otherwise."""
+    products: str | None = None
+    """Layers' products that are not torch's own: ``1536x576 WAY/WAY``, for few rows and for many;
+    ``onednn``, ``packed`` (its weight in oneDNN's order) or ``turned`` (weight times rows)."""
 
 
 class AttackResult(_File):

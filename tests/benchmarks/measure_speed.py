@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -47,6 +46,7 @@ from tests.benchmarks.samples import Asked, alike, ask, requests_of, scored
 from tests.benchmarks.subjects import make_subject
 from tests.benchmarks.whole import measure_whole, work
 from unlearnbench.checkpoints.checkpoint import DTYPES
+from unlearnbench.util.processor import processor_name
 
 TIMED = ("news_verbmem", "news_knowmem_f", "news_privleak")
 PRECISIONS = ("none", "bnb-int8", "bnb-fp4")
@@ -147,14 +147,6 @@ def _plain_numbers(found: object) -> object:
     return found
 
 
-def _processor() -> str:
-    """The model that Linux names; elsewhere what Python knows."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="smollm2", help="smollm2, tiny, llama-2-7b or a folder")
@@ -198,7 +190,7 @@ def main() -> None:
         folder = make_subject(options.model, Path(scratch), options.dtype)
         found = {part: measures[part](folder, options) for part in options.parts.split(",")}
     machine = {
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": options.device

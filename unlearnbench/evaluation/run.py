@@ -111,6 +111,7 @@ class Evaluation:
         were measured were measured here.
         """
         here = describe_environment(model.device, model.dtype, self.batch_size)
+        here = here.model_copy(update={"products": getattr(model, "products", None)})
         return RunResult(
             checkpoint=model.checkpoint,
             condition=model.condition,

@@ -40,6 +40,7 @@ class LoadedLM(HFLM):  # type: ignore[misc]  # lm-eval has no types
         chat: Mapping[str, object] | None = None,
         **options: Any,
     ) -> None:
+        model.quicken()
         # lm-eval's own bars, which would fill a log.
         self._ours, self._progress = model, progress and sys.stderr.isatty()
         # A copy: lm-eval gives the tokenizer a pad token and turns its padding side.

@@ -66,6 +66,11 @@ class Delegate:
         self.checkpoint, self.condition = own.checkpoint, own.condition
         self.device, self.dtype, self.config = own.device, own.dtype, own.config
 
+    @property
+    def products(self) -> str | None:
+        """As the own model's, where it has them."""
+        return getattr(self.own, "products", None)
+
     def truncate(self, text: str, max_tokens: int) -> str:
         return self.own.truncate(text, max_tokens)
 

@@ -69,6 +69,9 @@ class HFModel:
         self._head: Head | None = None
         self._continuer: Continuer | str | None = None
         self._padding_moves: bool | None = None
+        self._is_quick = False
+        self.products: str | None = None
+        """By which libraries layers multiply, where not all by torch's own; see ``quicken``."""
         network.generation_config = generation.plain_config(ends, pad)
 
     def truncate(self, text: str, max_tokens: int) -> str:
@@ -79,6 +82,7 @@ class HFModel:
         self, requests: Sequence[Generate], skip: Collection[str] = ()
     ) -> Iterator[Generated]:
         """Continue prompts. Batches hold requests of one kind and of similar length."""
+        self.quicken()
         kinds: dict[tuple[object, ...], list[tuple[Generate, list[int]]]] = {}
         for request in requests:
             ids, new = self.tokens.prompt(request), request.max_new_tokens
@@ -92,6 +96,19 @@ class HFModel:
             else:
                 packed = PackedPrompts(continuer, self.tokens, self.condition.name, prompts)
                 yield from self._in_batches(prompts, packed.run, packed.budget(), skip)
+
+    def quicken(self) -> None:
+        """On CPU: choose how large layers multiply. Before the first answer, so behind the proof
+        and whatever reads the weights.
+        """
+        if self._is_quick or self.device != "cpu":
+            return
+        self._is_quick = True
+        sizes = (p.numel() for p in self.network.parameters() if p.dim() == 2)
+        if max(sizes, default=0) >= packable.LARGE:
+            from unlearnbench.models.products import quicken
+
+            self.products = quicken(self.network)
 
     def find_continuer(self, ids: list[int], longest: int) -> Continuer | str:
         """What runs prompts like ``ids`` unpadded, or why nothing can. longest: with the answer."""
@@ -118,6 +135,7 @@ class HFModel:
         yield from self._in_batches(prompts, run, budget, skip)
 
     def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:
+        self.quicken()
         sides: dict[tuple[int, ...], list[tuple[Score, list[int]]]] = {}
         starts: dict[str, int] = {}
         for request in requests:

@@ -21,6 +21,9 @@ from torch.nn.functional import linear
 from unlearnbench.models.batches import Tokens, is_out_of_memory, layer_configs
 from unlearnbench.models.generation import Continuer, Ending
 
+LARGE = 2**18
+"""Weights of a layer from which on a product on CPU takes longer than choosing its library could
+save."""
 _LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 # Share of the logits' spread. In bf16 the right way moves SmolLM2-135M's by 0.14, wrong positions
 # and masks by 0.39 and more.
