@@ -17,12 +17,12 @@ import unlearnbench
 from tests.conftest import CORPUS, Toy, write_jsonl
 from tests.training.helpers import same, weights
 from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.checkpoints.shard_plan import read_plan
 from unlearnbench.conditions.load import open_source
 from unlearnbench.errors import CheckpointError, OptionError, TrainingError
 from unlearnbench.training.context import TrainerContext
 from unlearnbench.training.job import Job, finetune, unlearn
 from unlearnbench.training.options import TrainOptions
-from unlearnbench.training.plan import read_plan
 from unlearnbench.training.shards import _take
 
 pytestmark = [pytest.mark.slow, pytest.mark.ci]
@@ -216,11 +216,6 @@ def test_what_does_not_fit_the_ensemble_is_refused(
     refused("--retain lacks 1 rows of shard-0", retain=few)
     refused("leave --batch-size, --epochs, --lr, --max-length out", options=options)
     refused("is no ensemble of `finetune --shards`", model=str(tiny))
-    cut = shutil.copytree(whole, tmp_path / "cut")
-    facts = json.loads((cut / "ensemble.json").read_bytes())
-    (cut / "ensemble.json").write_text(json.dumps({**facts, "models": ["shard-1"]}))
-    with pytest.raises(CheckpointError, match=r"and shards\.json do not have the same shards"):
-        unlearn(replace(job, model=str(cut)), "sisa")
     refused("--base is not what .* began with", base=str(whole / "shard-0"))
     anew = deletion(whole, tiny, tmp_path / "anew", {0})
     sets = {"forget": anew.forget, "retain": anew.retain}
@@ -235,3 +230,66 @@ def test_what_does_not_fit_the_ensemble_is_refused(
         TrainOptions.of({"shards": 2, "max_steps": 3})
     with pytest.raises(OptionError, match="--slices is for --shards"):
         TrainOptions.of({"slices": 2})
+
+
+def edit(folder: Path, name: str, **changes: Any) -> None:
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | changes))
+
+
+def exchange(folder: Path, name: str, other: str) -> None:
+    """Put another model's weights into a folder; links to them elsewhere stay as they are."""
+    path = folder / name / "model.safetensors"
+    content = (folder / other / "model.safetensors").read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+
+
+def sha256_of(folder: Path) -> str:
+    return open_source(str(folder), LoadOptions()).checkpoint.weights_sha256
+
+
+def test_an_ensemble_that_is_not_what_was_trained_is_neither_measured_nor_gone_back_to(
+    whole: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """Whoever leaves a shard out, or puts a state that saw the text where one that did not was, has
+    an exact control that is none.
+    """
+    job = deletion(whole, tiny, tmp_path / "out", {2})  # shard-0, from shard-0-slice-0 on
+
+    def changed(name: str) -> Path:
+        return Path(shutil.copytree(whole, tmp_path / name))
+
+    def refused(folder: Path, said: str, measured: bool = True) -> None:
+        if measured:
+            with pytest.raises(CheckpointError, match=said):
+                open_source(str(folder), LoadOptions())
+        with pytest.raises(CheckpointError, match=said):
+            unlearn(replace(job, model=str(folder)), "sisa")
+        assert not (tmp_path / "out").exists()
+
+    for at, models in enumerate((["shard-1"], ["shard-0-slice-0", "shard-1"])):
+        edit(cut := changed(f"cut-{at}"), "ensemble.json", models=models)
+        refused(cut, r"and shards\.json do not have the same shards")
+    bare = changed("bare")
+    (bare / "shards.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no shards\.json, the plan of its shards"):
+        open_source(str(bare), LoadOptions())
+    exchange(other := changed("other"), "shard-1", "shard-0")
+    refused(other, "the weights of shard-1 are not those that its training left")
+    exchange(seen := changed("seen"), "shard-0-slice-0", "shard-0")
+    refused(seen, "the weights of shard-0-slice-0 are not those", measured=False)
+    edit(silent := changed("silent"), "ensemble.json", states={})
+    refused(silent, "the weights of shard-0 are not those")
+    # One who changes what is stated too has another ensemble, with another hash.
+    states = json.loads((seen / "ensemble.json").read_bytes())["states"]
+    edit(seen, "ensemble.json", states=states | {"shard-0-slice-0": states["shard-0"]})
+    plan = changed("plan")
+    edit(plan, "shards.json", seeds=[5, 6])
+    found = [sha256_of(folder) for folder in (whole, seen, plan, Path(changed("same")))]
+    assert len(set(found)) == 3
+    assert found[0] == found[3]
+    unlearn(job, "sisa")
+    after = json.loads((tmp_path / "out/ensemble.json").read_bytes())["states"]
+    assert set(after) == {"shard-0", "shard-0-slice-0", "shard-1", "shard-1-slice-0"}
+    assert {name for name in after if after[name] != states[name]} == {"shard-0"}

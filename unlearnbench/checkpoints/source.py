@@ -13,10 +13,12 @@ from unlearnbench.checkpoints.find import ENSEMBLE_FILE, PAIR_FILE, check_folder
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, read_origin
 from unlearnbench.errors import CheckpointError, OptionError
-from unlearnbench.results import Checkpoint
+from unlearnbench.results import Checkpoint, Sha256
 from unlearnbench.util.files import content_sha256
 from unlearnbench.util.validation import as_model
 
+SHARDED = "sisa"
+"""The method whose models are the shards of a plan."""
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")]
 
 
@@ -39,6 +41,10 @@ class EnsembleFacts(BaseModel):
     """Their folders."""
     numbers: dict[str, float] = Field(max_length=64)
     """What ``combine`` needs to know."""
+    states: dict[_Name, Sha256] = Field(default={}, max_length=63 * 64)
+    """By folder, the hash of its weights as the training left them: of shards, and of the states
+    that a deletion goes back to.
+    """
 
     @field_validator("models")
     @classmethod
@@ -60,7 +66,8 @@ def read_ensemble(path: Path) -> EnsembleFacts:
 
 def write_ensemble(folder: Path, facts: EnsembleFacts) -> None:
     """Mark a folder that holds all models as an ensemble."""
-    name, content = ENSEMBLE_FILE, facts.model_dump()
+    name, content = ENSEMBLE_FILE, facts.model_dump(exclude_defaults=True)
+    content["format_version"] = facts.format_version
     if facts.method == "whp":
         name, content = PAIR_FILE, {"format_version": 1, **facts.numbers}
     (folder / name).write_text(json.dumps(content) + "\n", encoding="utf-8")
@@ -95,7 +102,13 @@ class EnsembleSource:
         self.config, self.tokenizer = first.config, first.tokenizer
         self.files, self.stored = first.files, first.stored
         # Who's Harry Potter's hash is as results of earlier releases have it.
-        how = [facts.numbers["alpha"]] if facts.method == "whp" else [facts.method, facts.numbers]
+        how: list[object] = [facts.method, facts.numbers]
+        if facts.method == "whp":
+            how = [facts.numbers["alpha"]]
+        if facts.method == SHARDED or facts.states:
+            from unlearnbench.checkpoints.shard_plan import require_planned
+
+            how += [facts.states, require_planned(folder, facts)]
         weights = [part.checkpoint.weights_sha256 for part in self.parts]
         origin = first.checkpoint.origin | (read_origin(record) if record.is_file() else {})
         digest = content_sha256([*weights, *how])

@@ -140,7 +140,7 @@ class OutputFolder:
                 name, numbers = method.pieces[0].about.name, dict(result.numbers)
                 names = (*models, *result.kept)
                 facts = EnsembleFacts(method=name, models=names, numbers=numbers)
-                write_ensemble(final, facts)
+                write_ensemble(final, _with_states(facts, final, self.work / KEPT))
             chooser = method.piece("masks")
             if chooser is not None and masks is not None:
                 tensors = {name: mask.cpu().contiguous() for name, mask in masks.items()}
@@ -170,6 +170,15 @@ class OutputFolder:
     def clean(self) -> None:
         """Remove the training's checkpoints."""
         shutil.rmtree(self.work, ignore_errors=True)
+
+
+def _with_states(facts: EnsembleFacts, final: Path, kept: Path) -> EnsembleFacts:
+    """The facts with the hash of each model and state that the training kept on the way."""
+    from unlearnbench.checkpoints.shard_plan import state_sha256
+
+    names = sorted(path.name for path in kept.glob("*") if path.is_dir())
+    states = {name: state_sha256(final / name) for name in names}
+    return facts.model_copy(update={"states": states})
 
 
 def is_trained(out: Path) -> bool:

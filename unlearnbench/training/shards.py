@@ -14,8 +14,15 @@ from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoin
 from unlearnbench.checkpoints.find import ENSEMBLE_FILE, TEMPLATES, check_folder
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.origin import FILE, Training, read_record
-from unlearnbench.checkpoints.source import EnsembleSource
-from unlearnbench.errors import CheckpointError, OptionError, TrainingError, one_line
+from unlearnbench.checkpoints.shard_plan import (
+    PLAN,
+    ShardPlan,
+    read_plan,
+    require_states,
+    shard_name,
+)
+from unlearnbench.checkpoints.source import EnsembleSource, read_ensemble
+from unlearnbench.errors import OptionError, TrainingError, one_line
 from unlearnbench.methods import Method, find_method
 from unlearnbench.methods.base import PreTrainedModel
 from unlearnbench.methods.rows import Example, Shard
@@ -24,7 +31,7 @@ from unlearnbench.runs.fingerprint import Fingerprint
 from unlearnbench.training.dtypes import cast_model
 from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.output import KEPT, write_file
-from unlearnbench.training.plan import PLAN, ShardPlan, make_plan, read_plan
+from unlearnbench.training.plan import make_plan
 from unlearnbench.util.files import content_sha256, link, writing
 from unlearnbench.util.process import is_main
 
@@ -59,7 +66,7 @@ class Sharding:
     @property
     def members(self) -> list[str]:
         """The names of all its models."""
-        return [_name(number) for number in range(len(self.plan.shards))]
+        return [shard_name(number) for number in range(len(self.plan.shards))]
 
 
 def begin(context: TrainerContext, sharding: Sharding | None) -> None:
@@ -93,10 +100,6 @@ def _is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
-def _name(number: int) -> str:
-    return f"shard-{number}"
-
-
 def plan_training(
     rows: Sequence[tuple[str, tuple[Example, ...]]],
     options: TrainOptions,
@@ -123,8 +126,8 @@ def _shard(plan: ShardPlan, number: int, known: Known, **more: Any) -> Shard:
         tuple(example for row in part for example in known[row]) for part in plan.shards[number]
     )
     if not any(slices):
-        log.warning("%s has no row left, and so learns nothing", _name(number))
-    return Shard(_name(number), plan.seeds[number], slices, **more)
+        log.warning("%s has no row left, and so learns nothing", shard_name(number))
+    return Shard(shard_name(number), plan.seeds[number], slices, **more)
 
 
 def _require_known(rows: set[str], plan: ShardPlan, what: str, where: str) -> None:
@@ -171,7 +174,7 @@ class Before:
         for number, slices in enumerate(after.shards):
             touched, whole = (
                 plan.first_touched(number, gone),
-                Shard(_name(number), 0, [()] * len(slices)),
+                Shard(shard_name(number), 0, [()] * len(slices)),
             )
             first = len(slices) if touched is None else touched
             while 0 < first < len(slices) and not (self.folder / whole.state(first - 1)).is_dir():
@@ -183,12 +186,13 @@ class Before:
                 continue
             if lost := {row for part in slices for row in part} - set(retain):
                 raise OptionError(
-                    f"--retain lacks {len(lost)} rows of {_name(number)}, which has a row to "
+                    f"--retain lacks {len(lost)} rows of {shard_name(number)}, which has a row to "
                     "forget; give all that the ensemble learned"
                 )
             begin = self._begin(whole.state(first - 1)) if first else None
             train.append(_shard(after, number, retain, first=first, begin=begin))
             log.info("%s is trained again from slice %d of %d", train[-1].name, first, len(slices))
+        require_states(self.folder, read_ensemble(self.folder / ENSEMBLE_FILE), taken)
         log.info("%d of %d shards are trained again", len(train), len(plan.shards))
         return Sharding(after, tuple(train), taken)
 
@@ -258,15 +262,11 @@ def open_target(job: AskedShards, kind: str, method: Method) -> CheckpointSource
     if kind != "unlearn" or method.name != ABOUT.name:
         return open_checkpoint(job.model, job.load)
     path = Path(job.model).expanduser()
-    adapters = _is_adapter(path / _name(0))
+    adapters = _is_adapter(path / shard_name(0))
     if adapters and job.base is None:
         raise OptionError(f"{one_line(job.model, 120)} holds adapters; give their --base")
     load = job.load.model_copy(update={"base": job.base if adapters else None})
     whole = EnsembleSource(job.model, path / ENSEMBLE_FILE, load, keep=False)
-    if list(whole.ensemble.models) != [_name(n) for n in range(len(read_plan(job.model).shards))]:
-        raise CheckpointError(
-            f"{one_line(job.model, 120)}: {ENSEMBLE_FILE} and {PLAN} do not have the same shards"
-        )
     first = copy.copy(whole.parts[0])
     first.checkpoint = whole.checkpoint
     return first
