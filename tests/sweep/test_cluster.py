@@ -1,4 +1,4 @@
-"""Sweeps on real Ray: as by hand, killed, beside a broken checkpoint, on a full disk."""
+"""Sweeps on real Ray: as by hand, beside a broken checkpoint, on a full disk."""
 
 from __future__ import annotations
 
@@ -6,87 +6,25 @@ import contextlib
 import ipaddress
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from tests.cli.test_main import call
-from tests.conftest import MakeCheckpoint, write_jsonl
-from tests.sweep.files import sweep_file
-from unlearnbench.evaluation.evaluate import evaluate
+from tests.conftest import write_jsonl
+from tests.sweep.commands import NAMES, OPTIONS, TASKS, file_of, records, run, start
+from tests.sweep.conftest import LIMIT
 from unlearnbench.sweep.cluster import _lives
 from unlearnbench.sweep.display import status
-from unlearnbench.sweep.record import read_standing
-
-ROOT = Path(__file__).resolve().parents[2]
-CONDITIONS = ["none", "rtn-int8", "rtn-int4", "bnb-nf4"]
-TASKS = ["demo_knowmem_f", "demo_privleak", "demo_verbmem"]
-NAMES = ["retrained", "target", "ga-1", "ga-2"]
-OPTIONS = {"dtype": "fp32", "batch_size": 2}
 
 pytestmark = pytest.mark.slow
-
-
-def start(path: Path, *given: str) -> subprocess.Popen[bytes]:
-    """The command, as a process; what it says goes beside the file."""
-    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    own["RAY_worker_niceness"] = "0"  # Ray gives its workers 15, and others may be at work here
-    command = [sys.executable, "-W", "ignore", "-m", "unlearnbench", "sweep", str(path), *given]
-    with path.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **own})
-
-
-def run(path: Path, *given: str) -> tuple[int, str]:
-    """Its exit status, and all that was ever said."""
-    status = start(path, *given).wait(timeout=900)
-    return status, path.with_suffix(".log").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def models(make_checkpoint: MakeCheckpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sweep") / "models"
-    for at, name in enumerate(NAMES):
-        shutil.copytree(make_checkpoint(name, seed=at), folder / name)
-    return folder
-
-
-def file_of(folder: Path, models: Path, **changes: Any) -> Path:
-    listed = [str(models / name) for name in NAMES]
-    own = {"checkpoints": listed, "conditions": CONDITIONS, "tasks": TASKS}
-    limited = {"options": {**OPTIONS, "limit": 4}}
-    return sweep_file(folder, **{**own, **limited, **changes})
-
-
-def records(runs: Path, names: list[str]) -> dict[str, bytes]:
-    """Every record file by checkpoint, condition and task."""
-    found = {}
-    for name in names:
-        for path in (runs / name).glob("*/*/samples/*.jsonl"):
-            found[f"{name}/{path.parts[-3]}/{path.name}"] = path.read_bytes()
-    return found
-
-
-def by_hand(models: Path, out: Path, limit: int) -> dict[str, bytes]:
-    """The same measured one by one."""
-    asked = {**OPTIONS, "limit": limit, "threads": 1}
-    for name in NAMES:
-        reference = None
-        if name != "retrained":
-            (reference,) = (out / "retrained").glob("*/none")
-        given: dict[str, Any] = {**asked, "output": out / name, "reference": reference}
-        for condition in CONDITIONS:
-            evaluate(str(models / name), TASKS, condition, **given)
-    return records(out, NAMES)
 
 
 def listening(pid: int) -> set[str]:
@@ -157,57 +95,6 @@ def test_what_a_sweep_trains_is_what_unlearn_trains(tmp_path: Path, models: Path
     assert made[0].read_bytes() != (models / "target/model.safetensors").read_bytes()
 
 
-def end(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
-def workers(out: Path) -> list[int]:
-    """Processes that have a job now."""
-    found = []
-    for path in out.glob("sweep/jobs/*/worker.json"):
-        with contextlib.suppress(OSError, ValueError):
-            found.append(int(json.loads(path.read_bytes())["pid"]))
-    return [pid for pid in found if Path(f"/proc/{pid}").exists()]
-
-
-def test_killed_at_random_it_ends_as_by_hand(tmp_path: Path, models: Path) -> None:
-    limit, rng = 12, random.Random(31)
-    path = file_of(tmp_path, models, options={**OPTIONS, "limit": limit}, resources={"tries": 9})
-    out = tmp_path / "out"
-    kills = ["worker", "driver", "worker", "driver", "worker"]
-    process = start(path, "--local", "2")
-    began = 0
-    for what in kills:
-        ended = time.monotonic() + 300
-        while not workers(out) and process.poll() is None and time.monotonic() < ended:
-            time.sleep(0.05)
-        time.sleep(rng.uniform(0, 2.5))
-        there = workers(out)
-        if process.poll() is not None:
-            break
-        if what == "worker" and there:
-            end(rng.choice(there))
-            began += 1
-            time.sleep(1)
-        elif what == "driver":
-            end(process.pid)
-            process.wait(timeout=60)
-            gone = time.monotonic() + 60
-            while workers(out) and time.monotonic() < gone:
-                time.sleep(0.1)
-            assert not workers(out), "workers outlive their driver"
-            began += 1
-            process = start(path, "--local", "2")
-    assert process.wait(timeout=900) == 0, path.with_suffix(".log").read_text(encoding="utf-8")
-    assert began >= 4
-    ours = records(out / "runs", NAMES)
-    assert ours == by_hand(models, tmp_path / "by-hand", limit)
-    assert len(ours) == 4 * 4 * 3
-    assert not list(out.glob("runs/*/*/*/partial"))
-    assert read_standing(out).count()["done"] == 6
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"
@@ -219,11 +106,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_is_said_by_the_job_that_met_it(
-    small_disk: Path, tmp_path: Path, models: Path
+def test_a_full_disk_is_said_by_the_job_that_met_it_and_more_room_completes_it(
+    small_disk: Path, tmp_path: Path, models: Path, expected: dict[str, bytes]
 ) -> None:
-    path = file_of(tmp_path, models, output=str(small_disk / "out"))
+    out = small_disk / "out"
+    path = file_of(tmp_path, models, output=str(out), options={**OPTIONS, "limit": LIMIT})
     code, said = run(path, "--local", "2")
     assert code == 2, said
     assert "No space left on device" in said
     assert "Traceback" not in said
+    assert len(records(out / "runs", NAMES)) < len(expected)
+    subprocess.run(["mount", "-o", "remount,size=32m", str(small_disk)], check=True)
+    code, said = run(path, "--local", "2")
+    assert code == 0, said
+    assert records(out / "runs", NAMES) == expected
+    assert b"ga-2" in (out / "board/index.html").read_bytes()

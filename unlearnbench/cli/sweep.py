@@ -20,7 +20,7 @@ from unlearnbench.util.text import paint, terminal_width
 @click.command("sweep")
 @click.argument("file", metavar="SWEEP.yaml|status")
 @click.argument("folder", metavar="[DIR]", required=False)
-@click.option("--address", metavar="auto|HOST:PORT", help="A Ray cluster that runs.")
+@click.option("--address", metavar="auto|[ray://]HOST:PORT", help="A Ray cluster that runs.")
 @click.option(
     "--local",
     type=click.IntRange(min=1),

@@ -15,23 +15,25 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from unlearnbench.errors import OptionError, one_line
+from unlearnbench.errors import OptionError, SweepError, one_line
 from unlearnbench.sweep.engine import Outcome
 from unlearnbench.sweep.graph import Plan, SweepJob
 from unlearnbench.sweep.work import make_order, perform, surroundings
 
 INSTALL = "install it with: pip install 'unlearnbench[sweep]'"
+CLIENT = "install it, here and on the cluster's head, with: pip install 'ray[client]'"
 # No results travel but reports of some hundred bytes.
 _STORE = 80 * 2**20
 _FOLDER = "ub-"
 _STARTS = 3
 _NODE = "ray.io/node-id"
-_ADDRESS = re.compile(r"auto|[\w.-]+:[0-9]+")
+_ADDRESS = re.compile(r"auto|(ray://)?[\w.-]+:[0-9]+")
 _ONE = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -61,14 +63,19 @@ class RayPool:
         self._running[reference] = (job.id, time.monotonic())
 
     def wait(self, seconds: float) -> Sequence[tuple[str, Outcome]]:
-        """See ``Pool``."""
+        """See ``Pool``. Raises SweepError where the cluster is gone."""
         if not self._running:
             time.sleep(seconds)
             return []
         waiting = list(self._running)
-        ready, _ = self._ray.wait(waiting, num_returns=1, timeout=seconds)
-        if ready:  # and whatever else has ended meanwhile
-            ready, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        try:
+            ready, _ = self._ray.wait(waiting, num_returns=1, timeout=seconds)
+            if ready:  # and whatever else has ended meanwhile
+                ready, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        except ConnectionError:  # of Ray's client, after it has tried for half a minute
+            raise SweepError(
+                "the cluster does not answer any more; the same command goes on"
+            ) from None
         return [(self._running[each][0], self._outcome(each)) for each in ready]
 
     def _outcome(self, reference: Any) -> Outcome:
@@ -154,7 +161,10 @@ def _keep_to_ourselves() -> None:
 
 def _join(ray: Any, address: str, quiet: dict[str, Any]) -> None:
     if not _ADDRESS.fullmatch(address):
-        raise OptionError(f"--address {one_line(address, 100)}: use auto or HOST:PORT")
+        known = "auto, HOST:PORT or ray://HOST:PORT"
+        raise OptionError(f"--address {one_line(address, 100)}: use {known}")
+    if address.startswith("ray:") and find_spec("grpc") is None:
+        raise OptionError(f"--address {address}: Ray's client needs grpc; {CLIENT}")
     try:
         ray.init(address=address, **quiet)
     except Exception as error:
