@@ -96,6 +96,25 @@ def test_forgotten_knowledge_comes_back_at_4_bits_and_not_with_sure(short: Path)
 
 
 @pytest.mark.slow
+def test_what_forgets_exactly_never_comes_back(short: Path, tmp_path: Path) -> None:
+    """The control, beside methods whose models are not trained again."""
+    out = Path(shutil.copytree(short, tmp_path / "out"))
+    before = {path: path.stat().st_mtime_ns for path in out.glob("models/ga*/*")}
+    names = ("--methods", "ga_gdr,sisa", "--quant", "none,rtn-int8,rtn-int4")
+    rows = demo(out, *names, "--conditions", "none")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    for precision in ("rtn-int8", "rtn-int4"):
+        row = rows["sisa", F, precision]
+        assert max(row["full"], row["quantized"]) <= 0.1 * row["target_full"]
+        low, high = row["recovered_ci"]
+        assert low <= 0 <= high
+        assert row["verdict"] != "recovers"
+    assert rows["ga_gdr", F, "rtn-int4"]["verdict"] == "recovers"
+    assert "the exact control: its shards" in (out / "README.md").read_text(encoding="utf-8")
+    assert json.loads((out / "models/sisa/unlearning.json").read_bytes())["method"] == "sisa"
+
+
+@pytest.mark.slow
 @pytest.mark.ci
 def test_a_second_implementation_finds_every_figure(short: Path) -> None:
     stated = json.loads((short / "recovery.json").read_text(encoding="utf-8"))

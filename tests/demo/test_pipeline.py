@@ -5,8 +5,10 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -307,7 +309,8 @@ def test_entries_of_the_demos_board_say_that_they_were_chosen_on_what_is_reporte
 
     monkeypatch.setattr("unlearnbench.boards.add_entry", add)
     monkeypatch.setattr("unlearnbench.boards.tables.build_board", lambda board: None)
-    work.make_board("board", DemoOptions(tmp_path, methods=("ga",)))
+    work.make_board("board", DemoOptions(tmp_path, methods=("ga", "sisa")))
+    assert notes.pop("sisa").startswith("the exact control")
     assert notes.pop("ga").endswith("chosen on the questions of demo_knowmem_f reported here")
     assert notes == {"target": "", "retrained": ""}
 
@@ -316,6 +319,35 @@ def test_every_method_of_the_issue_is_there() -> None:
     assert set(METHODS) == {"ga", "ga_gdr", "ga_klr", "npo_gdr", "npo_klr", "ga_gdr_sure"}
     assert PRECISIONS == ("none", "rtn-int8", "rtn-int4", "bnb-nf4")
     assert len({*PRECISIONS, *MORE} - {"none"}) >= 8
+
+
+def test_the_exact_control_is_made_only_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, str]] = []
+
+    class Pool:
+        def __init__(self, *given: object) -> None: ...
+
+        def __enter__(self) -> Pool:
+            return self
+
+        def __exit__(self, *given: object) -> None: ...
+
+        def submit(self, timed: object, step: pipeline.Step, name: str, *more: object) -> Any:
+            done.append((step.__name__, name))
+            future: Future[str] = Future()
+            future.set_result("")
+            return future
+
+    monkeypatch.setattr(pipeline, "ProcessPoolExecutor", Pool)
+    for methods in (("ga",), ("ga", "sisa")):
+        pipeline._work(DemoOptions(tmp_path, methods=methods), print)
+    plain, exact = done[: len(done) // 2 - 1], done[len(done) // 2 - 1 :]
+    own = [("make_end", "ensemble"), ("make_exact", "sisa")]
+    assert [step for step in exact if step not in plain] == own
+    assert [step for step in exact if step not in own] == plain
+    assert "sisa" not in DemoOptions(tmp_path).methods, "the plain demo takes no longer for it"
 
 
 def test_a_condition_that_needs_the_target_is_refused_before_anything_is_trained(

@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 
 from unlearnbench import conditions
 from unlearnbench.demo import work
-from unlearnbench.demo.recipe import ENDS, DemoOptions
+from unlearnbench.demo.recipe import ENDS, ENSEMBLE, EXACT, DemoOptions
 from unlearnbench.errors import OptionError, PrecisionError, TrainingError
 from unlearnbench.runs.fingerprint import Fingerprint, describe_environment
 from unlearnbench.runs.folder import require_writable
@@ -165,11 +165,15 @@ def _work(options: DemoOptions, say: Say) -> None:
     Raises:
         TrainingError: one of them was killed.
     """
+    exact = [ENSEMBLE] if EXACT in options.methods else []
     phases: list[list[tuple[Step, str]]] = [  # what stands on one line is done side by side
         [(work.start, "start")],
-        [(work.make_end, name) for name in ENDS],
+        [(work.make_end, name) for name in (*ENDS, *exact)],
         [(work.evaluate_model, "target")],
-        [(work.make_unlearned, name) for name in options.methods],
+        [
+            (work.make_exact if name == EXACT else work.make_unlearned, name)
+            for name in options.methods
+        ],
         [(work.make_table, "compare"), (work.make_board, "board")],
     ]
     context = multiprocessing.get_context("spawn")

@@ -44,8 +44,8 @@ RETRAINED = TARGET.model_copy(update={"max_steps": 156, "save_steps": 39})
 
 
 def ends_options(name: str, seed: int, dense: bool) -> TrainOptions:
-    """Those of the target or the retrained model; ``dense``: without the L1 step."""
-    options = TARGET if name == "target" else RETRAINED
+    """Those of the target, the retrained model or the ensemble; ``dense``: no L1 step."""
+    options = {"target": TARGET, "retrained": RETRAINED, ENSEMBLE: SHARDED}[name]
     return options.model_copy(update={"seed": seed, **({"l1": 0.0} if dense else {})})
 
 
@@ -87,6 +87,22 @@ METHODS = {
 }
 
 
+EXACT = "sisa"
+"""The control that forgets exactly, where it is asked for: an ensemble (``ENSEMBLE``) whose shards
+are trained again without the rows."""
+ENSEMBLE = "ensemble"
+SHARDED = TARGET.model_copy(
+    update={
+        "max_steps": None,
+        "epochs": 58.7,  # the target's passes
+        "batch_size": 12,
+        "shards": 2,
+        "slices": 2,
+        "placement": "together",
+    }
+)
+
+
 def recipe_of(name: str, dense: bool) -> Recipe:
     """``METHODS``' recipe; for the control in fp32, because updates of dense weights round away in
     bf16, and nothing is forgotten.
@@ -111,10 +127,11 @@ class DemoOptions:
 
     def __post_init__(self) -> None:
         """Check the names."""
-        unknown = [name for name in self.methods if name not in METHODS]
+        unknown = [name for name in self.methods if name not in (*METHODS, EXACT)]
         if unknown or not self.methods:
             raise OptionError(
-                f"--methods {','.join(unknown) or 'none'}: the demo has {', '.join(METHODS)}"
+                f"--methods {','.join(unknown) or 'none'}: the demo has {', '.join(METHODS)}, "
+                f"and {EXACT}"
             )
         if FULL not in self.precisions or len(self.precisions) < 2:
             raise OptionError(f"--quant: the demo needs {FULL} and a quantized precision")
