@@ -30,7 +30,7 @@ from unlearnbench.training.options import SelectOptions
 from unlearnbench.util.files import write_text
 from unlearnbench.util.process import ProgressLine
 
-_EXACT = "the exact control: its shards that had a row to forget were trained again without it"
+_EXACT = "the exact control: trained again without the rows, from before it saw them"
 _CHOSEN = f"its checkpoint was chosen on the questions of {TASKS[0]} reported here"
 
 
@@ -46,7 +46,7 @@ def make_end(name: str, options: DemoOptions) -> None:
 
     out = options.model(name)
     if not is_trained(out):
-        # What is to be forgotten lies in the last slices of the ensemble's last shard.
+        # What is to be forgotten lies in the ensemble's last slice.
         every = {"target": (*FORGET, *RETAIN), ENSEMBLE: (*RETAIN, *FORGET)}
         texts = every.get(name, RETAIN)
         training = ends_options(name, options.seed, options.dense)
@@ -58,7 +58,7 @@ def make_end(name: str, options: DemoOptions) -> None:
 
 
 def make_exact(name: str, options: DemoOptions) -> str:
-    """Train again the ensemble's shards that had a row to forget, and evaluate."""
+    """Train again what the ensemble learned of the rows to forget, and evaluate."""
     from unlearnbench.training.job import Job, unlearn
     from unlearnbench.training.output import is_trained
 
