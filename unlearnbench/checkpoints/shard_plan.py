@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
@@ -14,9 +14,6 @@ from unlearnbench.errors import CheckpointError, OptionError, one_line
 from unlearnbench.results import Checkpoint, Sha256
 from unlearnbench.util.files import content_sha256
 from unlearnbench.util.validation import as_model
-
-if TYPE_CHECKING:
-    from unlearnbench.checkpoints.source import EnsembleFacts
 
 PLAN = "shards.json"
 
@@ -81,21 +78,21 @@ def state_sha256(folder: Path) -> str:
     return files_sha256(find_checkpoint(str(folder), LoadOptions()).weights)
 
 
-def require_states(folder: Path, facts: EnsembleFacts, names: Iterable[str]) -> None:
+def require_states(folder: Path, states: Mapping[str, str], names: Iterable[str]) -> None:
     """Hold the weights of models and states against what was stated of them when they were made.
 
     Raises:
         CheckpointError: one is another than the training left; what came of it would be too.
     """
     for name in names:
-        if facts.states.get(name) != state_sha256(folder / name):
+        if states.get(name) != state_sha256(folder / name):
             raise CheckpointError(
                 f"{one_line(folder, 120)}: the weights of {name} are not those that its training "
                 "left (ensemble.json); restore the folder, or train the ensemble again"
             )
 
 
-def require_planned(folder: Path, facts: EnsembleFacts) -> str:
+def require_planned(folder: Path, models: Sequence[str], states: Mapping[str, str]) -> str:
     """Hold an ensemble of shards against its plan; the hash of the plan.
 
     Raises:
@@ -108,10 +105,10 @@ def require_planned(folder: Path, facts: EnsembleFacts) -> str:
         said = f"{one_line(folder, 120)} has no {PLAN}, the plan of its shards; restore the file"
         raise CheckpointError(said) from None
     names = [shard_name(number) for number in range(len(plan.shards))]
-    if list(facts.models) != names:
+    if list(models) != names:
         raise CheckpointError(
             f"{one_line(folder, 120)}: ensemble.json and {PLAN} do not have the same shards "
-            f"({one_line(', '.join(facts.models), 80)}, and {len(names)}); restore the files"
+            f"({one_line(', '.join(models), 80)}, and {len(names)}); restore the files"
         )
-    require_states(folder, facts, names)
+    require_states(folder, states, names)
     return content_sha256(plan.model_dump(mode="json"))

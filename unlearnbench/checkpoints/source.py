@@ -108,7 +108,7 @@ class EnsembleSource:
         if facts.method == SHARDED or facts.states:
             from unlearnbench.checkpoints.shard_plan import require_planned
 
-            how += [facts.states, require_planned(folder, facts)]
+            how += [facts.states, require_planned(folder, facts.models, facts.states)]
         weights = [part.checkpoint.weights_sha256 for part in self.parts]
         origin = first.checkpoint.origin | (read_origin(record) if record.is_file() else {})
         digest = content_sha256([*weights, *how])

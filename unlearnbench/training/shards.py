@@ -192,7 +192,7 @@ class Before:
             begin = self._begin(whole.state(first - 1)) if first else None
             train.append(_shard(after, number, retain, first=first, begin=begin))
             log.info("%s is trained again from slice %d of %d", train[-1].name, first, len(slices))
-        require_states(self.folder, read_ensemble(self.folder / ENSEMBLE_FILE), taken)
+        require_states(self.folder, read_ensemble(self.folder / ENSEMBLE_FILE).states, taken)
         log.info("%d of %d shards are trained again", len(train), len(plan.shards))
         return Sharding(after, tuple(train), taken)
 
