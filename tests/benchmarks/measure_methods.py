@@ -35,6 +35,8 @@ from unlearnbench.demo.recipe import (
     CORPUS,
     DTYPE,
     ENDS,
+    ENSEMBLE,
+    EXACT,
     METHODS,
     TASKS,
     DemoOptions,
@@ -182,12 +184,13 @@ class Home:
         return self.made.model("start")
 
     def make_end(self, name: str) -> None:
-        """The target, or the retrained model."""
+        """The target, the retrained model, or what forgets exactly before it forgot."""
         out, start = self.model(name), self.start
         if (out / FILE).exists():
             return
         training = ends_options(name, self.made.seed, dense=False)
-        texts = (*FORGET, *RETAIN) if name == "target" else RETAIN
+        every = {"target": (*FORGET, *RETAIN), ENSEMBLE: (*RETAIN, *FORGET)}
+        texts = every.get(name, RETAIN)
         resume = (out / ".training").is_dir()
         finetune(Job(str(start), out, texts, options=training, corpus=CORPUS, resume=resume))
 
@@ -204,6 +207,12 @@ def train(row: Row, home: Home) -> None:
     """Unlearn, unless that is done."""
     out, method = home.model(row.name), find_method(row.of)
     if (out / FILE).exists():
+        return
+    if row.name == EXACT:
+        home.make_end(ENSEMBLE)
+        begun, base, going = home.model(ENSEMBLE), str(home.start), (out / ".training").is_dir()
+        job = Job(str(begun), out, FORGET, RETAIN, base=base, corpus=CORPUS, resume=going)
+        unlearn(job, EXACT)
         return
     goal = METHODS[row.name].goal if row.name in METHODS else GOAL
     target = value(home.runs("target"), FULL, FORGET_TASK)
