@@ -7,16 +7,15 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.benchmarks.gauge import forward_flops, matmul_peak, spread
+from tests.benchmarks.gauge import spread
 from tests.benchmarks.samples import TASKS, requests_of, scored
 from unlearnbench.checkpoints.checkpoint import DTYPES
+from unlearnbench.models.floor import forward_flops, generating_flops, matmul_peak
 from unlearnbench.requests import Generate
 
 __all__ = ["measure_floor"]
@@ -44,21 +43,9 @@ def measure_floor(folder: Path, options: Namespace) -> dict[str, Any]:
         if scored(asked):
             flops = forward_flops(model, [len(row) for row in ids])
         else:
-            flops = _generating(model, ids, asked)
+            flops = generating_flops(model, ids, [r for r in asked if isinstance(r, Generate)])
         found[task] = {"GFLOP": flops / 1e9, "seconds": spread([flops / peak for peak in peaks])}
         total += flops
     found["all"] = {"GFLOP": total / 1e9, "seconds": spread([total / peak for peak in peaks])}
     print(f"floor: {json.dumps(found, default=str)}", file=sys.stderr, flush=True)
     return found
-
-
-def _generating(model: Any, ids: Sequence[Sequence[int]], asked: Sequence[Any]) -> float:
-    """Operations of answering all prompts, their common beginning run once."""
-    shared = sum(1 for _ in takewhile(lambda at: len(set(at)) == 1, zip(*ids, strict=False)))
-    new = [1 if request.stop else request.max_new_tokens for request in asked]
-    lengths = [len(row) + more - 1 for row, more in zip(ids, new, strict=True)]
-    head = 2.0 * int(model.get_output_embeddings().weight.numel())
-    without_logits = sum(len(row) - 1 for row in ids)
-    flops = forward_flops(model, lengths) - head * without_logits
-    once = forward_flops(model, [shared]) - head * shared
-    return flops - once * (len(ids) - 1)

@@ -1,6 +1,4 @@
-"""What `make bench` holds times against: the machine's own peak, a forward pass's operations, and
-memory above a baseline.
-"""
+"""What `make bench` measures with: seconds, spreads, and memory above a baseline."""
 
 from __future__ import annotations
 
@@ -11,13 +9,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["Spread", "forward_flops", "matmul_peak", "spread", "timed", "watch_memory"]
+__all__ = ["Spread", "spread", "timed", "watch_memory"]
 
 
 def timed(work: Callable[[], Any], device: str) -> tuple[float, Any]:
@@ -50,35 +47,6 @@ class Spread:
 def spread(values: Sequence[float]) -> Spread:
     """Of at least one value."""
     return Spread(statistics.median(values), min(values), max(values))
-
-
-def matmul_peak(dtype: torch.dtype, device: str) -> float:
-    """The most floating-point operations a second that square matrix products reach here."""
-    best = 0.0
-    for size in (1024, 2048) if device == "cpu" else (4096, 8192):
-        a = torch.randn(size, size, device=device).to(dtype)
-        b = torch.randn(size, size, device=device).to(dtype)
-        for _ in range(6):
-            seconds, _made = timed(partial(torch.mm, a, b), device)
-            best = max(best, 2 * size**3 / seconds)
-    return best
-
-
-def forward_flops(model: Any, lengths: Sequence[int]) -> float:
-    """Operations of one forward pass over texts of so many tokens: two for each weight of a linear
-    layer and token, and causal attention's two products. Padding is not counted: it is waste.
-    """
-    weights = sum(
-        module.out_features * module.in_features
-        for module in model.modules()
-        if isinstance(module, torch.nn.Linear)
-    )
-    config = model.config.get_text_config()
-    width = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-    attention = sum(2 * config.num_hidden_layers * width * n * n for n in lengths)
-    return float(2 * weights * sum(lengths) + attention)
 
 
 def _held(field: str) -> int:

@@ -31,13 +31,7 @@ from typing import Any
 import torch
 
 from tests.benchmarks.floor import measure_floor
-from tests.benchmarks.gauge import (
-    Spread,
-    forward_flops,
-    matmul_peak,
-    spread,
-    timed,
-)
+from tests.benchmarks.gauge import Spread, spread, timed
 from tests.benchmarks.marginal import measure_marginal, work_marginal
 from tests.benchmarks.profile import measure_profile
 from tests.benchmarks.rivals import NAMES, Harness, Ours, Plain, Rival, load_ours, load_plain
@@ -46,6 +40,7 @@ from tests.benchmarks.samples import Asked, alike, ask, requests_of, scored
 from tests.benchmarks.subjects import make_subject
 from tests.benchmarks.whole import measure_whole, work
 from unlearnbench.checkpoints.checkpoint import DTYPES
+from unlearnbench.models.floor import forward_flops, matmul_peak
 from unlearnbench.util.processor import processor_name
 
 TIMED = ("news_verbmem", "news_knowmem_f", "news_privleak")

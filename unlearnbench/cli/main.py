@@ -10,7 +10,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from typing import Any
 
@@ -126,6 +126,9 @@ class _Commands(click.Group):
     metavar="KEY=VALUE,...",
     help="As lm-eval's: pretrained=PATH,dtype=float32,load_in_4bit=True and our own.",
 )
+@click.option(
+    "--profile", is_flag=True, help="Write trace.json to --output, and show where the time went."
+)
 @field_options(PushOptions)
 @retired("--attention", "attention is transformers' own choice", is_flag=False)
 @retired("--compile", "compiled layers were no faster (docs/speed.md)", name="compiled")
@@ -186,6 +189,7 @@ def _evaluate(given: dict[str, Any]) -> None:
 
     options = taken(Options, given).updated({"progress": True})
     push = taken(PushOptions, given)
+    watching: AbstractContextManager[None] = nullcontext()
     model, tasks = given["model"], ",".join(given["tasks"])
     for name, value in (("model", model), ("tasks", tasks)):
         if not value:
@@ -194,8 +198,12 @@ def _evaluate(given: dict[str, Any]) -> None:
     if not is_main():
         serve(options.threads)
         return
+    if given["profile"]:
+        from unlearnbench.cli.profile import profiling
+
+        watching = profiling(options.output, options.device)
     try:
-        with launched() if process_count() > 1 else nullcontext() as team:
+        with watching, launched() if process_count() > 1 else nullcontext() as team:
             results = evaluate(model, tasks, conditions, options, team=team)
     except EvaluationError as error:
         said = evaluation_summary(error.results, tasks, options, error.failures)
