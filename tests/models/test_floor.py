@@ -21,7 +21,7 @@ def counted(model: Any, length: int, keep: int = 0) -> float:
         model(input_ids=torch.arange(length)[None], use_cache=False, logits_to_keep=keep)
     by_name = {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
     products = sum(count for op, count in by_name.items() if op in ("aten.mm", "aten.addmm"))
-    return products + 2 * 2 * (2 * length * length * 64) / 2
+    return float(products + 2 * 2 * (2 * length * length * 64) / 2)
 
 
 @pytest.fixture(scope="module")
