@@ -11,7 +11,8 @@ repeat, and each turn begins with another. `tasks`: on models in memory, seconds
 metrics and files), with its peak memory; on CPU the three run five seconds each by turns. `floor`:
 the seconds that its operations take at the machine's peak. `profile`: where ours goes. `marginal`:
 what another sample costs. `rounding`: how many scores are others than one prompt at a time by the
-plain evaluator gives. `start`: the command line. Figures in brackets are the least and the largest
+plain evaluator gives. `products`: torch's own against those chosen.
+`start`: the command line. Figures in brackets are the least and the largest
 of the repeats; a whole evaluation is one repeat unless --whole-repeats says more.
 """
 
@@ -33,6 +34,7 @@ import torch
 from tests.benchmarks.floor import measure_floor
 from tests.benchmarks.gauge import Spread, spread, timed
 from tests.benchmarks.marginal import measure_marginal, work_marginal
+from tests.benchmarks.products import measure_products
 from tests.benchmarks.profile import measure_profile
 from tests.benchmarks.rivals import NAMES, Harness, Ours, Plain, Rival, load_ours, load_plain
 from tests.benchmarks.rounding import measure_rounding
@@ -45,7 +47,7 @@ from unlearnbench.util.processor import processor_name
 
 TIMED = ("news_verbmem", "news_knowmem_f", "news_privleak")
 PRECISIONS = ("none", "bnb-int8", "bnb-fp4")
-PARTS = ("tasks", "marginal", "whole", "floor", "profile", "start")  # and rounding
+PARTS = ("tasks", "marginal", "whole", "floor", "profile", "start")  # rounding, products
 # HFLM's rolling log-likelihood counts a text's first token, and MUSE does not.
 COMPARED = dict.fromkeys(TIMED, ("plain", "hflm")) | {"news_privleak": ("plain",)}
 
@@ -179,6 +181,7 @@ def main() -> None:
         "floor": measure_floor,
         "profile": measure_profile,
         "rounding": measure_rounding,
+        "products": measure_products,
         "start": measure_start,
     }
     with tempfile.TemporaryDirectory() as scratch:
