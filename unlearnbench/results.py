@@ -16,6 +16,8 @@ FORMAT_VERSION: Literal[2] = 2
 
 FULL = "none"
 """The condition of a checkpoint as it is stored."""
+DEPLOYED = "deployed:"
+"""What conditions begin with whose weights another tool quantized."""
 STORED = (FULL, "fp32", "bf16", "fp16")
 """Conditions that quantize nothing: the checkpoint as it is, or in another storage dtype."""
 DTYPE_BITS = {"fp32": 32.0, "bf16": 16.0, "fp16": 16.0}
@@ -239,7 +241,23 @@ class Proof(_File):
     pruned model; ``noise_level`` and ``noise_mean`` of a noised one, in standard deviations of each
     matrix of the checkpoint; of a relearned one ``steps``, the first step's loss and the
     last's, and the cost: ``forward_passes`` and ``backward_passes`` (texts run through the model),
-    ``seconds``. Absent where nothing more is to be shown."""
+    ``seconds``; of a deployed one how far it is from the checkpoint, see docs/deployed.md. Absent
+    where nothing more is to be shown."""
+    stored: dict[str, dict[str, int]] | None = None
+    """Of a deployed checkpoint: tensors, layers' numbers written as ``*``, and how many of each are
+    stored as what. Absent for what unlearnbench quantized itself."""
+
+
+class DeployedFile(_File):
+    """The checkpoint whose weights were measured in place of the entry's own: another tool made
+    them of it."""
+
+    path: str
+    """As given: a ``.gguf`` file, a folder or a hub id."""
+    revision: str | None = None
+    format: Literal["gguf", "safetensors"]
+    weights_sha256: Sha256
+    """As of a checkpoint; of a split file over all of its parts."""
 
 
 class ConditionOptions(_File):
@@ -272,12 +290,15 @@ class ConditionOptions(_File):
 class Condition(_File):
     """How the checkpoint was met: as stored, quantized, pruned and so on, seen to be in force."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=80)
-    """In full; the run folder's name too. ``A+B`` is A, and then B."""
+    name: str = Field(pattern=r"^(deployed:)?[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=80)
+    """In full; the run folder's name too. ``A+B`` is A, and then B; ``deployed:X`` is X as another
+    tool made it."""
     kind: str = Field(pattern=r"^[a-z][a-z_-]*$", max_length=40)
-    """stored, quantized, pruned, noised, merged, relearned, asked, and of ``A+B`` both, as
+    """stored, quantized, deployed, pruned, noised, merged, relearned, asked, and of ``A+B`` both, as
     pruned-quantized; unknown where an imported run does not say."""
     options: ConditionOptions
+    deployed: DeployedFile | None = None
+    """Where the weights come from, if not from the checkpoint."""
     first: Condition | None = None
     """Of ``A+B``: A, with its own options and proof; the others are B's. Absent for one alone."""
     proof: Proof | None = None

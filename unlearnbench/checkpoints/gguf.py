@@ -126,7 +126,13 @@ def _read(reader: _Reader) -> tuple[dict[str, int | None], dict[str, tuple[str, 
         if not 1 <= dimensions <= 4:
             raise ValueError(f"a tensor of {dimensions} dimensions")
         shape = tuple(reader.number("<Q") for _ in range(dimensions))
-        kind = GGMLQuantizationType(reader.number("<I"))  # ValueError for one that is none
+        number = reader.number("<I")
+        if number not in set(GGMLQuantizationType):
+            raise CheckpointError(
+                f"{reader.file.name}: tensor {one_line(name, 60)} is of type {number}, which "
+                "gguf-py does not know; update gguf, or copy the file again if it is damaged"
+            )
+        kind = GGMLQuantizationType(number)
         block, width = GGML_QUANT_SIZES[kind]
         if name in tensors:
             raise ValueError(f"tensor {one_line(name, 60)} stands there twice")

@@ -14,6 +14,7 @@ _PACKAGES = {
     "awq": ("gptqmodel", "pip install 'unlearnbench[gptq]'"),
     "bitsandbytes": ("bitsandbytes", "pip install bitsandbytes"),
     "compressed-tensors": ("compressed_tensors", "pip install 'unlearnbench[compressed-tensors]'"),
+    "fp8": ("transformers", "pip install transformers"),
 }
 
 
@@ -22,11 +23,14 @@ class StoredScheme:
     """How a checkpoint's weights are packed."""
 
     method: str
-    """As transformers calls it (``quant_method``)."""
+    """As transformers calls it (``quant_method``), or gguf."""
     bits: float
     """Of a weight."""
     text: str
     """The scheme in words, for results and messages."""
+    name: str
+    """The scheme as conditions are named, ``gptq-int4-g128``; the precision's own name where that
+    is what it is."""
     group: int | None = None
     """Columns (or weights of a block) that share constants; None for a whole row."""
 
@@ -56,7 +60,11 @@ def stored_scheme(config: Mapping[str, Any], path: str) -> StoredScheme | None:
             "unlearnbench quantizes itself"
         )
     try:
-        scheme = _bitsandbytes(facts) if method == "bitsandbytes" else _integers(method, facts)
+        if method == "compressed-tensors":
+            scheme = _compressed(facts)
+        else:
+            read = {"bitsandbytes": _bitsandbytes, "fp8": _fp8}.get(method, _integers)
+            scheme = read(facts)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         said = f"does not state the scheme of {method} ({one_line(error, 80)})"
         raise CheckpointError(f"{where} {said}") from None
@@ -67,43 +75,87 @@ def stored_scheme(config: Mapping[str, Any], path: str) -> StoredScheme | None:
 
 def _bitsandbytes(facts: Mapping[str, Any]) -> StoredScheme:
     if facts.get("load_in_8bit"):
-        return StoredScheme("bitsandbytes", 8, "LLM.int8(), activations quantized too")
+        text = "LLM.int8(), activations quantized too"
+        return StoredScheme("bitsandbytes", 8, text, "bnb-int8")
     if not facts.get("load_in_4bit"):
         raise ValueError("neither load_in_4bit nor load_in_8bit")
     kind = str(facts.get("bnb_4bit_quant_type", "fp4"))
     if kind not in ("fp4", "nf4"):
         raise ValueError(f"bnb_4bit_quant_type {one_line(kind, 20)}")
-    double = ", its scales in 8 bits" if facts.get("bnb_4bit_use_double_quant") else ""
-    return StoredScheme("bitsandbytes", 4, f"{kind.upper()}, absmax per block{double}", 64)
+    double = bool(facts.get("bnb_4bit_use_double_quant"))
+    text = f"{kind.upper()}, absmax per block" + (", its scales in 8 bits" if double else "")
+    return StoredScheme("bitsandbytes", 4, text, f"bnb-{kind}" + ("-dq" if double else ""), 64)
 
 
-def _integers(method: str, facts: Mapping[str, Any]) -> StoredScheme:
+def _fp8(facts: Mapping[str, Any]) -> StoredScheme:
+    """FP8 as transformers stores it (DeepSeek-V3's and Qwen3's own): a scale for each block."""
+    block = facts.get("weight_block_size")
+    if block is None:
+        return StoredScheme("fp8", 8, "FP8 E4M3 per matrix", "fp8-e4m3-tensor")
+    rows, columns = map(int, block)
+    name = f"fp8-e4m3-b{columns}" + ("" if rows == columns else f"x{rows}")
+    return StoredScheme("fp8", 8, f"FP8 E4M3 {_block(rows, columns)}", name, columns)
+
+
+def _integers(facts: Mapping[str, Any]) -> StoredScheme:
     """Integers on an even grid, of each output channel where ``group`` is not above 0."""
-    more = ""
+    method, more = str(facts["quant_method"]), ""
     if method == "gptq":
-        title, bits, symmetric = "GPTQ,", int(facts["bits"]), facts.get("sym", True)
+        bits, symmetric = int(facts["bits"]), facts.get("sym", True)
         group = int(facts.get("group_size", -1))
         more = ", columns reordered" if facts.get("desc_act") else ""
-    elif method == "awq":
-        title, symmetric = "AWQ,", not facts.get("zero_point", True)
+    else:
+        symmetric = not facts.get("zero_point", True)
         bits = int(facts.get("bits", facts.get("w_bit", 0)))
         group = int(facts.get("group_size", facts.get("q_group_size", -1)))
-    else:
-        parts = [dict(part) for part in facts["config_groups"].values()]
-        weights = [dict(part["weights"]) for part in parts]
-        first, widths = weights[0], {int(weight["num_bits"]) for weight in weights}
-        title = f"compressed-tensors, {one_line(first.get('type', 'int'), 20)}"
-        bits, symmetric = max(widths), first.get("symmetric", True)
-        columns, per = shared(first)
-        if any(part.get("input_activations") for part in parts):
-            more += ", activations quantized too"
-        if len(widths) > 1:
-            more += ", other layers in fewer bits"
-        kind = "symmetric" if symmetric else "with zero point"
-        return StoredScheme(method, bits, f"{title} {kind} {per}{more}", columns)
     kind = "symmetric" if symmetric else "with zero point"
     per = f"per group of {group} columns" if group > 0 else "per output channel"
-    return StoredScheme(method, bits, f"{title} {kind} {per}{more}", group if group > 0 else None)
+    size = group if group > 0 else None
+    asym = "" if symmetric or method == "awq" else "-asym"
+    name = f"{method}-int{bits}" + (f"-g{group}" if size else "") + asym
+    return StoredScheme(method, bits, f"{method.upper()}, {kind} {per}{more}", name, size)
+
+
+def _compressed(facts: Mapping[str, Any]) -> StoredScheme:
+    """What compressed-tensors describes, in groups of layers of which the widest is named."""
+    parts = [dict(part) for part in facts["config_groups"].values()]
+    part = max(parts, key=lambda part: int(part["weights"]["num_bits"]))
+    weights, inputs, more = dict(part["weights"]), part.get("input_activations"), ""
+    widths = {int(part["weights"]["num_bits"]) for part in parts}
+    columns, per = shared(weights)
+    if any(part.get("input_activations") for part in parts):
+        more += ", activations quantized too"
+    if len(widths) > 1:
+        more += ", other layers in fewer bits"
+    symmetric = weights.get("symmetric", True)
+    kind = "symmetric" if symmetric else "with zero point"
+    sort, bits = one_line(weights.get("type", "int"), 20), max(widths)
+    text = f"compressed-tensors, {sort} {kind} {per}{more}"
+    name = _compressed_name(sort, bits, columns, per, bool(symmetric))
+    if inputs:
+        how = "dynamic" if dict(inputs).get("dynamic") is True else "static"
+        name += f"-a{int(dict(inputs)['num_bits'])}-{how}"
+    name = {"ct-int8-a8-dynamic": "int8-w8a8", "fp8-e4m3-a8-dynamic": "fp8-e4m3-dynamic"}.get(
+        name, name
+    )
+    return StoredScheme("compressed-tensors", bits, text, name, columns)
+
+
+def _compressed_name(sort: str, bits: int, columns: int | None, per: str, symmetric: bool) -> str:
+    """The precision's own name where there is one, else what tells it apart from others."""
+    floats = {(4, 16): "nvfp4", (4, 32): "mxfp4", (8, 32): "mxfp8"}
+    if sort == "float" and "group" in per and (bits, columns) in floats:
+        return floats[bits, columns or 0]
+    size = f"-b{columns}" if "block" in per else f"-g{columns}" if columns else ""
+    if sort == "float":
+        size += "-tensor" if "matrix" in per else ""
+        return f"fp8-e4m3{size}" if bits == 8 else f"ct-fp{bits}{size}"
+    size += "-tensor" if "matrix" in per else ""
+    return f"ct-int{bits}{size}" + ("" if symmetric else "-asym")
+
+
+def _block(rows: int, columns: int) -> str:
+    return f"per block of {rows} rows and {columns} columns"
 
 
 def shared(weights: Mapping[str, Any]) -> tuple[int | None, str]:
@@ -117,7 +169,7 @@ def shared(weights: Mapping[str, Any]) -> tuple[int | None, str]:
         return int(size or 0), f"per group of {int(size or 0)} columns"
     if strategy == "block":
         rows, columns = map(int, weights["block_structure"])
-        return columns, f"per block of {rows} rows and {columns} columns"
+        return columns, _block(rows, columns)
     words = {"channel": "per output channel", "tensor": "per matrix"}
     if strategy not in words:
         raise ValueError(f"strategy {one_line(strategy, 20)}")

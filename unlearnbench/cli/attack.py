@@ -35,7 +35,7 @@ knows more; what the control gains is taken off where a condition may teach."""
 @click.option("--conditions", "names", metavar="NAMES", help="These, in place of a suite.")
 @click.option("--tasks", required=True, metavar="NAMES", help="As unlearnbench --tasks.")
 @click.option("--plot", metavar="FILE", help="Draw it (.png, .svg, .pdf).")
-@field_options(Options, without={"progress", "fresh", "target_model"})
+@field_options(Options, without={"progress", "fresh", "target_model", "deployed"})
 @verbose_option
 def attack(
     model: str,

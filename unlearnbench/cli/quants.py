@@ -38,8 +38,15 @@ def show_quants(model: str | None, quant: Sequence[str], as_json: bool, **given:
     options = taken(KernelOptions, given)
     names = split_names(",".join(quant))
     if model is not None:
-        _prove(model, conditions.resolve(names or [FULL]), options, as_json)
+        specs = conditions.resolve(names or [FULL]) if names or not options.deployed else ()
+        if options.deployed:
+            from unlearnbench.conditions import deployed
+
+            specs = (*specs, *deployed.specs(options.deployed, options))
+        _prove(model, specs, options, as_json)
         return
+    if options.deployed:
+        raise OptionError("--deployed needs --model, the checkpoint that it was made from")
     every = [*conditions.precisions().values(), *conditions.families()]
     specs = conditions.resolve(names) if names else every
     # Nothing here needs a GPU, and asking torch whether there is one takes seconds.
@@ -54,6 +61,7 @@ _GROUPS = (
     "llama.cpp",
     "float",
     "activation",
+    "deployed",
     "no precision",
 )
 
@@ -63,7 +71,7 @@ def _group(spec: ConditionSpec) -> str:
     if spec.kind == "stored":
         return "as stored"
     if spec.kind != "quantized":
-        return "no precision"
+        return "deployed" if spec.kind == "deployed" else "no precision"
     if spec.kernels == ("native",):  # activations are quantized too
         return "activation"
     if spec.backend in ("gguf", "ggml"):
@@ -150,6 +158,9 @@ def _proof(condition: Condition) -> str:
         "codes": f"at most {proof.codes} distinct values in a group" if proof.codes else "",
         "changed": changed,
         **{name: f"{value:.4g}" for name, value in (proof.figures or {}).items()},
+        "stored as": "; ".join(
+            f"{name} {_counts(kinds)}" for name, kinds in (proof.stored or {}).items()
+        ),
         "on grid": "the checkpoint's weights already lie on this grid" if proof.on_grid else "",
     }
     lines = [f"  {name:<14} {text}" for name, text in shown.items() if text]

@@ -150,7 +150,7 @@ def _read_policy(path: Path) -> Policy:
 
 def _full_name(text: str) -> str:
     """A condition's full name; ``unknown`` and names that this version lacks stay as they are."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}", text):
+    if not re.fullmatch(r"(deployed:)?[A-Za-z0-9][A-Za-z0-9._+-]{0,79}", text):
         raise OptionError("--quant takes a condition's name, as none or bnb-nf4")
     try:
         return conditions.find_condition(text).name

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
     from unlearnbench.checkpoints.source import Source
+    from unlearnbench.conditions.elsewhere.files import Deployed
     from unlearnbench.results import CalibrationData, Proof
     from unlearnbench.tasks.asking import Asking
     from unlearnbench.tasks.rows import TaskSamples
@@ -44,7 +45,7 @@ ALIASES = {
 # Files of this folder that all conditions share.
 _SHARED = (
     *("asking", "base", "load", "materials", "options", "proof", "quantize", "searching"),
-    *("suffix_loss", "texts"),
+    *("suffix_loss", "texts", "elsewhere"),
 )
 
 # Of a group's range: by so much may constants in few bits put an end of a grid beyond it.
@@ -61,7 +62,8 @@ class ConditionSpec:
     name: str
     """In full: the run folder's name too."""
     kind: str
-    """stored, quantized, pruned, noised, merged, relearned, asked; a chain: pruned-quantized."""
+    """stored, quantized, deployed, pruned, noised, merged, relearned, asked; a chain:
+    pruned-quantized."""
     scheme: str
     """What is done to the weights, or to what is asked, in words."""
     backend: str = "unlearnbench"
@@ -167,6 +169,8 @@ class Materials:
     target: CheckpointSource | None = None
     """The model before unlearning."""
     relearning: Relearning | None = None
+    deployed: Mapping[str, Deployed] = field(default_factory=dict)
+    """Checkpoints that another tool quantized, by condition."""
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from __future__ import annotations
 import importlib.util
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from unlearnbench.checkpoints.checkpoint import DTYPES, CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.find import ENSEMBLE_FILE, PAIR_FILE
@@ -32,6 +33,9 @@ from unlearnbench.models.hf import HFModel
 from unlearnbench.results import DTYPE_BITS, FULL, Condition, ConditionOptions, Proof
 from unlearnbench.tasks.rows import TaskSamples
 from unlearnbench.util.process import explain, explain_loaded
+
+if TYPE_CHECKING:
+    from unlearnbench.conditions.elsewhere.files import Deployed
 
 # Backends whose layers are made where accelerate puts them.
 _SPREAD = ("torch", "bitsandbytes", "unlearnbench", "gguf")
@@ -172,13 +176,35 @@ def prepare_all(
     """
     for spec in specs:
         _pick_device_and_kernel(spec, options)
+    deployed = [spec for spec in specs if spec.kind == "deployed"]
+    if deployed:
+        materials = replace(materials, deployed=_open_deployed(deployed, options))
     source = open_source(model, options, keep=len(specs) > 1)
-    if any(spec.needs_target for spec in specs) and options.target_model is not None:
+    wants = any(spec.needs_target for spec in specs) or bool(deployed)
+    if wants and options.target_model is not None:
         target = _open_target(options.target_model, options, keep=len(specs) > 1)
         materials = replace(materials, target=target)
     elif options.target_model is not None:
-        log.warning("--target-model moves only merge-A and suffix-N-target; there is none of them")
+        log.warning(
+            "--target-model moves only merge-A, suffix-N-target and --deployed; there is none of "
+            "them"
+        )
     return [prepare(source, spec, options, materials) for spec in specs]
+
+
+def _open_deployed(
+    specs: Sequence[ConditionSpec], options: KernelOptions
+) -> Mapping[str, Deployed]:
+    from unlearnbench.conditions.elsewhere.files import open_all
+
+    found = open_all(options.deployed, options)
+    for spec in specs:
+        if spec.name not in found:
+            raise OptionError(
+                f"{spec.name} is a checkpoint that another tool made; name it with --deployed "
+                "FILE|FOLDER|ID"
+            )
+    return {spec.name: found[spec.name] for spec in specs}
 
 
 def _open_target(target: str, options: LoadOptions, keep: bool) -> CheckpointSource:
@@ -236,7 +262,11 @@ def _describe(source: Source, spec: ConditionSpec, plan: LoadPlan, dtype: str) -
     if hasattr(file, "settle"):
         facts |= file.settle(last, source, plan.materials)
     made = ConditionOptions.model_validate(facts)
-    return Condition(name=spec.name, kind=spec.kind, options=made, first=first)
+    deployed = plan.materials.deployed.get(spec.name)
+    origin = None if deployed is None else deployed.record
+    return Condition(
+        name=spec.name, kind=spec.kind, options=made, deployed=origin, first=first
+    )
 
 
 def _pick_device_and_kernel(

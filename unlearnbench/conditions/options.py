@@ -42,3 +42,8 @@ class KernelOptions(LoadOptions):
 
     target_model: str | None = Field(default=None, title="PATH|ID")
     """The model before unlearning, for merge-A and suffix-N-target."""
+
+    deployed: tuple[str, ...] = Field(default=(), title="FILE|FOLDER|ID")
+    """A checkpoint that another tool quantized of this one, as a condition deployed:SCHEME;
+    repeatable.
+    """

@@ -335,7 +335,7 @@ def describe(model: PreTrainedModel, inspection: Inspection) -> dict[str, object
     dtypes, uncovered = Counter(inspection.dtypes), Counter[str]()
     for name, parameter in rest.items():
         dtypes[dtype_name(parameter)] += parameter.numel()
-        uncovered[_pattern(name)] += parameter.numel()
+        uncovered[pattern(name)] += parameter.numel()
     types = Counter(
         type(module).__name__
         for name, module in text.items()
@@ -344,7 +344,7 @@ def describe(model: PreTrainedModel, inspection: Inspection) -> dict[str, object
     covered = sum(inside.values())
     return {
         "module_types": _sorted(types),
-        "covered_modules": _sorted(Counter(map(_pattern, inside))),
+        "covered_modules": _sorted(Counter(map(pattern, inside))),
         "uncovered": _sorted(uncovered),
         "weights_by_dtype": _sorted(dtypes),
         "covered_weights": covered,
@@ -377,7 +377,8 @@ def _summary(compared: Mapping[str, _Comparison]) -> dict[str, object]:
     }
 
 
-def _pattern(name: str) -> str:
+def pattern(name: str) -> str:
+    """A name with layers' numbers written as ``*``."""
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
 
 

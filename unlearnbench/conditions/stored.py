@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("unlearnbench")
 
+_FP8 = "unlearnbench_fp8"
+
 
 def _spec(name: str, bits: int, scheme: str) -> ConditionSpec:
     options = {"storage": DTYPES[name]}
@@ -111,6 +113,8 @@ def _load_packed(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan)
         facts["backend"] = "auto" if plan.device == "cpu" else "awq_torch"
     elif facts.get("load_in_4bit"):
         facts["bnb_4bit_compute_dtype"] = str(plan.dtype).removeprefix("torch.")
+    elif scheme.method == "fp8":  # its kernels are for GPUs of the last years alone
+        facts["dequantize"] = True
     config.quantization_config = facts
     extra = {"use_safetensors": True, "dtype": plan.dtype, "device_map": device_map(plan.device)}
     is_gptqmodel = scheme.method in ("gptq", "awq")
@@ -130,6 +134,11 @@ def _load_packed(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan)
                 module.weight.data = module.weight.data.to(plan.dtype)
     if scheme.method == "bitsandbytes":
         bnb.check_kernel(model, plan)
+    for name, head in source.full.tensors.items() if scheme.method == "fp8" else ():
+        if head.dtype == "F8_E4M3" and name.endswith(".weight"):
+            module = model.get_submodule(name.removesuffix(".weight"))
+            setattr(module, _FP8, True)
+            module.weight.data = module.weight.data.to(plan.dtype)
     return ModelWithProof(model, _prove(scheme, model, source.files.path))
 
 
@@ -167,7 +176,7 @@ def _packed_zero_points() -> Iterator[None]:
 def _prove(scheme: StoredScheme, model: PreTrainedModel, path: str) -> Proof:
     inspection, codes = Inspection(), 0
     for name, module in text_modules(model).items():
-        reading = _inspect(scheme, module)
+        reading = read_packed(scheme, module)
         if reading is None:
             continue
         inspection.add(name, reading)
@@ -193,11 +202,14 @@ def _prove(scheme: StoredScheme, model: PreTrainedModel, path: str) -> Proof:
     return Proof.model_validate({**describe(model, inspection), "codes": codes})
 
 
-def _inspect(scheme: StoredScheme, module: Any) -> ModuleReading | None:
+def read_packed(scheme: StoredScheme, module: Any) -> ModuleReading | None:
+    """What is in a module of a checkpoint that is quantized already; None where it is not packed."""
     if scheme.method == "bitsandbytes":
         return bnb.inspect(module)
     if scheme.method in ("gptq", "awq"):
         return gptqmodel.in_module(module)
+    if scheme.method == "fp8":
+        return _read_fp8(scheme, module)
     if not _is_unpacked(module):
         return None
     own = module.quantization_scheme.weights.model_dump(mode="json")
@@ -207,6 +219,15 @@ def _inspect(scheme: StoredScheme, module: Any) -> ModuleReading | None:
     codes = module.weight.numel() + (zero.numel() if zero is not None else 0)
     scales = held_bytes(getattr(module, "weight_scale", None))
     return reading._replace(stored_bytes=int(codes * own["num_bits"] / 8) + scales)
+
+
+def _read_fp8(scheme: StoredScheme, module: Any) -> ModuleReading | None:
+    """Of a module that transformers has unpacked: it says no more of it than its values."""
+    if not getattr(module, _FP8, False):
+        return None
+    weight = module.weight.detach()
+    reading = ModuleReading.of(weight, scheme.group, weight)
+    return reading._replace(stored_as="float8_e4m3fn", stored_bytes=weight.numel())
 
 
 def _is_unpacked(module: Any) -> bool:

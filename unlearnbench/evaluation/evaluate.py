@@ -172,6 +172,10 @@ def _evaluate_path(
 
     asked = evaluation.options
     specs = bounded(resolve(split_names(names)), asked.budget)
+    if asked.deployed:
+        from unlearnbench.conditions import deployed
+
+        specs = (*specs, *deployed.specs(asked.deployed, asked))
     all_prepared = prepare_all(path, specs, asked, _materials(evaluation, specs))
     if all_prepared[0].plan.device == "auto" and team is not None:
         raise OptionError(

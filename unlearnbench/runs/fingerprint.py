@@ -77,6 +77,7 @@ class Fingerprint:
             "tokenizer": tokenizer_sha256(checkpoint, other or checkpoint),
             "config": checkpoint.config_sha256 or "none",
             "adapter": checkpoint.adapter or "none",
+            "deployed weights": condition.deployed and condition.deployed.weights_sha256,
         }
         return cls.of(settings.model_dump() | facts) | cls.of_condition(condition)
 

@@ -107,7 +107,7 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
         own = before.get(f"{name}.weight")
         if not is_awq or reading is None or own is None or own.shape != reading.weight.shape:
             return reading
-        return reading._replace(own=_unscaled(reading.weight, own))
+        return reading._replace(own=unscaled(reading.weight, own))
 
     return finish(spec, source, model, inspect, plan)
 
@@ -254,7 +254,7 @@ def without_compilation(model: nn.Module) -> None:
         module.__dict__.pop("dequantize_weight", None)
 
 
-def _unscaled(weight: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+def unscaled(weight: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     """The weight in force without AWQ's scales, which stand in the layers before and after.
 
     The scales are those of rows and columns that fit best, by alternating least squares.
