@@ -250,7 +250,8 @@ class Proof(_File):
 
 class DeployedFile(_File):
     """The checkpoint whose weights were measured in place of the entry's own: another tool made
-    them of it."""
+    them of it.
+    """
 
     path: str
     """As given: a ``.gguf`` file, a folder or a hub id."""
@@ -294,8 +295,8 @@ class Condition(_File):
     """In full; the run folder's name too. ``A+B`` is A, and then B; ``deployed:X`` is X as another
     tool made it."""
     kind: str = Field(pattern=r"^[a-z][a-z_-]*$", max_length=40)
-    """stored, quantized, deployed, pruned, noised, merged, relearned, asked, and of ``A+B`` both, as
-    pruned-quantized; unknown where an imported run does not say."""
+    """stored, quantized, deployed, pruned, noised, merged, relearned, asked, and of ``A+B`` both,
+    as pruned-quantized; unknown where an imported run does not say."""
     options: ConditionOptions
     deployed: DeployedFile | None = None
     """Where the weights come from, if not from the checkpoint."""

@@ -83,10 +83,9 @@ def open_gguf(path: Path, name: str) -> GgufFile:
                 f"{name}: tensor {one_line(key, 60)} is of type {tensor.dtype}, which gguf-py does "
                 "not read; update gguf, or make the file in another type"
             )
-    said = [_metadata(part) for part in parts]
     if len(parts) > 1:
-        _require_whole(parts, said, len(tensors))
-    return GgufFile(name, parts, tensors, said[0])
+        _require_whole(parts, len(tensors))
+    return GgufFile(name, parts, tensors, _metadata(parts[0]))
 
 
 @functools.cache
@@ -129,15 +128,26 @@ def _metadata(path: Path) -> dict[str, Any]:
         raise damaged(path, error) from None
 
 
-def _require_whole(parts: tuple[Path, ...], said: list[dict[str, Any]], tensors: int) -> None:
-    for number, (part, facts) in enumerate(zip(parts, said, strict=True)):
-        found = facts.get("split.no"), facts.get("split.count")
+def _numbers(path: Path, *keys: str) -> tuple[object, ...]:
+    """What a part's head says, of which all but the first have not much."""
+    from gguf import GGUFReader
+
+    try:
+        fields = [GGUFReader(path).get_field(key) for key in keys]
+        return tuple(None if field is None else field.contents() for field in fields)
+    except Exception as error:  # it has no errors of its own
+        raise damaged(path, error) from None
+
+
+def _require_whole(parts: tuple[Path, ...], tensors: int) -> None:
+    for number, part in enumerate(parts):
+        found = _numbers(part, "split.no", "split.count")
         if found != (number, len(parts)):
             raise CheckpointError(
                 f"{part} says that it is part {found[0]} of {found[1]} (split.no, split.count), "
                 f"and its name says {number} of {len(parts)}; copy the parts again"
             )
-    due = said[0].get("split.tensors.count")
+    (due,) = _numbers(parts[0], "split.tensors.count")
     if due != tensors:
         raise CheckpointError(
             f"{parts[0]}: its parts hold {tensors} tensors together, and it says {due} "

@@ -264,9 +264,7 @@ def _describe(source: Source, spec: ConditionSpec, plan: LoadPlan, dtype: str) -
     made = ConditionOptions.model_validate(facts)
     deployed = plan.materials.deployed.get(spec.name)
     origin = None if deployed is None else deployed.record
-    return Condition(
-        name=spec.name, kind=spec.kind, options=made, deployed=origin, first=first
-    )
+    return Condition(name=spec.name, kind=spec.kind, options=made, deployed=origin, first=first)
 
 
 def _pick_device_and_kernel(

@@ -203,7 +203,7 @@ def _prove(scheme: StoredScheme, model: PreTrainedModel, path: str) -> Proof:
 
 
 def read_packed(scheme: StoredScheme, module: Any) -> ModuleReading | None:
-    """What is in a module of a checkpoint that is quantized already; None where it is not packed."""
+    """What is in a module of a checkpoint that is quantized already; None: it is not packed."""
     if scheme.method == "bitsandbytes":
         return bnb.inspect(module)
     if scheme.method in ("gptq", "awq"):

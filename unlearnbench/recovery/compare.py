@@ -10,11 +10,17 @@ from pathlib import Path
 from unlearnbench.errors import MetricError, OptionError, ResultError, one_line
 from unlearnbench.metrics.intervals import CONFIDENCE, Estimate, Values, draw
 from unlearnbench.recovery import UTILITY_FLOOR
-from unlearnbench.recovery.controls import leaves_alone, needs_control, require_control
+from unlearnbench.recovery.controls import (
+    lacking,
+    leaves_alone,
+    needs_control,
+    require_control,
+    stand_in,
+)
 from unlearnbench.recovery.statistics import Cell, Scale, generation_scores, leak_scores, measure
 from unlearnbench.recovery.utility import KeptFigure, Retained, retained_of, share_of
 from unlearnbench.recovery.verdicts import RecoveryRow, Want, mark_significant
-from unlearnbench.results import DEPLOYED, FULL, LikelihoodRecord
+from unlearnbench.results import FULL, LikelihoodRecord
 from unlearnbench.runs.entries import (
     Entry,
     LoadedRun,
@@ -176,14 +182,8 @@ class Comparison:
         return TaskStanding(scale.want, models[0].n, scale.value(models), excess, utility)
 
     def target_at(self, precision: str) -> LoadedRun:
-        """The target's run at ``precision``. Of what another tool deployed the target may have no
-        like: then it is that at our own precision of the name, else the one in full precision.
-        """
-        runs = self.target.runs
-        if precision.startswith(DEPLOYED) and precision not in runs:
-            own = precision.removeprefix(DEPLOYED)
-            return runs[own] if own in runs else self.target.full
-        return self.target.at(precision)
+        """The target's run at ``precision``, or what stands for it; see ``stand_in``."""
+        return self.target.at(stand_in(precision, self.target.runs))
 
     def row(self, entry: Entry, task: str, precision: str) -> RecoveryRow:
         """One row of the recovery table, before Holm's correction."""
@@ -237,26 +237,16 @@ def open_comparison(
                 require_same_condition(run, found.target.at(run.condition))
     wanted = sorted({task for entry in found.entries for task in found.tasks(entry)})
     met = {condition for entry in found.entries for condition in entry.runs}
-    stand_ins = {found.target_at(name).condition for name in met if name.startswith(DEPLOYED)}
+    stand_ins = {name: stand_in(name, found.target.runs) for name in met}
     for run in found.target.runs.values():
-        if run.condition in met | stand_ins:
+        if run.condition in stand_ins.values():
             require_comparable(run, base, wanted)
     anchors = {"target": found.target, "retrained": found.retrained}
     notes = [note for entry in (*found.entries, *ends) for note in machine_notes(entry, anchors)]
-    notes += _stand_ins(found, met)
+    notes += lacking(stand_ins)
     for note in dict.fromkeys([*notes, *_other_utilities(found, wanted)]):
         log.warning("%s", note)
     return found
-
-
-def _stand_ins(found: Comparison, conditions: Collection[str]) -> Iterator[str]:
-    """Which deployed checkpoints the target has no like of."""
-    for name in sorted(conditions):
-        if name.startswith(DEPLOYED) and name not in found.target.runs:
-            yield (
-                f"the target has no run at {name}; its run at {found.target_at(name).condition} "
-                "stands for what it knows there"
-            )
 
 
 def _other_utilities(found: Comparison, tasks: Sequence[str]) -> Iterator[str]:

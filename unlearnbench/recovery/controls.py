@@ -4,13 +4,13 @@ gains was taught, not brought back.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 
 from unlearnbench.conditions import find_condition
 from unlearnbench.conditions.base import ConditionSpec, file_of
 from unlearnbench.errors import OptionError, PrecisionError, ResultError, one_line
-from unlearnbench.results import FULL
+from unlearnbench.results import DEPLOYED, FULL
 from unlearnbench.runs.entries import LoadedRun
 from unlearnbench.tasks.spec import TaskSpec
 
@@ -48,6 +48,27 @@ def leaves_alone(run: LoadedRun, task: str) -> bool:
             "is, which it cannot; evaluate it again"
         )
     return True
+
+
+def stand_in(name: str, target: Collection[str]) -> str:
+    """Which of the target's conditions its row at ``name`` is of: the same one; of what another
+    tool deployed the target may have no like, and then our own precision of that name, or full
+    precision.
+    """
+    if not name.startswith(DEPLOYED) or name in target:
+        return name
+    own = name.removeprefix(DEPLOYED)
+    return own if own in target else FULL
+
+
+def lacking(stand_ins: Mapping[str, str]) -> Iterator[str]:
+    """Notes on what stands for the target's run at deployed conditions, by condition."""
+    for name, other in sorted(stand_ins.items()):
+        if name.startswith(DEPLOYED) and name != other:
+            yield (
+                f"the target has no run at {name}; its run at {other} stands for what it knows "
+                "there"
+            )
 
 
 def require_control(name: str, retrained: Collection[str]) -> None:

@@ -61,8 +61,8 @@ class _Meeting:
         if own is None or own.shape != now.shape:
             there = "none" if own is None else tuple(own.shape)
             raise CheckpointError(
-                f"--deployed {path}: {name} has shape {tuple(now.shape)}, and in the model {there}; "
-                "it is no checkpoint of this model"
+                f"--deployed {path}: {name} has shape {tuple(now.shape)}, and in the model "
+                f"{there}; it is no checkpoint of this model"
             )
         if not bool(now.isfinite().all()):
             raise CheckpointError(f"--deployed {path}: {name} has NaN or infinite values")

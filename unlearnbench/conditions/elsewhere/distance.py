@@ -1,5 +1,5 @@
-"""How far a deployed checkpoint is from the one that it is set against, and whether it was made from
-it.
+"""How far a deployed checkpoint is from the one that it is set against, and whether it was made of
+that one.
 
 Rounding puts a weight on the level nearest to it, whatever the grid and however its scales were
 found. So of a file made from a checkpoint each weight of that checkpoint lies nearest to the level
@@ -36,7 +36,8 @@ them; of none for sure."""
 @dataclass(frozen=True)
 class Grid:
     """How far a weight may lie below and above a value in force and still be nearest to it, each of
-    its shape; infinite at an end of the grid."""
+    its shape; infinite at an end of the grid.
+    """
 
     below: torch.Tensor
     above: torch.Tensor
@@ -105,7 +106,8 @@ class _Count:
 @dataclass
 class Distance:
     """What was met so far. A checkpoint in fp32 may have been rounded to 16 bits on its way into
-    the file; whichever way fits best counts."""
+    the file; whichever way fits best counts.
+    """
 
     counts: dict[str, _Count] = field(default_factory=dict)
     signal: float = 0.0
@@ -132,7 +134,8 @@ class Distance:
         target: torch.Tensor | None = None,
     ) -> None:
         """A matrix that is quantized in the file. target: the same of the model before
-        unlearning."""
+        unlearning.
+        """
         import torch
 
         rounding = torch.finfo(now.dtype).eps * now.abs().float()  # of what unpacked it

@@ -96,14 +96,18 @@ def _require_splits(home: CheckpointFiles, source: Any) -> None:
         if home.kind != "gguf":
             raise
         # Its tokens are the model's, id by id; only the rule that cuts texts is not known.
-        log.warning("%s; its tokens are the model's, the rule that splits texts is not compared", error)
+        log.warning(
+            "%s; its tokens are the model's, the rule that splits texts is not compared", error
+        )
         return
     begin = source.tokenizer.bos_token_id
     ours = probe_ids(source.tokenizer)
     for own, other in zip(ours, theirs, strict=True):
         one, two = (ids[1:] if ids[:1] == [begin] else ids for ids in (own, other))
         if one != two:
-            at = next((i for i, pair in enumerate(zip(one, two, strict=False)) if len(set(pair)) > 1), 0)
+            at = next(
+                (i for i, pair in enumerate(zip(one, two, strict=False)) if len(set(pair)) > 1), 0
+            )
             raise CheckpointError(
                 f"--deployed {home.path} has another tokenizer: of a test text it makes "
                 f"{len(two)} tokens and the model's {len(one)}, first different at {at}; give the "

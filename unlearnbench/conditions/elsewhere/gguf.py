@@ -28,7 +28,9 @@ _WORDS = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"}
 # Whose codes llama.cpp does not round again after it has fitted scales by an importance matrix.
 _WEIGHED = {"Q4_0", "Q4_1", "Q5_0", "Q5_1"}
 # Of no use to transformers, which has them from the config.
-_TABLES = re.compile(r"rope_(freqs|factors_long|factors_short)\.weight|blk\.\d+\.rope_freqs\.weight")
+_TABLES = re.compile(
+    r"rope_(freqs|factors_long|factors_short)\.weight|blk\.\d+\.rope_freqs\.weight"
+)
 _KEYS = {
     "block_count": "num_hidden_layers",
     "embedding_length": "hidden_size",

@@ -88,13 +88,13 @@ def _gptq(values: torch.Tensor, module: Any, law: Law) -> Grid:
     most = (2 ** (module.bits - 1) - 1) * step * (1 - SLACK)
     inf = float("inf")
     return Grid(
-        grid.below.masked_fill(values <= -most, inf), grid.above.masked_fill(values >= most, inf), law
+        grid.below.masked_fill(values <= -most, inf),
+        grid.above.masked_fill(values >= most, inf),
+        law,
     )
 
 
-def _awq(
-    reading: ModuleReading, module: Any, own: torch.Tensor
-) -> tuple[ModuleReading, Grid]:
+def _awq(reading: ModuleReading, module: Any, own: torch.Tensor) -> tuple[ModuleReading, Grid]:
     """Its scales stand in the layers before and after, and are divided out."""
     import torch
 
@@ -186,9 +186,7 @@ def _scale(
     return full if full.shape == shape else None
 
 
-def _float(
-    values: torch.Tensor, scale: torch.Tensor, factor: torch.Tensor, law: Law
-) -> Grid:
+def _float(values: torch.Tensor, scale: torch.Tensor, factor: torch.Tensor, law: Law) -> Grid:
     """Halves of the way to the neighbours of FP8 E4M3, inward half as far at a power of two."""
     import torch
 
