@@ -38,7 +38,8 @@ def show_quants(model: str | None, quant: Sequence[str], as_json: bool, **given:
     options = taken(KernelOptions, given)
     names = split_names(",".join(quant))
     if model is not None:
-        specs = conditions.resolve(names or [FULL]) if names or not options.deployed else ()
+        chosen = names or ([] if options.deployed else [FULL])
+        specs: Sequence[ConditionSpec] = conditions.resolve(chosen) if chosen else ()
         if options.deployed:
             from unlearnbench.conditions import deployed
 

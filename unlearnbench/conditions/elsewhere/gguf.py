@@ -67,11 +67,11 @@ def require_fit(file: GgufFile, config: Mapping[str, Any], model: nn.Module) -> 
     for key, name in names.items():
         if key not in file.tensors or name not in shapes:
             continue
-        there, ours = file.tensors[key].shape, shapes[name]
-        if len(ours) == len(there) <= 2 and tuple(reversed(there)) != ours and there != ours:
+        there, shape = file.tensors[key].shape, shapes[name]
+        if len(shape) == len(there) <= 2 and shape not in (there, there[::-1]):
             raise CheckpointError(
-                f"--deployed {file.path}: {one_line(key, 60)} has shape {tuple(reversed(there))}, "
-                f"and {name} of the model {ours}; it is no file of this model"
+                f"--deployed {file.path}: {one_line(key, 60)} has shape {there[::-1]}, "
+                f"and {name} of the model {shape}; it is no file of this model"
             )
     for key in file.tensors:
         if key in names or _TABLES.fullmatch(key) or _is_merged(key):
@@ -108,7 +108,8 @@ def _names(file: GgufFile, config: Mapping[str, Any], model: nn.Module) -> dict[
 def _processor(file: GgufFile, config: Mapping[str, Any]) -> Any:
     from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor
 
-    return TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)(config=dict(config))
+    kind: Any = TENSOR_PROCESSORS.get(file.architecture, TensorProcessor)
+    return kind(config=dict(config))
 
 
 def read(file: GgufFile, config: Mapping[str, Any], names: Mapping[str, str], meet: Meet) -> None:
@@ -148,11 +149,11 @@ def read(file: GgufFile, config: Mapping[str, Any], names: Mapping[str, str], me
                     laws.setdefault(merged, (law, kind))
                 continue
             values, *nearby = (torch.from_numpy(one.weights.copy()) for one in made)
-            meet(name, values, Grid(*nearby, law=law) if nearby else None, kind)
+            meet(name, values, Grid(nearby[0], nearby[1], law) if nearby else None, kind)
     for name, values in joined[0]["tensors"].items():  # experts, of which each was one tensor
         law, kind = laws[name]
         nearby = [place["tensors"][name] for place in joined[1:] if name in place["tensors"]]
-        meet(name, values, Grid(*nearby, law=law) if len(nearby) == 2 else None, kind)
+        meet(name, values, Grid(nearby[0], nearby[1], law) if len(nearby) == 2 else None, kind)
 
 
 def _levels(kind: str, data: Any) -> tuple[Any, Any, Any]:
