@@ -27,7 +27,15 @@ def test_every_precision_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     rows = rows[: len(rows) - len(families)]
     assert [row["name"] for row in rows] == list(conditions.precisions())
     names = {"CHANGE+PRECISION", "merge-A", "noise-L", "prune-magnitude-S", "prune-wanda-S"}
-    names |= {"relearn-N", "prefix-N", "hints-K", "sample-N", "suffix-N", "embedding-N"}
+    names |= {
+        "deployed:SCHEME",
+        "relearn-N",
+        "prefix-N",
+        "hints-K",
+        "sample-N",
+        "suffix-N",
+        "embedding-N",
+    }
     assert {row["name"] for row in families} == names
     for row in rows:
         assert row["install"].startswith("pip install ")
