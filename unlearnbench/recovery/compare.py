@@ -181,10 +181,6 @@ class Comparison:
         utility = self.utility(entry, task, precision)
         return TaskStanding(scale.want, models[0].n, scale.value(models), excess, utility)
 
-    def target_at(self, precision: str) -> LoadedRun:
-        """The target's run at ``precision``, or what stands for it; see ``stand_in``."""
-        return self.target.at(stand_in(precision, self.target.runs))
-
     def row(self, entry: Entry, task: str, precision: str) -> RecoveryRow:
         """One row of the recovery table, before Holm's correction."""
         empty = [each.at(precision).task(task).empty_outputs for each in entry.trainings]
@@ -193,7 +189,7 @@ class Comparison:
             self.scale(task),
             full=[self.scores(each.full, task) for each in entry.trainings],
             quantized=self.models(entry, precision, task),
-            target=self.scores(self.target_at(precision), task),
+            target=self.scores(self.target.at(stand_in(precision, self.target.runs)), task),
             target_full=self.scores(self.target.full, task),
             retrained=self.scores(self.retrained.full, task),
             same_as_retrained=run_key(entry.at(precision)) == run_key(base),
