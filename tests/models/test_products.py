@@ -5,8 +5,11 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import threading
+import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +254,7 @@ def test_a_choice_is_kept_for_the_next_run(
     for content in (
         b"\xff no json",
         b"[" * 5000,
+        b'{"deep": ' + b"[" * 900 + b"]" * 900 + b"}",
         b"[]",
         b" " * 2**21,
         *(
@@ -260,6 +264,50 @@ def test_a_choice_is_kept_for_the_next_run(
     ):
         cache.write_bytes(content)
         assert quicken(layer()) == "96x64 onednn/torch", content[:40]
+
+
+def test_those_that_begin_together_take_the_same(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes of a sweep; what one of them measures meanwhile of another shape stays."""
+    begun, go_on = threading.Event(), threading.Event()
+    measured: list[object] = []
+
+    def slow(*given: object) -> Choice:
+        measured.append(given)
+        if len(measured) == 1:
+            begun.set()
+            go_on.wait(30)
+            return Choice("turned", "onednn", {})
+        return Choice("onednn", "torch", {})
+
+    monkeypatch.setattr(products, "measure", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(quicken, layer())
+        assert begun.wait(30)
+        other = pool.submit(quicken, nn.ModuleList([layer(), layer(128)]))
+        time.sleep(0.2)
+        go_on.set()
+        assert first.result(30) == "96x64 turned/onednn"
+        assert other.result(30) == "96x64 turned/onednn, 128x64 onednn/torch"
+    assert len(measured) == 2
+    assert len(json.loads(cache.read_bytes())) == 2
+
+
+def test_a_way_that_refuses_bf16_on_this_processor_is_not_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its library does where there is neither AVX-512 nor AVX-NE-CONVERT."""
+    tried: list[Sequence[str]] = []
+
+    def measured(_: object, names: Sequence[str]) -> Choice:
+        tried.append(names)
+        return Choice()
+
+    monkeypatch.setattr(products, "measure", measured)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    quicken(nn.ModuleList([layer(dtype=torch.bfloat16), layer()]))
+    assert tried == [["torch", "turned"], ["torch", "turned", "onednn", "packed"]]
 
 
 def test_where_no_choice_can_be_kept_it_is_made_each_time(

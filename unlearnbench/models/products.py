@@ -12,7 +12,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 
 import psutil
 import torch
+from filelock import FileLock
 from torch import nn
 from torch.nn.functional import linear, pad
 from transformers.pytorch_utils import Conv1D
@@ -41,6 +42,7 @@ _LOSS = 1.05  # what a packed weight may lose at one number of rows, where it ga
 # oneDNN makes code for each number of rows, some milliseconds each.
 _ROWS = (1, 4, *range(8, _FEW + 1, 8))
 _KEPT = 500  # choices in the file
+_WAIT = 60.0  # seconds for another process that measures
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,10 @@ def quicken(model: nn.Module) -> str | None:
         names = ["torch", *(() if is_turned else ("turned", "onednn"))]
         if can_pack and psutil.virtual_memory().available > size + 2**30:
             names.append("packed")
+        if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            names = [name for name in names if WAYS[name] is not _onednn]  # it refuses bf16 here
         key = f"{out}x{width} {str(dtype).removeprefix('torch.')} {'/'.join(names)}"
-        choice = known.get(key, names) or measure([_oriented(each) for each in layers[:4]], names)
-        known.add(key, choice)
+        choice = known.settle(key, names, [_oriented(each) for each in layers[:4]])
         _explain(out, width, len(layers), choice)
         if choice.few == choice.many == "torch":
             continue
@@ -129,7 +132,6 @@ def quicken(model: nn.Module) -> str | None:
                 packed = torch.ops.mkldnn._reorder_linear_weight(_oriented(layer), _TRIED["few"])
                 layer.weight = nn.Parameter(packed, requires_grad=False)
             layer.forward = Product(layer, choice)
-    known.write()
     return ", ".join(said) or None
 
 
@@ -256,30 +258,41 @@ class _Known:
         facts = [processor_name(), torch.backends.cpu.get_cpu_capability(), torch.__version__]
         self._here = f"{' '.join(map(str, facts))}, {torch.get_num_threads()} threads: "
         self._found: dict[str, Any] = {}
-        self._changed = False
-        with suppress(
-            OSError, ValueError, RecursionError
-        ):  # nobody's edit is to stop an evaluation
+        self._read()
+
+    def settle(self, key: str, names: Sequence[str], weights: Sequence[torch.Tensor]) -> Choice:
+        """The choice that is kept; else one is measured, and kept. One process at a time measures,
+        so that those that begin together take the same.
+        """
+        found = self._get(key, names)
+        if found is not None:
+            return found
+        with ExitStack() as stack:
+            # Where nothing can be written or locked, each measures for itself.
+            with suppress(OSError, NotImplementedError):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(self.path.with_suffix(".lock"), timeout=_WAIT))
+            self._read()
+            found = self._get(key, names)
+            if found is None:
+                found = measure(weights, names)
+                self._found[self._here + key] = [found.few, found.many]
+                kept = dict([*self._found.items()][-_KEPT:])
+                with suppress(OSError, RecursionError):  # then the next run measures again
+                    write_whole(self.path, json.dumps(kept, indent=1).encode("ascii"))
+        return found
+
+    def _read(self) -> None:
+        """What others wrote meanwhile too; nobody's edit is to stop an evaluation."""
+        with suppress(OSError, ValueError, RecursionError):
             if self.path.stat().st_size < 2**20:
                 content = json.loads(self.path.read_bytes())
-                self._found = content if isinstance(content, dict) else {}
+                self._found |= content if isinstance(content, dict) else {}
 
-    def get(self, key: str, names: Sequence[str]) -> Choice | None:
+    def _get(self, key: str, names: Sequence[str]) -> Choice | None:
         """None where it is not known, or what is stated cannot be."""
         match self._found.get(self._here + key):
             case [str(few), str(many)] if {few, many} <= {*names} and many != "turned":
                 if (few == "packed") == (many == "packed"):
                     return Choice(few, many)
         return None
-
-    def add(self, key: str, choice: Choice) -> None:
-        if choice.shares is not None:
-            self._found[self._here + key] = [choice.few, choice.many]
-            self._changed = True
-
-    def write(self) -> None:
-        if self._changed:
-            kept = dict([*self._found.items()][-_KEPT:])
-            with suppress(OSError):  # then the next run measures again
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(self.path, json.dumps(kept, indent=1).encode("ascii"))
