@@ -37,6 +37,9 @@ class Generate:
     sampling: Sampling | None = None
     tokens: tuple[int, ...] = ()
     """The prompt's token ids, where no text has them."""
+    drafts: tuple[str, ...] = ()
+    """What the answer may be, the likeliest first. It moves how fast an answer comes, not its
+    text."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,12 @@ class Generated:
     id: str
     text: str
     n_tokens: int
+    passes: int = 0
+    """Forward passes in which it had a token, where drafts were verified; else 0."""
+    drafted: int = 0
+    """Tokens of drafts, and of what was looked up behind them, that were run."""
+    accepted: int = 0
+    """Those of them that are the answer's."""
 
 
 @dataclass(frozen=True)

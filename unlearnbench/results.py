@@ -399,6 +399,24 @@ class LeakFigures(_File):
     """Of each question's 95% upper bound on the mean score of an answer (DKW)."""
 
 
+class DraftFigures(_File):
+    """How far answers were verified against drafts: what was known of them from other conditions
+    or a reference run. Sums over the answers of a task.
+    """
+
+    answers: int = Field(gt=0)
+    """Answers of the batches in which there were drafts."""
+    tokens: int = Field(ge=0)
+    """Their tokens, an end-of-text token not counted."""
+    drafted: int = Field(ge=0)
+    """Tokens of drafts, and of what was looked up behind them, that were run."""
+    accepted: int = Field(ge=0)
+    """Those of them that the model chose itself."""
+    passes: int = Field(gt=0)
+    """Forward passes, each counted for every answer that had a token in it; without drafts one
+    for every token."""
+
+
 class TaskResult(_File):
     """One task's result."""
 
@@ -439,6 +457,8 @@ class TaskResult(_File):
     """Absent where one answer was asked for."""
     searches: Listed[SearchFound] | None = None
     """Absent where the condition searches for nothing."""
+    drafts: DraftFigures | None = None
+    """Absent where nothing was known of the answers, or the model verifies no drafts."""
     environment: Environment | None = None
     """Where and with what it was measured; absent in older files and imported runs, where the
     run's own holds."""

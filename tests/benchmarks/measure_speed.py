@@ -11,8 +11,8 @@ repeat, and each turn begins with another. `tasks`: on models in memory, seconds
 metrics and files), with its peak memory; on CPU the three run five seconds each by turns. `floor`:
 the seconds that its operations take at the machine's peak. `profile`: where ours goes. `marginal`:
 what another sample costs. `rounding`: how many scores are others than one prompt at a time by the
-plain evaluator gives. `products`: torch's own against those chosen.
-`start`: the command line. Figures in brackets are the least and the largest
+plain evaluator gives. `products`: torch's own against those chosen. `drafts`: what drafts save at
+further conditions. `start`: the command line. Figures in brackets are the least and the largest
 of the repeats; a whole evaluation is one repeat unless --whole-repeats says more.
 """
 
@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 
+from tests.benchmarks.drafts import measure_drafts
 from tests.benchmarks.floor import measure_floor
 from tests.benchmarks.gauge import Spread, spread, timed
 from tests.benchmarks.marginal import measure_marginal, work_marginal
@@ -47,7 +48,8 @@ from unlearnbench.util.processor import processor_name
 
 TIMED = ("news_verbmem", "news_knowmem_f", "news_privleak")
 PRECISIONS = ("none", "bnb-int8", "bnb-fp4")
-PARTS = ("tasks", "marginal", "whole", "floor", "profile", "start")  # rounding, products
+PARTS = ("tasks", "marginal", "whole", "floor", "profile", "drafts", "start")
+"""And rounding, products."""
 # HFLM's rolling log-likelihood counts a text's first token, and MUSE does not.
 COMPARED = dict.fromkeys(TIMED, ("plain", "hflm")) | {"news_privleak": ("plain",)}
 
@@ -182,6 +184,7 @@ def main() -> None:
         "profile": measure_profile,
         "rounding": measure_rounding,
         "products": measure_products,
+        "drafts": measure_drafts,
         "start": measure_start,
     }
     with tempfile.TemporaryDirectory() as scratch:

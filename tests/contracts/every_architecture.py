@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,10 @@ def our_answers(folder: Path) -> tuple[list[str], list[Any], list[str]]:
         model = load_at(open_checkpoint(str(folder), LoadOptions()), "none")
         asked = [Generate(str(n), prompt, _NEW) for n, prompt in enumerate(PROMPTS)]
         texts = {answer.id: answer.text for answer in model.generate(asked)}
+        drafts = (texts["0"], texts["1"][:5] + " and so on")
+        known = [replace(r, drafts=(*drafts, texts[r.id])) for r in asked]
+        drafted = {answer.id: answer.text for answer in model.generate(known)}
+        assert drafted == texts, "drafts move a text"
         scores = [Score(str(n), text) for n, text in enumerate(TEXTS)]
         scored = {answer.id: figures(answer) for answer in model.score(scores)}
     return [texts[r.id] for r in asked], [scored[r.id] for r in scores], said

@@ -48,6 +48,11 @@ def test_every_kind_of_model_answers_as_one_prompt_at_a_time(name: str) -> None:
     assert len(set(found.values())) > 1, "outputs that are all alike would prove nothing"
     ids = ours.tokens.encode(PROMPTS[0])
     assert isinstance(ours.find_continuer(ids, 200), Continuer) == KINDS[name][2]
+    drafts = (found[prompts[0]], found[prompts[1]][:5] + " and")
+    drafted = [Generate(p, p, 10, drafts=(*drafts, found[p])) for p in prompts]
+    known = [*ours.generate(drafted)]
+    assert {answer.id: answer.text for answer in known} == found
+    assert (sum(answer.drafted for answer in known) > 0) == KINDS[name][2]
     for answer in ours.score([Score(t, t) for t in (PROMPTS[1], CORPUS[0][:14])]):
         np.testing.assert_allclose(figures(answer), by_loop(model, answer.id), atol=1e-4)
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from unlearnbench.evaluation.drafts import Drafts
+
 JOURNAL_VERSION = 2
 _REDO = "remove it to do this task anew"
 
@@ -58,10 +60,15 @@ def request_ids(
 
 
 def make_records(
-    task: TaskSamples, model: Model, settings: Settings, answers: Answers
+    task: TaskSamples,
+    model: Model,
+    settings: Settings,
+    answers: Answers,
+    drafts: Drafts | None = None,
 ) -> list[SampleRecord]:
     """Ask the model for the answers that ``answers`` lacks, and return the records in row order.
-    Each new answer is kept; those that are there already are scored again.
+    Each new answer is kept; those that are there already are scored again. ``drafts`` gives what
+    is known of answers, and takes them.
 
     Raises:
         ModelOutputError: the model cannot answer, or did not answer each request once.
@@ -75,7 +82,11 @@ def make_records(
         requests = [request for each in rounds for request in each]
         texts = [request for request in requests if isinstance(request, Score)]
         prompts = [request for request in requests if isinstance(request, Generate)]
+        if drafts is not None:
+            prompts = drafts.give(prompts)
         _ask(prompts, partial(model.generate, prompts), answers, scoring)
+        if drafts is not None:
+            drafts.take(prompts, answers.found)
         _ask(texts, partial(model.score, texts), answers, scoring)
     return task.spec.of_one_run([scoring.records[place] for place in range(len(samples))])
 
@@ -313,7 +324,10 @@ def _checksum(before: str, content: Mapping[str, object]) -> str:
 def _encode(answer: Answer) -> dict[str, object]:
     """An answer's line. Figures: float64, little-endian, base64."""
     if isinstance(answer, Generated):
-        return {"id": answer.id, "text": answer.text, "n_tokens": answer.n_tokens}
+        line: dict[str, object] = {"id": answer.id, "text": answer.text}
+        line["n_tokens"] = answer.n_tokens
+        counts = {"passes": answer.passes, "drafted": answer.drafted, "accepted": answer.accepted}
+        return line | (counts if answer.passes else {})
     import numpy as np
 
     arrays = {"logprobs": answer.logprobs, "mean": answer.mean, "std": answer.std}
@@ -328,9 +342,10 @@ def _encode(answer: Answer) -> dict[str, object]:
 def _decode(content: dict[str, object]) -> Answer:
     match content:
         case {"id": str(name), "text": str(text), "n_tokens": int(count), **rest}:
-            if rest or count < 0 or isinstance(count, bool):
+            counts: list[Any] = [rest.pop(n, 0) for n in ("passes", "drafted", "accepted")]
+            if rest or any(type(n) is not int or n < 0 for n in (count, *counts)):
                 raise ValueError("no generated answer")
-            return Generated(name, text, count)
+            return Generated(name, text, count, *counts)
         case {"id": str(name), "logprobs": str(a), "mean": str(b), "std": str(c), **rest}:
             arrays = [_unpack(packed) for packed in (a, b, c)]
             matches = _matches(rest.pop("matches")) if "matches" in rest else None

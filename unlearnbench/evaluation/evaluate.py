@@ -190,6 +190,7 @@ def _evaluate_path(
         tasks = chat_samples(evaluation.tasks, source.tokenizer, told)
         chat = chat_settings(source.tokenizer, told)
         evaluation = replace(evaluation, tasks=tuple(tasks), chat=chat)
+    evaluation = evaluation.with_drafts(len(specs))
     config = source.config.to_dict()
     failures, results, runs = evaluation.failures(len(specs)), [], []
     with ExitStack() as locks:

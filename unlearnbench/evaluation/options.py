@@ -79,6 +79,11 @@ class Options(KernelOptions):
     budget: int | None = Field(default=None, ge=1, title="N")
     """Most forward passes (texts run through the model) of each search of a condition."""
 
+    drafts: Literal["auto", "off"] = "auto"
+    """Verify answers that are known from other conditions, or from --reference, several tokens a
+    pass; off: always one token.
+    """
+
     backend: Literal["hf", "vllm"] = "hf"
     """Generate through transformers, or vLLM on GPUs."""
 

@@ -13,9 +13,9 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from unlearnbench.errors import DataError, ResultError, one_line
 from unlearnbench.evaluation.answers import Journal, make_records, request_ids, task_fingerprint
@@ -49,6 +49,9 @@ from unlearnbench.tasks.spec import Sample, TaskReference
 from unlearnbench.util.files import content_sha256, lock_folder
 from unlearnbench.util.process import ProgressLine
 
+if TYPE_CHECKING:
+    from unlearnbench.evaluation.drafts import Drafts
+
 log = logging.getLogger("unlearnbench")
 R = TypeVar("R", TaskResult, HarnessResult)
 
@@ -65,11 +68,26 @@ class Evaluation:
     processes: int = 1
     chat: Mapping[str, Any] = field(default_factory=dict)
     """What ``Settings`` record of the chat template; empty without one."""
+    drafts: Drafts | None = None
+    """What is known of answers; None where nothing will be."""
 
     @property
     def batch_size(self) -> int | None:
         """None where the model is to choose."""
         return None if self.options.batch_size == "auto" else self.options.batch_size
+
+    def with_drafts(self, conditions: int) -> Evaluation:
+        """The same, which keeps what is known of answers, where something will be."""
+        reference = self.reference if isinstance(self.reference, RetrainedRun) else None
+        if self.options.drafts == "off" or (conditions == 1 and reference is None):
+            return self
+        from unlearnbench.evaluation.drafts import Drafts
+
+        drafts = Drafts()
+        if reference is not None:
+            settings = self.settings("fp32", "cpu")  # neither of which a prompt depends on
+            drafts.take_run(reference.folder, reference.result, self.tasks, settings)
+        return replace(self, drafts=drafts)
 
     def failures(self, conditions: int) -> Failures:
         """For what fails among these tasks under so many conditions."""
@@ -170,13 +188,13 @@ class Run:
         Raises:
             ResultError: the folder holds another run, or half a task of one, or is in use.
         """
-        folder, fresh, evaluation = self._folder, self._evaluation.options.fresh, self._evaluation
+        folder, evaluation, options = self._folder, self._evaluation, self._evaluation.options
         self._locks = locks
         self._lock()
-        self._stored = None if fresh else folder.read()
-        made_by = (
+        self._stored = None if options.fresh else folder.read()
+        facts = (
             Fingerprint.of_run(self._checkpoint, self._settings, self._condition)
-            | Fingerprint.of({"processes": evaluation.processes})
+            | Fingerprint.of({"processes": evaluation.processes, "drafts": options.drafts})
             | Fingerprint.of_machine(self._settings, self._condition, evaluation.batch_size)
         )
         tasks, harness = {}, {}
@@ -190,11 +208,10 @@ class Run:
         for task in evaluation.tasks:
             name = task.spec.task
             if name in tasks:
-                reference = self._references.get(name)
-                seed = self._settings.seed
-                tasks[name] = _take_over(folder, task, tasks[name], reference, seed)
+                given = self._references.get(name), self._settings, evaluation.drafts
+                tasks[name] = _take_over(folder, task, tasks[name], *given)
             else:
-                self._todo[name] = _open_journal(folder, task, self._settings, made_by, fresh)
+                self._todo[name] = _open_journal(folder, task, self._settings, facts, options.fresh)
         if (suite := evaluation.suite) is not None:
             self._harness_todo = suite.missing(harness, folder.path)
             if harness and not self._harness_todo:
@@ -247,13 +264,13 @@ class Run:
         """
         name, journal = task.spec.task, self._todo[task.spec.task]
         try:
-            shown = self._evaluation.options.progress
-            records = _answer(task, model, self._settings, journal, shown)
+            records = _answer(task, model, self._settings, journal, self._evaluation)
         finally:
             journal.close()
         content = encode_records(records)
         sha256, reference = hashlib.sha256(content).hexdigest(), self._references.get(name)
         result = task.result(records, sha256, reference, self._settings.seed)
+        result = _with_drafts(result, journal, self._evaluation)
         self._folder.write_file(self._folder.samples_file(name), content)
         self._keep(model, {name: result}, {})
         journal.remove()
@@ -304,15 +321,24 @@ def _as_now(
     return stored.model_copy(update={**known, "checkpoint": checkpoint})
 
 
+def _with_drafts(result: TaskResult, journal: Journal, evaluation: Evaluation) -> TaskResult:
+    if evaluation.drafts is None:
+        return result
+    from unlearnbench.evaluation.drafts import draft_figures
+
+    return result.model_copy(update={"drafts": draft_figures(journal.found.values())})
+
+
 def _answer(
-    task: TaskSamples, model: Model, settings: Settings, journal: Journal, progress: bool
+    task: TaskSamples, model: Model, settings: Settings, journal: Journal, evaluation: Evaluation
 ) -> list[SampleRecord]:
     if task.asking is not None:
         task.asking.search(model, journal.state(), journal.keep_state)
     stage, total = f"{task.spec.task} [{model.condition.name}]", len(request_ids(task, settings)[0])
+    progress = evaluation.options.progress
     with ProgressLine(stage, total, "sample", progress, len(journal.found)) as shown:
         journal.tick = shown.update
-        return make_records(task, model, settings, journal)
+        return make_records(task, model, settings, journal, evaluation.drafts)
 
 
 def _open_journal(
@@ -340,9 +366,12 @@ def _take_over(
     task: TaskSamples,
     earlier: TaskResult,
     reference: TaskReference | None,
-    seed: int,
+    settings: Settings,
+    drafts: Drafts | None,
 ) -> TaskResult:
-    """A task's result as its records give it: a number in run.json is not taken on trust."""
+    """A task's result as its records give it: a number in run.json is not taken on trust. What the
+    model answered goes to ``drafts``.
+    """
     name = task.spec.task
     there = Fingerprint.of_task(earlier.version, earlier.task_sha256, earlier.data)
     here = task_fingerprint(task)
@@ -359,13 +388,15 @@ def _take_over(
                 f"{folder.path} holds {name} with another prompt of {one_line(record.id, 60)}; use "
                 "another --output, or --fresh"
             )
-    result = task.result(records, earlier.records_sha256, reference, seed)
-    kept = {"environment": earlier.environment, "searches": earlier.searches}
+    result = task.result(records, earlier.records_sha256, reference, settings.seed)
+    kept = {name: getattr(earlier, name) for name in ("environment", "searches", "drafts")}
     result = result.model_copy(update=kept)
     if reference is None and earlier.auc_reference is not None:
         result = keep_reference(folder, name, result, earlier)
     log.info("%s: already in %s, not computed again", name, folder.path)
     _say_without_reference(task, result)
+    if drafts is not None:
+        drafts.take_records(task, records, settings)
     return result
 
 

@@ -10,10 +10,10 @@ from itertools import takewhile
 from typing import Any, TypeAlias
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig
 
 from unlearnbench.errors import ModelOutputError
-from unlearnbench.models.batches import Budget, Tokens, generation_budget, padded, texts_budget
+from unlearnbench.models.batches import Budget, Tokens, generation_budget, padded
 from unlearnbench.models.packed_rows import Packed, RowCache, Step, attending
 from unlearnbench.requests import Generate, Generated, Sampling
 from unlearnbench.util.process import explain
@@ -117,7 +117,7 @@ class Ending:
 
 
 @dataclass
-class _Batch:
+class Alive:
     """Rows under way, as the cache has them: which, and how many own tokens each has."""
 
     cache: RowCache
@@ -130,6 +130,8 @@ class Continuer:
 
     def __init__(self, model: Any, device: str) -> None:
         self.model, self.device = model, device
+        self.undrafted: str | None = None
+        """Why it verifies no drafts (models/drafting.py); empty where it does, None not tried."""
 
     def run_prefix(self, ids: Sequence[int]) -> RowCache:
         """Keys and values of the tokens that all rows share; none for no tokens."""
@@ -148,7 +150,7 @@ class Continuer:
     ) -> list[list[int]]:
         """New tokens of each row. start: length of the prefix, without which ``rows`` are given."""
         cache = RowCache(shared)
-        batch = _Batch(cache, [*range(len(rows))], [*map(len, rows)])
+        batch = Alive(cache, [*range(len(rows))], [*map(len, rows)])
         new: list[list[int]] = [[] for _ in rows]
         logits = torch.cat([*self._run_prompts(cache, start, rows, ending.most)])
         while True:
@@ -173,7 +175,7 @@ class Continuer:
     ) -> Iterator[torch.Tensor]:
         """Logits after the last token of each row, (rows, vocabulary), in parts."""
         room = max(map(len, rows)) + most
-        for group in _groups([*map(len, rows)], _PACKED_TOKENS[torch.device(self.device).type]):
+        for group in self._groups([*map(len, rows)]):
             ids: list[int] = []
             places: list[int] = []
             parts = []
@@ -184,7 +186,7 @@ class Continuer:
             cache.phase = Packed(parts, len(rows), room)
             yield self._forward(cache, ids, places, [end - 1 for _, _, end in parts])
 
-    def _step(self, batch: _Batch, start: int, chosen: Sequence[int]) -> torch.Tensor:
+    def _step(self, batch: Alive, start: int, chosen: Sequence[int]) -> torch.Tensor:
         lengths = torch.tensor(batch.lengths, device=self.device)
         places = torch.arange(max(batch.lengths) + 1, device=self.device)
         seen = (places[None] <= lengths[:, None])[:, None, None]
@@ -214,18 +216,18 @@ class Continuer:
             ).logits
         return logits[0]
 
-
-def _groups(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Neighbouring rows of at most ``most`` tokens together, or a longer one alone."""
-    group: list[int] = []
-    taken = 0
-    for row, length in enumerate(lengths):
-        if group and taken + length > most:
-            yield group
-            group, taken = [], 0
-        group.append(row)
-        taken += length
-    yield group
+    def _groups(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Neighbouring rows of so many tokens together that a pass takes, or a longer one alone."""
+        most = _PACKED_TOKENS[torch.device(self.device).type]
+        group: list[int] = []
+        taken = 0
+        for row, length in enumerate(lengths):
+            if group and taken + length > most:
+                yield group
+                group, taken = [], 0
+            group.append(row)
+            taken += length
+        yield group
 
 
 class PackedPrompts:
@@ -256,43 +258,12 @@ class PackedPrompts:
         if self._cache is None:
             self._cache = self._continuer.run_prefix(self._start)
         own = [ids[len(self._start) :] for _, ids in batch]
-        found = self._continuer.continue_rows(
-            self._cache, len(self._start), own, chooser.choose, ending
-        )
+        found = self._continue(batch, own, chooser.choose, ending)
         return [self._tokens.finished(r, row) for (r, _), row in zip(batch, found, strict=True)]
 
-
-def padded_budget(model: Any, device: str, new: int, alone: bool) -> Budget:
-    """Of prompts with ``new`` tokens to follow. alone: others would move an answer."""
-    if alone:
-        return texts_budget(1)
-    # Rows are padded, and the cache is copied at each step.
-    found = generation_budget(model, device)
-    most = max(1, min(found.most // 2, 16_384 if device == "cpu" else 131_072))
-    cost = lambda lengths: padded([n + new for n in lengths])  # noqa: E731
-    return Budget(min(found.tokens, most), most, cost)
-
-
-def run_padded(model: Any, tokens: Tokens, where: str, batch: Prompts) -> list[Generated]:
-    """Prompts of one kind, padded on the left, through transformers' own ``generate``."""
-    first, names = batch[0][0], [request.id for request, _ in batch]
-    rows = [row for _, row in batch]
-    ids, mask = tokens.tensors(rows, str(model.device), left=True)
-    width, chooser = ids.shape[1], Chooser(names, where, first.sampling, tokens.barred)
-
-    def processed(_: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return chooser.scores(scores, range(len(names)))
-
-    def stopped(ids: torch.Tensor, _: object, **__: object) -> torch.Tensor:
-        done = [tokens.stopped(first, row) for row in ids[:, width:].tolist()]
-        return torch.tensor(done, device=ids.device, dtype=torch.bool)
-
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=first.max_new_tokens,
-        logits_processor=LogitsProcessorList([processed]),
-        stopping_criteria=StoppingCriteriaList([stopped] if first.stop else []),
-    )
-    found = output[:, width:].tolist()
-    return [tokens.answer(r, row) for (r, _), row in zip(batch, found, strict=True)]
+    def _continue(
+        self, batch: Prompts, rows: Sequence[list[int]], choose: Choose, ending: Ending
+    ) -> list[list[int]]:
+        """New tokens of each row, given without what all share."""
+        shared = self._cache or RowCache()
+        return self._continuer.continue_rows(shared, len(self._start), rows, choose, ending)

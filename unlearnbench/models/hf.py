@@ -16,7 +16,7 @@ from unlearnbench.checkpoints.tokenizer import (
     thought_end,
 )
 from unlearnbench.errors import ModelOutputError
-from unlearnbench.models import generation, packable
+from unlearnbench.models import generation, packable, padded
 from unlearnbench.models.batches import A, Budget, Q, Tokens, run_in_batches, texts_budget
 from unlearnbench.models.generation import Continuer, PackedPrompts, Prompts
 from unlearnbench.models.likelihood import Head, find_head
@@ -94,7 +94,7 @@ class HFModel:
             if isinstance(continuer, str):
                 yield from self._generate_padded(prompts, continuer, skip)
             else:
-                packed = PackedPrompts(continuer, self.tokens, self.condition.name, prompts)
+                packed = self._open(continuer, prompts)
                 yield from self._in_batches(prompts, packed.run, packed.budget(), skip)
 
     def quicken(self) -> None:
@@ -109,6 +109,14 @@ class HFModel:
             from unlearnbench.models.products import quicken
 
             self.products = quicken(self.network)
+
+    def _open(self, continuer: Continuer, prompts: Prompts) -> PackedPrompts:
+        where = self.condition.name
+        if not any(request.drafts for request, _ in prompts):
+            return PackedPrompts(continuer, self.tokens, where, prompts)
+        from unlearnbench.models.drafting import open_prompts
+
+        return open_prompts(self.network, continuer, self.tokens, where, prompts)
 
     def find_continuer(self, ids: list[int], longest: int) -> Continuer | str:
         """What runs prompts like ``ids`` unpadded, or why nothing can. longest: with the answer."""
@@ -130,8 +138,8 @@ class HFModel:
         alone = self._padding_moves or 1 in side_of(self._turns, len(ids), new)
         how = "one prompt at a time" if alone else "padded"
         explain(f"generation through transformers' generate, {how}: {reason}")
-        run = partial(generation.run_padded, self.network, self.tokens, self.condition.name)
-        budget = generation.padded_budget(self.network, self._device, new, alone)
+        run = partial(padded.run_padded, self.network, self.tokens, self.condition.name)
+        budget = padded.padded_budget(self.network, self._device, new, alone)
         yield from self._in_batches(prompts, run, budget, skip)
 
     def score(self, requests: Sequence[Score], skip: Collection[str] = ()) -> Iterator[Scored]:

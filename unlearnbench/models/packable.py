@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -43,7 +43,8 @@ def find_continuer(model: Any, device: str, ids: Sequence[int]) -> Continuer | s
     continuer = Continuer(whole, device)
     try:
         with unrounded(model):
-            return _try(continuer, model, ids) or continuer
+            plain = lambda *given: continuer.continue_rows(*given[:5])  # noqa: E731
+            return compare(continuer, model, ids, plain) or continuer
     except Exception as error:  # an unusual model may fail anywhere; its own generate is there
         if is_out_of_memory(error):
             raise
@@ -66,8 +67,13 @@ def _unfit(model: Any) -> str | None:
     return f"its forward has no {min(missing)}" if missing else None
 
 
-def _try(continuer: Continuer, model: Any, ids: Sequence[int]) -> str | None:
-    """Rows behind a prefix, two steps each, against ``model``'s forward; returns what is wrong."""
+def compare(
+    continuer: Continuer, model: Any, ids: Sequence[int], run: Callable[..., object]
+) -> str | None:
+    """Rows behind a prefix, two steps each, against ``model``'s forward; returns what is wrong.
+
+    run: takes what ``Continuer.continue_rows`` does, and the new tokens that each row will have.
+    """
     few = _unlike_tokens(ids, int(model.config.get_text_config().vocab_size))
     shared, rows = few[:4], [few[4:6], few[5:11], few[8:11]]
     forced, seen = [few[:3], few[3:6], few[6:9]], [list[torch.Tensor]() for _ in rows]
@@ -78,7 +84,7 @@ def _try(continuer: Continuer, model: Any, ids: Sequence[int]) -> str | None:
         return [forced[row][len(seen[row]) - 1] for row in alive]
 
     ending = Ending(frozenset(), lambda _: False, 3)
-    continuer.continue_rows(continuer.run_prefix(shared), len(shared), rows, choose, ending)
+    run(continuer.run_prefix(shared), len(shared), rows, choose, ending, forced)
     for row, given, logits in zip(rows, forced, seen, strict=True):
         whole = torch.tensor([[*shared, *row, *given[:2]]], device=continuer.device)
         own = model(input_ids=whole, use_cache=False).logits[0, -3:].float()

@@ -86,34 +86,68 @@ class Step:
 
     def attend(self, layer: Layer, query: torch.Tensor, pair: Pair, scale: float) -> torch.Tensor:
         rows, heads, _, width = pair[0].shape
-        group, places = query.shape[1] // heads, self.seen.shape[-1]
         each = torch.arange(rows, device=query.device)
         for place, tensor in zip(layer.own, pair, strict=True):
             place[each, :, self.lengths] = tensor[:, :, 0]
-        keys, values = (
-            kept[:rows, :, :places].reshape(rows * heads, places, kept.shape[-1])
-            for kept in layer.own
-        )
-        asked = (query * scale).reshape(rows, heads, group, width)
-        own = torch.bmm(asked.reshape(rows * heads, group, width), keys.transpose(1, 2))
-        own = own.view(rows, heads, group, places).masked_fill_(~self.seen, float("-inf"))
-        if layer.prefix is None:
-            weights = _softmax(own)
-            found = torch.bmm(weights.reshape(rows * heads, group, places), values)
-            return found.reshape(rows, heads * group, 1, -1)
-        # One product for all rows, because they share these keys.
-        shared_keys, shared_values = layer.prefix
-        by_head = asked.transpose(0, 1).reshape(heads, rows * group, width)
-        shared = torch.bmm(by_head, shared_keys.transpose(1, 2))
-        shared = shared.view(heads, rows, group, -1).transpose(0, 1)
-        weights = _softmax(torch.cat([shared, own], dim=-1))
-        on_shared, on_own = weights.split([shared.shape[-1], places], dim=-1)
-        on_shared = on_shared.transpose(0, 1).reshape(heads, rows * group, -1)
-        found = torch.bmm(on_shared, shared_values).view(heads, rows, group, -1).transpose(0, 1)
-        found = found + torch.bmm(on_own.reshape(rows * heads, group, places), values).view(
-            rows, heads, group, -1
-        )
-        return found.reshape(rows, heads * group, 1, -1)
+        asked = (query * scale).reshape(rows, heads, query.shape[1] // heads, width)
+        return _attend_rows(layer, asked, self.seen).reshape(rows, query.shape[1], 1, -1)
+
+
+@dataclass(frozen=True)
+class Several:
+    """A pass over some further tokens of each row, one behind the other in one row."""
+
+    rows: torch.Tensor
+    """Which row each token is of, (tokens,)."""
+    places: torch.Tensor
+    """Which of its row's own places it takes, (tokens,)."""
+    grid: torch.Tensor
+    """Where in the pass each row's tokens are, (rows, most of a row); a shorter row's are filled
+    up with any."""
+    back: torch.Tensor
+    """Where in the flattened grid each token is, (tokens,)."""
+    seen: torch.Tensor
+    """Which of its row's own places a token of the grid attends to, (rows, 1, most, places)."""
+
+    def attend(self, layer: Layer, query: torch.Tensor, pair: Pair, scale: float) -> torch.Tensor:
+        heads, width = pair[0].shape[1], pair[0].shape[-1]
+        group, (rows, most) = query.shape[1] // heads, self.grid.shape
+        for place, tensor in zip(layer.own, pair, strict=True):
+            place[self.rows, :, self.places] = tensor[0].transpose(0, 1)
+        asked = (query[0] * scale)[:, self.grid.flatten()].view(heads, group, rows, most, width)
+        asked = asked.permute(2, 0, 1, 3, 4).reshape(rows, heads, group * most, width)
+        found = _attend_rows(layer, asked, self.seen.repeat(1, 1, group, 1))
+        found = found.reshape(rows, heads * group, most, -1).permute(1, 0, 2, 3)
+        return found.reshape(1, heads * group, rows * most, -1)[:, :, self.back]
+
+
+def _attend_rows(layer: Layer, asked: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Values for scaled queries of shape (rows, heads, queries, width), of the same shape. seen:
+    which own places each attends to, (rows, 1, queries or 1, places); the shared ones all do.
+    """
+    rows, heads, count, width = asked.shape
+    places = seen.shape[-1]
+    keys, values = (
+        kept[:rows, :, :places].reshape(rows * heads, places, kept.shape[-1]) for kept in layer.own
+    )
+    own = torch.bmm(asked.reshape(rows * heads, count, width), keys.transpose(1, 2))
+    own = own.view(rows, heads, count, places).masked_fill_(~seen, float("-inf"))
+    if layer.prefix is None:
+        weights = _softmax(own)
+        found = torch.bmm(weights.reshape(rows * heads, count, places), values)
+        return found.view(rows, heads, count, -1)
+    # One product for all rows, because they share these keys.
+    shared_keys, shared_values = layer.prefix
+    by_head = asked.transpose(0, 1).reshape(heads, rows * count, width)
+    shared = torch.bmm(by_head, shared_keys.transpose(1, 2))
+    shared = shared.view(heads, rows, count, -1).transpose(0, 1)
+    weights = _softmax(torch.cat([shared, own], dim=-1))
+    on_shared, on_own = weights.split([shared.shape[-1], places], dim=-1)
+    on_shared = on_shared.transpose(0, 1).reshape(heads, rows * count, -1)
+    found = torch.bmm(on_shared, shared_values).view(heads, rows, count, -1).transpose(0, 1)
+    return found + torch.bmm(on_own.reshape(rows * heads, count, places), values).view(
+        rows, heads, count, -1
+    )
 
 
 def _softmax(scores: torch.Tensor) -> torch.Tensor:
@@ -142,7 +176,7 @@ class RowCache(Cache):
         super().__init__(layers=[])
         self.rows: list[Layer] = [Layer(layer.prefix) for layer in prefix.rows] if prefix else []
         self.layers.extend(self.rows)
-        self.phase: Prefix | Packed | Step = Prefix()
+        self.phase: Prefix | Packed | Step | Several = Prefix()
         self.current = Layer()
 
     def update(
@@ -162,6 +196,13 @@ class RowCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0  # positions are always given, so nothing follows from this
+
+    def forget(self, rows: torch.Tensor, places: torch.Tensor) -> None:
+        """Make nothing of the values at these places, (n,) each: what is masked is still multiplied
+        by zero, and they may not be finite.
+        """
+        for layer in self.rows:
+            layer.own[1][rows, :, places] = 0
 
     def drop(self, row: int, last: int) -> None:
         """Forget ``row``; row ``last`` takes its place."""
