@@ -38,7 +38,7 @@ class _Rate:
 
 
 @dataclass
-class _Known:
+class _Guessed:
     prompt: Ids
     drafts: Sequence[Ids]
     follows: list[int] = field(default_factory=list)
@@ -62,7 +62,9 @@ class Guesses:
         self, prompts: Sequence[Ids], drafts: Sequence[Sequence[Ids]], widest: int
     ) -> None:
         """widest: the most tokens of a pass, with which logits stand."""
-        self._rows = [_Known(p, d, [*range(len(d))]) for p, d in zip(prompts, drafts, strict=True)]
+        self._rows = [
+            _Guessed(p, d, [*range(len(d))]) for p, d in zip(prompts, drafts, strict=True)
+        ]
         self._widest = widest
         self._rates = _Rate(), _Rate()  # of drafts that are followed, and of what was found again
         self._run, self._wasted = sum(map(len, prompts)), 0
@@ -93,7 +95,7 @@ class Guesses:
         if guessed:
             self._rates[not self._rows[row].follows].learn(len(guessed), accepted)
 
-    def _follow(self, own: _Known, new: Ids) -> None:
+    def _follow(self, own: _Guessed, new: Ids) -> None:
         """Move on by the tokens that are new since the last guess."""
         fresh = new[own.known :]
         place = own.known
@@ -110,7 +112,7 @@ class Guesses:
         if own.at is None or own.at[1] >= len(own.at[0]):
             own.at = self._find(own)
 
-    def _note(self, own: _Known, new: Ids) -> None:
+    def _note(self, own: _Guessed, new: Ids) -> None:
         """Add to the index what followed what; nothing follows the last token yet."""
         start = len(own.text) or 1
         own.text += new[len(own.text) - len(own.prompt) :] if own.text else [*own.prompt, *new]
@@ -119,7 +121,7 @@ class Guesses:
                 if end >= count:
                     own.seen[tuple(own.text[end - count : end])] = end
 
-    def _find(self, own: _Known) -> tuple[Ids, int] | None:
+    def _find(self, own: _Guessed) -> tuple[Ids, int] | None:
         for count in _GRAMS:
             last = own.text[-count:]
             for draft in own.drafts:
