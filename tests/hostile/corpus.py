@@ -857,13 +857,18 @@ several(
         "an alignment of zero": gguf(text(b"general.alignment") + struct.pack("<II", 4, 0), keys=1),
         "a tensor of 2^40 rows": gguf(tensor(b"a", [2**40, 2]), tensors=1),
         "a tensor of 60 dimensions": gguf(tensor(b"a", [1] * 60), tensors=1),
-        "a tensor of no kind": gguf(tensor(b"a", [4], kind=77), tensors=1),
         "two tensors in one place": gguf(tensor(b"a", [4]) + tensor(b"b", [4]), tensors=2),
         "a version of the future": lambda f: (
             (f / "evil.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 9, 0, 0)),
             f / "evil.gguf",
         )[1],
     },
+    hungry=True,
+)
+several(
+    "gguf",
+    r"evil\.gguf: tensor a is of type 77, which gguf-py does not know",
+    {"a tensor of no kind": gguf(tensor(b"a", [4], kind=77), tensors=1)},
     hungry=True,
 )
 several(
