@@ -12,6 +12,7 @@ from tests.sweep.files import plan_of, sweep_file
 from unlearnbench.errors import OptionError, SweepError
 from unlearnbench.sweep import cluster
 from unlearnbench.sweep.cluster import RayPool, connected
+from unlearnbench.sweep.engine import Engine
 from unlearnbench.sweep.record import opened
 
 
@@ -31,16 +32,31 @@ def test_rays_client_without_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> N
         pass
 
 
-def test_a_cluster_that_is_gone_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", ["nodes", "submit", "wait", "get"])
+def test_a_cluster_that_is_gone_is_one_line(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it was asked when it went."""
+    real = pytest.importorskip("ray")
+
     def lost(*given: object, **more: object) -> None:
         raise ConnectionError("reconnecting to the cluster failed")
 
-    task: Any = SimpleNamespace(remote=lambda order: object())
+    node = {"Alive": True, "Resources": {"CPU": 8.0, "memory": 2.0**40, "GPU": 8.0}}
+    task: Any = SimpleNamespace(remote=lost if asked == "submit" else lambda order: object())
     task.options = lambda **wants: task
-    ray = SimpleNamespace(remote=lambda **options: lambda function: task, wait=lost)
-    plan = plan_of(sweep_file(tmp_path))
-    with opened(plan, {}):
-        pool = RayPool(ray, plan)
-        pool.submit(plan.jobs[0], 1, "")
-        with pytest.raises(SweepError, match="does not answer any more; the same command goes on"):
-            pool.wait(1)
+    ray = SimpleNamespace(
+        exceptions=real.exceptions,
+        remote=lambda **options: lambda function: task,
+        nodes=lost if asked == "nodes" else lambda: [node],
+        wait=lost if asked == "wait" else lambda waiting, **more: (waiting[:1], waiting[1:]),
+        get=lost,
+    )
+    monkeypatch.setattr(cluster, "_join", lambda *given: None)
+    plan, shown = plan_of(sweep_file(tmp_path)), lambda *given: None
+    with (
+        pytest.raises(SweepError, match="does not answer any more; the same command goes on"),
+        opened(plan, {}) as record,
+        connected("ray://head:10001", None),
+    ):
+        Engine(plan, RayPool(ray, plan), record, shown).run()

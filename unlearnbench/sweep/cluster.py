@@ -63,19 +63,14 @@ class RayPool:
         self._running[reference] = (job.id, time.monotonic())
 
     def wait(self, seconds: float) -> Sequence[tuple[str, Outcome]]:
-        """See ``Pool``. Raises SweepError where the cluster is gone."""
+        """See ``Pool``."""
         if not self._running:
             time.sleep(seconds)
             return []
         waiting = list(self._running)
-        try:
-            ready, _ = self._ray.wait(waiting, num_returns=1, timeout=seconds)
-            if ready:  # and whatever else has ended meanwhile
-                ready, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=0)
-        except ConnectionError:  # of Ray's client, after it has tried for half a minute
-            raise SweepError(
-                "the cluster does not answer any more; the same command goes on"
-            ) from None
+        ready, _ = self._ray.wait(waiting, num_returns=1, timeout=seconds)
+        if ready:  # and whatever else has ended meanwhile
+            ready, _ = self._ray.wait(waiting, num_returns=len(waiting), timeout=0)
         return [(self._running[each][0], self._outcome(each)) for each in ready]
 
     def _outcome(self, reference: Any) -> Outcome:
@@ -125,6 +120,7 @@ def connected(address: str | None, cores: int | None) -> Iterator[Any]:
 
     Raises:
         OptionError: Ray is not installed, or there is no cluster.
+        SweepError: the cluster went away in the block.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is told to anybody
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
@@ -143,6 +139,9 @@ def connected(address: str | None, cores: int | None) -> Iterator[Any]:
             _join(ray, str(address), quiet)
         _silence()
         yield ray
+    except ConnectionError:  # of Ray's client, whatever it was asked, after half a minute of trying
+        said = "the cluster does not answer any more; the same command goes on"
+        raise SweepError(said) from None
     finally:
         ray.shutdown()
         if folder is not None:
