@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.conftest import make_model
 from unlearnbench.models.floor import forward_flops, generating_flops, matmul_peak
@@ -31,6 +32,18 @@ def model() -> Any:
 
 def test_a_pass_over_texts(model: Any) -> None:
     assert forward_flops(model, [5, 17]) == counted(model, 5) + counted(model, 17)
+
+
+def test_gpt2s_layers_are_counted() -> None:
+    sizes: dict[str, Any] = {
+        "vocab_size": 300,
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 32,
+    }
+    made = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0))
+    assert forward_flops(made, [17]) == counted(made, 17)
 
 
 def test_answers_behind_a_common_beginning(model: Any) -> None:

@@ -181,6 +181,19 @@ def test_packed_takes_the_place_of_plain(tiny: Path, monkeypatch: pytest.MonkeyP
     assert generation_budget(network, "cpu").most == before
 
 
+def test_a_model_that_nobody_holds_is_gone_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    force(monkeypatch, "packed", "packed")
+    model = nn.Sequential(layer(), layer(64, 96))
+    assert quicken(model)
+    kept = weakref.ref(model[0])
+    gc.disable()
+    try:
+        del model
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
 def test_a_weight_that_is_held_twice_stays(
     make_checkpoint: MakeCheckpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:

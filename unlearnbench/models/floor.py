@@ -10,19 +10,19 @@ from itertools import takewhile
 from typing import Any
 
 import torch
+from transformers.pytorch_utils import Conv1D
 
 from unlearnbench.requests import Generate
 
 
 def forward_flops(model: Any, lengths: Sequence[int]) -> float:
     """Operations of one forward pass over texts of so many tokens: two for each weight of a linear
-    layer and token, and causal attention's two products. Padding is not counted: it is waste.
+    layer (GPT-2's Conv1D is one) and token, and causal attention's two products. Padding is not
+    counted: it is waste.
     """
-    weights = sum(
-        module.out_features * module.in_features
-        for module in model.modules()
-        if isinstance(module, torch.nn.Linear)
-    )
+    layers = [each for each in model.modules() if isinstance(each, torch.nn.Linear)]
+    weights = sum(each.out_features * each.in_features for each in layers)
+    weights += sum(each.nx * each.nf for each in model.modules() if isinstance(each, Conv1D))
     config = model.config.get_text_config()
     heads = getattr(config, "num_attention_heads", None) or 0
     width = heads and heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)

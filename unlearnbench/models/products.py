@@ -83,10 +83,12 @@ class Product:
     """A layer's forward by the ways that were chosen for it."""
 
     def __init__(self, layer: Any, choice: Choice) -> None:
-        self._layer, self._few, self._many = layer, WAYS[choice.few], WAYS[choice.many]
+        # Not the layer, which holds this: a circle would keep an unused model in memory.
+        self._weight, self._bias = layer.weight, layer.bias
+        self._few, self._many = WAYS[choice.few], WAYS[choice.many]
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
-        weight, bias = self._layer.weight, self._layer.bias
+        weight, bias = self._weight, self._bias
         if torch.is_grad_enabled() and inputs.requires_grad:  # as a search for a suffix asks
             return linear(inputs, weight.to_dense() if weight.is_mkldnn else weight, bias)
         rows = inputs.reshape(-1, inputs.shape[-1])
