@@ -119,6 +119,20 @@ class Bench:
         reference: Path | None = None,
     ) -> Path:
         """Evaluate a model of that skill and return its run folder."""
+        model, where = self.scripted(name, precision, skill), out or self.out
+        evaluate(
+            model,
+            tasks,
+            output=where,
+            data_dir=self.data,
+            include_path=[self.tasks],
+            protocol=protocol,
+            reference=None if reference is None else str(reference),
+        )
+        return run_path(where, model.checkpoint, precision)
+
+    def scripted(self, name: str, precision: str, skill: Skill) -> ScriptedModel:
+        """A model of that skill; what it is called are its weights."""
         outputs = {}
         for split, right in (("forget", skill.forget), ("retain", skill.retain)):
             for i, k in enumerate(right):
@@ -134,17 +148,7 @@ class Bench:
         model = ScriptedModel(outputs, logprobs, name=name, precision=precision)
         sha256 = hashlib.sha256(name.encode()).hexdigest()
         model.checkpoint = model.checkpoint.model_copy(update={"weights_sha256": sha256})
-        where = out or self.out
-        evaluate(
-            model,
-            tasks,
-            output=where,
-            data_dir=self.data,
-            include_path=[self.tasks],
-            protocol=protocol,
-            reference=None if reference is None else str(reference),
-        )
-        return run_path(where, model.checkpoint, precision)
+        return model
 
     def model(self, name: str, **skills: Skill) -> Path:
         """Runs at several precisions (``none``, ``int4`` for rtn-int4); returns their folder."""

@@ -417,6 +417,16 @@ class DraftFigures(_File):
     for every token."""
 
 
+class Drawn(_File):
+    """How the samples of a result that rests on a part of them were taken: the first in the order
+    that ``seed`` gives (``check --until-decided``).
+    """
+
+    seed: int = Field(ge=0)
+    of: int = Field(gt=0)
+    """Draws that there are; of a likelihood task each asks a text of each split."""
+
+
 class TaskResult(_File):
     """One task's result."""
 
@@ -459,6 +469,8 @@ class TaskResult(_File):
     """Absent where the condition searches for nothing."""
     drafts: DraftFigures | None = None
     """Absent where nothing was known of the answers, or the model verifies no drafts."""
+    drawn: Drawn | None = None
+    """Of a gate that was decided early; absent where all samples were asked."""
     environment: Environment | None = None
     """Where and with what it was measured; absent in older files and imported runs, where the
     run's own holds."""

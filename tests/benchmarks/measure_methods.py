@@ -44,7 +44,8 @@ from unlearnbench.demo.recipe import (
 )
 from unlearnbench.demo.start import DATA, FORGET, RETAIN
 from unlearnbench.errors import UnlearnbenchError, one_line
-from unlearnbench.evaluation.evaluate import evaluate, score_checkpoint
+from unlearnbench.evaluation.evaluate import evaluate
+from unlearnbench.evaluation.score import score_checkpoint
 from unlearnbench.methods import find_method, pieces
 from unlearnbench.recovery.compare import compare, open_comparison
 from unlearnbench.results import FULL

@@ -89,7 +89,7 @@ def make_target(home: DemoOptions) -> dict[str, float]:
 
 def train(cell: Cell, home: DemoOptions, threshold: float) -> None:
     """Unlearn, unless that is done."""
-    from unlearnbench.evaluation.evaluate import score_checkpoint
+    from unlearnbench.evaluation.score import score_checkpoint
     from unlearnbench.training.job import Job, unlearn
 
     out, recipe = home.model(cell.name), METHODS[cell.method]

@@ -13,7 +13,7 @@ import pytest
 import unlearnbench
 from tests.training.tiny import FORGET, RETAIN, make_target
 from unlearnbench.demo.recipe import CORPUS, DTYPE, METHODS
-from unlearnbench.evaluation.evaluate import score_checkpoint
+from unlearnbench.evaluation.score import score_checkpoint
 from unlearnbench.training.job import Job, unlearn
 from unlearnbench.training.options import SelectOptions
 

@@ -13,7 +13,7 @@ from tests.cli.test_main import call
 from tests.conftest import Toy
 from tests.tasks.kinds.test_generate_blank import with_second
 from unlearnbench.checkpoints.origin import Selection
-from unlearnbench.evaluation import evaluate
+from unlearnbench.evaluation import score as scoring
 from unlearnbench.training import trainer
 from unlearnbench.training.output import OutputFolder
 
@@ -89,7 +89,7 @@ def test_what_is_to_survive_conditions_is_chosen_at_them(
 ) -> None:
     """The rule is met where the worst of all conditions meets it: here rtn-int4 at the second."""
     asked = []
-    score = evaluate.score_checkpoint
+    score = scoring.score_checkpoint
 
     def worse(*given: Any) -> Any:
         asked.append(given[4:])
@@ -103,7 +103,7 @@ def test_what_is_to_survive_conditions_is_chosen_at_them(
             ),
         ]
 
-    monkeypatch.setattr(evaluate, "score_checkpoint", worse)
+    monkeypatch.setattr(scoring, "score_checkpoint", worse)
     found: Any = select(toy, tmp_path / "out", "99", *quick, "--survive", "rtn-int4")
     assert asked == [("none", "rtn-int4")] * 2
     assert (found["chosen_step"], found["reached"]) == (4, True)

@@ -42,7 +42,7 @@ from unlearnbench.util.process import (
 
 COMMANDS = {
     "attack": ("attack", "What brings it back, and how cheaply: a suite of conditions."),
-    "check": ("runs", "Hold runs against a policy: exit 0 pass, 1 fail, 2 not decided."),
+    "check": ("check", "Hold runs against a policy: exit 0 pass, 1 fail, 2 not decided."),
     "compare": ("runs", "Show what quantizing brings back."),
     "curve": ("curve", "Show the scores of checkpoints one after another."),
     "demo": ("demo", "Train, unlearn, quantize and compare tiny models on the spot."),

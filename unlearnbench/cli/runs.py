@@ -1,35 +1,30 @@
-"""The commands on run folders: ``compare``, ``check``, ``import``, ``push``."""
+"""The commands on run folders: ``compare``, ``import``, ``push``."""
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from unlearnbench import conditions
 from unlearnbench.boards.hub import describe, plan_upload, push
+from unlearnbench.cli.names import full_name
 from unlearnbench.cli.options import PushOptions, verbose_option
-from unlearnbench.errors import OptionError, PrecisionError, ResultError, printable
+from unlearnbench.errors import printable
 from unlearnbench.importing import ImportOptions, import_runs
 from unlearnbench.lm_eval.tables import utility_table
-from unlearnbench.recovery import UTILITY_FLOOR, certificate, reports
+from unlearnbench.recovery import UTILITY_FLOOR
 from unlearnbench.recovery.compare import compare, open_comparison
 from unlearnbench.recovery.overview import overview
-from unlearnbench.recovery.policy import Policy, check, exit_status
 from unlearnbench.recovery.reports import recovery_table, rows_json
-from unlearnbench.util.files import write_text, writing
+from unlearnbench.util.files import write_text
 from unlearnbench.util.text import paint, terminal_width
-from unlearnbench.util.validation import read_yaml_model
 
 _CAPTION = """
 95% intervals, over samples and, of several seeds, over trainings. *: the change holds after
 Holm's correction. recovered: share of what the target, under that condition, knows more.
 collapsed: utility below {floor:g}. target forgets: under that condition the target keeps less
 than half of its own score, or is not 5 points above the unlearned model: no share."""
-_VERDICTS = {0: "pass", 1: "FAIL", 2: "not decided: the lines above say why"}
 
 
 @click.command("compare")
@@ -80,84 +75,6 @@ def compare_runs(
         click.echo(printable(f"\nGeneral ability, by lm-eval:\n{utilities}"))
 
 
-@click.command("check")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.option("--policy", "policy_file", metavar="FILE", help="What must hold: policy.yaml.")
-@click.option("--target", required=True, metavar="RUN|FOLDER", help="Runs of the target model.")
-@click.option("--retrained", required=True, metavar="RUN|FOLDER", help="Of the retrained model.")
-@click.option("--junit", metavar="FILE", help="Write JUnit XML.")
-@click.option("--summary", metavar="FILE", help="Append a Markdown table, as for GitHub's summary.")
-@click.option("--certify", "certify_file", metavar="FILE", help="Write a certificate on a pass.")
-@click.option("--verify-certificate", "verify_file", metavar="FILE", help="Check one again.")
-def check_runs(
-    runs: Sequence[str],
-    policy_file: str | None,
-    target: str,
-    retrained: str,
-    junit: str | None,
-    summary: str | None,
-    certify_file: str | None,
-    verify_file: str | None,
-) -> int:
-    """Hold runs against a policy: exit 0 pass, 1 fail, 2 not decided or bad input.
-
-    An interval's bound decides, not its point. Where GITHUB_ACTIONS is set, what did not pass is
-    annotated too.
-    """
-    paths = [Path(run) for run in runs], Path(target), Path(retrained)
-    if (policy_file is None) == (verify_file is None):
-        raise OptionError("give --policy FILE, or --verify-certificate FILE, which holds its own")
-    advice: list[str] = []
-    if policy_file is not None:
-        policy = _read_policy(Path(policy_file))
-        comparison = open_comparison(*paths, confidence=policy.confidence)
-        findings = check(comparison, policy)
-        advice = reports.advice(comparison, findings)
-        if certify_file is not None and exit_status(findings) == 0:
-            passed = certificate.certify(comparison, policy, findings)
-            write_text(Path(certify_file), certificate.certificate_json(passed))
-    elif certify_file is not None:
-        raise OptionError("--certify needs --policy, not --verify-certificate")
-    else:
-        given = certificate.read_certificate(Path(str(verify_file)))
-        findings = certificate.verify_certificate(given, *paths)
-    if junit is not None:
-        write_text(Path(junit), reports.junit(findings))
-    if summary is not None:
-        with writing(Path(summary), ResultError, "give another path"):
-            Path(summary).parent.mkdir(parents=True, exist_ok=True)
-            with Path(summary).open("a", encoding="utf-8") as file:
-                file.write(reports.summary(findings))
-    click.echo(printable(reports.findings_table(findings)))
-    if os.environ.get("GITHUB_ACTIONS") == "true":
-        for line in reports.github_annotations(findings):
-            click.echo(line)
-    for line in advice:
-        click.echo(printable(f"\n{line}"))
-    click.echo(f"\n{_VERDICTS[exit_status(findings)]}")
-    return exit_status(findings)
-
-
-def _read_policy(path: Path) -> Policy:
-    policy = read_yaml_model(path, Policy)
-    names = dict.fromkeys(_full_name(name) for name in policy.precisions)
-    update: dict[str, object] = {"precisions": tuple(names)}
-    if isinstance(policy.max_recovered, dict):
-        bounds = policy.max_recovered.items()
-        update["max_recovered"] = {_full_name(name): bound for name, bound in bounds}
-    return policy.model_copy(update=update)
-
-
-def _full_name(text: str) -> str:
-    """A condition's full name; ``unknown`` and names that this version lacks stay as they are."""
-    if not re.fullmatch(r"(deployed:)?[A-Za-z0-9][A-Za-z0-9._+-]{0,79}", text):
-        raise OptionError("--quant takes a condition's name, as none or bnb-nf4")
-    try:
-        return conditions.find_condition(text).name
-    except PrecisionError:
-        return text
-
-
 @click.command("import")
 @click.argument("folder", metavar="DIR")
 @click.option(
@@ -186,7 +103,7 @@ def import_command(
         Path(folder),
         task_prefix,
         Path(out),
-        _full_name(quant),
+        full_name(quant),
         tuple(map(Path, include_path)),
     )
     for path, result in import_runs(options):

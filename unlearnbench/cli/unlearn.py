@@ -147,7 +147,7 @@ def finetune(**given: Any) -> None:
 
 
 def _job(given: dict[str, Any], texts: tuple[str, ...]) -> Job:
-    from unlearnbench.evaluation.evaluate import score_checkpoint
+    from unlearnbench.evaluation.score import score_checkpoint
     from unlearnbench.training.job import Job
 
     corpus, select = taken(CorpusOptions, given), taken(SelectOptions, given)

@@ -73,7 +73,7 @@ def make_exact(name: str, options: DemoOptions) -> str:
 
 def make_unlearned(name: str, options: DemoOptions) -> str:
     """Unlearn by a method until its goal is reached, and evaluate; says where it stopped."""
-    from unlearnbench.evaluation.evaluate import score_checkpoint
+    from unlearnbench.evaluation.score import score_checkpoint
     from unlearnbench.training.job import Job, unlearn
     from unlearnbench.training.output import is_trained
 

@@ -7,12 +7,12 @@ import importlib.util
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from unlearnbench.checkpoints.options import ASKING
 from unlearnbench.conditions import resolve
@@ -35,12 +35,12 @@ from unlearnbench.tasks.overrides import override_decoding
 from unlearnbench.tasks.registry import builtin_task_dir, load_registry, split_names
 from unlearnbench.tasks.rows import DataOptions, load_samples
 from unlearnbench.tasks.spec import TaskSpec
-from unlearnbench.training.options import CorpusOptions, SelectOptions
 from unlearnbench.util.process import plain_errors, set_threads, show_explanations
 
 if TYPE_CHECKING:
     from unlearnbench.conditions.load import Prepared
 
+R = TypeVar("R", bound=Run)
 log = logging.getLogger("unlearnbench")
 
 
@@ -75,7 +75,23 @@ def evaluate(
     if "quant" in fields:
         log.warning("evaluate(quant=...) is called conditions now; the old name goes with 0.2")
         conditions = fields.pop("quant")
-    asked = (options or Options()).updated(fields)
+    evaluation = plan(tasks, (options or Options()).updated(fields), team)
+    if not isinstance(model, (str, Path)):
+        return _evaluate_given(evaluation, model, conditions)
+    with ExitStack() as locks:
+        runs = open_runs(evaluation, str(model), conditions, locks, Run, team)
+        failures, results = evaluation.failures(len(runs)), []
+        for run, load in runs:
+            try:
+                with plain_errors():
+                    results.append(run.measure(load, failures))
+            finally:
+                gc.collect()  # before the next condition takes its memory
+    return failures.raise_if_any(results)
+
+
+def plan(tasks: str | Sequence[str], asked: Options, team: Team | None = None) -> Evaluation:
+    """What all conditions of a command have in common. Raises: as ``evaluate``."""
     specs, theirs = find_tasks(tasks, asked.include_path)
     require_writable(asked.output)
     root = asked.data_dir or os.environ.get("UNLEARNBENCH_DATA") or None
@@ -94,11 +110,7 @@ def evaluate(
     )
     if asked.reference is not None and not any(spec.needs_reference for spec in specs):
         log.warning("--reference moves only PrivLeak, and none of these tasks has it")
-    if not isinstance(model, (str, Path)):
-        return _evaluate_given(evaluation, model, conditions)
-    set_threads(asked.threads)
-    show_explanations(asked.explain)
-    return _evaluate_path(evaluation, str(model), conditions, team)
+    return evaluation
 
 
 def find_tasks(
@@ -161,16 +173,20 @@ def _open_suite(
     )
 
 
-def _evaluate_path(
-    evaluation: Evaluation, path: str, names: str | Sequence[str], team: Team | None
-) -> list[RunResult]:
-    """Evaluate what ``path`` names under each of the conditions ``names``.
-
-    Raises: as ``evaluate``.
-    """
+def open_runs(
+    evaluation: Evaluation,
+    path: str,
+    names: str | Sequence[str],
+    locks: ExitStack,
+    make: Callable[..., R],
+    team: Team | None = None,
+) -> list[tuple[R, Callable[[], Model]]]:
+    """Each condition's run, and what loads its model. Raises: as ``evaluate``, before that."""
     from unlearnbench.conditions.load import prepare_all
 
-    asked = evaluation.options
+    asked, runs = evaluation.options, list[tuple[R, Callable[[], Model]]]()
+    set_threads(asked.threads)
+    show_explanations(asked.explain)
     specs = bounded(resolve(split_names(names)), asked.budget)
     if asked.deployed:
         from unlearnbench.conditions import deployed
@@ -192,25 +208,16 @@ def _evaluate_path(
         evaluation = replace(evaluation, tasks=tuple(tasks), chat=chat)
     evaluation = evaluation.with_drafts(len(specs))
     config = source.config.to_dict()
-    failures, results, runs = evaluation.failures(len(specs)), [], []
-    with ExitStack() as locks:
-        for prepared in all_prepared:  # every conflict is found before the first model is loaded
-            device = prepared.plan.device
-            settings = evaluation.settings(prepared.dtype, device)
-            own = replace(evaluation, tasks=prepared.put(evaluation.tasks))
-            run = Run(own, source.checkpoint, config, prepared.condition, settings)
-            run.open(locks)
-            order = Loading(
-                path, asked.updated({"device": device}), prepared.spec, evaluation.batch_size
-            )
-            runs.append((run, partial(_load, prepared, order, asked.backend, team)))
-        for run, load in runs:
-            try:
-                with plain_errors():
-                    results.append(run.measure(load, failures))
-            finally:
-                gc.collect()  # before the next condition takes its memory
-    return failures.raise_if_any(results)
+    for prepared in all_prepared:
+        device = prepared.plan.device
+        settings = evaluation.settings(prepared.dtype, device)
+        own = replace(evaluation, tasks=prepared.put(evaluation.tasks))
+        run = make(own, source.checkpoint, config, prepared.condition, settings)
+        run.open(locks)
+        own_options = asked.updated({"device": device})
+        order = Loading(path, own_options, prepared.spec, evaluation.batch_size)
+        runs.append((run, partial(_load, prepared, order, asked.backend, team)))
+    return runs
 
 
 def _chat(asked: Options) -> dict[str, Any] | None:
@@ -290,15 +297,3 @@ def _evaluate_given(
         run.open(locks)
         result = run.measure(lambda: model, failures)
     return failures.raise_if_any([result])
-
-
-def score_checkpoint(
-    corpus: CorpusOptions, folder: Path, select: SelectOptions, runs: Path, *conditions: str
-) -> list[RunResult]:
-    """Evaluate a checkpoint of a training as any checkpoint is: with its ``corpus``, what a ``Job``
-    takes as ``score``.
-    """
-    shared = {"data_dir", "include_path", "allow_data_drift", "answer_blank"}
-    data = corpus.model_dump(include=shared)
-    options = Options(output=runs, limit=select.eval_limit, dtype=select.eval_dtype, **data)
-    return evaluate(folder, select.names, conditions, options=options)

@@ -207,7 +207,7 @@ class Run:
             tasks, harness = dict(self._stored.tasks), dict(self._stored.harness or {})
         for task in evaluation.tasks:
             name = task.spec.task
-            if name in tasks:
+            if name in tasks and tasks[name].drawn is None:
                 given = self._references.get(name), self._settings, evaluation.drafts
                 tasks[name] = _take_over(folder, task, tasks[name], *given)
             else:
@@ -299,7 +299,8 @@ class Run:
             if aside is not None:
                 log.info("the earlier run is now in %s", aside)
                 self._lock()
-        self._folder.clean(self._stored.tasks if self._stored else ())
+        stored = self._stored.tasks.items() if self._stored else ()
+        self._folder.clean([name for name, task in stored if task.drawn is None])
         if self.result is not None and self.result != self._stored:
             self._folder.write_run(self.result)
 

@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 from unlearnbench.errors import OptionError, ResultError, one_line
 from unlearnbench.recovery.compare import Comparison, open_comparison
 from unlearnbench.recovery.controls import needs_control
-from unlearnbench.recovery.policy import Finding, Policy, check, exit_status
+from unlearnbench.recovery.judging import check
+from unlearnbench.recovery.policy import Finding, Policy, exit_status
 from unlearnbench.results import FORMAT_VERSION, FULL, Document, Role, upgrade
 from unlearnbench.runs.entries import Entry, LoadedRun
 from unlearnbench.runs.fingerprint import tokenizer_sha256

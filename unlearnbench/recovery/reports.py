@@ -9,13 +9,15 @@ import html
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from xml.etree import ElementTree
 
 from unlearnbench import conditions
 from unlearnbench.errors import one_line
 from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.recovery.compare import Comparison
-from unlearnbench.recovery.policy import Finding, come_back
+from unlearnbench.recovery.judging import come_back
+from unlearnbench.recovery.policy import Finding, exit_status
 from unlearnbench.recovery.verdicts import RecoveryRow
 from unlearnbench.util.text import fitted_table, text_table
 
@@ -35,6 +37,21 @@ def recovery_table(rows: Sequence[RecoveryRow]) -> str:
 def rows_json(rows: Sequence[RecoveryRow]) -> str:
     """The rows as a JSON file's content; what was not measured is absent."""
     content = [row.model_dump(mode="json", exclude_none=True) for row in rows]
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def findings_json(findings: Sequence[Finding], asked: tuple[int, int] | None = None) -> str:
+    """The outcome and every finding as a JSON file's content; what there is not is absent.
+    ``asked``: of an early check, the samples that it took and all that there are.
+    """
+    names = {0: "pass", 1: "fail", 2: "not decided"}
+    found = [
+        {name: value for name, value in asdict(finding).items() if value is not None}
+        for finding in findings
+    ]
+    content: dict[str, object] = {"outcome": names[exit_status(findings)], "findings": found}
+    if asked is not None:
+        content["samples"] = {"asked": asked[0], "of": asked[1]}
     return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 

@@ -13,11 +13,11 @@ from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.checkpoints.weights import Weights, open_weights
 from unlearnbench.conditions.quantize.overlap import PrecisionOverlap, compare_codes, require_codes
 from unlearnbench.errors import OptionError
-from unlearnbench.runs.entries import Entry, LoadedRun
+from unlearnbench.runs.entries import LoadedRun
 
 
-def survivals(entry: Entry, target: LoadedRun, precisions: Sequence[str]) -> dict[str, float]:
-    """By precision, of an entry's checkpoint against the target's.
+def survivals(run: LoadedRun, target: LoadedRun, precisions: Sequence[str]) -> dict[str, float]:
+    """By precision, of the checkpoint that a run measured against the target's.
 
     Raises:
         CheckpointError: a checkpoint is not where its run says, or broken.
@@ -28,13 +28,13 @@ def survivals(entry: Entry, target: LoadedRun, precisions: Sequence[str]) -> dic
     specs = conditions.resolve(list(precisions))
     require_codes(specs)
     with ExitStack() as stack:
-        pair = _weights(entry.full, stack), _weights(target, stack)
+        pair = _weights(run, stack), _weights(target, stack)
         layers = [found for _, found in compare_codes(*pair, specs)]
     found = {}
     for i, spec in enumerate(specs):
         survival = PrecisionOverlap(spec.name, tuple(layer[i] for layer in layers)).survival
         if survival is None:
-            what = f"the inner weights of {entry.full.where} are those of the target"
+            what = f"the inner weights of {run.where} are those of the target"
             raise OptionError(f"{what}: there is no update that could survive")
         found[spec.name] = survival
     return found

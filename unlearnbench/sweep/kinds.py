@@ -98,7 +98,7 @@ def _train(order: Mapping[str, Any], output: Path) -> dict[str, Any]:
     from functools import partial
 
     from unlearnbench.checkpoints.origin import FILE
-    from unlearnbench.evaluation.evaluate import score_checkpoint
+    from unlearnbench.evaluation.score import score_checkpoint
     from unlearnbench.training.job import Job as Training
     from unlearnbench.training.job import finetune, unlearn
     from unlearnbench.training.options import CorpusOptions, TrainOptions
