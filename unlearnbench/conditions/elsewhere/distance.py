@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 SLACK = 2.0**-10
 # Shares of the right file's weights: measured figures are in docs/deployed.md.
 _LEAST_SAME, _LEAST_NEAREST, _LEAST_WITHIN = 0.999, 0.999, 0.9
+# The same of each tensor, so that a small one is not lost among the others: a share of few numbers.
+_SAME_OF_ONE, _NEAREST_OF_ONE, _WITHIN_OF_ONE = 0.98, 0.98, 0.5
 
 Law: TypeAlias = Literal["all", "first", "column", "none"]
 """Of which weights a quantizer takes the nearest level: of all; if not of all, of the first column
@@ -85,31 +87,34 @@ def near_levels(
 
 @dataclass
 class _Count:
-    """Sums over tensors, for one way in which the checkpoint may have been rounded first."""
+    """Sums over matrices, for one way in which the checkpoint may have been rounded first."""
 
-    same: int = 0
-    numbers: int = 0
     nearest: int = 0
     judged: int = 0
     within: int = 0
     quantized: int = 0
-    odd: str = ""
-    """The first tensor of plain numbers that is not the checkpoint's."""
-    worst: tuple[float, str] = (2.0, "")
-    """The matrix with the smallest share of nearest weights."""
+    worst_nearest: tuple[float, str] = (2.0, "")
+    """The smallest share of one matrix, and which."""
+    worst_within: tuple[float, str] = (2.0, "")
 
     @property
     def shares(self) -> tuple[float, float]:
-        return self.same / max(1, self.numbers), self.nearest / max(1, self.judged)
+        return self.nearest / max(1, self.judged), self.within / max(1, self.quantized)
 
 
 @dataclass
 class Distance:
     """What was met so far. A checkpoint in fp32 may have been rounded to 16 bits on its way into
-    the file; whichever way fits best counts.
+    the file; of matrices whichever way fits best counts, and llama.cpp rounds no norm.
     """
 
     counts: dict[str, _Count] = field(default_factory=dict)
+    same: int = 0
+    numbers: int = 0
+    worst_same: tuple[float, str] = (2.0, "")
+    """The smallest share of one tensor of plain numbers, and which."""
+    worst_error: tuple[float, str] = (0.0, "")
+    """The largest relative error of one matrix, and which."""
     signal: float = 0.0
     noise: float = 0.0
     toward: float = 0.0
@@ -117,13 +122,14 @@ class Distance:
 
     def plain(self, name: str, own: torch.Tensor, now: torch.Tensor) -> None:
         """A tensor that is not quantized in the file, though it may be narrower there."""
-        for way, exact in _ways(own):
-            count = self.counts.setdefault(way, _Count())
-            same = (now == exact) | (now == exact.half()) | (now == exact.bfloat16())
-            count.same += (found := int(same.sum()))
-            count.numbers += now.numel()
-            if found < now.numel() and not count.odd:
-                count.odd = name
+        import torch
+
+        same = torch.zeros(now.shape, dtype=torch.bool)
+        for _, exact in _ways(own):
+            same |= (now == exact) | (now == exact.half()) | (now == exact.bfloat16())
+        self.same += (found := int(same.sum()))
+        self.numbers += now.numel()
+        self.worst_same = min(self.worst_same, (found / max(1, now.numel()), name))
 
     def quantized(
         self,
@@ -145,11 +151,16 @@ class Distance:
             off = exact - now
             above, below = grid.above + rounding, grid.below + rounding
             near = (off <= above) & (-off <= below)
-            count.within += int(((off <= 2 * above) & (-off <= 2 * below)).sum())
+            # Of a group of one value, as of zeros, no step is known: at most the value itself.
+            single = above.isinf() & below.isinf()
+            close = (off <= 2 * above) & (-off <= 2 * below)
+            close &= ~single | (off.abs() <= now.abs() + rounding)
+            count.within += (kept := int(close.sum()))
             count.quantized += now.numel()
-            if grid.law == "none":
+            count.worst_within = min(count.worst_within, (kept / max(1, now.numel()), name))
+            found, judged = int((near & ~single).sum()), int((~single).sum())
+            if grid.law == "none" or not judged:
                 continue
-            found, judged = int(near.sum()), near.numel()
             rows = near.reshape(-1, near.shape[-1])
             if grid.law != "all" and found < _LEAST_NEAREST * judged:
                 right = rows.sum(0)
@@ -157,10 +168,12 @@ class Distance:
                 judged = rows.shape[0]
             count.nearest += found
             count.judged += judged
-            count.worst = min(count.worst, (found / judged, name))
+            count.worst_nearest = min(count.worst_nearest, (found / judged, name))
         exact, wide = own.double(), now.double()
-        self.signal += float(exact.square().sum())
-        self.noise += float((wide - exact).square().sum())
+        self.signal += (signal := float(exact.square().sum()))
+        self.noise += (noise := float((wide - exact).square().sum()))
+        error = (noise / signal) ** 0.5 if signal else float(noise > 0)
+        self.worst_error = max(self.worst_error, (error, name))
         if target is not None:
             way_there = target.double() - exact
             self.toward += float(((wide - exact) * way_there).sum())
@@ -169,7 +182,7 @@ class Distance:
     @property
     def best(self) -> _Count:
         """Of the way that fits best; of several that fit alike the plain one."""
-        return max(self.counts.values(), key=lambda count: count.shares)
+        return max(self.counts.values(), key=lambda count: count.shares, default=_Count())
 
     def figures(self) -> dict[str, float]:
         """What results record; a share is of what could be judged, and absent where nothing could.
@@ -184,8 +197,8 @@ class Distance:
             found["within_step"] = best.within / best.quantized
         if best.judged:
             found["nearest"] = best.nearest / best.judged
-        if best.numbers:
-            found["same_plain"] = best.same / best.numbers
+        if self.numbers:
+            found["same_plain"] = self.same / self.numbers
         if self.update:
             found["toward_target"] = self.toward / self.update
         return found
@@ -200,20 +213,29 @@ class Distance:
         best, figures = self.best, self.figures()
         told = f"--deployed {path} was not made from {model}: "
         remedy = "; give the checkpoint that it was made from as --model"
-        if figures.get("same_plain", 1.0) < _LEAST_SAME:
+        (same, odd), (nearest, far), (within, off) = (
+            *(self.worst_same, best.worst_nearest, best.worst_within),
+        )
+        if figures.get("same_plain", 1.0) < _LEAST_SAME or same < _SAME_OF_ONE:
             raise PrecisionError(
                 f"{told}of the numbers that it does not quantize {_percent(figures['same_plain'])} "
-                f"are the model's, and all must be (first {best.odd}; {_rest(figures)}){remedy}"
+                f"are the model's, and all must be (fewest in {odd}: {_percent(same)}; "
+                f"{_rest(figures)}){remedy}"
             )
-        if figures.get("nearest", 1.0) < _LEAST_NEAREST:
+        if figures.get("nearest", 1.0) < _LEAST_NEAREST or nearest < _NEAREST_OF_ONE:
             raise PrecisionError(
                 f"{told}{_percent(figures['nearest'])} of the model's weights lie nearest to the "
                 f"level that stands in their place, and {_percent(_LEAST_NEAREST)} must (fewest in "
-                f"{best.worst[1]}; {_rest(figures)}){remedy}"
+                f"{far}: {_percent(nearest)}; {_rest(figures)}){remedy}"
             )
-        if figures.get("within_step", 1.0) < _LEAST_WITHIN:
+        if figures.get("within_step", 1.0) < _LEAST_WITHIN or within < _WITHIN_OF_ONE:
             raise PrecisionError(
-                f"{told}{_rest(figures)}, and {_percent(_LEAST_WITHIN)} must{remedy}"
+                f"{told}{_rest(figures)}, and {_percent(_LEAST_WITHIN)} must (fewest in {off}: "
+                f"{_percent(within)}){remedy}"
+            )
+        if self.worst_error[0] >= 1:  # scales that are divided out fit anything within a step
+            raise PrecisionError(
+                f"{told}{self.worst_error[1]} is as far from the model's as zeros would be{remedy}"
             )
 
 

@@ -76,12 +76,13 @@ def require_fit(file: GgufFile, config: Mapping[str, Any], model: nn.Module) -> 
     for key in file.tensors:
         if key in names or _TABLES.fullmatch(key) or _is_merged(key):
             continue
-        if re.match(r"blk\.\d+\.(attn|ffn)", key):
-            raise CheckpointError(
-                f"--deployed {file.path}: the model has no place for {one_line(key, 60)}; it is no "
-                "file of this model"
-            )
-        log.warning("%s: %s is no part of the model and is left out", file.path, one_line(key, 60))
+        if re.match(r"blk\.\d+\.nextn\.", key):  # they draft tokens, and change none
+            log.warning("%s: %s drafts tokens and is left out", file.path, one_line(key, 60))
+            continue
+        raise CheckpointError(
+            f"--deployed {file.path}: the model has no place for {one_line(key, 60)}; it is no "
+            "file of this model"
+        )
     return names
 
 

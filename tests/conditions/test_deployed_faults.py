@@ -1,0 +1,154 @@
+"""Deployed checkpoints that are wrong in a small part, or bring what must not be taken."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.conditions.test_deployed import make, met, save_fp8
+from tests.conftest import MakeCheckpoint
+from tests.deployed_files import WHOLE, write_gguf
+from unlearnbench.conditions import deployed, resolve
+from unlearnbench.conditions.elsewhere.distance import Distance, Grid
+from unlearnbench.conditions.options import KernelOptions
+from unlearnbench.errors import CheckpointError, PrecisionError
+
+pytest.importorskip("libggml", reason="pip install 'unlearnbench[ggml]'")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Implicitly cleaning up <TemporaryDirectory:ResourceWarning"
+)
+SHAPE = {"hidden_size": 128, "intermediate_size": 288, "num_hidden_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def plain(make_checkpoint: MakeCheckpoint) -> Path:
+    return make_checkpoint("faults-plain", **SHAPE)
+
+
+def changed(folder: Path, to: Path, name: str, change: Any) -> Path:
+    shutil.copytree(folder, to)
+    weights = load_file(to / "model.safetensors")
+    for key, tensor in weights.items():
+        if name in key:
+            weights[key] = change(tensor).contiguous()
+    save_file(weights, to / "model.safetensors", metadata={"format": "pt"})
+    return to
+
+
+def configured(folder: Path, **fields: Any) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    return folder
+
+
+# ---- a small part of the file is wrong
+
+
+@pytest.mark.parametrize(("name", "file"), [("_proj", "Q4_0"), ("0.self_attn.k_proj", "Q8_0")])
+def test_zeros_in_a_file_are_refused(plain: Path, tmp_path: Path, name: str, file: str) -> None:
+    """A group of one value has no step, and any weight was the nearest to it."""
+    other = changed(plain, tmp_path / "other", name, torch.zeros_like)
+    with pytest.raises(
+        PrecisionError, match=r"within one step, and 90% must \(fewest in .*proj.weight: 0%"
+    ):
+        met(plain, write_gguf(other, tmp_path / "own.gguf", file))
+
+
+@pytest.mark.parametrize("change", [torch.zeros_like, lambda t: t.flip(0, 1)])
+def test_one_wrong_matrix_in_a_folder_is_refused(plain: Path, tmp_path: Path, change: Any) -> None:
+    """It looks scaled, as by AWQ; the scales that undo that fit anything."""
+    other = changed(plain, tmp_path / "other", "0.self_attn.k_proj", change)
+    with pytest.raises(PrecisionError, match=r"0\.self_attn\.k_proj.* (0%|as zeros would be)"):
+        met(plain, make("ct", other, tmp_path / "ct"))
+
+
+def test_a_small_tensor_is_not_lost_among_large_ones() -> None:
+    embedding, norm = torch.randn(1000, 1000), torch.randn(500)
+    distance = Distance()
+    distance.plain("embedding", embedding, embedding)
+    distance.plain("norm", norm, norm + 0.1)
+    assert distance.figures()["same_plain"] > 0.999
+    with pytest.raises(PrecisionError, match=r"99\.95% are the model's.*fewest in norm: 0%"):
+        distance.require("file", "model")
+    distance, (large, small) = Distance(), (torch.randn(2000, 1000), torch.randn(40, 50))
+    for name, own, now in (("large", large, large), ("small", small, small + 1e-2)):
+        half = torch.full_like(own, 9e-3)
+        distance.quantized(name, own, now, Grid(half, half))
+    assert distance.figures()["nearest"] > 0.999
+    with pytest.raises(PrecisionError, match=r"99\.9[0-9]+% of the model.*fewest in small: "):
+        distance.require("file", "model")
+
+
+def test_norms_stay_in_fp32_where_matrices_come_by_way_of_bf16(plain: Path, tmp_path: Path) -> None:
+    """As llama.cpp's converter makes it of fp32 weights."""
+    base = changed(plain, tmp_path / "base", "norm", lambda t: t + 0.1 * torch.rand_like(t))
+    rounded = tmp_path / "rounded"
+    shutil.copytree(base, rounded)
+    weights = load_file(base / "model.safetensors")
+    narrow = {n: t.bfloat16().float() if t.dim() == 2 else t for n, t in weights.items()}
+    save_file(narrow, rounded / "model.safetensors", metadata={"format": "pt"})
+    model = met(base, write_gguf(rounded, tmp_path / "own.gguf", "Q8_0"))
+    figures = model.condition.proof.figures  # type: ignore[union-attr]
+    assert figures is not None
+    assert figures["nearest"] > 0.9999
+    assert figures["same_plain"] == 1
+
+
+def test_a_tensor_without_a_place_is_refused(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(plain, own)
+    weights = load_file(own / "model.safetensors") | {"model.norm.bias": torch.ones(128)}
+    save_file(weights, own / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setitem(WHOLE, "model.norm.bias", "output_norm.bias")
+    with pytest.raises(CheckpointError, match=r"the model has no place for output_norm\.bias"):
+        met(plain, write_gguf(own, tmp_path / "own.gguf", "Q8_0"))
+
+
+# ---- what a folder's config says
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"rope_parameters": {"rope_theta": 77.0, "rope_type": "default"}}, "rope_parameters"),
+        ({"rms_norm_eps": 0.5}, "rms_norm_eps 0.5, and the model's 1e-0"),
+        ({"hidden_act": "gelu"}, "hidden_act gelu"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings True"),
+    ],
+)
+def test_a_folder_that_computes_otherwise_is_refused(
+    plain: Path, tmp_path: Path, fields: dict[str, Any], said: str
+) -> None:
+    folder = configured(save_fp8(plain, tmp_path / "fp8"), **fields)
+    with pytest.raises(CheckpointError, match=said):
+        met(plain, folder)
+
+
+def test_a_folders_own_code_never_runs(plain: Path, tmp_path: Path) -> None:
+    names = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}
+    fields = {"auto_map": names, "model_type": "own"}
+    folder = configured(save_fp8(plain, tmp_path / "fp8"), **fields)
+    mark = tmp_path / "ran"
+    (folder / "own.py").write_text(f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n")
+    with pytest.raises(CheckpointError, match="brings its own Python code"):
+        met(plain, folder, trust_remote_code=True)
+    assert not mark.exists()
+
+
+# ---- names
+
+
+def test_a_condition_that_is_named_twice_is_measured_once(plain: Path, tmp_path: Path) -> None:
+    file = str(write_gguf(plain, tmp_path / "own.gguf", "Q8_0"))
+    named = resolve(["none", "deployed:gguf-q8_0"])
+    found = deployed.beside(named, KernelOptions.of({"deployed": (file,)}))
+    assert [spec.name for spec in found] == ["none", "deployed:gguf-q8_0"]
+    assert found[1].scheme.startswith("by another tool: llama.cpp Q8_0")
