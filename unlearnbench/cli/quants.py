@@ -43,7 +43,7 @@ def show_quants(model: str | None, quant: Sequence[str], as_json: bool, **given:
         if options.deployed:
             from unlearnbench.conditions import deployed
 
-            specs = (*specs, *deployed.specs(options.deployed, options))
+            specs = deployed.beside(specs, options)
         _prove(model, specs, options, as_json)
         return
     if options.deployed:

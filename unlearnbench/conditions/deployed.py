@@ -28,6 +28,7 @@ from unlearnbench.results import DEPLOYED
 if TYPE_CHECKING:
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
     from unlearnbench.checkpoints.source import Source
+    from unlearnbench.conditions.options import KernelOptions
 
 CONDITIONS = ()
 FAMILY = ConditionSpec(
@@ -45,6 +46,12 @@ def parse(name: str) -> ConditionSpec | None:
 def specs(names: Sequence[str], options: LoadOptions) -> tuple[ConditionSpec, ...]:
     """The conditions that the checkpoints of ``--deployed`` are. Raises as ``open_all``."""
     return tuple(_spec(one) for one in open_all(names, options).values())
+
+
+def beside(others: Sequence[ConditionSpec], options: KernelOptions) -> tuple[ConditionSpec, ...]:
+    """The others and those of ``--deployed``, each once. Raises as ``open_all``."""
+    every = (*others, *specs(options.deployed, options))
+    return tuple({spec.name: spec for spec in every}.values())
 
 
 def _spec(one: Deployed) -> ConditionSpec:

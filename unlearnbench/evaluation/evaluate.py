@@ -191,7 +191,7 @@ def open_runs(
     if asked.deployed:
         from unlearnbench.conditions import deployed
 
-        specs = (*specs, *deployed.specs(asked.deployed, asked))
+        specs = deployed.beside(specs, asked)
     all_prepared = prepare_all(path, specs, asked, _materials(evaluation, specs))
     if all_prepared[0].plan.device == "auto" and team is not None:
         raise OptionError(

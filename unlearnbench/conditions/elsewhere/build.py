@@ -19,7 +19,7 @@ from unlearnbench.conditions.base import (
 )
 from unlearnbench.conditions.elsewhere import gguf
 from unlearnbench.conditions.elsewhere.distance import Distance, Grid
-from unlearnbench.conditions.elsewhere.files import Deployed
+from unlearnbench.conditions.elsewhere.files import Deployed, stranger
 from unlearnbench.conditions.elsewhere.fit import shape_of
 from unlearnbench.conditions.elsewhere.packed import read_modules
 from unlearnbench.conditions.proof import Inspection, describe, pattern
@@ -139,7 +139,7 @@ def from_folder(one: Deployed, source: CheckpointSource, plan: LoadPlan) -> Mode
     """A folder as transformers loads it, by its own kernels. Raises as ``deployed.load``."""
     assert one.folder is not None  # noqa: S101 - the caller sees to it
     # Its tokenizer was held against the model's, which is asked in its place.
-    other = CheckpointSource(one.folder, None, source.options, keep=False)
+    other = CheckpointSource(one.folder, None, stranger(source.options), keep=False)
     full = find_condition(FULL)
     model, first, _ = file_of(full).load(full, other, plan)
     meeting, inspection = _Meeting(one, source, plan.materials.target), Inspection()

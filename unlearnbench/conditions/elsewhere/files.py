@@ -73,12 +73,16 @@ def open_deployed(name: str, options: LoadOptions) -> Deployed:
     if name.endswith(".gguf") and path.is_file():
         file = open_gguf(path, name)
         return Deployed(name, file, None, gguf_scheme(file))
-    plain = options.updated({"revision": None, "base": None, "tokenizer": None})
-    files = find_checkpoint(name, plain)
+    files = find_checkpoint(name, stranger(options))
     if files.kind != "safetensors":
         raise CheckpointError(
             f"--deployed {name} is stored as {files.kind}; give a .gguf file or a folder of "
             "safetensors"
+        )
+    if files.config.get("auto_map"):
+        raise CheckpointError(
+            f"--deployed {name} brings its own Python code (auto_map in config.json), which never "
+            "runs; take auto_map out if transformers knows the architecture"
         )
     scheme = stored_scheme(files.config, name)
     if scheme is None:
@@ -87,6 +91,12 @@ def open_deployed(name: str, options: LoadOptions) -> Deployed:
             "evaluate it with --model, as a checkpoint of its own"
         )
     return Deployed(name, None, files, scheme)
+
+
+def stranger(options: LoadOptions) -> LoadOptions:
+    """How a deployed folder is opened: what is allowed to the model is not allowed to it."""
+    given = {"revision": None, "base": None, "tokenizer": None}
+    return options.updated({**given, "trust_remote_code": False, "allow_pickle": False})
 
 
 def gguf_scheme(file: GgufFile) -> StoredScheme:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.checkpoint import CheckpointSource
@@ -20,6 +22,14 @@ if TYPE_CHECKING:
     from unlearnbench.checkpoints.gguf_parts import GgufFile
 
 log = logging.getLogger("unlearnbench")
+
+# Fields that change no answer, or that shapes tell.
+_COMPUTES_NOTHING = {
+    *("architectures", "dtype", "torch_dtype", "transformers_version", "quantization_config"),
+    *("compression_config", "use_cache", "initializer_range", "return_dict", "auto_map"),
+    *("max_position_embeddings", "id2label", "label2id", "problem_type", "pretraining_tp"),
+    *("chunk_size_feed_forward", "is_encoder_decoder"),
+}
 
 
 def shape_of(source: CheckpointSource) -> nn.Module:
@@ -46,7 +56,9 @@ def require_alike(one: Deployed, source: Any) -> None:
         _require_splits(one.folder, source)
     else:
         log.warning("--deployed %s brings no tokenizer to compare; the model's is used", one.path)
-    theirs = empty_model(load_config(one.folder), one.folder.trusted)
+    found = load_config(one.folder)
+    _require_config(one, config, found.get_text_config().to_dict())
+    theirs = empty_model(found, one.folder.trusted)
     if theirs is None:
         raise CheckpointError(f"--deployed {one.path}: its config describes no language model")
     ours = shape_of(source)
@@ -57,6 +69,18 @@ def require_alike(one: Deployed, source: Any) -> None:
             f"--deployed {one.path}: {odd[0]} has shape {other.get(odd[0], 'none')}, and in the "
             f"model {own.get(odd[0], 'none')}; it is no checkpoint of this model"
         )
+
+
+def _require_config(one: Deployed, own: Mapping[str, object], other: Mapping[str, object]) -> None:
+    """Hold what a folder's config computes with against the model's: it loads by its own."""
+    for key in sorted((own.keys() & other.keys()) - _COMPUTES_NOTHING):
+        if key.endswith(("_token_id", "dropout")) or key.startswith(("_", "output_")):
+            continue
+        if json.loads(json.dumps(own[key])) != json.loads(json.dumps(other[key])):
+            raise CheckpointError(
+                f"--deployed {one.path}: its config.json has {key} {one_line(other[key], 60)}, and "
+                f"the model's {one_line(own[key], 60)}; it is no checkpoint of this model"
+            )
 
 
 def _home(file: GgufFile) -> CheckpointFiles:
