@@ -2,7 +2,7 @@
 
     UNLEARNBENCH_DATA=... python leaderboards/smollm2-bf16/make.py WORK
 
-Two hours of one core that has bf16 products, after ``make setup``. WORK, outside the repository,
+An hour of one core that has bf16 products, after ``make setup``. WORK, outside the repository,
 gets texts, models and runs, and ``times.jsonl`` the seconds of each command. Killed and started
 again, it goes on. ``--dry-run`` prints the commands, ``--only NAME...`` makes some of the models;
 the one without it writes the board.
@@ -39,8 +39,6 @@ UNLEARN = "--batch-size 4 --retain-weight 2 --max-steps 160 --eval-steps 16 --sa
 METHODS = {
     "ga_gdr-bf16": "ga_gdr --lr 1e-4 --weights-dtype bf16",
     "ga_gdr-fp32": "ga_gdr --lr 1e-4 --weights-dtype fp32",
-    "npo_klr-bf16": "npo_klr --lr 1e-4 --weights-dtype bf16",
-    "npo_klr-fp32": "npo_klr --lr 1e-4 --weights-dtype fp32",
 }
 
 
