@@ -127,6 +127,9 @@ def test_conditions_that_ask_otherwise_do_not_fit(toy: Toy, tiny: Path) -> None:
         record("a", "b", "c")
     with pytest.raises(OptionError, match="temperature"):
         SPEC.with_decoding({"temperature": -1.0})
+    for greedy in ({"temperature": 0}, {"temperature": 0.0}, {"do_sample": False}):
+        with pytest.raises(OptionError, match="toy_drawn draws its answers"):
+            SPEC.with_decoding(greedy)
     assert SPEC.with_decoding({"temperature": 2.0}).generation_kwargs.temperature == 2.0
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from unlearnbench.errors import MetricError
+from unlearnbench.errors import MetricError, OptionError
 from unlearnbench.requests import Answer, Generate, Generated, Request
 from unlearnbench.results import AnswerRecord, SampleRecord, Settings
 from unlearnbench.tasks.kinds.answers import Facts, facts_of, held_to
@@ -64,6 +64,11 @@ class SampledTask(GenerationTask):
         return self
 
     def with_decoding(self, given: Mapping[str, object]) -> SampledTask:
+        if given.get("do_sample") is False or given.get("temperature") in (0, "0"):
+            raise OptionError(
+                f"--gen-kwargs: {self.task} draws its answers; greedy ones would be all one, run "
+                "it apart"
+            )
         made = super().with_decoding({**given, "do_sample": True})
         return self.model_copy(update=dict(made))
 
