@@ -64,7 +64,7 @@ def test_other_tasks_are_asked_as_they_are_and_make_no_row(
     none, prefix = evaluate(str(tiny), TASKS, "none,prefix", **toy.options)
     assert "prefix-1 is not put to toy_verbmem, toy_privleak, asked as without it" in caplog.text
     for name in ("toy_verbmem", "toy_privleak"):
-        same = {"unchanged": None, "environment": None}
+        same = {"unchanged": None, "environment": None, "drafts": None}
         assert prefix.tasks[name].unchanged
         assert prefix.tasks[name].model_copy(update=same) == none.tasks[name].model_copy(
             update=same

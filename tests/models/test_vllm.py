@@ -158,7 +158,7 @@ def test_a_run_records_the_backend_and_keeps_apart_from_others(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = ["--model", str(make_checkpoint("other")), "--tasks", "toy", "--dtype", "fp32"]
-    command += ["--data-dir", str(toy.data), "--include-path", str(toy.tasks)]
+    command += ["--data-dir", str(toy.data), "--include-path", str(toy.tasks), "--drafts", "off"]
     assert call(*command, "--quant", "none,nf4", "--output", str(toy.out), "--backend", "vllm") == 0
     assert call(*command, "--quant", "none,nf4", "--output", f"{toy.out}-hf") == 0
     for mine in sorted(toy.out.glob("*/*/run.json")):
