@@ -143,6 +143,15 @@ def test_a_changed_score_of_a_sample_with_everything_above_it_made_to_fit(board:
     assert any("rougeL is" in line and "its texts give" in line for line in found)
 
 
+def test_a_run_that_was_decided_on_a_part_of_its_samples(board: Path) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        for part in content["runs"]:
+            part["run"]["tasks"]["made_knowmem_f"]["drawn"] = {"seed": 0, "of": 900}
+
+    assert any("of 900 samples; evaluate it whole" in line for line in forge(board, edit))
+    assert any("of 900 samples" in line for line in forge(board, edit, "retrained"))
+
+
 def test_swapped_samples(board: Path) -> None:
     def edit(content: dict[str, Any]) -> None:
         part = run_at(content, "rtn-int4")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,18 @@ def test_the_command_shows_each_way(
     assert set(content["ways"]["ensemble"]["rates"]) == {"tpr_0", "tpr_1", "fpr_0", "fpr_1"}
     assert call(*asked(runs[:1])) == 0, "one checkpoint"
     assert "1 models" in capsys.readouterr().out
+
+
+def test_votes_of_a_part_of_the_rows_are_refused(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = tmp_path / "part"
+    shutil.copytree(runs[0], part)
+    content = json.loads((part / "run.json").read_text())
+    content["tasks"]["toy_toxic"]["drawn"] = {"seed": 0, "of": 900}
+    (part / "run.json").write_text(json.dumps(content))
+    assert call(*asked(runs[:1]), str(part)) == 2
+    assert "of 900 samples; evaluate it whole" in capsys.readouterr().err
 
 
 def test_what_says_nothing_of_two_groups_is_one_line(

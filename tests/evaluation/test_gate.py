@@ -219,11 +219,15 @@ def test_a_part_says_so_and_stands_in_no_comparison(
     for command in (
         ["check", str(folder), "--policy", file, *ends],
         ["compare", str(folder), *ends],
+        ["curve", str(folder)],
+        ["rescore", str(folder / "none"), "--include-path", str(check.shelf.bench.tasks)],
     ):
         assert call(*command) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "was decided on" in line
         assert "without --until-decided" in line
+    assert call("show", str(folder / "none")) == 0
+    assert f" of {N} samples alone, in the order of seed 0" in capsys.readouterr().out
     ends[3] = str(folder)
     assert call("check", "--model", "ga_gdr", "--policy", file, *ends) == 2
     assert "was decided on" in capsys.readouterr().err

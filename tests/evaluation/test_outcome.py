@@ -55,6 +55,16 @@ def test_a_table_of_two_precisions() -> None:
     ]
 
 
+def test_a_part_says_so_and_a_failure_behind_it_is_one() -> None:
+    part = make_result({"t": make_task(value=0.0, n=4, drawn={"seed": 0, "of": 48})})
+    assert cells([part])[1][1] == "0.0, of 4 of 48 samples alone"
+    paths = {"none": Path("out")}
+    assert "FAILED" in results_table([part], paths, failed=[("none", "t")])
+    assert "FAILED" in results_table([part], paths, failed=[("none", None)])
+    whole = make_result({"t": make_task(value=0.0)})
+    assert "FAILED" not in results_table([whole], paths, failed=[("none", "t")])
+
+
 def test_every_line_is_as_wide_as_the_others() -> None:
     table = results_table([make_result()], {"none": Path("out")})
     assert len({len(line) for line in table.split("\n")}) == 1

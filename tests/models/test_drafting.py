@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -211,3 +212,19 @@ def test_a_draft_is_tokens_as_they_follow_the_prompt(llama: Any) -> None:
     first, second = draft_ids(tokens, long)
     assert len(first) <= 64, "no more of it than an answer may have"
     assert second == []
+
+
+def test_a_draft_ends_before_a_token_that_the_model_has_not(llama: Any) -> None:
+    """An added token may stand in a text by itself alone, and not behind its prompt."""
+    tokens = wrap(llama).tokens
+    beyond = tokens.config.vocab_size
+
+    def tokenized(text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [1, 2] if add_special_tokens and text == "a" else [3, beyond, 4]}
+
+    def whole(text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [5, 6]} if text == "ab" else tokenized(text, add_special_tokens)
+
+    request = Generate("a", "a", 20, drafts=("b",))
+    assert draft_ids(replace(tokens, tokenizer=whole), request) == [[3]]
+    assert draft_ids(replace(tokens, tokenizer=tokenized), request) == [], "left out"

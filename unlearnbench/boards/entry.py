@@ -32,7 +32,7 @@ from unlearnbench.results import (
     TaskResult,
     upgrade,
 )
-from unlearnbench.runs.entries import Entry, LoadedRun, load_entries
+from unlearnbench.runs.entries import Entry, LoadedRun, load_entries, require_whole
 from unlearnbench.tasks.registry import Registry, load_registry
 from unlearnbench.util.files import read_json, write_text
 from unlearnbench.util.validation import as_model, read_yaml_model
@@ -144,7 +144,7 @@ class BoardEntry(Document):
 
     def loaded(self) -> Entry:
         """The entry's runs as the comparison takes them, with hashes as ``compact`` has them;
-        ResultError where two are of one precision.
+        ResultError where two are of one precision, or one is of a part.
         """
         path, runs = Path(f"{self.name}.json"), dict[str, LoadedRun]()
         long = not (self.texts or self.is_compact)
@@ -153,7 +153,8 @@ class BoardEntry(Document):
                 task: [record.with_texts(shorten) if long else record for record in each]
                 for task, each in part.samples.items()
             }
-            runs[part.run.condition.name] = LoadedRun(path, part.run, records)
+            require_whole(found := LoadedRun(path, part.run, records))
+            runs[part.run.condition.name] = found
         if len(runs) != len(self.runs):
             raise ResultError(f"{self.name} has two runs of one precision")
         return Entry(self.name, runs)

@@ -179,6 +179,12 @@ def _facts(result: RunResult) -> list[str]:
         f"measured    {result.created}, {one_line(where.device, 80)}, {where.dtype}, "
         f"unlearnbench {one_line(where.unlearnbench, 40)}, protocol {one_line(result.protocol, 40)}"
     )
+    for name, task in result.tasks.items():
+        if task.drawn is not None:
+            seen = f"{task.n} of {task.drawn.of} samples alone"
+            lines.append(
+                f"part        {one_line(name, 80)}: {seen}, in the order of seed {task.drawn.seed}"
+            )
     return lines
 
 

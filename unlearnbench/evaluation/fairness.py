@@ -11,7 +11,13 @@ import numpy as np
 from unlearnbench.errors import DataError, MetricError, OptionError, one_line
 from unlearnbench.metrics.fairness import MOST_MODELS, Votes
 from unlearnbench.results import AnswerRecord, SampleRecord
-from unlearnbench.runs.entries import LoadedRun, require_comparable, require_same_condition, run_key
+from unlearnbench.runs.entries import (
+    LoadedRun,
+    require_comparable,
+    require_same_condition,
+    require_whole,
+    run_key,
+)
 from unlearnbench.runs.folder import read_run
 from unlearnbench.tasks.kinds.answers import facts_of
 from unlearnbench.tasks.kinds.choice import ChoiceFacts
@@ -36,10 +42,13 @@ def read_votes(folders: Sequence[Path], asked: TwoGroups) -> Votes:
     Raises:
         OptionError: runs are not comparable, or of one checkpoint, or have no such task.
         DataError, MetricError: groups or records are not two choices of the rows.
+        ResultError: a run is of a part of its samples.
     """
     runs = [LoadedRun(folder, read_run(folder)) for folder in folders]
     if not 0 < len(runs) <= MOST_MODELS:
         raise OptionError(f"{len(runs)} runs; give one, or those of up to {MOST_MODELS} models")
+    for run in runs:
+        require_whole(run)
     for run in runs[1:]:
         require_comparable(run, runs[0], [asked.task])
         require_same_condition(run, runs[0])

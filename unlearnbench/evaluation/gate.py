@@ -27,7 +27,7 @@ from unlearnbench.recovery.controls import needs_control
 from unlearnbench.recovery.draws import DrawnScores
 from unlearnbench.recovery.early import Gate
 from unlearnbench.recovery.judging import check, judge_rule, judge_weights
-from unlearnbench.recovery.order import order_of, require_whole
+from unlearnbench.recovery.order import order_of
 from unlearnbench.recovery.policy import (
     Finding,
     Policy,
@@ -85,9 +85,6 @@ class ModelCheck:
         ends = load_one(self.target, "target"), load_one(self.retrained, "retrained")
         self._comparison = Comparison([], *ends, confidence=self.policy.confidence)
         tasks = self._comparison.retrained.full.result.tasks
-        for end in ends:
-            for run in end.runs.values():
-                require_whole(run)
         self._anchors = Anchors(self._comparison, self.policy)
         self._names = self._anchors.tasks()
         require_sense(self.policy, tasks_named(self.policy, [*tasks], "--retrained"), ())

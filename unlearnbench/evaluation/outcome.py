@@ -136,7 +136,8 @@ def results_table(
         for name in wants:
             result = found.get(condition, {}).get(name)
             lost = (condition, name) in failed or (condition, None) in failed
-            cells.append(_cell(result) if result else "FAILED" if lost else "not run")
+            lost = lost and (result is None or result.drawn is not None)  # a part is no result
+            cells.append("FAILED" if lost else _cell(result) if result else "not run")
         rows.append([condition, *cells, str(path)])
     whole, width = text_table(rows, head), terminal_width()
     if fits(whole, width):
@@ -159,4 +160,6 @@ def _cell(result: TaskResult) -> str:
         if result.auc_ci is not None:
             shown += f" [{result.auc_ci[0]:.3f}, {result.auc_ci[1]:.3f}]"
         parts.append(shown)
+    if result.drawn is not None:
+        parts.append(f"of {result.n} of {result.drawn.of} samples alone")
     return ", ".join(parts)

@@ -21,7 +21,7 @@ from unlearnbench.metrics.truth import (
     truth_ratio,
 )
 from unlearnbench.results import AnswerRecord, LikelihoodRecord, SampleRecord
-from unlearnbench.runs.entries import LoadedRun, require_comparable, run_key
+from unlearnbench.runs.entries import LoadedRun, require_comparable, require_whole, run_key
 from unlearnbench.runs.folder import read_run
 from unlearnbench.tasks.kinds.answers import AnswerFacts, AnswersTask, facts_of
 from unlearnbench.tasks.kinds.likelihood import LikelihoodTask
@@ -70,10 +70,11 @@ def rescore(folder: Path, reference: Path | None, registry: Registry) -> Rescore
 
     Raises:
         OptionError: there is no run, or the reference is of other rows, tasks or settings.
-        ResultError: a file is damaged.
+        ResultError: a file is damaged, or the run is of a part of its samples.
         MetricError: the records of a task are not its own, or give no finite value.
     """
     run, found = LoadedRun(folder, read_run(folder)), Rescored()
+    require_whole(run)
     retrained = _open(reference) if reference is not None else None
     for name, task in run.result.tasks.items():
         if name not in registry.files:

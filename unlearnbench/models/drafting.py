@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import Any, Protocol
 
 import torch
@@ -292,5 +293,6 @@ def draft_ids(tokens: Tokens, request: Generate) -> list[list[int]]:
         if whole[: len(prompt)] == prompt:
             found.append(whole[len(prompt) :])
         else:  # the text's first token reaches into the prompt
-            found.append([*tokens.tokenizer(text, add_special_tokens=False)["input_ids"]])
+            ids, rows = tokens.tokenizer(text, add_special_tokens=False), tokens.config.vocab_size
+            found.append([*takewhile(lambda token: token < rows, ids["input_ids"])])
     return found

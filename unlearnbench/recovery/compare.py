@@ -17,7 +17,6 @@ from unlearnbench.recovery.controls import (
     require_control,
     stand_in,
 )
-from unlearnbench.recovery.order import require_whole
 from unlearnbench.recovery.statistics import Cell, Scale, generation_scores, leak_scores, measure
 from unlearnbench.recovery.utility import KeptFigure, Retained, retained_of, share_of
 from unlearnbench.recovery.verdicts import RecoveryRow, Want, mark_significant
@@ -222,9 +221,6 @@ def open_comparison(
     entries = load_entries(runs)
     ends = load_one(target, "target"), load_one(retrained, "retrained")
     found = Comparison(entries, *ends, floor, confidence, figure, only)
-    for each in (*found.entries, *ends):
-        for run in each.runs.values():
-            require_whole(run)
     base = found.retrained.full
     for entry in found.entries:
         for run in entry.runs.values():

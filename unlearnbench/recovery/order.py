@@ -6,9 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unlearnbench.errors import OptionError, one_line
 from unlearnbench.results import LikelihoodRecord, SampleRecord
-from unlearnbench.runs.entries import LoadedRun
 
 
 @dataclass(frozen=True)
@@ -52,13 +50,3 @@ def order_of(task: str, records: Sequence[SampleRecord], pairs: bool, seed: int)
         split = record.split if pairs and isinstance(record, LikelihoodRecord) else ""
         groups.setdefault(split, []).append(record.id)
     return draw_order(task, [*groups.values()], seed)
-
-
-def require_whole(run: LoadedRun) -> None:
-    """Raise OptionError where a task of a run rests on a part of its samples."""
-    for name, task in run.result.tasks.items():
-        if task.drawn is not None:
-            raise OptionError(
-                f"{run.where}: {one_line(name, 80)} was decided on {task.n} of {task.drawn.of} "
-                "samples; evaluate it whole, by the same command without --until-decided"
-            )

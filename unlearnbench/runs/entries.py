@@ -130,11 +130,12 @@ def load_entries(paths: Sequence[Path]) -> list[Entry]:
     Raises:
         OptionError: no run is there, or two of one checkpoint and precision, or those of one
             checkpoint differ as ``require_alike`` says.
-        ResultError: a run is damaged.
+        ResultError: a run is damaged, or rests on a part of its samples.
     """
     groups: dict[str, dict[str, LoadedRun]] = {}
     for folder in dict.fromkeys(found for path in paths for found in _run_folders(path)):
         run = LoadedRun(folder, read_run(folder))
+        require_whole(run)
         runs = groups.setdefault(_checkpoint_key(run.result), {})
         if run.condition in runs:
             raise OptionError(
@@ -211,6 +212,16 @@ def _checkpoint_key(result: RunResult) -> str:
 def run_key(run: LoadedRun) -> str:
     """The same for two runs of one checkpoint at one precision."""
     return f"{_checkpoint_key(run.result)} {run.condition}"
+
+
+def require_whole(run: LoadedRun) -> None:
+    """Raise ResultError where a task of a run rests on a part of its samples."""
+    for name, task in run.result.tasks.items():
+        if task.drawn is not None:
+            raise ResultError(
+                f"{run.where}: {one_line(name, 80)} was decided on {task.n} of {task.drawn.of} "
+                "samples; evaluate it whole, by the same command without --until-decided"
+            )
 
 
 def require_comparable(run: LoadedRun, base: LoadedRun, tasks: Sequence[str]) -> None:
