@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -226,5 +226,6 @@ def test_a_draft_ends_before_a_token_that_the_model_has_not(llama: Any) -> None:
         return {"input_ids": [5, 6]} if text == "ab" else tokenized(text, add_special_tokens)
 
     request = Generate("a", "a", 20, drafts=("b",))
-    assert draft_ids(replace(tokens, tokenizer=whole), request) == [[3]]
-    assert draft_ids(replace(tokens, tokenizer=tokenized), request) == [], "left out"
+    alone, everywhere = cast("list[Any]", [whole, tokenized])
+    assert draft_ids(replace(tokens, tokenizer=alone), request) == [[3]]
+    assert draft_ids(replace(tokens, tokenizer=everywhere), request) == [], "left out"

@@ -10,6 +10,7 @@ from unlearnbench.recovery.compare import Comparison, open_comparison
 from unlearnbench.recovery.policy import Policy
 from unlearnbench.runs.entries import Entry
 
+pytestmark = pytest.mark.slow
 CONDITIONS = ("none", "rtn-int8", "rtn-int4", "relearn-20")
 FIGURES = {"max_excess": "excess", "max_privleak": "excess", "max_recovered": "recovered"}
 

@@ -293,6 +293,6 @@ def draft_ids(tokens: Tokens, request: Generate) -> list[list[int]]:
         if whole[: len(prompt)] == prompt:
             found.append(whole[len(prompt) :])
         else:  # the text's first token reaches into the prompt
-            ids, rows = tokens.tokenizer(text, add_special_tokens=False), tokens.config.vocab_size
-            found.append([*takewhile(lambda token: token < rows, ids["input_ids"])])
+            ids = tokens.tokenizer(text, add_special_tokens=False)["input_ids"]
+            found.append([*takewhile(int(tokens.config.vocab_size).__gt__, ids)])
     return found
