@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -226,6 +226,7 @@ def test_a_draft_ends_before_a_token_that_the_model_has_not(llama: Any) -> None:
         return {"input_ids": [5, 6]} if text == "ab" else tokenized(text, add_special_tokens)
 
     request = Generate("a", "a", 20, drafts=("b",))
-    alone, everywhere = cast("list[Any]", [whole, tokenized])
+    fakes: list[Any] = [whole, tokenized]
+    alone, everywhere = fakes
     assert draft_ids(replace(tokens, tokenizer=alone), request) == [[3]]
     assert draft_ids(replace(tokens, tokenizer=everywhere), request) == [], "left out"

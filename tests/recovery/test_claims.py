@@ -30,8 +30,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
         bench.model("leaks", none=skill(0.6, 0.7, 1.2), int8=half, int4=knows, relearn=much)
         names = ("comes_back", "never_forgot", "leaks")
         runs = [next(bench.out.glob(f"{name}-*")) for name in names]
-        ends = (next(bench.out.glob(f"{name}-*")) for name in ("target", "retrained"))
-        return open_comparison(runs, *ends)
+        target, retrained = (next(bench.out.glob(f"{name}-*")) for name in ("target", "retrained"))
+        return open_comparison(runs, target, retrained)
 
 
 def above(comparison: Comparison, entry: Entry, claim: Claim) -> float:
