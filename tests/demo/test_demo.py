@@ -38,12 +38,12 @@ def command(out: Path, *more: str) -> list[str]:
 
 
 def demo(out: Path, *more: str) -> Rows:
-    """Also holds its memory, all processes together, to the 3 GB that docs promise."""
+    """Also holds its memory, all processes together, to the 2 GB that docs promise."""
     done = subprocess.run(command(out, *more), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     said = re.search(r"at most ([0-9.]+) GB", done.stdout + done.stderr)
     assert said is not None
-    assert 0 < float(said[1]) <= 3.0
+    assert 0 < float(said[1]) <= 2.0
     return rows_of(out)
 
 
