@@ -207,11 +207,8 @@ def test_a_step_is_that_of_the_target_and_of_the_rounded_target(
     for term in ("loss", "forget", "retain"):
         total = getattr(plain.losses[0], term) + getattr(other.losses[0], term)
         # The loss is a small difference of large terms: four last bits of theirs may be in it.
-        bits = (
-            4
-            * 2**-24
-            * sum(abs(r.losses[0].forget) + abs(r.losses[0].retain) for r in (plain, other))
-        )
+        terms = [getattr(r.losses[0], t) for r in (plain, other) for t in ("forget", "retain")]
+        bits = 4 * 2**-24 * sum(map(abs, terms))
         assert getattr(both.losses[0], term) == pytest.approx(total, rel=1e-5, abs=bits), term
     for name, value in caught[0].items():
         total = caught[1][name] + caught[2][name]
