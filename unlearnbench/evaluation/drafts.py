@@ -61,7 +61,7 @@ class Drafts:
         tasks: Sequence[TaskSamples],
         settings: Settings,
     ) -> None:
-        """The answers of a reference, or another run. Damaged files give none: nothing rests on them."""
+        """The answers of another run. Damaged files give none: nothing rests on them."""
         for task in tasks:
             known = result.tasks.get(task.spec.task)
             if known is None or task.spec.record_type is not GenerationRecord:
