@@ -223,7 +223,8 @@ class Run:
         if self._stored is not None:
             self.result = _as_now(self._stored, self._checkpoint, tasks, harness)
         elif equal is not None and tasks:
-            self.result = _as_now(equal.result, self._checkpoint, tasks, {})
+            there = equal.result.model_copy(update={"checkpoint": self._checkpoint})
+            self.result = _as_now(there, self._checkpoint, tasks, {})
 
     def measure(self, load: Callable[[], Model], failures: Failures) -> RunResult | None:
         """Have a model measured on what is to do, and return the run as it stands; None where it
