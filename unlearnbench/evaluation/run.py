@@ -200,10 +200,8 @@ class Run:
         )
         tasks, harness = {}, {}
         if self._stored is not None:
-            asked = self._checkpoint, self._settings, self._condition
-            folder.require_same(self._stored, *asked)
-            sources = {e.source_sha256 for e in environments(self._stored).values()}
-            if sources - {source_sha256()}:
+            folder.require_same(self._stored, self._checkpoint, self._settings, self._condition)
+            if {e.source_sha256 for e in environments(self._stored).values()} - {source_sha256()}:
                 log.warning("%s was begun with another version of unlearnbench", folder.path)
             tasks, harness = dict(self._stored.tasks), dict(self._stored.harness or {})
         equal = _equal_run(evaluation, self._checkpoint, self._settings, self._condition)
@@ -220,11 +218,8 @@ class Run:
             self._harness_todo = suite.missing(harness, folder.path)
             if harness and not self._harness_todo:
                 harness |= suite.aggregate(harness)  # old results may belong to another group now
-        if self._stored is not None:
-            self.result = _as_now(self._stored, self._checkpoint, tasks, harness)
-        elif equal is not None and tasks:
-            there = equal.result.model_copy(update={"checkpoint": self._checkpoint})
-            self.result = _as_now(there, self._checkpoint, tasks, {})
+        if (stored := self._stored or (equal.result if equal and tasks else None)) is not None:
+            self.result = _as_now(stored, self._checkpoint, tasks, harness)
 
     def measure(self, load: Callable[[], Model], failures: Failures) -> RunResult | None:
         """Have a model measured on what is to do, and return the run as it stands; None where it
@@ -234,12 +229,11 @@ class Run:
             UnlearnbenchError: what hits every task alike, or the only one; those before it are
                 kept. What fails alone goes to ``failures``.
         """
-        folder, condition = self._folder.path, self._condition.name
         if self.result is not None and not self._todo and not self._harness_todo:
             self._begin()
             return self.result
         model: Model | None = None
-        with failures.guard(folder, condition):
+        with failures.guard(self._folder.path, self._condition.name):
             model = load()
         if model is not None:
             self._begin()
@@ -257,13 +251,9 @@ class Run:
             asker = suite.adapt(model)
             for name in self._harness_todo:
                 with failures.guard(folder, condition, name):
-                    result, samples = suite.measure(name, asker)
-                    path = samples_path(folder, name)
-                    self._folder.write_file(path, samples)
                     known = (self.result.harness if self.result else None) or {}
-                    groups = suite.aggregate({**known, name: result})
-                    self._keep(model, {}, {name: result, **groups})
-                    log.info("%s: done, %s", name, path)
+                    self._keep(model, {}, _measure_theirs(name, suite, asker, self._folder, known))
+                    log.info("%s: done, %s", name, samples_path(folder, name))
 
     def _measure(self, task: TaskSamples, model: Model) -> None:
         """Samples become answers, answers records, records a result. The journal is removed last:
@@ -306,13 +296,25 @@ class Run:
             if aside is not None:
                 log.info("the earlier run is now in %s", aside)
                 self._lock()
-        stored = self._stored.tasks.items() if self._stored else ()
         for name, content in self._shared.items():
             self._folder.write_file(self._folder.samples_file(name), content)
-        whole = [name for name, task in stored if task.drawn is None]
-        self._folder.clean([*whole, *self._shared])
+        self._folder.clean(_whole(self._stored) | self._shared.keys())
         if self.result is not None and self.result != self._stored:
             self._folder.write_run(self.result)
+
+
+def _whole(run: RunResult | None) -> set[str]:
+    """The tasks that a run has whole."""
+    return {name for name, task in run.tasks.items() if task.drawn is None} if run else set()
+
+
+def _measure_theirs(
+    name: str, suite: Suite, asker: Any, folder: RunFolder, known: Mapping[str, HarnessResult]
+) -> dict[str, HarnessResult]:
+    """A task of lm-eval's, with its samples written, and the groups that it belongs to."""
+    result, samples = suite.measure(name, asker)
+    folder.write_file(samples_path(folder.path, name), samples)
+    return {name: result, **suite.aggregate({**known, name: result})}
 
 
 def _as_now(
@@ -422,7 +424,8 @@ def _equal_run(
         run.folder.require_same(run.result, checkpoint, settings, condition)
     except ResultError:
         return None
-    return run
+    own = run.result.model_copy(update={"checkpoint": checkpoint})
+    return RetrainedRun(run.folder, own)
 
 
 def _share(
