@@ -74,6 +74,10 @@ class OutputError(ResultError):
     """A file cannot be written: the disk is full or read-only. What was complete stays readable."""
 
 
+class StoreError(OutputError):
+    """An object store refuses, or does not answer."""
+
+
 class SweepError(UnlearnbenchError):
     """Some jobs of a sweep could not be done. The others are finished."""
 

@@ -18,6 +18,7 @@ from tests.sweep.files import plan_of
 from unlearnbench.sweep.cluster import RayPool, connected
 from unlearnbench.sweep.engine import Engine
 from unlearnbench.sweep.graph import Plan, SweepJob
+from unlearnbench.sweep.home import FolderHome
 from unlearnbench.sweep.record import opened
 from unlearnbench.sweep.resources import Demand
 
@@ -27,7 +28,7 @@ def nothings(output: Path, n: int) -> Plan:
     output.mkdir(parents=True)
     order = {"kind": "nothing", "name": "nothing"}
     jobs = tuple(SweepJob(f"nothing-{at}", order, Demand(1, 0, 2**20)) for at in range(n))
-    return Plan(output, jobs, 3, n)
+    return Plan(FolderHome(output), jobs, 3, n)
 
 
 def costs() -> dict[int, tuple[str, float, float]]:

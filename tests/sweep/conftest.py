@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeCheckpoint
 from tests.sweep.commands import NAMES, by_hand
+from tests.sweep.stores import Served, served
 
 LIMIT = 12
 
@@ -28,3 +30,18 @@ def expected(models: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     found = by_hand(models, tmp_path_factory.mktemp("by-hand"), LIMIT)
     assert len(found) == 4 * 4 * 3
     return found
+
+
+@pytest.fixture(scope="package")
+def server() -> Iterator[Served]:
+    """An S3 server."""
+    with served() as found:
+        yield found
+
+
+@pytest.fixture
+def s3(server: Served, monkeypatch: pytest.MonkeyPatch) -> Served:
+    """The same, and this process uses it."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return server

@@ -21,8 +21,8 @@ from tests.cli.test_main import call
 from tests.conftest import write_jsonl
 from tests.sweep.commands import NAMES, OPTIONS, TASKS, file_of, records, run, start
 from tests.sweep.conftest import LIMIT
-from unlearnbench.sweep.cluster import _lives
 from unlearnbench.sweep.display import status
+from unlearnbench.sweep.scratch import lives
 
 pytestmark = pytest.mark.slow
 
@@ -42,10 +42,10 @@ def listening(pid: int) -> set[str]:
 def test_a_folder_is_removed_only_where_its_process_has_ended() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    assert not _lives(f"ub-{ended.pid}-x")
-    assert _lives(f"ub-{os.getpid()}-x")
-    assert _lives("ub-1-x"), "somebody else's"
-    assert _lives(f"ub-{'9' * 400}-x"), "no folder of ours"
+    assert not lives(f"ub-{ended.pid}-x")
+    assert lives(f"ub-{os.getpid()}-x")
+    assert lives("ub-1-x"), "somebody else's"
+    assert lives(f"ub-{'9' * 400}-x"), "no folder of ours"
 
 
 @pytest.mark.ci

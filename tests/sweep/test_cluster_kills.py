@@ -26,6 +26,7 @@ from tests.sweep.commands import (
     workers,
 )
 from tests.sweep.conftest import LIMIT
+from unlearnbench.sweep.home import FolderHome
 from unlearnbench.sweep.record import read_standing
 
 pytestmark = pytest.mark.slow
@@ -37,7 +38,7 @@ def require_whole(path: Path, expected: dict[str, bytes], jobs: int) -> None:
     out = path.parent / "out"
     assert records(out / "runs", NAMES) == expected
     assert not list(out.glob("runs/*/*/*/partial"))
-    assert read_standing(out).count() == {"done": jobs, "waiting": 0}
+    assert read_standing(FolderHome(out)).count() == {"done": jobs, "waiting": 0}
     events = (out / "sweep/events.jsonl").read_text(encoding="ascii").splitlines()
     done = [line for line in events if '"is": "done"' in line]
     assert len(done) == jobs, "a job counts twice"

@@ -40,7 +40,7 @@ def test_everything_is_done_once_and_in_order_and_not_again(plan: Plan) -> None:
     later = FakePool(writes(plan))
     again = run(plan, later)
     assert (again.done, again.kept, later.begun) == (6, 6, [])
-    assert read_standing(plan.output).count()["done"] == 6
+    assert read_standing(plan.home).count()["done"] == 6
 
 
 def dies(work: Work, id: str, times: int, again: bool = True) -> Work:
@@ -80,7 +80,7 @@ def test_what_needs_a_lost_job_is_skipped_by_name(plan: Plan) -> None:
     assert begun(pool) == ["evaluate-retrained"]
     assert len(progress.undone) == 6
     assert progress.undone["evaluate-ga-1"] == "it needs evaluate-retrained"
-    counts = read_standing(plan.output).count()
+    counts = read_standing(plan.home).count()
     assert (counts["failed"], counts["skipped"], counts["waiting"]) == (1, 5, 0)
 
 
@@ -173,7 +173,7 @@ def test_a_full_disk_stops_the_record_and_what_was_done_stays_done(
     with pytest.raises(OutputError, match="No space left"):
         run(plan, FakePool(writes(plan)))
     monkeypatch.setattr(files, "_write_all", written)
-    done = read_standing(plan.output).count()["done"]
+    done = read_standing(plan.home).count()["done"]
     pool = FakePool(writes(plan))
     assert run(plan, pool).done == 6
     assert 0 < done == 6 - len(pool.begun)

@@ -19,7 +19,7 @@ from unlearnbench.util.text import paint, terminal_width
 
 @click.command("sweep")
 @click.argument("file", metavar="SWEEP.yaml|status")
-@click.argument("folder", metavar="[DIR]", required=False)
+@click.argument("folder", metavar="[DIR|s3://...]", required=False)
 @click.option("--address", metavar="auto|[ray://]HOST:PORT", help="A Ray cluster that runs.")
 @click.option(
     "--local",
@@ -36,12 +36,12 @@ def sweep(
 
     What is done is kept: the same command goes on. Exit 2 where something could not be done; the
     rest is complete. `sweep status DIR` says from another terminal how the sweep stands whose
-    file has DIR as output.
+    file has DIR, or an address as s3://BUCKET/PREFIX, as output.
     """
     if file == "status":
         if folder is None:
             raise OptionError("sweep status: which DIR? give the file's output")
-        click.echo(printable("\n".join(status(Path(folder)))))
+        click.echo(printable("\n".join(status(folder))))
         return
     if folder is not None:
         raise OptionError(f"sweep takes one file, and {one_line(folder, 80)} is a second")
@@ -53,8 +53,9 @@ def sweep(
     try:
         progress = run_sweep(asked, display)
     except KeyboardInterrupt:
+        where = asked.plan.home.where
         raise KeyboardInterrupt(
-            f"interrupted; what was done is in {asked.plan.output}, and the same command goes on"
+            f"interrupted; what was done is in {where}, and the same command goes on"
         ) from None
     finally:
         display.close()
@@ -69,13 +70,12 @@ def sweep(
 
 def _show(asked: SweepRequest) -> None:
     """The table, and where the page is, of what this plan has made."""
-    output, ids = asked.plan.output, {job.id: job for job in asked.plan.jobs}
-    table, page = output / "recovery.json", output / "board/index.html"
-    if "compare" in ids and table.is_file():
-        rows = [RecoveryRow.model_validate(row) for row in json.loads(table.read_bytes())]
+    home, ids = asked.plan.home, {job.id: job for job in asked.plan.jobs}
+    if "compare" in ids and (table := home.read("recovery.json")) is not None:
+        rows = [RecoveryRow.model_validate(row) for row in json.loads(table)]
         floor = ids["compare"].order["utility_floor"]
         click.echo(overview(rows, floor, terminal_width(), paint))
-        click.echo(printable(f"\nthe rows: {table}"))
-    if "board" in ids and page.is_file():
-        click.echo(printable(f"the page: {page}"))
-    click.echo(printable(f"run folders: {output / 'runs'}"))
+        click.echo(printable(f"\nthe rows: {home.where}/recovery.json"))
+    if "board" in ids and home.read("board/index.html") is not None:
+        click.echo(printable(f"the page: {home.where}/board/index.html"))
+    click.echo(printable(f"run folders: {home.where}/runs"))

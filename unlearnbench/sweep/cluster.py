@@ -13,24 +13,22 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from unlearnbench.errors import OptionError, SweepError, one_line
 from unlearnbench.sweep.engine import Outcome
 from unlearnbench.sweep.graph import Plan, SweepJob
+from unlearnbench.sweep.scratch import own_folder
+from unlearnbench.sweep.store import INSTALL
 from unlearnbench.sweep.work import make_order, perform, surroundings
 
-INSTALL = "install it with: pip install 'unlearnbench[sweep]'"
 CLIENT = "install it, here and on the cluster's head, with: pip install 'ray[client]'"
 # No results travel but reports of some hundred bytes.
 _STORE = 80 * 2**20
-_FOLDER = "ub-"
 _STARTS = 3
 _NODE = "ray.io/node-id"
 _ADDRESS = re.compile(r"auto|(ray://)?[\w.-]+:[0-9]+")
@@ -40,9 +38,9 @@ _ONE = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 class RayPool:
     """Implements ``Pool``."""
 
-    def __init__(self, ray: Any, plan: Plan) -> None:
-        """``ray`` is connected already."""
-        self._ray, self._around = ray, surroundings(plan)
+    def __init__(self, ray: Any, plan: Plan, key: Callable[[SweepJob], str] | None = None) -> None:
+        """``ray`` is connected already. key: by which a store knows what was done."""
+        self._ray, self._around, self._key = ray, surroundings(plan), key
         self._running: dict[Any, tuple[str, float]] = {}
         self._task = ray.remote(max_retries=0)(_perform_on_node)
 
@@ -58,7 +56,7 @@ class RayPool:
         if avoid:  # elsewhere, if there is anywhere else
             wants["label_selector"] = {_NODE: f"!{avoid}"}
             wants["fallback_strategy"] = [{"label_selector": {_NODE: avoid}}]
-        order = make_order(job, self._around, attempt)
+        order = make_order(job, self._around, attempt, self._key(job) if self._key else "")
         reference = self._task.options(**wants, name=job.id).remote(order)
         self._running[reference] = (job.id, time.monotonic())
 
@@ -131,7 +129,7 @@ def connected(address: str | None, cores: int | None) -> Iterator[Any]:
     except ImportError:
         raise OptionError(f"a sweep needs Ray; {INSTALL}") from None
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    folder = _own_folder() if address is None else None
+    folder = _short_folder() if address is None else None
     try:
         if folder is not None:
             _start_local(ray, folder, cores, quiet)
@@ -178,17 +176,11 @@ def _silence() -> None:
     vars(worker)["_worker_logs_enabled"] = False
 
 
-def _own_folder() -> Path:
-    """A short one for Ray's sockets, whose paths may have 107 letters; those of sweeps that were
-    killed are removed.
-    """
+def _short_folder() -> Path:
+    """A short one for Ray's sockets, whose paths may have 107 letters."""
     home = Path(tempfile.gettempdir())
     home = home if len(str(home)) < 30 else Path("/tmp")  # noqa: S108 - a folder of our own in it
-    for old in home.glob(f"{_FOLDER}*-*"):
-        with suppress(OSError):  # another sweep was faster, or somebody else's link leads nowhere
-            if old.lstat().st_uid == os.getuid() and not _lives(old.name):
-                shutil.rmtree(old, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=home))
+    return own_folder(home)
 
 
 def _start_local(ray: Any, folder: Path, cores: int | None, quiet: dict[str, Any]) -> None:
@@ -214,8 +206,3 @@ def _start_local(ray: Any, folder: Path, cores: int | None, quiet: dict[str, Any
             ray.shutdown()
             said = one_line(error, 200)
     raise OptionError(f"Ray does not start here, is the machine busy? {said}")
-
-
-def _lives(name: str) -> bool:
-    found = re.match(rf"{_FOLDER}([0-9]{{1,9}})-", name)
-    return found is None or psutil.pid_exists(int(found[1]))

@@ -8,12 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from unlearnbench.errors import OptionError, ResultError, one_line
+from unlearnbench.errors import OptionError, one_line
 from unlearnbench.sweep.engine import Tally
-from unlearnbench.sweep.record import read_standing, state_folder
-from unlearnbench.util.files import LOCK_FILES, read_json
+from unlearnbench.sweep.home import Home, home_of, require_answer
+from unlearnbench.sweep.record import PLAN, read_standing
 
 _EVERY = 30.0
 """Seconds between two lines in a log where nothing else is said."""
@@ -67,17 +65,18 @@ class Display:
             sys.stderr.write("\n")
 
 
-def status(output: Path) -> list[str]:
-    """How the sweep in a folder stands, from its record alone.
+def status(output: str | Path) -> list[str]:
+    """How the sweep in a folder or a store stands, from its record alone.
 
     Raises:
-        OptionError: no sweep was begun there. ResultError: its record is damaged.
+        OptionError: no sweep was begun there. ResultError: its record is damaged. StoreError.
     """
-    folder = state_folder(output)
-    if not (folder / "plan.json").is_file():
-        raise OptionError(f"{output} holds no sweep; give the file's output")
-    standing = read_standing(output)
-    counts, runs = standing.count(), _runs(folder)
+    home = home_of(output)
+    require_answer(home)
+    if home.read(PLAN) is None:
+        raise OptionError(f"{home.where} holds no sweep; give the file's output")
+    standing = read_standing(home)
+    counts, runs = standing.count(), home.is_led()
     running = counts["running"] if runs else 0
     waiting = counts["waiting"] + counts["running"] - running
     head = f"{counts['done']} of {standing.total} jobs done, {running} running, {waiting} waiting"
@@ -90,7 +89,7 @@ def status(output: Path) -> list[str]:
     lines = [f"{head}; {duration(spent)} since its last start{rate}"]
     for id, event in standing.states.items():
         if event["is"] == "running" and runs:
-            lines.append(f"running: {one_line(id, 80)}{_who(folder, id, event)}")
+            lines.append(f"running: {one_line(id, 80)}{_who(home, id, event)}")
     for id, event in standing.states.items():
         if event["is"] in ("again", "failed", "skipped"):
             word = "tried again" if event["is"] == "again" else event["is"]
@@ -98,24 +97,8 @@ def status(output: Path) -> list[str]:
     return lines
 
 
-def _runs(folder: Path) -> bool:
-    """Whether a sweep holds the folder's lock."""
-    lock = FileLock(folder / LOCK_FILES[0])
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
-
-
-def _who(folder: Path, id: str, event: Mapping[str, Any]) -> str:
-    since = f" for {duration(max(0.0, time.time() - event['t']))}"
-    path = folder / "jobs" / id / "worker.json"
-    try:
-        found = read_json(path, ResultError, 4096) if path.is_file() else {}
-    except ResultError:
-        found = {}
-    if not isinstance(found, dict) or "host" not in found:
+def _who(home: Home, id: str, event: Mapping[str, Any]) -> str:
+    since, found = f" for {duration(max(0.0, time.time() - event['t']))}", home.worker(id)
+    if not found:
         return since
     return f"{since} on {one_line(found['host'], 60)}, process {one_line(found.get('pid'), 12)}"

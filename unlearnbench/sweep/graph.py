@@ -9,7 +9,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,16 @@ from unlearnbench.errors import OptionError, one_line
 from unlearnbench.evaluation.evaluate import find_tasks
 from unlearnbench.evaluation.options import Options
 from unlearnbench.results import FULL
+from unlearnbench.sweep.home import FolderHome, Home, home_of
 from unlearnbench.sweep.models import HUB, Candidate, found, grid
 from unlearnbench.sweep.resources import LOADED, PROCESS, TRAINED, Demand, estimate
 from unlearnbench.sweep.spec import Sweep
+from unlearnbench.sweep.store import is_address
 from unlearnbench.tasks.spec import TaskSpec
 from unlearnbench.util.validation import YamlFile
 
+_FILES = {"model", "data", "forget", "retain", "auxiliary", "unseen", "alternative", "spans"}
+_FILES |= {"options", "data_dir", "include_path"}
 MOST = 20_000
 """Checkpoints of a sweep: a few lines of a grid can name any number."""
 
@@ -45,11 +49,16 @@ class SweepJob:
 class Plan:
     """All jobs, each behind those that it needs."""
 
-    output: Path
+    home: Home
     jobs: tuple[SweepJob, ...]
     tries: int
     cells: int
     """Checkpoints times conditions times tasks."""
+
+    @property
+    def output(self) -> Path:
+        """The folder that gets everything; of a sweep in a store, nothing is here."""
+        return Path(self.home.where)
 
     @property
     def demands(self) -> list[Demand]:
@@ -62,7 +71,7 @@ class Plan:
         counted = [f"{n:>6} x {kind}: {demand}" for (kind, demand), n in kinds.items()]
         shown = [f"  {job.id}{_behind(job)}" for job in self.jobs[:20]]
         more = [f"  and {len(self.jobs) - 20} more"] if len(self.jobs) > 20 else []
-        head = f"{len(self.jobs)} jobs, {self.cells} cells, into {self.output}"
+        head = f"{len(self.jobs)} jobs, {self.cells} cells, into {self.home.where}"
         return [head, *counted, *shown, *more]
 
 
@@ -76,7 +85,7 @@ class _Expansion:
 
     sweep: Sweep
     file: YamlFile
-    output: Path
+    home: Home
     models: dict[str, Candidate] = field(default_factory=dict)
 
     def add(self, model: Candidate) -> None:
@@ -99,11 +108,11 @@ def expand(sweep: Sweep, file: YamlFile) -> Plan:
             the line.
         TaskError: a task is unknown.
     """
-    plan = _Expansion(sweep, file, Path(os.path.abspath(sweep.output)))  # noqa: PTH100 - as typed
+    plan = _Expansion(sweep, file, _home(sweep.output, file))
     for at, item in enumerate(sweep.checkpoints):
         where = file.where("checkpoints", at)
         for model in (
-            found(item, where) if item.path is not None else grid(item, where, plan.output)
+            found(item, where) if item.path is not None else grid(item, where, plan.home.where)
         ):
             plan.add(model)
     references = sweep.references
@@ -124,7 +133,35 @@ def expand(sweep: Sweep, file: YamlFile) -> Plan:
     if references.target is not None and references.retrained is not None:
         jobs += _ends(plan, evaluations, specs)
     cells = len(plan.models) * len(sweep.conditions) * (len(specs) + len(theirs))
-    return Plan(plan.output, tuple(jobs), sweep.resources.tries, cells)
+    if not isinstance(plan.home, FolderHome):  # every node has a folder of its own
+        jobs = [replace(job, order=_absolute(job.order)) for job in jobs]
+    return Plan(plan.home, tuple(jobs), sweep.resources.tries, cells)
+
+
+def _home(output: str, file: YamlFile) -> Home:
+    try:
+        return home_of(output if is_address(output) else os.path.abspath(output))  # noqa: PTH100
+    except OptionError as error:
+        raise OptionError(f"{file.where('output')}: output: {error}") from None
+
+
+def _absolute(order: Mapping[str, Any]) -> dict[str, Any]:
+    """An order whose local files are named from the root."""
+    found = dict(order)
+    for key in _FILES & order.keys():
+        told = order[key]
+        if isinstance(told, Mapping):
+            found[key] = _absolute(told)
+        elif isinstance(told, list | tuple):
+            found[key] = [_placed(each) for each in told]
+        else:
+            found[key] = _placed(told)
+    return found
+
+
+def _placed(told: Any) -> Any:
+    is_here = isinstance(told, str) and os.path.exists(told)  # noqa: PTH110
+    return os.path.abspath(told) if is_here else told  # noqa: PTH100 - as typed
 
 
 def _in_order(plan: _Expansion) -> list[Candidate]:
@@ -182,17 +219,12 @@ def _evaluations(plan: _Expansion, specs: Sequence[TaskSpec]) -> list[SweepJob]:
         needs = (*own, f"evaluate-{retrained}") if refers else own
         shared: dict[str, Any] = {"kind": "evaluate", "name": name, "model": model.path}
         shared |= {"tasks": list(sweep.tasks), "reference": retrained if refers else None}
-        shared["drafts_from"] = first[: first.index(name)] if name in first else first
-        # The target's run comes with the retrained one's, for which these wait anyway.
-        after = (f"evaluate-{target}",) if refers and target not in (None, name) else ()
         demand = _demand(model, plan, LOADED)
         several = demand.gpus > 1 and "device" not in sweep.options
         shared["options"] = {**sweep.options, **({"device": "auto"} if several else {})}
         for at, conditions in enumerate(parts, start=1):
             id = f"evaluate-{name}" if at == 1 else f"evaluate-{name}.{at}"
-            jobs.append(
-                SweepJob(id, {**shared, "conditions": list(conditions)}, demand, needs, after)
-            )
+            jobs.append(SweepJob(id, {**shared, "conditions": list(conditions)}, demand, needs))
     return jobs
 
 

@@ -16,6 +16,7 @@ from unlearnbench.errors import (
     JournalError,
     MemoryShortError,
     ResultError,
+    StoreError,
     one_line,
 )
 from unlearnbench.results import FULL
@@ -32,7 +33,7 @@ from unlearnbench.util.files import (
 
 Kind: TypeAlias = Callable[[Mapping[str, Any], Path], dict[str, Any]]
 
-AGAIN = (MemoryShortError, InUseError)
+AGAIN = (MemoryShortError, InUseError, StoreError)
 """Errors that may end otherwise elsewhere, or later."""
 log = logging.getLogger("unlearnbench")
 
@@ -50,8 +51,7 @@ def _evaluate(order: Mapping[str, Any], output: Path) -> dict[str, Any]:
     home, reference = runs_of(output, order["name"]), None
     if order["reference"] is not None:
         reference = _full_run(output, order["reference"])
-    known = [path for name in order["drafts_from"] for path in _full_runs(output, name)]
-    own = {"output": home, "reference": reference, "drafts_from": known}
+    own = {"output": home, "reference": reference}
     asked = Options.of({**order["options"], **own})
     if asked.threads is None:
         asked = asked.updated({"threads": max(1, int(order["cpus"]))})
@@ -85,18 +85,14 @@ def _full_run(output: Path, name: str) -> Path:
     Raises:
         ResultError: there is none, or there are several.
     """
-    found = _full_runs(output, name)
+    found = sorted(runs_of(output, name).glob(f"*/{FULL}/run.json"))
     if len(found) != 1:
         where = runs_of(output, name)
         raise ResultError(
             f"{where} holds {len(found)} runs in full precision and should hold one: "
             f"{'the checkpoint was changed; remove the folder' if found else 'evaluate it first'}"
         )
-    return found[0]
-
-
-def _full_runs(output: Path, name: str) -> list[Path]:
-    return sorted(p.parent for p in runs_of(output, name).glob(f"*/{FULL}/run.json"))
+    return found[0].parent
 
 
 def _train(order: Mapping[str, Any], output: Path) -> dict[str, Any]:

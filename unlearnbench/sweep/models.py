@@ -56,7 +56,7 @@ def _last(path: str) -> str:
     return _NAME.sub("_", Path(path).name).strip("._-+")[:60] or "model"
 
 
-def grid(item: Item, where: str, output: Path) -> Iterator[Candidate]:
+def grid(item: Item, where: str, output: str) -> Iterator[Candidate]:
     """A training for each combination of methods, bases, options and seeds."""
     axes: dict[str, Sequence[Any]] = {"method": item.method, "base": item.base}
     axes |= {k: v if isinstance(v, list) else [v] for k, v in item.options.items()}
@@ -76,8 +76,8 @@ def grid(item: Item, where: str, output: Path) -> Iterator[Candidate]:
         method, base = at.pop("method"), str(at.pop("base"))
         options, knobs = _told(known[method], at, where)
         training = {"method": method, **texts, "options": options, "knobs": knobs}
-        out = output / "models" / name
-        yield Candidate(_NAME.sub("_", name)[:60], str(out), where, training, base)
+        out = f"{output}/models/{name}"
+        yield Candidate(_NAME.sub("_", name)[:60], out, where, training, base)
 
 
 def _method(name: str, where: str) -> Method | None:

@@ -5,7 +5,6 @@ A job counts as done while the record has it under the same key and its products
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -18,18 +17,10 @@ from typing import Any
 
 from unlearnbench.errors import ResultError
 from unlearnbench.sweep.graph import Plan, SweepJob, order_text
-from unlearnbench.util.files import (
-    Appender,
-    content_sha256,
-    lock_folder,
-    parse_json,
-    read_bytes,
-    read_json,
-    write_whole,
-    writing,
-)
+from unlearnbench.sweep.home import Home, Log
+from unlearnbench.util.files import content_sha256, parse_json
 
-_LARGEST = 2**30
+PLAN = "sweep/plan.json"
 STATES = ("done", "running", "again", "failed", "skipped")
 """What an event may say of a job. ``again``: it failed in a way that another try may mend."""
 
@@ -66,24 +57,21 @@ def job_folder(output: Path, id: str) -> Path:
     return state_folder(output) / "jobs" / id
 
 
-def read_standing(output: Path) -> Standing:
-    """The record below ``output``; an empty one where there is none. Half a last line, of a killed
+def read_standing(home: Home) -> Standing:
+    """The record of a sweep; an empty one where there is none. Half a last line, of a killed
     process, does not count.
 
     Raises:
         ResultError: it is damaged.
     """
-    folder, found = state_folder(output), Standing()
-    if (folder / "plan.json").is_file():
-        plan = read_json(folder / "plan.json", ResultError, _LARGEST)
+    found, path = Standing(), Path(f"{home.where}/{PLAN}")
+    if (told := home.read(PLAN)) is not None:
+        plan = parse_json(path, told, ResultError)
         jobs = plan.get("jobs") if isinstance(plan, dict) else None
         if not isinstance(jobs, int):
-            raise ResultError(f"{folder / 'plan.json'} is no sweep's plan; remove it")
+            raise ResultError(f"{path} is no sweep's plan; remove it")
         found.total = jobs
-    path = folder / "events.jsonl"
-    if not path.is_file():
-        return found
-    content = read_bytes(path, ResultError, _LARGEST)
+    content, path = home.events(), path.with_name("events.jsonl")
     found.end = content.rfind(b"\n") + 1
     for number, line in enumerate(content[: found.end].splitlines(), start=1):
         event = parse_json(path, line, ResultError)
@@ -105,8 +93,8 @@ def read_standing(output: Path) -> Standing:
 class Record:
     """The one writer of a sweep's record; ``opened`` makes it."""
 
-    def __init__(self, plan: Plan, known: Standing, events: Appender) -> None:
-        self._output, self._events = plan.output, events
+    def __init__(self, home: Home, known: Standing, events: Log) -> None:
+        self._home, self._events = home, events
         self._known = {j: e for j, e in known.states.items() if e["is"] == "done"}
         self.products: dict[str, dict[str, str]] = {}
         """By job that is done: its files below the output, and their hashes."""
@@ -122,7 +110,7 @@ class Record:
         if event is None or event.get("key") != self.key(job):
             return False
         made = event.get("made")
-        if not isinstance(made, dict) or self._hashes(made) != made:
+        if not isinstance(made, dict) or self._home.versions(made) != made:
             return False
         self.products[job.id] = made
         return True
@@ -133,12 +121,15 @@ class Record:
         Raises:
             ResultError: one of them is not there.
         """
-        key, hashes = self.key(job), self._hashes(made)
+        self._home.publish(job.id)
+        key, hashes = self.key(job), self._home.versions(made)
         missing = [name for name in made if name not in hashes]
         if missing:
-            raise ResultError(f"{self._output / missing[0]} is not there, though {job.id} ended")
+            where = f"{self._home.where}/{missing[0]}"
+            raise ResultError(f"{where} is not there, though {job.id} ended")
         self.products[job.id] = hashes
         self.event(job.id, "done", key=key, made=hashes, **facts)
+        self._home.settle(job.id)
 
     def key(self, job: SweepJob) -> str:
         """Of all that decides what a job makes: its order, the names, sizes and times of the files
@@ -148,14 +139,6 @@ class Record:
         stats = [(path, Path(path).stat()) for path in given_files(job.order)]
         files = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats]
         return content_sha256([order_text(job.order), before, files])
-
-    def _hashes(self, names: Iterable[str]) -> dict[str, str]:
-        found = {}
-        for name in names:
-            path = self._output / name
-            if path.is_file():
-                found[name] = hashlib.sha256(read_bytes(path, ResultError)).hexdigest()
-        return found
 
 
 def given_files(order: Mapping[str, Any]) -> list[str]:
@@ -186,18 +169,17 @@ def opened(plan: Plan, facts: Mapping[str, Any]) -> Iterator[Record]:
     """The record of a sweep, for one process at a time.
 
     Raises:
-        InUseError: another sweep is running there.
+        InUseError: another sweep is running there. StoreError: it is a store's, which refuses.
         ResultError: the record is damaged. OutputError: it cannot be written.
     """
-    folder = state_folder(plan.output)
-    with lock_folder(folder):
-        known = read_standing(plan.output)
-        with writing(folder):
-            content = json.dumps({"jobs": len(plan.jobs), "cells": plan.cells, **facts})
-            write_whole(folder / "plan.json", content.encode("ascii"))
-        events = Appender(folder / "events.jsonl", known.end)
+    home = plan.home
+    with home.lead():
+        known = read_standing(home)
+        content = json.dumps({"jobs": len(plan.jobs), "cells": plan.cells, **facts})
+        home.write(PLAN, content.encode("ascii"))
+        events = home.log(known.end)
         try:
-            record = Record(plan, known, events)
+            record = Record(home, known, events)
             record.event("", "start")
             yield record
         finally:

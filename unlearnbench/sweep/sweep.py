@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unlearnbench.errors import OptionError
-from unlearnbench.runs.folder import require_writable
 from unlearnbench.sweep.cluster import RayPool, connected, living_nodes
 from unlearnbench.sweep.engine import Engine, Tally
 from unlearnbench.sweep.graph import Plan, expand
-from unlearnbench.sweep.record import opened, state_folder
+from unlearnbench.sweep.home import require_answer
+from unlearnbench.sweep.record import opened
 from unlearnbench.sweep.resources import require_room
 from unlearnbench.sweep.spec import read_sweep
 from unlearnbench.util.validation import YamlFile
@@ -42,9 +42,10 @@ def prepare(path: Path, address: str | None = None, cores: int | None = None) ->
         raise OptionError("--address names a cluster, and --local starts one; give one of them")
     sweep, file = read_sweep(path)
     asked = SweepRequest(expand(sweep, file), file, address, cores)
-    output = asked.plan.output
-    if (output / "board").exists() and not state_folder(output).is_dir():
-        raise OptionError(f"{file.where('output')}: {output} holds a board that no sweep made")
+    home = asked.plan.home
+    require_answer(home)
+    if home.holds("board") and not home.holds("sweep"):
+        raise OptionError(f"{file.where('output')}: {home.where} holds a board that no sweep made")
     if address is None:
         require_room(asked.plan.demands, [_this_machine(cores)], file)
     return asked
@@ -66,11 +67,10 @@ def run_sweep(asked: SweepRequest, show: Callable[[Tally, str], None]) -> Tally:
         InUseError: another sweep is running in the folder.
         OutputError: the record cannot be written.
     """
-    require_writable(asked.plan.output)
     facts = {"file": str(asked.file.path), "started": round(time.time())}
     with opened(asked.plan, facts) as record, connected(asked.address, asked.cores) as ray:
         require_room(asked.plan.demands, living_nodes(ray), asked.file)
-        pool = RayPool(ray, asked.plan)
+        pool = RayPool(ray, asked.plan, record.key)
         try:
             return Engine(asked.plan, pool, record, show).run()
         finally:

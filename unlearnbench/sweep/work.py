@@ -28,13 +28,14 @@ from unlearnbench.errors import (
     one_line,
 )
 from unlearnbench.runs.fingerprint import source_sha256
+from unlearnbench.sweep.away import TOKEN, perform_away, store_settings
 from unlearnbench.sweep.graph import Plan, SweepJob, order_text
+from unlearnbench.sweep.home import StoreHome
 from unlearnbench.sweep.kinds import AGAIN, KINDS
 from unlearnbench.sweep.record import job_folder, state_folder
 from unlearnbench.util.files import LOCK_FILES, lock_folder, write_whole, writing
 from unlearnbench.util.process import plain_errors, quiet_transformers
 
-_TOKEN = "token"  # noqa: S105 - a file
 _LOCK_PATIENCE = 60.0
 """Seconds that a job waits for a worker that is believed dead to let go of it."""
 _proven: set[str] = set()
@@ -45,22 +46,18 @@ def surroundings(plan: Plan) -> dict[str, Any]:
     """What every order says beside its job: where, and by what a worker knows that its storage is
     the sweep's and its package the same. Only under the sweep's lock.
     """
-    token = secrets.token_hex(16)
-    path = state_folder(plan.output) / _TOKEN
-    with writing(path):
-        write_whole(path, token.encode("ascii"))
-    return {
-        "output": str(plan.output),
-        "folder": str(Path.cwd()),
-        "token": token,
-        "source": source_sha256(),
-        "data": os.environ.get("UNLEARNBENCH_DATA"),
-    }
+    token, home = secrets.token_hex(16), plan.home
+    home.write(TOKEN, token.encode("ascii"))
+    told = {"token": token, "source": source_sha256(), "data": os.environ.get("UNLEARNBENCH_DATA")}
+    if isinstance(home, StoreHome):
+        return {**told, **store_settings(), "store": home.where, "epoch": home.lease.epoch}
+    return {**told, "output": home.where, "folder": str(Path.cwd())}
 
 
-def make_order(job: SweepJob, around: Mapping[str, Any], attempt: int) -> str:
-    """The order of one try of a job, as it travels."""
-    told = {"id": job.id, "attempt": attempt, "cpus": job.demand.cpus, "around": dict(around)}
+def make_order(job: SweepJob, around: Mapping[str, Any], attempt: int, key: str = "") -> str:
+    """The order of one try of a job, as it travels. key: of all that decides what it makes."""
+    told = {"id": job.id, "attempt": attempt, "cpus": job.demand.cpus}
+    told["around"] = {**around, "key": key}
     return order_text({**job.order, **told})
 
 
@@ -80,8 +77,6 @@ def perform(text: str) -> str:
             "error": one_line(shown, 600),
             "again": isinstance(error, (*AGAIN, MemoryError)),
         }
-        with suppress(OSError), _log_file(order).open("a", encoding="utf-8") as file:
-            file.write(traceback.format_exc())
     if order["kind"] != "nothing":
         gc.collect()  # before the next job takes its memory
     return json.dumps({**report, "seconds": round(time.monotonic() - started, 3)})
@@ -97,19 +92,24 @@ def _perform(order: Mapping[str, Any]) -> dict[str, Any]:
         raise OptionError(
             f"{platform.node()} has another unlearnbench than the sweep's; install it"
         )
-    _prove_storage(Path(around["output"]), around["token"])
-    try:
-        os.chdir(around["folder"])
-    except OSError:
-        raise OptionError(f"{around['folder']} is not on {platform.node()}; share it") from None
+    if "store" not in around:
+        _prove_storage(Path(around["output"]), around["token"])
+        try:
+            os.chdir(around["folder"])
+        except OSError:
+            raise OptionError(f"{around['folder']} is not on {platform.node()}; share it") from None
     if around["data"] is not None:
         os.environ["UNLEARNBENCH_DATA"] = around["data"]
     quiet_transformers()
     from unlearnbench.util.process import set_threads
 
     set_threads(max(1, int(order["cpus"])))
+    return perform_away(order, _do) if "store" in around else _do(order)
+
+
+def _do(order: Mapping[str, Any]) -> dict[str, Any]:
     with _job_folder(order), _logged(order):
-        return KINDS[order["kind"]](order, Path(around["output"]))
+        return KINDS[order["kind"]](order, Path(order["around"]["output"]))
 
 
 def _prove_storage(output: Path, token: str) -> None:
@@ -122,7 +122,7 @@ def _prove_storage(output: Path, token: str) -> None:
         return
     folder, host = state_folder(output), one_line(platform.node(), 80)
     try:
-        same = (folder / _TOKEN).read_text(encoding="ascii") == token
+        same = (output / TOKEN).read_text(encoding="ascii") == token
     except (OSError, UnicodeError):
         same = False
     if not same:
@@ -179,6 +179,9 @@ def _logged(order: Mapping[str, Any]) -> Iterator[None]:
         log.info("try %s on %s, process %s", order["attempt"], platform.node(), os.getpid())
         yield
         log.info("done")
+    except Exception:
+        log.info(traceback.format_exc())
+        raise
     finally:
         handler.close()
         log.handlers, log.propagate = before[:2]

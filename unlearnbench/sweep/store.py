@@ -1,0 +1,305 @@
+"""An object store: objects below one address, read, written, and replaced only as they were seen.
+
+Who replaces an object says which version of it was seen, and a store that has another by then
+refuses (``If-None-Match``, ``If-Match``). All that keeps two writers apart rests on that.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+from unlearnbench.errors import OptionError, OutputError, StoreError, one_line
+
+Tag: TypeAlias = Mapping[str, Any]
+"""Which version of an object: its ``e_tag`` and ``version``."""
+T = TypeVar("T")
+R = TypeVar("R")
+
+INSTALL = "install it with: pip install 'unlearnbench[sweep]'"
+_ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9!_.*'()+=@,-]+)*)/?")
+_CREDENTIALS = (
+    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role (a profile: "
+    'eval "$(aws configure export-credentials --format env)")'
+)
+PATIENCE = 120.0
+"""Seconds for which a request that fails is made again, with longer and longer pauses."""
+FIRST_PATIENCE = 10.0
+"""The same for the first look, by somebody who waits for the answer."""
+LEASE_PATIENCE = 20.0
+"""The same for a sign of life, which another one follows."""
+_TRIES = 12
+_AT_ONCE = 16
+_PART = 16 * 2**20
+_COPIED = 5 * 2**30
+"""Bytes of the largest object that a store copies by itself."""
+
+
+class TakenError(Exception):
+    """The object is not as it was seen: somebody else was there."""
+
+
+def is_address(given: str) -> bool:
+    """Whether it is meant as a store's address, right or wrong, and not as a folder."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", given) is not None
+
+
+def require_address(given: str) -> str:
+    """The address without a slash at its end.
+
+    Raises:
+        OptionError: it is none of a store that can be used, or the package for it is missing.
+    """
+    shown = one_line(given, 200)
+    if given.startswith("hf://"):
+        raise OptionError(
+            f"{shown}: a sweep cannot write to the hub: every write there is a commit, "
+            "and a conditional one locks the whole repo, so workers would wait for each other; "
+            "use s3://BUCKET/PREFIX, and upload the results at the end (hf upload)"
+        )
+    if not given.startswith("s3://"):
+        raise OptionError(f"{shown}: use a folder or s3://BUCKET/PREFIX")
+    found = _ADDRESS.fullmatch(given)
+    if found is None or any(part in (".", "..") for part in found[2].split("/")):
+        raise OptionError(
+            f"{shown}: no address of the form s3://BUCKET/PREFIX (letters, digits and !_.*'()+=@,-)"
+        )
+    if not found[2]:
+        raise OptionError(f"{shown}: give a prefix too, s3://BUCKET/PREFIX: a sweep has its own")
+    try:
+        import obstore  # noqa: F401
+    except ImportError:
+        raise OptionError(f"{shown} needs obstore; {INSTALL}") from None
+    return given.rstrip("/")
+
+
+class Store:
+    """What is below one address. Names are relative to it.
+
+    Every method raises StoreError where the store refuses, or does not answer in ``patience``.
+    """
+
+    def __init__(self, url: str, patience: float | None = None) -> None:
+        """Asks nothing yet; ``url`` as ``require_address`` gives it."""
+        patience = PATIENCE if patience is None else patience
+        from obstore.store import S3Store
+
+        self.url, self._bucket = url, url.split("/")[2]
+        self.down = False
+        """Whether the last request failed, after all its tries."""
+        # As Amazon's own tools take it. Everything else, obstore reads from the environment.
+        ends = [os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")]
+        end = next(filter(None, ends), None)
+        given: dict[str, Any] = {"endpoint": end} if end else {}
+        pauses = {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=15)}
+        retry: Any = {"max_retries": _TRIES, "retry_timeout": timedelta(seconds=patience)}
+        client: Any = {"timeout": timedelta(seconds=30), "connect_timeout": timedelta(seconds=5)}
+        client["allow_http"] = (end or "").startswith("http://")
+        given |= {"client_options": client, "retry_config": {**retry, "backoff": pauses}}
+        try:
+            self._store = S3Store.from_url(url, **given)
+        except Exception as error:
+            raise OptionError(f"{url}: {_reason(error)}") from None
+
+    @contextmanager
+    def _asked(self) -> Iterator[None]:
+        from obstore import exceptions as theirs
+
+        try:
+            yield
+            self.down = False
+        except (theirs.AlreadyExistsError, theirs.PreconditionError, theirs.NotModifiedError):
+            self.down = False
+            raise TakenError from None
+        except (theirs.BaseError, OSError) as error:
+            text = str(error)
+            ours = isinstance(error, OSError) and error.errno is not None  # a file on this machine
+            if ours or (isinstance(error, FileNotFoundError) and "NoSuchBucket" not in text):
+                raise
+            self.down = True
+            raise StoreError(f"{self.url}: {self._advice(text)}") from None
+
+    def _advice(self, text: str) -> str:
+        reason = _reason(text)
+        if "NoSuchBucket" in text:
+            return f"there is no bucket {self._bucket}; make it first"
+        if "169.254.169.254" in text or "/latest/api/token" in text:
+            return f"no credentials; {_CREDENTIALS}"
+        if re.search(r"status code: (401|403)|PermissionDenied|Unauthenticated", text):
+            return (
+                f"access is refused ({reason}); {_CREDENTIALS} that may list, read, write, delete"
+            )
+        if re.search(r"status code: 30[0-9]|redirect without LOCATION", text):
+            return f"the bucket is elsewhere ({reason}); set AWS_REGION"
+        return f"the store does not answer ({reason}); the same command goes on once it does"
+
+    def read(self, name: str) -> tuple[bytes, Tag] | None:
+        """An object and its version; None where there is none."""
+        import obstore
+
+        try:
+            with self._asked():
+                found = obstore.get(self._store, name)
+                meta = found.meta
+                return bytes(found.bytes()), {"e_tag": meta["e_tag"], "version": meta["version"]}
+        except FileNotFoundError:
+            return None
+
+    def replace(self, name: str, content: bytes, seen: Tag | None) -> Tag:
+        """Write a small object only where it is as it was ``seen``; None: only where there is none.
+        ``content`` is like no other writer's: an answer that was lost is told by it.
+
+        Raises:
+            TakenError: it is not.
+        """
+        import obstore
+
+        mode: Any = "create" if seen is None else {k: v for k, v in seen.items() if v is not None}
+        try:
+            with self._asked():
+                return dict(obstore.put(self._store, name, content, mode=mode, use_multipart=False))
+        except FileNotFoundError:  # it was there, and was removed
+            raise TakenError from None
+        except TakenError:
+            found = self.read(name)
+            if found is None or found[0] != content:
+                raise
+            return found[1]
+
+    def write(self, name: str, content: bytes | Path) -> None:
+        """Write an object, whatever is there. It appears whole."""
+        import obstore
+
+        with ExitStack() as opened, self._asked():
+            given = (
+                opened.enter_context(content.open("rb")) if isinstance(content, Path) else content
+            )
+            obstore.put(self._store, name, given, chunk_size=_PART)
+
+    def fetch(self, name: str, place: Path) -> None:
+        """Write an object to a new file."""
+        import obstore
+
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with self._asked(), place.open("wb") as file:
+                for part in _parts(obstore.open_reader(self._store, name, buffer_size=_PART)):
+                    file.write(part)
+        except FileNotFoundError:
+            raise StoreError(f"{self.url}/{name} is gone; was it removed?") from None
+        except OSError as error:
+            raise OutputError(f"{place} cannot be written ({error.strerror})") from None
+
+    def names(self, prefix: str) -> dict[str, int]:
+        """The objects below ``prefix``, which ends at a slash or is empty, and their sizes."""
+        import obstore
+
+        found: dict[str, int] = {}
+        with self._asked():
+            for part in obstore.list(self._store, prefix.rstrip("/") or None):
+                found |= {each["path"]: each["size"] for each in part}
+        return found
+
+    def written(self, name: str) -> float:
+        """When an object was written, in seconds since 1970 by the store's clock; 0: never."""
+        import obstore
+
+        try:
+            with self._asked():
+                return float(obstore.head(self._store, name)["last_modified"].timestamp())
+        except FileNotFoundError:
+            return 0.0
+
+    def copy(self, name: str, to: str) -> None:
+        """Have an object under a second name."""
+        import obstore
+
+        try:
+            with self._asked():
+                if obstore.head(self._store, name)["size"] <= _COPIED:
+                    obstore.copy(self._store, name, to)
+                    return
+        except FileNotFoundError:
+            raise StoreError(f"{self.url}/{name} is gone; was it removed?") from None
+        with tempfile.TemporaryDirectory() as folder:
+            self.fetch(name, Path(folder) / "large")
+            self.write(to, Path(folder) / "large")
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove objects; those that are not there are gone already."""
+        import obstore
+
+        if listed := list(names):
+            with self._asked():
+                obstore.delete(self._store, listed)
+
+    def versions(self, names: Iterable[str]) -> dict[str, str]:
+        """What tells each object's content from another: its etag; without those that are gone."""
+        import obstore
+
+        def one(name: str) -> str | None:
+            try:
+                with self._asked():
+                    return str(obstore.head(self._store, name)["e_tag"])
+            except FileNotFoundError:
+                return None
+
+        listed = list(names)
+        found = zip(listed, at_once(one, listed), strict=True)
+        return {name: tag for name, tag in found if tag is not None}
+
+    def require_conditions(self) -> None:
+        """Prove that the store refuses to replace what is not as it was seen.
+
+        Raises:
+            StoreError: it does not.
+        """
+        name, own = f"sweep/probe-{secrets.token_hex(8)}", secrets.token_bytes(8)
+        seen = self.replace(name, own, None)
+        try:
+            self.replace(name, own + b"2", seen)
+            for wrong in (None, seen):
+                try:
+                    self.replace(name, own + b"3", wrong)
+                except TakenError:
+                    continue
+                raise StoreError(
+                    f"{self.url}: the store ignores If-None-Match and If-Match, by which two "
+                    "writers are kept apart; use a newer one"
+                )
+        finally:
+            with suppress(StoreError):  # the error that is under way says more
+                self.remove([name])
+
+
+def _parts(reader: Any) -> Iterator[bytes]:
+    """Of a large object, each by a request of its own."""
+    while part := bytes(reader.read(_PART)):
+        yield part
+
+
+def at_once(do: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """``do`` of each, several at a time, in their order."""
+    listed = list(items)
+    if len(listed) < 2:
+        return [do(each) for each in listed]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(do, listed))
+
+
+def _reason(error: object) -> str:
+    """What a store said, in some words: its status and code, or why the request did not go."""
+    text = str(error).split("\n\nDebug source")[0]
+    status = re.search(r"status code: ([0-9]{3} [A-Za-z ]+)", text)
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    if status is not None:
+        return ", ".join([status[1].strip(), *([code[1]] if code else [])])
+    return one_line(text.rsplit(" - ", 1)[-1], 200)
