@@ -26,7 +26,7 @@ from unlearnbench.evaluation.evaluate import evaluate
 from unlearnbench.evaluation.score import score_checkpoint
 from unlearnbench.sweep import lease as leases
 from unlearnbench.sweep import store as stores
-from unlearnbench.sweep.claim import Claim, Uploads
+from unlearnbench.sweep.claim import JobClaim, Uploads
 from unlearnbench.sweep.display import status
 from unlearnbench.sweep.engine import Engine, Outcome, Tally
 from unlearnbench.sweep.graph import Plan, SweepJob
@@ -175,7 +175,7 @@ def test_only_the_newest_try_counts(plan: Plan) -> None:
     with opened(plan, {}) as record:
         store = Store(plan.home.where)
         first, second = (json.loads(order_of(plan, record, 0, n)) for n in (1, 2))
-        old, new = Claim(store, first), Claim(store, second)
+        old, new = JobClaim(store, first), JobClaim(store, second)
         assert old.take() is None
         assert new.take() is None
         with pytest.raises(
@@ -183,7 +183,7 @@ def test_only_the_newest_try_counts(plan: Plan) -> None:
         ):
             old.finish({"made": []}, {}, [])
         with pytest.raises(InUseError, match="was given to process"):
-            Claim(store, first).take()
+            JobClaim(store, first).take()
         new.finish({"made": []}, {}, [])
         with pytest.raises(StoreError, match="ended, and its last try is not in the store"):
             plan.home.publish(plan.jobs[1].id)

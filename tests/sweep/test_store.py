@@ -16,7 +16,8 @@ from tests.sweep.files import sweep_file
 from tests.sweep.stores import Served
 from unlearnbench.errors import OptionError, OutputError, StoreError
 from unlearnbench.sweep import store as stores
-from unlearnbench.sweep.store import Store, TakenError, require_address
+from unlearnbench.sweep.home import StoreHome
+from unlearnbench.sweep.store import Store, TakenError, require_address, require_conditions
 
 
 def test_one_of_many_writers_wins(s3: Served) -> None:
@@ -35,7 +36,7 @@ def test_one_of_many_writers_wins(s3: Served) -> None:
         assert found is not None
         tag = dict(found[1])
         assert sum(pool.map(lambda at: write(at + 100, tag), range(16))) == 1
-    store.require_conditions()
+    require_conditions(store)
     assert set(store.names("")) == {"one"}
 
 
@@ -65,7 +66,8 @@ def test_files_come_back_as_they_went(
     store.write("odd/m+1=2 (é)@x/run.json", b"{}")
     (odd,) = store.names("odd/")
     assert (store.read(odd) or (b"",))[0] == b"{}"
-    assert store.versions(["a/large", "none"]).keys() == {"a/large"}
+    home = StoreHome(store.url)
+    assert home.versions(["a/large", "none"]).keys() == {"a/large"}
     with pytest.raises(StoreError, match="none is gone"):
         store.fetch("none", tmp_path / "none")
     with pytest.raises(StoreError, match="none is gone"):
@@ -190,4 +192,4 @@ def test_a_store_that_ignores_conditions_is_refused(
     with answering(200, "") as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
         with pytest.raises(StoreError, match="ignores If-None-Match and If-Match"):
-            Store("s3://bucket/prefix", 0.5).require_conditions()
+            require_conditions(Store("s3://bucket/prefix", 0.5))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearnbench.errors import OptionError, StoreError
-from unlearnbench.sweep.claim import Claim, Uploads, products
+from unlearnbench.sweep.claim import JobClaim, Uploads, products
 from unlearnbench.sweep.scratch import own_folder
 from unlearnbench.sweep.store import Store, require_address
 
@@ -43,7 +43,7 @@ def perform_away(order: Mapping[str, Any], do: Do) -> dict[str, Any]:
     if found is None or found[0] != around["token"].encode():
         said = "is another store here than the sweep's; check AWS_ENDPOINT_URL and its like"
         raise OptionError(f"{store.url} {said}")
-    claim = Claim(store, order)
+    claim = JobClaim(store, order)
     if (kept := claim.take()) is not None:
         return kept
     with _in_own_folder():

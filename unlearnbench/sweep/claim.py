@@ -29,7 +29,7 @@ _READ_WHOLE = 2**24
 log = logging.getLogger("unlearnbench")
 
 
-class Claim:
+class JobClaim:
     """One try's right to a job."""
 
     def __init__(self, store: Store, order: Mapping[str, Any]) -> None:

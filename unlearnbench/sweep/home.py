@@ -21,6 +21,7 @@ from unlearnbench.sweep.store import (
     at_once,
     is_address,
     require_address,
+    require_conditions,
 )
 from unlearnbench.util.files import (
     LOCK_FILES,
@@ -165,7 +166,7 @@ class StoreHome:
 
     @contextmanager
     def lead(self) -> Iterator[None]:
-        Store(self.where, stores.FIRST_PATIENCE).require_conditions()
+        require_conditions(Store(self.where, stores.FIRST_PATIENCE))
         self.lease = Lease(Store(self.where, stores.LEASE_PATIENCE))
         self.lease.take()
         try:
@@ -178,7 +179,8 @@ class StoreHome:
         found = self.store.read(KEY)
         if found is None or has_ended(whole(found[0], f"{self.where}/{KEY}")):
             return False
-        return time.time() - self.store.written(KEY) < 2 * SILENCE
+        seen = self.store.head(KEY)
+        return seen is not None and time.time() - seen["last_modified"].timestamp() < 2 * SILENCE
 
     def holds(self, name: str) -> bool:
         return bool(self.store.names(f"{name}/"))
@@ -216,7 +218,9 @@ class StoreHome:
         self.store.remove(n for n in self.store.names(home) if n.removeprefix(home).count("/"))
 
     def versions(self, names: Iterable[str]) -> dict[str, str]:
-        return self.store.versions(names)
+        listed = list(names)
+        found = zip(listed, at_once(self.store.head, listed), strict=True)
+        return {name: str(meta["e_tag"]) for name, meta in found if meta is not None}
 
     def worker(self, job: str) -> Mapping[str, Any]:
         return dict(self._claim(job).get("by", {}))

@@ -89,25 +89,10 @@ class Store:
 
     def __init__(self, url: str, patience: float | None = None) -> None:
         """Asks nothing yet; ``url`` as ``require_address`` gives it."""
-        patience = PATIENCE if patience is None else patience
-        from obstore.store import S3Store
-
         self.url, self._bucket = url, url.split("/")[2]
+        self._store = _opened(url, PATIENCE if patience is None else patience)
         self.down = False
         """Whether the last request failed, after all its tries."""
-        # As Amazon's own tools take it. Everything else, obstore reads from the environment.
-        ends = [os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")]
-        end = next(filter(None, ends), None)
-        given: dict[str, Any] = {"endpoint": end} if end else {}
-        pauses = {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=15)}
-        retry: Any = {"max_retries": _TRIES, "retry_timeout": timedelta(seconds=patience)}
-        client: Any = {"timeout": timedelta(seconds=30), "connect_timeout": timedelta(seconds=5)}
-        client["allow_http"] = (end or "").startswith("http://")
-        given |= {"client_options": client, "retry_config": {**retry, "backoff": pauses}}
-        try:
-            self._store = S3Store.from_url(url, **given)
-        except Exception as error:
-            raise OptionError(f"{url}: {_reason(error)}") from None
 
     @contextmanager
     def _asked(self) -> Iterator[None]:
@@ -125,21 +110,7 @@ class Store:
             if ours or (isinstance(error, FileNotFoundError) and "NoSuchBucket" not in text):
                 raise
             self.down = True
-            raise StoreError(f"{self.url}: {self._advice(text)}") from None
-
-    def _advice(self, text: str) -> str:
-        reason = _reason(text)
-        if "NoSuchBucket" in text:
-            return f"there is no bucket {self._bucket}; make it first"
-        if "169.254.169.254" in text or "/latest/api/token" in text:
-            return f"no credentials; {_CREDENTIALS}"
-        if re.search(r"status code: (401|403)|PermissionDenied|Unauthenticated", text):
-            return (
-                f"access is refused ({reason}); {_CREDENTIALS} that may list, read, write, delete"
-            )
-        if re.search(r"status code: 30[0-9]|redirect without LOCATION", text):
-            return f"the bucket is elsewhere ({reason}); set AWS_REGION"
-        return f"the store does not answer ({reason}); the same command goes on once it does"
+            raise StoreError(f"{self.url}: {_advice(self._bucket, text)}") from None
 
     def read(self, name: str) -> tuple[bytes, Tag] | None:
         """An object and its version; None where there is none."""
@@ -208,27 +179,27 @@ class Store:
                 found |= {each["path"]: each["size"] for each in part}
         return found
 
-    def written(self, name: str) -> float:
-        """When an object was written, in seconds since 1970 by the store's clock; 0: never."""
+    def head(self, name: str) -> Mapping[str, Any] | None:
+        """An object's ``size``, ``e_tag`` and ``last_modified``; None where there is none."""
         import obstore
 
         try:
             with self._asked():
-                return float(obstore.head(self._store, name)["last_modified"].timestamp())
+                return dict(obstore.head(self._store, name))
         except FileNotFoundError:
-            return 0.0
+            return None
 
     def copy(self, name: str, to: str) -> None:
         """Have an object under a second name."""
         import obstore
 
-        try:
+        found = self.head(name)
+        if found is None:
+            raise StoreError(f"{self.url}/{name} is gone; was it removed?")
+        if found["size"] <= _COPIED:
             with self._asked():
-                if obstore.head(self._store, name)["size"] <= _COPIED:
-                    obstore.copy(self._store, name, to)
-                    return
-        except FileNotFoundError:
-            raise StoreError(f"{self.url}/{name} is gone; was it removed?") from None
+                obstore.copy(self._store, name, to)
+            return
         with tempfile.TemporaryDirectory() as folder:
             self.fetch(name, Path(folder) / "large")
             self.write(to, Path(folder) / "large")
@@ -241,43 +212,47 @@ class Store:
             with self._asked():
                 obstore.delete(self._store, listed)
 
-    def versions(self, names: Iterable[str]) -> dict[str, str]:
-        """What tells each object's content from another: its etag; without those that are gone."""
-        import obstore
 
-        def one(name: str) -> str | None:
+def require_conditions(store: Store) -> None:
+    """Prove that the store refuses to replace what is not as it was seen.
+
+    Raises:
+        StoreError: it does not.
+    """
+    name, own = f"sweep/probe-{secrets.token_hex(8)}", secrets.token_bytes(8)
+    seen = store.replace(name, own, None)
+    try:
+        store.replace(name, own + b"2", seen)
+        for wrong in (None, seen):
             try:
-                with self._asked():
-                    return str(obstore.head(self._store, name)["e_tag"])
-            except FileNotFoundError:
-                return None
+                store.replace(name, own + b"3", wrong)
+            except TakenError:
+                continue
+            raise StoreError(
+                f"{store.url}: the store ignores If-None-Match and If-Match, by which two "
+                "writers are kept apart; use a newer one"
+            )
+    finally:
+        with suppress(StoreError):  # the error that is under way says more
+            store.remove([name])
 
-        listed = list(names)
-        found = zip(listed, at_once(one, listed), strict=True)
-        return {name: tag for name, tag in found if tag is not None}
 
-    def require_conditions(self) -> None:
-        """Prove that the store refuses to replace what is not as it was seen.
+def _opened(url: str, patience: float) -> Any:
+    """Its endpoint is taken as Amazon's own tools take it; obstore reads the rest itself."""
+    from obstore.store import S3Store
 
-        Raises:
-            StoreError: it does not.
-        """
-        name, own = f"sweep/probe-{secrets.token_hex(8)}", secrets.token_bytes(8)
-        seen = self.replace(name, own, None)
-        try:
-            self.replace(name, own + b"2", seen)
-            for wrong in (None, seen):
-                try:
-                    self.replace(name, own + b"3", wrong)
-                except TakenError:
-                    continue
-                raise StoreError(
-                    f"{self.url}: the store ignores If-None-Match and If-Match, by which two "
-                    "writers are kept apart; use a newer one"
-                )
-        finally:
-            with suppress(StoreError):  # the error that is under way says more
-                self.remove([name])
+    ends = [os.environ.get(name, "") for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")]
+    end = next(filter(None, ends), None)
+    given: dict[str, Any] = {"endpoint": end} if end else {}
+    pauses = {"init_backoff": timedelta(seconds=0.2), "max_backoff": timedelta(seconds=15)}
+    retry: Any = {"max_retries": _TRIES, "retry_timeout": timedelta(seconds=patience)}
+    client: Any = {"timeout": timedelta(seconds=30), "connect_timeout": timedelta(seconds=5)}
+    client["allow_http"] = (end or "").startswith("http://")
+    given |= {"client_options": client, "retry_config": {**retry, "backoff": pauses}}
+    try:
+        return S3Store.from_url(url, **given)
+    except Exception as error:
+        raise OptionError(f"{url}: {_reason(error)}") from None
 
 
 def _parts(reader: Any) -> Iterator[bytes]:
@@ -293,6 +268,19 @@ def at_once(do: Callable[[T], R], items: Iterable[T]) -> list[R]:
         return [do(each) for each in listed]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(do, listed))
+
+
+def _advice(bucket: str, text: str) -> str:
+    reason = _reason(text)
+    if "NoSuchBucket" in text:
+        return f"there is no bucket {bucket}; make it first"
+    if "169.254.169.254" in text or "/latest/api/token" in text:
+        return f"no credentials; {_CREDENTIALS}"
+    if re.search(r"status code: (401|403)|PermissionDenied|Unauthenticated", text):
+        return f"access is refused ({reason}); {_CREDENTIALS} that may list, read, write, delete"
+    if re.search(r"status code: 30[0-9]|redirect without LOCATION", text):
+        return f"the bucket is elsewhere ({reason}); set AWS_REGION"
+    return f"the store does not answer ({reason}); the same command goes on once it does"
 
 
 def _reason(error: object) -> str:
