@@ -60,14 +60,21 @@ def perform_away(order: Mapping[str, Any], do: Do) -> dict[str, Any]:
                 number = claim.folder.rpartition("/")[2]
                 store.write(f"{claim.home}/log-{number}.txt", path.read_bytes())
 
-        try:
-            with uploads.going_on(beside):
-                report = do(_here(order))
-        finally:
+        def leave() -> None:
             with suppress(StoreError):  # what was done is for the next try; the error is the news
                 uploads.take(last=True)
                 beside()
-        if not report.get("error"):
+
+        try:
+            with uploads.going_on(beside):
+                report = do(_here(order))
+        except Exception:
+            leave()
+            raise
+        if report.get("error"):
+            leave()
+        else:
+            beside()
             files = uploads.take(last=True)
             claim.finish(report, files, sorted(own.keys() - files.keys()))
         return report
