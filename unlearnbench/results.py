@@ -516,6 +516,9 @@ class Settings(_File):
     """What ``--gen-kwargs`` put in place of the tasks' own decoding, as JSON; absent without."""
     backend: Literal["vllm"] | None = None
     """What generated the answers, where it was not transformers."""
+    mask_pad_id: Literal[True] | None = None
+    """True where the padding token's id was masked wherever it stood in a text, as open-unlearning
+    does; absent where the mask hid padding alone."""
     truncate_left: bool | None = None
     """True where prompts beyond the model's context lost their beginning; absent otherwise."""
 

@@ -32,9 +32,13 @@ class LoadOptions(OptionModel):
     """Context in tokens, where less than the model's own; recorded."""
     add_bos_token: bool | None = None
     """Begin every text with the begin token, or none; default: as the tokenizer does; recorded."""
+    mask_pad_id: bool = False
+    """Mask the padding token's id wherever it stands in a text, as open-unlearning does; recorded."""
     think_end_token: str | None = Field(default=None, title="TOKEN|ID")
     """Answers begin behind this token, as </think>; recorded."""
 
 
-ASKING = frozenset({"truncate_left", "max_length", "add_bos_token", "think_end_token"})
+ASKING = frozenset(
+    {"truncate_left", "max_length", "add_bos_token", "think_end_token", "mask_pad_id"}
+)
 """Those that say how a model is asked, which commands that ask nothing leave out."""

@@ -296,6 +296,17 @@ def padding_id(tokenizer: Any, rows: int, default: int = 0) -> int:
     return int(own) if own is not None and int(own) < rows else default
 
 
+def masked_id(tokenizer: Any) -> int:
+    """The id that open-unlearning's mask hides wherever it stands: the padding token's, or, where
+    there is none, the end token's, which it pads with. OptionError where there is neither.
+    """
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    found = next((int(each) for each in ids if each is not None), None)
+    if found is None:
+        raise OptionError("--mask-pad-id: the tokenizer has no padding token and no end token")
+    return found
+
+
 def thought_end(tokenizer: Any, asked: str | None) -> int | None:
     """The id of ``--think-end-token``, which may be one itself; OptionError where it is no single
     token of the tokenizer's.

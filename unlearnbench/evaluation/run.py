@@ -114,6 +114,7 @@ class Evaluation:
             think_end_token=options.think_end_token,
             add_bos_token=options.add_bos_token,
             max_length=options.max_length,
+            mask_pad_id=options.mask_pad_id or None,
             truncate_left=options.truncate_left or None,
             backend=None if options.backend == "hf" else options.backend,
         )

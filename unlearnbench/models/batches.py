@@ -175,6 +175,8 @@ class Tokens:
     """The id behind which answers begin."""
     barred: tuple[int, ...] = ()
     """Ids that steer, and are neither written nor scored."""
+    masked: int | None = None
+    """The id that no token attends to, wherever it stands (open-unlearning's mask)."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids, special ones too; ModelOutputError for one that the model has not."""
@@ -289,7 +291,10 @@ class Tokens:
     def tensors(
         self, rows: Sequence[list[int]], device: str, left: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and attention mask, each of shape (rows, longest); ``left`` pads there."""
+        """Token ids and attention mask, each of shape (rows, longest); ``left`` pads there.
+
+        ModelOutputError for a row whose first token is masked, which would have nothing to see.
+        """
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self.pad, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -297,4 +302,12 @@ class Tokens:
             where = slice(width - len(row), width) if left else slice(0, len(row))
             ids[i, where] = torch.tensor(row)
             mask[i, where] = 1
+        if self.masked is not None:
+            if odd := [row for row in rows if row[0] == self.masked]:
+                raise ModelOutputError(
+                    f"--mask-pad-id: {one_line(self.decode(odd[0]), 60)!r} begins with the padding "
+                    f"token, id {self.masked}, so its first token would see nothing; leave the "
+                    "option out"
+                )
+            mask &= ids != self.masked
         return ids.to(device), mask.to(device)

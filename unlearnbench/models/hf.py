@@ -10,6 +10,7 @@ import torch
 
 from unlearnbench.checkpoints.tokenizer import (
     end_tokens,
+    masked_id,
     padding_id,
     require_open_end,
     reward_ids,
@@ -61,8 +62,9 @@ class HFModel:
         self.options = options = source.options
         last = thought_end(source.tokenizer, options.think_end_token)
         cut, barred = options.truncate_left, reward_ids(source.tokenizer, config.vocab_size)
+        masked = masked_id(source.tokenizer) if options.mask_pad_id else None
         self.tokens = Tokens(
-            source.tokenizer, config, ends, pad, cut, options.max_length, last, barred
+            source.tokenizer, config, ends, pad, cut, options.max_length, last, barred, masked
         )
         """Between its texts and token ids."""
         self._turns = turning_points(config)
@@ -120,6 +122,8 @@ class HFModel:
 
     def find_continuer(self, ids: list[int], longest: int) -> Continuer | str:
         """What runs prompts like ``ids`` unpadded, or why nothing can. longest: with the answer."""
+        if self.tokens.masked is not None:
+            return "--mask-pad-id masks tokens between others"
         if self._continuer is None:
             self._require_causal(ids)
             with torch.no_grad():
@@ -154,7 +158,8 @@ class HFModel:
                 self._require_causal(texts[0][1])
                 few, _ = self.tokens.tensors([texts[0][1][:8]], self._device, left=False)
                 with torch.no_grad():
-                    self._head = find_head(self.network, few)
+                    masks = self.tokens.masked is not None
+                    self._head = find_head(self.network, few, masks)
             run = partial(self._head.score, self.tokens, self._device, self.condition.name, starts)
             budget = self._head.budget(self.network, self.device)
             yield from self._in_batches(texts, run, budget, skip)

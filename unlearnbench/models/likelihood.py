@@ -96,10 +96,12 @@ class Head:
         return max(1, size // (states.element_size() * self.vocabulary))
 
 
-def find_head(model: Any, ids: torch.Tensor) -> Head:
-    """Take a model apart, and hold the parts against the whole on ``ids``, (1, a few tokens)."""
+def find_head(model: Any, ids: torch.Tensor, masks: bool = False) -> Head:
+    """Take a model apart, and hold the parts against the whole on ``ids``, (1, a few tokens).
+    masks: tokens between others are masked too.
+    """
     try:
-        head = _parts(model)
+        head = _parts(model, masks)
         reason = _compare(head, model, ids)
     except Exception as error:  # whatever is missing in an unusual model, its own forward is there
         if is_out_of_memory(error):
@@ -122,7 +124,7 @@ def find_head(model: Any, ids: torch.Tensor) -> Head:
     return Head(whole, lambda logits: logits, vocabulary, is_whole=True)
 
 
-def _parts(model: Any) -> Head:
+def _parts(model: Any, masks: bool) -> Head:
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = whole.config.get_text_config()
     body, linear = whole.get_decoder(), whole.get_output_embeddings()
@@ -134,11 +136,12 @@ def _parts(model: Any) -> Head:
     factor = getattr(config, "logit_scale", None)
     divisor = getattr(config, "logits_scaling", None)
 
-    def states(ids: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
-        # Without the mask: under causal attention no token sees the padding that follows it, and
+    def states(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        # Mostly without the mask: under causal attention no token sees the padding that follows it, and
         # the fast kernels take none. (Where layers choose what to round from all rows of a pass,
         # texts come one at a time.)
-        found: torch.Tensor = body(input_ids=ids, use_cache=False).last_hidden_state
+        given = {"attention_mask": mask} if masks else {}
+        found: torch.Tensor = body(input_ids=ids, use_cache=False, **given).last_hidden_state
         return found
 
     def logits(states: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,10 @@ _PACKAGE_DIR = Path(__file__).resolve().parent.parent
 _DECISIVE = ("unlearnbench", "tasks", "pyproject.toml")
 COMPUTED = re.compile(r" \(fp32\), computed in (bf16|fp16)$")
 """What a scheme ends with where the compute dtype is narrower than the weights."""
-ASKED = ("add_bos_token", "max_length", "think_end_token", "enable_thinking", "date_string")
+ASKED = (
+    *("add_bos_token", "max_length", "think_end_token", "enable_thinking", "date_string"),
+    "mask_pad_id",
+)
 """Settings that move what a model reads, or where its answer begins."""
 
 
