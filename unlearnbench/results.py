@@ -463,6 +463,8 @@ class TaskResult(_File):
     unchanged: Literal[True] | None = None
     """True where the condition changes what a model is asked and does not fit this task, which was
     asked as it is: no measurement of the condition. Absent otherwise."""
+    sampled: Literal[True] | None = None
+    """True where the task's own decoding draws, so that the seed moves its answers."""
     leak: LeakFigures | None = None
     """Absent where one answer was asked for."""
     searches: Listed[SearchFound] | None = None

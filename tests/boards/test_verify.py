@@ -720,6 +720,41 @@ def test_the_facts_of_answers_are_held_without_texts_too(tmp_path: Path) -> None
     assert of(edited("toy_answers", facts={"a text": 1}), "a text")
 
 
+def test_rows_without_an_answer_are_left_out_of_an_entry_too(tmp_path: Path) -> None:
+    """Which of them are empty only the data says; entries of other rows do not compare."""
+    rows = [ANSWER_ROWS[0], {**ANSWER_ROWS[0], "a": ""}, ANSWER_ROWS[1]]
+    found = write_answers(tmp_path, rows, skip_empty=True)
+    board = tmp_path / "made"
+    board.mkdir()
+    rules = ANSWERED.replace("toy_answers: 1.0, toy_choice: 1.0", "toy_answers: 1.0")
+    (board / "board.yaml").write_text(rules)
+    shutil.copytree(tmp_path / "tasks", board / "tasks")
+    for name, likely in (("target", 1.0), ("retrained", 3.0), ("ga_gdr", 2.0)):
+        logprobs = {text: [p * likely for p in each] for text, each in LOGPROBS.items()}
+        out = tmp_path / name
+        model = ScriptedModel(logprobs=logprobs, name=name)
+        evaluate(model, "toy_answers", **{**found, "output": out})
+        role = [] if name == "ga_gdr" else ["--role", name]
+        line = ["leaderboard", "add", str(out), "--board", str(board), "--name", name, *role]
+        assert call(*line, "--no-texts") == 0
+    assert problems(board) == []
+
+    entry = (board / "entries/ga_gdr.json").read_text()
+
+    def drop(content: dict[str, Any]) -> None:
+        run_at(content, "none")["samples"]["toy_answers"].pop(0)
+        run_at(content, "none")["run"]["tasks"]["toy_answers"]["n"] = 1
+
+    assert of(forge(board, drop), "number of samples is 2 there and 1 here")
+
+    (board / "entries/ga_gdr.json").write_text(entry)
+
+    def beyond(content: dict[str, Any]) -> None:
+        run_at(content, "none")["samples"]["toy_answers"][1]["id"] = "train/7"
+
+    assert of(forge(board, beyond), "another number")
+
+
 def test_a_task_is_unchanged_by_prompt_conditions_alone(board: Path) -> None:
     def edit(content: dict[str, Any]) -> None:
         run_at(content, "rtn-int4")["run"]["tasks"]["made_knowmem_f"]["unchanged"] = True

@@ -23,7 +23,7 @@ def text_with(model: Any, end: str = "") -> str:
 
 
 def by_loop(model: Any, ids: list[int], start: int) -> list[float]:
-    """log p of each token from ``start`` on, each from a pass over the tokens before it, in which
+    """Log p of each token from ``start`` on, each from a pass over the tokens before it, in which
     those of the masked id are hidden: a token that is masked itself is no key either.
     """
     found = []
@@ -37,7 +37,7 @@ def by_loop(model: Any, ids: list[int], start: int) -> list[float]:
 
 
 def by_deletion(model: Any, ids: list[int], at: int) -> float:
-    """log p of a token behind an unmasked one: the masked tokens are taken out, and the others keep
+    """Log p of a token behind an unmasked one: the masked tokens are taken out, and the others keep
     their places.
     """
     places = [n for n in range(at) if ids[n] != model.tokens.masked]

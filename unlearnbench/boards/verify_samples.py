@@ -32,10 +32,15 @@ def sample_problems(spec: TaskSpec, part: EntryRun, compact: bool) -> Iterator[s
     records, n = part.samples[spec.task], part.run.tasks[spec.task].n
     splits = spec.asked_splits
     asked = {split: asked_rows(spec, split, part.run.settings) for split in splits}
+    ids = [record.id for record in records]
+    if getattr(spec, "skip_empty", False):
+        # Which rows are empty is not known here; an entry with others than the target is refused.
+        kept = {*ids}
+        asked = {s: [i for i in rows if f"{s}/{i}" in kept] for s, rows in asked.items()}
     if n != len(asked[spec.own_split]):  # of which alone rows are held back
         yield f"{n} samples of {spec.own_split}, the run's settings give another number"
         return
-    if [record.id for record in records] != [f"{s}/{i}" for s in splits for i in asked[s]]:
+    if ids != [f"{s}/{i}" for s in splits for i in asked[s]]:
         yield f"the samples are not the first {n} of {', '.join(splits)} in order"
     if any(record.task != spec.task or type(record) is not spec.record_type for record in records):
         yield "a sample is another task's, or of another kind"

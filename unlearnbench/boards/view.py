@@ -15,7 +15,14 @@ from unlearnbench.errors import one_line, printable
 from unlearnbench.metrics.intervals import Estimate
 from unlearnbench.recovery.reports import points, share
 from unlearnbench.recovery.verdicts import RecoveryRow
-from unlearnbench.results import FULL, Environment, GenerationRecord, RunResult, SampleRecord
+from unlearnbench.results import (
+    FULL,
+    AnswerRecord,
+    Environment,
+    GenerationRecord,
+    RunResult,
+    SampleRecord,
+)
 from unlearnbench.runs.fingerprint import environments
 
 LONGEST = 20_000
@@ -214,9 +221,22 @@ def _in_turn(ranking: Ranking) -> Iterator[tuple[int, str, dict[str, GenerationR
     for turn in range(most):
         for number, task, runs in held:
             answers = {at: each[turn] for at, each in runs.items() if turn < len(each)}
-            found = {at: x for at, x in answers.items() if isinstance(x, GenerationRecord)}
+            found = {at: x for at, a in answers.items() if (x := _written(a)) is not None}
             if found:
                 yield number, task, found
+
+
+def _written(record: SampleRecord) -> GenerationRecord | None:
+    """What was written, several answers to one prompt a part each; None where nothing was."""
+    if isinstance(record, GenerationRecord):
+        return record
+    facts = record.facts if isinstance(record, AnswerRecord) else {}
+    match facts:
+        case {"prompt": str(prompt), "target": str(target), "outputs": [*outputs]}:
+            said = "\n---\n".join(map(str, outputs))
+            whole = {"prompt": prompt, "target": target, "output": said, "scores": {}}
+            return GenerationRecord(task=record.task, id=record.id, score=record.score, **whole)
+    return None
 
 
 def _text(text: str) -> str:

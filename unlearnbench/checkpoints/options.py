@@ -33,7 +33,7 @@ class LoadOptions(OptionModel):
     add_bos_token: bool | None = None
     """Begin every text with the begin token, or none; default: as the tokenizer does; recorded."""
     mask_pad_id: bool = False
-    """Mask the padding token's id wherever it stands in a text, as open-unlearning does; recorded."""
+    """Mask the pad id wherever it stands in a text, as open-unlearning does; recorded."""
     think_end_token: str | None = Field(default=None, title="TOKEN|ID")
     """Answers begin behind this token, as </think>; recorded."""
 

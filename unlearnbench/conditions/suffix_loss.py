@@ -97,6 +97,8 @@ class SuffixLoss:
         self.questions, self.where = questions, where
         self.network: Any = model.network
         self.tokens = model.tokens
+        if self.tokens.masked is not None:
+            raise PrecisionError(f"{where}: searches run with a true mask; leave --mask-pad-id out")
         self.table: Any = model.network.get_input_embeddings()
         self.device = next(iter(self.table.parameters())).device
         with torch.no_grad():

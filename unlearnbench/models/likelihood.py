@@ -137,7 +137,7 @@ def _parts(model: Any, masks: bool) -> Head:
     divisor = getattr(config, "logits_scaling", None)
 
     def states(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        # Mostly without the mask: under causal attention no token sees the padding that follows it, and
+        # Mostly without the mask: under causal attention no token sees padding that follows it, and
         # the fast kernels take none. (Where layers choose what to round from all rows of a pass,
         # texts come one at a time.)
         given = {"attention_mask": mask} if masks else {}

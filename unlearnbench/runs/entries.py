@@ -15,7 +15,6 @@ from unlearnbench.results import (
     STORED,
     RunResult,
     SampleRecord,
-    Settings,
     TaskResult,
 )
 from unlearnbench.runs.fingerprint import (
@@ -261,7 +260,7 @@ def require_alike(entry: Entry) -> None:
         settings, facts = run.result.settings, dict[str, object]()
         if run.condition not in STORED or run.condition == FULL:
             facts["dtype"] = settings.dtype
-        if samples_answers(settings):
+        if samples_answers(run.result):
             facts["seed"] = settings.seed
         for option, fact in facts.items():
             other, theirs = first.setdefault(option, (run, fact))
@@ -273,9 +272,18 @@ def require_alike(entry: Entry) -> None:
                 )
 
 
-def samples_answers(settings: Settings) -> bool:
+def samples_answers(result: RunResult) -> bool:
     """Whether answers are drawn, so that the seed moves them; greedy ones it does not."""
-    return settings.protocol == "zhang2025" or '"do_sample": true' in (settings.gen_kwargs or "")
+    settings = result.settings
+    by_settings = settings.protocol == "zhang2025" or '"do_sample": true' in (
+        settings.gen_kwargs or ""
+    )
+    return by_settings or any(map(_draws, result.tasks.values()))
+
+
+def _draws(task: TaskResult) -> bool:
+    """Whether a task's own answers are drawn."""
+    return task.sampled is not None or task.leak is not None
 
 
 def _require_same(
@@ -304,13 +312,14 @@ def _task(run: LoadedRun, name: str) -> Fingerprint:
     """A task's definition, data and samples; texts too, where its records hold some."""
     task, records = run.task(name), run.records(name)
     rules = {"metric": task.metric, "want": task.want, "attack": task.attack}
+    drawn = {"seed of its draws": run.result.settings.seed if _draws(task) else None}
     texts = {
         f"the {field} of {record.id}": getattr(record, field, None)
         for record in records
         for field in ("prompt", "target", "split")
     }
     return (
-        Fingerprint.of(rules)
+        Fingerprint.of(rules | drawn)
         | Fingerprint.of_task(task.version, task.task_sha256, task.data)
         | Fingerprint.of_samples("samples", [record.id for record in records])
         | Fingerprint.of(texts)

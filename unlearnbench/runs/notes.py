@@ -59,6 +59,6 @@ def _machine(run: LoadedRun, environment: Environment) -> Mapping[str, object]:
         f"compute dtype at {at}": settings.dtype,
         f"a weight at {at}": run.bits and f"{run.bits:g} bits",
         "device": settings.device,
-        "seed": settings.seed if samples_answers(settings) else None,
+        "seed": settings.seed if samples_answers(run.result) else None,
     }
     return Fingerprint.of(facts | versions(environment)).facts

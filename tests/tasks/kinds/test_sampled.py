@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,11 +12,21 @@ import yaml
 
 from tests.cli.test_main import call
 from tests.conftest import TOY_TASKS, MakeCheckpoint, Toy
+from unlearnbench import ScriptedModel, evaluate
 from unlearnbench.errors import MetricError, OptionError, PrecisionError
 from unlearnbench.metrics.leak import leak_at_k
 from unlearnbench.requests import Generated
+from unlearnbench.runs.entries import (
+    Entry,
+    LoadedRun,
+    require_alike,
+    require_comparable,
+    samples_answers,
+)
 from unlearnbench.runs.folder import RunFolder, read_run
 from unlearnbench.tasks.kinds.sampled import TASK, SampledTask
+from unlearnbench.tasks.registry import load_registry
+from unlearnbench.tasks.rows import DataOptions, load_samples
 from unlearnbench.tasks.spec import Sample
 
 PLAIN = {"task": "toy_drawn", **yaml.safe_load(TOY_TASKS["toy_knowmem_f"])}
@@ -69,6 +80,30 @@ def test_the_draws_are_those_of_the_condition_of_as_many(toy: Toy, tiny: Path) -
     assert result.leak == read_run(condition).tasks["toy_drawn"].leak
 
 
+def test_runs_of_two_seeds_do_not_compare(toy: Toy, tiny: Path) -> None:
+    """Other draws are another measurement; of greedy tasks the seed moves nothing."""
+    greedy = {**PLAIN, "task": "toy_drawn"}
+    for name, content, said in (("drawn", FILE, "seed of its draws is 0"), ("greedy", greedy, "")):
+        one = LoadedRun(run(toy, tiny, name, content, "none"), read_run(_of(toy, name)))
+        settings = one.result.settings.model_copy(update={"seed": 7})
+        two = replace(one, result=one.result.model_copy(update={"settings": settings}))
+        assert samples_answers(one.result) is bool(said)
+        entry = Entry("x", {"none": one, "bf16": two})
+        if not said:
+            require_comparable(two, one, ["toy_drawn"])
+            require_alike(entry)
+            continue
+        with pytest.raises(OptionError, match=f"toy_drawn: {said} there and 7 here"):
+            require_comparable(two, one, ["toy_drawn"])
+        with pytest.raises(OptionError, match="seed 0 and .* with 7"):
+            require_alike(entry)
+
+
+def _of(toy: Toy, name: str) -> Path:
+    (found,) = (toy.tasks.parent / f"{name}-out").glob("*/none")
+    return found
+
+
 def test_a_record_keeps_every_answer() -> None:
     made = record("gate 0", "gate 1", "", "gate 0")
     assert made.facts["drawn"] == [1.0, 0.5, 0.0, 1.0]
@@ -117,8 +152,6 @@ def test_a_bad_file_is_one_line(
 
 
 def test_conditions_that_ask_otherwise_do_not_fit(toy: Toy, tiny: Path) -> None:
-    from unlearnbench import evaluate
-
     folder = put(toy, "kind", FILE)
     where: dict[str, Any] = {"data_dir": toy.data, "output": toy.out}
     with pytest.raises(PrecisionError, match="none of these tasks"):
@@ -131,6 +164,43 @@ def test_conditions_that_ask_otherwise_do_not_fit(toy: Toy, tiny: Path) -> None:
         with pytest.raises(OptionError, match="toy_drawn draws its answers"):
             SPEC.with_decoding(greedy)
     assert SPEC.with_decoding({"temperature": 2.0}).generation_kwargs.temperature == 2.0
+
+
+RULES: dict[str, Any] = {
+    "title": "Drawn",
+    "description": "Toy.",
+    "base_model": "none",
+    "utility_floor": 0.5,
+}
+RULES |= {"tasks": {"toy_drawn": 1.0, "toy_drawn_r": 1.0}, "ranking": ["toy_drawn"]}
+RULES |= {"precisions": ["none"], "min_samples": 3}
+
+
+def test_its_board_has_a_table_and_a_page(toy: Toy, tmp_path: Path) -> None:
+    """The target answers all, the retrained model nothing to forget, the third what it kept."""
+    folder, board = put(toy, "tasks", FILE), tmp_path / "board"
+    keep = {**FILE, "task": "toy_drawn_r", "want": "high"}
+    (folder / "toy_drawn_r.yaml").write_text(yaml.safe_dump(keep))
+    asked = load_samples(load_registry([folder]).tasks["toy_drawn"], DataOptions(toy.data))
+    right = {sample.text: sample.target for sample in asked.samples}
+    known = {"target": 3, "retrained": 1, "ga_gdr": 2}
+    board.mkdir()
+    (board / "board.yaml").write_text(yaml.safe_dump({**RULES, "publish_texts": True}))
+    for name, many in known.items():
+        said = {p: text if n < many else "nobody" for n, (p, text) in enumerate(right.items())}
+        where: dict[str, Any] = {"data_dir": toy.data, "output": toy.out / name}
+        model = ScriptedModel(outputs=said, name=name)
+        evaluate(model, ["toy_drawn", "toy_drawn_r"], include_path=[folder], **where)
+    folder.rename(board / "tasks")
+    for name in known:
+        add = ["leaderboard", "add", str(toy.out / name), "--board", str(board), "--name", name]
+        assert call(*add, *(["--role", name] if name != "ga_gdr" else [])) == 0
+    assert call("leaderboard", "build", str(board)) == 0
+    page, table = ((board / name).read_text() for name in ("index.html", "README.md"))
+    assert "toy_drawn" in page
+    assert "nobody" in page, "the page shows what was drawn"
+    ranked = next(line for line in table.splitlines() if line.startswith("| 1 (1 to 1)"))
+    assert "33.3 [" in ranked, "what it says beyond the retrained model"
 
 
 @pytest.mark.parametrize("texts", [True, False])
@@ -147,10 +217,7 @@ def test_a_board_of_it_verifies(
         assert call(*line, "--output", str(toy.out / name)) == 0
     board.mkdir()
     tasks.rename(board / "tasks")
-    rules = {"title": "Drawn", "description": "Toy.", "base_model": "none", "utility_floor": 0.5}
-    rules |= {"tasks": {"toy_drawn": 1.0, "toy_drawn_r": 1.0}, "ranking": ["toy_drawn"]}
-    rules |= {"precisions": ["none"], "min_samples": 3, "publish_texts": texts}
-    (board / "board.yaml").write_text(yaml.safe_dump(rules))
+    (board / "board.yaml").write_text(yaml.safe_dump({**RULES, "publish_texts": texts}))
     for name in models:
         (runs,) = (toy.out / name).glob("*")
         add = ["leaderboard", "add", str(runs), "--board", str(board), "--name", name]

@@ -100,6 +100,11 @@ class GenerationFile(QuestionTask):
     def used_splits(self) -> tuple[str, ...]:
         return (self.test_split, self.fewshot_split) if self.fewshot_split else (self.test_split,)
 
+    @property
+    def draws(self) -> Literal[True] | None:
+        """Whether its own decoding draws answers; None for greedy."""
+        return True if self.generation_kwargs.do_sample else None
+
     def decoding(self, protocol: str) -> GenerationOptions:
         """The decoding options in force under ``protocol``."""
         return self.protocol_overrides.get(protocol, self.generation_kwargs)
@@ -216,7 +221,7 @@ class GenerationTask(GenerationFile):
         drawn = [r.asked.scores for r in own if r.asked and r.asked.scores]
         empty = sum(not r.output.strip() for r in own)
         said = leak.summarize_leak(drawn, len(own)) if drawn else None
-        return {**mean, "empty_outputs": empty, "leak": said}
+        return {**mean, "empty_outputs": empty, "leak": said, "sampled": self.draws}
 
     def figures(self) -> set[str]:
         metric = generation_metric(self.metric)

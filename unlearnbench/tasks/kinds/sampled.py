@@ -101,7 +101,7 @@ class SampledTask(GenerationTask):
         empty = sum(not text.strip() for each in facts for text in each.outputs)
         said = leak.summarize_leak([each.drawn for each in facts], len(own))
         mean = mean_of_scores([r.score for r in own], [r.scores for r in own], seed)
-        return {**mean, "empty_outputs": empty, "leak": said}
+        return {**mean, "empty_outputs": empty, "leak": said, "sampled": self.draws}
 
     def figures(self) -> set[str]:
         return {"best", "worst"}
