@@ -230,12 +230,19 @@ def _written(record: SampleRecord) -> GenerationRecord | None:
     """What was written, several answers to one prompt a part each; None where nothing was."""
     if isinstance(record, GenerationRecord):
         return record
-    facts = record.facts if isinstance(record, AnswerRecord) else {}
-    match facts:
+    if not isinstance(record, AnswerRecord):
+        return None
+    match record.facts:
         case {"prompt": str(prompt), "target": str(target), "outputs": [*outputs]}:
-            said = "\n---\n".join(map(str, outputs))
-            whole = {"prompt": prompt, "target": target, "output": said, "scores": {}}
-            return GenerationRecord(task=record.task, id=record.id, score=record.score, **whole)
+            return GenerationRecord(
+                task=record.task,
+                id=record.id,
+                prompt=prompt,
+                target=target,
+                output="\n---\n".join(map(str, outputs)),
+                score=record.score,
+                scores={},
+            )
     return None
 
 

@@ -311,15 +311,15 @@ def _tokenizer(run: LoadedRun, other: LoadedRun) -> Fingerprint:
 def _task(run: LoadedRun, name: str) -> Fingerprint:
     """A task's definition, data and samples; texts too, where its records hold some."""
     task, records = run.task(name), run.records(name)
-    rules = {"metric": task.metric, "want": task.want, "attack": task.attack}
-    drawn = {"seed of its draws": run.result.settings.seed if _draws(task) else None}
+    rules: dict[str, object] = {"metric": task.metric, "want": task.want, "attack": task.attack}
+    rules["seed of its draws"] = run.result.settings.seed if _draws(task) else None
     texts = {
         f"the {field} of {record.id}": getattr(record, field, None)
         for record in records
         for field in ("prompt", "target", "split")
     }
     return (
-        Fingerprint.of(rules | drawn)
+        Fingerprint.of(rules)
         | Fingerprint.of_task(task.version, task.task_sha256, task.data)
         | Fingerprint.of_samples("samples", [record.id for record in records])
         | Fingerprint.of(texts)
