@@ -291,10 +291,7 @@ class Tokens:
     def tensors(
         self, rows: Sequence[list[int]], device: str, left: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and attention mask, each of shape (rows, longest); ``left`` pads there.
-
-        ModelOutputError for a row whose first token is masked, which would have nothing to see.
-        """
+        """Token ids and attention mask, each of shape (rows, longest); ``left`` pads there."""
         width = max(map(len, rows))
         ids = torch.full((len(rows), width), self.pad, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -303,11 +300,17 @@ class Tokens:
             ids[i, where] = torch.tensor(row)
             mask[i, where] = 1
         if self.masked is not None:
-            if odd := [row for row in rows if row[0] == self.masked]:
-                raise ModelOutputError(
-                    f"--mask-pad-id: {one_line(self.decode(odd[0]), 60)!r} begins with the padding "
-                    f"token, id {self.masked}, so its first token would see nothing; leave the "
-                    "option out"
-                )
-            mask &= ids != self.masked
+            mask = _hidden(self.masked, ids, mask, rows)
         return ids.to(device), mask.to(device)
+
+
+def _hidden(
+    masked: int, ids: torch.Tensor, mask: torch.Tensor, rows: Sequence[list[int]]
+) -> torch.Tensor:
+    """The mask without the id ``masked``; ModelOutputError where a row begins with it."""
+    if any(row[0] == masked for row in rows):
+        raise ModelOutputError(
+            f"--mask-pad-id: a text begins with the padding token, id {masked}, so that nothing "
+            "would be left for it to see; leave the option out"
+        )
+    return mask & (ids != masked)
