@@ -68,6 +68,8 @@ class Score:
     prompt: str = ""
     end: bool = False
     """Whether the tokenizer's end token, behind the text, is scored as well."""
+    gradient: bool = False
+    """Whether the norm of the loss's gradient by the weights is asked for too."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,9 @@ class Scored:
     std: NDArray[np.float64]
     matches: NDArray[np.bool_] | None = None
     """Of tokens behind a prompt: whether x_t is the likeliest at its place."""
+    gradient: float | None = None
+    """The mean over the parameters of the 2-norm of the mean negative log-probability's gradient;
+    None where it was not asked for, or the weights have none."""
 
 
 Request: TypeAlias = Generate | Score

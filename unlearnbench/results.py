@@ -501,6 +501,8 @@ class Settings(_File):
     relearned (``--relearn-on``), and not asked; absent where none was."""
     ppl_lower: bool
     """Whether the lower-cased texts were scored too."""
+    gradnorm: Literal[True] | None = None
+    """True where texts were scored by their loss's gradient too; absent otherwise."""
     chat_template_sha256: Sha256 | None = None
     """Of the chat template that the prompts of generation tasks went through; absent without."""
     date_string: str | None = None

@@ -11,6 +11,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -336,7 +337,8 @@ def _encode(answer: Answer) -> dict[str, object]:
     packed = {n: base64.b64encode(a.astype("<f8").tobytes()).decode() for n, a in arrays.items()}
     if answer.matches is not None:
         packed["matches"] = "".join("1" if match else "0" for match in answer.matches)
-    return {"id": answer.id, **packed}
+    norm = {} if answer.gradient is None else {"gradient": answer.gradient}
+    return {"id": answer.id, **packed, **norm}
 
 
 def _decode(content: dict[str, object]) -> Answer:
@@ -349,10 +351,13 @@ def _decode(content: dict[str, object]) -> Answer:
         case {"id": str(name), "logprobs": str(a), "mean": str(b), "std": str(c), **rest}:
             arrays = [_unpack(packed) for packed in (a, b, c)]
             matches = _matches(rest.pop("matches")) if "matches" in rest else None
+            norm: Any = rest.pop("gradient", None)
+            if norm is not None and (type(norm) is not float or not 0 <= norm < math.inf):
+                raise ValueError("the norm of a gradient is no number from 0 up")
             lengths = {len(array) for array in (*arrays, arrays[0] if matches is None else matches)}
             if rest or len(lengths) != 1 or not len(arrays[0]):
                 raise ValueError("no scored answer: arrays of different lengths, or empty ones")
-            return Scored(name, arrays[0], arrays[1], arrays[2], matches)
+            return Scored(name, arrays[0], arrays[1], arrays[2], matches, norm)
     raise ValueError("no answer")
 
 

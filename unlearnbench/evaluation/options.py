@@ -54,6 +54,9 @@ class Options(KernelOptions):
     ppl_lower: bool = False
     """Also score lower-cased texts (a second pass)."""
 
+    gradnorm: bool = False
+    """Also score texts by the norm of their loss's gradient (a backward pass each); recorded."""
+
     fresh: bool = False
     """Start over; an earlier run is kept under .old."""
 

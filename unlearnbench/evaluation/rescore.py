@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from unlearnbench.errors import MetricError, OptionError
 from unlearnbench.evaluation.reference import open_reference
-from unlearnbench.metrics.membership import auc
+from unlearnbench.metrics.membership import auc, privleak
 from unlearnbench.metrics.truth import (
     ForgetQuality,
     Mean,
@@ -30,6 +30,8 @@ from unlearnbench.tasks.rows import task_result
 from unlearnbench.tasks.spec import TaskSpec
 
 _SAME = 1e-9
+_PERCENT = 1e-6  # PrivLeak there has 1e-10 in its denominator
+_HEADLINE = "privleak_Min-40%"  # the attack of TOFU's PrivLeak
 UTILITY = {
     f"{which}_{name}": (f"tofu_{which}_{task}", figure)
     for which, probability in (
@@ -84,7 +86,7 @@ def rescore(folder: Path, reference: Path | None, registry: Registry) -> Rescore
         records = run.records(name)
         _again(spec, records, run, found)
         if isinstance(spec, LikelihoodTask) and retrained is not None:
-            _attack_by_reference(spec, records, run, retrained, found)
+            _against_reference(spec, records, run, retrained, found)
         if isinstance(spec, AnswersTask) and spec.about == "forget" and spec.false_answers:
             if retrained is None:
                 found.notes.append(
@@ -125,6 +127,10 @@ def _again(
     pairs: list[tuple[str, float | None, float | None]] = [("auc", fresh.auc, stated.auc)]
     if stated.auc is None:
         pairs.append((spec.headline, fresh.value, stated.value))
+    attacks = stated.attacks or {}
+    for attack, estimate in (fresh.attacks or {}).items():
+        theirs = attacks.get(attack)
+        pairs.append((f"auc_{attack}", estimate.auc, theirs and theirs.auc))
     pairs += [(figure, value, stated.scores.get(figure)) for figure, value in fresh.scores.items()]
     found.values[name] = {figure: ours for figure, ours, _ in pairs if ours is not None}
     for figure, value, states in pairs:
@@ -132,15 +138,16 @@ def _again(
             found.differences[f"{name}/{figure}"] = value - states
 
 
-def _attack_by_reference(
+def _against_reference(
     spec: LikelihoodTask,
     records: Sequence[SampleRecord],
     run: LoadedRun,
     retrained: LoadedRun,
     found: Rescored,
 ) -> None:
-    """The attack that takes a text's loss under the reference off its loss (Carlini et al. 2021,
-    arXiv 2012.07805): its AUC, near 0 where forgotten texts are told from holdout ones.
+    """PrivLeak of every attack that both runs have, and the AUC of the one that takes a text's loss
+    under the reference off its loss (Carlini et al. 2021, arXiv 2012.07805), near 0 where forgotten
+    texts are told from holdout ones.
     """
     name = spec.task
     if name not in retrained.result.tasks:
@@ -148,15 +155,31 @@ def _attack_by_reference(
         return
     require_comparable(run, retrained, [name])
     own, other = (
-        {(r.split, r.id): r.scores.get("PPL") for r in side if isinstance(r, LikelihoodRecord)}
+        {(r.split, r.id): r.scores for r in side if isinstance(r, LikelihoodRecord)}
         for side in (records, retrained.records(name))
     )
-    if None in (*own.values(), *other.values()):
+    every = [{*scores} for scores in (*own.values(), *other.values())]
+    for attack in next(iter(own.values())):
+        if not all(attack in each for each in every):
+            found.notes.append(f"{name}: not every text has {attack}: no PrivLeak by it")
+            continue
+        mine, theirs = (
+            auc(
+                *(
+                    [s[attack] for (of, _), s in side.items() if of == split]
+                    for split in spec.asked_splits
+                )
+            )
+            for side in (own, other)
+        )
+        if theirs > 0:
+            found.values[name][f"privleak_{attack}"] = privleak(mine, theirs)
+    if not all("PPL" in each for each in every):
         found.notes.append(f"{name}: its texts have no loss: no attack against the reference")
         return
     less: dict[str, list[float]] = {split: [] for split in spec.asked_splits}
-    for key, loss in own.items():
-        less[key[0]].append(float(loss or 0) - float(other[key] or 0))
+    for key, scores in own.items():
+        less[key[0]].append(scores["PPL"] - other[key]["PPL"])
     sides = [less[split] for split in spec.asked_splits]
     found.values[name]["auc_against_reference"] = auc(*sides)
 
@@ -193,10 +216,13 @@ def _hold_imported(run: LoadedRun, found: Rescored) -> None:
     """What the imported files state of figures that are made of several tasks."""
     stated = run.result.imported.stated if run.result.imported else {}
     qualities = [quality["geometric"].p for quality in found.forget_quality.values()]
+    leaks = [v[_HEADLINE] for v in found.values.values() if _HEADLINE in v]
     ours = {"model_utility": found.utility, "forget_quality": qualities[0] if qualities else None}
+    ours["privleak"] = leaks[0] if leaks else None
     for name, value in ours.items():
         theirs = stated.get(f"tofu/{name}")
-        if value is not None and theirs is not None and abs(value - theirs) > _SAME:
+        same = _PERCENT if name == "privleak" else _SAME
+        if value is not None and theirs is not None and abs(value - theirs) > same:
             found.differences[f"tofu/{name}"] = value - theirs
 
 

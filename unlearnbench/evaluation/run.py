@@ -109,6 +109,7 @@ class Evaluation:
             limit=options.limit,
             held_back=options.relearn_on if re.fullmatch(FORM, options.relearn_on) else None,
             ppl_lower=options.ppl_lower,
+            gradnorm=options.gradnorm or None,
             gen_kwargs=json.dumps(dict(given), sort_keys=True) if given else None,
             **self.chat,
             think_end_token=options.think_end_token,

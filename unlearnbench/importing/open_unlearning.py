@@ -10,7 +10,7 @@ from pathlib import Path
 
 from unlearnbench.errors import ResultError, one_line
 from unlearnbench.importing.base import ModelResults, rows_by_index
-from unlearnbench.importing.tofu_eval import take_tofu
+from unlearnbench.importing.tofu_eval import ATTACKS, take_texts, take_tofu
 from unlearnbench.tasks.registry import Registry
 from unlearnbench.tasks.spec import TaskSpec
 
@@ -20,7 +20,6 @@ METRICS = {
     "forget_knowmem_ROUGE": "knowmem_f",
     "retain_knowmem_ROUGE": "knowmem_r",
 }
-LEAK = "mia_min_k"
 # ROUGE there is stemmed (`use_stemmer=True` in its evals/metrics/utils.py). Our recall is not, so
 # `rougeL_recall` and `rouge1_recall` have nothing to be held against.
 FIELDS = {"generation": "output", "ground_truth": "target", "rougeL_f1": "rougeL_stem"}
@@ -39,6 +38,8 @@ def read_results(folder: Path, registry: Registry, prefix: str) -> Iterator[Mode
             raise ResultError(f"{path}: expected metrics by name")
         if tofu:
             specs = {spec.task: spec for spec in registry.resolve([prefix])}
+            if (leak := f"{prefix}_privleak") in registry.files:
+                specs[leak] = registry.tasks[leak]
             used = take_tofu(found, path, content, specs, prefix)
         else:
             used = _take_muse(found, path, content, registry, prefix)
@@ -56,8 +57,8 @@ def _take_muse(
             _take_answers(spec, found, path, content[metric])
     spec = registry.tasks.get(f"{prefix}_privleak")
     if spec is not None and spec.needs_reference:
-        _take_texts(spec, found, path, content.get(LEAK))
-    return {*METRICS, LEAK}
+        take_texts(spec, found, path, content)
+    return {*METRICS, *ATTACKS}
 
 
 def _take_answers(spec: TaskSpec, found: ModelResults, path: Path, block: object) -> None:
@@ -71,19 +72,3 @@ def _take_answers(spec: TaskSpec, found: ModelResults, path: Path, block: object
     if isinstance(block, dict) and "rougeL_f1" in rows[0][1]:
         # MUSE's configurations take the mean of the F1.
         found.state(spec.task, "mean_rougeL_stem", block.get("agg_value"))
-
-
-def _take_texts(spec: TaskSpec, found: ModelResults, path: Path, block: object) -> None:
-    """The Min-K% scores, where both groups have them; their sign is ours. The AUC is turned: there
-    it is the share of pairs in which the forget text has the lower score, 1 minus ours.
-    """
-    groups = block if isinstance(block, dict) else {}
-    splits = {split: rows_by_index(path, groups.get(split)) for split in spec.asked_splits}
-    if not all(splits.values()):
-        log.warning("%s: no Min-K%% score of single texts, so PrivLeak is left out", path)
-        return
-    for split, rows in splits.items():
-        for number, row in rows:
-            found.text(spec, split, number, {spec.headline: row.get("score")})
-    auc = groups.get("auc", groups.get("agg_value"))
-    found.state(spec.task, f"auc_{spec.headline}", auc, turned=True)

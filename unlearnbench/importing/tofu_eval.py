@@ -5,15 +5,19 @@ The file does not name its forget set; ``--task-prefix tofu_forget10`` says whic
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 from unlearnbench.errors import OptionError, ResultError
 from unlearnbench.importing.base import ModelResults, is_number, rows_by_index
+from unlearnbench.metrics import GRADNORM
 from unlearnbench.metrics.truth import TruthRatio
 from unlearnbench.tasks.kinds.answers import AnswerFacts, AnswersTask
+from unlearnbench.tasks.kinds.likelihood import LikelihoodTask
 from unlearnbench.tasks.spec import TaskSpec
 
+log = logging.getLogger("unlearnbench")
 Blocks = Mapping[str, object]
 # Where our tasks' names begin otherwise than with the prefix, by the beginning of their metrics'.
 _SETS = {"forget": "", "retain": "tofu_retain", "ra": "tofu_real_authors", "wf": "tofu_world_facts"}
@@ -25,7 +29,15 @@ _WRITTEN = {
     "rougeL_f1": "rougeL_stem",
 }
 _TOKENS = ("extraction_strength", "exact_memorization")
-_DERIVED = ("model_utility", "forget_quality")
+_DERIVED = ("model_utility", "forget_quality", "privleak")
+ATTACKS = {
+    "mia_min_k": "Min-40%",
+    "mia_min_k_plus_plus": "Min-40%++",
+    "mia_loss": "PPL",
+    "mia_zlib": "PPL/zlib",
+    "mia_gradnorm": GRADNORM,
+}
+"""Their attacks of single texts by name, the headline first, and what ours are called."""
 
 
 def take_tofu(
@@ -43,7 +55,10 @@ def take_tofu(
             f"{path} does not say which rows were to be forgotten; give --task-prefix "
             "tofu_forget01, tofu_forget05 or tofu_forget10"
         )
-    used = set(_DERIVED)
+    used = {*_DERIVED, *ATTACKS}
+    leak = specs.get(f"{prefix}_privleak")
+    if isinstance(leak, LikelihoodTask) and any(name in content for name in ATTACKS):
+        take_texts(leak, found, path, content)
     for their, ours in _SETS.items():
         written = f"{their}_Q_A_ROUGE"
         rouge, answers = (
@@ -57,6 +72,34 @@ def take_tofu(
     for name in _DERIVED:
         found.state("tofu", name, _mean(content.get(name)))
     return used
+
+
+def take_texts(spec: TaskSpec, found: ModelResults, path: Path, content: Blocks) -> None:
+    """Scores of single texts by every attack that has them all; their sign is ours. The AUC is
+    turned: there it is the share of pairs in which the forget text has the lower score, 1 minus
+    ours.
+    """
+    kept: dict[tuple[str, int], dict[str, object]] = {}
+    for name, ours in ATTACKS.items():
+        block = content.get(name)
+        groups = block if isinstance(block, dict) else {}
+        rows = {split: rows_by_index(path, groups.get(split)) for split in spec.asked_splits}
+        scores = {(s, n): row.get("score") for s, each in rows.items() for n, row in each}
+        if ours == spec.headline:
+            kept = {place: {} for place in scores}
+            if not all(rows.values()):
+                log.warning("%s: no %s of single texts, so PrivLeak is left out", path, ours)
+                return
+        elif scores.keys() != kept.keys() or not all(map(is_number, scores.values())):
+            if name in content:
+                log.warning("%s: %s is not of every text, and left out", path, name)
+            continue
+        for place, score in scores.items():
+            kept[place][ours] = score
+        stated = groups.get("auc", groups.get("agg_value"))
+        found.state(spec.task, f"auc_{ours}", stated, turned=True)
+    for (split, number), given in kept.items():
+        found.text(spec, split, number, given)
 
 
 def _mean(block: object) -> object:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unlearnbench.errors import MetricError
+from unlearnbench.metrics import GRADNORM
 from unlearnbench.metrics.intervals import (
     Array,
     Draws,
@@ -77,8 +78,8 @@ def score_text(scored: Scored, text: str, lowered: Scored | None = None) -> dict
 
     ``PPL`` is the mean negative log-probability (MUSE's name for the loss attack), ``PPL/zlib``
     the same over the bytes of the zlib-compressed text, ``PPL/lower`` over the loss of the
-    lower-cased text (``lowered``, a second pass), then Min-K% and Min-K%++ for each K that leaves a
-    token of this text.
+    lower-cased text (``lowered``, a second pass), ``gradnorm`` where it was asked
+    for, then Min-K% and Min-K%++ for each K that leaves a token of this text.
     Source: Carlini et al. 2021, arXiv 2012.07805, for the first three. Raises MetricError where a
     score is not finite.
     """
@@ -88,6 +89,8 @@ def score_text(scored: Scored, text: str, lowered: Scored | None = None) -> dict
     if lowered is not None:
         lower_loss = _loss(lowered)
         scores["PPL/lower"] = loss / lower_loss if lower_loss else math.nan
+    if scored.gradient is not None:
+        scores[GRADNORM] = scored.gradient
     fitting = [k for k, need in _NEEDS.items() if need <= len(scored.logprobs)]
     scores |= {f"Min-{k}%": min_k(scored.logprobs, k) for k in fitting}
     scores |= {f"Min-{k}%++": min_k_plus_plus(scored, k) for k in fitting}

@@ -131,6 +131,8 @@ class ScriptedModel:
         for request in requests:
             if request.id in skip:
                 continue
+            if request.gradient:
+                raise ModelOutputError(f"{request.id}: a script has no weights, and no gradnorm")
             text = request.prompt + request.text
             if text not in self._logprobs:
                 raise ModelOutputError(f"the script has no log-probabilities for {request.id}")

@@ -162,7 +162,13 @@ class HFModel:
                     self._head = find_head(self.network, few, masks)
             run = partial(self._head.score, self.tokens, self._device, self.condition.name, starts)
             budget = self._head.budget(self.network, self.device)
-            yield from self._in_batches(texts, run, budget, skip)
+            answers = self._in_batches(texts, run, budget, skip)
+            if asked := {r.id: (ids, starts[r.id]) for r, ids in texts if r.gradient}:
+                from unlearnbench.models.gradients import add_gradients
+
+                given = (self.network, self.condition, self.tokens, asked)
+                answers = add_gradients(*given, answers)
+            yield from answers
 
     def _require_causal(self, ids: list[int]) -> None:
         known = self._head is not None or self._continuer is not None

@@ -25,8 +25,8 @@ NAME = "answer_membership"
 class AnswerMembershipTask(LikelihoodTask):
     """Questions with answers; a membership attack reads the answers' tokens.
 
-    The end token counts in the loss (PPL and PPL/zlib), and not in Min-K%, as open-unlearning has
-    it. ``zlib`` is of the answer alone.
+    The end token counts in the loss (PPL, PPL/zlib, gradnorm), and not in Min-K%, as in
+    open-unlearning. ``zlib`` is of the answer alone.
     """
 
     output_type: Literal["answer_membership"]  # type: ignore[assignment]
@@ -67,7 +67,8 @@ class AnswerMembershipTask(LikelihoodTask):
 
     def requests(self, sample: Sample, settings: Settings) -> Sequence[Sequence[Request]]:
         text = sample.delimiter + sample.target
-        return [[Score(self.request_id(sample), text, sample.text, end=True)]]
+        gradient = self.takes_gradient(settings)
+        return [[Score(self.request_id(sample), text, sample.text, end=True, gradient=gradient)]]
 
     def record(self, sample: Sample, answers: Sequence[Answer]) -> LikelihoodRecord:
         (text,) = answers
@@ -77,11 +78,8 @@ class AnswerMembershipTask(LikelihoodTask):
         own = replace(text, logprobs=text.logprobs[:-1], mean=text.mean[:-1], std=text.std[:-1])
         whole, inner = score(text, sample.target, None), score(own, sample.target, None)
         scores = {name: whole[name] if name.startswith("PPL") else inner[name] for name in inner}
-        if self.attack not in scores:
-            raise MetricError(
-                f"{self.task}: {sample.id}: an answer of {len(own.logprobs)} tokens is too short "
-                f"for {self.attack}, the task's attack; remove the row"
-            )
+        what = f"an answer of {len(own.logprobs)} tokens is too short"
+        self.require_attack(sample, scores, what)
         return LikelihoodRecord(
             task=self.task,
             id=sample.id,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from unlearnbench.errors import MetricError, OptionError, TaskError, one_line
+from unlearnbench.metrics import GRADNORM
 from unlearnbench.requests import Answer, Request, Score, Scored
 from unlearnbench.results import (
     AttackResult,
@@ -111,10 +112,9 @@ class LikelihoodTask(TaskSpec):
         self, splits: Mapping[str, SplitRows], limit: int | float | None
     ) -> list[Sample]:
         attacks = likelihood_metric(self.metric).ATTACKS
-        if self.attack not in attacks:
-            raise TaskError(
-                f"{self.task}: unknown attack {self.attack!r}; known: {', '.join(attacks)}"
-            )
+        if self.attack not in (*attacks, GRADNORM):
+            known = ", ".join((*attacks, GRADNORM))
+            raise TaskError(f"{self.task}: unknown attack {self.attack!r}; known: {known}")
         return [
             Sample(f"{s}/{i}", s, self.plain_text(row, f"{self.task}: {s}/{i}"))
             for s in self.asked_splits
@@ -124,20 +124,33 @@ class LikelihoodTask(TaskSpec):
     def requests(self, sample: Sample, settings: Settings) -> Sequence[Sequence[Request]]:
         """The text; with ``--ppl-lower`` its lower-cased form in a second round."""
         name = self.request_id(sample)
-        rounds = [[Score(name, sample.text)]]
+        rounds = [[Score(name, sample.text, gradient=self.takes_gradient(settings))]]
         if settings.ppl_lower:
             rounds.append([Score(f"{name}:lower", sample.text.lower())])
         return rounds
+
+    def takes_gradient(self, settings: Settings) -> bool:
+        """Whether a text's gradient is asked for."""
+        return settings.gradnorm is True or self.attack == GRADNORM
+
+    def require_attack(self, sample: Sample, scores: Mapping[str, float], what: str) -> None:
+        """MetricError where a text has no score of the task's attack. what: of how many tokens."""
+        if self.attack in scores:
+            return
+        where = f"{self.task}: {sample.id}"
+        if self.attack == GRADNORM:
+            raise MetricError(
+                f"{where}: the task's attack is {GRADNORM}, and the weights of this condition have "
+                "no gradient; run it at another, or with --quant-kernel dequantized"
+            )
+        raise MetricError(f"{where}: {what} for {self.attack}, the task's attack; remove the text")
 
     def record(self, sample: Sample, answers: Sequence[Answer]) -> LikelihoodRecord:
         text, *lowered = [answer for answer in answers if isinstance(answer, Scored)]
         scores = likelihood_metric(self.metric).score_text(text, sample.text, *lowered)
         n_tokens = len(text.logprobs)
-        if self.attack not in scores:
-            raise MetricError(
-                f"{self.task}: {sample.id}: a text of {n_tokens} scored tokens is too short for "
-                f"{self.attack}, the task's attack; remove the text or join it with others"
-            )
+        what = f"a text of {n_tokens} scored tokens is too short"
+        self.require_attack(sample, scores, what)
         return LikelihoodRecord(
             task=self.task, id=sample.id, split=sample.split, n_tokens=n_tokens, scores=scores
         )
@@ -176,12 +189,20 @@ class LikelihoodTask(TaskSpec):
 
     @property
     def optional_figures(self) -> frozenset[str]:
-        """What ``--ppl-lower`` adds, and attacks that need longer texts than the task's own."""
+        """What ``--ppl-lower`` and ``--gradnorm`` add, and attacks that need longer texts than the
+        task's own.
+        """
         needs = likelihood_metric(self.metric).ATTACKS
-        return frozenset({"PPL/lower", *(n for n in needs if needs[n] > needs.get(self.attack, 0))})
+        return frozenset(
+            {
+                "PPL/lower",
+                *({GRADNORM} - {self.attack}),
+                *(n for n in needs if needs[n] > needs.get(self.attack, 0)),
+            }
+        )
 
     def figures(self) -> set[str]:
-        return set(likelihood_metric(self.metric).ATTACKS) - self.optional_figures
+        return {*likelihood_metric(self.metric).ATTACKS, GRADNORM} - self.optional_figures
 
     def stated_reference(self, config: Mapping[str, object]) -> TaskReference:
         if not self.references:
