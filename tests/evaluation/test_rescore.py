@@ -14,6 +14,7 @@ from tests.toy_runs import Bench, Skill
 from unlearnbench import ScriptedModel, evaluate
 from unlearnbench.errors import OptionError, ResultError
 from unlearnbench.evaluation.rescore import UTILITY, Rescored, rescore, rescored_json
+from unlearnbench.metrics.membership import privleak
 from unlearnbench.metrics.truth import forget_quality
 from unlearnbench.results import GenerationRecord, LikelihoodRecord
 from unlearnbench.runs.folder import RunFolder, read_run
@@ -157,6 +158,12 @@ def test_the_attack_that_takes_the_reference_off(tmp_path: Path) -> None:
     wins = [(f > h) + 0.5 * (f == h) for f in sides[0] for h in sides[1]]
     again = rescore(found["unlearned"], found["retrained"], registry)
     assert again.values[name]["auc_against_reference"] == pytest.approx(sum(wins) / len(wins))
+    assert again.differences == {}
+    stated = {model: read_run(found[model]).tasks[name].attacks or {} for model in skills}
+    for attack, own in stated["unlearned"].items():
+        assert again.values[name][f"auc_{attack}"] == pytest.approx(own.auc)
+        leak = privleak(own.auc, stated["retrained"][attack].auc)
+        assert again.values[name][f"privleak_{attack}"] == pytest.approx(leak)
     plain = read_run(found["unlearned"]).tasks[name].auc
     assert plain is not None
     assert sum(wins) / len(wins) < plain

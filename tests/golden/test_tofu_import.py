@@ -32,14 +32,22 @@ def test_forget_quality_and_utility_from_the_imported_logs(
         run = read_run(out / name / "unknown")
         assert run.imported is not None
         assert run.imported.differences == {}
-        assert len(run.tasks) == 8
+        assert len(run.tasks) == 9
+        attacks = run.tasks[f"{prefix}_privleak"].attacks
+        assert attacks is not None
+        assert {*attacks} == {"PPL", "PPL/zlib", "Min-40%", "Min-40%++", "gradnorm"}
         assert len(run.imported.stated) >= 14
     runs = {name: str(out / name / "unknown") for name in places}
     file = tmp_path / "figures.json"
     line = ["rescore", runs["full"], "--reference", runs["retrained"], "--json", str(file)]
     assert call(*line) == 0
     found = json.loads(file.read_text())
-    assert found["differences"] == {}
+    assert found["differences"] == {}, "privleak too"
+    leak = found["tasks"][f"{prefix}_privleak"]
+    log = published.log(places["full"])
+    assert leak["privleak_Min-40%"] == pytest.approx(log["privleak"]["agg_value"], abs=1e-6)
+    assert leak["auc_gradnorm"] == pytest.approx(1 - log["mia_gradnorm"]["auc"], abs=1e-12)
+    assert -100.01 < leak["privleak_gradnorm"] < -98
     quality = found["forget_quality"][f"{prefix}_probability"]
     assert quality["geometric"]["p"] == pytest.approx(p, rel=0.005)
     assert quality["geometric"]["n"] == {"01": 40, "10": 400}[split]

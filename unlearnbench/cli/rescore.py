@@ -26,7 +26,7 @@ def rescore_run(
     """Compute a run's figures again from its records: no model and no data is needed.
 
     Of TOFU's tasks also forget quality, against a run of the retrained model, and model utility;
-    of PrivLeak the attack that reads a text's loss less that under the reference.
+    PrivLeak by every attack, and the attack that reads a text's loss less the reference's.
     What run.json, or the files that it was imported from, state otherwise is listed.
     """
     other = Path(reference) if reference is not None else None
