@@ -256,8 +256,6 @@ def _for_vllm(
 
     if team is not None:
         raise OptionError("--backend vllm runs in one process; it spreads its work itself")
-    if asked.mask_pad_id:
-        raise OptionError("--backend vllm masks padding alone; use --backend hf for --mask-pad-id")
     kernels = {prepared.spec.name: prepared.spec.kernels for prepared in all_prepared}
     require_vllm(all_prepared[0].source, kernels, asked.quant_kernel)
     dense = asked.updated({"quant_kernel": "dequantized"})

@@ -1,5 +1,5 @@
-"""A finished run's figures by a field of its rows, as RWKU's persons: one a group, and intervals over
-the groups, since a person's probes are no independent samples.
+"""A finished run's figures by a field of its rows, as RWKU's persons: one a group, and intervals
+over the groups, since a person's probes are no independent samples.
 """
 
 from __future__ import annotations

@@ -300,17 +300,7 @@ class Tokens:
             ids[i, where] = torch.tensor(row)
             mask[i, where] = 1
         if self.masked is not None:
-            mask = _hidden(self.masked, ids, mask, rows)
+            from unlearnbench.models.masked import hidden
+
+            mask = hidden(self.masked, ids, mask, rows)
         return ids.to(device), mask.to(device)
-
-
-def _hidden(
-    masked: int, ids: torch.Tensor, mask: torch.Tensor, rows: Sequence[list[int]]
-) -> torch.Tensor:
-    """The mask without the id ``masked``; ModelOutputError where a row begins with it."""
-    if any(row[0] == masked for row in rows):
-        raise ModelOutputError(
-            f"--mask-pad-id: a text begins with the padding token, id {masked}, so that nothing "
-            "would be left for it to see; leave the option out"
-        )
-    return mask & (ids != masked)

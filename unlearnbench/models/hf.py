@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -158,17 +158,11 @@ class HFModel:
                 self._require_causal(texts[0][1])
                 few, _ = self.tokens.tensors([texts[0][1][:8]], self._device, left=False)
                 with torch.no_grad():
-                    masks = self.tokens.masked is not None
-                    self._head = find_head(self.network, few, masks)
+                    self._head = find_head(self.network, few, self.tokens.masked is not None)
             run = partial(self._head.score, self.tokens, self._device, self.condition.name, starts)
             budget = self._head.budget(self.network, self.device)
             answers = self._in_batches(texts, run, budget, skip)
-            if asked := {r.id: (ids, starts[r.id]) for r, ids in texts if r.gradient}:
-                from unlearnbench.models.gradients import add_gradients
-
-                given = (self.network, self.condition, self.tokens, asked)
-                answers = add_gradients(*given, answers)
-            yield from answers
+            yield from _with_gradients(self, texts, starts, answers)
 
     def _require_causal(self, ids: list[int]) -> None:
         known = self._head is not None or self._continuer is not None
@@ -190,3 +184,17 @@ class HFModel:
         if self._batch_size is not None and budget.cost is not len:  # else one text at a time
             budget = texts_budget(self._batch_size)
         return run_in_batches(items, run, budget, skip, self.condition.name, is_fixed)
+
+
+def _with_gradients(
+    model: HFModel,
+    texts: Sequence[tuple[Score, list[int]]],
+    starts: Mapping[str, int],
+    answers: Iterator[Scored],
+) -> Iterator[Scored]:
+    asked = {r.id: (ids, starts[r.id]) for r, ids in texts if r.gradient}
+    if not asked:
+        return answers
+    from unlearnbench.models.gradients import add_gradients
+
+    return add_gradients(model.network, model.condition, model.tokens, asked, answers)

@@ -35,6 +35,8 @@ def require_vllm(source: Source, kernels: Mapping[str, Collection[str]], kernel:
             "--backend vllm runs one model with plain weights: no pair of checkpoints, no adapter "
             "that is kept, no checkpoint that is quantized already; use --backend hf"
         )
+    if source.options.mask_pad_id:
+        raise OptionError("--backend vllm masks padding alone; use --backend hf for --mask-pad-id")
     if kernel == "native":
         raise OptionError("--backend vllm computes with plain weights; drop --quant-kernel native")
     for name, possible in kernels.items():
