@@ -92,5 +92,7 @@ class Scored:
     None where it was not asked for, or the weights have none."""
 
 
+GRADNORM = "gradnorm"
+"""The attack that reads ``Scored.gradient``."""
 Request: TypeAlias = Generate | Score
 Answer: TypeAlias = Generated | Scored

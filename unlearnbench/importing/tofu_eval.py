@@ -11,8 +11,8 @@ from pathlib import Path
 
 from unlearnbench.errors import OptionError, ResultError
 from unlearnbench.importing.base import ModelResults, is_number, rows_by_index
-from unlearnbench.metrics import GRADNORM
 from unlearnbench.metrics.truth import TruthRatio
+from unlearnbench.requests import GRADNORM
 from unlearnbench.tasks.kinds.answers import AnswerFacts, AnswersTask
 from unlearnbench.tasks.kinds.likelihood import LikelihoodTask
 from unlearnbench.tasks.spec import TaskSpec

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from unlearnbench.metrics.membership import LeakSummary
     from unlearnbench.requests import Scored
 
-GRADNORM = "gradnorm"
-"""The attack by the norm of the loss's gradient, which a model is asked for by itself."""
-
 
 class GenerationMetric(Protocol):
     """Compares one output with one target. Scores are between 0 and 1; tasks report them x 100."""

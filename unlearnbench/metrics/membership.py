@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from unlearnbench.errors import MetricError
-from unlearnbench.metrics import GRADNORM
 from unlearnbench.metrics.intervals import (
     Array,
     Draws,
@@ -25,7 +24,7 @@ from unlearnbench.metrics.intervals import (
     mean,
     ratio,
 )
-from unlearnbench.requests import Scored
+from unlearnbench.requests import GRADNORM, Scored
 
 NAME = "privleak"
 K_PERCENTS = (5, 10, 20, 30, 40, 50, 60)

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from unlearnbench.errors import DataError, MetricError
 from unlearnbench.requests import Answer, Request, Score, Scored
 from unlearnbench.results import LikelihoodRecord, Settings
-from unlearnbench.tasks.kinds.likelihood import LikelihoodTask
+from unlearnbench.tasks.kinds.likelihood import LikelihoodTask, require_attack, takes_gradient
 from unlearnbench.tasks.rows import limited
 from unlearnbench.tasks.spec import Name, Row, Sample, SplitRows, likelihood_metric
 from unlearnbench.tasks.templates import render_field
@@ -67,7 +67,7 @@ class AnswerMembershipTask(LikelihoodTask):
 
     def requests(self, sample: Sample, settings: Settings) -> Sequence[Sequence[Request]]:
         text = sample.delimiter + sample.target
-        gradient = self.takes_gradient(settings)
+        gradient = takes_gradient(self, settings)
         return [[Score(self.request_id(sample), text, sample.text, end=True, gradient=gradient)]]
 
     def record(self, sample: Sample, answers: Sequence[Answer]) -> LikelihoodRecord:
@@ -79,7 +79,7 @@ class AnswerMembershipTask(LikelihoodTask):
         whole, inner = score(text, sample.target, None), score(own, sample.target, None)
         scores = {name: whole[name] if name.startswith("PPL") else inner[name] for name in inner}
         what = f"an answer of {len(own.logprobs)} tokens is too short"
-        self.require_attack(sample, scores, what)
+        require_attack(self, sample, scores, what)
         return LikelihoodRecord(
             task=self.task,
             id=sample.id,

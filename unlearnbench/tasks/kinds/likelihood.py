@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from unlearnbench.errors import MetricError, OptionError, TaskError, one_line
-from unlearnbench.metrics import GRADNORM
-from unlearnbench.requests import Answer, Request, Score, Scored
+from unlearnbench.requests import GRADNORM, Answer, Request, Score, Scored
 from unlearnbench.results import (
     AttackResult,
     AucReference,
@@ -124,33 +123,17 @@ class LikelihoodTask(TaskSpec):
     def requests(self, sample: Sample, settings: Settings) -> Sequence[Sequence[Request]]:
         """The text; with ``--ppl-lower`` its lower-cased form in a second round."""
         name = self.request_id(sample)
-        rounds = [[Score(name, sample.text, gradient=self.takes_gradient(settings))]]
+        rounds = [[Score(name, sample.text, gradient=takes_gradient(self, settings))]]
         if settings.ppl_lower:
             rounds.append([Score(f"{name}:lower", sample.text.lower())])
         return rounds
-
-    def takes_gradient(self, settings: Settings) -> bool:
-        """Whether a text's gradient is asked for."""
-        return settings.gradnorm is True or self.attack == GRADNORM
-
-    def require_attack(self, sample: Sample, scores: Mapping[str, float], what: str) -> None:
-        """MetricError where a text has no score of the task's attack. what: of how many tokens."""
-        if self.attack in scores:
-            return
-        where = f"{self.task}: {sample.id}"
-        if self.attack == GRADNORM:
-            raise MetricError(
-                f"{where}: the task's attack is {GRADNORM}, and the weights of this condition have "
-                "no gradient; run it at another, or with --quant-kernel dequantized"
-            )
-        raise MetricError(f"{where}: {what} for {self.attack}, the task's attack; remove the text")
 
     def record(self, sample: Sample, answers: Sequence[Answer]) -> LikelihoodRecord:
         text, *lowered = [answer for answer in answers if isinstance(answer, Scored)]
         scores = likelihood_metric(self.metric).score_text(text, sample.text, *lowered)
         n_tokens = len(text.logprobs)
         what = f"a text of {n_tokens} scored tokens is too short"
-        self.require_attack(sample, scores, what)
+        require_attack(self, sample, scores, what)
         return LikelihoodRecord(
             task=self.task, id=sample.id, split=sample.split, n_tokens=n_tokens, scores=scores
         )
@@ -249,6 +232,26 @@ class LikelihoodTask(TaskSpec):
             if self.attack not in record.scores:
                 raise MetricError(f"record {record.id} has no {self.attack}")
         return tuple(record.scores[self.attack] for record in own)
+
+
+def takes_gradient(spec: LikelihoodTask, settings: Settings) -> bool:
+    """Whether a text's gradient is asked for."""
+    return settings.gradnorm is True or spec.attack == GRADNORM
+
+
+def require_attack(
+    spec: LikelihoodTask, sample: Sample, scores: Mapping[str, float], what: str
+) -> None:
+    """MetricError where a text has no score of the task's attack. what: of how many tokens."""
+    if spec.attack in scores:
+        return
+    where = f"{spec.task}: {sample.id}"
+    if spec.attack == GRADNORM:
+        raise MetricError(
+            f"{where}: the task's attack is {GRADNORM}, and the weights of this condition have no "
+            "gradient; run it at another, or with --quant-kernel dequantized"
+        )
+    raise MetricError(f"{where}: {what} for {spec.attack}, the task's attack; remove the text")
 
 
 def _with_common_scores(records: Sequence[LikelihoodRecord]) -> list[SampleRecord]:
