@@ -172,17 +172,10 @@ class LikelihoodTask(TaskSpec):
 
     @property
     def optional_figures(self) -> frozenset[str]:
-        """What ``--ppl-lower`` and ``--gradnorm`` add, and attacks that need longer texts than the
-        task's own.
-        """
+        """What options add, and attacks that need longer texts than the task's own."""
         needs = likelihood_metric(self.metric).ATTACKS
-        return frozenset(
-            {
-                "PPL/lower",
-                *({GRADNORM} - {self.attack}),
-                *(n for n in needs if needs[n] > needs.get(self.attack, 0)),
-            }
-        )
+        longer = {name for name in needs if needs[name] > needs.get(self.attack, 0)}
+        return frozenset({"PPL/lower", GRADNORM, *longer} - {self.attack})
 
     def figures(self) -> set[str]:
         return {*likelihood_metric(self.metric).ATTACKS, GRADNORM} - self.optional_figures
