@@ -100,9 +100,7 @@ class HFModel:
                 yield from self._in_batches(prompts, packed.run, packed.budget(), skip)
 
     def quicken(self) -> None:
-        """On CPU: choose how large layers multiply. Before the first answer, so behind the proof
-        and whatever reads the weights.
-        """
+        """On CPU: choose how large layers multiply, before the first answer, behind the proof."""
         if self._is_quick or self.device != "cpu":
             return
         self._is_quick = True
