@@ -17,6 +17,8 @@ import pytest
 
 from unlearnbench.cli.boards import leaderboard
 from unlearnbench.cli.main import COMMANDS, cli
+from unlearnbench.conditions import find_condition
+from unlearnbench.tasks.registry import load_registry
 
 BOARDS = Path(__file__).parents[2] / "leaderboards"
 SPLITS = {
@@ -118,16 +120,44 @@ def test_every_command_is_one(
     # Train, evaluate, enter; GPTQ twice, or the run that chooses; verify, build.
     assert len(lines) == 2 * 3 + a_method * len(recipe.METHODS) + beside + 2
     for words in lines:
-        command: click.Command = cli
-        rest = words
-        if words[0] in COMMANDS:
-            found = cli.get_command(click.Context(cli), words[0])
-            assert found is not None
-            command, rest = found, words[1:]
-        if command is leaderboard:
-            command, rest = leaderboard.commands[words[1]], words[2:]
-        command.make_context(words[0], list(rest))  # click: no such option, not a choice, missing
+        read(words)
     assert not (tmp_path / "work").exists()
+
+
+def read(words: list[str]) -> None:
+    """As the command line reads them; click says: no such option, not a choice, missing."""
+    command: click.Command = cli
+    rest = words
+    if words[0] in COMMANDS:
+        found = cli.get_command(click.Context(cli), words[0])
+        assert found is not None
+        command, rest = found, words[1:]
+    if command is leaderboard:
+        command, rest = leaderboard.commands[words[1]], words[2:]
+    command.make_context(words[0], list(rest))
+
+
+def test_the_definition_of_tofu_s_published_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every command is one, and the board asks for tasks and conditions that there are."""
+    recipe = load(BOARDS / "tofu-1b/make.py")
+    monkeypatch.setattr(sys, "argv", ["make.py", str(tmp_path / "work"), "--dry-run"])
+    recipe.main()
+    lines = [shlex.split(x)[2:] for x in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 2 * 10 + 2
+    for words in lines:
+        read(words)
+    assert [words[1] for words in lines[:10]] == list(recipe.MODELS.values())
+    assert all(("--reference" in words) is bool(n) for n, words in enumerate(lines[:10]))
+    known = load_registry().tasks
+    assert {name: known[name].version for name in recipe.RULES.tasks} == recipe.RULES.tasks
+    for condition in recipe.RULES.precisions:
+        assert find_condition(condition).name == condition
+    assert not (tmp_path / "work").exists()
+    monkeypatch.setattr(sys, "argv", ["make.py", str(BOARDS / "x"), "--dry-run"])
+    with pytest.raises(SystemExit, match="is in the repository"):
+        recipe.main()
 
 
 def test_all_is_made_once(
