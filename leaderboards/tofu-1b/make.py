@@ -1,11 +1,11 @@
-"""Make the board of TOFU's published 1B checkpoints. It was never run: no hub and no GPU were there.
+"""Make the board of TOFU's published 1B checkpoints. Never run: no hub and no GPU were there.
 
-    python leaderboards/tofu-1b/make.py WORK                 # all ten, then the board in WORK/tofu-1b
-    python leaderboards/tofu-1b/make.py WORK --dry-run       # its commands
+    python leaderboards/tofu-1b/make.py WORK              # all ten; the board is in WORK/tofu-1b
+    python leaderboards/tofu-1b/make.py WORK --dry-run    # its commands
 
-WORK, outside the repository, gets runs and the board; models and rows come from the hub, or the rows
-from $UNLEARNBENCH_DATA. A model and condition ask about 7,300 short forwards and 1,017 answers of up
-to 200 tokens. Killed and started again, it goes on. ``--only NAME...`` evaluates some of the models.
+WORK, outside the repository, gets runs and the board; models and rows come from the hub, or rows
+from $UNLEARNBENCH_DATA. A model and condition ask about 7,300 short forwards and 1,017 answers of
+up to 200 tokens. Killed and started again, it goes on. ``--only NAME...`` evaluates some models.
 """
 
 from __future__ import annotations
