@@ -77,8 +77,8 @@ def summarize(scores: dict[str, list[float]], seed: int) -> Grouped:
     groups = {name: (len(each), _mean(each, seed)) for name, each in sorted(scores.items())}
     sizes = finite([len(each) for each in scores.values()])
     most = float(sizes.max())
-    sums = Values(finite([sum(each) for each in scores.values()]), (0.0, 100 * most))
-    pooled = ratio(sums, Values(sizes, (0.0, most)), draw(len(scores), seed))
+    sums = Values(finite([sum(each) / 100 for each in scores.values()]), (0.0, most))
+    pooled = ratio(sums, Values(sizes, (0.0, most)), draw(len(scores), seed)).scaled(100)
     return Grouped(groups, pooled, _mean([e.value for _, e in groups.values()], seed))
 
 
