@@ -160,9 +160,9 @@ def test_the_attack_that_takes_the_reference_off(tmp_path: Path) -> None:
     assert again.values[name]["auc_against_reference"] == pytest.approx(sum(wins) / len(wins))
     assert again.differences == {}
     stated = {model: read_run(found[model]).tasks[name].attacks or {} for model in skills}
-    for attack, own in stated["unlearned"].items():
-        assert again.values[name][f"auc_{attack}"] == pytest.approx(own.auc)
-        leak = privleak(own.auc, stated["retrained"][attack].auc)
+    for attack, found_here in stated["unlearned"].items():
+        assert again.values[name][f"auc_{attack}"] == pytest.approx(found_here.auc)
+        leak = privleak(found_here.auc, stated["retrained"][attack].auc)
         assert again.values[name][f"privleak_{attack}"] == pytest.approx(leak)
     plain = read_run(found["unlearned"]).tasks[name].auc
     assert plain is not None

@@ -129,8 +129,8 @@ def _again(
         pairs.append((spec.headline, fresh.value, stated.value))
     attacks = stated.attacks or {}
     for attack, estimate in (fresh.attacks or {}).items():
-        theirs = attacks.get(attack)
-        pairs.append((f"auc_{attack}", estimate.auc, theirs and theirs.auc))
+        before = attacks.get(attack)
+        pairs.append((f"auc_{attack}", estimate.auc, before.auc if before else None))
     pairs += [(figure, value, stated.scores.get(figure)) for figure, value in fresh.scores.items()]
     found.values[name] = {figure: ours for figure, ours, _ in pairs if ours is not None}
     for figure, value, states in pairs:

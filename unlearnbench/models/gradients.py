@@ -87,7 +87,7 @@ def gradient_norm(
             logits = network(input_ids=rows, attention_mask=mask, use_cache=False).logits[0]
             targets = rows[0, start:].to(logits.device)
             loss = torch.nn.functional.cross_entropy(logits[start - 1 : -1].float(), targets)
-            found = torch.autograd.grad(loss, weights, allow_unused=True)
+            found: Sequence[Any] = torch.autograd.grad(loss, weights, allow_unused=True)
     finally:
         for weight in frozen:
             weight.requires_grad_(False)
