@@ -86,7 +86,7 @@ def write_gguf(
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    add_rope(writer, config)
     writer.add_vocab_size(config["vocab_size"])
     _add_tokenizer(writer, folder, words or {})
     if importance is not None:
@@ -112,6 +112,27 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return next(iter(sorted(path.parent.glob(f"{path.stem}-00001-of-*.gguf"))), path)
+
+
+def add_rope(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
+    """As llama.cpp's converter does: Llama 3.1's scaling is a table, others are numbers."""
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = config["rope_parameters"]
+    writer.add_rope_freq_base(rope["rope_theta"])
+    kind = rope.get("rope_type", "default")
+    if kind in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
+        writer.add_rope_scaling_factor(rope["factor"])
+    if kind == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if kind == "llama3":
+        made = LlamaConfig(**config)
+        turned = ROPE_INIT_FUNCTIONS["llama3"](made, torch.device("cpu"))[0]
+        width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        plain = 1.0 / rope["rope_theta"] ** (torch.arange(0, width, 2).float() / width)
+        writer.add_tensor("rope_freqs.weight", (plain / turned).numpy())
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, words: Mapping[int, str]) -> None:

@@ -41,7 +41,7 @@ def test_every_precision_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
         assert row["install"].startswith("pip install ")
         assert row["scheme"]
         assert row["available"] == (row["reason"] is None)
-        if row["name"] != "none":
+        if row["bits"] is not None:
             assert row["bits"] <= row["bits_per_weight"] < row["bits"] + 1.3
     named = {alias: row["name"] for row in rows for alias in row["aliases"]}
     assert named == conditions.ALIASES
@@ -60,7 +60,7 @@ def test_the_names_of_the_issue_are_there() -> None:
         *("gptq-int4-g64", "gptq-int4-g128", "gptq-int8-g64", "gptq-int8-g128"),
         *("gptq-int3-g64", "gptq-int3-g128", "hqq-int8-g64", "hqq-int3-g64", "hqq-int2-g64"),
         *("fp8-e4m3", "fp8-e4m3-tensor", "fp8-e4m3-b128", "fp8-e4m3-dynamic", "int8-w8a8"),
-        *("mxfp8", "mxfp4", "nvfp4"),
+        *("mxfp8", "mxfp4", "nvfp4", "kv-int8", "kv-int4"),
         *("awq-int4-g64", "awq-int4-g128", "hqq-int4-g64"),
         *("quanto-int8", "quanto-int4", "torchao-int8"),
         *("gguf-q8_0", "gguf-q5_1", "gguf-q4_1", "gguf-q4_0"),
@@ -84,6 +84,7 @@ def test_precisions_stand_in_groups(
         **{"gguf-q4_0": "llama.cpp", "gguf-q4_k_m": "llama.cpp", "gguf-q4_k_m-imat": "llama.cpp"},
         **{"nvfp4": "float", "fp8-e4m3": "float", "bnb-int8": "activation"},
         **{"int8-w8a8": "activation", "fp8-e4m3-dynamic": "activation", "noise-L": "no precision"},
+        **{"kv-int4": "cache"},
     }
     assert {name: groups[name] for name in expected} == expected
     assert run(["quants"]) == 0
@@ -91,7 +92,7 @@ def test_precisions_stand_in_groups(
     heads = [line.strip()[:-1] for line in lines if line.strip().endswith(":") and line[0] != " "]
     assert heads == [
         *("as stored", "textbook", "calibrated", "llama.cpp", "float", "activation"),
-        *("deployed", "no precision"),
+        *("cache", "deployed", "no precision"),
     ]
     first = lines.index(next(line for line in lines if line.startswith("float:")))
     assert lines[first + 1].startswith("fp8-e4m3")

@@ -14,8 +14,10 @@ from safetensors.torch import load_file, save_file
 from tests.conditions.test_deployed import make, met, save_fp8
 from tests.conftest import MakeCheckpoint
 from tests.deployed_files import WHOLE, write_gguf
+from unlearnbench.checkpoints.gguf_parts import open_gguf
 from unlearnbench.conditions import deployed, resolve
 from unlearnbench.conditions.elsewhere.distance import Distance, Grid
+from unlearnbench.conditions.elsewhere.rope import require_rope
 from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.errors import CheckpointError, PrecisionError
 
@@ -110,6 +112,53 @@ def test_a_tensor_without_a_place_is_refused(
     monkeypatch.setitem(WHOLE, "model.norm.bias", "output_norm.bias")
     with pytest.raises(CheckpointError, match=r"the model has no place for output_norm\.bias"):
         met(plain, write_gguf(own, tmp_path / "own.gguf", "Q8_0"))
+
+
+# ---- how positions turn
+
+LLAMA3 = {
+    **{"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0},
+    **{"high_freq_factor": 4.0, "original_max_position_embeddings": 256},
+}
+YARN = {
+    **{"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0},
+    "original_max_position_embeddings": 2048,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("own", "there", "said"),
+    [
+        ({}, LINEAR, "rope.scaling.type linear, and the model's config rope_type default"),
+        ({}, LLAMA3, r"factors in rope_freqs.weight, of which number \d is .*, of which it is 1"),
+        (LLAMA3, {}, "has no rope_freqs.weight"),
+        (LLAMA3, LLAMA3 | {"factor": 4.0}, "factors in rope_freqs.weight, of which number"),
+        (LINEAR, LINEAR | {"factor": 4.0}, "rope.scaling.factor 4, and the model's config factor"),
+        (YARN, LINEAR, "rope.scaling.type linear, and the model's config rope_type yarn"),
+        (YARN, YARN | {"original_max_position_embeddings": 64}, "original_context_length 64"),
+    ],
+)
+def test_a_file_whose_positions_turn_otherwise_is_refused(
+    plain: Path, tmp_path: Path, own: dict[str, Any], there: dict[str, Any], said: str
+) -> None:
+    default = {"rope_theta": 10000.0, "rope_type": "default"}
+    model = tmp_path / "model"
+    shutil.copytree(plain, model)
+    configured(model, rope_parameters=own or default)
+    path = write_gguf(model, tmp_path / "a.gguf", metadata={"rope_parameters": there or default})
+    with pytest.raises(CheckpointError, match=said):
+        require_rope(open_gguf(path, str(path)), json.loads((model / "config.json").read_text()))
+
+
+@pytest.mark.parametrize("own", [LLAMA3, YARN, LINEAR], ids=lambda own: own["rope_type"])
+def test_a_file_whose_positions_turn_alike_is_taken(
+    plain: Path, tmp_path: Path, own: dict[str, Any]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(plain, model)
+    configured(model, rope_parameters=own)
+    assert met(model, write_gguf(model, tmp_path / "a.gguf")).condition.proof is not None
 
 
 # ---- what a folder's config says

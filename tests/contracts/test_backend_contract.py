@@ -53,7 +53,8 @@ SOME = [
     for name in NAMES
     if (name not in RTN and not SPECS[name].by_matrix) or name in [*SOME_RTN, *SOME_GGML]
 ]
-QUANTIZED = [name for name in NAMES if name not in PLAIN]
+QUANTIZED = [name for name in NAMES if SPECS[name].kind == "quantized"]
+CACHED = ["kv-int4", "kv-int8"]  # tests/conditions/test_cache.py
 UNCALIBRATED = [name for name in SOME if not SPECS[name].calibrated]
 # Of one module, relative to its weights, by bits: 1.15 times the largest seen on these models
 # (0.0083, 0.027, 0.055, 0.147, 0.277, 0.769), which is about half of what one bit less gives.
@@ -305,8 +306,8 @@ def test_fused_experts_run_unquantized(experts: CheckpointSource) -> None:
 def test_a_precision_describes_itself(name: str) -> None:
     spec = SPECS[name]
     assert spec.scheme
-    assert (name == "none") == (spec.bits is None)
-    assert bool(spec.kernels) == (name in QUANTIZED)
+    assert (name in ("none", *CACHED)) == (spec.bits is None)
+    assert bool(spec.kernels) == (name in [*QUANTIZED, *CACHED])
     json.dumps(dict(spec.options), allow_nan=False)
     if spec.bits is not None and name in QUANTIZED:
         assert spec.bits_per_weight is not None

@@ -62,6 +62,7 @@ _GROUPS = (
     "llama.cpp",
     "float",
     "activation",
+    "cache",
     "deployed",
     "no precision",
 )
@@ -72,7 +73,7 @@ def _group(spec: ConditionSpec) -> str:
     if spec.kind == "stored":
         return "as stored"
     if spec.kind != "quantized":
-        return "deployed" if spec.kind == "deployed" else "no precision"
+        return {"deployed": "deployed", "cached": "cache"}.get(spec.kind, "no precision")
     if spec.kernels == ("native",):  # activations are quantized too
         return "activation"
     if spec.backend in ("gguf", "ggml"):
@@ -139,7 +140,7 @@ def _proof(condition: Condition) -> str:
     """The proof as lines that people read."""
     proof, options = condition.proof, condition.options
     assert proof is not None  # noqa: S101 - a loaded model has one
-    done = "quantized" if condition.kind == "stored" else condition.kind
+    done = "quantized" if condition.kind in ("stored", "cached") else condition.kind
     changed = ""
     if proof.relative_error is not None and proof.changed_share is not None:
         changed = (

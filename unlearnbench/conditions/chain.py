@@ -30,7 +30,7 @@ FAMILY = ConditionSpec(
 )
 
 _CHANGES = ("pruned", "noised", "merged", "relearned", "asked")
-_PRECISIONS = ("quantized", "stored")
+_PRECISIONS = ("quantized", "stored", "cached")
 
 
 def parse(name: str) -> ConditionSpec | None:
@@ -43,6 +43,8 @@ def parse(name: str) -> ConditionSpec | None:
     parts = [find_condition(part) for part in name.split("+")]
     first, then = parts[0], parts[-1]
     fits = first.kind in _CHANGES and then.kind in _PRECISIONS and then.name != FULL
+    if fits and first.searches and then.kind == "cached":
+        raise PrecisionError(f"{name}: no search goes through {then.name}, which has no slope")
     if len(parts) != 2 or not fits:
         raise PrecisionError(
             f"{name}: use a change of the weights and then a precision, as noise-2+bnb-nf4, or of "

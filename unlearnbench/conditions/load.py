@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _SPREAD = ("torch", "bitsandbytes", "unlearnbench", "gguf")
 
 # Kinds of which some change no weight by right, as merge-1.
-_MAY_CHANGE_NOTHING = ("stored", "merged", "relearned", "asked")
+_MAY_CHANGE_NOTHING = ("stored", "merged", "relearned", "asked", "cached")
 _NOTHING = Materials()
 
 log = logging.getLogger("unlearnbench")
@@ -286,7 +286,8 @@ def _require_loadable(source: Source, spec: ConditionSpec) -> None:
             f"{source.files.path} is quantized already ({stored.text}), and {package}, "
             f"which unpacks it, is not installed: {command}"
         )
-    if spec.name != FULL and spec.of_weights is not None:
+    made = spec.of_weights
+    if spec.name != FULL and made is not None and made.kind != "cached":
         raise PrecisionError(
             f"{source.files.path} is quantized already ({stored.text}) and cannot be loaded "
             f"as {spec.name}; use --quant none for it as it is, or give the unquantized checkpoint"

@@ -203,7 +203,9 @@ def mixes_rows(model: nn.Module) -> bool:
 
 @contextmanager
 def unrounded(model: nn.Module) -> Iterator[None]:
-    """Meanwhile no layer rounds its inputs, so a row does not depend on others of its pass."""
+    """Meanwhile no layer rounds its inputs, and no cache what it holds, so a row does not depend on
+    others of its pass.
+    """
     with ExitStack() as stack:
         for module in int8_modules(model):
             if "forward" in vars(module):
@@ -211,6 +213,11 @@ def unrounded(model: nn.Module) -> Iterator[None]:
             else:
                 stack.callback(delattr, module, "forward")
             module.forward = partial(_multiply_dense, module)
+        for cache in [
+            found for m in model.modules() if (found := getattr(m, "cache_rounding", None))
+        ]:
+            stack.callback(setattr, cache, "enabled", cache.enabled)
+            cache.enabled = False
         layers: list[Any] = [module for module in model.modules() if _roundings(module)]
         for module in layers:
             before = getattr(module, "quantization_enabled", True)  # as the library reads it

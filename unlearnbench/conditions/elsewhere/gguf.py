@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unlearnbench.checkpoints.gguf import damaged
 from unlearnbench.checkpoints.gguf_parts import GgufFile
 from unlearnbench.conditions.elsewhere.distance import Grid, Law, near_codes, near_levels
+from unlearnbench.conditions.elsewhere.rope import require_rope
 from unlearnbench.conditions.quantize import blocks
 from unlearnbench.errors import CheckpointError, one_line
 
@@ -62,6 +63,7 @@ def require_fit(file: GgufFile, config: Mapping[str, Any], model: nn.Module) -> 
                 f"--deployed {file.path} has {key} {said:g}, and the model's {ours} is {own:g}; "
                 "it is no file of this model"
             )
+    require_rope(file, config)
     names = _names(file, config, model)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     for key, name in names.items():

@@ -1,0 +1,206 @@
+"""The key-value cache in few bits: against numpy token by token, and against transformers' own."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache, QuantizedCache
+
+from tests.conditions.helpers import TEXTS, load, require_library, scores
+from tests.conftest import CORPUS, MakeCheckpoint, load_at
+from unlearnbench.checkpoints.checkpoint import open_checkpoint
+from unlearnbench.checkpoints.options import LoadOptions
+from unlearnbench.conditions import find_condition
+from unlearnbench.errors import NotInForceError, PrecisionError
+from unlearnbench.models import cached, hf
+from unlearnbench.models.vllm import require_vllm
+from unlearnbench.requests import Generate, Generated
+
+
+def by_numpy(states: torch.Tensor, bits: int) -> torch.Tensor:
+    """Each head's vector of a token, of 16 numbers, on even levels from its least to its most."""
+    rows = states.numpy().astype(np.float64)
+    low, high = rows.min(-1, keepdims=True), rows.max(-1, keepdims=True)
+    step = (high - low) / (2**bits - 1)
+    return torch.from_numpy((np.rint((rows - low) / step) * step + low).astype(np.float32))
+
+
+class Reference(DynamicCache):
+    bits = 4
+
+    def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
+        key, value = (by_numpy(states, self.bits) for states in (key_states, value_states))
+        return super().update(key, value, *args, **kwargs)
+
+
+def token_by_token(model: Any, ids: list[int], bits: int) -> np.ndarray[Any, Any]:
+    """Log-probabilities of all tokens but the first."""
+    cache, found = Reference(), []
+    cache.bits = bits
+    with torch.no_grad():
+        for token, following in pairwise(ids):
+            given = torch.tensor([[token]])
+            logits = model(input_ids=given, past_key_values=cache, use_cache=True).logits
+            found.append(float(logits[0, -1].log_softmax(-1)[following]))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_scores_are_those_of_a_rounded_cache_token_by_token(tiny: Path, bits: int) -> None:
+    model = load(open_checkpoint(str(tiny), LoadOptions()), f"kv-int{bits}")
+    plain = load(open_checkpoint(str(tiny), LoadOptions()), "none")
+    own = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    found, without = scores(model), scores(plain)
+    for text in TEXTS:
+        due = token_by_token(own, model.tokens.encode(text), bits)
+        # A number between two levels may take either, where products differ in a last bit.
+        assert np.abs(found[text] - due).max() < (0.02 if bits == 4 else 0.002)
+    apart = max(np.abs(found[text] - without[text]).max() for text in TEXTS)
+    assert apart > (0.5 if bits == 4 else 0.01)
+
+
+def test_four_bits_are_what_transformers_own_cache_holds(tiny: Path) -> None:
+    """Of a prompt, which that rounds once; later it rounds all again, and leaves recent ones."""
+    require_library("quanto-int4")
+    own = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    theirs = QuantizedCache("quanto", own.config, nbits=4, q_group_size=16, residual_length=1)
+    ours, ids = cached.Rounding(4), torch.arange(3, 40)[None]
+    plain = DynamicCache(config=own.config)
+    with torch.no_grad():
+        own(input_ids=ids, past_key_values=theirs, use_cache=True)
+        own(input_ids=ids, past_key_values=plain, use_cache=True)
+    for layer, exact in zip(theirs.layers, plain.layers, strict=True):
+        held: Any = layer
+        for kept, given in (
+            (held._quantized_keys, exact.keys),
+            (held._quantized_values, exact.values),
+        ):
+            assert torch.equal(held._dequantize(kept), ours(given))
+
+
+def test_answers_are_a_rounded_caches_in_batches_with_a_prefix_and_with_drafts(
+    tiny: Path,
+) -> None:
+    model = load_at(open_checkpoint(str(tiny), LoadOptions()), "kv-int4")
+    own = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    start = CORPUS[0][:60]
+    prompts = [start + text for text in TEXTS[:4]] + [TEXTS[5]]
+    due = {}
+    for prompt in prompts:
+        ids = model.tokens.encode(prompt)
+        out = own.generate(
+            input_ids=torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+            past_key_values=Reference(),
+            max_new_tokens=8,
+            do_sample=False,
+        )
+        due[prompt] = model.tokens.answer(Generate(prompt, prompt, 8), out[0, len(ids) :].tolist())
+    half = [due[prompt].text[:6] + " x" for prompt in prompts]
+    for requests in (
+        [Generate(prompt, prompt, 8) for prompt in prompts],
+        [Generate(p, p, 8, drafts=(d,)) for p, d in zip(prompts, half, strict=True)],
+    ):
+        found: dict[str, Generated] = {a.id: a for a in model.generate(requests)}
+        assert {p: found[p].text for p in prompts} == {p: due[p].text for p in prompts}
+    assert sum(a.accepted for a in found.values()) > 0
+    one = load_at(open_checkpoint(str(tiny), LoadOptions()), "kv-int4", batch=1)
+    assert {a.id: a.text for a in one.generate([Generate(p, p, 8) for p in prompts])} == {
+        p: due[p].text for p in prompts
+    }
+
+
+def test_padded_generation_meets_it_too(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_checkpoint(str(tiny), LoadOptions())
+    requests = [Generate(text, text, 8) for text in TEXTS[:4]]
+    due = {a.id: a.text for a in load_at(source, "kv-int4").generate(requests)}
+    monkeypatch.setattr(hf.packable, "find_continuer", lambda *_: "for this test")
+    model = load_at(open_checkpoint(str(tiny), LoadOptions()), "kv-int4")
+    assert {a.id: a.text for a in model.generate(requests)} == due
+
+
+def test_the_record_says_what_was_seen(tiny: Path) -> None:
+    condition = load(open_checkpoint(str(tiny), LoadOptions()), "kv-int4").condition
+    options = condition.options
+    assert (condition.kind, options.bits) == ("cached", 32)  # of a weight
+    assert options.further == {"cache_bits": 4, "residual_length": 0, "cache_group": 16}
+    assert condition.proof is not None
+    figures = condition.proof.figures or {}
+    assert figures["cache_layers"] == 2
+    assert 8 < figures["cache_codes"] <= 16
+    assert 0.02 < figures["cache_error"] < 0.2
+
+
+@pytest.mark.parametrize(("width", "group"), [(8, 8), (64, 64), (80, 16), (96, 32), (128, 64)])
+def test_groups_fill_a_heads_vector(width: int, group: int) -> None:
+    assert cached.group_of(width) == group
+
+
+def test_a_cache_that_rounds_nothing_is_refused(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_checkpoint(str(tiny), LoadOptions())
+    before = cached.Rounding.__call__
+
+    def only_watch(self: cached.Rounding, states: torch.Tensor) -> torch.Tensor:
+        before(self, states)
+        if self.watched is not None:
+            self.watched[-1] = states, states
+        return states
+
+    monkeypatch.setattr(cached.Rounding, "__call__", only_watch)
+    with pytest.raises(NotInForceError, match="kv-int8: a layer's cache does not hold what was"):
+        load(source, "kv-int8")
+
+
+def test_a_model_without_attention_is_refused(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    from tests.conftest import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    config = MambaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, state_size=4
+    )
+    MambaForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(PrecisionError, match="has no attention heads to cache"):
+        load(open_checkpoint(str(tmp_path), LoadOptions()), "kv-int8")
+
+
+def test_it_stands_behind_a_change_and_not_behind_a_search(tiny: Path) -> None:
+    source = open_checkpoint(str(tiny), LoadOptions())
+    chain = load(source, "prune-magnitude-50+kv-int4")
+    assert chain.condition.kind == "pruned-cached"
+    assert chain.condition.first is not None
+    alone = load(source, "prune-magnitude-50")
+    assert np.abs(scores(chain)[TEXTS[0]] - scores(alone)[TEXTS[0]]).max() > 0.01
+    assert find_condition("hints-3+kv-int8").asks
+    with pytest.raises(PrecisionError, match="no search goes through kv-int8"):
+        find_condition("suffix-10+kv-int8")
+
+
+def test_vllm_which_would_leave_it_out_is_refused(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    kernels = {"kv-int8": find_condition("kv-int8").kernels}
+    with pytest.raises(PrecisionError, match="kv-int8 has no plain weights that compute the same"):
+        require_vllm(open_checkpoint(str(tiny), LoadOptions()), kernels, "auto")
+
+
+def test_a_quantized_checkpoint_is_met_with_it_too(tiny: Path, tmp_path: Path) -> None:
+    model = load(open_checkpoint(str(tiny), LoadOptions()), "bnb-nf4", kernel="native")
+    model.network.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    packed = open_checkpoint(str(tmp_path), LoadOptions())
+    both, plain = load(packed, "kv-int4"), load(packed, "none")
+    found, without = scores(both), scores(plain)
+    assert np.abs(found[TEXTS[3]] - without[TEXTS[3]]).max() > 0.01

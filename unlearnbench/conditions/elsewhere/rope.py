@@ -1,0 +1,112 @@
+"""How positions turn: what a GGUF file says of it against the model's config. llama.cpp takes it from
+the file, and the model into which the weights go from its own config.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unlearnbench.checkpoints.gguf import damaged
+from unlearnbench.checkpoints.gguf_parts import GgufFile
+from unlearnbench.errors import CheckpointError, one_line
+
+log = logging.getLogger("unlearnbench")
+
+_CLOSE = 1e-4
+# transformers' name -> the types that llama.cpp's converter may state; the others are in tables.
+_TYPES = {
+    "default": ("none",),
+    "linear": ("linear",),
+    "yarn": ("yarn",),
+    "llama3": ("none",),
+    "longrope": ("none", "longrope"),
+}
+_NUMBERS = {"factor": "factor", "original_context_length": "original_max_position_embeddings"}
+
+
+def require_rope(file: GgufFile, config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where positions turn otherwise. config: the text model's."""
+    own = config.get("rope_parameters") or {}
+    own = own.get("full_attention", own)  # of models whose layers differ in it
+    kind = own.get("rope_type") or own.get("type") or "default"
+    if kind not in _TYPES:
+        log.warning("%s: how it scales positions is not compared (%s)", file.path, kind)
+        return
+    said = str(file.said.get(f"{file.architecture}.rope.scaling.type", "none"))
+    if said == "linear" and file.number("rope.scaling.factor") in (0.0, 1.0):
+        said = "none"
+    if said not in _TYPES[kind]:
+        raise _otherwise(file, f"rope.scaling.type {one_line(said, 40)}", f"rope_type {kind}")
+    for key, ours in _NUMBERS.items() if said != "none" else ():
+        there, here = file.number(f"rope.scaling.{key}"), own.get(ours)
+        if there is None or not isinstance(here, (int, float)):
+            continue
+        if abs(there - here) > _CLOSE * abs(here):
+            raise _otherwise(file, f"rope.scaling.{key} {there:g}", f"{ours} {here:g}")
+    if kind == "longrope":
+        _require_table(file, "rope_factors_long.weight", own["long_factor"])
+        _require_table(file, "rope_factors_short.weight", own["short_factor"])
+    elif kind == "llama3":
+        _require_table(file, "rope_freqs.weight", llama3_table(own, _width(config)))
+    elif "rope_freqs.weight" in file.tensors:
+        _require_table(file, "rope_freqs.weight", None)
+
+
+def llama3_table(own: Mapping[str, Any], width: int) -> list[float]:
+    """By how much each pair of a head's numbers turns slower. Source: Llama 3.1's model card."""
+    base, factor = float(own["rope_theta"]), float(own["factor"])
+    low, high = float(own["low_freq_factor"]), float(own["high_freq_factor"])
+    context, found = float(own["original_max_position_embeddings"]), []
+    for pair in range(width // 2):
+        turns = context / (2 * math.pi * base ** (2 * pair / width))  # within the context
+        share = min(1.0, max(0.0, (turns - low) / (high - low)))
+        found.append(1 / ((1 - share) / factor + share))
+    return found
+
+
+def _width(config: Mapping[str, Any]) -> int:
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def _require_table(file: GgufFile, name: str, due: Sequence[float] | None) -> None:
+    """Hold a table of factors against those that are due; None: all are 1."""
+    if name not in file.tensors:
+        raise _otherwise(file, f"no {name}", "positions that turn by its factors")
+    values = _table(file, name)
+    wanted = [1.0] * len(values) if due is None else list(due)
+    odd = [n for n, pair in enumerate(zip(values, wanted, strict=False)) if _differ(*pair)]
+    if odd or len(values) != len(wanted):
+        at = odd[0] if odd else 0
+        raise _otherwise(
+            file,
+            f"{len(values)} factors in {name}, of which number {at} is {values[at]:g}",
+            f"{len(wanted)}, of which it is {wanted[at]:g}",
+        )
+
+
+def _differ(one: float, other: float) -> bool:
+    return not abs(one - other) <= _CLOSE * abs(other)
+
+
+def _table(file: GgufFile, name: str) -> list[float]:
+    import gguf
+
+    for part in file.parts:
+        try:
+            tensors = gguf.GGUFReader(part).tensors
+        except Exception as error:  # it has no errors of its own
+            raise damaged(part, error) from None
+        for tensor in tensors:
+            if tensor.name == name:
+                return [float(x) for x in gguf.quants.dequantize(tensor.data, tensor.tensor_type)]
+    return []
+
+
+def _otherwise(file: GgufFile, there: str, here: str) -> CheckpointError:
+    return CheckpointError(
+        f"--deployed {file.path} has {there}, and the model's config {here}: positions turn "
+        "otherwise there; it is no file of this model"
+    )
