@@ -71,10 +71,12 @@ def write_gguf(
     metadata: Mapping[str, Any] | None = None,
     words: Mapping[int, str] | None = None,
     split: int = 0,
+    rule: str = "gpt-2",
 ) -> Path:
     """Write a checkpoint folder as a file of that name. importance: of a matrix, by its name;
     metadata: numbers in place of the config's; words: tokens in place of the tokenizer's; split:
-    tensors of a part. Returns the path, or that of the first part.
+    tensors of a part; rule: by which texts are split, of which only GPT-2's here begins with the
+    begin token. Returns the path, or that of the first part.
     """
     config = json.loads((folder / "config.json").read_text()) | dict(metadata or {})
     writer = gguf.GGUFWriter(str(path), "llama", split_max_tensors=split)
@@ -88,7 +90,7 @@ def write_gguf(
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     add_rope(writer, config)
     writer.add_vocab_size(config["vocab_size"])
-    _add_tokenizer(writer, folder, words or {})
+    _add_tokenizer(writer, folder, words or {}, rule)
     if importance is not None:
         writer.add_string("quantize.imatrix.file", "imatrix.gguf")
     kinds = file_kinds(folder, file)
@@ -135,19 +137,21 @@ def add_rope(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
         writer.add_tensor("rope_freqs.weight", (plain / turned).numpy())
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, folder: Path, words: Mapping[int, str]) -> None:
+def _add_tokenizer(
+    writer: gguf.GGUFWriter, folder: Path, words: Mapping[int, str], rule: str
+) -> None:
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     added = {t["content"]: t["id"] for t in tokenizer["added_tokens"]}
     vocab = tokenizer["model"]["vocab"] | added
     tokens = sorted(vocab, key=vocab.__getitem__)
     tokens = [words.get(n, token) for n, token in enumerate(tokens)]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(rule)
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token in added else 1 for token in tokens])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
     writer.add_unk_token_id(0)
-    writer.add_add_bos_token(True)
+    writer.add_add_bos_token(rule == "gpt-2")
     merges = tokenizer["model"]["merges"]
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])

@@ -16,6 +16,7 @@ from packaging.version import Version
 from safetensors.numpy import load_file
 
 from tests.conftest import CORPUS, load_at, make_model, make_tokenizer
+from tests.deployed_files import gguf_name, interleave
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.find import files_sha256
 from unlearnbench.checkpoints.gguf import require_gguf_support
@@ -40,22 +41,6 @@ Q8_0 = gguf.GGMLQuantizationType.Q8_0
 Q4_0 = gguf.GGMLQuantizationType.Q4_0
 TEXTS = [CORPUS[n][:90] for n in range(3)]
 END = "<|endoftext|>"
-PARTS = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
-WHOLE = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
 
 
 def make_twin(folder: Path, end: bool = True) -> Path:
@@ -66,20 +51,6 @@ def make_twin(folder: Path, end: bool = True) -> Path:
     tokenizer.save_pretrained(folder)
     make_model(len(tokenizer)).save_pretrained(folder)
     return folder
-
-
-def gguf_name(name: str) -> str:
-    if name in WHOLE:
-        return WHOLE[name]
-    _, _, layer, part = name.split(".", 3)
-    return f"blk.{layer}.{PARTS[part.removesuffix('.weight')]}.weight"
-
-
-def interleave(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
-    """The order of rows in which llama.cpp keeps queries and keys."""
-    rows = weight.shape[0]
-    halves = weight.reshape(heads, 2, rows // heads // 2, -1)
-    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(weight.shape))
 
 
 def add_metadata(

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.conditions.helpers import TEXTS, in_folder
-from tests.conditions.test_stored import save_bnb, save_compressed, save_gptqmodel
+from tests.conditions.test_stored import save_awq, save_bnb, save_compressed, save_gptqmodel
 from tests.conftest import MakeCheckpoint
 from tests.deployed_files import file_kinds, gguf_name, write_gguf
 from unlearnbench import evaluate
@@ -197,8 +197,9 @@ MAKERS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
     ),
     "int8": ("deployed:bnb-int8", lambda plain, to: save_bnb(plain, to, load_in_8bit=True)),
     "gptq": ("deployed:gptq-int4-g64", save_gptqmodel),
+    "awq": ("deployed:awq-int4-g64", save_awq),
 }
-PACKAGES = {"gptq": "gptqmodel", "nf4": "bitsandbytes", "int8": "bitsandbytes"}
+PACKAGES = {"gptq": "gptqmodel", "awq": "gptqmodel", "nf4": "bitsandbytes", "int8": "bitsandbytes"}
 
 
 def make(kind: str, plain: Path, to: Path) -> Path:
@@ -249,6 +250,29 @@ def test_a_folder_of_another_checkpoint_is_refused(small: Path, tmp_path: Path, 
     other = updated(small, tmp_path / "other", 0.03, "_proj")
     with pytest.raises(PrecisionError, match=r"was not made from .*% of the model's weights lie"):
         met(small, make(kind, other, tmp_path / "packed"))
+
+
+@pytest.mark.slow
+def test_awq_is_measured_and_one_whose_embedding_moved_is_refused(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    """Its scales stand in norms, and it does not round to the nearest level."""
+    square = make_checkpoint("deployed-square", hidden_size=128, num_key_value_heads=4)
+    folder = make("awq", square, tmp_path / "own")
+    model = met(square, folder)
+    assert model.condition.name == "deployed:awq-int4-g64"
+    figures = model.condition.proof.figures  # type: ignore[union-attr]
+    assert figures is not None
+    assert "nearest" not in figures
+    assert figures["same_plain"] == 1
+    assert figures["within_step"] > 0.95
+    plain = evaluate_alone(folder)
+    own = {s.id: s.logprobs for s in model.score([Score(t, t) for t in TEXTS])}
+    for text in TEXTS:
+        np.testing.assert_allclose(own[text], plain[text], atol=1e-4)
+    other = updated(square, tmp_path / "other", 0.03)
+    with pytest.raises(PrecisionError, match="of the numbers that it does not quantize"):
+        met(square, make("awq", other, tmp_path / "packed"))
 
 
 # ---- one command

@@ -15,6 +15,7 @@ _PACKAGES = {
     "bitsandbytes": ("bitsandbytes", "pip install bitsandbytes"),
     "compressed-tensors": ("compressed_tensors", "pip install 'unlearnbench[compressed-tensors]'"),
     "fp8": ("transformers", "pip install transformers"),
+    "mxfp4": ("transformers", "pip install transformers"),
 }
 
 
@@ -63,7 +64,8 @@ def stored_scheme(config: Mapping[str, Any], path: str) -> StoredScheme | None:
         if method == "compressed-tensors":
             scheme = _compressed(facts)
         else:
-            read = {"bitsandbytes": _bitsandbytes, "fp8": _fp8}.get(method, _integers)
+            own = {"bitsandbytes": _bitsandbytes, "fp8": _fp8, "mxfp4": _mxfp4}
+            read = own.get(method, _integers)
             scheme = read(facts)
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         said = f"does not state the scheme of {method} ({one_line(error, 80)})"
@@ -95,6 +97,12 @@ def _fp8(facts: Mapping[str, Any]) -> StoredScheme:
     rows, columns = map(int, block)
     name = f"fp8-e4m3-b{columns}" + ("" if rows == columns else f"x{rows}")
     return StoredScheme("fp8", 8, f"FP8 E4M3 {_block(rows, columns)}", name, columns)
+
+
+def _mxfp4(_: Mapping[str, Any]) -> StoredScheme:
+    """As gpt-oss stores its experts."""
+    text = "FP4 E2M1, a power of two per group of 32 columns"
+    return StoredScheme("mxfp4", 4, text, "mxfp4", 32)
 
 
 def _integers(facts: Mapping[str, Any]) -> StoredScheme:

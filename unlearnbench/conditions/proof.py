@@ -329,7 +329,7 @@ def describe(model: PreTrainedModel, inspection: Inspection) -> dict[str, object
     rest = {
         name: parameter
         for name, parameter in model.named_parameters()  # tied ones once
-        if name.rpartition(".")[0] in text.keys() - inside.keys()
+        if (name.rpartition(".")[0] in text.keys() - inside.keys() and name not in inside)
         or (name.endswith(".bias") and name.rpartition(".")[0] in text)
     }
     dtypes, uncovered = Counter(inspection.dtypes), Counter[str]()

@@ -113,7 +113,7 @@ def _load_packed(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan)
         facts["backend"] = "auto" if plan.device == "cpu" else "awq_torch"
     elif facts.get("load_in_4bit"):
         facts["bnb_4bit_compute_dtype"] = str(plan.dtype).removeprefix("torch.")
-    elif scheme.method == "fp8":  # its kernels are for GPUs of the last years alone
+    elif scheme.method in ("fp8", "mxfp4"):  # whose kernels are for GPUs of the last years alone
         facts["dequantize"] = True
     config.quantization_config = facts
     extra = {"use_safetensors": True, "dtype": plan.dtype, "device_map": device_map(plan.device)}
@@ -139,7 +139,7 @@ def _load_packed(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan)
             module = model.get_submodule(name.removesuffix(".weight"))
             setattr(module, _FP8, True)
             module.weight.data = module.weight.data.to(plan.dtype)
-    return ModelWithProof(model, _prove(scheme, model, source.files.path))
+    return ModelWithProof(model, _prove(scheme, model, source))
 
 
 @contextmanager
@@ -173,12 +173,9 @@ def _packed_zero_points() -> Iterator[None]:
         setattr(PackedQuantizationCompressor, "compress", before)  # noqa: B010
 
 
-def _prove(scheme: StoredScheme, model: PreTrainedModel, path: str) -> Proof:
-    inspection, codes = Inspection(), 0
-    for name, module in text_modules(model).items():
-        reading = read_packed(scheme, module)
-        if reading is None:
-            continue
+def _prove(scheme: StoredScheme, model: PreTrainedModel, source: CheckpointSource) -> Proof:
+    inspection, codes, path = Inspection(), 0, source.files.path
+    for name, _, reading in packed_modules(scheme, model, source):
         inspection.add(name, reading)
         if not bool(reading.weight.isfinite().all()):
             raise NotInForceError(f"a weight of module {name} is NaN or infinite")
@@ -202,14 +199,46 @@ def _prove(scheme: StoredScheme, model: PreTrainedModel, path: str) -> Proof:
     return Proof.model_validate({**describe(model, inspection), "codes": codes})
 
 
-def read_packed(scheme: StoredScheme, module: Any) -> ModuleReading | None:
-    """What is in a module of a checkpoint that is quantized already; None: it is not packed."""
+def packed_modules(
+    scheme: StoredScheme, model: PreTrainedModel, source: CheckpointSource
+) -> Iterator[tuple[str, Any, ModuleReading]]:
+    """Name, module and what is in it, of every packed one of a checkpoint that is quantized
+    already. Of experts that are stacked in one tensor, (experts, in, out), the tensor's own name.
+    """
+    stacked = set[str]()
+    if scheme.method == "mxfp4":
+        stacked = {n.removesuffix("_blocks") for n in source.full.tensors if n.endswith("_blocks")}
+    for name, module in text_modules(model).items():
+        reading = _read_packed(scheme, module)
+        if reading is not None:
+            yield name, module, reading
+        for key, tensor in module.named_parameters(recurse=False) if stacked else ():
+            if f"{name}.{key}" in stacked:
+                stacked.remove(f"{name}.{key}")
+                weight = tensor.detach()
+                reading = ModuleReading.of(weight.mT.flatten(0, 1), scheme.group, weight)
+                size = weight.numel() * 17 // 32  # 4 bits, and 8 for each 32
+                yield (
+                    f"{name}.{key}",
+                    module,
+                    reading._replace(weight=weight, stored_as="mxfp4", stored_bytes=size),
+                )
+    if stacked:
+        raise NotInForceError(
+            f"{source.files.path} packs {min(stacked)}, for which the model has no place"
+        )
+
+
+def _read_packed(scheme: StoredScheme, module: Any) -> ModuleReading | None:
+    """What is in one module; None: it is not packed."""
     if scheme.method == "bitsandbytes":
         return bnb.inspect(module)
     if scheme.method in ("gptq", "awq"):
         return gptqmodel.in_module(module)
     if scheme.method == "fp8":
         return _read_fp8(scheme, module)
+    if scheme.method == "mxfp4":
+        return None
     if not _is_unpacked(module):
         return None
     own = module.quantization_scheme.weights.model_dump(mode="json")

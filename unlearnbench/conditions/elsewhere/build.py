@@ -143,20 +143,23 @@ def from_folder(one: Deployed, source: CheckpointSource, plan: LoadPlan) -> Mode
     full = find_condition(FULL)
     model, first, _ = file_of(full).load(full, other, plan)
     meeting, inspection = _Meeting(one, source, plan.materials.target), Inspection()
-    origin = source.model()
+    origin, state = source.model(), source.state_dict()
 
     def own(name: str) -> torch.Tensor:
+        if name in state:  # experts, stacked
+            return state[name]
         module = origin.get_submodule(name)
         return out_first(module, module.get_parameter("weight")).detach()
 
     for name, reading, grid in read_modules(one.scheme, other, model, own):
         inspection.add(name, reading)
         now = reading.weight if reading.own is None else reading.own
-        meeting.meet(f"{name}.weight", now.detach().cpu(), grid, one.scheme.name, own(name))
+        tensor = name if name in state else f"{name}.weight"
+        meeting.meet(tensor, now.detach().cpu(), grid, one.scheme.name, own(name))
         meeting.folded |= reading.own is not None
     for name, tensor in model.state_dict().items():
-        inside = name.rpartition(".")[0] in inspection.weights
-        if name not in source.state_dict() or (inside and not name.endswith(".bias")):
+        inside = bool({name, name.rpartition(".")[0]} & inspection.weights.keys())
+        if name not in state or (inside and not name.endswith(".bias")):
             continue
         # AWQ's and SmoothQuant's scales stand in norms and biases.
         if not (meeting.folded and tensor.dim() < 2):

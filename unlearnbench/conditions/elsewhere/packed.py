@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from unlearnbench.checkpoints.checkpoint import CheckpointSource
 from unlearnbench.checkpoints.find import SCHEMES
-from unlearnbench.checkpoints.load import text_modules
 from unlearnbench.checkpoints.packed import StoredScheme
 from unlearnbench.conditions.base import ModuleReading
 from unlearnbench.conditions.elsewhere.distance import SLACK, Grid, Law, near_levels
 from unlearnbench.conditions.quantize.gptqmodel import unscaled
-from unlearnbench.conditions.stored import read_packed
+from unlearnbench.conditions.stored import packed_modules
 
 if TYPE_CHECKING:
     import torch
@@ -38,11 +37,10 @@ def read_modules(
     in) of the checkpoint that it is held against.
     """
     law = _law(scheme, other)
-    for name, module in text_modules(model).items():
-        reading = read_packed(scheme, module)
-        if reading is None:
-            continue
-        if scheme.method == "gptq":
+    for name, module, reading in packed_modules(scheme, model, other):
+        if scheme.method == "mxfp4":
+            yield name, reading, _stacked(scheme, reading)
+        elif scheme.method == "gptq":
             yield name, reading, _gptq(reading.weight, module, law)
         elif scheme.method == "awq":
             yield name, *_awq(reading, module, own(name))
@@ -104,6 +102,16 @@ def _awq(reading: ModuleReading, module: Any, own: torch.Tensor) -> tuple[Module
     size = module.group_size if module.group_size > 0 else values.shape[1]
     step = module.scales.float().T.repeat_interleave(size, 1)[:, : values.shape[1]]
     return reading._replace(own=plain), _even(plain, step * factor, "none")
+
+
+def _stacked(scheme: StoredScheme, reading: ModuleReading) -> Grid:
+    """Of experts in one tensor, (experts, in, out), whose groups run along ``in``."""
+    import torch
+
+    rows = reading.weight.float().mT.contiguous()
+    sides = near_levels(rows.numpy(), scheme.group)
+    below, above = (torch.from_numpy(side).reshape(rows.shape).mT for side in sides)
+    return Grid(below, above)
 
 
 def _bitsandbytes(scheme: StoredScheme, reading: ModuleReading, module: Any) -> Grid:

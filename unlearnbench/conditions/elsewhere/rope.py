@@ -1,5 +1,5 @@
-"""How positions turn: what a GGUF file says of it against the model's config. llama.cpp takes it from
-the file, and the model into which the weights go from its own config.
+"""How positions turn: what a GGUF file says of it against the model's config. llama.cpp takes it
+from the file, and the model into which the weights go from its own config.
 """
 
 from __future__ import annotations
