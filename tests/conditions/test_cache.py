@@ -17,7 +17,7 @@ from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.conditions import find_condition
 from unlearnbench.errors import NotInForceError, PrecisionError
-from unlearnbench.models import cached, hf
+from unlearnbench.models import cached, packable
 from unlearnbench.models.vllm import require_vllm
 from unlearnbench.requests import Generate, Generated
 
@@ -70,7 +70,7 @@ def test_four_bits_are_what_transformers_own_cache_holds(tiny: Path) -> None:
     own = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     theirs = QuantizedCache("quanto", own.config, nbits=4, q_group_size=16, residual_length=1)
     ours, ids = cached.Rounding(4), torch.arange(3, 40)[None]
-    plain = DynamicCache(config=own.config)
+    plain: Any = DynamicCache(config=own.config)
     with torch.no_grad():
         own(input_ids=ids, past_key_values=theirs, use_cache=True)
         own(input_ids=ids, past_key_values=plain, use_cache=True)
@@ -87,7 +87,7 @@ def test_answers_are_a_rounded_caches_in_batches_with_a_prefix_and_with_drafts(
     tiny: Path,
 ) -> None:
     model = load_at(open_checkpoint(str(tiny), LoadOptions()), "kv-int4")
-    own = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    own: Any = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     start = CORPUS[0][:60]
     prompts = [start + text for text in TEXTS[:4]] + [TEXTS[5]]
     due = {}
@@ -119,7 +119,7 @@ def test_padded_generation_meets_it_too(tiny: Path, monkeypatch: pytest.MonkeyPa
     source = open_checkpoint(str(tiny), LoadOptions())
     requests = [Generate(text, text, 8) for text in TEXTS[:4]]
     due = {a.id: a.text for a in load_at(source, "kv-int4").generate(requests)}
-    monkeypatch.setattr(hf.packable, "find_continuer", lambda *_: "for this test")
+    monkeypatch.setattr(packable, "find_continuer", lambda *_: "for this test")
     model = load_at(open_checkpoint(str(tiny), LoadOptions()), "kv-int4")
     assert {a.id: a.text for a in model.generate(requests)} == due
 

@@ -85,7 +85,8 @@ def _prove(spec: ConditionSpec, model: Any, rounding: Any) -> dict[str, float]:
     ids = torch.tensor([[n * rows // (_TOKENS + 1) for n in range(1, _TOKENS + 1)]])
     ids = ids.to(model.get_input_embeddings().weight.device)
     watched: list[tuple[torch.Tensor, torch.Tensor]] = []
-    cache, rounding.watched = DynamicCache(config=model.config), watched
+    cache: Any = DynamicCache(config=model.config)
+    rounding.watched = watched
     with torch.no_grad():
         logits = model(input_ids=ids, use_cache=False).logits
         rounding.watched = None

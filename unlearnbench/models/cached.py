@@ -9,7 +9,6 @@ scored, meets what token by token would.
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any, TypeAlias
 
@@ -45,7 +44,7 @@ class Rounding:
         low, high = parts.amin(-1, keepdim=True), parts.amax(-1, keepdim=True)
         step = (high - low) / (2**self.bits - 1)
         codes = ((parts - low) / step.where(step > 0, 1.0)).round().clamp(0, 2**self.bits - 1)
-        rounded = (step * codes + low).flatten(-2).to(states.dtype)
+        rounded: torch.Tensor = (step * codes + low).flatten(-2).to(states.dtype)
         if self.watched is not None:
             self.watched.append((states.detach(), rounded.detach()))
         return rounded
@@ -64,9 +63,14 @@ class RoundedCache(Cache):
         return super().update(*pair, *args, **kwargs)
 
 
-@functools.cache
-def _rounded(kind: type) -> type:
-    return type(f"Rounded{kind.__name__}", (RoundedCache, kind), {})
+_KINDS: dict[Any, Any] = {}
+"""A cache's class -> that class rounded."""
+
+
+def _rounded(kind: Any) -> Any:
+    if kind not in _KINDS:
+        _KINDS[kind] = type(f"Rounded{kind.__name__}", (RoundedCache, kind), {})
+    return _KINDS[kind]
 
 
 def round_cache(network: Any, rounding: Rounding) -> None:
