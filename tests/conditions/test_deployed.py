@@ -258,6 +258,10 @@ def test_awq_is_measured_and_one_whose_embedding_moved_is_refused(
 ) -> None:
     """Its scales stand in norms, and it does not round to the nearest level."""
     square = make_checkpoint("deployed-square", hidden_size=128, num_key_value_heads=4)
+    weights = load_file(square / "model.safetensors")
+    for name in [name for name in weights if "_proj" in name]:  # whose many small weights become 0
+        weights[name] = weights[name] ** 3 / weights[name].std() ** 2
+    save_file(weights, square / "model.safetensors", metadata={"format": "pt"})
     folder = make("awq", square, tmp_path / "own")
     model = met(square, folder)
     assert model.condition.name == "deployed:awq-int4-g64"

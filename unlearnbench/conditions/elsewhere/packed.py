@@ -12,7 +12,7 @@ from unlearnbench.checkpoints.find import SCHEMES
 from unlearnbench.checkpoints.packed import StoredScheme
 from unlearnbench.conditions.base import ModuleReading
 from unlearnbench.conditions.elsewhere.distance import SLACK, Grid, Law, near_levels
-from unlearnbench.conditions.quantize.gptqmodel import unscaled
+from unlearnbench.conditions.quantize.gptqmodel import scaling
 from unlearnbench.conditions.stored import packed_modules
 
 if TYPE_CHECKING:
@@ -94,11 +94,9 @@ def _gptq(values: torch.Tensor, module: Any, law: Law) -> Grid:
 
 def _awq(reading: ModuleReading, module: Any, own: torch.Tensor) -> tuple[ModuleReading, Grid]:
     """Its scales stand in the layers before and after, and are divided out."""
-    import torch
-
     values = reading.weight.float()
-    plain = unscaled(values, own).float()
-    factor = torch.where(values != 0, (plain / values).abs(), torch.ones_like(values))
+    scales = scaling(values, own)
+    plain, factor = (values / scales).float(), (1 / scales.abs()).float()
     size = module.group_size if module.group_size > 0 else values.shape[1]
     step = module.scales.float().T.repeat_interleave(size, 1)[:, : values.shape[1]]
     return reading._replace(own=plain), _even(plain, step * factor, "none")
@@ -143,11 +141,11 @@ def _scaled(
     import torch
 
     values = reading.weight.float()
-    plain = values
+    plain, factor = values, torch.ones_like(values)
     if not _is_near(values, own.float()):
-        plain, law = unscaled(values, own).float(), "none"
+        scales, law = scaling(values, own), "none"
+        plain, factor = (values / scales).float(), (1 / scales.abs()).float()
         reading = reading._replace(own=plain)
-    factor = torch.where(values != 0, (plain / values).abs(), torch.ones_like(values))
     scale = _scale(scheme, other, name, values.shape)
     if scheme.bits <= 4 and ("fp4" in scheme.name or scale is None):
         sides = near_levels(plain.numpy(), scheme.group)

@@ -255,21 +255,33 @@ def without_compilation(model: nn.Module) -> None:
 
 
 def unscaled(weight: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """The weight in force without AWQ's scales, which stand in the layers before and after.
+    """The weight in force without AWQ's scales, which stand in the layers before and after."""
+    return weight.double() / scaling(weight, own)
 
-    The scales are those of rows and columns that fit best, by alternating least squares.
+
+def scaling(weight: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """AWQ's scale of every weight: those of rows and columns that fit best, by alternating least
+    squares in which a row weighs as much as it does in ``own``.
     """
     now = weight.double()
     exact = own.to(now)
+    size = now.norm(dim=1, keepdim=True) / exact.norm(dim=1, keepdim=True)
+    size = size.where(size.isfinite() & (size > 0), 1.0)
+    now = now / size
     rows, columns = now.new_ones(now.shape[0], 1), now.new_ones(1, now.shape[1])
     for _ in range(_FIT_STEPS):
         columns = _fit(now, exact * rows, 0)
         rows = _fit(now, exact * columns, 1)
-    return now / (rows * columns)
+    return rows * columns * size
 
 
 def _fit(now: torch.Tensor, exact: torch.Tensor, dim: int) -> torch.Tensor:
-    """The factor of every column (dim 0) or row (dim 1) that brings ``exact`` nearest ``now``."""
+    """The factor of every column (dim 0) or row (dim 1) that brings ``exact`` nearest ``now``: of
+    one that is hardly alike, as a row too small for AWQ's smallest scale, at least half the ratio
+    of their sizes, or dividing by it would make anything of it.
+    """
     power = (exact * exact).sum(dim, keepdim=True)
-    factor = (now * exact).sum(dim, keepdim=True) / power.where(power > 0, 1.0)
-    return factor.where(factor.abs() > 0, 1.0)
+    factor = (now * exact).sum(dim, keepdim=True) / power
+    least = ((now * now).sum(dim, keepdim=True) / power).sqrt() / 2
+    factor = factor.where(factor.abs() >= least, least)
+    return factor.where((power > 0) & (factor.abs() > 0), 1.0)
