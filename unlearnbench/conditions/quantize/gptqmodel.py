@@ -272,7 +272,8 @@ def scaling(weight: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     for _ in range(_FIT_STEPS):
         columns = _fit(now, exact * rows, 0)
         rows = _fit(now, exact * columns, 1)
-    return rows * columns * size
+    found: torch.Tensor = rows * columns * size
+    return found
 
 
 def _fit(now: torch.Tensor, exact: torch.Tensor, dim: int) -> torch.Tensor:
