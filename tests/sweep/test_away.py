@@ -171,6 +171,22 @@ def test_a_try_that_was_done_and_not_recorded_is_not_done_again(
     assert done == ["target", "ga"]
 
 
+def test_what_is_told_of_here_is_told_from_the_root(
+    tiny_models: Path, s3: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_models)
+    monkeypatch.setenv("UNLEARNBENCH_DATA", "data")
+    plan = plan_of(store_file(Path(), s3.url(), tmp_path))
+    assert {str(job.order.get("model", tiny_models / "ga")) for job in plan.jobs} == {
+        str(tiny_models / name) for name in NAMES
+    }
+    with opened(plan, {}):
+        around = surroundings(plan)
+    assert around["data"] == str(tiny_models / "data")
+    assert around["settings"] == {name: os.environ[name] for name in around["settings"]}
+    assert not {name for name in around["settings"] if "KEY" in name}
+
+
 def test_only_the_newest_try_counts(plan: Plan) -> None:
     with opened(plan, {}) as record:
         store = Store(plan.home.where)

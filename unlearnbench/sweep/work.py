@@ -50,6 +50,8 @@ def surroundings(plan: Plan) -> dict[str, Any]:
     home.write(TOKEN, token.encode("ascii"))
     told = {"token": token, "source": source_sha256(), "data": os.environ.get("UNLEARNBENCH_DATA")}
     if isinstance(home, StoreHome):
+        if told["data"]:  # a worker is in another folder
+            told["data"] = str(Path(told["data"]).absolute())
         return {**told, **store_settings(), "store": home.where, "epoch": home.lease.epoch}
     return {**told, "output": home.where, "folder": str(Path.cwd())}
 
