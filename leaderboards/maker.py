@@ -26,6 +26,8 @@ from unlearnbench.errors import UnlearnbenchError
 # MUSE's first version of the questions, which the models learn, whatever their tokenizer.
 BLANK = ("--answer-blank", "prompt")
 
+ENSEMBLE, EXACT = "ensemble", "sisa"
+
 
 class Recipes(Exception):
     """What stands in WORK is not what the recipe makes; says what to do."""
@@ -104,6 +106,18 @@ class Maker:
         resume = ["--resume"] if (out / ".training").is_dir() else []
         self.command(*words, "--out", f"models/{name}", *resume)
 
+    def exact(self, base: str, sides: tuple[Sequence[str], Sequence[str]], training: str) -> str:
+        """The control ``EXACT``, of texts to forget and to retain: of an ensemble's one shard, what
+        was learned last is trained again without the rows. Returns the entry's note.
+        """
+        forget, retain = sides
+        shards = f"{training} --shards 1 --slices 2 --placement together"
+        data = texts([*retain, *forget], "--data")
+        self.train(ENSEMBLE, "finetune", "--model", base, *data, *shards.split())
+        words = ("unlearn", "--model", f"models/{ENSEMBLE}", "--method", EXACT, "--base", base)
+        self.train(EXACT, *words, *texts(forget, "--forget"), *texts(retain, "--retain"), *BLANK)
+        return f"the exact control: {EXACT} of finetune {shards}, whose last slice is forgotten"
+
     def seconds(self, names: Iterable[str]) -> float:
         """Of the trainings, as their records say, and of the evaluations, whichever process ran
         them. What was killed is not in it.
@@ -121,7 +135,8 @@ class Maker:
         for option, word in pairwise(words):
             path = self.work / word
             if option == "--model" and not word.endswith(".gguf"):
-                path /= "model.safetensors"
+                whole = path / "ensemble.json"  # has the hashes of its shards
+                path = whole if whole.exists() else path / "model.safetensors"
             if option not in ("--model", "--data", "--forget", "--retain"):
                 continue
             if not path.exists():

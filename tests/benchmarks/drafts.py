@@ -1,5 +1,6 @@
 """What drafts save: a task's answers at further conditions, without drafts, with what the first
-condition answered, and with drafts that are all wrong (another prompt's answer).
+condition answered, and with drafts that are all wrong (another prompt's answer). Beside them the
+limit: the prompts alone, with one token each, which a condition has to run whatever is known.
 
 Seconds are the process's own processor time, so that what else runs on the machine counts little.
 """
@@ -55,19 +56,20 @@ def _load(folder: Path, name: str, options: Namespace) -> HFModel:
 def _turns(
     model: HFModel, asked: Sequence[Generate], texts: dict[str, str], repeats: int
 ) -> dict[str, Any]:
-    """Three ways in turns, each of which begins with another."""
+    """The ways in turns, each of which begins with another."""
     right = [replace(r, drafts=(texts[r.id],)) for r in asked]
     others = [*asked[1:], asked[0]]
     wrong = [
         replace(r, drafts=(texts[o.id][::-1] or "none",))
         for r, o in zip(asked, others, strict=True)
     ]
-    ways = {"plain": asked, "drafted": right, "wrong": wrong}
+    alone = [replace(r, max_new_tokens=1) for r in asked]
+    ways = {"plain": asked, "drafted": right, "wrong": wrong, "prompts alone": alone}
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     answers: dict[str, list[Generated]] = {}
     list(model.generate([replace(right[0], max_new_tokens=4)]))
     for turn in range(repeats):
-        names = [*ways][turn % 3 :] + [*ways][: turn % 3]
+        names = [*ways][turn % 4 :] + [*ways][: turn % 4]
         for way in names:
             start = time.process_time()
             answers[way] = sorted(model.generate(ways[way]), key=lambda answer: answer.id)
@@ -78,6 +80,7 @@ def _turns(
         "seconds": {way: spread(own) for way, own in seconds.items()},
         "drafted / plain": _ratio(seconds["drafted"], seconds["plain"]),
         "wrong / plain": _ratio(seconds["wrong"], seconds["plain"]),
+        "times faster at most": _ratio(seconds["plain"], seconds["prompts alone"]),
         "tokens": sum(answer.n_tokens for answer in answers["plain"]),
         "passes": {way: sum(a.passes for a in answers[way]) for way in ("drafted", "wrong")},
         "accepted": {way: sum(a.accepted for a in answers[way]) for way in ("drafted", "wrong")},

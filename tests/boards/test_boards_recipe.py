@@ -104,7 +104,7 @@ def calls(recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("board", "a_method", "beside"), [("smollm2-news", 3, 2), ("smollm2-bf16", 4, 0)]
+    ("board", "a_method", "beside"), [("smollm2-news", 3, 2), ("smollm2-bf16", 4, 4)]
 )
 def test_every_command_is_one(
     board: str,
@@ -117,7 +117,7 @@ def test_every_command_is_one(
     recipe = load(BOARDS / board / "make.py")
     recipe.make(recipe.Maker(recipe.HOME, tmp_path / "work", data, True), "base/B.gguf", [])
     lines = [shlex.split(x)[2:] for x in capsys.readouterr().out.splitlines()]
-    # Train, evaluate, enter; GPTQ twice, or the run that chooses; verify, build.
+    # Train, evaluate, enter; GPTQ twice, or the run that chooses, and the control; verify, build.
     assert len(lines) == 2 * 3 + a_method * len(recipe.METHODS) + beside + 2
     for words in lines:
         read(words)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.boards.conftest import ROWS
+from tests.boards.conftest import BOARD, ROWS, MakeBoard
 from tests.browser import overlaps
 from unlearnbench.boards import read_board, view
 from unlearnbench.boards.entry import Board, read_entry
@@ -135,6 +135,28 @@ def test_the_finding_where_nothing_does(ranking: Ranking) -> None:
     assert f"in any of 4 entries; the largest rise is that of {name} at {condition}, {rise}" in said
     task, _, said = view.finding(replace(ranking, places=()))
     assert (task, said) == ("made_knowmem_f", "No entry has been changed yet.")
+
+
+def test_the_head_tells_of_conditions_that_do_not_count(make_board: MakeBoard) -> None:
+    board = read_board(make_board(BOARD.replace(", rtn-int4]", "]")))
+    found = rank_entries(board, [read_entry(p) for p in sorted(board.entries.glob("*.json"))])
+    _, condition, said = view.finding(found)
+    assert condition in ("none", "rtn-int8")
+    assert said.startswith("No condition that counts is shown to bring anything back in any of 4")
+    assert said.endswith(
+        " Of the 1 that does not count, 1 brings something back: rtn-int4 in 1 of 4."
+    )
+    text = page(found)
+    assert "4 entries, 2 conditions that count for ranks and 1 that does not, 3 tasks. Base" in text
+    changes = f"Of {2 * 4} changes on forget tasks, from full precision to a condition that counts,"
+    assert changes in text
+    calm = {"verdict": "not decided"}
+    places = tuple(
+        replace(p, rows={at: row.model_copy(update=calm) for at, row in p.rows.items()})
+        for p in found.places
+    )
+    said = view.finding(replace(found, places=places))[2]
+    assert said.endswith(" Nothing is shown to come back at the 1 that does not count.")
 
 
 def large(ranking: Ranking, entries: int, conditions: int, tasks: int) -> Ranking:

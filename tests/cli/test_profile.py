@@ -116,6 +116,22 @@ def test_a_trace_that_cannot_be_written_is_one_line(
     assert "use another --output" in line
 
 
+@pytest.mark.parametrize("earlier", [b"", b"[1]"])
+def test_a_run_that_fails_leaves_no_empty_trace_and_keeps_an_earlier_one(
+    tiny: Path, tmp_path: Path, earlier: bytes
+) -> None:
+    trace = tmp_path / "trace.json"
+    if earlier:
+        trace.write_bytes(earlier)
+    asked = ["--model", str(tiny), "--tasks", "demo_verbmem", "--device", "cpu", "--profile"]
+    assert run(*asked, "--quant", "none,none", "--limit", "0", "--output", str(tmp_path)) == 2
+    assert (trace.read_bytes() if trace.exists() else b"") == earlier
+    assert trace.exists() == bool(earlier)
+    with pytest.raises(KeyError), profile.profiling(tmp_path, "cpu"):
+        raise KeyError
+    assert trace.exists() == bool(earlier)
+
+
 def test_one_process_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile, "process_count", lambda: 2)
     with (

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from tests.conftest import Toy
 from unlearnbench import evaluate
+from unlearnbench.errors import ResultError
 from unlearnbench.evaluation.drafts import Drafts, draft_figures
 from unlearnbench.models.hf import HFModel
 from unlearnbench.requests import Generate, Generated, Sampling, Score
@@ -100,7 +102,7 @@ def test_a_reference_run_gives_drafts(
     (folder,) = (path.parent for path in toy.out.rglob("run.json"))
     given.clear()
     options = toy.options | {"reference": folder, "output": tmp_path / "again"}
-    (result,) = evaluate(tiny, "toy", **options)
+    (result,) = evaluate(tiny, "toy", "rtn-int8", **options)
     known = outputs(toy.out, "none")
     assert [drafts for _, _, drafts in given] == [
         (known[name],) if known[name] else () for _, name, _ in given
@@ -110,8 +112,72 @@ def test_a_reference_run_gives_drafts(
     file = folder / "samples" / "toy_verbmem.jsonl"
     file.write_bytes(file.read_bytes() + b"\n")
     given.clear()
-    evaluate(tiny, "toy_verbmem", **(options | {"output": tmp_path / "third"}))
+    evaluate(tiny, "toy_verbmem", "rtn-int8", **(options | {"output": tmp_path / "third"}))
     assert not any(drafts for _, _, drafts in given), "a damaged file drafts nothing"
+
+
+def test_other_runs_give_drafts_too(tiny: Path, toy: Toy, tmp_path: Path, given: list[Any]) -> None:
+    evaluate(tiny, "toy_verbmem", **toy.options)
+    (folder,) = (path.parent for path in toy.out.rglob("run.json"))
+    given.clear()
+    options = toy.options | {"drafts_from": [folder], "output": tmp_path / "again"}
+    (result,) = evaluate(tiny, "toy_verbmem", "rtn-int8", **options)
+    known = outputs(toy.out, "none")
+    assert {name: drafts for _, name, drafts in given} == {n: (t,) for n, t in known.items() if t}
+    assert result.tasks["toy_verbmem"].drafts is not None
+    with pytest.raises(ResultError, match="nowhere"):
+        evaluate(tiny, "toy_verbmem", **(options | {"drafts_from": [tmp_path / "nowhere"]}))
+
+
+def test_what_the_reference_run_has_of_the_same_weights_is_not_asked_again(
+    tiny: Path, toy: Toy, tmp_path: Path, given: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    evaluate(tiny, "toy_verbmem,toy_privleak", **toy.options)
+    (folder,) = (path.parent for path in toy.out.rglob("run.json"))
+    given.clear()
+    options = toy.options | {"reference": folder, "output": tmp_path / "again"}
+    full, fewer = evaluate(tiny, "toy", "none,rtn-int8", **options)
+    asked = {(condition, name.partition(":")[0]) for condition, name, _ in given}
+    rounded = {("rtn-int8", "toy_verbmem"), ("rtn-int8", "toy_knowmem_f")}
+    assert asked == {("none", "toy_knowmem_f"), *rounded}
+    assert f"toy_verbmem: already in {folder}, not computed again" in caplog.text
+    plain = toy.options | {"reference": folder, "output": tmp_path / "plain"}
+    for again, whole in zip(
+        (full, fewer), evaluate(tiny, "toy", "none,rtn-int8", fresh=True, **plain), strict=True
+    ):
+        left_out = {"environment", "drafts"}
+        for name, task in whole.tasks.items():
+            assert again.tasks[name].model_dump(exclude=left_out) == task.model_dump(
+                exclude=left_out
+            )
+    assert files(tmp_path / "again") == files(tmp_path / "plain"), "byte for byte"
+    assert full.tasks["toy_privleak"].value == pytest.approx(0.0)
+    given.clear()
+    assert evaluate(tiny, "toy", "none,rtn-int8", **options) == [full, fewer]
+    assert given == []
+
+
+@pytest.mark.parametrize("change", ["limit", "damaged", "drawn", "dtype"])
+def test_another_measurement_is_not_shared(
+    tiny: Path, toy: Toy, tmp_path: Path, given: list[Any], change: str
+) -> None:
+    evaluate(tiny, "toy_verbmem", **toy.options)
+    (folder,) = (path.parent for path in toy.out.rglob("run.json"))
+    more: dict[str, Any] = {}
+    if change == "damaged":
+        file = folder / "samples" / "toy_verbmem.jsonl"
+        file.write_bytes(file.read_bytes() + b"\n")
+    elif change == "drawn":
+        content = json.loads((folder / "run.json").read_text())
+        content["tasks"]["toy_verbmem"]["drawn"] = {"seed": 0, "of": 9}
+        (folder / "run.json").write_text(json.dumps(content))
+    else:
+        more = {"limit": 1} if change == "limit" else {"dtype": "bf16"}
+    given.clear()
+    options = toy.options | {"reference": folder, "output": tmp_path / "again"} | more
+    (result,) = evaluate(tiny, "toy_verbmem", **options)
+    assert len(given) == result.tasks["toy_verbmem"].n
 
 
 def test_the_first_condition_leads_and_a_drawn_answer_is_of_its_own_request() -> None:

@@ -15,6 +15,8 @@ import pytest
 
 from tests.cli.test_main import call
 from tests.recovery.test_compare import references
+from tests.recovery.test_policy import POLICY, N
+from tests.recovery.test_policy import SKILLS as JUDGED
 from tests.toy_runs import PRECISIONS, Bench, Skill, few_draws, read_json
 from unlearnbench import ScriptedModel, evaluate
 from unlearnbench.evaluation import gate
@@ -23,30 +25,17 @@ from unlearnbench.models.base import Model
 from unlearnbench.requests import Generate, Generated, Score, Scored
 from unlearnbench.runs.folder import run_path
 
-N = 100
-POLICY = """\
-tasks: [made_*]
-precisions: [none, int8, int4]
-max_recovered: 0.3
-max_excess: 15
-max_privleak: 60
-min_utility: 0.5
+_POOR, _NOTHING = Skill.of(0, 0.05, n=N), Skill.of(0, 0, n=N)
+BOARD = """\
+title: Made
+base_model: none
+tasks: {made_knowmem_f: 1.0, made_knowmem_r: 1.0, made_privleak: 1.0}
+precisions: [none, rtn-int8, rtn-int4]
+utility_floor: 0.5
+ranking: [made_knowmem_f]
+publish_texts: true
 """
-
-
-def skill(forget: float, retain: float, gap: float) -> Skill:
-    return Skill.of(forget, retain, gap, n=N)
-
-
-KNOWS, NEVER = skill(0.9, 0.9, 4), skill(0.15, 0.9, 0)
-HIDES = skill(0.1, 0.85, -0.2)
-SKILLS = {
-    "target": {"none": KNOWS, "int8": KNOWS, "int4": skill(0.85, 0.85, 3.5)},
-    "retrained": {"none": NEVER, "int8": NEVER, "int4": skill(0.14, 0.87, 0.02)},
-    "ga_gdr": {"none": HIDES, "int8": HIDES, "int4": skill(0.7, 0.85, 3)},
-    "collapsed": {"none": skill(0, 0.05, 0), "int8": skill(0, 0, 0), "int4": skill(0, 0, 0)},
-    "close": {"none": skill(0.27, 0.9, 0), "int8": skill(0.27, 0.9, 0), "int4": NEVER},
-}
+SKILLS = JUDGED | {"collapsed": {"none": _POOR, "int8": _NOTHING, "int4": _NOTHING}}
 
 
 class Counting(ScriptedModel):
@@ -216,16 +205,21 @@ def test_a_part_says_so_and_stands_in_no_comparison(
     capsys.readouterr()
     ends = references(check.shelf.bench)
     file = str(check.folder / "policy.yaml")
+    board = check.folder / "board"
+    board.mkdir()
+    (board / "board.yaml").write_text(BOARD, encoding="utf-8")
     for command in (
         ["check", str(folder), "--policy", file, *ends],
         ["compare", str(folder), *ends],
         ["curve", str(folder)],
         ["rescore", str(folder / "none"), "--include-path", str(check.shelf.bench.tasks)],
+        ["leaderboard", "add", str(folder), "--board", str(board), "--name", "part"],
     ):
         assert call(*command) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "was decided on" in line
         assert "without --until-decided" in line
+    assert not (board / "entries").exists()
     assert call("show", str(folder / "none")) == 0
     assert f" of {N} samples alone, in the order of seed 0" in capsys.readouterr().out
     ends[3] = str(folder)

@@ -152,6 +152,43 @@ def test_a_row_behind_a_wrong_draft_that_is_not_finite_is_as_without(
     assert {p: a.text for p, a in found.items()} == decoded(expected, PROMPTS[:2])
 
 
+@pytest.mark.parametrize("shared", [0, 7])
+def test_rows_attend_one_by_one_as_they_do_together(
+    monkeypatch: pytest.MonkeyPatch, shared: int
+) -> None:
+    """Two heads of keys, six of queries; a row of three tokens, one of one, one of nine."""
+    torch.manual_seed(0)
+    counts, lengths, found = [3, 1, 9], [4, 12, 0], []
+    query, key, value = (torch.randn(1, heads, 13, 8) for heads in (6, 2, 2))
+    prefix = (torch.randn(2, shared, 8), torch.randn(2, shared, 8)) if shared else None
+    own = torch.randn(2, 3, 2, 20, 8)
+    for alone in (0, 10**9):
+        monkeypatch.setattr(drafting, "_ALONE", alone)
+        phase, places = drafting._several(lengths, counts, "cpu", shared)
+        assert bool(phase.parts) == (alone == 0)
+        assert places == [4, 5, 6, 12, *range(9)]
+        layer = packed_rows.Layer(prefix)
+        layer.own = own[0].clone(), own[1].clone()
+        found.append(phase.attend(layer, query, (key, value), 0.3))
+    first, second = found
+    torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-6)
+    for row, (start, count) in enumerate(zip((0, 3, 4), counts, strict=True)):
+        for n in range(count):  # by the definition of attention
+            at, there = start + n, lengths[row] + n + 1
+            for head in range(6):
+                keys, values = (
+                    layer.own[0][row, head // 3, :there],
+                    layer.own[1][row, head // 3, :there],
+                )
+                if prefix is not None:
+                    keys = torch.cat([prefix[0][head // 3], keys])
+                    values = torch.cat([prefix[1][head // 3], values])
+                weights = (keys @ query[0, head, at] * 0.3).softmax(0)
+                torch.testing.assert_close(
+                    first[0, head, at], weights @ values, atol=1e-5, rtol=1e-5
+                )
+
+
 def _always_wrong(self: Any, row: int, new: Any, most: int, rows: int) -> list[int]:
     return [2] if new and most else []
 

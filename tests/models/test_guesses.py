@@ -4,6 +4,7 @@ from unlearnbench.models.guesses import Guesses
 
 PROMPT = [*range(100, 130)]
 DRAFT = [*range(40)]
+ROWS = (1, 2, 8, 30, 100)
 
 
 def guesses(*drafts: list[int], widest: int = 1000) -> Guesses:
@@ -20,9 +21,16 @@ def test_few_tokens_at_first_and_more_as_they_are_right() -> None:
         found.learn(0, guessed, len(guessed))
         new = DRAFT[: len(new) + len(guessed) + 1]
         sizes.append(len(guessed))
-    assert sizes[0] == 2
+    assert sizes[0] == 15
     assert sizes == sorted(sizes)
-    assert sizes[-1] > 10
+
+
+def test_fewer_tokens_where_many_rows_share_a_pass() -> None:
+    """A right guess saves a row's share of a pass, which is little in a large one."""
+    sizes = [len(Guesses([PROMPT] * n, [[DRAFT]] * n, 10**6).guess(0, [], 39, n)) for n in ROWS]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > 10
+    assert 0 < sizes[-1] <= 2
 
 
 def test_no_more_than_may_be_asked_or_stand() -> None:

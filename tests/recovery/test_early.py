@@ -26,6 +26,15 @@ from unlearnbench.recovery.policy import Finding, Policy, exit_status
 BOARD = Path(__file__).parents[2] / "leaderboards" / "smollm2-news"
 N, TASKS, CONDITIONS, MOST = 60, ("a", "b", "c"), ("none", "rtn-int8", "rtn-int4"), 0.1
 POLICY = Policy(tasks=TASKS, precisions=CONDITIONS, max_excess=100 * MOST)
+STRICT = Policy(
+    tasks=("news_*",),
+    precisions=("none", "bnb-int8", "bnb-fp4"),
+    max_recovered=0.2,
+    max_excess=5.0,
+    max_privleak=20.0,
+    min_utility=0.8,
+)
+"""That of docs/check.md."""
 
 
 class Simulated(DrawnScores):
@@ -113,19 +122,11 @@ def test_an_order_is_of_ids_alone() -> None:
 @pytest.mark.slow
 def test_the_board_is_judged_alike_with_a_third_of_its_samples() -> None:
     """docs/check.md states the figures."""
-    policy = Policy(
-        tasks=("news_*",),
-        precisions=("none", "bnb-int8", "bnb-fp4"),
-        max_recovered=0.2,
-        max_excess=5.0,
-        max_privleak=20.0,
-        min_utility=0.8,
-    )
     entries = {entry.name: entry.loaded() for entry in sound_entries(read_board(BOARD))}
     found = []
     for entry in entries.values():
         comparison = Comparison([entry], entries["target"], entries["retrained"])
-        found += [replay(comparison, entry, policy, seed) for seed in range(3)]
+        found += [replay(comparison, entry, STRICT, seed) for seed in range(3)]
     assert len(found) == 30
     assert [each.entry for each in found if each.early != each.whole] == []
     assert statistics.median(each.share for each in found) <= 1 / 3

@@ -19,6 +19,7 @@ from tests.toy_runs import Bench, Skill, few_draws, read_json, weak_at_4_bits
 from unlearnbench.recovery.policy import Finding, exit_status
 from unlearnbench.recovery.reports import github_annotations, junit, summary
 
+N = 100
 POLICY = """\
 tasks: [made_*]
 precisions: [none, int8, int4]
@@ -35,20 +36,24 @@ def _few_draws() -> Iterator[None]:
         yield
 
 
+def _skill(forget: float, retain: float, gap: float) -> Skill:
+    return Skill.of(forget, retain, gap, n=N)
+
+
+_KNOWS, _NEVER, _HIDES = _skill(0.9, 0.9, 4), _skill(0.15, 0.9, 0), _skill(0.1, 0.85, -0.2)
+SKILLS = {
+    "target": {"none": _KNOWS, "int8": _KNOWS, "int4": _skill(0.85, 0.85, 3.5)},
+    "retrained": {"none": _NEVER, "int8": _NEVER, "int4": _skill(0.14, 0.87, 0.02)},
+    "ga_gdr": {"none": _HIDES, "int8": _HIDES, "int4": _skill(0.7, 0.85, 3)},
+    "close": {"none": _skill(0.27, 0.9, 0), "int8": _skill(0.27, 0.9, 0), "int4": _NEVER},
+}
+
+
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    made = Bench(tmp_path_factory.mktemp("check"), n=100)
-
-    def skill(forget: float, retain: float, gap: float) -> Skill:
-        return Skill.of(forget, retain, gap, n=100)
-
-    knows = skill(0.9, 0.9, 4)
-    made.model("target", none=knows, int8=knows, int4=skill(0.85, 0.85, 3.5))
-    retrained = skill(0.15, 0.9, 0)
-    made.model("retrained", none=retrained, int8=retrained, int4=skill(0.14, 0.87, 0.02))
-    hides = skill(0.1, 0.85, -0.2)
-    made.model("ga_gdr", none=hides, int8=hides, int4=skill(0.7, 0.85, 3))
-    made.model("close", none=skill(0.27, 0.9, 0), int8=skill(0.27, 0.9, 0), int4=retrained)
+    made = Bench(tmp_path_factory.mktemp("check"), n=N)
+    for name, skills in SKILLS.items():
+        made.model(name, **skills)
     return made
 
 

@@ -35,6 +35,10 @@ def test_references_come_first_and_compare_and_board_last(tmp_path: Path) -> Non
     assert jobs["evaluate-retrained"].order["reference"] is None
     assert jobs["evaluate-ga-1"].needs == ("evaluate-retrained",)
     assert jobs["evaluate-ga-1"].order["conditions"] == ["none", "rtn-int4"]
+    assert jobs["evaluate-ga-1"].after == ("evaluate-target",)
+    assert jobs["evaluate-ga-1"].order["drafts_from"] == ["retrained", "target"]
+    assert jobs["evaluate-target"].after == jobs["evaluate-retrained"].after == ()
+    assert jobs["evaluate-target"].order["drafts_from"] == ["retrained"]
     assert set(jobs["compare"].needs) == {"evaluate-target", "evaluate-retrained"}
     assert set(jobs["compare"].after) == {"evaluate-ga-1", "evaluate-ga-2"}
     assert jobs["board"].order["rules"]["ranking"] == ["demo_knowmem_f", "demo_privleak"]
@@ -43,7 +47,8 @@ def test_references_come_first_and_compare_and_board_last(tmp_path: Path) -> Non
 
 def test_nothing_waits_for_a_reference_that_no_task_reads(tmp_path: Path) -> None:
     plan = plan_of(sweep_file(tmp_path, tasks=["demo_knowmem_f"]))
-    assert all(not job.needs for job in plan.jobs if job.order["kind"] == "evaluate")
+    evaluations = [job for job in plan.jobs if job.order["kind"] == "evaluate"]
+    assert all(not job.needs and not job.after for job in evaluations)
 
 
 def test_a_grid_is_every_combination_behind_its_base(tmp_path: Path) -> None:

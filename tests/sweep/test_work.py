@@ -67,6 +67,23 @@ def test_a_job_writes_the_records_of_the_command(
     assert "demo_privleak: done" in log
 
 
+def test_answers_of_the_references_are_drafts(
+    plan: Plan, around: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[Any] = []
+    whole = evaluating.evaluate
+
+    def watch(model: Any, tasks: Any, conditions: Any, asked: Any) -> Any:
+        known.append([path.relative_to(plan.output / "runs").parts for path in asked.drafts_from])
+        return whole(model, tasks, conditions, asked)
+
+    monkeypatch.setattr(evaluating, "evaluate", watch)
+    assert [done(plan, around, at)["error"] for at in (0, 1)] == ["", ""]
+    first, second = known
+    assert first == []
+    assert [(name, condition) for name, _, condition in second] == [("retrained", "none")]
+
+
 def fails_with(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*given: object, **more: object) -> None:
         raise error

@@ -33,7 +33,7 @@ def page(ranking: Ranking) -> str:
         "".join(_own(name) for name in _SCRIPTS),
         rules=ranking.board.rules,
         finding=found[2],
-        counts=(len(ranking.places), len(ranking.board.rules.precisions)),
+        counts=_counts(ranking),
         places=ranking.shown,
         held=ranking.held,
         shares=ranking.shares,
@@ -41,6 +41,23 @@ def page(ranking: Ranking) -> str:
         utilities=utility_cells(ranking.entries),
         data=_json(view(ranking)),
     )
+
+
+def _counts(ranking: Ranking) -> str:
+    """How much the board has."""
+    rules, further = ranking.board.rules, len(ranking.further)
+    said = [
+        _many(len(ranking.places), "entry", "entries"),
+        _many(len(rules.precisions), "condition", "conditions"),
+        _many(len(rules.tasks), "task", "tasks"),
+    ]
+    if further:
+        said[1] += f" that count for ranks and {further} that {'do' if further > 1 else 'does'} not"
+    return ", ".join(said)
+
+
+def _many(number: int, one: str, more: str) -> str:
+    return f"{number} {one if number == 1 else more}"
 
 
 def render(template: str, script: str, **values: object) -> str:

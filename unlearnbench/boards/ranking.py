@@ -134,10 +134,17 @@ class Ranking:
         tested = [row for row in tested if row.want != "high" and row.p is not None]
         moved = sum(row.significant for row in tested)
         back = sum(row.verdict == "recovers" for row in tested)
+        where = " that counts" if self.further else ""
         return (
-            f"Of {len(tested)} changes on forget tasks, quantized against full precision, {moved} "
-            f"hold after Holm's correction, and {back} are a recovery."
+            f"Of {len(tested)} changes on forget tasks, from full precision to a condition{where}, "
+            f"{moved} hold after Holm's correction, and {back} are a recovery."
         )
+
+    @property
+    def further(self) -> list[str]:
+        """Conditions that some place was met under and the board does not ask for."""
+        met = {at for place in self.shown for at in place.precisions}
+        return sorted(met - set(self.board.rules.precisions))
 
     def lines(self) -> Iterator[Line]:
         """Every place's tasks and precisions."""

@@ -37,8 +37,7 @@ def view(ranking: Ranking) -> dict[str, object]:
     """All that the page's script needs."""
     rules, lines = ranking.board.rules, list(ranking.lines())
     # In the board's order; what entries have beyond it comes last.
-    further = sorted({line.precision for line in lines} - set(rules.precisions))
-    conditions = [*rules.precisions, *further]
+    conditions = [*rules.precisions, *ranking.further]
     wants = {line.task: line.standing.want for line in lines}
     tasks = [task for task in rules.tasks if task in wants]
     front = pareto_front(ranking.places)
@@ -55,31 +54,35 @@ def view(ranking: Ranking) -> dict[str, object]:
 
 
 def finding(ranking: Ranking) -> tuple[str, str, str]:
-    """The task and the condition that show most, and what the board found, in a sentence."""
+    """The task and the condition that show most, and what the board found, in one sentence; in
+    another, what the conditions show that do not count for ranks.
+    """
     rules = ranking.board.rules
-    rows = [
+    every = [
         (place, row)
         for place in ranking.places
-        for (_, at), row in place.rows.items()
-        if at in rules.precisions and row.want != "high"
+        for row in place.rows.values()
+        if row.want != "high"
     ]
+    rows = [pair for pair in every if pair[1].precision in rules.precisions]
+    more = _beyond(ranking, [pair for pair in every if pair[1].precision in ranking.further])
     if not rows:
         further = [c for c in rules.precisions if c != FULL]
-        return rules.ranking[0], (further or [FULL])[0], "No entry has been changed yet."
+        said = "No entry has been changed yet."
+        return rules.ranking[0], (further or [FULL])[0], said + more
     count = f"{len(ranking.places)} {'entry' if len(ranking.places) == 1 else 'entries'}"
-    back = [(place, row) for place, row in rows if row.verdict == "recovers"]
-    if not back:
+    found = _back(rows)
+    if not found:
         place, row = max(_of_points(rows), key=lambda pair: pair[1].leakage("change").value)
-        rise = points(row.estimate("change"))
-        return (
-            row.task,
-            row.precision,
-            f"No condition is shown to bring anything back in any of {count}; the largest rise is "
-            f"that of {place.name} at {row.precision}, {rise} points on {row.task}.",
+        which = "No condition that counts" if more else "No condition"
+        said = (
+            f"{which} is shown to bring anything back in any of {count}; the largest rise is that "
+            f"of {place.name} at {row.precision}, {points(row.estimate('change'))} points on "
+            f"{row.task}."
         )
-    names = {(row.precision, place.name) for place, row in back}
-    found = Counter(at for at, _ in names)
+        return row.task, row.precision, said + more
     condition = max(rules.precisions, key=lambda at: found[at])
+    back = [pair for pair in rows if pair[1].verdict == "recovers"]
     here = _of_points([pair for pair in back if pair[1].precision == condition])
     place, row = max(here, key=lambda pair: pair[1].recovered or 0.0)
     said = (
@@ -87,7 +90,29 @@ def finding(ranking: Ranking) -> tuple[str, str, str]:
         f"{place.name}, {row.task} goes from {row.full:.1f} to {row.quantized:.1f}, which is "
         f"{share(row.estimate('recovered'))} of what could come back."
     )
-    return row.task, condition, said
+    return row.task, condition, said + more
+
+
+def _back(rows: Sequence[tuple[Place, RecoveryRow]]) -> Counter[str]:
+    """In how many places each condition brings something back."""
+    names = {(row.precision, place.name) for place, row in rows if row.verdict == "recovers"}
+    return Counter(at for at, _ in sorted(names))
+
+
+def _beyond(ranking: Ranking, rows: Sequence[tuple[Place, RecoveryRow]]) -> str:
+    """What is to be said of conditions that do not count for ranks, where there are some."""
+    asked = sorted({row.precision for _, row in rows})
+    if not asked:
+        return ""
+    found, those = _back(rows), f"{len(asked)} that {'do' if len(asked) > 1 else 'does'} not count"
+    if not found:
+        return f" Nothing is shown to come back at the {those}."
+    most = max(asked, key=lambda at: found[at])
+    met = len({place.name for place, row in rows if row.precision == most})
+    return (
+        f" Of the {those}, {len(found)} {'bring' if len(found) > 1 else 'brings'} something back: "
+        f"{most} in {found[most]} of {met}."
+    )
 
 
 def _of_points(rows: list[tuple[Place, RecoveryRow]]) -> list[tuple[Place, RecoveryRow]]:

@@ -97,7 +97,17 @@ def profiling(output: Path, device: str | None) -> Iterator[None]:
     require_writable(output)
     path = output / FILE
     with writing(path, remedy="use another --output"):
-        path.open("wb").close()
+        path.open("ab").close()
+    try:
+        with _watched(path):
+            yield
+    finally:
+        if not path.stat().st_size:  # what failed leaves no empty trace, and an earlier one stays
+            path.unlink()
+
+
+@contextmanager
+def _watched(path: Path) -> Iterator[None]:
     precisions()  # imports every condition's file, whose names are then found
     floor, undo = Floor(), list[Callable[[], None]]()
     try:
@@ -115,6 +125,7 @@ def profiling(output: Path, device: str | None) -> Iterator[None]:
     finally:
         for step in reversed(undo):
             step()
+    path.open("wb").close()
     watched.export_chrome_trace(str(path))
     if not path.stat().st_size:
         raise OutputError(f"{path} cannot be written; free some space or use another --output")

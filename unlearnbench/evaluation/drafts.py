@@ -61,7 +61,7 @@ class Drafts:
         tasks: Sequence[TaskSamples],
         settings: Settings,
     ) -> None:
-        """The answers of a reference run. Damaged files give none: nothing rests on them."""
+        """The answers of another run. Damaged files give none: nothing rests on them."""
         for task in tasks:
             known = result.tasks.get(task.spec.task)
             if known is None or task.spec.record_type is not GenerationRecord:
@@ -69,7 +69,7 @@ class Drafts:
             try:
                 records = folder.read_records(task.spec.task, known.records_sha256)
             except UnlearnbenchError as error:
-                log.warning("no drafts from the reference run: %s", error)
+                log.warning("no drafts from %s: %s", folder.path, error)
                 continue
             self._add(self._reference, task, records, settings)
 

@@ -87,6 +87,9 @@ class Options(KernelOptions):
     pass; off: always one token.
     """
 
+    drafts_from: tuple[Path, ...] = Field(default=(), title="RUN_DIR")
+    """Other runs whose answers are drafts, as the target's; repeatable."""
+
     backend: Literal["hf", "vllm"] = "hf"
     """Generate through transformers, or vLLM on GPUs."""
 

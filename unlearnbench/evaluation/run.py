@@ -42,11 +42,11 @@ from unlearnbench.runs.fingerprint import (
     environments,
     source_sha256,
 )
-from unlearnbench.runs.folder import RunFolder, encode_records, run_path
+from unlearnbench.runs.folder import RunFolder, encode_records, read_run, run_path
 from unlearnbench.tasks.held import FORM
 from unlearnbench.tasks.rows import TaskSamples
 from unlearnbench.tasks.spec import Sample, TaskReference
-from unlearnbench.util.files import content_sha256, lock_folder
+from unlearnbench.util.files import content_sha256, lock_folder, read_bytes
 from unlearnbench.util.process import ProgressLine
 
 if TYPE_CHECKING:
@@ -78,15 +78,15 @@ class Evaluation:
 
     def with_drafts(self, conditions: int) -> Evaluation:
         """The same, which keeps what is known of answers, where something will be."""
-        reference = self.reference if isinstance(self.reference, RetrainedRun) else None
-        if self.options.drafts == "off" or (conditions == 1 and reference is None):
+        runs = [self.reference] if isinstance(self.reference, RetrainedRun) else []
+        runs += [RetrainedRun(RunFolder(p), read_run(p)) for p in self.options.drafts_from]
+        if self.options.drafts == "off" or (conditions == 1 and not runs):
             return self
         from unlearnbench.evaluation.drafts import Drafts
 
-        drafts = Drafts()
-        if reference is not None:
-            settings = self.settings("fp32", "cpu")  # neither of which a prompt depends on
-            drafts.take_run(reference.folder, reference.result, self.tasks, settings)
+        drafts, settings = Drafts(), self.settings("fp32", "cpu")  # neither moves a prompt
+        for run in runs:
+            drafts.take_run(run.folder, run.result, self.tasks, settings)
         return replace(self, drafts=drafts)
 
     def failures(self, conditions: int) -> Failures:
@@ -180,6 +180,7 @@ class Run:
             self._references = find_references(evaluation.tasks, reference, checkpoint, config)
         self._folder = RunFolder(run_path(evaluation.options.output, checkpoint, condition.name))
         self._todo: dict[str, Journal] = {}
+        self._shared: dict[str, bytes] = {}  # records of the reference, which are these too
         self._harness_todo: list[str] = []
         self.result: RunResult | None = None
         """The run as it stands; None before its first task is finished."""
@@ -201,25 +202,26 @@ class Run:
         )
         tasks, harness = {}, {}
         if self._stored is not None:
-            asked = self._checkpoint, self._settings, self._condition
-            folder.require_same(self._stored, *asked)
-            sources = {e.source_sha256 for e in environments(self._stored).values()}
-            if sources - {source_sha256()}:
+            folder.require_same(self._stored, self._checkpoint, self._settings, self._condition)
+            if {e.source_sha256 for e in environments(self._stored).values()} - {source_sha256()}:
                 log.warning("%s was begun with another version of unlearnbench", folder.path)
             tasks, harness = dict(self._stored.tasks), dict(self._stored.harness or {})
+        equal = _equal_run(evaluation, self._checkpoint, self._settings, self._condition)
         for task in evaluation.tasks:
             name = task.spec.task
+            given = self._references.get(name), self._settings, evaluation.drafts
             if name in tasks and tasks[name].drawn is None:
-                given = self._references.get(name), self._settings, evaluation.drafts
                 tasks[name] = _take_over(folder, task, tasks[name], *given)
+            elif equal is not None and (found := _share(equal, task, *given)) is not None:
+                tasks[name], self._shared[name] = found
             else:
                 self._todo[name] = _open_journal(folder, task, self._settings, facts, options.fresh)
         if (suite := evaluation.suite) is not None:
             self._harness_todo = suite.missing(harness, folder.path)
             if harness and not self._harness_todo:
                 harness |= suite.aggregate(harness)  # old results may belong to another group now
-        if self._stored is not None:
-            self.result = _as_now(self._stored, self._checkpoint, tasks, harness)
+        if (stored := self._stored or (equal.result if equal and tasks else None)) is not None:
+            self.result = _as_now(stored, self._checkpoint, tasks, harness)
 
     def measure(self, load: Callable[[], Model], failures: Failures) -> RunResult | None:
         """Have a model measured on what is to do, and return the run as it stands; None where it
@@ -229,12 +231,11 @@ class Run:
             UnlearnbenchError: what hits every task alike, or the only one; those before it are
                 kept. What fails alone goes to ``failures``.
         """
-        folder, condition = self._folder.path, self._condition.name
         if self.result is not None and not self._todo and not self._harness_todo:
             self._begin()
             return self.result
         model: Model | None = None
-        with failures.guard(folder, condition):
+        with failures.guard(self._folder.path, self._condition.name):
             model = load()
         if model is not None:
             self._begin()
@@ -252,13 +253,9 @@ class Run:
             asker = suite.adapt(model)
             for name in self._harness_todo:
                 with failures.guard(folder, condition, name):
-                    result, samples = suite.measure(name, asker)
-                    path = samples_path(folder, name)
-                    self._folder.write_file(path, samples)
                     known = (self.result.harness if self.result else None) or {}
-                    groups = suite.aggregate({**known, name: result})
-                    self._keep(model, {}, {name: result, **groups})
-                    log.info("%s: done, %s", name, path)
+                    self._keep(model, {}, _measure_theirs(name, suite, asker, self._folder, known))
+                    log.info("%s: done, %s", name, samples_path(folder, name))
 
     def _measure(self, task: TaskSamples, model: Model) -> None:
         """Samples become answers, answers records, records a result. The journal is removed last:
@@ -301,10 +298,25 @@ class Run:
             if aside is not None:
                 log.info("the earlier run is now in %s", aside)
                 self._lock()
-        stored = self._stored.tasks.items() if self._stored else ()
-        self._folder.clean([name for name, task in stored if task.drawn is None])
+        for name, content in self._shared.items():
+            self._folder.write_file(self._folder.samples_file(name), content)
+        self._folder.clean(_whole(self._stored) | self._shared.keys())
         if self.result is not None and self.result != self._stored:
             self._folder.write_run(self.result)
+
+
+def _whole(run: RunResult | None) -> set[str]:
+    """The tasks that a run has whole."""
+    return {name for name, task in run.tasks.items() if task.drawn is None} if run else set()
+
+
+def _measure_theirs(
+    name: str, suite: Suite, asker: Any, folder: RunFolder, known: Mapping[str, HarnessResult]
+) -> dict[str, HarnessResult]:
+    """A task of lm-eval's, with its samples written, and the groups that it belongs to."""
+    result, samples = suite.measure(name, asker)
+    folder.write_file(samples_path(folder.path, name), samples)
+    return {name: result, **suite.aggregate({**known, name: result})}
 
 
 def _as_now(
@@ -401,6 +413,41 @@ def _take_over(
     if drafts is not None:
         drafts.take_records(task, records, settings)
     return result
+
+
+def _equal_run(
+    evaluation: Evaluation, checkpoint: Checkpoint, settings: Settings, condition: Condition
+) -> RetrainedRun | None:
+    """The reference, where it is of the same weights under the same condition, asked alike."""
+    run = evaluation.reference
+    if not isinstance(run, RetrainedRun) or evaluation.options.fresh:
+        return None
+    try:
+        run.folder.require_same(run.result, checkpoint, settings, condition)
+    except ResultError:
+        return None
+    own = run.result.model_copy(update={"checkpoint": checkpoint})
+    return RetrainedRun(run.folder, own)
+
+
+def _share(
+    run: RetrainedRun,
+    task: TaskSamples,
+    reference: TaskReference | None,
+    settings: Settings,
+    drafts: Drafts | None,
+) -> tuple[TaskResult, bytes] | None:
+    """A task's result and records as an equal run has them; None where it has none like it."""
+    earlier = run.result.tasks.get(task.spec.task)
+    if earlier is None or earlier.drawn is not None:
+        return None
+    measured = earlier.environment or run.result.environment
+    try:
+        content = read_bytes(run.folder.samples_file(task.spec.task), ResultError)
+        result = _take_over(run.folder, task, earlier, reference, settings, drafts)
+    except ResultError:  # another version, a damaged file: nothing rests on them
+        return None
+    return result.model_copy(update={"environment": measured}), content
 
 
 def _is_of(record: GenerationRecord, sample: Sample | None, task: TaskSamples) -> bool:

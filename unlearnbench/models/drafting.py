@@ -33,6 +33,7 @@ from unlearnbench.requests import Generate, Generated
 from unlearnbench.util.process import explain
 
 _LOGITS_BYTES = {"cpu": 2**26, "cuda": 2**29}
+_ALONE = 1024  # products of a query and a key that cost what attending to one row by itself does
 _CHARACTERS = 32  # of a draft for each token that may be answered: a draft may be anyone's text
 
 
@@ -116,7 +117,7 @@ class DraftedRows(Continuer):
             logits = self._step(batch, start, last)
         else:
             parts = [[token, *draft] for token, draft in zip(last, drafts, strict=True)]
-            batch.cache.phase, places = _several(lengths, [*map(len, parts)], self.device)
+            batch.cache.phase, places = _several(lengths, [*map(len, parts)], self.device, start)
             ids = [token for part in parts for token in part]
             at = [start + place for place in places]
             logits = self._forward(batch.cache, ids, at, range(len(ids)))
@@ -190,15 +191,19 @@ def _drop(batch: Alive, ended: set[int]) -> None:
 
 
 def _several(
-    lengths: Sequence[int], counts: Sequence[int], device: str
+    lengths: Sequence[int], counts: Sequence[int], device: str, shared: int
 ) -> tuple[Several, list[int]]:
-    """The phase in which so many tokens of each row follow those that it has, and their places."""
+    """The phase in which so many tokens of each row follow those that it has, and their places.
+    shared: how many tokens all have before these.
+    """
     most = max(counts)
     rows: list[int] = []
     places: list[int] = []
     back: list[int] = []
     grid = []
+    parts = []
     for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        parts.append((len(rows), len(rows) + count, length + count))
         grid.append([len(rows) + min(n, count - 1) for n in range(most)])
         back += range(row * most, row * most + count)
         rows += [row] * count
@@ -207,7 +212,9 @@ def _several(
     of_row, of_place, filled, behind = tensors
     there = torch.arange(max(places) + 1, device=device)
     seen = (there <= of_place[filled][..., None])[:, None]
-    return Several(of_row, of_place, filled, behind, seen), places
+    filled_up = (most * len(counts) - len(rows)) * (shared + len(there))
+    alone = torch.device(device).type == "cpu" and filled_up > _ALONE * len(counts)
+    return Several(of_row, of_place, filled, behind, seen, parts if alone else ()), places
 
 
 class DraftedPrompts(PackedPrompts):

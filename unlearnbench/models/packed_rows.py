@@ -108,17 +108,37 @@ class Several:
     """Where in the flattened grid each token is, (tokens,)."""
     seen: torch.Tensor
     """Which of its row's own places a token of the grid attends to, (rows, 1, most, places)."""
+    parts: Sequence[tuple[int, int, int]] = ()
+    """(start, end, own places) of each row, where rows attend one by one: one that has many tokens
+    beside those that have few would fill up theirs."""
 
     def attend(self, layer: Layer, query: torch.Tensor, pair: Pair, scale: float) -> torch.Tensor:
-        heads, width = pair[0].shape[1], pair[0].shape[-1]
-        group, (rows, most) = query.shape[1] // heads, self.grid.shape
         for place, tensor in zip(layer.own, pair, strict=True):
             place[self.rows, :, self.places] = tensor[0].transpose(0, 1)
-        asked = (query[0] * scale)[:, self.grid.flatten()].view(heads, group, rows, most, width)
+        asked = query[0] * scale
+        if not self.parts:
+            found = self._attend(layer, asked[:, self.grid.flatten()], self.seen)
+            return found[:, self.back][None]
+        each = []
+        for row, (start, end, places) in enumerate(self.parts):
+            one = Layer(layer.prefix)
+            one.own = layer.own[0][row : row + 1], layer.own[1][row : row + 1]
+            seen = self.seen[row : row + 1, :, : end - start, :places]
+            each.append(self._attend(one, asked[:, start:end], seen))
+        return torch.cat(each, dim=1)[None]
+
+    def _attend(self, layer: Layer, asked: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """Values for scaled queries of shape (heads, rows x most, width), one row behind another,
+        of the same shape.
+        """
+        rows, _, most, _ = seen.shape
+        heads, width = layer.own[0].shape[1], asked.shape[-1]
+        group = asked.shape[0] // heads
+        asked = asked.view(heads, group, rows, most, width)
         asked = asked.permute(2, 0, 1, 3, 4).reshape(rows, heads, group * most, width)
-        found = _attend_rows(layer, asked, self.seen.repeat(1, 1, group, 1))
+        found = _attend_rows(layer, asked, seen.repeat(1, 1, group, 1))
         found = found.reshape(rows, heads * group, most, -1).permute(1, 0, 2, 3)
-        return found.reshape(1, heads * group, rows * most, -1)[:, :, self.back]
+        return found.reshape(heads * group, rows * most, -1)
 
 
 def _attend_rows(layer: Layer, asked: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:

@@ -219,12 +219,17 @@ def _evaluations(plan: _Expansion, specs: Sequence[TaskSpec]) -> list[SweepJob]:
         needs = (*own, f"evaluate-{retrained}") if refers else own
         shared: dict[str, Any] = {"kind": "evaluate", "name": name, "model": model.path}
         shared |= {"tasks": list(sweep.tasks), "reference": retrained if refers else None}
+        shared["drafts_from"] = first[: first.index(name)] if name in first else first
+        # The target's run comes with the retrained one's, for which these wait anyway.
+        after = (f"evaluate-{target}",) if refers and target not in (None, name) else ()
         demand = _demand(model, plan, LOADED)
         several = demand.gpus > 1 and "device" not in sweep.options
         shared["options"] = {**sweep.options, **({"device": "auto"} if several else {})}
         for at, conditions in enumerate(parts, start=1):
             id = f"evaluate-{name}" if at == 1 else f"evaluate-{name}.{at}"
-            jobs.append(SweepJob(id, {**shared, "conditions": list(conditions)}, demand, needs))
+            jobs.append(
+                SweepJob(id, {**shared, "conditions": list(conditions)}, demand, needs, after)
+            )
     return jobs
 
 

@@ -51,7 +51,8 @@ def _evaluate(order: Mapping[str, Any], output: Path) -> dict[str, Any]:
     home, reference = runs_of(output, order["name"]), None
     if order["reference"] is not None:
         reference = _full_run(output, order["reference"])
-    own = {"output": home, "reference": reference}
+    known = [path for name in order["drafts_from"] for path in _full_runs(output, name)]
+    own = {"output": home, "reference": reference, "drafts_from": known}
     asked = Options.of({**order["options"], **own})
     if asked.threads is None:
         asked = asked.updated({"threads": max(1, int(order["cpus"]))})
@@ -85,14 +86,18 @@ def _full_run(output: Path, name: str) -> Path:
     Raises:
         ResultError: there is none, or there are several.
     """
-    found = sorted(runs_of(output, name).glob(f"*/{FULL}/run.json"))
+    found = _full_runs(output, name)
     if len(found) != 1:
         where = runs_of(output, name)
         raise ResultError(
             f"{where} holds {len(found)} runs in full precision and should hold one: "
             f"{'the checkpoint was changed; remove the folder' if found else 'evaluate it first'}"
         )
-    return found[0].parent
+    return found[0]
+
+
+def _full_runs(output: Path, name: str) -> list[Path]:
+    return sorted(p.parent for p in runs_of(output, name).glob(f"*/{FULL}/run.json"))
 
 
 def _train(order: Mapping[str, Any], output: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from unlearnbench.util.validation import YamlFile, read_yaml
 
 # What a file that may be a stranger's cannot set: whether to trust files. And what the sweep sets.
 CLOSED = {"trust_remote_code", "allow_pickle", "confirm_run_unsafe_code"}
-_OURS = {"output", "reference", "fresh", "progress", "explain"}
+_OURS = {"output", "reference", "drafts_from", "fresh", "progress", "explain"}
 _UNITS = {"": 1, "B": 1}
 _UNITS |= {f"{c}B": 1000 ** (n + 1) for n, c in enumerate("KMGT")}
 _UNITS |= {f"{c}iB": 1024 ** (n + 1) for n, c in enumerate("KMGT")}
