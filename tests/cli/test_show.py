@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cli.test_main import call
 from tests.toy_runs import Bench, Skill, few_draws
@@ -105,6 +106,29 @@ def test_env_names_versions_and_no_place(capsys: pytest.CaptureFixture[str]) -> 
     assert call("env") == 0
     shown = capsys.readouterr().out
     assert re.search(r"^torch: \d", shown, re.MULTILINE)
-    assert re.search(r"^processor: .+, \d+ cores, bf16 products: (yes|no)$", shown, re.MULTILINE)
+    assert re.search(
+        r"^processor: .+, \d+ cores, bf16 products: (yes|emulated|no)$", shown, re.MULTILINE
+    )
     assert str(Path.home()) not in shown
     assert str(Path(__file__).parents[2]) not in shown
+
+
+@pytest.mark.parametrize(
+    ("has", "one_dnn", "word"),
+    [
+        ({"avx512_f": True, "amx_bf16": True}, True, "yes"),
+        ({"avx512_f": True, "avx512_bf16": False}, True, "emulated"),
+        ({"avx512_f": False}, False, "no"),
+    ],
+)
+def test_env_tells_a_processors_own_bf16_from_an_emulated_one(
+    has: dict[str, bool],
+    one_dnn: bool,
+    word: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: one_dnn)
+    assert call("env") == 0
+    assert f"bf16 products: {word}\n" in capsys.readouterr().out

@@ -107,6 +107,16 @@ def diff(first: str, second: str, tasks: Sequence[str], samples: int) -> None:
         click.echo(line)
 
 
+def _bf16() -> str:
+    """Whether the processor multiplies bf16 itself; ``emulated``: oneDNN does, slower than fp32."""
+    import torch
+
+    if any(has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16")):
+        return "yes"
+    one_dnn = torch.backends.mkldnn.is_available()
+    return "emulated" if one_dnn and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no"
+
+
 @click.command("env")
 def env() -> None:
     """Print what a bug report needs: versions, processor, memory, GPUs. No path and no name."""
@@ -118,14 +128,12 @@ def env() -> None:
     found = describe_environment("cuda" if torch.cuda.is_available() else "cpu", "-", None)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if os.name == "posix" else 0
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    one_dnn = torch.backends.mkldnn.is_available()
-    bf16 = one_dnn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     facts = {
         "unlearnbench": f"{found.unlearnbench} ({found.git_hash or 'release'})",
         "Python": f"{found.python} ({platform.python_implementation()})",
         "system": found.platform,
         "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, "
-        f"{os.cpu_count()} cores, bf16 products: {'yes' if bf16 else 'no'}",
+        f"{os.cpu_count()} cores, bf16 products: {_bf16()}",
         "memory": f"{memory / 2**30:.1f} GiB",
         "GPUs": ", ".join(gpus) or "none",
         **found.packages,
