@@ -104,6 +104,20 @@ def test_a_slow_library_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.few, found.many) == ("torch", "torch")
 
 
+def test_what_gains_on_eight_rows_and_loses_on_two_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows are what one answer's decoding has."""
+    weights = [layer(512, 256).weight for _ in range(2)]
+
+    def at_eight(rows: torch.Tensor, *rest: Any) -> torch.Tensor:
+        return (WAYS["torch"] if len(rows) == 8 else slowed(WAYS["torch"]))(rows, *rest)
+
+    ways = {**WAYS, "torch": slowed(WAYS["torch"]), "turned": at_eight}
+    monkeypatch.setattr(products, "WAYS", ways)
+    assert measure(weights, ["torch", "turned"]).few == "torch"
+    monkeypatch.setattr(products, "WAYS", {**ways, "turned": WAYS["torch"]})
+    assert measure(weights, ["torch", "turned"]).few == "turned"
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("ways", FORCED)

@@ -1,8 +1,7 @@
 """Which library multiplies by a dense layer's weight on CPU: the fastest by a short measurement.
 
-torch gives fp32 products to MKL, which takes its slow way on AMD processors and on few rows
-elsewhere; oneDNN is the other library that torch has inside. Four ways, of which only ``packed``
-moves the weight: it then holds it in oneDNN's order in place of torch's.
+torch gives fp32 products to MKL, which is slow on AMD processors and on few rows elsewhere; oneDNN
+is torch's other library. Of four ways only ``packed`` moves the weight, into oneDNN's order.
 """
 
 from __future__ import annotations
@@ -34,7 +33,8 @@ Way: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], tor
 """(rows, (n, in); weight, (out, in) or packed; bias, (out,) or None) -> products, (n, out)."""
 
 _FEW = 64  # rows: up to here decoding, beyond it scoring and prompts
-_TRIED = {"few": 8, "many": 256}
+# A way for few rows must gain at all of these: what gains on eight may lose on two.
+_TRIED = {"few": (2, 8), "many": (256,)}
 _MOST = 2**23  # weights of a layer that are multiplied where it is timed
 _PATIENCE = 0.03  # seconds for the repeats of one way, beside the first
 _GAIN = 0.85  # of torch's seconds; less gain is within what two measurements differ by
@@ -131,7 +131,9 @@ def quicken(model: nn.Module) -> str | None:
         said.append(f"{out}x{width} {choice.few}/{choice.many}")
         for layer in layers:
             if choice.packed:
-                packed = torch.ops.mkldnn._reorder_linear_weight(_oriented(layer), _TRIED["few"])
+                packed = torch.ops.mkldnn._reorder_linear_weight(
+                    _oriented(layer), _TRIED["few"][-1]
+                )
                 layer.weight = nn.Parameter(packed, requires_grad=False)
             layer.forward = Product(layer, choice)
     return ", ".join(said) or None
@@ -146,16 +148,18 @@ def measure(weights: Sequence[torch.Tensor], names: Sequence[str]) -> Choice:
     with torch.no_grad():
         if "packed" in names:
             pack = torch.ops.mkldnn._reorder_linear_weight
-            held["packed"] = [pack(weight.contiguous(), _TRIED["few"]) for weight in weights]
-        times = {}
-        for regime, count in _TRIED.items():
-            # Not drawn: no other draw is to move. Ones cost what all numbers do.
-            rows = torch.ones(count, weights[0].shape[1], dtype=weights[0].dtype)
+            held["packed"] = [pack(weight.contiguous(), _TRIED["few"][-1]) for weight in weights]
+        worst = {}
+        for regime, counts in _TRIED.items():
             tried = [name for name in names if regime == "few" or name != "turned"]
-            times[regime] = best_seconds(
-                {name: partial(_all, WAYS[name], rows, held[name]) for name in tried}
-            )
-    return choose(times["few"], times["many"])
+            found = []
+            for count in counts:
+                # Ones cost what all numbers do, and move no other draw.
+                rows = weights[0].new_ones(count, weights[0].shape[1])
+                works = {name: partial(_all, WAYS[name], rows, held[name]) for name in tried}
+                found.append(best_seconds(works))
+            worst[regime] = {n: max(each[n] / each["torch"] for each in found) for n in tried}
+    return choose(worst["few"], worst["many"])
 
 
 def _all(way: Way, rows: torch.Tensor, weights: Sequence[torch.Tensor]) -> None:
@@ -164,9 +168,7 @@ def _all(way: Way, rows: torch.Tensor, weights: Sequence[torch.Tensor]) -> None:
 
 
 def best_seconds(works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-    """The least seconds of each, which take turns; their first times are not counted. They are the
-    thread's own, so that what else the machine does counts little.
-    """
+    """The least of the thread's own seconds of each; they take turns, the first is not counted."""
     clock = time.thread_time
     if time.get_clock_info("thread_time").resolution > 1e-6:  # Windows
         clock = time.perf_counter
@@ -184,7 +186,7 @@ def best_seconds(works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def choose(few: Mapping[str, float], many: Mapping[str, float]) -> Choice:
-    """From the seconds of each way. Packed is both or neither."""
+    """From the seconds of each way, in any unit. Packed is both or neither."""
     plain = {}
     for regime, times in (("few", few), ("many", many)):
         name = min((n for n in times if n != "packed"), key=lambda n: times[n])
@@ -221,7 +223,7 @@ def _place(tensor: torch.Tensor) -> object:
 
 
 def _whole(weight: torch.Tensor) -> bool:
-    """Whether nothing else lies in its memory, so that this goes with it."""
+    """Nothing else lies in its memory, so that this goes with it."""
     return weight.untyped_storage().nbytes() == weight.numel() * weight.element_size()
 
 
@@ -258,7 +260,8 @@ class _Known:
             base = base.expanduser()
         self.path = base / "unlearnbench" / "products.json"
         facts = [processor_name(), torch.backends.cpu.get_cpu_capability(), torch.__version__]
-        self._here = f"{' '.join(map(str, facts))}, {torch.get_num_threads()} threads: "
+        facts += [f"{torch.get_num_threads()} threads", f"{_TRIED} rows"]
+        self._here = f"{', '.join(facts)}: "
         self._found: dict[str, Any] = {}
         self._read()
 
