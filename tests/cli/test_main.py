@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import unlearnbench
-from tests.conftest import MakeCheckpoint, Toy
+from tests.conftest import MakeCheckpoint, Toy, write_jsonl
 from unlearnbench.cli import main
 
 
@@ -81,6 +81,18 @@ def test_no_library_of_any_precision_speaks_among_our_lines(
     lines = done.stderr.replace("\r", "\n").splitlines()
     assert len(lines) > 20
     assert [line for line in lines if not _OURS.fullmatch(line)] == []
+
+
+@pytest.mark.slow  # GPTQModel, which PEFT imports, takes seconds
+def test_no_library_speaks_where_an_adapter_is_trained(tiny: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "texts.jsonl", [{"text": "Once a dog saw a cat."}])
+    words = ["finetune", "--model", str(tiny), "--data", str(tmp_path / "texts.jsonl")]
+    words += ["--lora-rank", "2", "--max-steps", "1", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "unlearnbench", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert done.stdout == f"{tmp_path / 'out'}: finetune, 1 steps\n"
+    assert "GPT" not in done.stderr
 
 
 def test_quieting_needs_no_other_import() -> None:

@@ -29,6 +29,7 @@ from unlearnbench.conditions.base import (
 )
 from unlearnbench.conditions.proof import load_state
 from unlearnbench.errors import DataError, NotInForceError, PrecisionError
+from unlearnbench.util.process import muted, unmoved_caches
 from unlearnbench.util.text import blank_in_answer
 
 if TYPE_CHECKING:
@@ -160,7 +161,8 @@ def _with_lora(model: Any, seed: int) -> Any:
 
     rank, alpha = _LORA["lora_rank"], _LORA["lora_alpha"]
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear")
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    # PEFT asks GPTQModel, which greets.
+    with torch.random.fork_rng(), warnings.catch_warnings(), muted(), unmoved_caches():
         warnings.simplefilter("ignore")  # about GPT-2's Conv1D, whose layout PEFT then sets right
         torch.manual_seed(seed)
         return get_peft_model(model, config).eval()

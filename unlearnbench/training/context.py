@@ -49,7 +49,7 @@ from unlearnbench.training.trainer import (
     device,
     training_arguments,
 )
-from unlearnbench.util.process import ProgressLine, is_main
+from unlearnbench.util.process import ProgressLine, is_main, muted, unmoved_caches
 
 if TYPE_CHECKING:
     from unlearnbench.training.select import Selector
@@ -323,7 +323,8 @@ def train(
             task_type="CAUSAL_LM",
         )
         if not begun:
-            learner = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+            with muted(), unmoved_caches():  # PEFT asks GPTQModel, which greets
+                learner = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
     for name, parameter in learner.named_parameters():  # what may not change takes no gradient
         if stage.masks is not None:
             parameter.requires_grad_(name in stage.masks and bool(stage.masks[name].any()))
