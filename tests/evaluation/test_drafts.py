@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -158,7 +159,9 @@ def test_what_the_reference_run_has_of_the_same_weights_is_not_asked_again(
     assert given == []
 
 
-@pytest.mark.parametrize("change", ["limit", "damaged", "drawn", "dtype"])
+@pytest.mark.parametrize(
+    "change", ["limit", "damaged", "fewer", "drawn", "version", "seed", "dtype"]
+)
 def test_another_measurement_is_not_shared(
     tiny: Path, toy: Toy, tmp_path: Path, given: list[Any], change: str
 ) -> None:
@@ -168,12 +171,20 @@ def test_another_measurement_is_not_shared(
     if change == "damaged":
         file = folder / "samples" / "toy_verbmem.jsonl"
         file.write_bytes(file.read_bytes() + b"\n")
-    elif change == "drawn":
+    elif change in ("drawn", "version", "fewer"):
         content = json.loads((folder / "run.json").read_text())
-        content["tasks"]["toy_verbmem"]["drawn"] = {"seed": 0, "of": 9}
+        task = content["tasks"]["toy_verbmem"]
+        if change == "drawn":
+            task["drawn"] = {"seed": 0, "of": 9}
+        elif change == "version":
+            content["environment"]["source_sha256"] = "f" * 64
+        else:  # whose hash is right
+            file = folder / "samples" / "toy_verbmem.jsonl"
+            file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[1:]))
+            task["records_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
         (folder / "run.json").write_text(json.dumps(content))
     else:
-        more = {"limit": 1} if change == "limit" else {"dtype": "bf16"}
+        more = {"limit": {"limit": 1}, "seed": {"seed": 1}, "dtype": {"dtype": "bf16"}}[change]
     given.clear()
     options = toy.options | {"reference": folder, "output": tmp_path / "again"} | more
     (result,) = evaluate(tiny, "toy_verbmem", **options)

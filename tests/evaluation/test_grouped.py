@@ -12,7 +12,7 @@ import pytest
 from tests.cli.test_main import call
 from tests.tasks.kinds.test_answers import LOGPROBS, ROWS, write
 from unlearnbench import ScriptedModel, evaluate
-from unlearnbench.evaluation.grouped import summarize
+from unlearnbench.evaluation.grouped import grouped_rows, summarize
 
 SCORES = {"Ada": [100.0, 0.0, 50.0], "Bob": [20.0], "Cleo": [0.0, 0.0, 30.0, 90.0]}
 
@@ -41,6 +41,14 @@ def test_rows_that_stand_or_fall_together_widen_the_interval() -> None:
     assert apart.ci is not None
     assert np.diff(together.ci)[0] > 1.5 * np.diff(apart.ci)[0]
     assert (together.stderr or 0) > 2.5 * (apart.stderr or 0)
+
+
+def test_one_person_has_a_figure_and_no_interval_over_persons() -> None:
+    found = summarize({"Ada": SCORES["Ada"]}, 0)
+    assert (found.pooled.value, found.pooled.ci) == (50.0, None)
+    assert (found.each.value, found.each.ci) == (50.0, None)
+    assert found.groups["Ada"][1].ci is not None
+    assert "pooled, over 1 group" in [row[1] for row in grouped_rows({"t": found})]
 
 
 @pytest.fixture
@@ -88,3 +96,20 @@ def test_other_rows_than_the_run_s_are_refused(
     line = ["rescore", str(run), "--include-path", str(tmp_path / "tasks"), "--by", "who"]
     assert call(*line, "--data-dir", str(tmp_path / "data")) == 2
     assert "made from other rows" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [("value", "the mean of its records' scores is"), ("data", "made from other rows")],
+)
+def test_what_the_run_does_not_bear_out_is_refused(
+    run: Path, tmp_path: Path, change: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((run / "run.json").read_text())
+    task = content["tasks"]["toy_answers"]
+    task[change] = 99.0 if change == "value" else []
+    (run / "run.json").write_text(json.dumps(content))
+    line = ["rescore", str(run), "--include-path", str(tmp_path / "tasks"), "--by", "who"]
+    assert call(*line, "--data-dir", str(tmp_path / "data")) == 2
+    (shown,) = capsys.readouterr().err.splitlines()
+    assert said in shown

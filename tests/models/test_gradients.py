@@ -94,6 +94,36 @@ def test_a_gradient_that_does_not_reach_the_weights_is_refused(tiny: Path) -> No
         list(made)
 
 
+def test_a_pass_without_a_gradient_is_refused_in_a_line(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = asked(tiny)
+    monkeypatch.setattr(model.network, "forward", torch.no_grad()(model.network.forward))
+    with pytest.raises(
+        ModelOutputError, match="a at none: the loss has no gradient by the weights"
+    ):
+        list(model.score([Score("a", CORPUS[0], gradient=True)]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_refused(tiny: Path, value: float) -> None:
+    """The loss itself is finite."""
+    model = asked(tiny)
+    model.network.get_output_embeddings().weight.register_hook(lambda given: given * value)
+    with pytest.raises(ModelOutputError, match="a at none: the norm of the loss's gradient is not"):
+        list(model.score([Score("a", CORPUS[0], gradient=True)]))
+
+
+def test_a_rounded_cache_has_none(tiny: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What passes through its rounding is the gradient of a group's ends alone."""
+    with caplog.at_level(logging.WARNING, "unlearnbench"):
+        (answer,) = load_at(open_checkpoint(str(tiny), LoadOptions()), "kv-int8").score(
+            [Score("a", CORPUS[0], gradient=True)]
+        )
+    assert answer.gradient is None
+    assert "kv-int8: no gradnorm: keys and values are rounded" in caplog.text
+
+
 def test_a_run_records_the_scores_and_their_auc(toy: Toy, tiny: Path) -> None:
     where: dict[str, Any] = {"data_dir": toy.data, "include_path": [toy.tasks]}
     (run,) = evaluate(

@@ -26,6 +26,8 @@ from unlearnbench.tasks.rows import TaskSamples
 class DrawnRun(Run):
     """One condition of an early check."""
 
+    _shares = False  # its answers are its own: it says how many were asked
+
     def __init__(self, *made_of: Any, orders: Mapping[str, Order]) -> None:
         """As ``Run``; ``orders``: of every task."""
         super().__init__(*made_of)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unlearnbench.errors import DataError, OptionError, one_line
+from unlearnbench.errors import DataError, OptionError, ResultError, one_line
 from unlearnbench.metrics.intervals import Estimate, Values, draw, finite, mean, ratio
 from unlearnbench.results import LikelihoodRecord
 from unlearnbench.runs.entries import LoadedRun, require_whole
@@ -17,6 +17,8 @@ from unlearnbench.runs.folder import read_run
 from unlearnbench.tasks.registry import Registry
 from unlearnbench.tasks.rows import DataOptions, load_splits
 from unlearnbench.tasks.spec import TaskSpec
+
+_SAME = 1e-6
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ def by_field(
     Raises:
         OptionError: there is no run, no task whose value is a mean, or the rows are not the run's.
         DataError: the rows are not there, or one has no such field.
-        ResultError: a file is damaged, or the run is of a part of its samples.
+        ResultError: a file is damaged, the run is of a part of its samples, or a task's value is
+            not the mean of its scores.
     """
     run = LoadedRun(folder, read_run(folder))
     require_whole(run)
@@ -57,7 +60,7 @@ def by_field(
 def _grouped(spec: TaskSpec, field: str, run: LoadedRun, options: DataOptions) -> Grouped:
     split = load_splits(spec, options)[spec.own_split]
     stated = {part.split: part.sha256 for part in run.task(spec.task).data}
-    if stated.get(split.split, split.sha256) != split.sha256:
+    if stated.get(split.split) != split.sha256:  # an imported run does not say which it read
         raise OptionError(f"{spec.task}: the run was made from other rows than {split.source}'s")
     scores: dict[str, list[float]] = {}
     for record in run.records(spec.task):
@@ -69,7 +72,13 @@ def _grouped(spec: TaskSpec, field: str, run: LoadedRun, options: DataOptions) -
         if not isinstance(value, str) or not value:
             raise DataError(f"{where} has no text in field {one_line(field, 40)!r} (--by)")
         scores.setdefault(value, []).append(100 * record.score)
-    return summarize(scores, run.result.settings.seed)
+    found, value = summarize(scores, run.result.settings.seed), run.task(spec.task).value
+    if value is None or abs(found.pooled.value - value) > _SAME:
+        raise ResultError(
+            f"{spec.task}: run.json states {value}, and the mean of its records' scores is "
+            f"{found.pooled.value:g}: nothing to group by {one_line(field, 40)!r}"
+        )
+    return found
 
 
 def summarize(scores: dict[str, list[float]], seed: int) -> Grouped:
@@ -106,7 +115,8 @@ def grouped_rows(found: dict[str, Grouped]) -> list[list[str]]:
     """A table's rows: the task, whose figure, its value."""
     rows = []
     for task, each in found.items():
-        of = f"over {len(each.groups)} groups"
+        count = len(each.groups)
+        of = f"over {count} group{'s' if count > 1 else ''}"
         rows += [[task, f"pooled, {of}", _said(each.pooled)]]
         rows += [[task, f"mean of groups, {of}", _said(each.each)]]
         rows += [

@@ -174,6 +174,8 @@ def _against_reference(
         )
         if theirs > 0:
             found.values[name][f"privleak_{attack}"] = privleak(mine, theirs)
+        else:
+            found.notes.append(f"{name}: the reference's AUC of {attack} is 0: no PrivLeak by it")
     if not all("PPL" in each for each in every):
         found.notes.append(f"{name}: its texts have no loss: no attack against the reference")
         return

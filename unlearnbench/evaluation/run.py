@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from unlearnbench.errors import DataError, ResultError, one_line
+from unlearnbench.errors import DataError, MetricError, ResultError, one_line
 from unlearnbench.evaluation.answers import Journal, make_records, request_ids, task_fingerprint
 from unlearnbench.evaluation.options import Options
 from unlearnbench.evaluation.outcome import Failures
@@ -160,6 +160,8 @@ class Run:
     model is loaded; ``measure`` does what is left to do.
     """
 
+    _shares = True  # what the reference has of the same weights
+
     def __init__(
         self,
         evaluation: Evaluation,
@@ -206,7 +208,8 @@ class Run:
             if {e.source_sha256 for e in environments(self._stored).values()} - {source_sha256()}:
                 log.warning("%s was begun with another version of unlearnbench", folder.path)
             tasks, harness = dict(self._stored.tasks), dict(self._stored.harness or {})
-        equal = _equal_run(evaluation, self._checkpoint, self._settings, self._condition)
+        asked = self._checkpoint, self._settings, self._condition
+        equal = _equal_run(evaluation, *asked) if self._shares else None
         for task in evaluation.tasks:
             name = task.spec.task
             given = self._references.get(name), self._settings, evaluation.drafts
@@ -418,9 +421,13 @@ def _take_over(
 def _equal_run(
     evaluation: Evaluation, checkpoint: Checkpoint, settings: Settings, condition: Condition
 ) -> RetrainedRun | None:
-    """The reference, where it is of the same weights under the same condition, asked alike."""
+    """The reference, where it is of the same weights under the same condition, asked alike by this
+    very version.
+    """
     run = evaluation.reference
     if not isinstance(run, RetrainedRun) or evaluation.options.fresh:
+        return None
+    if {e.source_sha256 for e in environments(run.result).values()} != {source_sha256()}:
         return None
     try:
         run.folder.require_same(run.result, checkpoint, settings, condition)
@@ -445,7 +452,7 @@ def _share(
     try:
         content = read_bytes(run.folder.samples_file(task.spec.task), ResultError)
         result = _take_over(run.folder, task, earlier, reference, settings, drafts)
-    except ResultError:  # another version, a damaged file: nothing rests on them
+    except (ResultError, MetricError):  # another task's, damaged: nothing rests on them
         return None
     return result.model_copy(update={"environment": measured}), content
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from unlearnbench.errors import ModelOutputError
-from unlearnbench.models.batches import Tokens
+from unlearnbench.errors import ModelOutputError, one_line
+from unlearnbench.models.batches import Tokens, is_out_of_memory
 from unlearnbench.requests import Scored
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ def why_none(network: Any, condition: Condition) -> str | None:
         if not weight.is_floating_point() or type(weight) is not torch.nn.Parameter:
             stored = "codes" if type(weight) is torch.nn.Parameter else type(weight).__name__
             return f"weights are stored as {stored} ({weight.dtype})"
+    if any(hasattr(module, "cache_rounding") for module in network.modules()):
+        return "keys and values are rounded"
     total = condition.proof.total_weights if condition.proof else 0
     known = sum(weight.numel() for weight in weights)
     return f"only {known:,} of {total:,} weights are plain numbers" if known < total else None
@@ -74,7 +76,8 @@ def gradient_norm(
     """Mean over the parameters of their gradients' 2-norm; the loss is over ``ids[start:]``.
 
     Raises:
-        ModelOutputError: it is not finite, or the gradient reaches less than half of the matrices.
+        ModelOutputError: it is not finite, there is none, or it reaches less than half of the
+            matrices.
     """
     weights = list(network.parameters())
     frozen = [weight for weight in weights if not weight.requires_grad]
@@ -88,6 +91,13 @@ def gradient_norm(
             targets = rows[0, start:].to(logits.device)
             loss = torch.nn.functional.cross_entropy(logits[start - 1 : -1].float(), targets)
             found: Sequence[Any] = torch.autograd.grad(loss, weights, allow_unused=True)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelOutputError(
+            f"{where}: the loss has no gradient by the weights ({one_line(error, 120)}); leave "
+            "--gradnorm out at this condition"
+        ) from None
     finally:
         for weight in frozen:
             weight.requires_grad_(False)
