@@ -177,14 +177,14 @@ def test_another_measurement_is_not_shared(
         if change == "drawn":
             task["drawn"] = {"seed": 0, "of": 9}
         elif change == "version":
-            content["environment"]["source_sha256"] = "f" * 64
+            task["environment"]["source_sha256"] = "f" * 64
         else:  # whose hash is right
             file = folder / "samples" / "toy_verbmem.jsonl"
             file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[1:]))
             task["records_sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
         (folder / "run.json").write_text(json.dumps(content))
     else:
-        more = {"limit": {"limit": 1}, "seed": {"seed": 1}, "dtype": {"dtype": "bf16"}}[change]
+        more = {change: {"limit": 1, "seed": 1, "dtype": "bf16"}[change]}
     given.clear()
     options = toy.options | {"reference": folder, "output": tmp_path / "again"} | more
     (result,) = evaluate(tiny, "toy_verbmem", **options)
