@@ -181,9 +181,8 @@ class Run:
         if (reference := evaluation.reference) is not None:
             self._references = find_references(evaluation.tasks, reference, checkpoint, config)
         self._folder = RunFolder(run_path(evaluation.options.output, checkpoint, condition.name))
-        self._todo: dict[str, Journal] = {}
+        self._todo, self._harness_todo = dict[str, Journal](), list[str]()
         self._shared: dict[str, bytes] = {}  # records of the reference, which are these too
-        self._harness_todo: list[str] = []
         self.result: RunResult | None = None
         """The run as it stands; None before its first task is finished."""
 
