@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.conditions import find_condition
 from unlearnbench.errors import NotInForceError, PrecisionError
 from unlearnbench.models import cached, packable
+from unlearnbench.models.gradients import why_none
 from unlearnbench.models.vllm import require_vllm
-from unlearnbench.requests import Generate, Generated
+from unlearnbench.requests import Generate, Generated, Score
 
 
 def by_numpy(states: torch.Tensor, bits: int) -> torch.Tensor:
@@ -136,7 +138,9 @@ def test_the_record_says_what_was_seen(tiny: Path) -> None:
     assert 0.02 < figures["cache_error"] < 0.2
 
 
-@pytest.mark.parametrize(("width", "group"), [(8, 8), (64, 64), (80, 16), (96, 32), (128, 64)])
+@pytest.mark.parametrize(
+    ("width", "group"), [(8, 8), (64, 64), (80, 40), (96, 48), (128, 64), (66, 33), (130, 26)]
+)
 def test_groups_fill_a_heads_vector(width: int, group: int) -> None:
     assert cached.group_of(width) == group
 
@@ -175,6 +179,65 @@ def test_a_model_without_attention_is_refused(
         load(open_checkpoint(str(tmp_path), LoadOptions()), "kv-int8")
 
 
+def test_heads_that_part_into_small_groups_are_refused(make_checkpoint: MakeCheckpoint) -> None:
+    """Of a group of two numbers rounding keeps both."""
+    odd = make_checkpoint("cache-134", head_dim=134)
+    with pytest.raises(PrecisionError, match="heads of 134 numbers .* groups of 2 alone"):
+        load(open_checkpoint(str(odd), LoadOptions()), "kv-int4")
+
+
+@pytest.mark.parametrize("window", [16, 48])
+def test_layers_with_a_window_meet_it(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, window: int
+) -> None:
+    """They hold their last tokens alone, fewer than the proof runs and fewer than a text has."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    from tests.conftest import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=window,
+        initializer_range=0.2,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = load(open_checkpoint(str(tmp_path), LoadOptions()), "kv-int4")
+    own: Any = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    text = CORPUS[0][:300]
+    (found,) = model.score([Score("a", text)])
+    assert len(found.logprobs) > window
+    due = token_by_token(own, model.tokens.encode(text), 4)
+    assert np.abs(found.logprobs - due).max() < 0.02
+    ids = model.tokens.encode(TEXTS[0])
+    out = own.generate(
+        input_ids=torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        past_key_values=Reference(),
+        max_new_tokens=8,
+        do_sample=False,
+    )
+    request = Generate("a", TEXTS[0], 8)
+    (answer,) = model.generate([request])
+    assert answer.text == model.tokens.answer(request, out[0, len(ids) :].tolist()).text
+
+
+def test_it_has_no_gradient(tiny: Path) -> None:
+    model = load(open_checkpoint(str(tiny), LoadOptions()), "kv-int4")
+    assert why_none(model.network, model.condition) == "attention meets rounded keys and values"
+    chain = model.condition.model_copy(update={"kind": "pruned-cached"})
+    assert why_none(model.network, chain) == "attention meets rounded keys and values"
+
+
 def test_it_stands_behind_a_change_and_not_behind_a_search(tiny: Path) -> None:
     source = open_checkpoint(str(tiny), LoadOptions())
     chain = load(source, "prune-magnitude-50+kv-int4")
@@ -190,7 +253,10 @@ def test_it_stands_behind_a_change_and_not_behind_a_search(tiny: Path) -> None:
 def test_vllm_which_would_leave_it_out_is_refused(
     tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: object())
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: find("json" if name == "vllm" else name)
+    )
     kernels = {"kv-int8": find_condition("kv-int8").kernels}
     with pytest.raises(PrecisionError, match="kv-int8 has no plain weights that compute the same"):
         require_vllm(open_checkpoint(str(tiny), LoadOptions()), kernels, "auto")

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -159,6 +161,53 @@ def test_a_file_whose_positions_turn_alike_is_taken(
     shutil.copytree(plain, model)
     configured(model, rope_parameters=own)
     assert met(model, write_gguf(model, tmp_path / "a.gguf")).condition.proof is not None
+
+
+def write_head(path: Path, said: dict[str, Any], table: Any = None) -> Path:
+    """A file of one small tensor, and a table of factors."""
+    writer = gguf.GGUFWriter(str(path), "llama")
+    for key, value in said.items():
+        add = writer.add_string if isinstance(value, str) else writer.add_float32
+        add(f"llama.rope.{key}", value)
+    writer.add_tensor("output_norm.weight", np.ones(32, np.float32))
+    if table is not None:
+        writer.add_tensor("rope_freqs.weight", np.array(table, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("own", "there", "table", "said"),
+    [
+        ({}, {"scaling.factor": 4.0}, None, "rope.scaling.type linear, and .* default"),
+        ({}, {"scale_linear": 4.0}, None, "rope.scaling.type linear, and .* default"),
+        (YARN, {"scaling.type": "yarn"}, None, "rope.scaling.factor 1, and .* factor 4"),
+        (LINEAR, {"scaling.type": "linear"}, None, "rope.scaling.type none"),
+        (LINEAR, {"scaling.factor": float("nan")}, None, "rope.scaling.factor nan"),
+        ({}, {}, [[1.0, 1.0], [1.0, 2.0]], "number 3 is 2, and .* 4, of which it is 1"),
+        ({}, {}, [float("nan")], "number 0 is nan"),
+        ({}, {}, [], "0 factors in rope_freqs.weight"),
+        (LLAMA3, {}, [], "0 factors in rope_freqs.weight, and the model's config 8"),
+        (LLAMA3 | {"high_freq_factor": 1.0}, {}, [1.0], "does not say how llama3 scales positions"),
+    ],
+)
+def test_what_llama_cpp_takes_where_a_file_says_little(
+    tmp_path: Path, own: dict[str, Any], there: dict[str, Any], table: Any, said: str
+) -> None:
+    """A factor without a type is linear there; and tables of odd shapes end in a line."""
+    path = write_head(tmp_path / "a.gguf", there, table)
+    config = {"head_dim": 16, "rope_parameters": own or {"rope_theta": 10000.0}}
+    with pytest.raises(CheckpointError, match=said):
+        require_rope(open_gguf(path, "a.gguf"), config)
+
+
+@pytest.mark.parametrize("there", [{}, {"scaling.factor": 1.0}, {"scaling.type": "none"}])
+def test_positions_that_are_not_scaled_are_taken(tmp_path: Path, there: dict[str, Any]) -> None:
+    path = write_head(tmp_path / "a.gguf", there, [1.0] * 8)
+    require_rope(open_gguf(path, "a.gguf"), {"head_dim": 16})
 
 
 # ---- what a folder's config says

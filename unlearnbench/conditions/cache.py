@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _TOKENS = 24  # that the proof runs
 _BESIDE = 0.05  # of a step
+_LEAST_GROUP = 8  # of two numbers the smallest and the largest are both
 
 
 def _spec(bits: int) -> ConditionSpec:
@@ -44,7 +45,9 @@ CONDITIONS = (_spec(8), _spec(4))
 
 
 def settle(spec: ConditionSpec, source: Source, materials: Materials) -> Mapping[str, Option]:
-    """How many numbers of a head share constants. Raises PrecisionError where no head is known."""
+    """How many numbers of a head share constants. Raises PrecisionError where no head is known, or
+    so few share them that nothing would be rounded.
+    """
     from unlearnbench.models.cached import group_of
 
     config: Any = source.config.get_text_config()
@@ -52,7 +55,12 @@ def settle(spec: ConditionSpec, source: Source, materials: Materials) -> Mapping
     width = getattr(config, "head_dim", None) or (hidden // heads if heads and hidden else 0)
     if not width:
         raise PrecisionError(f"{spec.name}: {source.files.path} has no attention heads to cache")
-    return {"cache_group": group_of(width)}
+    if (group := group_of(width)) < _LEAST_GROUP:
+        raise PrecisionError(
+            f"{spec.name}: heads of {width} numbers in {source.files.path} part into groups of "
+            f"{group} alone, of which constants keep nearly all"
+        )
+    return {"cache_group": group}
 
 
 def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
@@ -107,7 +115,10 @@ def _prove(spec: ConditionSpec, model: Any, rounding: Any) -> dict[str, float]:
         off += float((made.double() - given.double()).square().sum())
         whole += float(given.double().square().sum())
         is_rounded = made.dtype != torch.float32 or _on_levels(parts, rounding.bits)
-        if not is_rounded or not torch.equal(held, made) or torch.equal(given, made):
+        # A layer with a window holds the last ones alone.
+        last = made[..., made.shape[-2] - held.shape[-2] :, :]
+        is_held = held.numel() > 0 and torch.equal(held, last)
+        if not is_rounded or not is_held or torch.equal(given, made):
             raise NotInForceError(f"{spec.name}: a layer's cache does not hold what was rounded")
     if codes > 2**rounding.bits or torch.equal(logits, plain) or not torch.equal(logits, again):
         raise NotInForceError(

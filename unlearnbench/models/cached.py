@@ -9,7 +9,6 @@ scored, meets what token by token would.
 
 from __future__ import annotations
 
-import math
 from typing import Any, TypeAlias
 
 import torch
@@ -21,8 +20,8 @@ _GROUP = 64  # transformers' q_group_size
 
 
 def group_of(width: int) -> int:
-    """Numbers of a head's vector of so many that share constants."""
-    return width if width <= _GROUP else math.gcd(width, _GROUP)
+    """Numbers of a head's vector of so many that share constants: its largest part up to 64."""
+    return next(size for size in range(min(width, _GROUP), 0, -1) if width % size == 0)
 
 
 class Rounding:

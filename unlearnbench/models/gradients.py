@@ -29,6 +29,8 @@ _LEAST = 0.5
 
 def why_none(network: Any, condition: Condition) -> str | None:
     """Why a condition's weights have no gradient; None where they have one."""
+    if condition.kind.endswith("cached"):
+        return "attention meets rounded keys and values"
     weights = list(network.parameters())
     for weight in weights:
         if not weight.is_floating_point() or type(weight) is not torch.nn.Parameter:

@@ -24,7 +24,6 @@ _TYPES = {
     "llama3": ("none",),
     "longrope": ("none", "longrope"),
 }
-_NUMBERS = {"factor": "factor", "original_context_length": "original_max_position_embeddings"}
 
 
 def require_rope(file: GgufFile, config: Mapping[str, Any]) -> None:
@@ -35,24 +34,51 @@ def require_rope(file: GgufFile, config: Mapping[str, Any]) -> None:
     if kind not in _TYPES:
         log.warning("%s: how it scales positions is not compared (%s)", file.path, kind)
         return
-    said = str(file.said.get(f"{file.architecture}.rope.scaling.type", "none"))
-    if said == "linear" and file.number("rope.scaling.factor") in (0.0, 1.0):
-        said = "none"
+    said, factor = _scaled(file)
     if said not in _TYPES[kind]:
         raise _otherwise(file, f"rope.scaling.type {one_line(said, 40)}", f"rope_type {kind}")
-    for key, ours in _NUMBERS.items() if said != "none" else ():
-        there, here = file.number(f"rope.scaling.{key}"), own.get(ours)
-        if there is None or not isinstance(here, (int, float)):
+    context = file.number("rope.scaling.original_context_length")
+    for key, there, ours in (
+        ("factor", file.number("rope.scaling.factor") if said == "longrope" else factor, "factor"),
+        ("original_context_length", context, "original_max_position_embeddings"),
+    ):
+        here = own.get(ours)
+        if said == "none" or there is None or not isinstance(here, (int, float)):
             continue
-        if abs(there - here) > _CLOSE * abs(here):
+        if _differ(there, here):
             raise _otherwise(file, f"rope.scaling.{key} {there:g}", f"{ours} {here:g}")
-    if kind == "longrope":
-        _require_table(file, "rope_factors_long.weight", own["long_factor"])
-        _require_table(file, "rope_factors_short.weight", own["short_factor"])
-    elif kind == "llama3":
-        _require_table(file, "rope_freqs.weight", llama3_table(own, _width(config)))
-    elif "rope_freqs.weight" in file.tensors:
-        _require_table(file, "rope_freqs.weight", None)
+    for name, due in _tables_due(kind, own, config).items():
+        _require_table(file, name, due)
+
+
+def _scaled(file: GgufFile) -> tuple[str, float]:
+    """How and by how much, with llama.cpp's defaults: a factor without a type is linear, and
+    without a factor nothing is scaled.
+    """
+    said = str(file.said.get(f"{file.architecture}.rope.scaling.type", "linear"))
+    factor = file.number("rope.scaling.factor")
+    factor = file.number("rope.scale_linear") if factor is None else factor
+    factor = factor or 1.0
+    return ("none" if said == "linear" and factor == 1 else said), factor
+
+
+def _tables_due(
+    kind: str, own: Mapping[str, Any], config: Mapping[str, Any]
+) -> Mapping[str, Sequence[float] | None]:
+    """The factors of a file's tables; None: all are 1, or there is none."""
+    try:
+        if kind == "longrope":
+            return {
+                f"rope_factors_{length}.weight": [float(x) for x in own[f"{length}_factor"]]
+                for length in ("long", "short")
+            }
+        if kind == "llama3":
+            return {"rope_freqs.weight": llama3_table(own, _width(config))}
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"the model's config does not say how {kind} scales positions ({one_line(error, 60)})"
+        ) from None
+    return {"rope_freqs.weight": None}
 
 
 def llama3_table(own: Mapping[str, Any], width: int) -> list[float]:
@@ -72,18 +98,21 @@ def _width(config: Mapping[str, Any]) -> int:
 
 
 def _require_table(file: GgufFile, name: str, due: Sequence[float] | None) -> None:
-    """Hold a table of factors against those that are due; None: all are 1."""
+    """Hold a table of factors against those that are due; see ``_tables_due``."""
     if name not in file.tensors:
+        if due is None:
+            return
         raise _otherwise(file, f"no {name}", "positions that turn by its factors")
     values = _table(file, name)
     wanted = [1.0] * len(values) if due is None else list(due)
     odd = [n for n, pair in enumerate(zip(values, wanted, strict=False)) if _differ(*pair)]
-    if odd or len(values) != len(wanted):
-        at = odd[0] if odd else 0
+    if not values or len(values) != len(wanted):
+        raise _otherwise(file, f"{len(values)} factors in {name}", f"{len(wanted) or 'none'}")
+    if odd:
         raise _otherwise(
             file,
-            f"{len(values)} factors in {name}, of which number {at} is {values[at]:g}",
-            f"{len(wanted)}, of which it is {wanted[at]:g}",
+            f"{len(values)} factors in {name}, of which number {odd[0]} is {values[odd[0]]:g}",
+            f"{len(wanted)}, of which it is {wanted[odd[0]]:g}",
         )
 
 
@@ -101,7 +130,8 @@ def _table(file: GgufFile, name: str) -> list[float]:
             raise damaged(part, error) from None
         for tensor in tensors:
             if tensor.name == name:
-                return [float(x) for x in gguf.quants.dequantize(tensor.data, tensor.tensor_type)]
+                found = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+                return [float(x) for x in found.reshape(-1)]
     return []
 
 
