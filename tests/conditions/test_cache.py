@@ -187,9 +187,7 @@ def test_heads_that_part_into_small_groups_are_refused(make_checkpoint: MakeChec
 
 
 @pytest.mark.parametrize("window", [16, 48])
-def test_layers_with_a_window_meet_it(
-    make_checkpoint: MakeCheckpoint, tmp_path: Path, window: int
-) -> None:
+def test_layers_with_a_window_meet_it(tmp_path: Path, window: int) -> None:
     """They hold their last tokens alone, fewer than the proof runs and fewer than a text has."""
     from transformers import MistralConfig, MistralForCausalLM
 
