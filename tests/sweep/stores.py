@@ -63,13 +63,25 @@ def served(port: int = 0) -> Iterator[Served]:
         server.server_close()
 
 
-def make_bucket(endpoint: str) -> None:
+@contextlib.contextmanager
+def _client(endpoint: str) -> Iterator[Any]:
     import boto3
 
     keys = {"aws_access_key_id": "tests", "aws_secret_access_key": "tests"}
     client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys)
-    client.create_bucket(Bucket=BUCKET)
+    yield client
     client.close()
+
+
+def make_bucket(endpoint: str) -> None:
+    with _client(endpoint) as client:
+        client.create_bucket(Bucket=BUCKET)
+
+
+def put_object(endpoint: str, key: str) -> None:
+    """An object under any name, also one that our own client refuses to give it."""
+    with _client(endpoint) as client:
+        client.put_object(Bucket=BUCKET, Key=key, Body=b"1")
 
 
 def everything(url: str) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from subprocess import PIPE
@@ -141,6 +142,67 @@ def test_a_sweep_in_a_store_is_as_by_hand_and_goes_on(
     store.remove([name for name in found if name.startswith("runs/target/")])
     assert sweep(plan).kept == 2, "what was removed, and what follows from it, is done again"
     assert records(everything(plan.home.where)) == by_hand
+
+
+def evaluated(order: Mapping[str, Any], output: Path) -> dict[str, Any]:
+    """Instead of an evaluation: what is there stays, and a record says what else was there."""
+    made, seen = [], sorted(path.as_posix() for path in output.glob("runs/*/*/*/run.json"))
+    for condition in order["conditions"]:
+        folder = output / "runs" / order["name"] / "m" / condition
+        if not (folder / "run.json").exists():
+            (folder / "samples").mkdir(parents=True, exist_ok=True)
+            (folder / "samples/a.jsonl").write_text(json.dumps(seen), encoding="utf-8")
+            (folder / "run.json").write_text("{}", encoding="utf-8")
+        made.append(f"runs/{order['name']}/m/{condition}/run.json")
+    return {"made": made}
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_results_in_their_place_are_gone_on_with(
+    tiny_models: Path, s3: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store refuses to copy an object to itself."""
+    monkeypatch.setitem(kinds, "evaluate", evaluated)
+    listed = [{"name": "retrained", "path": str(tiny_models / "retrained")}]
+    listed += [{"name": "target", "path": str(tiny_models / "target")}]
+    listed += [{"name": "partial", "path": str(tiny_models / "ga")}]
+    url, two = s3.url(), ["none", "rtn-int4"]
+    given: dict[str, Any] = {"checkpoints": listed, "board": {"title": "x"}}
+
+    def go_on(conditions: list[str]) -> Tally:
+        plan = plan_of(store_file(tiny_models, url, tmp_path, conditions=conditions, **given))
+        jobs = tuple(job for job in plan.jobs if job.order["kind"] == "evaluate")
+        return sweep(replace(plan, jobs=jobs))
+
+    for conditions, kept in ((two[:1], 0), (two, 0), (two, 3)):
+        tally = go_on(conditions)
+        assert (tally.done, tally.kept, tally.undone) == (3, kept, {})
+    found = everything(url)
+    seen = {name: json.loads(found[name]) for name in records(found)}
+    full = [f"runs/{name}/m/none/run.json" for name in ("retrained", "target")]
+    own = "runs/partial/m/none/run.json"
+    assert seen["runs/partial/m/none/samples/a.jsonl"] == full
+    assert seen["runs/partial/m/rtn-int4/samples/a.jsonl"] == [own, *full]
+    store = Store(url)
+    store.remove([own, *(name for name in found if "/events/" in name)])
+    tally = go_on(two)
+    assert (tally.kept, tally.undone) == (0, {})
+    assert store.head(own) is not None, "what was removed is made again"
+
+
+def test_a_claim_that_names_other_places_is_refused(plan: Plan) -> None:
+    told = {"epoch": 1, "attempt": 1, "state": "done", "by": {}, "report": {}, "removed": []}
+    store = Store(plan.home.where)
+    with opened(plan, {}):
+        for changes in ({"files": {"sweep/leader.json": "runs/x"}}, {"files": {}, "removed": [1]}):
+            store.write("sweep/jobs/a/claim.json", json.dumps({**told, **changes}).encode())
+            with pytest.raises(StoreError, match=r"a/claim\.json: .* leads elsewhere; refused"):
+                plan.home.publish("a")
+        for damaged in ({**told, "by": 1}, {**told, "files": []}, {**told, "epoch": "1"}):
+            store.write("sweep/jobs/a/claim.json", json.dumps(damaged).encode())
+            with pytest.raises(StoreError, match=r"a/claim\.json is damaged; remove it"):
+                plan.home.worker("a")
 
 
 def order_of(plan: Plan, record: Record, at: int, attempt: int = 1) -> str:
@@ -293,7 +355,7 @@ def test_an_upload_counts_as_a_whole(
     weights, state = tmp_path / "models/a/weights", tmp_path / "models/a/trainer_state.json"
     weights.write_bytes(b"1")
     store = Store(s3.url())
-    uploads = Uploads(store, "try", [Path("models/a")], steady=True)
+    uploads = Uploads(store, "sweep/jobs/a/1-1", [Path("models/a")], steady=True)
     whole = uploads.take()
     assert whole.keys() == {"models/a/weights"}
     real = store.write
@@ -310,12 +372,13 @@ def test_an_upload_counts_as_a_whole(
     other = tmp_path / "other"
     other.mkdir()
     monkeypatch.chdir(other)
-    found = json.loads((store.read("try/state.json") or (b"", {}))[0])
-    Uploads(store, "next", [Path("models/a")], steady=True).fetch(found)
+    found = json.loads((store.read("sweep/jobs/a/1-1/state.json") or (b"", {}))[0])
+    Uploads(store, "sweep/jobs/a/1-2", [Path("models/a")], steady=True).fetch(found)
     assert (other / "models/a/weights").read_bytes() == b"22"
-    assert len(store.names("try/")) == 3, "what was replaced is gone"
-    with pytest.raises(StoreError, match=r"\.\./x leads elsewhere; refused"):
-        uploads.fetch({"../x": "try/state.json"})
+    assert len(store.names("sweep/jobs/a/1-1/")) == 3, "what was replaced is gone"
+    for name in ("models/../../x", "/models/x", "torch.py", "sweep/leader.json", "models/\0", ""):
+        with pytest.raises(StoreError, match="leads elsewhere; refused"):
+            uploads.fetch({name: "models/a/weights"})
 
 
 KILLED = """

@@ -28,6 +28,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"resources": {"cpu": 1}}, r":14: unknown key 'resources.cpu'"),
     ({"checkpoints": [{"path": "a", "nam": "b"}]}, r":4: unknown key 'checkpoints.0.nam'"),
     ({"tasks": None}, "key 'tasks' is missing"),
+    ({"tasks": None, "taskz": ["a"]}, ":10: unknown key 'taskz', and 'tasks' is missing"),
     ({"checkpoints": []}, ":2: checkpoints"),
     ({"checkpoints": [{"name": "a"}]}, "give a path, or a method"),
     (

@@ -4,7 +4,7 @@ import contextlib
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,7 +13,7 @@ import pytest
 
 from tests.cli.test_main import call
 from tests.sweep.files import sweep_file
-from tests.sweep.stores import Served
+from tests.sweep.stores import Served, put_object
 from unlearnbench.errors import OptionError, OutputError, StoreError
 from unlearnbench.sweep import store as stores
 from unlearnbench.sweep.home import StoreHome
@@ -186,10 +186,42 @@ def test_without_credentials_it_says_where_to_put_them(
         Store(s3.url(), 0.5).names("")
 
 
+@pytest.mark.parametrize("status", [400, 404, 405, 409, 412, 501])
+def test_whatever_a_store_answers_is_said(
+    status: int, s3: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with answering(status, "") as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        store = Store("s3://bucket/prefix", 0.1)
+        asked: list[Callable[[], object]] = [
+            lambda: store.write("a", b""),
+            lambda: store.remove(["a"]),
+        ]
+        asked += [lambda: require_conditions(store), lambda: store.copy("a", "b")]
+        for each in asked:
+            with pytest.raises(StoreError):
+                each()
+
+
+def test_what_a_store_holds_is_not_trusted(
+    s3: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(s3.url())
+    store.write("large", b"123")
+    monkeypatch.setattr(stores, "_READ", 2)
+    with pytest.raises(StoreError, match="large is larger than any of its kind; remove it"):
+        store.read("large")
+    with pytest.raises(StoreError, match="an object whose name cannot be used"):
+        store.fetch("../up", tmp_path / "up")
+    put_object(s3.endpoint, f"{store.url.split('/', 3)[3]}/runs/../../up")
+    with pytest.raises(StoreError, match="an object whose name cannot be used .*; remove it"):
+        store.names("")
+
+
 def test_a_store_that_ignores_conditions_is_refused(
     s3: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with answering(200, "") as endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-        with pytest.raises(StoreError, match="ignores If-None-Match and If-Match"):
+        with pytest.raises(StoreError, match="does not honour If-None-Match"):
             require_conditions(Store("s3://bucket/prefix", 0.5))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearnbench.errors import OptionError, StoreError
+from unlearnbench.results import FULL
 from unlearnbench.sweep.claim import JobClaim, Uploads, products
 from unlearnbench.sweep.scratch import own_folder
 from unlearnbench.sweep.store import Store, require_address
@@ -48,11 +49,8 @@ def perform_away(order: Mapping[str, Any], do: Do) -> dict[str, Any]:
         return kept
     with _in_own_folder():
         uploads = Uploads(store, claim.folder, _made_by(order), order["kind"] == "train")
-        theirs: dict[str, str] = {}
-        for prefix in _read_by(order):
-            theirs |= products(store, prefix)
         own = _begun(order, store) | claim.earlier()
-        uploads.fetch({**theirs, **own})
+        uploads.fetch({**_read_by(order, store), **own})
 
         def beside() -> None:
             path = Path(claim.home) / "log.txt"
@@ -109,16 +107,19 @@ def _made_by(order: Mapping[str, Any]) -> list[Path]:
     }[order["kind"]]
 
 
-def _read_by(order: Mapping[str, Any]) -> Iterator[str]:
-    """Below which results of other jobs this one reads."""
-    store = f"{order['around']['store']}/"
-    if str(order.get("model", "")).startswith(store):
-        yield f"{order['model'].removeprefix(store)}/"
+def _read_by(order: Mapping[str, Any], store: Store) -> dict[str, str]:
+    """Results of other jobs that this one reads."""
     if order["kind"] in ("compare", "board"):
-        for name in (order["target"], order["retrained"], *order["entries"]):
-            yield f"runs/{name}/"
-    elif order.get("reference") is not None:
-        yield f"runs/{order['reference']}/"
+        names = {order["target"], order["retrained"], *order["entries"]}
+    else:
+        names = {order.get("reference"), *order.get("drafts_from", ())} - {None}
+    found: dict[str, str] = {}
+    for name in names:
+        found |= products(store, f"runs/{name}/")
+    if order["kind"] == "evaluate":
+        found = {each: key for each, key in found.items() if each.split("/")[3:4] == [FULL]}
+    model = str(order.get("model", "")).removeprefix(f"{store.url}/")
+    return found | (products(store, f"{model}/") if model != order.get("model", "") else {})
 
 
 def _begun(order: Mapping[str, Any], store: Store) -> dict[str, str]:
@@ -129,5 +130,5 @@ def _begun(order: Mapping[str, Any], store: Store) -> dict[str, str]:
         below = products(store, f"{name}/")
         if order["kind"] == "train" and below:  # it is known by its record
             below = {each: key for each, key in below.items() if each.endswith(".json")}
-        found |= below or ({name: name} if store.read(name) is not None else {})
+        found |= below or ({name: name} if store.head(name) is not None else {})
     return found

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from unlearnbench.errors import InUseError, StoreError, one_line
-from unlearnbench.sweep.home import is_product
 from unlearnbench.sweep.lease import here, who, whole
 from unlearnbench.sweep.store import Store, Tag, TakenError, at_once
 from unlearnbench.util.files import LOCK_FILES
@@ -26,15 +25,55 @@ from unlearnbench.util.files import LOCK_FILES
 UPLOAD_EVERY = 20.0
 """Seconds between two uploads of what a job has done so far, or ten times what one takes."""
 _READ_WHOLE = 2**24
+_PLACES = ("runs/", "models/", "board/", "recovery.json", "sweep/jobs/")
 log = logging.getLogger("unlearnbench")
+
+
+def read_claim(store: Store, job: str) -> tuple[dict[str, Any], Tag | None]:
+    """A job's claim and its version; none where nobody has had the job.
+
+    Raises:
+        StoreError: it is damaged, or names files where no result is.
+    """
+    found = store.read(name := f"sweep/jobs/{job}/claim.json")
+    if found is None:
+        return {}, None
+    where = f"{store.url}/{name}"
+    told = whole(found[0], where, epoch=int, attempt=int, state=str, by=dict)
+    if told["state"] == "done":
+        told = whole(found[0], where, files=dict, removed=list, report=dict)
+        for each in (*told["files"], *told["files"].values(), *told["removed"]):
+            require_place(where, each)
+    return told, found[1]
+
+
+def require_place(where: str, name: object) -> None:
+    """Refuse what is no name of something that a job makes: what a store holds is not trusted.
+
+    Raises:
+        StoreError: it leads out of the folder, or to a place of something else.
+    """
+    told = name if isinstance(name, str) and "\0" not in name else ""
+    if not told.startswith(_PLACES) or {"", ".", ".."} & set(told.split("/")):
+        raise StoreError(f"{where}: {one_line(name, 200)} leads elsewhere; refused")
+
+
+def is_product(name: str) -> bool:
+    """Whether a file that a job has made is more than a way to it."""
+    return not is_journal(name) and name.split("/")[2:3] != [".training"]
+
+
+def is_journal(name: str) -> bool:
+    """Whether it is below ``runs/NAME/MODEL/CONDITION/partial``."""
+    return name.split("/")[4:5] == ["partial"]
 
 
 class JobClaim:
     """One try's right to a job."""
 
     def __init__(self, store: Store, order: Mapping[str, Any]) -> None:
-        self._store, self._around = store, order["around"]
-        self.home = f"sweep/jobs/{order['id']}"
+        self._store, self._around, self._job = store, order["around"], order["id"]
+        self.home = f"sweep/jobs/{self._job}"
         self._rank = (int(self._around["epoch"]), int(order["attempt"]))
         self._facts = {
             "epoch": self._rank[0],
@@ -53,7 +92,7 @@ class JobClaim:
             InUseError: a newer try has it.
         """
         while True:
-            found, seen = self._read()
+            found, seen = read_claim(self._store, self._job)
             if (found.get("epoch", 0), found.get("attempt", 0)) >= self._rank:
                 raise self._in_use(found)
             told: dict[str, Any] = {**self._facts, "state": "running"}
@@ -66,17 +105,12 @@ class JobClaim:
                 continue
             return dict(found["report"]) if kept else None
 
-    def _read(self) -> tuple[dict[str, Any], Tag | None]:
-        found = self._store.read(name := f"{self.home}/claim.json")
-        if found is None:
-            return {}, None
-        return whole(found[0], f"{self._store.url}/{name}"), found[1]
-
     def _is_kept(self, found: Mapping[str, Any]) -> bool:
         if found.get("state") != "done" or found.get("key") != self._facts["key"]:
             return False
         there = self._store.names(f"{self.home}/")
-        return all(key in there for key in found["files"].values() if key.startswith(self.home))
+        others = set(found["files"].values()) - there.keys()  # in their place already
+        return None not in at_once(self._store.head, others)
 
     def _in_use(self, found: Mapping[str, Any]) -> InUseError:
         by = who(found.get("by", {}))
@@ -98,7 +132,7 @@ class JobClaim:
             content = _json({**told, "removed": list(removed)})
             self._tag = self._store.replace(f"{self.home}/claim.json", content, self._tag)
         except TakenError:
-            raise self._in_use(self._read()[0]) from None
+            raise self._in_use(read_claim(self._store, self._job)[0]) from None
 
     def earlier(self) -> dict[str, str]:
         """What the last try before this one had uploaded."""
@@ -134,10 +168,8 @@ class Uploads:
         """
 
         def one(name: str) -> None:
-            if name.startswith("/") or ".." in name.split("/"):
-                raise StoreError(
-                    f"{self._store.url}: {one_line(name, 200)} leads elsewhere; refused"
-                )
+            for each in (name, files[name]):
+                require_place(self._store.url, each)
             self._store.fetch(files[name], Path(name))
             self._known[name] = (_stat(Path(name)), files[name])
 
@@ -150,7 +182,7 @@ class Uploads:
         with self._lock:
             before = self._stats()
             # A journal goes when its task is in run.json, whose records are there before it is.
-            picks = (_is_partial, _is_result, _is_other)
+            picks = (is_journal, _is_result, _is_other)
             found: dict[str, str] = {}
             for pick in picks:
                 found |= dict(filter(None, at_once(self._put, filter(pick, self._stats()))))
@@ -229,12 +261,8 @@ def _stat(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _is_partial(name: str) -> bool:
-    return "/partial/" in name
-
-
 def _is_other(name: str) -> bool:
-    return not (_is_partial(name) or _is_result(name))
+    return not (is_journal(name) or _is_result(name))
 
 
 def _is_result(name: str) -> bool:

@@ -101,4 +101,4 @@ def _who(home: Home, id: str, event: Mapping[str, Any]) -> str:
     since, found = f" for {duration(max(0.0, time.time() - event['t']))}", home.worker(id)
     if not found:
         return since
-    return f"{since} on {one_line(found['host'], 60)}, process {one_line(found.get('pid'), 12)}"
+    return f"{since} on {one_line(found.get('host'), 60)}, process {one_line(found.get('pid'), 12)}"

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from unlearnbench.errors import ResultError, StoreError
 from unlearnbench.runs.folder import require_writable
 from unlearnbench.sweep import store as stores
+from unlearnbench.sweep.claim import is_product, read_claim
 from unlearnbench.sweep.lease import EVENTS, KEY, SILENCE, Lease, has_ended, whole
 from unlearnbench.sweep.store import (
     Store,
@@ -202,15 +203,16 @@ class StoreHome:
         return _Segments(self.write, self.lease.epoch)
 
     def publish(self, job: str) -> None:
-        claim = self._claim(job)
+        claim, _ = read_claim(self.store, job)
         if claim.get("state") != "done":
             raise StoreError(f"{self.where}: {job} ended, and its last try is not in the store")
         self.lease.check()
         files = dict(claim["files"])
-        results = [name for name in files if name.endswith("run.json")]
+        new = [name for name in files if is_product(name) and files[name] != name]
+        results = [name for name in new if name.endswith("run.json")]
         # A result last: what it names is there then.
-        for part in ([name for name in files if name not in results], results):
-            at_once(lambda name: self.store.copy(files[name], name), filter(is_product, part))
+        for part in ([name for name in new if name not in results], results):
+            at_once(lambda name: self.store.copy(files[name], name), part)
         self.store.remove(claim["removed"])
 
     def settle(self, job: str) -> None:
@@ -223,16 +225,7 @@ class StoreHome:
         return {name: str(meta["e_tag"]) for name, meta in found if meta is not None}
 
     def worker(self, job: str) -> Mapping[str, Any]:
-        return dict(self._claim(job).get("by", {}))
-
-    def _claim(self, job: str) -> dict[str, Any]:
-        found = self.store.read(f"sweep/jobs/{job}/claim.json")
-        return whole(found[0], f"{self.where}/sweep/jobs/{job}/claim.json") if found else {}
-
-
-def is_product(name: str) -> bool:
-    """Whether a file that a job has made is more than a way to it."""
-    return not any(part in (".training", "partial") for part in name.split("/"))
+        return dict(read_claim(self.store, job)[0].get("by", {}))
 
 
 class _Segments:

@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from unlearnbench.errors import InUseError, StoreError, UnlearnbenchError, one_line
+from unlearnbench.sweep import store as stores
 from unlearnbench.sweep.store import Store, Tag, TakenError
 
 KEY = "sweep/leader.json"
@@ -33,11 +34,13 @@ SILENCE = 45.0
 log = logging.getLogger("unlearnbench")
 
 
-def whole(content: bytes, where: str) -> dict[str, Any]:
-    """A JSON object that this package wrote. Raises StoreError where it is none."""
+def whole(content: bytes, where: str, **kinds: type) -> dict[str, Any]:
+    """A JSON object that this package wrote, which has these kinds of values. Raises StoreError
+    where it is none.
+    """
     try:
         found = json.loads(content)
-        if isinstance(found, dict):
+        if isinstance(found, dict) and all(isinstance(found.get(k), kinds[k]) for k in kinds):
             return found
     except (ValueError, RecursionError):
         pass
@@ -81,7 +84,7 @@ class Lease:
         self._facts = {**here(), "nonce": secrets.token_hex(8)}
         self._tag: Tag = {}
         self._beats = 0
-        self._lost = ""
+        self._lost, self._said = "", 0.0
         self._ends = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._live, name="lease", daemon=True)
@@ -103,13 +106,14 @@ class Lease:
             self.epoch = 1 + max((int(number[1]) for number in numbers if number), default=0)
             seen = None
         else:
-            holder, seen = whole(found[0], f"{self._store.url}/{KEY}"), found[1]
+            holder, seen = whole(found[0], f"{self._store.url}/{KEY}", epoch=int), found[1]
             self._await_silence(holder, seen)
-            self.epoch = int(holder["epoch"]) + 1
+            self.epoch = holder["epoch"] + 1
         try:
             self._tag = self._store.replace(KEY, self._content(), seen)
         except TakenError:
             raise self._in_use() from None
+        self._said = time.monotonic()
         self._thread.start()
 
     def _await_silence(self, holder: Mapping[str, Any], seen: Tag) -> None:
@@ -151,12 +155,35 @@ class Lease:
             if self._lost:
                 return
             try:
-                self._tag = self._store.replace(KEY, self._content(released), self._tag)
+                self._replace(released)
             except TakenError:
                 self._lost = str(self._in_use())
+            self._said = time.monotonic()
+
+    def _replace(self, released: bool) -> None:
+        try:
+            self._tag = self._store.replace(KEY, self._content(released), self._tag)
+        except TakenError:
+            found = self._store.read(KEY)
+            if found is None or whole(found[0], KEY).get("nonce") != self._facts["nonce"]:
+                raise
+            # An earlier sign of ours, which had failed as far as we knew, came late.
+            self._tag = self._store.replace(KEY, self._content(released), found[1])
 
     def check(self) -> None:
-        """Raise InUseError where another process has taken over."""
+        """Raise InUseError where another process has taken over. Who was stopped for a while asks
+        the store before it writes.
+        """
+        ends = time.monotonic() + stores.PATIENCE
+        while time.monotonic() - self._said > SILENCE / 2:
+            try:
+                self._beat()
+            except StoreError:
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(min(1.0, BEAT))
+            if self._lost:
+                break
         if self._lost:
             raise InUseError(f"this sweep was silent for too long: {self._lost}")
 

@@ -76,8 +76,8 @@ def grid(item: Item, where: str, output: str) -> Iterator[Candidate]:
         method, base = at.pop("method"), str(at.pop("base"))
         options, knobs = _told(known[method], at, where)
         training = {"method": method, **texts, "options": options, "knobs": knobs}
-        out = f"{output}/models/{name}"
-        yield Candidate(_NAME.sub("_", name)[:60], out, where, training, base)
+        name = _NAME.sub("_", name)[:60]
+        yield Candidate(name, f"{output}/models/{name}", where, training, base)
 
 
 def _method(name: str, where: str) -> Method | None:

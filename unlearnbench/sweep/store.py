@@ -39,6 +39,8 @@ LEASE_PATIENCE = 20.0
 _TRIES = 12
 _AT_ONCE = 16
 _PART = 16 * 2**20
+_READ = 2**30
+"""Bytes of the largest object that is read at once."""
 _COPIED = 5 * 2**30
 """Bytes of the largest object that a store copies by itself."""
 
@@ -95,31 +97,36 @@ class Store:
         """Whether the last request failed, after all its tries."""
 
     @contextmanager
-    def _asked(self) -> Iterator[None]:
+    def _asked(self, *expected: type[Exception]) -> Iterator[None]:
+        """``expected``: which of FileNotFoundError and TakenError the caller has an answer to."""
         from obstore import exceptions as theirs
 
+        others = (theirs.AlreadyExistsError, theirs.PreconditionError, theirs.NotModifiedError)
         try:
             yield
             self.down = False
-        except (theirs.AlreadyExistsError, theirs.PreconditionError, theirs.NotModifiedError):
-            self.down = False
-            raise TakenError from None
-        except (theirs.BaseError, OSError) as error:
-            text = str(error)
-            ours = isinstance(error, OSError) and error.errno is not None  # a file on this machine
-            if ours or (isinstance(error, FileNotFoundError) and "NoSuchBucket" not in text):
+        except (theirs.BaseError, OSError, ValueError) as error:  # ValueError: no object's name
+            if isinstance(error, OSError) and error.errno is not None:  # a file on this machine
                 raise
-            self.down = True
+            text, taken = str(error), isinstance(error, others)
+            gone = isinstance(error, FileNotFoundError) and "NoSuchBucket" not in text
+            self.down = not (taken or gone)
+            if taken and TakenError in expected:
+                raise TakenError from None
+            if gone and FileNotFoundError in expected:
+                raise
             raise StoreError(f"{self.url}: {_advice(self._bucket, text)}") from None
 
     def read(self, name: str) -> tuple[bytes, Tag] | None:
-        """An object and its version; None where there is none."""
+        """A small object and its version; None where there is none."""
         import obstore
 
         try:
-            with self._asked():
+            with self._asked(FileNotFoundError):
                 found = obstore.get(self._store, name)
                 meta = found.meta
+                if meta["size"] > _READ:
+                    raise StoreError(f"{self.url}/{name} is larger than any of its kind; remove it")
                 return bytes(found.bytes()), {"e_tag": meta["e_tag"], "version": meta["version"]}
         except FileNotFoundError:
             return None
@@ -135,7 +142,7 @@ class Store:
 
         mode: Any = "create" if seen is None else {k: v for k, v in seen.items() if v is not None}
         try:
-            with self._asked():
+            with self._asked(FileNotFoundError, TakenError):
                 return dict(obstore.put(self._store, name, content, mode=mode, use_multipart=False))
         except FileNotFoundError:  # it was there, and was removed
             raise TakenError from None
@@ -161,7 +168,7 @@ class Store:
 
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            with self._asked(), place.open("wb") as file:
+            with self._asked(FileNotFoundError), place.open("wb") as file:
                 for part in _parts(obstore.open_reader(self._store, name, buffer_size=_PART)):
                     file.write(part)
         except FileNotFoundError:
@@ -184,7 +191,7 @@ class Store:
         import obstore
 
         try:
-            with self._asked():
+            with self._asked(FileNotFoundError):
                 return dict(obstore.head(self._store, name))
         except FileNotFoundError:
             return None
@@ -220,18 +227,19 @@ def require_conditions(store: Store) -> None:
         StoreError: it does not.
     """
     name, own = f"sweep/probe-{secrets.token_hex(8)}", secrets.token_bytes(8)
-    seen = store.replace(name, own, None)
+    fault = StoreError(
+        f"{store.url}: the store does not honour If-None-Match and If-Match, by which two "
+        "writers are kept apart; use a newer one"
+    )
     try:
+        seen = store.replace(name, own, None)
         store.replace(name, own + b"2", seen)
         for wrong in (None, seen):
-            try:
+            with suppress(TakenError):
                 store.replace(name, own + b"3", wrong)
-            except TakenError:
-                continue
-            raise StoreError(
-                f"{store.url}: the store ignores If-None-Match and If-Match, by which two "
-                "writers are kept apart; use a newer one"
-            )
+                raise fault
+    except TakenError:
+        raise fault from None
     finally:
         with suppress(StoreError):  # the error that is under way says more
             store.remove([name])
@@ -280,6 +288,10 @@ def _advice(bucket: str, text: str) -> str:
         return f"access is refused ({reason}); {_CREDENTIALS} that may list, read, write, delete"
     if re.search(r"status code: 30[0-9]|redirect without LOCATION", text):
         return f"the bucket is elsewhere ({reason}); set AWS_REGION"
+    if re.search(r"[Ee]rror parsing Path", text):
+        return f"it holds or names an object whose name cannot be used ({reason}); remove it"
+    if re.search(r"status code: 4[0-9]{2}", text):
+        return f"the store refuses ({reason}); the same command goes on once it does not"
     return f"the store does not answer ({reason}); the same command goes on once it does"
 
 

@@ -45,7 +45,7 @@ class YamlFile:
         """What pydantic found wrong first in this file's value: one line, which begins with the
         line of the file.
         """
-        first = error.errors(include_url=False)[0]
+        first, *more = error.errors(include_url=False)
         place, message = first["loc"], first["msg"].removeprefix("Value error, ")
         told = re.match(r"([\w.]+): (.*)", message)  # our own, which name the field
         if told and first["type"] == "value_error":
@@ -55,6 +55,11 @@ class YamlFile:
         if first["type"] == "extra_forbidden":
             return f"{self.where(*place)}: unknown key {one_line(field)!r}"
         if first["type"] == "missing":
+            for each in more:  # it may be there, misspelt
+                if each["type"] == "extra_forbidden" and each["loc"][:-1] == place[:-1]:
+                    spelt = one_line(".".join(map(str, each["loc"])))
+                    said = f"unknown key {spelt!r}, and {one_line(field)!r} is missing"
+                    return f"{self.where(*each['loc'])}: {said}"
             return f"{self.where(*place[:-1])}: key {one_line(field)!r} is missing"
         return f"{self.where(*place)}: {one_line(field or 'file')}: {one_line(message)}"
 
