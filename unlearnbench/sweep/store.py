@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from unlearnbench.errors import OptionError, OutputError, StoreError, one_line
+from unlearnbench.sweep.refusals import advice, reason
 
 Tag: TypeAlias = Mapping[str, Any]
 """Which version of an object: its ``e_tag`` and ``version``."""
@@ -26,10 +27,6 @@ R = TypeVar("R")
 
 INSTALL = "install it with: pip install 'unlearnbench[sweep]'"
 _ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])((?:/[A-Za-z0-9!_.*'()+=@,-]+)*)/?")
-_CREDENTIALS = (
-    "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role (a profile: "
-    'eval "$(aws configure export-credentials --format env)")'
-)
 PATIENCE = 120.0
 """Seconds for which a request that fails is made again, with longer and longer pauses."""
 FIRST_PATIENCE = 10.0
@@ -115,7 +112,7 @@ class Store:
                 raise TakenError from None
             if gone and FileNotFoundError in expected:
                 raise
-            raise StoreError(f"{self.url}: {_advice(self._bucket, text)}") from None
+            raise StoreError(f"{self.url}: {advice(self._bucket, text)}") from None
 
     def read(self, name: str) -> tuple[bytes, Tag] | None:
         """A small object and its version; None where there is none."""
@@ -260,7 +257,7 @@ def _opened(url: str, patience: float) -> Any:
     try:
         return S3Store.from_url(url, **given)
     except Exception as error:
-        raise OptionError(f"{url}: {_reason(error)}") from None
+        raise OptionError(f"{url}: {reason(error)}") from None
 
 
 def _parts(reader: Any) -> Iterator[bytes]:
@@ -276,30 +273,3 @@ def at_once(do: Callable[[T], R], items: Iterable[T]) -> list[R]:
         return [do(each) for each in listed]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(do, listed))
-
-
-def _advice(bucket: str, text: str) -> str:
-    reason = _reason(text)
-    if "NoSuchBucket" in text:
-        return f"there is no bucket {bucket}; make it first"
-    if "169.254.169.254" in text or "/latest/api/token" in text:
-        return f"no credentials; {_CREDENTIALS}"
-    if re.search(r"status code: (401|403)|PermissionDenied|Unauthenticated", text):
-        return f"access is refused ({reason}); {_CREDENTIALS} that may list, read, write, delete"
-    if re.search(r"status code: 30[0-9]|redirect without LOCATION", text):
-        return f"the bucket is elsewhere ({reason}); set AWS_REGION"
-    if re.search(r"[Ee]rror parsing Path", text):
-        return f"it holds or names an object whose name cannot be used ({reason}); remove it"
-    if re.search(r"status code: 4[0-9]{2}", text):
-        return f"the store refuses ({reason}); the same command goes on once it does not"
-    return f"the store does not answer ({reason}); the same command goes on once it does"
-
-
-def _reason(error: object) -> str:
-    """What a store said, in some words: its status and code, or why the request did not go."""
-    text = str(error).split("\n\nDebug source")[0]
-    status = re.search(r"status code: ([0-9]{3} [A-Za-z ]+)", text)
-    code = re.search(r"<Code>(\w+)</Code>", text)
-    if status is not None:
-        return ", ".join([status[1].strip(), *([code[1]] if code else [])])
-    return one_line(text.rsplit(" - ", 1)[-1], 200)
