@@ -66,9 +66,10 @@ def test_zeros_in_a_file_are_refused(plain: Path, tmp_path: Path, name: str, fil
 
 @pytest.mark.parametrize("change", [torch.zeros_like, lambda t: t.flip(0, 1)])
 def test_one_wrong_matrix_in_a_folder_is_refused(plain: Path, tmp_path: Path, change: Any) -> None:
-    """It looks scaled, as by AWQ; the scales that undo that fit anything."""
+    """It looks scaled, as by AWQ; the best scales of a wrong matrix lift a part into reach."""
     other = changed(plain, tmp_path / "other", "0.self_attn.k_proj", change)
-    with pytest.raises(PrecisionError, match=r"0\.self_attn\.k_proj.* (0%|as zeros would be)"):
+    few = r"0\.self_attn\.k_proj.* ([12]?[0-9](\.[0-9]+)?%|as zeros would be)"
+    with pytest.raises(PrecisionError, match=few):
         met(plain, make("ct", other, tmp_path / "ct"))
 
 

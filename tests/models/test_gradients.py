@@ -121,7 +121,7 @@ def test_a_rounded_cache_has_none(tiny: Path, caplog: pytest.LogCaptureFixture) 
             [Score("a", CORPUS[0], gradient=True)]
         )
     assert answer.gradient is None
-    assert "kv-int8: no gradnorm: keys and values are rounded" in caplog.text
+    assert "kv-int8: no gradnorm: attention meets rounded keys and values" in caplog.text
 
 
 def test_a_run_records_the_scores_and_their_auc(toy: Toy, tiny: Path) -> None:

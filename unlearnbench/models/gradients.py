@@ -36,8 +36,6 @@ def why_none(network: Any, condition: Condition) -> str | None:
         if not weight.is_floating_point() or type(weight) is not torch.nn.Parameter:
             stored = "codes" if type(weight) is torch.nn.Parameter else type(weight).__name__
             return f"weights are stored as {stored} ({weight.dtype})"
-    if any(hasattr(module, "cache_rounding") for module in network.modules()):
-        return "keys and values are rounded"
     total = condition.proof.total_weights if condition.proof else 0
     known = sum(weight.numel() for weight in weights)
     return f"only {known:,} of {total:,} weights are plain numbers" if known < total else None
