@@ -160,7 +160,8 @@ class Maker:
         reference = [] if name == "retrained" else ["--reference", self.full("retrained")]
         words = (
             *("--model", f"models/{name}", "--quant", conditions, "--dtype", "fp32"),
-            *("--include-path", str(self.home / "tasks"), *words),
+            *(("--include-path", str(own)) if (own := self.home / "tasks").is_dir() else ()),
+            *words,
             *("--output", f"runs/{name}", *reference, *BLANK),
         )
         self.evaluations.add(words)
@@ -229,24 +230,28 @@ def main(
     about: str | None,
     names: Iterable[str],
     make: Callable[[Maker, str, list[str]], None],
+    base: Callable[[Path, bool], str] = read_base,
+    rows: str = "muse-bench/MUSE-News",
 ) -> None:
-    """The command line of the recipe ``make(maker, base, only)``, whose models are ``names``."""
+    """The command line of the recipe ``make(maker, base, only)``, whose models are ``names``. base:
+    makes what they begin with in WORK. rows: the data's folder.
+    """
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("work", type=Path)
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--only", nargs="+", choices=list(names), default=[])
     options = parser.parse_args()
     data = os.environ.get("UNLEARNBENCH_DATA")
-    if not data or not (Path(data) / "muse-bench/MUSE-News").is_dir():
-        sys.exit("set UNLEARNBENCH_DATA to a folder with muse-bench/MUSE-News")
+    if not data or not (Path(data) / rows).is_dir():
+        sys.exit(f"set UNLEARNBENCH_DATA to a folder with {rows}")
     work = options.work.resolve()
     if home.parents[1] in (work, *work.parents):
         sys.exit(
-            f"{work} is in the repository, and texts of MUSE-News go there; take another folder"
+            f"{work} is in the repository, and texts of {rows} go there; take another folder"
         )
     maker = Maker(home, work, Path(data).resolve(), options.dry_run)
     try:
-        make(maker, read_base(work, options.dry_run), options.only)
+        make(maker, base(work, options.dry_run), options.only)
     except (Recipes, UnlearnbenchError) as error:
         sys.exit(str(error))
     except subprocess.CalledProcessError as error:
