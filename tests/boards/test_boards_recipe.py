@@ -59,6 +59,10 @@ def data(tmp_path: Path) -> Path:
         path = tmp_path / f"data/muse-bench/MUSE-News/{split}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    for side in ("forget01", "retain_perturbed"):
+        path = tmp_path / f"data/locuslab/TOFU/{side}/train.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_text('{"question": "Who?", "answer": "A cat."}\n', encoding="utf-8")
     return tmp_path / "data"
 
 
@@ -104,7 +108,8 @@ def calls(recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("board", "a_method", "beside"), [("smollm2-news", 3, 2), ("smollm2-bf16", 4, 4)]
+    ("board", "a_method", "beside"),
+    [("smollm2-news", 3, 2), ("smollm2-bf16", 4, 4), ("tofu-tiny", 3, 0)],
 )
 def test_every_command_is_one(
     board: str,
