@@ -43,6 +43,15 @@ def test_rows_that_stand_or_fall_together_widen_the_interval() -> None:
     assert (together.stderr or 0) > 2.5 * (apart.stderr or 0)
 
 
+@pytest.mark.parametrize("one", [100.0, 0.0])
+def test_an_interval_stays_where_scores_can_be(one: float) -> None:
+    """Persons of very different sizes, as the first rows of RWKU have them."""
+    groups = {"a": [one] * 19, "b": [one] * 3, "c": [one] * 9 + [50.0], "d": [one] * 8}
+    found = summarize(groups, 0).pooled.ci
+    assert found is not None
+    assert 0 <= found[0] < found[1] <= 100
+
+
 def test_one_person_has_a_figure_and_no_interval_over_persons() -> None:
     found = summarize({"Ada": SCORES["Ada"]}, 0)
     assert (found.pooled.value, found.pooled.ci) == (50.0, None)

@@ -5,7 +5,7 @@ over the groups, since a person's probes are no independent samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,8 @@ def summarize(scores: dict[str, list[float]], seed: int) -> Grouped:
     most = float(sizes.max())
     sums = Values(finite([sum(each) / 100 for each in scores.values()]), (0.0, most))
     pooled = ratio(sums, Values(sizes, (0.0, most)), draw(len(scores), seed)).scaled(100)
+    if pooled.ci:  # the ratio knows of sums and sizes apart, not that none exceeds the other
+        pooled = replace(pooled, ci=(max(pooled.ci[0], 0.0), min(pooled.ci[1], 100.0)))
     return Grouped(groups, pooled, _mean([e.value for _, e in groups.values()], seed))
 
 
