@@ -394,10 +394,14 @@ def test_other_shapes_are_refused(
         met(plain, make("ct", small, tmp_path / "packed"))
 
 
-def test_a_file_that_computes_otherwise_is_refused(plain: Path, tmp_path: Path) -> None:
-    other = {"rope_parameters": {"rope_theta": 500.0}}
-    path = write_gguf(plain, tmp_path / "own.gguf", metadata=other)
-    with pytest.raises(CheckpointError, match=r"rope.freq_base 500, and the model's rope_theta"):
+@pytest.mark.parametrize("base", [500.0, float("nan")])
+def test_a_file_that_computes_otherwise_is_refused(
+    plain: Path, tmp_path: Path, base: float
+) -> None:
+    path = write_gguf(
+        plain, tmp_path / "own.gguf", metadata={"rope_parameters": {"rope_theta": base}}
+    )
+    with pytest.raises(CheckpointError, match=rf"freq_base {base:g}, and the model's rope_theta"):
         met(plain, path)
 
 

@@ -22,7 +22,7 @@ from tests.conftest import write_jsonl
 from tests.sweep.commands import NAMES, OPTIONS, TASKS, file_of, records, run, start
 from tests.sweep.conftest import LIMIT
 from unlearnbench.sweep.display import status
-from unlearnbench.sweep.scratch import lives
+from unlearnbench.sweep.scratch import lives, own_folder
 
 pytestmark = pytest.mark.slow
 
@@ -39,13 +39,15 @@ def listening(pid: int) -> set[str]:
 
 
 @pytest.mark.ci
-def test_a_folder_is_removed_only_where_its_process_has_ended() -> None:
+def test_a_folder_is_removed_only_where_its_process_has_ended(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    assert not lives(f"ub-{ended.pid}-x")
-    assert lives(f"ub-{os.getpid()}-x")
-    assert lives("ub-1-x"), "somebody else's"
-    assert lives(f"ub-{'9' * 400}-x"), "no folder of ours"
+    mine = own_folder(tmp_path).name.rsplit("-", 2)[0]
+    assert not lives(f"{mine}-{ended.pid}-x")
+    assert lives(f"{mine}-{os.getpid()}-x")
+    assert lives(f"{mine}-1-x"), "somebody else's"
+    assert lives(f"{mine}-{'9' * 400}-x"), "no folder of ours"
+    assert lives(f"ub-0x0x-{ended.pid}-x"), "of another machine, where it may live"
 
 
 @pytest.mark.ci
@@ -64,7 +66,7 @@ def test_a_small_sweep_with_a_broken_checkpoint_beside(tmp_path: Path, models: P
     assert process.returncode == 2, said
     assert heard  # Ray runs what it is sent
     assert all(ipaddress.ip_address(at.removeprefix("::ffff:")).is_loopback for at in heard), heard
-    assert not list(Path(tempfile.gettempdir()).glob(f"ub-{process.pid}-*"))
+    assert not list(Path(tempfile.gettempdir()).glob(f"ub-*-{process.pid}-*"))
     out = tmp_path / "out"
     assert "not done: evaluate-broken: " in said
     assert "1 of 6 jobs could not be done" in said

@@ -179,7 +179,7 @@ def _silence() -> None:
 def _short_folder() -> Path:
     """A short one for Ray's sockets, whose paths may have 107 letters."""
     home = Path(tempfile.gettempdir())
-    home = home if len(str(home)) < 30 else Path("/tmp")  # noqa: S108 - a folder of our own in it
+    home = home if len(str(home)) < 25 else Path("/tmp")  # noqa: S108 - a folder of our own in it
     return own_folder(home)
 
 

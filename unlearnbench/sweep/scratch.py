@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import tempfile
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,10 +22,18 @@ def own_folder(home: Path) -> Path:
         with suppress(OSError):  # another was faster, or somebody else's link leads nowhere
             if old.lstat().st_uid == os.getuid() and not lives(old.name):
                 shutil.rmtree(old, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=home))
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{_here()}-{os.getpid()}-", dir=home))
+
+
+def _here() -> str:
+    """Where our numbers of processes mean anything: nodes and containers may share a folder."""
+    place = platform.node()
+    with suppress(OSError):  # Linux alone has it
+        place += str(Path("/proc/self/ns/pid").readlink())
+    return f"{zlib.crc32(place.encode()) & 0xFFFF:04x}"
 
 
 def lives(name: str) -> bool:
     """Whether the process that made the folder may be there still."""
-    found = re.match(rf"{_PREFIX}([0-9]{{1,9}})-", name)
+    found = re.match(rf"{_PREFIX}{_here()}-([0-9]{{1,9}})-", name)
     return found is None or psutil.pid_exists(int(found[1]))

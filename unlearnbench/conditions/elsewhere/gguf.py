@@ -58,7 +58,7 @@ def require_fit(file: GgufFile, config: Mapping[str, Any], model: nn.Module) -> 
         said, own = file.number(key), facts.get(ours)
         if said is None or not isinstance(own, (int, float)):
             continue
-        if abs(said - own) > 1e-5 * abs(own):
+        if not abs(said - own) <= 1e-5 * abs(own):  # NaN too
             raise CheckpointError(
                 f"--deployed {file.path} has {key} {said:g}, and the model's {ours} is {own:g}; "
                 "it is no file of this model"
