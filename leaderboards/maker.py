@@ -246,9 +246,7 @@ def main(
         sys.exit(f"set UNLEARNBENCH_DATA to a folder with {rows}")
     work = options.work.resolve()
     if home.parents[1] in (work, *work.parents):
-        sys.exit(
-            f"{work} is in the repository, and texts of {rows} go there; take another folder"
-        )
+        sys.exit(f"{work} is in the repository, and texts of {rows} go there; take another folder")
     maker = Maker(home, work, Path(data).resolve(), options.dry_run)
     try:
         make(maker, base(work, options.dry_run), options.only)

@@ -34,9 +34,9 @@ STEPS = {"target": 240, "retrained": 120}  # as many passes over half the rows
 
 UNLEARN = "--batch-size 10 --weights-dtype bf16 --save-steps 10"
 METHODS = {
-    "ga_gdr": "ga_gdr --lr 1e-4 --max-steps 40 --retain-weight 4",
-    "npo_gdr": "npo_gdr --lr 1e-4 --max-steps 60 --retain-weight 60",
-    "simnpo_gdr": "simnpo_gdr --lr 1e-4 --max-steps 60 --retain-weight 4",
+    "ga_gdr": "ga_gdr --lr 1e-4 --max-steps 20 --retain-weight 4",
+    "npo_gdr": "npo_gdr --lr 1e-4 --max-steps 30 --retain-weight 20",
+    "simnpo_gdr": "simnpo_gdr --lr 1e-4 --max-steps 30 --retain-weight 4",
 }
 
 
