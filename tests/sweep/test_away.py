@@ -140,7 +140,8 @@ def test_a_sweep_in_a_store_is_as_by_hand_and_goes_on(
     assert (again.done, again.kept) == (5, 5)
     store = Store(plan.home.where)
     store.remove([name for name in found if name.startswith("runs/target/")])
-    assert sweep(plan).kept == 2, "what was removed, and what follows from it, is done again"
+    # All but the retrained model's: the target's answers are drafts of ga's.
+    assert sweep(plan).kept == 1, "what was removed, and what follows from it, is done again"
     assert records(everything(plan.home.where)) == by_hand
 
 
