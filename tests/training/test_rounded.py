@@ -97,6 +97,63 @@ def test_a_rounding_that_changes_nothing_doubles_the_loss() -> None:
     assert gradient(two)[1] == pytest.approx(2 * once, rel=1e-12)
 
 
+def terms_at(place: bool) -> tuple[dict[str, float], Grads, Grads]:
+    """Of a copy, rounded where ``place`` says so, by plain autograd: the terms, and the gradient
+    of the forget term and of the others.
+    """
+    model: Any = make_model(40).double().train()
+    with torch.no_grad():
+        for layer in inner_linears(model).values() if place else ():
+            layer.weight.copy_(rounded(layer.weight))
+    found = Combined(find_method("ga_gdr"))(model, batches(4)[0])
+    named = dict(model.named_parameters())
+    forget, others = (
+        dict(
+            zip(
+                named,
+                torch.autograd.grad(found[n], [*named.values()], retain_graph=True),
+                strict=True,
+            )
+        )
+        for n in ("forget", "retain")
+    )
+    return {n: t.item() for n, t in found.items()}, forget, others
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_worst_place_alone_forgets_and_all_retain(size: int) -> None:
+    found, total = gradient(Survive([rounded], 0.7, worst=True), size=size)
+    (plain, at_plain, kept_plain), (low, at_low, kept_low) = terms_at(False), terms_at(True)
+    assert plain["forget"] != low["forget"]
+    if size == 4:  # of one batch, so that one place is the worst of all
+        value, at = max((plain["forget"], at_plain), (low["forget"], at_low), key=lambda p: p[0])
+        assert total == pytest.approx(value + plain["retain"] + 0.7 * low["retain"], rel=1e-12)
+        for name, of in found.items():
+            wanted = at[name] + kept_plain[name] + 0.7 * kept_low[name]
+            assert torch.allclose(of, wanted, rtol=0, atol=1e-6), name  # norms are in fp32
+    else:  # row by row each has its own, so that their sum is at least the larger one
+        most = max(plain["forget"], low["forget"])
+        assert total >= most + plain["retain"] + 0.7 * low["retain"] - 1e-12
+
+
+def test_without_a_factor_the_worst_is_the_method_itself() -> None:
+    plain, once = gradient(Survive(()))
+    found, total = gradient(Survive([rounded], 0.0, worst=True))
+    assert total == once
+    assert all(torch.equal(found[name], of) for name, of in plain.items())
+
+
+def test_the_trainer_takes_the_worst_place_too(job: Job, tmp_path: Path) -> None:
+    def first(name: str, **options: Any) -> Any:
+        return go(job, tmp_path / name, "ga_gdr", max_steps=1, **options).losses[0]
+
+    plain, both = first("plain"), first("both", survive="rtn-int4")
+    worst = first("worst", survive="rtn-int4", survive_forget="worst")
+    rounded_forget = both.forget - plain.forget
+    assert worst.forget == pytest.approx(max(plain.forget, rounded_forget), rel=1e-5)
+    assert worst.retain == pytest.approx(both.retain, rel=1e-6)
+
+
 # What is offered where weights alone decide, one of each kind; GPTQ, say, needs texts.
 NAMES = ("rtn-int4", "rtn-int4-g32-asym", "bnb-nf4", "bnb-fp4-dq", "gguf-q4_0")
 
@@ -109,8 +166,8 @@ def test_the_rounded_weights_are_those_that_an_evaluation_meets(tiny: Path, name
     model: Any = open_checkpoint(str(tiny), LoadOptions()).model()
     before = bits_of(model)
     ids = torch.tensor([[0, 5, 9, 20, 7]])
-    (place,) = (p for _, p in survival(TrainOptions(survive=name)).places(model)[1:])
-    with torch.no_grad(), place:
+    _, place = survival(TrainOptions(survive=name)).places(model)
+    with torch.no_grad(), place.block:
         ours = model(ids).logits
     assert torch.equal(ours, there(ids).logits)
     assert not torch.equal(ours, model(ids).logits)
@@ -276,6 +333,11 @@ def test_a_model_learns_so_that_it_survives(job: Job, tmp_path: Path) -> None:
         ("ga", ["--survive", "gptq-int4-g128"], "--survive gptq-int4-g128: it does not follow"),
         ("ga", ["--survive-weight", "2"], "--survive-weight is for --survive, which is missing"),
         ("ga", ["--survive", "int4", "--survive-weight", "-1"], "--survive-weight"),
+        (
+            "ga",
+            ["--survive-forget", "worst"],
+            "--survive-forget is for --survive, which is missing",
+        ),
         ("tv", ["--survive", "int4"], "--survive: tv does not train the model that it makes"),
         ("whp", ["--survive", "int4"], "--survive: whp does not train the model that it makes"),
     ],

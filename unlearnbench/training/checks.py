@@ -111,6 +111,8 @@ def checked(options: TrainOptions, method: Method) -> TrainOptions:
         raise OptionError("--keep-adapter: there is an adapter only with --lora-rank")
     if options.survive is None:
         return options
+    if options.survive_forget == "worst" and not any(p.kind == "forget" for p in method.terms):
+        raise OptionError(f"--survive-forget worst: {method.name} has no forget term")
     return options.model_copy(update={"survive": _survived(options.survive, method)})
 
 

@@ -39,6 +39,9 @@ class TrainOptions(OptionModel):
     rtn-int4,bnb-nf4."""
     survive_weight: float | None = Field(default=None, ge=0)
     """Factor of the terms at each of --survive; default: 1."""
+    survive_forget: Literal["every", "worst"] | None = None
+    """Where the forget term counts under --survive: every place (the default), or each time the one
+    where it is largest, so that what is forgotten there is not pushed further."""
     chunk: int | None = Field(default=None, gt=0)
     """Forget so many sequences at once, all of them in each step, one chunk after another, each for
     --epochs or --max-steps."""
@@ -86,8 +89,9 @@ class TrainOptions(OptionModel):
         for name in ("slices", "placement") if self.shards is None else ():
             if getattr(self, name) is not None:
                 raise ValueError(f"--{name} is for --shards, which is missing")
-        if self.survive_weight is not None and self.survive is None:
-            raise ValueError("--survive-weight is for --survive, which is missing")
+        for name in ("survive_weight", "survive_forget"):
+            if getattr(self, name) is not None and self.survive is None:
+                raise ValueError(f"--{name.replace('_', '-')} is for --survive, which is missing")
         return self
 
 

@@ -4,7 +4,7 @@ the gradient goes to their own, and ``--survive``, which takes every term there 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -23,22 +23,60 @@ Rounding: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
+class Place:
+    """One forward pass: where the weights are what, and how much its terms count."""
+
+    block: AbstractContextManager[None]
+    factor: float = 1.0
+    forget: float = 1.0
+    """Of the forget term; ``factor`` is that of all others."""
+
+    def weighted(self, terms: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Every term times its factor, and their sum as ``loss``."""
+        if self.forget == self.factor:
+            return {name: self.factor * term for name, term in terms.items()}
+        named = {n: self._of(n) * term for n, term in terms.items() if n != "loss"}
+        first, *others = named.values()
+        return {"loss": sum(others, first), **named}
+
+    def _of(self, name: str) -> float:
+        return self.forget if name == "forget" else self.factor
+
+
+@dataclass(frozen=True)
 class Survive:
     """Where every term of a loss is taken beside the weights as they are."""
 
     roundings: Sequence[Rounding]
     weight: float = 1.0
     """Factor of the terms at each."""
+    worst: bool = False
+    """The forget term counts only where it is largest, once."""
 
     @property
     def whole(self) -> float:
         """What the factors of all places add up to."""
         return 1.0 + self.weight * len(self.roundings)
 
-    def places(self, model: Any) -> list[tuple[float, AbstractContextManager[None]]]:
-        """The factor and the block for each forward pass: as the weights are, then rounded."""
+    def places(self, model: Any, forget: Callable[[], torch.Tensor] | None = None) -> list[Place]:
+        """As the weights are, then rounded. ``forget``: makes the forget term on the texts that
+        are to be read; asked at every place where the worst one alone counts.
+        """
         rounded = self.roundings if self.weight else ()
-        return [(1.0, nullcontext()), *((self.weight, through(model, f)) for f in rounded)]
+
+        def blocks() -> list[AbstractContextManager[None]]:
+            return [nullcontext(), *(through(model, f) for f in rounded)]
+
+        factors = [1.0, *(self.weight for _ in rounded)]
+        if not (self.worst and rounded and forget):
+            return [Place(block, f, f) for block, f in zip(blocks(), factors, strict=True)]
+        terms = []
+        for block in blocks():
+            with torch.no_grad(), block:
+                terms.append(float(forget()))
+        largest = terms.index(max(terms))
+        counts = [float(n == largest) for n in range(len(terms))]
+        return [Place(*each) for each in zip(blocks(), factors, counts, strict=True)]
 
 
 PLAIN = Survive(())
@@ -51,7 +89,8 @@ def survival(options: TrainOptions) -> Survive:
         return PLAIN
     specs = resolve(options.survive.split(","))
     weight = 1.0 if options.survive_weight is None else options.survive_weight
-    return Survive([partial(_values, spec) for spec in specs], weight)
+    worst = options.survive_forget == "worst"
+    return Survive([partial(_values, spec) for spec in specs], weight, worst)
 
 
 def _values(spec: ConditionSpec, weight: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,13 @@ class WholeStep(OptimizerStep):
             if not any(role in batch.rows for role in roles):
                 continue
             rows = batch.only(*roles)
-            for factor, place in self.survive.places(self.model):
+            made = partial(loss or self.loss, self.model)
+            for place in self.survive.places(self.model, forget_alone(made, rows)):
                 inside = nullcontext() if within is None else within(self.model, rows)
                 # Also where a method moves weights meanwhile.
-                with torch.enable_grad(), place, inside:
-                    found = (loss or self.loss)(self.model, rows)
-                    whole = factor * found.pop("loss")
+                with torch.enable_grad(), place.block, inside:
+                    found = place.weighted(made(rows))
+                    whole = found.pop("loss")
                     given = list(self.weights.values())
                     shares = torch.autograd.grad(whole, given, allow_unused=True)
                 for name, share in zip(of, shares, strict=True):
@@ -86,7 +88,7 @@ class WholeStep(OptimizerStep):
                         of[name] += share
                 for name, value in found.items():
                     known = terms.get(name, torch.zeros_like(value))
-                    terms[name] = known + factor * value.detach()
+                    terms[name] = known + value.detach()
         if process_count() > 1:
             for tensor in (*of.values(), *terms.values()):
                 torch.distributed.all_reduce(tensor)
@@ -104,6 +106,15 @@ class WholeStep(OptimizerStep):
 
     def through(self, function: Rounding) -> AbstractContextManager[None]:
         return through(self.model, function)
+
+
+def forget_alone(
+    loss: Callable[[Batch], dict[str, torch.Tensor]], batch: Batch
+) -> Callable[[], torch.Tensor] | None:
+    """Makes the forget term of a batch; None where it has no rows to forget."""
+    if "forget" not in batch.rows:
+        return None
+    return lambda: loss(batch.only("forget", "alternatives"))["forget"]
 
 
 def require_finite(fine: bool, what: str, step: int, args: Any) -> None:

@@ -24,7 +24,7 @@ from unlearnbench.methods.rows import Batch, Part, Role
 from unlearnbench.training import dtypes, sharding, steps
 from unlearnbench.training.batches import Schedule, as_batch, collate
 from unlearnbench.training.options import TrainOptions
-from unlearnbench.training.rounded import PLAIN, Survive
+from unlearnbench.training.rounded import PLAIN, Place, Survive
 from unlearnbench.util.process import process_count
 
 _PATIENCE = 7 * 24 * 3600  # seconds that processes wait while the main one evaluates or saves
@@ -213,7 +213,7 @@ class UnlearnTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # our own bar shows the loss
         self._stage = stage
         self._terms: dict[str, torch.Tensor] = {}
-        self._factor = 1.0  # of the pass that is being made
+        self._place = Place(nullcontext())  # of the pass that is being made
         # Our loss is a share of the whole step's mean: not to be divided by accumulated batches.
         self.loss_is_scaled_for_ga = True
         # The batches of the step that is being made, where a method makes its gradient itself.
@@ -228,12 +228,12 @@ class UnlearnTrainer(Trainer):
         return sharding.gather(self.accelerator.unwrap_model(self.model_wrapped), self._twin)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *given: Any, **named: Any) -> Any:
-        terms = self._stage.loss(model, as_batch(inputs))
-        loss = self._factor * terms["loss"]
+        terms = self._place.weighted(self._stage.loss(model, as_batch(inputs)))
+        loss = terms["loss"]
         self._require_finite(loss.item(), "the loss")
         for name, value in terms.items():
             known = self._terms.get(name, torch.zeros_like(value))
-            self._terms[name] = known + self._factor * value.detach()
+            self._terms[name] = known + value.detach()
         # Gradients are averaged over processes, and each has a share of the mean, not the mean.
         return loss * self.accelerator.num_processes
 
@@ -258,15 +258,14 @@ class UnlearnTrainer(Trainer):
         return loss
 
     def _backward(self, model: Any, inputs: dict[str, Any], *given: Any) -> torch.Tensor:
-        """One pass after another, so that only one's activations are held; processes add up their
-        gradients at the last.
-        """
-        places = self._stage.survive.places(self.accelerator.unwrap_model(model))
-        losses = []
-        for left, (factor, place) in zip(reversed(range(len(places))), places, strict=True):
-            self._factor = factor
-            wait = self.accelerator.no_sync(model) if left else nullcontext()
-            with wait, place:
+        """One pass after another: one's activations are held, and processes add up at the last."""
+        bare = self.accelerator.unwrap_model(model)
+        batch = as_batch(self._prepare_inputs(dict(inputs)))
+        alone = steps.forget_alone(partial(self._stage.loss, bare), batch)
+        losses, places = [], self._stage.survive.places(bare, alone)
+        for self._place in places:
+            last = self._place is places[-1]
+            with nullcontext() if last else self.accelerator.no_sync(model), self._place.block:
                 losses.append(super().training_step(model, inputs, *given))
         return sum(losses[1:], losses[0])
 
