@@ -62,6 +62,11 @@ GOAL, MOST, WHOLE, EVERY = 0.25, 108, 72, 12
 OTHER_TEXTS = (str(DATA / "raw/holdout.jsonl"),)  # that the target never saw
 # Losses of a sequence are larger than those of a token, and so is what holds them (as the demo's).
 SEQUENCES = {"npo": 60.0, "dpo": 60.0}
+# Chosen on seed 0 (docs/methods.md, Survive).
+WORST: Mapping[str, Any] = {
+    **{"survive": "rtn-int4", "survive_forget": "worst"},
+    **{"lr": 2e-4, "weights_dtype": "fp32", "max_steps": 240},
+}
 LARGE: Mapping[str, Any] = {"lr": 1e-3, "weights_dtype": "fp32"}
 
 
@@ -98,6 +103,7 @@ KNOWN = (
     Row("quark", knobs={}, options={"max_steps": 18}),  # of each of four rounds
     Row("pcgu", knobs={}, options={"lr": 0.05}),  # as long as an AdamW step of the others
     Row("ga_gdr_survive", "ga_gdr", options={"survive": "rtn-int4"}),
+    Row("ga_gdr_survive_worst", "ga_gdr", {"retain_weight": 8.0}, WORST),
     Row("depn", knobs={}),
     Row("grom", knobs={}),
     Row("unlikelihood_gdr_mlp_early", options=LARGE),

@@ -55,7 +55,10 @@ PREDICTED = {
     "loo_klr": Prediction(SOME, "A 9: LOO, middle to high"),
     "pcgu": Prediction(BACK, "A 9: PCGU"),
     "quark": Prediction(SOME, "A 8, 9: Quark, lower, in part"),
-    "ga_gdr_survive": Prediction(STAYS, "B 17, 19: trained at rounded weights"),
+    **{
+        name: Prediction(STAYS, "B 17, 19: trained at rounded weights")
+        for name in ("ga_gdr_survive", "ga_gdr_survive_worst")
+    },
     "depn": Prediction(STAYS, "B 1, 19: zeros are codes"),
     "grom": Prediction(STAYS, "B 18, 19: a large concentrated edit"),
     "unlikelihood_gdr_mlp_early": Prediction(STAYS, "B 19: a large concentrated edit"),
