@@ -23,7 +23,7 @@ Rounding: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Place:
+class ForwardPass:
     """One forward pass: where the weights are what, and how much its terms count."""
 
     block: AbstractContextManager[None]
@@ -58,7 +58,9 @@ class Survive:
         """What the factors of all places add up to."""
         return 1.0 + self.weight * len(self.roundings)
 
-    def places(self, model: Any, forget: Callable[[], torch.Tensor] | None = None) -> list[Place]:
+    def places(
+        self, model: Any, forget: Callable[[], torch.Tensor] | None = None
+    ) -> list[ForwardPass]:
         """As the weights are, then rounded. ``forget``: makes the forget term on the texts that
         are to be read; asked at every place where the worst one alone counts.
         """
@@ -69,14 +71,14 @@ class Survive:
 
         factors = [1.0, *(self.weight for _ in rounded)]
         if not (self.worst and rounded and forget):
-            return [Place(block, f, f) for block, f in zip(blocks(), factors, strict=True)]
+            return [ForwardPass(block, f, f) for block, f in zip(blocks(), factors, strict=True)]
         terms = []
         for block in blocks():
             with torch.no_grad(), block:
                 terms.append(float(forget()))
         largest = terms.index(max(terms))
         counts = [float(n == largest) for n in range(len(terms))]
-        return [Place(*each) for each in zip(blocks(), factors, counts, strict=True)]
+        return [ForwardPass(*each) for each in zip(blocks(), factors, counts, strict=True)]
 
 
 PLAIN = Survive(())

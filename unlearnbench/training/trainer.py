@@ -24,7 +24,7 @@ from unlearnbench.methods.rows import Batch, Part, Role
 from unlearnbench.training import dtypes, sharding, steps
 from unlearnbench.training.batches import Schedule, as_batch, collate
 from unlearnbench.training.options import TrainOptions
-from unlearnbench.training.rounded import PLAIN, Place, Survive
+from unlearnbench.training.rounded import PLAIN, ForwardPass, Survive
 from unlearnbench.util.process import process_count
 
 _PATIENCE = 7 * 24 * 3600  # seconds that processes wait while the main one evaluates or saves
@@ -213,7 +213,7 @@ class UnlearnTrainer(Trainer):
         self.remove_callback(PrinterCallback)  # our own bar shows the loss
         self._stage = stage
         self._terms: dict[str, torch.Tensor] = {}
-        self._place = Place(nullcontext())  # of the pass that is being made
+        self._place = ForwardPass(nullcontext())  # of the pass that is being made
         # Our loss is a share of the whole step's mean: not to be divided by accumulated batches.
         self.loss_is_scaled_for_ga = True
         # The batches of the step that is being made, where a method makes its gradient itself.
