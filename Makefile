@@ -16,7 +16,7 @@ setup: $(SET_UP) ## make .venv with everything the other targets need
 
 $(SET_UP): pyproject.toml .ci/constraints.txt .ci/gptq.txt .ci/no-deps.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev,docs,ggml,hqq,lm-eval,quanto,sweep,torchao,compressed-tensors]' -r .ci/gptq.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[dev,docs,auto-round,ggml,hqq,lm-eval,quanto,sweep,torchao,compressed-tensors]' -r .ci/gptq.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r .ci/no-deps.txt
 	# Compile quanto's extension now: the first test at quanto-int4 would wait a minute for it.
 	-$(BIN)/python -W ignore \

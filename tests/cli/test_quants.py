@@ -62,6 +62,7 @@ def test_the_names_of_the_issue_are_there() -> None:
         *("fp8-e4m3", "fp8-e4m3-tensor", "fp8-e4m3-b128", "fp8-e4m3-dynamic", "int8-w8a8"),
         *("mxfp8", "mxfp4", "nvfp4", "kv-int8", "kv-int4"),
         *("awq-int4-g64", "awq-int4-g128", "hqq-int4-g64"),
+        *("auto-round-int4-g32", "auto-round-int4-g64", "auto-round-int4-g128"),
         *("quanto-int8", "quanto-int4", "torchao-int8"),
         *("gguf-q8_0", "gguf-q5_1", "gguf-q4_1", "gguf-q4_0"),
     }
@@ -84,7 +85,7 @@ def test_precisions_stand_in_groups(
         **{"gguf-q4_0": "llama.cpp", "gguf-q4_k_m": "llama.cpp", "gguf-q4_k_m-imat": "llama.cpp"},
         **{"nvfp4": "float", "fp8-e4m3": "float", "bnb-int8": "activation"},
         **{"int8-w8a8": "activation", "fp8-e4m3-dynamic": "activation", "noise-L": "no precision"},
-        **{"kv-int4": "cache"},
+        **{"kv-int4": "cache", "auto-round-int4-g128": "calibrated"},
     }
     assert {name: groups[name] for name in expected} == expected
     assert run(["quants"]) == 0
@@ -107,6 +108,7 @@ def test_precisions_stand_in_groups(
         ("hqq", "hqq-int4-g64", "hqq"),
         ("optimum", "quanto-int4", "quanto"),
         ("torchao", "torchao-int8", "torchao"),
+        ("auto_round", "auto-round-int4-g128", "auto-round"),
     ],
 )
 def test_what_is_missing_is_listed_with_its_reason(

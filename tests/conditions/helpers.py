@@ -103,6 +103,7 @@ def error(found: NDArray[Any], exact: NDArray[Any]) -> float:
 EXTRAS = {
     **{"ggml": "libggml", "gptq": "gptqmodel", "hqq": "hqq", "quanto": "optimum.quanto"},
     **{"torchao": "torchao", "compressed-tensors": "compressed_tensors"},
+    **{"auto-round": "auto_round"},
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, QuantizedCache
 
 from tests.conditions.helpers import TEXTS, load, require_library, scores
-from tests.conftest import CORPUS, MakeCheckpoint, load_at
+from tests.conftest import CORPUS, MakeCheckpoint, load_at, make_tokenizer
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.conditions import find_condition
@@ -25,11 +25,15 @@ from unlearnbench.requests import Generate, Generated, Score
 
 
 def by_numpy(states: torch.Tensor, bits: int) -> torch.Tensor:
-    """Each head's vector of a token, of 16 numbers, on even levels from its least to its most."""
+    """Each head's vector of a token, or of more than 64 numbers each 64, on even levels from the
+    least to the most.
+    """
     rows = states.numpy().astype(np.float64)
+    rows = rows.reshape(*rows.shape[:-1], -1, min(64, rows.shape[-1]))
     low, high = rows.min(-1, keepdims=True), rows.max(-1, keepdims=True)
     step = (high - low) / (2**bits - 1)
-    return torch.from_numpy((np.rint((rows - low) / step) * step + low).astype(np.float32))
+    found = (np.rint((rows - low) / step) * step + low).astype(np.float32)
+    return torch.from_numpy(found.reshape(states.shape))
 
 
 class Reference(DynamicCache):
@@ -42,7 +46,7 @@ class Reference(DynamicCache):
 
 def token_by_token(model: Any, ids: list[int], bits: int) -> np.ndarray[Any, Any]:
     """Log-probabilities of all tokens but the first."""
-    cache, found = Reference(), []
+    cache, found = Reference(config=model.config), []
     cache.bits = bits
     with torch.no_grad():
         for token, following in pairwise(ids):
@@ -167,8 +171,6 @@ def test_a_model_without_attention_is_refused(
 ) -> None:
     from transformers import MambaConfig, MambaForCausalLM
 
-    from tests.conftest import make_tokenizer
-
     tokenizer = make_tokenizer()
     config = MambaConfig(
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, state_size=4
@@ -190,8 +192,6 @@ def test_heads_that_part_into_small_groups_are_refused(make_checkpoint: MakeChec
 def test_layers_with_a_window_meet_it(tmp_path: Path, window: int) -> None:
     """They hold their last tokens alone, fewer than the proof runs and fewer than a text has."""
     from transformers import MistralConfig, MistralForCausalLM
-
-    from tests.conftest import make_tokenizer
 
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
@@ -227,6 +227,68 @@ def test_layers_with_a_window_meet_it(tmp_path: Path, window: int) -> None:
     request = Generate("a", TEXTS[0], 8)
     (answer,) = model.generate([request])
     assert answer.text == model.tokens.answer(request, out[0, len(ids) :].tolist()).text
+
+
+def saved(name: str, folder: Path) -> Any:
+    """A tiny model of that type, whose windows, if any, hold 24 tokens."""
+    from transformers import CONFIG_MAPPING
+
+    from tests.contracts.every_architecture import tiny_config
+
+    torch.manual_seed(3)
+    config = tiny_config(CONFIG_MAPPING[name])
+    if hasattr(config, "sliding_window"):
+        config.sliding_window = 24
+    model = AutoModelForCausalLM.from_config(config).float()
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.mark.field(
+    "Weights",
+    "kv-int8, kv-int4: windows (Gemma 2, 3, gpt-oss), heads that differ by layer (Gemma 4), "
+    "DeepSeek's latent attention, attention beside a state in each layer (Falcon-H1)",
+    "rounded, as in a cache token by token",
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("gemma3_text", "gemma4_text"),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("gemma2", "gpt_oss")),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("deepseek_v3", "falcon_h1")),
+    ],
+)
+def test_caches_of_other_kinds_are_rounded(tmp_path: Path, name: str) -> None:
+    own = saved(name, tmp_path)
+    model = load(open_checkpoint(str(tmp_path), LoadOptions()), "kv-int4")
+    text = CORPUS[0][:120]
+    (found,) = model.score([Score("a", text)])
+    ids = model.tokens.encode(text)
+    assert len(ids) > 48
+    assert np.abs(found.logprobs - token_by_token(own, ids, 4)).max() < 0.02
+    out = own.generate(
+        input_ids=torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        past_key_values=Reference(config=own.config),
+        max_new_tokens=8,
+        do_sample=False,
+    )
+    request = Generate("a", text, 8)
+    (answer,) = model.generate([request])
+    assert answer.text == model.tokens.answer(request, out[0, len(ids) :].tolist()).text
+
+
+@pytest.mark.field(
+    "Weights",
+    "kv-int8, kv-int4: models of which some layers are no attention (Qwen3-Next, Granite 4, Jamba)",
+    "refused, with their number",
+)
+@pytest.mark.parametrize("name", ["qwen3_next", "granitemoehybrid", "jamba"])
+def test_layers_that_are_no_attention_are_refused(tmp_path: Path, name: str) -> None:
+    saved(name, tmp_path)
+    with pytest.raises(NotInForceError, match="kv-int8: 1 of 2 layers cache keys and values"):
+        load(open_checkpoint(str(tmp_path), LoadOptions()), "kv-int8")
 
 
 def test_it_has_no_gradient(tiny: Path) -> None:

@@ -184,9 +184,14 @@ def test_the_packed_weights_answer_as_the_dense_ones(opened: CheckpointSource) -
 
 
 @pytest.mark.field(
-    "Weights", "GPT-2, OpenAI GPT at gptq, awq, quanto, torchao", "refused: these pass Conv1D over"
+    "Weights",
+    "GPT-2, OpenAI GPT at gptq, awq, auto-round, quanto, torchao",
+    "refused: these pass Conv1D over",
 )
-@pytest.mark.parametrize("name", ["quanto-int8", "torchao-int8", "gptq-int4-g64", "awq-int4-g64"])
+@pytest.mark.parametrize(
+    "name",
+    ["quanto-int8", "torchao-int8", "gptq-int4-g64", "awq-int4-g64", "auto-round-int4-g64"],
+)
 def test_a_library_that_passes_over_it_is_refused(opened: CheckpointSource, name: str) -> None:
     require_library(name)
     with pytest.raises(PrecisionError, match=r"quantizes torch's Linear only, and .* is a Conv1D"):

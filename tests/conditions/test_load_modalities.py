@@ -248,9 +248,11 @@ def test_every_condition_leaves_the_rest_alone(
 
 
 @pytest.mark.field(
-    "Weights", "models that take images, at gptq, awq", "refused: made of models of text only"
+    "Weights",
+    "models that take images, at gptq, awq, auto-round",
+    "refused: made of models of text only",
 )
-@pytest.mark.parametrize("name", ["gptq-int4-g64", "awq-int4-g64"])
+@pytest.mark.parametrize("name", ["gptq-int4-g64", "awq-int4-g64", "auto-round-int4-g64"])
 def test_what_is_made_of_text_models_only_says_so(opened: CheckpointSource, name: str) -> None:
     require_library(name)
     with pytest.raises(PrecisionError, match="made of models of text only, and .* takes images"):

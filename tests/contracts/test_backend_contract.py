@@ -52,6 +52,8 @@ SOME = [
     name
     for name in NAMES
     if (name not in RTN and not SPECS[name].by_matrix) or name in [*SOME_RTN, *SOME_GGML]
+    # Minutes each; groups of 64 stand for the others.
+    if name not in ("auto-round-int4-g32", "auto-round-int4-g128")
 ]
 QUANTIZED = [name for name in NAMES if SPECS[name].kind == "quantized"]
 CACHED = ["kv-int4", "kv-int8"]  # tests/conditions/test_cache.py
@@ -62,8 +64,9 @@ UNCALIBRATED = [name for name in SOME if not SPECS[name].calibrated]
 LARGEST_ERROR = {8: 0.0095, 6: 0.031, 5: 0.064, 4: 0.17, 3: 0.32, 2: 0.89}
 
 
-# The same library at 64 columns a group stands for these by default.
+# The same library at 64 columns a group stands for these by default; AutoRound has its own file.
 SLOW = (
+    "auto-round-int4-g64",
     *("awq-int4-g128", "gptq-int3-g64", "gptq-int3-g128", "gptq-int4-g128", "gptq-int8-g128"),
     *("hqq-int8-g64", "hqq-int2-g64", "fp8-e4m3-tensor", "fp8-e4m3-dynamic"),
 )
@@ -290,6 +293,7 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> CheckpointSource:
 @on_every(
     *("bnb-fp4", "bnb-int8", "rtn-int4", "rtn-int8-g64-asym", "gguf-q4_0", "hqq-int4-g64"),
     *("quanto-int8", "quanto-int4", "torchao-int8", "gptq-int4-g64", "awq-int4-g64"),
+    *("auto-round-int4-g128",),
     *("prune-magnitude-30", "noise-5", "prune-wanda-50"),
 )
 def test_fused_experts_left_as_they_are_are_an_error(experts: CheckpointSource, name: str) -> None:
@@ -343,6 +347,7 @@ LIBRARIES = [
     ("gptq-int4-g128", "gptqmodel", "pip install 'unlearnbench[gptq]'"),
     ("gptq-int8-g64", "optimum", "pip install 'unlearnbench[gptq]'"),
     ("awq-int4-g64", "gptqmodel", "pip install 'unlearnbench[gptq]'"),
+    ("auto-round-int4-g64", "auto_round", "pip install 'unlearnbench[auto-round]'"),
 ]
 
 

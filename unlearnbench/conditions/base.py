@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 # What people type, and what it means here (docs/protocol.md).
 ALIASES = {
+    "auto-round-int4": "auto-round-int4-g128",  # the library's own
     "4bit": "bnb-fp4",  # transformers' load_in_4bit=True with no more said
     "8bit": "bnb-int8",
     "fp4": "bnb-fp4",

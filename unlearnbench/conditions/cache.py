@@ -45,22 +45,28 @@ CONDITIONS = (_spec(8), _spec(4))
 
 
 def settle(spec: ConditionSpec, source: Source, materials: Materials) -> Mapping[str, Option]:
-    """How many numbers of a head share constants. Raises PrecisionError where no head is known, or
-    so few share them that nothing would be rounded.
+    """How many numbers of a head share constants, in the layer where they are fewest. Raises
+    PrecisionError where no head is known, or so few share them that nothing would be rounded.
     """
+    from unlearnbench.models.batches import layer_configs
     from unlearnbench.models.cached import group_of
 
-    config: Any = source.config.get_text_config()
-    heads, hidden = (getattr(config, f, None) for f in ("num_attention_heads", "hidden_size"))
-    width = getattr(config, "head_dim", None) or (hidden // heads if heads and hidden else 0)
-    if not width:
+    widths = {_width(layer) for layer in layer_configs(source.config.get_text_config())}
+    if 0 in widths:
         raise PrecisionError(f"{spec.name}: {source.files.path} has no attention heads to cache")
-    if (group := group_of(width)) < _LEAST_GROUP:
+    group, width = min((group_of(width), width) for width in widths)
+    if group < _LEAST_GROUP:
         raise PrecisionError(
             f"{spec.name}: heads of {width} numbers in {source.files.path} part into groups of "
             f"{group} alone, of which constants keep nearly all"
         )
     return {"cache_group": group}
+
+
+def _width(layer: Any) -> int:
+    """Of a layer's heads; 0 where it states none."""
+    heads, hidden = (getattr(layer, f, None) for f in ("num_attention_heads", "hidden_size"))
+    return getattr(layer, "head_dim", None) or (hidden // heads if heads and hidden else 0)
 
 
 def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:

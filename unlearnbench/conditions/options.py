@@ -24,7 +24,9 @@ class KernelOptions(LoadOptions):
     """
 
     calibration: str = Field(default="generic", title="generic|forget|retain|FILE")
-    """Texts for gptq, awq, prune-wanda and gguf-*-imat, or for the last an imatrix.gguf."""
+    """Texts for gptq, awq, auto-round, prune-wanda and gguf-*-imat; for the last also an
+    imatrix.gguf.
+    """
 
     calibration_samples: int = Field(default=96, title="N")
     """Texts to draw from them."""

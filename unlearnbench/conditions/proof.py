@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from unlearnbench.checkpoints.load import (
+    left_alone,
     linear_layers,
     matrices,
     out_first,
@@ -246,6 +247,19 @@ def require_linear(spec: ConditionSpec, source: CheckpointSource) -> None:
                 "Conv1D, which holds its weight transposed (GPT-2's kind); use a bnb, rtn, gguf "
                 "or hqq precision"
             )
+
+
+def require_text_alone(spec: ConditionSpec, source: CheckpointSource) -> None:
+    """Refuse a model that takes more than text, of which ``spec``'s library would take it apart.
+
+    Raises:
+        PrecisionError: it does.
+    """
+    if left_alone(source.model()) is not None:
+        raise PrecisionError(
+            f"{spec.name} is made of models of text only, and {source.files.path} takes images or "
+            "sound too; use a bnb, rtn, gguf, hqq, quanto or torchao precision"
+        )
 
 
 def require_coverable(

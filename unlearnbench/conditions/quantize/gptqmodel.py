@@ -14,14 +14,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearnbench.checkpoints.load import check_loading, left_alone, linear_layers
+from unlearnbench.checkpoints.load import check_loading, linear_layers
 from unlearnbench.conditions.base import (
     ConditionSpec,
     LoadPlan,
     ModelWithProof,
     ModuleReading,
 )
-from unlearnbench.conditions.proof import finish, require_coverable, require_linear
+from unlearnbench.conditions.proof import (
+    finish,
+    require_coverable,
+    require_linear,
+    require_text_alone,
+)
 from unlearnbench.conditions.quantize.calibration import token_batches
 from unlearnbench.errors import NotInForceError, PrecisionError, UnlearnbenchError, one_line
 from unlearnbench.util.process import muted, unmoved_caches
@@ -84,11 +89,7 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
     calibration = plan.materials.calibration
     assert calibration is not None  # noqa: S101 - load.prepare sees to it
     require_linear(spec, source)
-    if left_alone(source.model()) is not None:
-        raise PrecisionError(
-            f"{spec.name} is made of models of text only, and {source.files.path} takes images or "
-            "sound too; use a bnb, rtn, gguf, hqq, quanto or torchao precision"
-        )
+    require_text_alone(spec, source)
     require_coverable(spec, source)  # and the checkpoint's own faults are told as such
     size = int(spec.options["group_size"])
     is_awq = spec.name.startswith("awq")
