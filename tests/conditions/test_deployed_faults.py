@@ -205,6 +205,57 @@ def test_what_llama_cpp_takes_where_a_file_says_little(
         require_rope(open_gguf(path, "a.gguf"), config)
 
 
+YARN_FILE = {
+    **{"scaling.type": "yarn", "scaling.factor": 4.0},
+    "scaling.original_context_length": 2048.0,
+}
+
+
+def yarn_scale(own: dict[str, Any]) -> float:
+    """By how much transformers scales attention."""
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    made = LlamaConfig(rope_parameters=own, max_position_embeddings=8192)
+    return float(ROPE_INIT_FUNCTIONS["yarn"](made, torch.device("cpu"))[1])
+
+
+@pytest.mark.parametrize(
+    ("own", "there", "said"),
+    [
+        ({}, {"yarn_beta_fast": 16.0}, "yarn_beta_fast 16, and the model's config beta_fast 32"),
+        ({"beta_fast": 16.0}, {}, "yarn_beta_fast 32, and the model's config beta_fast 16"),
+        ({"beta_slow": 2.0}, {}, "yarn_beta_slow 1, and the model's config beta_slow 2"),
+        ({"beta_slow": 2}, {"yarn_beta_slow": float("nan")}, "yarn_beta_slow nan"),
+        ({"attention_factor": 1.0}, {}, "attention factor of 1.13863 .* config 1:"),
+        ({"mscale": 0.7, "mscale_all_dim": 1.0}, {}, "factor of 1.13863 .* config 0.963475:"),
+        ({}, {"yarn_attn_factor": 2.0}, "attention factor of 2.27726 .* config 1.13863:"),
+        ({}, {"yarn_log_multiplier": 0.1}, "yarn_log_multiplier 0.1, and .* mscale_all_dim 0"),
+    ],
+)
+def test_yarns_lesser_settings_are_held(
+    tmp_path: Path, own: dict[str, Any], there: dict[str, Any], said: str
+) -> None:
+    named = {f"scaling.{key}": value for key, value in there.items()}
+    path = write_head(tmp_path / "a.gguf", YARN_FILE | named)
+    with pytest.raises(CheckpointError, match=said):
+        require_rope(open_gguf(path, "a.gguf"), {"rope_parameters": YARN | own})
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{}, {"beta_fast": 16.0}, {"attention_factor": 0.8}, {"mscale": 0.7, "mscale_all_dim": 1.0}],
+)
+def test_yarn_as_converters_write_it_is_taken(tmp_path: Path, own: dict[str, Any]) -> None:
+    scale = yarn_scale(YARN | own)
+    plain = yarn_scale(YARN)
+    for factor in (scale, scale / plain):  # as written by some, and as llama.cpp computes
+        there = {"scaling.yarn_attn_factor": factor}
+        there |= {f"scaling.yarn_{key}": value for key, value in own.items() if "beta" in key}
+        path = write_head(tmp_path / f"{factor}.gguf", YARN_FILE | there)
+        require_rope(open_gguf(path, "a.gguf"), {"rope_parameters": YARN | own})
+
+
 @pytest.mark.parametrize("there", [{}, {"scaling.factor": 1.0}, {"scaling.type": "none"}])
 def test_positions_that_are_not_scaled_are_taken(tmp_path: Path, there: dict[str, Any]) -> None:
     path = write_head(tmp_path / "a.gguf", there, [1.0] * 8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.conditions import find_condition
 from unlearnbench.conditions.load import prepare
 from unlearnbench.conditions.options import KernelOptions
-from unlearnbench.errors import NotInForceError, PrecisionError
+from unlearnbench.errors import NotInForceError, PrecisionError, UnlearnbenchError
 from unlearnbench.requests import Score
 
 LEVELS = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=np.float32)
@@ -146,8 +147,76 @@ def test_blocks_without_a_place_are_refused(plain: Path, tmp_path: Path) -> None
     folder = save_mxfp4(plain, tmp_path / "own")
     weights = load_file(folder / "model.safetensors")
     name = "model.layers.0.mlp.experts.down_proj"
-    weights[f"{name}x_blocks"] = weights[f"{name}_blocks"].clone()
+    for part in ("blocks", "scales"):
+        weights[f"{name}x_{part}"] = weights[f"{name}_{part}"].clone()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     source = open_checkpoint(str(folder), LoadOptions())
     with pytest.raises(NotInForceError, match="down_projx, for which the model has no place"):
         prepare(source, find_condition("none"), KernelOptions.of({"dtype": "fp32"})).load()
+
+
+DOWN = "model.layers.0.mlp.experts.down_proj"
+BLOCKS, SCALES = f"{DOWN}_blocks", f"{DOWN}_scales"
+WEIGHT = "model.layers.0.self_attn.q_proj.weight"
+Change = Callable[[dict[str, torch.Tensor]], object]
+
+
+def turned(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Change:
+    return lambda weights: weights.update({name: change(weights[name]).contiguous().clone()})
+
+
+BROKEN: dict[str, tuple[Change, str]] = {
+    "no scales": (lambda w: w.pop(SCALES), r"\(8, 64, 4, 16\) and missing"),
+    "no blocks": (lambda w: w.pop(BLOCKS), r"missing and \(8, 64, 4\)"),
+    "fewer scales": (turned(SCALES, lambda t: t[..., :-1]), r"and \(8, 64, 3\)"),
+    "flat scales": (turned(SCALES, lambda t: t.flatten(1)), r"and \(8, 256\)"),
+    "flat blocks": (turned(BLOCKS, lambda t: t.flatten(2)), r"they are \(8, 64, 64\)"),
+    "blocks of 8 bytes": (turned(BLOCKS, lambda t: t[..., :8]), r"they are \(8, 64, 4, 8\)"),
+    "fewer rows": (turned(BLOCKS, lambda t: t[:, :-1]), r"they are \(8, 63, 4, 16\)"),
+    "no experts": (turned(BLOCKS, lambda t: t[:0]), r"they are \(0, 64, 4, 16\)"),
+    "floats": (turned(SCALES, lambda t: t.float()), "wants bytes .U8., and .* stored as F32"),
+    "signed": (turned(BLOCKS, lambda t: t.view(torch.int8)), "stored as I8"),
+    "a scale that is NaN": (turned(SCALES, lambda t: t.clamp(255)), "has NaN or infinite values"),
+    "both narrower": (
+        lambda w: w.update({n: w[n][:, :-1].contiguous() for n in (BLOCKS, SCALES)}),
+        "do not have the shapes that the config asks for",
+    ),
+    "plain beside": (
+        lambda w: w.update({DOWN: torch.zeros(8, 128, 64)}),
+        "holds .*down_proj both packed and plain",
+    ),
+    "of a plain layer": (
+        lambda w: w.update(
+            {
+                f"{WEIGHT}_{n}": w[f"{DOWN}_{n}"]
+                for n in ("blocks", "scales")
+                if w.pop(WEIGHT, 1) is not None
+            }
+        ),
+        "shapes that the config asks for|no place|cannot be loaded|lacks weights",
+    ),
+}
+
+
+@pytest.mark.field(
+    "Weights",
+    "MXFP4 blocks or scales that are missing, of other shapes or types, or beside plain weights",
+    "refused, with what they are",
+)
+@pytest.mark.parametrize("how", BROKEN)
+def test_broken_blocks_are_one_line(plain: Path, tmp_path: Path, how: str) -> None:
+    change, said = BROKEN[how]
+    folder = save_mxfp4(plain, tmp_path / "broken")
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(
+        {n: t.clone() for n, t in weights.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    source = open_checkpoint(str(folder), LoadOptions())
+    with pytest.raises(UnlearnbenchError, match=said) as raised:
+        prepare(source, find_condition("none"), KernelOptions.of({"dtype": "fp32"})).load()
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UnlearnbenchError, match=said):
+        met(plain, folder)

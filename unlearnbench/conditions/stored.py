@@ -31,7 +31,7 @@ from unlearnbench.conditions.base import (
 )
 from unlearnbench.conditions.proof import Inspection, describe, distinct_values, prove
 from unlearnbench.conditions.quantize import bnb, gptqmodel
-from unlearnbench.errors import NotInForceError
+from unlearnbench.errors import CheckpointError, NotInForceError
 from unlearnbench.results import Proof
 from unlearnbench.util.process import muted
 
@@ -104,6 +104,8 @@ def _round(name: str, tensor: torch.Tensor, storage: torch.dtype) -> torch.Tenso
 
 def _load_packed(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan) -> ModelWithProof:
     """A checkpoint that is quantized already, as its config states; the kernel is ours to say."""
+    if scheme.method == "mxfp4":
+        _require_blocks(source)
     config: Any = copy.deepcopy(source.config)
     stated = config.quantization_config
     facts = dict(stated if isinstance(stated, dict) else stated.to_dict())
@@ -140,6 +142,27 @@ def _load_packed(source: CheckpointSource, scheme: StoredScheme, plan: LoadPlan)
             setattr(module, _FP8, True)
             module.weight.data = module.weight.data.to(plan.dtype)
     return ModelWithProof(model, _prove(scheme, model, source))
+
+
+def _require_blocks(source: CheckpointSource) -> None:
+    """CheckpointError where MXFP4's blocks, (experts, out, groups, 16), and scales, of those but
+    the last, do not go together: transformers says so in a table, or takes them.
+    """
+    heads, said = source.full.tensors, f"{source.files.path}: MXFP4 wants"
+    packed = {name.rpartition("_")[0] for name in heads if name.endswith(("_blocks", "_scales"))}
+    for name in sorted(packed):
+        both = [heads.get(f"{name}_{part}") for part in ("blocks", "scales")]
+        shapes = [None if head is None else tuple(head.shape) for head in both]
+        blocks, scales = shapes
+        if blocks is None or len(blocks) != 4 or blocks[3] != 16 or scales != blocks[:3]:
+            raise CheckpointError(
+                f"{said} blocks (experts, rows, groups, 16) and scales (experts, rows, groups), "
+                f"and of {name} they are {blocks or 'missing'} and {scales or 'missing'}"
+            )
+        if kinds := {head.dtype for head in both if head is not None} - {"U8"}:
+            raise CheckpointError(f"{said} bytes (U8), and {name} is stored as {min(kinds)}")
+        if name in heads:
+            raise CheckpointError(f"{source.files.path} holds {name} both packed and plain")
 
 
 @contextmanager
@@ -213,7 +236,7 @@ def packed_modules(
         if reading is not None:
             yield name, module, reading
         for key, tensor in module.named_parameters(recurse=False) if stacked else ():
-            if f"{name}.{key}" in stacked:
+            if f"{name}.{key}" in stacked and tensor.dim() == 3:
                 stacked.remove(f"{name}.{key}")
                 weight = tensor.detach()
                 reading = ModuleReading.of(weight.mT.flatten(0, 1), scheme.group, weight)

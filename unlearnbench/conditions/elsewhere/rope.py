@@ -24,6 +24,8 @@ _TYPES = {
     "llama3": ("none",),
     "longrope": ("none", "longrope"),
 }
+# Where YaRN's ramp begins and ends, by default there and in transformers.
+_YARN = {"beta_fast": 32.0, "beta_slow": 1.0}
 
 
 def require_rope(file: GgufFile, config: Mapping[str, Any]) -> None:
@@ -47,6 +49,8 @@ def require_rope(file: GgufFile, config: Mapping[str, Any]) -> None:
             continue
         if _differ(there, here):
             raise _otherwise(file, f"rope.scaling.{key} {there:g}", f"{ours} {here:g}")
+    if kind == "yarn":
+        _require_yarn(file, own)
     for name, due in _tables_due(kind, own, config).items():
         _require_table(file, name, due)
 
@@ -60,6 +64,40 @@ def _scaled(file: GgufFile) -> tuple[str, float]:
     factor = file.number("rope.scale_linear") if factor is None else factor
     factor = factor or 1.0
     return ("none" if said == "linear" and factor == 1 else said), factor
+
+
+def _require_yarn(file: GgufFile, own: Mapping[str, Any]) -> None:
+    """Hold YaRN's lesser settings: where its ramp begins and ends, and by how much attention is
+    scaled. What a file does not say has llama.cpp's default there.
+    """
+    for key, default in _YARN.items():
+        there, here = file.number(f"rope.scaling.yarn_{key}"), float(own.get(key) or default)
+        there = default if there is None else there
+        if _differ(there, here):
+            raise _otherwise(file, f"rope.scaling.yarn_{key} {there:g}", f"{key} {here:g}")
+    if own.get("truncate") is False:
+        log.warning("%s: llama.cpp has no YaRN without truncation, as the model has", file.path)
+    log_mul = file.number("rope.scaling.yarn_log_multiplier")
+    if log_mul is not None:  # DeepSeek's, a tenth of mscale_all_dim
+        here = float(own.get("mscale_all_dim") or 0)
+        if _differ(log_mul, here) and _differ(10 * log_mul, here):
+            theirs = f"rope.scaling.yarn_log_multiplier {log_mul:g}"
+            raise _otherwise(file, theirs, f"mscale_all_dim {here:g}")
+        return
+    size = 0.1 * math.log(max(1.0, float(own.get("factor") or 1)))
+    plain, scales = size + 1, [own.get(key) for key in ("mscale", "mscale_all_dim")]
+    one, other = (size * float(m or 0) + 1 for m in scales)
+    stated = own.get("attention_factor")
+    here = float(stated) if stated is not None else one / other if all(scales) else plain
+    said = file.number("rope.scaling.yarn_attn_factor")
+    # Converters write transformers' own number, and llama.cpp multiplies what it reads.
+    held = [plain] if said is None else [said, said * plain]
+    if all(_differ(there, here) for there in held):
+        raise _otherwise(
+            file,
+            f"an attention factor of {held[-1]:g} (rope.scaling.yarn_attn_factor)",
+            f"{here:g}",
+        )
 
 
 def _tables_due(
