@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import MakeCheckpoint, make_model
+from tests.methods.every import method_with
 from tests.training.helpers import go, same, weights
 from unlearnbench.checkpoints.find import read_json
 from unlearnbench.checkpoints.origin import Training
 from unlearnbench.errors import OptionError, TrainingError, UnlearnbenchError
+from unlearnbench.methods import pieces
 from unlearnbench.methods.masks import sure
 from unlearnbench.training import job as job_module
 from unlearnbench.training import trainer as trainer_module
@@ -29,19 +32,12 @@ class Stop(BaseException):
 
 ANCHORS = "whp_ft --anchors"
 QUICK = ["npo_klr", "ga_gdr_sure", "ga_gdr_lora", "tv", ANCHORS]
+# Edits without a training, and an ensemble, whose own tests interrupt it.
+OTHERS = {"depn", "grom", "sisa"}
 SLOW = [
     pytest.param(name, marks=pytest.mark.slow)
-    for name in (
-        "flearn",
-        "npo_gdr_lau",
-        "pcgu",
-        "undo",
-        "eul",
-        "kga",
-        "loo_klr",
-        "quark",
-        "whp_ft",
-    )
+    for name in dict.fromkeys(method_with(piece) for piece in pieces().values())
+    if name not in OTHERS.union(QUICK)
 ]
 
 
@@ -85,6 +81,10 @@ def test_interrupted_and_resumed_gives_the_same_weights(
     assert same(weights(tmp_path / "whole"), weights(out))
     assert [r.loss for r in training.losses] == [r.loss for r in whole.losses]
     assert not (out / ".training").exists()
+    AutoTokenizer.from_pretrained(out)
+    plain, said = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    assert not any(said.values())
+    assert set(weights(out)) <= set(plain.state_dict())
 
 
 def test_a_resumed_training_goes_on_under_the_same_noise(
