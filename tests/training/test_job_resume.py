@@ -82,7 +82,8 @@ def test_interrupted_and_resumed_gives_the_same_weights(
     assert [r.loss for r in training.losses] == [r.loss for r in whole.losses]
     assert not (out / ".training").exists()
     AutoTokenizer.from_pretrained(out)
-    plain, said = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    opened: Any = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+    plain, said = opened
     assert not any(said.values())
     assert set(weights(out)) <= set(plain.state_dict())
 
