@@ -150,7 +150,7 @@ class TrainerContext(TrainingContext):
         if not self.method.pieces:
             return self.descend(self.model, self.forget, "finetune"), None
         chooser, stepper = self.method.piece("masks"), self.method.piece("steps")
-        masks = chooser and choose_masks(self, chooser, self.home, self.losses)
+        masks = None if chooser is None else choose_masks(self, chooser, self.home, self.losses)
         loss = Combined(self.method, self.references(*self.method.terms))
         gradient = None if stepper is None else stepper.hook("gradient")
         return _forget(self, loss, {"masks": masks, "gradient": gradient}), masks
