@@ -49,6 +49,7 @@ class Engine:
     """``vllm.LLM``. ``made`` collects the engines of a test."""
 
     model: str
+    tokenizer: Any
     dtype: str
     generation_config: str
     trust_remote_code: bool
@@ -63,7 +64,7 @@ class Engine:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         dtype = getattr(torch, self.dtype)
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(self.model)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.tokenizer)
         self.network: Any = AutoModelForCausalLM.from_pretrained(self.model, dtype=dtype).eval()
         Engine.made.append(self)
 

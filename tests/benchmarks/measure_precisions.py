@@ -27,7 +27,8 @@ RTN = (
     *("rtn-int3-g64-asym", "rtn-int2-g32-asym"),
 )
 TEXTS, NEW_TOKENS = 8, 32
-SAMPLES = 4  # for GPTQ, which takes minutes on 2 cores; AWQ only where --quant names it
+# GPTQ takes minutes on 2 cores; AWQ and AutoRound are measured only where --quant names them.
+SAMPLES = 4
 
 
 def measure(model: str, name: str, kernel: str, reference: Path) -> dict[str, Any]:
@@ -168,7 +169,7 @@ def main() -> None:
     names = (
         options.quant.split(",")
         if options.quant
-        else [n for n in known if n in RTN or not n.startswith(("rtn", "awq"))]
+        else [n for n in known if n in RTN or not n.startswith(("rtn", "awq", "auto-round"))]
     )
     names = ["fp32", *(n for n in names if n != "fp32")]
     rows = []

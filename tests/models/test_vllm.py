@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import unlearnbench
 from tests import vllm_stub
 from tests.benchmarks.subjects import save_smollm2
 from tests.cli.test_main import call
+from tests.conditions.test_stored import save_compressed
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, load_at
 from tests.vllm_stub import Completion, Logprob
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
@@ -174,6 +176,42 @@ def test_a_run_records_the_backend_and_keeps_apart_from_others(
 
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_a_deployed_folder_is_handed_over_as_it_is(
+    tiny: Path, toy: Toy, tmp_path: Path, engine: type[vllm_stub.Engine]
+) -> None:
+    folder = tmp_path / "packed"
+    save_compressed(tiny, folder)
+    for path in tiny.glob("tokenizer*"):
+        shutil.copy(path, folder)
+    options: dict[str, Any] = {**toy.options, "deployed": (str(folder),)}
+    _, found = unlearnbench.evaluate(tiny, "toy_knowmem_f", "none", backend="vllm", **options)
+    plain, made = engine.made
+    assert (plain.model == str(folder), made.model) == (False, str(folder))
+    assert found.condition.name == "deployed:ct-int4-g32"
+    assert found.settings.backend == "vllm"
+
+
+@pytest.mark.slow  # a minute or two for each engine
+def test_a_real_vllm_runs_a_deployed_folder_by_its_own_kernels(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    python = ROOT / ".venv-vllm/bin/python"
+    if not python.is_file():
+        pytest.skip("no vLLM here: make vllm-env")
+    model, packed = make_checkpoint("wide", hidden_size=128), tmp_path / "packed"
+    save_compressed(model, packed)
+    for path in model.glob("tokenizer*"):
+        shutil.copy(path, packed)
+    command = [str(python), "-m", "tests.models.vllm_answers"]
+    command += [str(model), "--deployed", str(packed)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["texts"] > 3
+    assert found["apart"] < 0.2  # in bf16
 
 
 @pytest.mark.slow  # a minute or two for each engine

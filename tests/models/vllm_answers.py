@@ -2,9 +2,11 @@
 adapter, in fp32.
 
     python -m tests.models.vllm_answers FOLDER CONDITION...
+    python -m tests.models.vllm_answers FOLDER --deployed PACKED
 
-Prints one line of JSON: by condition, how many texts were compared, those that differ, and how far
-the log-probabilities of vLLM's tokens are at most from our network's.
+In the second the packed folder runs by vLLM's own kernels, and both in bf16. Prints one line of
+JSON: by condition, how many texts were compared, those that differ, and how far the
+log-probabilities of vLLM's tokens are at most from our network's.
 """
 
 from __future__ import annotations
@@ -18,17 +20,33 @@ import torch
 from tests.conftest import CORPUS, load_at
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
-from unlearnbench.models.vllm import open_vllm
+from unlearnbench.conditions import deployed
+from unlearnbench.conditions.load import prepare_all
+from unlearnbench.conditions.options import KernelOptions
+from unlearnbench.models.hf import HFModel
+from unlearnbench.models.vllm import VllmModel, open_vllm
 from unlearnbench.requests import Generate
 
 PROMPTS = [Generate(str(n), CORPUS[n][: 8 + 9 * n], 24, ("gate",)) for n in range(10)]
 
 
 def compare(folder: str, condition: str) -> dict[str, Any]:
+    own = load_at(open_checkpoint(folder, LoadOptions()), condition, kernel="dequantized")
+    return between(own, open_vllm(own))
+
+
+def compare_deployed(folder: str, packed: str) -> dict[str, Any]:
+    options = KernelOptions.of({"dtype": "bf16", "device": "cpu", "deployed": (packed,)})
+    (prepared,) = prepare_all(folder, deployed.specs([packed], options), options)
+    own = prepared.load()
+    one = prepared.plan.materials.deployed[prepared.spec.name]
+    assert one.packed is not None
+    return between(own, open_vllm(own, one.packed))
+
+
+def between(own: HFModel, model: VllmModel) -> dict[str, Any]:
     from vllm import SamplingParams
 
-    own = load_at(open_checkpoint(folder, LoadOptions()), condition, kernel="dequantized")
-    model = open_vllm(own)
     theirs = {answer.id: answer.text for answer in model.generate(PROMPTS)}
     ours = {answer.id: answer.text for answer in own.generate(PROMPTS)}
     apart = 0.0
@@ -50,4 +68,7 @@ def compare(folder: str, condition: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({name: compare(sys.argv[1], name) for name in sys.argv[2:]}))
+    if sys.argv[2] == "--deployed":
+        print(json.dumps(compare_deployed(sys.argv[1], sys.argv[3])))
+    else:
+        print(json.dumps({name: compare(sys.argv[1], name) for name in sys.argv[2:]}))

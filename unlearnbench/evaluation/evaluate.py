@@ -243,7 +243,8 @@ def _load(prepared: Prepared, order: Loading, backend: str, team: Team | None) -
     if backend == "vllm":
         from unlearnbench.models.vllm import open_vllm
 
-        return open_vllm(load())
+        deployed = prepared.plan.materials.deployed.get(prepared.spec.name)
+        return open_vllm(load(), None if deployed is None else deployed.packed)
     return load()
 
 

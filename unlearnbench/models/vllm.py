@@ -1,5 +1,6 @@
-"""Generation by vLLM (``--backend vllm``) on plain weights of our adapter, which scores: vLLM
-does not give the whole distribution that Min-K%++ needs.
+"""Generation by vLLM (``--backend vllm``) on plain weights of our adapter, or on a deployed folder
+by its own kernels. The adapter scores: vLLM does not give the whole distribution that Min-K%++
+needs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import math
 import os
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearnbench.errors import ModelOutputError, OptionError, PrecisionError, one_line
@@ -47,8 +49,10 @@ def require_vllm(source: Source, kernels: Mapping[str, Collection[str]], kernel:
             )
 
 
-def open_vllm(own: HFModel) -> VllmModel:
-    """Hand the weights to a vLLM engine; PrecisionError where it cannot run this model."""
+def open_vllm(own: HFModel, packed: Path | None = None) -> VllmModel:
+    """Hand the weights to a vLLM engine; PrecisionError where it cannot run this model. packed: a
+    folder of these weights as another tool packed them, which vLLM's own kernels take.
+    """
     for name, value in (("LEVEL", "ERROR"), ("STREAM", "ext://sys.stderr")):
         os.environ.setdefault(f"VLLM_LOGGING_{name}", value)
     import psutil
@@ -64,10 +68,13 @@ def open_vllm(own: HFModel) -> VllmModel:
         share = round(max(0.1, (free - _LEFT_FREE) / total), 3)
         options = {"gpu_memory_utilization": share}
     with tempfile.TemporaryDirectory(prefix="unlearnbench-") as folder:
-        _save(own, folder)
+        own.tokenizer.save_pretrained(folder)
+        if packed is None:
+            _save(own, folder)
         try:
             engine: Any = LLM(
-                model=folder,
+                model=folder if packed is None else str(packed),
+                tokenizer=folder,
                 dtype={"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[own.dtype],
                 # A checkpoint's own may forbid words, which would pass for forgetting.
                 generation_config="vllm",
@@ -92,7 +99,6 @@ def _save(own: HFModel, folder: str) -> None:
             delattr(network.config, name)  # of weights that are dense by now
     network.hf_quantizer = None  # quanto's would refuse to save even these
     network.save_pretrained(folder)
-    own.tokenizer.save_pretrained(folder)
 
 
 class VllmModel(Delegate):

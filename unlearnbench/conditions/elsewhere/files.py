@@ -15,6 +15,8 @@ from unlearnbench.checkpoints.packed import StoredScheme, stored_scheme
 from unlearnbench.errors import CheckpointError, OptionError, one_line
 from unlearnbench.results import DEPLOYED, DeployedFile
 
+_VLLM = ("awq", "compressed-tensors", "gptq")
+
 
 @dataclass(frozen=True)
 class Deployed:
@@ -31,6 +33,11 @@ class Deployed:
     def condition(self) -> str:
         """What a run of it is called."""
         return DEPLOYED + self.scheme.name
+
+    @property
+    def packed(self) -> Path | None:
+        """The folder where vLLM has kernels for what it holds; None: its plain weights are run."""
+        return self.folder.folder if self.folder and self.scheme.method in _VLLM else None
 
     @functools.cached_property
     def record(self) -> DeployedFile:
