@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from tests.checkpoints.helpers import edit_json, edit_weights
 from tests.conftest import MakeCheckpoint
+from tests.deployed_files import write_gguf
 from unlearnbench import conditions
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.find import files_sha256
@@ -158,7 +159,11 @@ def test_a_merged_adapter(pair: tuple[Path, Path], tmp_path: Path) -> None:
 
 
 def test_a_training_s_record_goes_on(
-    pair: tuple[Path, Path], quick: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pair: tuple[Path, Path],
+    quick: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Its recipe is another one, so that compare makes no one row of both. A target that says it
     was made from the model is refused.
@@ -172,10 +177,15 @@ def test_a_training_s_record_goes_on(
     assert after == before
     record = Training.model_validate_json((tmp_path / "mended" / FILE).read_text(), strict=False)
     assert record.repairs[0].model.weights_sha256 == files_sha256([trained / "model.safetensors"])
-    capsys.readouterr()
-    assert run(command(tiny, trained, tmp_path / "swapped")) == 2
-    assert "swap them" in capsys.readouterr().err
-    assert not (tmp_path / "swapped").exists()
+    assert "other weights" not in caplog.text
+    for by, of in ((tiny, trained), (trained, tmp_path / "mended")):
+        assert run(command(by, of, tmp_path / "swapped")) == 2
+        assert "swap them" in capsys.readouterr().err
+        assert not (tmp_path / "swapped").exists()
+    other = shutil.copytree(tiny, tmp_path / "other")
+    edit_weights(other, lambda w: w["model.layers.1.mlp.up_proj.weight"].mul_(1.01))
+    assert run(command(trained, other, tmp_path / "from-another")) == 0
+    assert "was unlearned from other weights than those of" in caplog.text
 
 
 def test_bad_input(
@@ -207,6 +217,12 @@ def test_bad_input(
     packed = shutil.copytree(target, tmp_path / "packed")
     edit_json(packed / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     refused("quantized already", by=packed)
+    refused("quantized already", of=packed)
+    for file in ("by", "of"):
+        refused(
+            "quantized already (Q8_0)",
+            **{file: write_gguf(target, tmp_path / f"{file}.gguf", "Q8_0")},
+        )
     broken = shutil.copytree(target, tmp_path / "broken")
     edit_weights(broken, lambda w: w["model.layers.1.mlp.up_proj.weight"].fill_(float("nan")))
     refused("NaN or infinite", of=broken)

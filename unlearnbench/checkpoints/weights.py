@@ -64,8 +64,7 @@ def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
     scheme = stored_scheme(config.to_dict(), files.path)
     if scheme is not None:
         raise PrecisionError(
-            f"{files.path} is quantized already ({scheme.text}); inspect compares unquantized "
-            "checkpoints"
+            f"{files.path} is quantized already ({scheme.text}); use the unquantized checkpoint"
         )
     empty = empty_model(config, files.trusted)
     if empty is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import time
@@ -22,7 +23,7 @@ from unlearnbench.checkpoints.tokenizer import load_tokenizer
 from unlearnbench.checkpoints.weights import Weights, open_weights
 from unlearnbench.conditions.base import ConditionSpec
 from unlearnbench.conditions.quantize.overlap import require_alike
-from unlearnbench.errors import CheckpointError, OptionError, OutputError
+from unlearnbench.errors import CheckpointError, OptionError, OutputError, PrecisionError
 from unlearnbench.repair.matrices import Mender, Totals
 from unlearnbench.repair.method import Strategy
 from unlearnbench.results import Checkpoint
@@ -35,6 +36,7 @@ from unlearnbench.util.version import __version__
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger("unlearnbench")
 Dtype = Literal["auto", "fp32", "bf16"]
 _STORED = {"fp32": "F32", "bf16": "BF16"}
 _TORCH = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
@@ -148,6 +150,11 @@ def _open(job: RepairJob, work: Path, stack: ExitStack) -> _Pair:
 
 def _facts(path: str, options: LoadOptions) -> tuple[CheckpointFiles, Checkpoint]:
     files = find_checkpoint(path, options, options.revision)
+    packed = sorted({head.dtype for head in files.tensors.values()} - set(_TORCH))
+    if files.kind == "gguf" and packed:
+        raise PrecisionError(
+            f"{path} is quantized already ({', '.join(packed)}); use the unquantized checkpoint"
+        )
     if files.kind != "safetensors":
         return files, open_checkpoint(path, options).checkpoint
     config: Any = load_config(files)
@@ -158,15 +165,29 @@ def _facts(path: str, options: LoadOptions) -> tuple[CheckpointFiles, Checkpoint
 def _require_order(
     files: CheckpointFiles, ours: Checkpoint, other: CheckpointFiles, theirs: Checkpoint
 ) -> None:
-    """Refuse a target that says it was unlearned from the model."""
-    record = other.folder / FILE
-    found = read_record(record) if record.is_file() else None
-    of = found.target.weights_sha256 if isinstance(found, Training) else None
-    if of == ours.weights_sha256 and of != theirs.weights_sha256:
+    """Refuse a target that says it was made from the model, and tell of one that is not the
+    model's own by its record.
+    """
+    own, found = (_read(source.folder / FILE) for source in (files, other))
+    came = [repair.model.weights_sha256 for repair in found.repairs] if found else []
+    if isinstance(found, Training):
+        came.append(found.target.weights_sha256)
+    if ours.weights_sha256 in came and ours.weights_sha256 != theirs.weights_sha256:
         raise CheckpointError(
             f"{other.path} was made from {files.path} (its {FILE} says so): --model is the "
             "unlearned checkpoint and --target the one that it came from; swap them"
         )
+    if isinstance(own, Training) and own.target.weights_sha256 != theirs.weights_sha256:
+        log.warning(
+            "%s says that it was unlearned from other weights than those of %s; unless these are "
+            "the same, saved anew, what is mended is not what was unlearned",
+            files.path,
+            other.path,
+        )
+
+
+def _read(path: Path) -> Training | Repaired | None:
+    return read_record(path) if path.is_file() else None
 
 
 def _unpack(job: RepairJob, folder: Path) -> CheckpointFiles:
@@ -271,8 +292,7 @@ def _record(pair: _Pair, job: RepairJob, totals: Totals) -> str:
         source_sha256=source_sha256(),
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-    path = find_checkpoint(job.model, job.load, job.load.revision).folder / FILE
-    found = read_record(path) if path.is_file() else None
+    found = _read(find_checkpoint(job.model, job.load, job.load.revision).folder / FILE)
     record: Training | Repaired = Repaired(repairs=(made,))
     if found is not None:
         record = found.model_copy(update={"repairs": (*found.repairs, made)})
