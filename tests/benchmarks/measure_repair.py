@@ -28,7 +28,7 @@ from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.conditions.base import Levels
 from unlearnbench.demo.recipe import CORPUS, DTYPE, TASKS
 from unlearnbench.repair.job import RepairJob, repair
-from unlearnbench.repair.method import Strategy, mend
+from unlearnbench.repair.method import STRENGTHS, Strategy, mend
 from unlearnbench.repair.report import survival
 from unlearnbench.results import FULL
 from unlearnbench.util.process import quiet_transformers
@@ -44,7 +44,8 @@ ATTACKS = (
     *("relearn-5", "relearn-10", "relearn-20"),
 )
 RELEARN_RATE = 1e-4  # of so small a model, as in tests/conditions/test_relearn_acceptance.py
-VARIANTS = ("unlearned", "grid 1", "concentrated 1", "random signs", "stochastic rounding")
+MENDED = f"concentrated {STRENGTHS['concentrated']:g}"  # by default
+VARIANTS = ("unlearned", MENDED, "grid 1", "random signs", "stochastic rounding")
 FORGET, RETAIN = TASKS[0], TASKS[2]
 Row: TypeAlias = dict[str, Any]
 INT4 = conditions.find_condition("rtn-int4")

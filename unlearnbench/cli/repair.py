@@ -28,8 +28,10 @@ class RepairOptions(OptionModel):
     on the precision's levels, some a step farther than rounding takes them. floor: each change is
     raised to what gives another code, or dropped.
     """
-    strength: float = Field(default=1.0, gt=0, le=4, title="SHARE")
-    """Of the update's projection, that is to be left after rounding; with floor, its factor."""
+    strength: float | None = Field(default=None, gt=0, le=4, title="SHARE")
+    """Of the update's projection, that is to be left after rounding; with floor, its factor.
+    Default: 1.15 with concentrated, else 1.
+    """
     weights_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """What is written; auto: as the model's tensors are stored."""
 
@@ -57,6 +59,7 @@ def repair_model(
     update is carried by few weights that move by whole steps (docs/repair.md).
     """
     from unlearnbench.repair.job import RepairJob, repair
+    from unlearnbench.repair.method import STRENGTHS
     from unlearnbench.repair.report import report_json, report_table
 
     options = taken(RepairOptions, given)
@@ -68,7 +71,7 @@ def repair_model(
         report=_specs(quant),
         load=taken(LoadOptions, given),
         strategy=options.strategy,
-        strength=options.strength,
+        strength=options.strength or STRENGTHS[options.strategy],
         dtype=options.weights_dtype,
         progress=True,
     )

@@ -3,12 +3,13 @@
 An update d = U - T that is spread thin over many weights inside their bins is lost by rounding:
 <Q(U) - Q(T), d>, its projection, is little of |d|^2. Its effect on a loss is, to first order, that
 projection. So the projection is kept and its carrier changed, row by row, the most projection for
-the least squared change first. See docs/repair.md.
+the least change first. See docs/repair.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from unlearnbench.conditions.base import Levels
 
 Strategy: TypeAlias = Literal["grid", "concentrated", "floor"]
+STRENGTHS: dict[Strategy, float] = {"concentrated": 1.15, "grid": 1.0, "floor": 1.0}
+"""What each does by default; why is in docs/repair.md."""
 Grid: TypeAlias = "Callable[[torch.Tensor], Levels]"
 """A weight, (out, in) -> its levels at one precision."""
 
@@ -24,9 +27,11 @@ Grid: TypeAlias = "Callable[[torch.Tensor], Levels]"
 _AT_ONCE, _ROWS = 2**21, 64
 # Of a level: what rounding to bf16 moves it by, 2^-9 either way, and a little.
 _ON_LEVEL = 2**-8
-# Behind the edge of a bin, as a share of the way from there to the next level, so that what storing
+# Behind the edge of a bin, as a share of the way from there to its level, so that what storing
 # rounds does not take a weight back.
 _BEYOND = 0.25
+# In so many parts a row's moves are chosen; see docs/repair.md.
+_ROUNDS = 8
 
 
 class Mended(NamedTuple):
@@ -53,19 +58,23 @@ def mend(
 
     ``grid``: from Q(U), codes are moved by one step in the direction of d, those of the least
     extra squared error for their gain of projection first, until <W - Q(T), d> is ``strength``
-    times |d|^2. ``concentrated``: from T, weights are moved to the centre of the next bin, until
-    <W - T, d> is. What a row has too little or too much is the next row's. A row is left as it is
-    where all that it moved lies on levels already: rounding takes nothing away.
-    ``floor``: see ``_floor``.
+    times |d|^2. ``concentrated``: from T, weights are moved to their own place in the next bin, so
+    that rounding takes nothing from the step and adds nothing, until <W - T, d> is; those first
+    that add least to |e|^2 and to e's products with all rows of d, e the row's change. What a row
+    has too little or too much is the next row's. A row is left as it is where all that it moved
+    lies on levels, or a step from T, already: rounding takes nothing away. ``floor``: see
+    ``_floor``.
 
     Deterministic, whatever the number of threads; of equals the column that comes first moves.
     """
     import torch
 
     size = max(1, _AT_ONCE // (unlearned.shape[1] * _ROWS)) * _ROWS
+    work = {"grid": _grid, "floor": _floor}.get(strategy)
+    if work is None:
+        work = partial(_concentrated, _gram(unlearned.float() - target.float()))
     parts, owed = [], 0.0
     for ours, theirs in zip(unlearned.split(size), target.split(size), strict=True):
-        work = {"grid": _grid, "concentrated": _concentrated, "floor": _floor}[strategy]
         parts.append(work(ours.float(), theirs.float(), grid, strength, owed))
         owed = parts[-1].owed
     weight = torch.cat([part.weight for part in parts])
@@ -82,17 +91,65 @@ def _grid(
     cost = (toward - own) ** 2 - (begin - own) ** 2
     need = strength * _sums(d * d) - _sums((begin - there.values) * d)
     whole = here.values.where(here.above.isfinite() | here.below.isfinite(), ours)
-    return _finish(ours, here, d, (whole, begin, toward), (cost, need), owed)
+    gain, kept = _moves(ours, here, d, begin, toward)
+    chosen, owed = _choose(cost, gain, need, kept, owed)
+    return _finish(ours, whole, toward, chosen, kept, owed)
 
 
 def _concentrated(
-    ours: torch.Tensor, theirs: torch.Tensor, grid: Grid, strength: float, owed: float
+    gram: torch.Tensor,
+    ours: torch.Tensor,
+    theirs: torch.Tensor,
+    grid: Grid,
+    strength: float,
+    owed: float,
 ) -> Mended:
-    here, there = grid(ours), grid(theirs)
+    import torch
+
     d, begin = ours.double() - theirs.double(), theirs.double()
-    toward = there.above.where(d > 0, there.below).double()
-    cost, need = (toward - begin) ** 2, strength * _sums(d * d)
-    return _finish(ours, here, d, (theirs, begin, toward), (cost, need), owed)
+    toward = _same_place(theirs, grid, d.sign())
+    need = strength * _sums(d * d)
+    gain, kept = _moves(ours, grid(ours), d, begin, toward)
+    step, taken = (toward - begin).where(gain > 0, 0.0), gain < 0
+    pull, left = torch.zeros_like(theirs), owed
+    for share in range(1, _ROUNDS + 1):
+        cost = step * (2 * pull + step * gram.diagonal())
+        lacks = need * share / _ROUNDS - _sums(gain * taken)
+        chosen, left = _choose(cost, gain.where(~taken, 0.0), lacks, kept, owed)
+        taken |= chosen
+        pull += torch.sparse.mm((step * chosen).float().to_sparse(), gram)
+    return _finish(ours, theirs, toward, taken, kept, left)
+
+
+def _gram(d: torch.Tensor) -> torch.Tensor:
+    """d^T d, its diagonal 1 in the mean, plus 1 on it."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # more may add in another order
+        gram = d.T @ d
+    finally:
+        torch.set_num_threads(threads)
+    trace = float(gram.diagonal().cumsum(0)[-1])
+    gram *= len(gram) / trace if trace else 0.0
+    gram.diagonal().add_(1)
+    return gram
+
+
+def _same_place(theirs: torch.Tensor, grid: Grid, sign: torch.Tensor) -> torch.Tensor:
+    """Where each weight goes that takes a step: as far from the next level as it lies from its own,
+    but not too near the edges of the next bin; NaN for none.
+    """
+    there = grid(theirs)
+    level = there.above.where(sign > 0, there.below)
+    after = grid(level.where(level.isfinite(), theirs))
+    beyond = after.above.where(sign > 0, after.below)
+    half = (1 - _BEYOND) / 2
+    least = -half * (level - there.values).abs().double()
+    most = half * (beyond - level).abs().double().nan_to_num(0.0)
+    ahead = (theirs.double() - there.values) * sign
+    return level + ahead.clamp(least, most) * sign
 
 
 def _floor(
@@ -115,25 +172,27 @@ def _floor(
     return Mended(weight, int(moves.sum()), 0, owed)
 
 
+def _moves(
+    ours: torch.Tensor, here: Levels, d: torch.Tensor, begin: torch.Tensor, toward: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each move from ``begin`` to ``toward``, NaN for none, gains, and which rows stay."""
+    fixed = here.above.isnan() & here.below.isnan()
+    whole = [(end - ours).abs() <= _ON_LEVEL * ours.abs() for end in (here.values, toward)]
+    kept = (whole[0] | whole[1] | fixed | (d == 0)).all(1)
+    return ((toward - begin) * d).nan_to_num(0.0).clamp(min=0.0), kept
+
+
 def _finish(
     ours: torch.Tensor,
-    here: Levels,
-    d: torch.Tensor,
-    places: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    terms: tuple[torch.Tensor, torch.Tensor],
+    rest: torch.Tensor,
+    toward: torch.Tensor,
+    chosen: torch.Tensor,
+    kept: torch.Tensor,
     owed: float,
 ) -> Mended:
-    """places: the weights that are not moved, where moves begin, where they end, NaN for none;
-    terms: what each move costs, what each row needs.
-    """
-    (whole, begin, toward), (cost, need) = places, terms
-    fixed = here.above.isnan() & here.below.isnan()
-    on_level = (here.values - ours).abs() <= _ON_LEVEL * ours.abs()
-    kept = (on_level | fixed | (d == 0)).all(1)
-    gain = ((toward - begin) * d).nan_to_num(0.0).clamp(min=0.0)
-    chosen, owed = _choose(cost, gain, need, kept, owed)
-    new = toward.float().where(chosen, whole)
-    return Mended(ours.where(kept[:, None], new), int(chosen.sum()), int(kept.sum()), owed)
+    """Chosen weights moved, the others ``rest``, rows that are kept ``ours``."""
+    new = ours.where(kept[:, None], toward.float().where(chosen, rest))
+    return Mended(new, int(chosen.sum()), int(kept.sum()), owed)
 
 
 def _sums(products: torch.Tensor) -> torch.Tensor:

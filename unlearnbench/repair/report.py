@@ -52,7 +52,9 @@ def report_table(totals: Totals) -> str:
         f"{name}: its grid follows the weights, so some codes are not those that were meant"
         for name in sorted(totals.solved)
     ]
-    forecasts = [forecast(after, name) for name, (_, after) in found.items()]
+    if any(after > 1 for _, after in found.values()):
+        lines.append("of a survival above 1 is told what 1 lets expect")
+    forecasts = [forecast(min(after, 1.0), name) for name, (_, after) in found.items()]
     return "\n".join([table, "", *lines, "", *forecasts])
 
 
@@ -74,5 +76,5 @@ def report_json(job: RepairJob, totals: Totals) -> str:
 
 def _expected(survival: float) -> list[float] | None:
     """Tenth and ninetieth hundredth of the shares that came back at such a survival."""
-    found = expected(survival)
+    found = expected(min(survival, 1.0))
     return found and [found.low, found.high]
