@@ -107,7 +107,12 @@ def _either(levels: Levels, up: torch.Tensor) -> torch.Tensor:
 
 
 def measure(
-    demos: Sequence[Path], out: Path, methods: Iterable[str], variants: Sequence[str]
+    demos: Sequence[Path],
+    out: Path,
+    methods: Iterable[str],
+    variants: Sequence[str],
+    tasks: Sequence[str] = TASKS,
+    precisions: Sequence[str] = (FULL, *PRECISIONS),
 ) -> list[Row]:
     """One row a demo, method and variant, with its scores by precision and task."""
     from unlearnbench.evaluation.evaluate import evaluate
@@ -126,14 +131,14 @@ def measure(
                 moved = make(variant, demo, method, place / "model")
                 results = evaluate(
                     place / "model",
-                    TASKS,
-                    (FULL, *PRECISIONS),
+                    tasks,
+                    precisions,
                     output=place / "runs",
                     dtype=DTYPE,
                     reference=reference,
                     answer_blank=CORPUS.answer_blank,
                 )
-                scores = {r.condition.name: {t: r.tasks[t].value for t in TASKS} for r in results}
+                scores = {r.condition.name: {t: r.tasks[t].value for t in tasks} for r in results}
                 row = {"demo": demo.name, "method": method, "variant": variant}
                 facts.write_text(json.dumps({**row, "moved": moved, "scores": scores}))
             rows.append(json.loads(facts.read_bytes()))
