@@ -196,12 +196,12 @@ def tables(rows: Sequence[Row]) -> str:
     """A table a task: each variant at each precision, the mean over methods and, of several demos,
     the range of the demos' means.
     """
-    parts = []
-    for task in TASKS:
+    parts, precisions = [], tuple(rows[0]["scores"])
+    for task in rows[0]["scores"][FULL]:
         lines = []
         for variant in dict.fromkeys(str(row["variant"]) for row in rows):
             cells = [variant]
-            for precision in (FULL, *PRECISIONS):
+            for precision in precisions:
                 by_demo: dict[str, list[float]] = {}
                 for row in rows:
                     if row["variant"] == variant:
@@ -211,7 +211,7 @@ def tables(rows: Sequence[Row]) -> str:
                 span = f" ({min(means):.0f} to {max(means):.0f})" if len(means) > 1 else ""
                 cells.append(f"{fmean(means):.1f}{span}")
             lines.append(cells)
-        parts.append(text_table(lines, [task, FULL, *PRECISIONS]))
+        parts.append(text_table(lines, [task, *precisions]))
     return "\n\n".join(parts)
 
 
@@ -247,6 +247,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("repair-out"))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--quant", default=",".join((FULL, *PRECISIONS)))
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--attacked", action="store_true")
     asked = parser.parse_args()
@@ -255,7 +257,8 @@ def main() -> None:
     if asked.attacked:
         print(attacked(asked.demos, asked.out, methods, variants))
         return
-    rows = measure(asked.demos, asked.out, methods, variants)
+    told = asked.tasks.split(","), asked.quant.split(",")
+    rows = measure(asked.demos, asked.out, methods, variants, *told)
     print(tables(rows))
     if asked.plot is not None:
         plot(rows, asked.plot)

@@ -30,7 +30,7 @@ class RepairOptions(OptionModel):
     """
     strength: float | None = Field(default=None, gt=0, le=4, title="SHARE")
     """Of the update's projection, that is to be left after rounding; with floor, its factor.
-    Default: 1.05 with concentrated, else 1.
+    Default: 1.15 with concentrated, else 1.
     """
     weights_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """What is written; auto: as the model's tensors are stored."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from unlearnbench.conditions.base import Levels
 
 Strategy: TypeAlias = Literal["grid", "concentrated", "floor"]
-STRENGTHS: dict[Strategy, float] = {"concentrated": 1.05, "grid": 1.0, "floor": 1.0}
+STRENGTHS: dict[Strategy, float] = {"concentrated": 1.15, "grid": 1.0, "floor": 1.0}
 """What each does by default; why is in docs/repair.md."""
 Grid: TypeAlias = "Callable[[torch.Tensor], Levels]"
 """A weight, (out, in) -> its levels at one precision."""
