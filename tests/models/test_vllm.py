@@ -17,13 +17,14 @@ import unlearnbench
 from tests import vllm_stub
 from tests.benchmarks.subjects import save_smollm2
 from tests.cli.test_main import call
-from tests.conditions.test_stored import save_compressed
+from tests.conditions.test_stored import save_bnb, save_compressed
 from tests.conftest import CORPUS, MakeCheckpoint, Toy, load_at
+from tests.deployed_files import write_gguf
 from tests.vllm_stub import Completion, Logprob
 from unlearnbench.checkpoints.checkpoint import open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.demo.smollm2 import find_gguf
-from unlearnbench.errors import ModelOutputError, OptionError, PrecisionError
+from unlearnbench.errors import EvaluationError, ModelOutputError, OptionError, PrecisionError
 from unlearnbench.models.vllm import VllmModel, open_vllm
 from unlearnbench.requests import Generate, Sampling, Score
 
@@ -191,6 +192,23 @@ def test_a_deployed_folder_is_handed_over_as_it_is(
     assert (plain.model == str(folder), made.model) == (False, str(folder))
     assert found.condition.name == "deployed:ct-int4-g32"
     assert found.settings.backend == "vllm"
+
+
+def test_other_deployed_files_run_on_plain_weights_or_are_refused(
+    tiny: Path, toy: Toy, tmp_path: Path, engine: type[vllm_stub.Engine]
+) -> None:
+    file, options = write_gguf(tiny, tmp_path / "own.gguf", "Q8_0"), dict(toy.options)
+    options |= {"deployed": (str(file),), "backend": "vllm"}
+    _, found = unlearnbench.evaluate(tiny, "toy_knowmem_f", "none", **options)
+    assert found.condition.name == "deployed:gguf-q8_0"
+    assert not Path(engine.made[1].model).exists()  # a folder of its own, which is gone
+    packed = tmp_path / "nf4"
+    save_bnb(tiny, packed, load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    for path in tiny.glob("tokenizer*"):
+        shutil.copy(path, packed)
+    options |= {"deployed": (str(packed),), "output": tmp_path / "other"}
+    with pytest.raises(EvaluationError, match="its weights are packed; use --backend hf"):
+        unlearnbench.evaluate(tiny, "toy_knowmem_f", "none", **options)
 
 
 @pytest.mark.slow  # a minute or two for each engine
