@@ -10,8 +10,9 @@ of one seed come before the next seed. At the end the table is printed (``method
 
 The demo's own methods are trained as it does. Another of one training stops where the demo's do
 (KnowMem_f at most a quarter of the target's) or after 108 steps; the others take 72, about where
-the demo's stop. Nothing is tuned for a row: the demo's learning rate on weights rounded to bf16,
-but 1e-3 in fp32, as the demo's SURE, where a method is one of large or concentrated changes.
+the demo's stop. Nothing is tuned for a row but ``WORST``: the demo's learning rate on weights
+rounded to bf16, but 1e-3 in fp32, as the demo's SURE, where a method is one of large or
+concentrated changes.
 """
 
 from __future__ import annotations

@@ -36,12 +36,12 @@ class Prediction(NamedTuple):
     """What the survey expects of a row at 4 bits."""
 
     expects: str
-    """``back``, ``some``, ``stays``, or the row of which less comes back here."""
+    """``back``, ``some``, ``more``, ``stays``, or the row of which less comes back here."""
     source: str
     """The section; A and B are the two halves of the survey."""
 
 
-BACK, SOME, STAYS = "back", "some", "stays"
+BACK, SOME, MORE, STAYS = "back", "some", "more", "stays"
 _BOUND = "A 9: rate x steps is small against a step of 4 bits"
 PREDICTED = {
     "retrained": Prediction(STAYS, "A 9: SISA, retrained, the control"),
@@ -52,7 +52,7 @@ PREDICTED = {
     "kga": Prediction(BACK, "A 9: KGA"),
     "flearn": Prediction(BACK, "A 9: F-Learning, with its small factor"),
     "flearn_large": Prediction("flearn", "A 9: F-Learning, falls with the factor"),
-    "loo_klr": Prediction(SOME, "A 9: LOO, middle to high"),
+    "loo_klr": Prediction(MORE, "A 9: LOO, middle to high"),
     "pcgu": Prediction(BACK, "A 9: PCGU"),
     "quark": Prediction(SOME, "A 8, 9: Quark, lower, in part"),
     **{
@@ -81,7 +81,18 @@ PREDICTED = {
     "mismatch_gdr": Prediction(BACK, "A 9: as LLMU"),
     "pdu_gdr_dual": Prediction(BACK, "B 8: no claim; " + _BOUND),
 }
-_SAYS = {BACK: "comes back", SOME: "in part", STAYS: "stays away"}
+_SAYS = {
+    BACK: "comes back",
+    SOME: "in part",
+    MORE: "at least in part",
+    STAYS: "stays away",
+}
+_BOUNDS = {
+    BACK: (MOST, float("inf")),
+    SOME: (RECOVERED, MOST),
+    MORE: (RECOVERED, float("inf")),
+    STAYS: (float("-inf"), RECOVERED),
+}
 
 
 def back(cells: Sequence[Cell], precision: str) -> tuple[Estimate | None, int]:
@@ -116,8 +127,7 @@ def said(name: str, precision: str, by_row: dict[str, list[Cell]]) -> str:
         least, most = other.ci or (float("-inf"), float("inf"))
         is_right, decided = found.value < other.value, high < least or low > most
     else:
-        bounds = {BACK: (MOST, float("inf")), STAYS: (float("-inf"), RECOVERED)}
-        first, last = bounds.get(predicted.expects, (RECOVERED, float("inf")))
+        first, last = _BOUNDS[predicted.expects]
         is_right = first <= found.value < last
         decided = first <= low and high < last if is_right else high < first or low >= last
     return f"{'' if decided else 'likely '}{'right' if is_right else 'wrong'}"
@@ -162,9 +172,13 @@ def _share(cells: Sequence[Cell], precision: str) -> str:
         return ""
     ci = "" if found.ci is None else f" [{100 * found.ci[0]:.0f}, {100 * found.ci[1]:.0f}]"
     some = f" ({seeds} of {most} seeds)" if seeds < most else ""
-    worst = min(c["back"][precision].get("utility", 1.0) for c in cells)
-    broken = ", collapsed" if worst < UTILITY_FLOOR else ""
+    broken = ", collapsed" if _is_broken(cells, precision) else ""
     return f"{round(100 * found.value)}%{ci}{some}{broken}"
+
+
+def _is_broken(cells: Sequence[Cell], precision: str) -> bool:
+    there = (c["back"][precision] for c in cells if precision in c["back"])
+    return min((row.get("utility", 1.0) for row in there), default=1.0) < UTILITY_FLOOR
 
 
 def _expects(predicted: Prediction) -> str:
@@ -199,13 +213,17 @@ def still_open(cells: Sequence[Cell], names: Sequence[str]) -> str:
 
 
 def summary(cells: Sequence[Cell]) -> str:
-    """How many predictions were right."""
+    """How many predictions were right, and how many of these of a model that is broken."""
     by_row = grouped(cells)
-    every = (said(name, p, by_row) for name in by_row for p in PRECISIONS if name in PREDICTED)
-    told = [word for word in every if word != "not measured"]
+    every = {(n, p): said(n, p, by_row) for n in by_row for p in PRECISIONS if n in PREDICTED}
+    told = [word for word in every.values() if word != "not measured"]
     words = ("right", "likely right", "likely wrong", "wrong", "had not forgotten")
     counts = ", ".join(f"{told.count(word)} {word}" for word in words)
-    return f"Of {len(told)} predictions with a measurement (a method at a precision): {counts}."
+    broken = sum(w.endswith("right") and _is_broken(by_row[n], p) for (n, p), w in every.items())
+    rest = f"; {broken} of the right ones are of models that have collapsed" if broken else ""
+    return (
+        f"Of {len(told)} predictions with a measurement (a method at a precision): {counts}{rest}."
+    )
 
 
 def read() -> list[Cell]:

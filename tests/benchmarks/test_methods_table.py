@@ -24,6 +24,10 @@ def cell(row: str, seed: int, share: float | None, half: float = 0.05) -> dict[s
 @pytest.mark.parametrize(
     ("row", "shares", "half", "word"),
     [
+        ("quark", [0.3], 0.05, "right"),
+        ("quark", [1.1], 0.05, "wrong"),
+        ("loo_klr", [1.1], 0.05, "right"),
+        ("loo_klr", [0.1], 0.05, "wrong"),
         ("ga_gdr", [0.8], 0.05, "right"),
         ("ga_gdr", [0.52], 0.05, "likely right"),
         ("ga_gdr", [0.3], 0.05, "wrong"),
@@ -31,7 +35,6 @@ def cell(row: str, seed: int, share: float | None, half: float = 0.05) -> dict[s
         ("ga_gdr", [0.9, 0.55, 0.9], 0.01, "likely right"),  # the seeds are far apart
         ("depn", [0.1], 0.05, "right"),
         ("depn", [0.4], 0.05, "wrong"),
-        ("quark", [0.3], 0.05, "right"),
         ("quark", [0.1], 0.05, "wrong"),
         ("ga_gdr", [None], 0.0, "had not forgotten"),
         ("ga_gdr", [None, 0.8], 0.05, "right"),

@@ -338,6 +338,11 @@ def test_a_model_learns_so_that_it_survives(job: Job, tmp_path: Path) -> None:
             ["--survive-forget", "worst"],
             "--survive-forget is for --survive, which is missing",
         ),
+        (
+            "whp_ft",
+            ["--survive", "int4", "--survive-forget", "worst"],
+            "--survive-forget worst: whp_ft has no forget term",
+        ),
         ("tv", ["--survive", "int4"], "--survive: tv does not train the model that it makes"),
         ("whp", ["--survive", "int4"], "--survive: whp does not train the model that it makes"),
     ],

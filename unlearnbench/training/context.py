@@ -349,6 +349,8 @@ def _run(context: TrainerContext, model: Any, stage: Stage, stop: StopWhenForgot
     every = context.options.save_steps
     every = schedule.epoch if every is None else every
     hidden = not (context.progress and is_main())
+    # A map that is read again has put back what was trained for it, and some of that trains anew.
+    context.losses[:] = [known for known in context.losses if known.stage != name]
     # What a method trains on the way, as a model to compare with, is not to be chosen from.
     selector = context.selector if name in ("unlearn", "finetune") else None
 
