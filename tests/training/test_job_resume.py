@@ -43,7 +43,7 @@ SLOW = [
 
 def every_tensor(folder: Path) -> State:
     """Of all models below a folder, and of the map."""
-    found = {}
+    found: State = {}
     for path in sorted(folder.rglob("*.safetensors")):
         found |= {f"{path.relative_to(folder)} {n}": t for n, t in load_file(path).items()}
     return found
