@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, QuantizedCache
 
 from tests.conditions.helpers import TEXTS, load, require_library, scores
 from tests.conftest import CORPUS, MakeCheckpoint, load_at, make_tokenizer
-from unlearnbench.checkpoints.checkpoint import open_checkpoint
+from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.conditions import find_condition
 from unlearnbench.errors import NotInForceError, PrecisionError
@@ -134,10 +136,10 @@ def test_the_record_says_what_was_seen(tiny: Path) -> None:
     condition = load(open_checkpoint(str(tiny), LoadOptions()), "kv-int4").condition
     options = condition.options
     assert (condition.kind, options.bits) == ("cached", 32)  # of a weight
-    assert options.further == {"cache_bits": 4, "residual_length": 0, "cache_group": 16}
+    assert options.further == {"cache_bits": 4, "residual_length": 0}
     assert condition.proof is not None
     figures = condition.proof.figures or {}
-    assert figures["cache_layers"] == 2
+    assert (figures["cache_layers"], figures["cache_group"]) == (2, 16)
     assert 8 < figures["cache_codes"] <= 16
     assert 0.02 < figures["cache_error"] < 0.2
 
@@ -186,6 +188,47 @@ def test_heads_that_part_into_small_groups_are_refused(make_checkpoint: MakeChec
     odd = make_checkpoint("cache-134", head_dim=134)
     with pytest.raises(PrecisionError, match="heads of 134 numbers .* groups of 2 alone"):
         load(open_checkpoint(str(odd), LoadOptions()), "kv-int4")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"head_dim": -16}, {"head_dim": None, "num_attention_heads": -4}]
+)
+def test_widths_below_nothing_are_refused(
+    tiny: Path, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    shutil.copytree(tiny, tmp_path / "a")
+    path = tmp_path / "a" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    with pytest.raises(PrecisionError, match="has no attention heads to cache"):
+        load(open_checkpoint(str(path.parent), LoadOptions()), "kv-int4")
+
+
+def latent(folder: Path, **fields: int) -> CheckpointSource:
+    """DeepSeek's, whose ``head_dim`` is the width of what turns, not of what is cached."""
+    from transformers import CONFIG_MAPPING
+
+    from tests.contracts.every_architecture import tiny_config
+
+    torch.manual_seed(3)
+    config = tiny_config(CONFIG_MAPPING["deepseek_v3"])
+    for name, value in fields.items():
+        setattr(config, name, value)
+    config.qk_head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
+    config.head_dim = config.qk_rope_head_dim
+    AutoModelForCausalLM.from_config(config).float().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return open_checkpoint(str(folder), LoadOptions())
+
+
+def test_groups_are_of_what_is_cached(tmp_path: Path) -> None:
+    """Of the latent vector, or in older transformers of values; ``head_dim`` is 32 and 64."""
+    source = latent(tmp_path / "a", kv_lora_rank=16, qk_rope_head_dim=32, v_head_dim=16)
+    proof = load(source, "kv-int4").condition.proof
+    assert proof is not None
+    assert (proof.figures or {})["cache_group"] == 16
+    source = latent(tmp_path / "b", kv_lora_rank=4, qk_rope_head_dim=64, v_head_dim=4)
+    with pytest.raises(PrecisionError, match="cached heads of 4 numbers .* groups of 4 alone"):
+        load(source, "kv-int4")
 
 
 @pytest.mark.parametrize("window", [16, 48])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,7 @@ YARN_FILE = {
     **{"scaling.type": "yarn", "scaling.factor": 4.0},
     "scaling.original_context_length": 2048.0,
 }
+DEEPSEEK = {"mscale": 1.0, "mscale_all_dim": 1.0}
 
 
 def yarn_scale(own: dict[str, Any]) -> float:
@@ -231,6 +233,14 @@ def yarn_scale(own: dict[str, Any]) -> float:
         ({"mscale": 0.7, "mscale_all_dim": 1.0}, {}, "factor of 1.13863 .* config 0.963475:"),
         ({}, {"yarn_attn_factor": 2.0}, "attention factor of 2.27726 .* config 1.13863:"),
         ({}, {"yarn_log_multiplier": 0.1}, "yarn_log_multiplier 0.1, and .* mscale_all_dim 0"),
+        ({}, {"yarn_log_multiplier": 0.0, "yarn_attn_factor": 7.0}, "attention factor of 7.97"),
+        (DEEPSEEK, {"yarn_log_multiplier": 0.1, "yarn_attn_factor": 7.0}, "of 7 .* config 1:"),
+        (DEEPSEEK | {"mscale": 0.7}, {"yarn_log_multiplier": 0.1}, "of 1 .* config 0.963475:"),
+        ({"factor": None}, {"factor": 2.0}, "rope.scaling.factor 2, and .* config factor 4:"),
+        ({"mscale": 1.0, "mscale_all_dim": -10 / math.log(4)}, {}, "does not say how yarn"),
+        ({"beta_fast": "many"}, {}, "does not say how yarn scales positions"),
+        ({"mscale": [1]}, {}, "does not say how yarn scales positions"),
+        ({"factor": None, "original_max_position_embeddings": None}, {}, "does not say how yarn"),
     ],
 )
 def test_yarns_lesser_settings_are_held(
@@ -238,13 +248,22 @@ def test_yarns_lesser_settings_are_held(
 ) -> None:
     named = {f"scaling.{key}": value for key, value in there.items()}
     path = write_head(tmp_path / "a.gguf", YARN_FILE | named)
+    config = {"rope_parameters": YARN | own, "max_position_embeddings": 8192}
     with pytest.raises(CheckpointError, match=said):
-        require_rope(open_gguf(path, "a.gguf"), {"rope_parameters": YARN | own})
+        require_rope(open_gguf(path, "a.gguf"), config)
 
 
 @pytest.mark.parametrize(
     "own",
-    [{}, {"beta_fast": 16.0}, {"attention_factor": 0.8}, {"mscale": 0.7, "mscale_all_dim": 1.0}],
+    [
+        *(
+            {},
+            {"beta_fast": 16.0},
+            {"attention_factor": 0.8},
+            {"mscale": 0.7, "mscale_all_dim": 1.0},
+        ),
+        {"factor": None},
+    ],
 )
 def test_yarn_as_converters_write_it_is_taken(tmp_path: Path, own: dict[str, Any]) -> None:
     scale = yarn_scale(YARN | own)
@@ -253,7 +272,27 @@ def test_yarn_as_converters_write_it_is_taken(tmp_path: Path, own: dict[str, Any
         there = {"scaling.yarn_attn_factor": factor}
         there |= {f"scaling.yarn_{key}": value for key, value in own.items() if "beta" in key}
         path = write_head(tmp_path / f"{factor}.gguf", YARN_FILE | there)
-        require_rope(open_gguf(path, "a.gguf"), {"rope_parameters": YARN | own})
+        config = {"rope_parameters": YARN | own, "max_position_embeddings": 8192}
+        require_rope(open_gguf(path, "a.gguf"), config)
+
+
+@pytest.mark.parametrize("further", [{}, {"yarn_attn_factor": 1.0}])
+@pytest.mark.parametrize("log_mul", [0.1, 1.0])
+def test_deepseeks_yarn_is_taken(tmp_path: Path, log_mul: float, further: dict[str, float]) -> None:
+    assert yarn_scale(YARN | DEEPSEEK) == 1
+    there = {f"scaling.{k}": v for k, v in (further | {"yarn_log_multiplier": log_mul}).items()}
+    path = write_head(tmp_path / "a.gguf", YARN_FILE | there)
+    require_rope(open_gguf(path, "a.gguf"), {"rope_parameters": YARN | DEEPSEEK})
+
+
+@pytest.mark.parametrize(("truncate", "lines"), [(True, 0), (False, 1)])
+def test_yarn_without_truncation_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, truncate: bool, lines: int
+) -> None:
+    path = write_head(tmp_path / "a.gguf", YARN_FILE)
+    require_rope(open_gguf(path, "a.gguf"), {"rope_parameters": YARN | {"truncate": truncate}})
+    told = [r.message for r in caplog.records if "has no YaRN without truncation" in r.message]
+    assert len(told) == lines
 
 
 @pytest.mark.parametrize("there", [{}, {"scaling.factor": 1.0}, {"scaling.type": "none"}])

@@ -45,22 +45,14 @@ CONDITIONS = (_spec(8), _spec(4))
 
 
 def settle(spec: ConditionSpec, source: Source, materials: Materials) -> Mapping[str, Option]:
-    """How many numbers of a head share constants, in the layer where they are fewest. Raises
-    PrecisionError where no head is known, or so few share them that nothing would be rounded.
+    """Raises PrecisionError where a layer's config states no heads. How wide those are that are
+    cached, the proof sees: it need not be ``head_dim`` (DeepSeek).
     """
     from unlearnbench.models.batches import layer_configs
-    from unlearnbench.models.cached import group_of
 
-    widths = {_width(layer) for layer in layer_configs(source.config.get_text_config())}
-    if 0 in widths:
+    if min(_width(layer) for layer in layer_configs(source.config.get_text_config())) <= 0:
         raise PrecisionError(f"{spec.name}: {source.files.path} has no attention heads to cache")
-    group, width = min((group_of(width), width) for width in widths)
-    if group < _LEAST_GROUP:
-        raise PrecisionError(
-            f"{spec.name}: heads of {width} numbers in {source.files.path} part into groups of "
-            f"{group} alone, of which constants keep nearly all"
-        )
-    return {"cache_group": group}
+    return {}
 
 
 def _width(layer: Any) -> int:
@@ -71,7 +63,8 @@ def _width(layer: Any) -> int:
 
 def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> ModelWithProof:
     """Raises NotInForceError where a forward pass does not meet every layer's keys and values
-    rounded, as in layers that are no attention; and what loading as stored raises.
+    rounded, as in layers that are no attention; PrecisionError where so few numbers share constants
+    that nothing would be rounded; and what loading as stored raises.
     """
     from unlearnbench.models.cached import Rounding, round_cache
 
@@ -114,6 +107,12 @@ def _prove(spec: ConditionSpec, model: Any, rounding: Any) -> dict[str, float]:
             "others are no attention, or share them"
         )
     kept: list[Any] = [part for layer in cache.layers for part in (layer.keys, layer.values)]
+    group, width = min((group_of(made.shape[-1]), made.shape[-1]) for _, made in watched)
+    if group < _LEAST_GROUP:
+        raise PrecisionError(
+            f"{spec.name}: cached heads of {width} numbers part into groups of {group} alone, of "
+            "which constants keep nearly all"
+        )
     codes, off, whole = 0, 0.0, 0.0
     for (given, made), held in zip(watched, kept, strict=True):
         parts = groups(made.flatten(0, -2), group_of(made.shape[-1])).float()
@@ -130,7 +129,8 @@ def _prove(spec: ConditionSpec, model: Any, rounding: Any) -> dict[str, float]:
         raise NotInForceError(
             f"{spec.name}: a group of the cache holds {codes} values, or they move no logit"
         )
-    return {"cache_layers": layers, "cache_codes": codes, "cache_error": (off / whole) ** 0.5}
+    figures = {"cache_layers": layers, "cache_group": group, "cache_codes": codes}
+    return figures | {"cache_error": (off / whole) ** 0.5}
 
 
 def _on_levels(parts: torch.Tensor, bits: int) -> bool:

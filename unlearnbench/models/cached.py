@@ -20,8 +20,10 @@ _GROUP = 64  # transformers' q_group_size
 
 
 def group_of(width: int) -> int:
-    """Numbers of a head's vector of so many that share constants: its largest part up to 64."""
-    return next(size for size in range(min(width, _GROUP), 0, -1) if width % size == 0)
+    """Numbers of a head's vector of so many that share constants: its largest part up to 64.
+    Raises ValueError where there is none.
+    """
+    return max(size for size in range(1, min(width, _GROUP) + 1) if width % size == 0)
 
 
 class Rounding:

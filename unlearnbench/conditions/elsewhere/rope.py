@@ -29,13 +29,23 @@ _YARN = {"beta_fast": 32.0, "beta_slow": 1.0}
 
 
 def require_rope(file: GgufFile, config: Mapping[str, Any]) -> None:
-    """Raise CheckpointError where positions turn otherwise. config: the text model's."""
+    """Raise CheckpointError where positions turn otherwise, or the config does not say how. config:
+    the text model's.
+    """
     own = config.get("rope_parameters") or {}
     own = own.get("full_attention", own)  # of models whose layers differ in it
     kind = own.get("rope_type") or own.get("type") or "default"
     if kind not in _TYPES:
         log.warning("%s: how it scales positions is not compared (%s)", file.path, kind)
         return
+    try:
+        if kind == "yarn":
+            own = {**own, **_yarn_due(own, config)}
+        tables = _tables_due(kind, own, config)
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"the model's config does not say how {kind} scales positions ({one_line(error, 60)})"
+        ) from None
     said, factor = _scaled(file)
     if said not in _TYPES[kind]:
         raise _otherwise(file, f"rope.scaling.type {one_line(said, 40)}", f"rope_type {kind}")
@@ -51,7 +61,7 @@ def require_rope(file: GgufFile, config: Mapping[str, Any]) -> None:
             raise _otherwise(file, f"rope.scaling.{key} {there:g}", f"{ours} {here:g}")
     if kind == "yarn":
         _require_yarn(file, own)
-    for name, due in _tables_due(kind, own, config).items():
+    for name, due in tables.items():
         _require_table(file, name, due)
 
 
@@ -66,32 +76,48 @@ def _scaled(file: GgufFile) -> tuple[str, float]:
     return ("none" if said == "linear" and factor == 1 else said), factor
 
 
+def _yarn_due(own: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, float]:
+    """YaRN's numbers as transformers takes them where a config leaves some out: by how much
+    positions and attention are scaled, and where the ramp begins and ends.
+    """
+    factor, longest = own.get("factor"), config.get("max_position_embeddings")
+    if factor is None:
+        key = "original_max_position_embeddings"
+        factor = float(longest) / float(config.get(key, own.get(key, longest)))
+    found = {key: float(own.get(key) or default) for key, default in _YARN.items()}
+    found |= {"factor": float(factor), "mscale_all_dim": float(own.get("mscale_all_dim") or 0)}
+    stated, scales = own.get("attention_factor"), (own.get("mscale"), found["mscale_all_dim"])
+    one, other = (_attention(found["factor"], float(m or 0)) for m in scales)
+    if stated is None:
+        stated = one / other if all(scales) else _attention(found["factor"])
+    return found | {"attention_factor": float(stated)}
+
+
+def _attention(factor: float, scale: float = 1.0) -> float:
+    return 1 + 0.1 * scale * math.log(max(1.0, factor))
+
+
 def _require_yarn(file: GgufFile, own: Mapping[str, Any]) -> None:
     """Hold YaRN's lesser settings: where its ramp begins and ends, and by how much attention is
-    scaled. What a file does not say has llama.cpp's default there.
+    scaled. What a file does not say has llama.cpp's default there. own: see ``_yarn_due``.
     """
     for key, default in _YARN.items():
-        there, here = file.number(f"rope.scaling.yarn_{key}"), float(own.get(key) or default)
+        there, here = file.number(f"rope.scaling.yarn_{key}"), own[key]
         there = default if there is None else there
         if _differ(there, here):
             raise _otherwise(file, f"rope.scaling.yarn_{key} {there:g}", f"{key} {here:g}")
-    if own.get("truncate") is False:
+    if not own.get("truncate", True):
         log.warning("%s: llama.cpp has no YaRN without truncation, as the model has", file.path)
+    said, by = file.number("rope.scaling.yarn_attn_factor"), _attention(own["factor"])
     log_mul = file.number("rope.scaling.yarn_log_multiplier")
-    if log_mul is not None:  # DeepSeek's, a tenth of mscale_all_dim
-        here = float(own.get("mscale_all_dim") or 0)
+    if log_mul:  # DeepSeek's, a tenth of mscale_all_dim; with it alone attention is scaled by 1
+        here = own["mscale_all_dim"]
         if _differ(log_mul, here) and _differ(10 * log_mul, here):
             theirs = f"rope.scaling.yarn_log_multiplier {log_mul:g}"
             raise _otherwise(file, theirs, f"mscale_all_dim {here:g}")
-        return
-    size = 0.1 * math.log(max(1.0, float(own.get("factor") or 1)))
-    plain, scales = size + 1, [own.get(key) for key in ("mscale", "mscale_all_dim")]
-    one, other = (size * float(m or 0) + 1 for m in scales)
-    stated = own.get("attention_factor")
-    here = float(stated) if stated is not None else one / other if all(scales) else plain
-    said = file.number("rope.scaling.yarn_attn_factor")
+        by = 1.0
     # Converters write transformers' own number, and llama.cpp multiplies what it reads.
-    held = [plain] if said is None else [said, said * plain]
+    held, here = [by] if said is None else [said, said * by], own["attention_factor"]
     if all(_differ(there, here) for there in held):
         raise _otherwise(
             file,
@@ -104,18 +130,13 @@ def _tables_due(
     kind: str, own: Mapping[str, Any], config: Mapping[str, Any]
 ) -> Mapping[str, Sequence[float] | None]:
     """The factors of a file's tables; None: all are 1, or there is none."""
-    try:
-        if kind == "longrope":
-            return {
-                f"rope_factors_{length}.weight": [float(x) for x in own[f"{length}_factor"]]
-                for length in ("long", "short")
-            }
-        if kind == "llama3":
-            return {"rope_freqs.weight": llama3_table(own, _width(config))}
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
-        raise CheckpointError(
-            f"the model's config does not say how {kind} scales positions ({one_line(error, 60)})"
-        ) from None
+    if kind == "longrope":
+        return {
+            f"rope_factors_{length}.weight": [float(x) for x in own[f"{length}_factor"]]
+            for length in ("long", "short")
+        }
+    if kind == "llama3":
+        return {"rope_freqs.weight": llama3_table(own, _width(config))}
     return {"rope_freqs.weight": None}
 
 
