@@ -80,7 +80,7 @@ def _yarn_due(own: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, fl
     """YaRN's numbers as transformers takes them where a config leaves some out: by how much
     positions and attention are scaled, and where the ramp begins and ends.
     """
-    factor, longest = own.get("factor"), config.get("max_position_embeddings")
+    factor, longest = own.get("factor"), config.get("max_position_embeddings") or 0
     if factor is None:
         key = "original_max_position_embeddings"
         factor = float(longest) / float(config.get(key, own.get(key, longest)))
