@@ -185,7 +185,7 @@ class Checkpoint(_File):
 
 
 class CalibrationData(_File):
-    """The texts that a calibrated quantizer (GPTQ, AWQ) saw."""
+    """The texts that a calibrated condition saw."""
 
     name: str
     """generic, forget, retain, or the file's name."""

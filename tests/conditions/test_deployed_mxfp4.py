@@ -170,6 +170,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "no blocks": (lambda w: w.pop(BLOCKS), r"missing and \(8, 64, 4\)"),
     "fewer scales": (turned(SCALES, lambda t: t[..., :-1]), r"and \(8, 64, 3\)"),
     "flat scales": (turned(SCALES, lambda t: t.flatten(1)), r"and \(8, 256\)"),
+    "one scale": (turned(SCALES, lambda t: t.flatten()[0]), r"\(8, 64, 4, 16\) and \(\)"),
     "flat blocks": (turned(BLOCKS, lambda t: t.flatten(2)), r"they are \(8, 64, 64\)"),
     "blocks of 8 bytes": (turned(BLOCKS, lambda t: t[..., :8]), r"they are \(8, 64, 4, 8\)"),
     "fewer rows": (turned(BLOCKS, lambda t: t[:, :-1]), r"they are \(8, 63, 4, 16\)"),

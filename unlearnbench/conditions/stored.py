@@ -155,9 +155,10 @@ def _require_blocks(source: CheckpointSource) -> None:
         shapes = [None if head is None else tuple(head.shape) for head in both]
         blocks, scales = shapes
         if blocks is None or len(blocks) != 4 or blocks[3] != 16 or scales != blocks[:3]:
+            found = ["missing" if shape is None else shape for shape in shapes]
             raise CheckpointError(
                 f"{said} blocks (experts, rows, groups, 16) and scales (experts, rows, groups), "
-                f"and of {name} they are {blocks or 'missing'} and {scales or 'missing'}"
+                f"and of {name} they are {found[0]} and {found[1]}"
             )
         if kinds := {head.dtype for head in both if head is not None} - {"U8"}:
             raise CheckpointError(f"{said} bytes (U8), and {name} is stored as {min(kinds)}")

@@ -272,8 +272,7 @@ def _materials(evaluation: Evaluation, specs: Sequence[ConditionSpec]) -> Materi
             raise OptionError("relearning teaches plain prompts; leave --apply-chat-template out")
         return gather(specs, asked, evaluation.tasks, asked.seed, asked.answer_blank)
     if asked.calibration != "generic":
-        what = "gptq, awq, auto-round and prune-wanda"
-        log.warning("--calibration moves only %s, and none of these conditions is one", what)
+        log.warning("--calibration moves nothing: none of these conditions looks at texts")
     return Materials()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.conditions.helpers import (
     LINEAR,
@@ -20,7 +21,9 @@ from tests.conditions.helpers import (
     require_library,
     short_calibration,
 )
+from tests.conftest import MakeCheckpoint
 from unlearnbench.checkpoints.checkpoint import CheckpointSource, open_checkpoint
+from unlearnbench.checkpoints.load import linear_layers
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.conditions import find_condition
 from unlearnbench.conditions.base import ConditionSpec, LoadPlan, Materials, ModelWithProof
@@ -115,6 +118,108 @@ def test_a_folder_of_other_bits_or_none_is_not_what_was_asked_for(tmp_path: Path
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(NotInForceError, match="AutoRound saved .*'bits': 2"):
         autoround._read(spec(64), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "said", [{"desc_act": True}, {"dynamic": {"-:head": {}}}, {"extra_config": {"up": {"bits": 8}}}]
+)
+def test_columns_in_another_order_and_layers_of_their_own_bits_are_refused(
+    tmp_path: Path, said: dict[str, Any]
+) -> None:
+    config = {"bits": 4, "group_size": 64, "sym": True, **said}
+    text = json.dumps({"quantization_config": config})
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(NotInForceError, match=f"AutoRound saved .*{next(iter(said))}"):
+        autoround._read(spec(64), tmp_path)
+
+
+WHOLE = {
+    "qweight": torch.ones(12, 32, dtype=torch.int32),
+    "qzeros": torch.ones(2, 4, dtype=torch.int32),
+    "scales": torch.ones(2, 32, dtype=torch.float16),
+    "g_idx": torch.arange(96, dtype=torch.int32) // 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "found", "said"),
+    [
+        ("scales", None, r"scales of AutoRound's up is missing, not \('float16', \(2, 32\)\)"),
+        ("qzeros", None, "qzeros of AutoRound's up is missing"),
+        ("scales", WHOLE["scales"][:1], r"is \('float16', \(1, 32\)\), not "),
+        ("scales", WHOLE["scales"].float(), r"is \('float32', \(2, 32\)\), not "),
+        ("qzeros", WHOLE["qzeros"][:, :3], r"is \('int32', \(2, 3\)\), not "),
+        ("qweight", WHOLE["qweight"].long(), r"is \('int64', \(12, 32\)\), not "),
+        ("qweight", torch.tensor(1, dtype=torch.int32), r"is \('int32', \(\)\), not "),
+        ("g_idx", WHOLE["g_idx"].flip(0), "up has its columns in another order"),
+        ("g_idx", WHOLE["g_idx"][:-1], "up has its columns in another order"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_one_line(
+    tmp_path: Path, part: str, found: torch.Tensor | None, said: str
+) -> None:
+    config = {"quantization_config": {"bits": 4, "group_size": 64, "sym": True, "desc_act": False}}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    save_file({f"up.{n}": t for n, t in WHOLE.items()}, tmp_path / "model.safetensors")
+    assert autoround._read(spec(64), tmp_path)["up"].values(64).shape == (32, 96)
+    parts = {f"up.{n}": t for n, t in (WHOLE | {part: found}).items() if t is not None}
+    kept = {n: t.contiguous().clone() for n, t in parts.items()}
+    save_file(kept, tmp_path / "model.safetensors")
+    with pytest.raises(NotInForceError, match=said) as raised:
+        autoround._read(spec(64), tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def plain(weight: torch.Tensor, size: int) -> PackedMatrix:
+    """Rounded to the nearest of the levels -8 to 7, of which the largest weight gets -8."""
+    exact = weight.detach().float().numpy()
+    rows, columns = exact.shape
+    scales = np.zeros((-(-columns // size), rows), np.float16)
+    codes = np.zeros((columns // 8, rows), np.uint32)
+    for i in range(rows):
+        for j in range(columns):
+            group = exact[i, j // size * size :][:size]
+            step = np.float16(group[np.abs(group).argmax()] / -8)
+            scales[j // size, i] = step
+            code = int(np.clip(np.round(exact[i, j] / np.float32(step)), -8, 7)) + 8
+            codes[j // 8, i] |= np.uint32(code << 4 * (j % 8))
+    zeros = np.full((len(scales), rows // 8), 0x77777777, np.int32)
+    return PackedMatrix(*map(torch.from_numpy, (codes.view(np.int32), zeros, scales)))
+
+
+def test_roundings_that_the_library_left_plain_are_an_error(
+    source: CheckpointSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = {n: plain(layer.weight, 64) for n, layer in linear_layers(source.model()).items()}
+    monkeypatch.setattr(autoround, "quantize", lambda *_: packed)
+    with pytest.raises(NotInForceError, match="AutoRound learned nothing") as raised:
+        autoround.load(spec(64), source, PLAN)
+    assert "\n" not in str(raised.value)
+    own, moved = packed[UP], PackedMatrix(*(part.clone() for part in packed[UP]))
+    moved.codes[0, 0] ^= 1
+    moved.scales[0, 0] *= 0.995
+    for changed in (own._replace(codes=moved.codes), own._replace(scales=moved.scales)):
+        packed[UP] = changed
+        assert autoround.load(spec(64), source, PLAN).proof.compared_modules
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "times"),
+    [("float32", "cpu", 2), ("bfloat16", "cpu", 3), ("bfloat16", "cuda", 2)],
+)
+def test_memory_is_that_of_the_model_here_and_in_the_librarys_process(
+    make_checkpoint: MakeCheckpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    device: str,
+    times: int,
+) -> None:
+    folder = make_checkpoint(f"memory-{dtype}", dtype)
+    asked: list[int] = []
+    monkeypatch.setattr(autoround, "require_memory", lambda size, _: asked.append(size))
+    source = open_checkpoint(str(folder), LoadOptions())
+    autoround._require_fit(spec(64), source, device)
+    assert asked == [times * sum(t.nbytes for t in source.state_dict().values())]
 
 
 def test_a_matrix_that_was_left_is_an_error(
@@ -222,6 +327,11 @@ class TestByTheLibrary:
         assert again.keys() == packed.keys()
         for name, part in again.items():
             assert all(torch.equal(*pair) for pair in zip(part, packed[name], strict=True))
+
+    def test_of_one_step_nothing_is_learned(self, square_source: CheckpointSource) -> None:
+        # What it begins with, as where no loss is ever below infinity.
+        with pytest.raises(NotInForceError, match="AutoRound learned nothing"):
+            autoround.load(spec(64, 1), square_source, PLAN)
 
     def test_what_the_library_says_is_the_line(self, square_source: CheckpointSource) -> None:
         odd = replace(spec(64), options={**spec(64).options, "iterations": "many"})

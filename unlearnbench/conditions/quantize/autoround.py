@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,6 +25,8 @@ from unlearnbench.conditions.base import (
     LoadPlan,
     ModelWithProof,
     ModuleReading,
+    dtype_name,
+    groups,
 )
 from unlearnbench.conditions.proof import (
     load_changed,
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from unlearnbench.checkpoints.checkpoint import CheckpointSource
 
 _BITS = 4
+_DEEPEST, _LEAST = 2 ** (_BITS - 1), 1e-5  # the lowest level's number; the library's least scale
 _MULTIPLE = 32  # rows and columns that the library packs
 _STEPS, _BATCH = 200, 8  # the library's own
 _WORKER = "unlearnbench.conditions.quantize.autoround_worker"
@@ -78,12 +82,29 @@ class PackedMatrix(NamedTuple):
         """The weight in force, (out, in), float32: (code - zero point) x scale of each ``size``
         columns.
         """
+        levels, scale = self._levels(size)
+        return levels * scale
+
+    def is_plain(self, weight: torch.Tensor, size: int) -> bool:
+        """Whether nothing was learned: each scale is the group's largest |weight| / 8 in fp16, as
+        the library begins with, and each weight (out, in) went to its nearest level. Up to 0.01 of
+        a step, for it may divide in fp16.
+        """
+        exact = weight.float()
+        levels, scale = self._levels(size)
+        start = groups(exact, size).abs().amax(1).div(_DEEPEST).half().clamp(min=_LEAST)
+        if not bool((self.scales.T.abs() == start.view(len(exact), -1)).all()):
+            return False
+        found = exact.div(scale).clamp(-_DEEPEST, _DEEPEST - 1)
+        return bool(((found - levels).abs() <= 0.51).all())
+
+    def _levels(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Code less zero point, and scale, of each weight: (out, in), float32."""
         codes = _unpacked(self.codes.T)
         zeros = _unpacked(self.zeros).T + 1
         spread = [each.repeat_interleave(size, 1) for each in (zeros, self.scales.float().T)]
         zero, scale = (each[:, : codes.shape[1]] for each in spread)
-        found: torch.Tensor = (codes - zero) * scale
-        return found
+        return (codes - zero).float(), scale
 
     @property
     def stored_bytes(self) -> int:
@@ -105,33 +126,42 @@ def load(spec: ConditionSpec, source: CheckpointSource, plan: LoadPlan) -> Model
 
     Raises:
         PrecisionError: the library cannot quantize this model, or its layers do not fit.
-        CheckpointError: memory cannot hold it twice.
-        NotInForceError: a layer was not quantized.
+        CheckpointError: memory cannot hold it here and in the library's process.
+        NotInForceError: a layer was not quantized, or all were rounded plainly.
     """
-    _require_fit(spec, source)
+    _require_fit(spec, source, plan.device)
     size = int(spec.options["group_size"])
     packed = quantize(spec, source, plan)
+    learned = False
 
     def change(name: str, weight: torch.Tensor) -> torch.Tensor:
         found = packed.get(name)
         if found is None:
             raise NotInForceError(f"{spec.name}: AutoRound left {name} as it was")
+        nonlocal learned
         values = found.values(size)
         if values.shape != weight.shape:
             raise NotInForceError(
                 f"{spec.name}: AutoRound's {name} has shape {tuple(values.shape)}, and the "
                 f"checkpoint's weight {tuple(weight.shape)}"
             )
+        learned = learned or not found.is_plain(weight, size)
         return values
 
     def read(name: str, weight: torch.Tensor) -> ModuleReading:
         found = ModuleReading.of(weight, size, weight)
         return found._replace(stored_as="int4", stored_bytes=packed[name].stored_bytes)
 
-    return load_changed(spec, source, plan, change, read=read)
+    made = load_changed(spec, source, plan, change, read=read)
+    if not learned:  # it begins there, and says nothing of an error that is never finite
+        raise NotInForceError(
+            f"{spec.name}: AutoRound learned nothing, as where its error is never finite: every "
+            "weight went to its nearest level; use other calibration texts, or rtn"
+        )
+    return made
 
 
-def _require_fit(spec: ConditionSpec, source: CheckpointSource) -> None:
+def _require_fit(spec: ConditionSpec, source: CheckpointSource, device: str) -> None:
     """What the library would pass over, or find out after minutes."""
     path = source.files.path
     require_linear(spec, source)
@@ -149,8 +179,9 @@ def _require_fit(spec: ConditionSpec, source: CheckpointSource) -> None:
                 f"{spec.name} needs rows and columns in multiples of {_MULTIPLE}, and {name} has "
                 f"{rows} x {columns}; use rtn or gptq"
             )
-    # Here and in the library's process.
-    require_memory(2 * sum(t.nbytes for t in source.state_dict().values()), path)
+    here = source.state_dict().values()
+    bytes_there = [4 * t.numel() if device == "cpu" else t.nbytes for t in here]  # its process
+    require_memory(sum(t.nbytes for t in here) + sum(bytes_there), path)
 
 
 def quantize(
@@ -212,11 +243,38 @@ def _read(spec: ConditionSpec, folder: Path) -> dict[str, PackedMatrix]:
         raise NotInForceError(f"{spec.name}: AutoRound saved no model")
     said = json.loads(path.read_text(encoding="utf-8")).get("quantization_config", {})
     asked = {"bits": spec.width, "group_size": spec.options["group_size"], "sym": True}
-    if {key: said.get(key) for key in asked} != asked:
+    odd = any(
+        said.get(key) for key in ("desc_act", "dynamic", "extra_config")
+    )  # other orders, bits
+    if odd or {key: said.get(key) for key in asked} != asked:
         raise NotInForceError(f"{spec.name}: AutoRound saved {one_line(said, 120)}")
     tensors: dict[str, torch.Tensor] = {}
     for file in sorted(path.parent.glob("*.safetensors")):
         tensors |= load_file(file)
     names = [key.removesuffix(".qweight") for key in tensors if key.endswith(".qweight")]
-    parts = ("qweight", "qzeros", "scales")
-    return {name: PackedMatrix(*(tensors[f"{name}.{part}"] for part in parts)) for name in names}
+    return {name: _matrix(spec, name, tensors) for name in names}
+
+
+def _matrix(spec: ConditionSpec, name: str, tensors: Mapping[str, torch.Tensor]) -> PackedMatrix:
+    """One matrix of the folder. NotInForceError where its parts do not go together."""
+    import torch
+
+    size = int(spec.options["group_size"])
+    words, rows = (*tensors[f"{name}.qweight"].shape, 0, 0)[:2]
+    count = -(-8 * words // size)
+    asked = {
+        "qweight": ("int32", (words, rows)),
+        "qzeros": ("int32", (count, rows // 8)),
+        "scales": ("float16", (count, rows)),
+    }
+    for part, wanted in asked.items():
+        found = tensors.get(f"{name}.{part}")
+        there = None if found is None else (dtype_name(found), tuple(found.shape))
+        if there != wanted:
+            raise NotInForceError(
+                f"{spec.name}: {part} of AutoRound's {name} is {there or 'missing'}, not {wanted}"
+            )
+    order = tensors.get(f"{name}.g_idx")
+    if order is not None and not torch.equal(order.long(), torch.arange(8 * words) // size):
+        raise NotInForceError(f"{spec.name}: AutoRound's {name} has its columns in another order")
+    return PackedMatrix(*(tensors[f"{name}.{part}"] for part in asked))

@@ -1,4 +1,4 @@
-"""Calibration texts for GPTQ, AWQ and Wanda: a named set, sampled with a seed and hashed.
+"""Calibration texts for what looks at activations: a named set, sampled with a seed and hashed.
 
 Whether the set's domain matters for what comes back is an open question of arXiv 2410.16454, so it
 is part of a run's identity.
