@@ -29,8 +29,6 @@ def go(job: Job, out: Path, method: str, **options: Any) -> Training:
         job = replace(job, alternative="refuse")
     if "unseen" in found.data and not job.unseen:
         job = replace(job, unseen=job.retain)
-    if "auxiliary" in found.data and not job.auxiliary:
-        job = replace(job, auxiliary=job.retain)
     if any(piece.about.needs_base for piece in found.pieces) and job.base is None:
         job = replace(job, base=job.model)
     chosen = job.options.model_copy(update=options)

@@ -18,7 +18,7 @@ from tests.training.helpers import State, go, same, weights
 from unlearnbench.checkpoints.find import read_json
 from unlearnbench.checkpoints.origin import Training
 from unlearnbench.errors import OptionError, TrainingError, UnlearnbenchError
-from unlearnbench.methods import pieces
+from unlearnbench.methods import find_method, pieces
 from unlearnbench.methods.masks import sure
 from unlearnbench.training import job as job_module
 from unlearnbench.training import trainer as trainer_module
@@ -59,6 +59,8 @@ def test_interrupted_and_resumed_gives_the_same_weights(
         method, given = "whp_ft", tmp_path / "anchors.json"
         given.write_text('{"Ada Brill": "Kim Doe"}', encoding="utf-8")
         job = replace(job, anchors=str(given))
+    if "auxiliary" in find_method(method).data:
+        job = replace(job, auxiliary=job.retain)
     whole = go(job, tmp_path / "whole", method, **options)
     step = trainer_module.UnlearnTrainer.training_step
     seen = []
