@@ -106,12 +106,12 @@ def test_the_command_runs_all_three_and_goes_on(
 ) -> None:
     models = [str(make_checkpoint(name, seed=i)) for i, name in enumerate("utr")]
     command = ["attack", "--model", models[0], "--target", models[1], "--retrained", models[2]]
-    command += ["--tasks", "toy_knowmem_f", "--conditions", "rtn-int4,hints-1"]
+    command += ["--tasks", "toy_knowmem_f", "--conditions", "rtn-int4,hints-1,sample-2"]
     command += ["--data-dir", str(toy.data), "--include-path", str(toy.tasks)]
     command += ["--output", str(tmp_path / "out"), "--plot", str(tmp_path / "plot.png")]
     assert call(*command) == 0
     first = capsys.readouterr().out
-    for name in ("rtn-int4", "hints-1"):
+    for name in ("rtn-int4", "hints-1", "sample-2"):
         assert name in first
         assert len(list((tmp_path / "out").glob(f"*/{name}/run.json"))) == 3
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -278,12 +278,16 @@ def samples_answers(result: RunResult) -> bool:
     by_settings = settings.protocol == "zhang2025" or '"do_sample": true' in (
         settings.gen_kwargs or ""
     )
-    return by_settings or any(map(_draws, result.tasks.values()))
+    return by_settings or any(_draws(result, task) for task in result.tasks.values())
 
 
-def _draws(task: TaskResult) -> bool:
-    """Whether a task's own answers are drawn."""
-    return task.sampled is not None or task.leak is not None
+def _draws(result: RunResult, task: TaskResult) -> bool:
+    """Whether a task's own answers are drawn; what a condition draws (``sample-N``) has the seed of
+    its name.
+    """
+    condition = result.condition.first or result.condition
+    is_condition = condition.kind == "asked" and "answers" in condition.options.further
+    return task.sampled is not None or (task.leak is not None and not is_condition)
 
 
 def _require_same(
@@ -312,7 +316,7 @@ def _task(run: LoadedRun, name: str) -> Fingerprint:
     """A task's definition, data and samples; texts too, where its records hold some."""
     task, records = run.task(name), run.records(name)
     rules: dict[str, object] = {"metric": task.metric, "want": task.want, "attack": task.attack}
-    rules["seed of its draws"] = run.result.settings.seed if _draws(task) else None
+    rules["seed of its draws"] = run.result.settings.seed if _draws(run.result, task) else None
     texts = {
         f"the {field} of {record.id}": getattr(record, field, None)
         for record in records

@@ -80,6 +80,19 @@ def test_the_draws_are_those_of_the_condition_of_as_many(toy: Toy, tiny: Path) -
     assert result.leak == read_run(condition).tasks["toy_drawn"].leak
 
 
+def test_what_a_condition_draws_compares_with_what_is_not_drawn(toy: Toy, tiny: Path) -> None:
+    """Its seed stands in its name, and the run's moves nothing."""
+    whole, drawn = (
+        LoadedRun(folder, read_run(folder))
+        for folder in (run(toy, tiny, c, PLAIN, c) for c in ("none", "sample-4-t0.9"))
+    )
+    assert drawn.result.tasks["toy_drawn"].leak is not None
+    require_comparable(drawn, whole, ["toy_drawn"])
+    settings = drawn.result.settings.model_copy(update={"seed": 7})
+    other = replace(drawn, result=drawn.result.model_copy(update={"settings": settings}))
+    require_alike(Entry("x", {"none": whole, "sample-4-t0.9": other}))
+
+
 def test_runs_of_two_seeds_do_not_compare(toy: Toy, tiny: Path) -> None:
     """Other draws are another measurement; of greedy tasks the seed moves nothing."""
     greedy = {**PLAIN, "task": "toy_drawn"}
