@@ -6,14 +6,12 @@ the retrained model, which never knew, is not taught it by them.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
+from tests.demo.finished import finished_demo
 from unlearnbench import evaluate
-from unlearnbench.demo.pipeline import run_demo
-from unlearnbench.demo.recipe import DemoOptions
 from unlearnbench.recovery.compare import compare, open_comparison
 from unlearnbench.runs.folder import model_folder_name
 
@@ -26,10 +24,7 @@ STEPS = 20
 def test_what_is_hidden_comes_back_and_what_is_not_known_does_not(
     seed: int, tmp_path: Path
 ) -> None:
-    given = os.environ.get("UNLEARNBENCH_DEMOS")
-    demo = DemoOptions(Path(given or tmp_path) / f"seed{seed}", seed, ("ga_gdr",))
-    if not given:
-        run_demo(demo, print)
+    demo = finished_demo(seed, ("ga_gdr",), tmp_path)
     folders = {}
     for name in ("ga_gdr", "retrained", "target"):
         results = evaluate(

@@ -6,7 +6,6 @@ gives back at 4 bits stays forgotten, at the same utility.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from tests.benchmarks.measure_methods import (
     measure,
     rows,
 )
-from unlearnbench.demo.pipeline import run_demo
+from tests.demo.finished import finished_demo
 from unlearnbench.demo.recipe import DemoOptions
 
 FOUR_BITS = CONDITIONS[1:]
@@ -32,16 +31,13 @@ FOUR_BITS = CONDITIONS[1:]
 def test_what_ga_gdr_gives_back_stays_forgotten_at_the_same_utility(
     seed: int, tmp_path: Path
 ) -> None:
-    given = os.environ.get("UNLEARNBENCH_DEMOS")
-    demo = DemoOptions(Path(given or tmp_path) / f"seed{seed}", seed, ("ga_gdr",))
-    if not given:
-        run_demo(demo, print)
+    demo = finished_demo(seed, ("ga_gdr",), tmp_path)
     home = Home(DemoOptions(tmp_path / "made", seed), demo)
     (survives,) = (row for row in rows() if row.name == "ga_gdr_survive_worst")
     scores = {row.name: measure(row, home)["scores"] for row in (Row("ga_gdr"), survives)}
     most = GOAL * measure(Row("target"), home)["scores"]["none"][FORGET_TASK]
     print(scores)
     usual, ours = scores["ga_gdr"], scores[survives.name]
-    assert all(usual[name][FORGET_TASK] > 1.8 * most for name in FOUR_BITS)
+    assert all(usual[name][FORGET_TASK] > 2 * most for name in FOUR_BITS)
     assert all(ours[name][FORGET_TASK] <= most for name in CONDITIONS)  # rtn-int4 by its rule
     assert ours["none"][RETAIN_TASK] >= usual["none"][RETAIN_TASK] - 5

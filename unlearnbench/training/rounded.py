@@ -59,10 +59,10 @@ class Survive:
         return 1.0 + self.weight * len(self.roundings)
 
     def places(
-        self, model: Any, forget: Callable[[], torch.Tensor] | None = None
+        self, model: Any, forget: Callable[[], torch.Tensor | None] = lambda: None
     ) -> list[ForwardPass]:
         """As the weights are, then rounded. ``forget``: makes the forget term on the texts that
-        are to be read; asked at every place where the worst one alone counts.
+        are to be read, None without such; asked at every place where the worst one alone counts.
         """
         rounded = self.roundings if self.weight else ()
 
@@ -70,12 +70,14 @@ class Survive:
             return [nullcontext(), *(through(model, f) for f in rounded)]
 
         factors = [1.0, *(self.weight for _ in rounded)]
-        if not (self.worst and rounded and forget):
-            return [ForwardPass(block, f, f) for block, f in zip(blocks(), factors, strict=True)]
-        terms = []
-        for block in blocks():
+        terms: list[float] = []
+        for block in blocks() if self.worst and rounded else ():
             with torch.no_grad(), block:
-                terms.append(float(forget()))
+                term = forget()
+            if term is not None:
+                terms.append(float(term))
+        if not terms:
+            return [ForwardPass(block, f, f) for block, f in zip(blocks(), factors, strict=True)]
         largest = terms.index(max(terms))
         counts = [float(n == largest) for n in range(len(terms))]
         return [ForwardPass(*each) for each in zip(blocks(), factors, counts, strict=True)]

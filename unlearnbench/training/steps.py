@@ -75,7 +75,7 @@ class WholeStep(OptimizerStep):
                 continue
             rows = batch.only(*roles)
             made = partial(loss or self.loss, self.model)
-            for place in self.survive.places(self.model, forget_alone(made, rows)):
+            for place in self.survive.places(self.model, partial(forget_term, made, rows)):
                 inside = nullcontext() if within is None else within(self.model, rows)
                 # Also where a method moves weights meanwhile.
                 with torch.enable_grad(), place.block, inside:
@@ -108,13 +108,13 @@ class WholeStep(OptimizerStep):
         return through(self.model, function)
 
 
-def forget_alone(
+def forget_term(
     loss: Callable[[Batch], dict[str, torch.Tensor]], batch: Batch
-) -> Callable[[], torch.Tensor] | None:
-    """Makes the forget term of a batch; None where it has no rows to forget."""
+) -> torch.Tensor | None:
+    """The forget term of a batch; None where it has no rows to forget."""
     if "forget" not in batch.rows:
         return None
-    return lambda: loss(batch.only("forget", "alternatives"))["forget"]
+    return loss(batch.only("forget", "alternatives"))["forget"]
 
 
 def require_finite(fine: bool, what: str, step: int, args: Any) -> None:
