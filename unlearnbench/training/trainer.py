@@ -260,12 +260,10 @@ class UnlearnTrainer(Trainer):
     def _backward(self, model: Any, inputs: dict[str, Any], *given: Any) -> torch.Tensor:
         """One pass after another: one's activations are held, and processes add up at the last."""
         bare = self.accelerator.unwrap_model(model)
-
-        def forget() -> torch.Tensor | None:
-            batch = as_batch(self._prepare_inputs(dict(inputs)))
-            return steps.forget_term(partial(self._stage.loss, bare), batch)
-
-        losses, places = [], self._stage.survive.places(bare, forget)
+        losses, loss = [], partial(self._stage.loss, bare)
+        places = self._stage.survive.places(
+            bare, lambda: steps.forget_term(loss, as_batch(self._prepare_inputs(inputs)))
+        )
         for self._place in places:
             last = self._place is places[-1]
             with nullcontext() if last else self.accelerator.no_sync(model), self._place.block:
