@@ -68,11 +68,19 @@ def scored(asked: Sequence[Request]) -> list[Score]:
 def answers_of(output: Path, result: RunResult) -> dict[str, Answers]:
     """What a run that stands below ``output`` answered, by task: texts, and sums of
     log-probabilities.
+
+    Raises:
+        ValueError: it was asked otherwise than ``requests_of`` asks the others.
     """
     run = RunFolder(run_path(output, result.checkpoint, result.condition.name))
     found: dict[str, Answers] = {}
     for task, own in result.tasks.items():
         records = run.read_records(task, own.records_sha256)
+        asked = {r.id: r for r in requests_of(task, len(records)) if isinstance(r, Generate)}
+        for record in records:
+            given = asked.get(f"{task}:{record.id}")
+            if given is not None and given.prompt != record.prompt:
+                raise ValueError(f"{task}: ours and the others have different prompts")
         found[task] = {f"{task}:{record.id}": _answer(record) for record in records}
     return found
 

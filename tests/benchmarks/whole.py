@@ -65,6 +65,7 @@ def evaluate_ours(folder: Path, options: Namespace) -> Told:
             limit=options.limit,
             dtype=options.dtype,
             device=options.device,
+            answer_blank="prompt",  # as the others' prompts, see ``requests_of``
         )
         for result in results:
             name = result.condition.name

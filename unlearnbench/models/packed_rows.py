@@ -150,7 +150,7 @@ def _attend_rows(layer: Layer, asked: torch.Tensor, seen: torch.Tensor) -> torch
     keys, values = (
         kept[:rows, :, :places].reshape(rows * heads, places, kept.shape[-1]) for kept in layer.own
     )
-    own = torch.bmm(asked.reshape(rows * heads, count, width), keys.transpose(1, 2))
+    own = _products(asked.reshape(rows * heads, count, width), keys)
     own = own.view(rows, heads, count, places).masked_fill_(~seen, float("-inf"))
     if layer.prefix is None:
         weights = _softmax(own)
@@ -159,7 +159,7 @@ def _attend_rows(layer: Layer, asked: torch.Tensor, seen: torch.Tensor) -> torch
     # One product for all rows, because they share these keys.
     shared_keys, shared_values = layer.prefix
     by_head = asked.transpose(0, 1).reshape(heads, rows * count, width)
-    shared = torch.bmm(by_head, shared_keys.transpose(1, 2))
+    shared = _products(by_head, shared_keys)
     shared = shared.view(heads, rows, count, -1).transpose(0, 1)
     weights = _softmax(torch.cat([shared, own], dim=-1))
     on_shared, on_own = weights.split([shared.shape[-1], places], dim=-1)
@@ -168,6 +168,15 @@ def _attend_rows(layer: Layer, asked: torch.Tensor, seen: torch.Tensor) -> torch
     return found + torch.bmm(on_own.reshape(rows * heads, count, places), values).view(
         rows, heads, count, -1
     )
+
+
+def _products(asked: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Of (n, queries, width) and (n, places, width). Of keys that are part of a larger room a CPU
+    makes a slow copy in bf16 where they are on the right.
+    """
+    if keys.dtype == torch.bfloat16 and keys.device.type == "cpu" and not keys.is_contiguous():
+        return torch.bmm(keys, asked.transpose(1, 2)).transpose(1, 2).contiguous()
+    return torch.bmm(asked, keys.transpose(1, 2))
 
 
 def _softmax(scores: torch.Tensor) -> torch.Tensor:
