@@ -79,7 +79,7 @@ def answers_of(output: Path, result: RunResult) -> dict[str, Answers]:
         asked = {r.id: r for r in requests_of(task, len(records)) if isinstance(r, Generate)}
         for record in records:
             given = asked.get(f"{task}:{record.id}")
-            if given is not None and given.prompt != record.prompt:
+            if isinstance(record, GenerationRecord) and given and given.prompt != record.prompt:
                 raise ValueError(f"{task}: ours and the others have different prompts")
         found[task] = {f"{task}:{record.id}": _answer(record) for record in records}
     return found
