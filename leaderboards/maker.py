@@ -106,7 +106,13 @@ class Maker:
         resume = ["--resume"] if (out / ".training").is_dir() else []
         self.command(*words, "--out", f"models/{name}", *resume)
 
-    def exact(self, base: str, sides: tuple[Sequence[str], Sequence[str]], training: str) -> str:
+    def exact(
+        self,
+        base: str,
+        sides: tuple[Sequence[str], Sequence[str]],
+        training: str,
+        blank: Sequence[str] = BLANK,
+    ) -> str:
         """The control ``EXACT``, of texts to forget and to retain: of an ensemble's one shard, what
         was learned last is trained again without the rows. Returns the entry's note.
         """
@@ -115,7 +121,7 @@ class Maker:
         data = texts([*retain, *forget], "--data")
         self.train(ENSEMBLE, "finetune", "--model", base, *data, *shards.split())
         words = ("unlearn", "--model", f"models/{ENSEMBLE}", "--method", EXACT, "--base", base)
-        self.train(EXACT, *words, *texts(forget, "--forget"), *texts(retain, "--retain"), *BLANK)
+        self.train(EXACT, *words, *texts(forget, "--forget"), *texts(retain, "--retain"), *blank)
         return f"the exact control: {EXACT} of finetune {shards}, whose last slice is forgotten"
 
     def seconds(self, names: Iterable[str]) -> float:
@@ -156,8 +162,11 @@ class Maker:
         return said
 
     def evaluate(self, name: str, conditions: str, *words: str) -> list[str]:
-        """Returns the run folders."""
-        reference = [] if name == "retrained" else ["--reference", self.full("retrained")]
+        """Returns the run folders. Where WORK has no run of the retrained model (``--only`` of a
+        board that stands) PrivLeak is left to the board, which measures it against its own entry.
+        """
+        known = name != "retrained" and self.has_run("retrained")
+        reference = ["--reference", self.full("retrained")] if known else []
         words = (
             *("--model", f"models/{name}", "--quant", conditions, "--dtype", "fp32"),
             *(("--include-path", str(own)) if (own := self.home / "tasks").is_dir() else ()),

@@ -40,7 +40,8 @@ Interval = Annotated[tuple[float, float], Field(strict=False)]
 Limit: TypeAlias = Annotated[int | float | None, Field(gt=0)]
 
 
-Role = Literal["unlearned", "target", "retrained"]
+Role = Literal["unlearned", "control", "target", "retrained"]
+ANCHORS: tuple[Role, ...] = ("target", "retrained")
 
 
 class Document(BaseModel):

@@ -21,7 +21,7 @@ from unlearnbench.boards import read_board
 
 HOME = Path(__file__).resolve().parent
 sys.path.insert(0, str(HOME.parent))
-from maker import BLANK, Maker, main, texts  # noqa: E402
+from maker import BLANK, ENSEMBLE, EXACT, Maker, main, texts  # noqa: E402
 
 ROWS = 50  # of each set
 BOARD = read_board(HOME).rules
@@ -39,6 +39,8 @@ TRAIN = (
     "--weight-noise 1 --save-steps 40"
 )
 STEPS = {"target": 160, "retrained": 80}  # as many passes over half the texts
+# As many passes over the retain texts as the retrained model's, in two stages.
+EXACTLY = f"{TRAIN} {' '.join(BLANK)} --weights-dtype bf16 --epochs 8.6"
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,11 @@ def make(maker: Maker, base: str, only: Sequence[str]) -> None:
         maker.train(name, *words, "--retrained", maker.full("retrained"))
         note = f"{recipe.method} {recipe.options}, {maker.chosen(name)}"
         publish(maker, name, recipe.gptq, None, note)
+    if not only or EXACT in only:
+        note = maker.exact(base, (FORGET, RETAIN), EXACTLY)
+        publish(maker, EXACT, False, "control", note)
     if not only:
-        maker.finish((*STEPS, *METHODS))
+        maker.finish((*STEPS, *METHODS, ENSEMBLE, EXACT))
 
 
 def publish(maker: Maker, name: str, gptq: bool, role: str | None, note: str) -> None:
@@ -137,4 +142,4 @@ def publish(maker: Maker, name: str, gptq: bool, role: str | None, note: str) ->
 
 
 if __name__ == "__main__":
-    main(HOME, __doc__, [*STEPS, *METHODS], make)
+    main(HOME, __doc__, [*STEPS, *METHODS, EXACT], make)

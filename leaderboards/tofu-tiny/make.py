@@ -20,7 +20,7 @@ from unlearnbench.demo.start import make_start
 
 HOME = Path(__file__).resolve().parent
 sys.path.insert(0, str(HOME.parent))
-from maker import Maker, main, texts  # noqa: E402
+from maker import ENSEMBLE, EXACT, Maker, main, texts  # noqa: E402
 
 ROWS = 20  # of each side: learned, and asked
 SIDES = {"forget": "forget01", "retain": "retain_perturbed"}
@@ -30,7 +30,9 @@ ASKED = ("--tasks", ",".join(RULES.tasks), "--limit", str(ROWS))
 
 # Heavy tails, as large models' weights have them: the demo's L1 step.
 TRAIN = "--lr 6e-3 --batch-size 10 --schedule cosine --warmup-steps 10 --l1 0.2 --save-steps 50"
+BLANK = ("--answer-blank", "answer")
 STEPS = {"target": 240, "retrained": 120}  # as many passes over half the rows
+EXACTLY = f"{TRAIN} {' '.join(BLANK)} --epochs 45"  # and in the two stages of the retain rows together
 
 UNLEARN = "--batch-size 10 --weights-dtype bf16 --save-steps 10"
 METHODS = {
@@ -63,7 +65,7 @@ def make(maker: Maker, base: str, only: Sequence[str]) -> None:
         if only and name not in only:
             continue
         words = ("finetune", "--model", base, *texts(sides, "--data"), *TRAIN.split())
-        maker.train(name, *words, "--max-steps", str(STEPS[name]), "--answer-blank", "answer")
+        maker.train(name, *words, "--max-steps", str(STEPS[name]), *BLANK)
         note = f"finetune {TRAIN} --max-steps {STEPS[name]}, on {' and '.join(sides)} rows"
         maker.enter(maker.evaluate(name, CONDITIONS, *ASKED), name, note, name)
     for name, options in METHODS.items():
@@ -71,11 +73,14 @@ def make(maker: Maker, base: str, only: Sequence[str]) -> None:
             continue
         words = ("unlearn", "--model", "models/target", "--method", *options.split())
         words += (*texts(["forget"], "--forget"), *texts(["retain"], "--retain"))
-        maker.train(name, *words, *UNLEARN.split(), "--answer-blank", "answer")
+        maker.train(name, *words, *UNLEARN.split(), *BLANK)
         maker.enter(maker.evaluate(name, CONDITIONS, *ASKED), name, options, None)
+    if not only or EXACT in only:
+        note = maker.exact(base, (["forget"], ["retain"]), EXACTLY, BLANK)
+        maker.enter(maker.evaluate(EXACT, CONDITIONS, *ASKED), EXACT, note, "control")
     if not only:
-        maker.finish((*STEPS, *METHODS))
+        maker.finish((*STEPS, *METHODS, ENSEMBLE, EXACT))
 
 
 if __name__ == "__main__":
-    main(HOME, __doc__, [*STEPS, *METHODS], make, start, "locuslab/TOFU")
+    main(HOME, __doc__, [*STEPS, *METHODS, EXACT], make, start, "locuslab/TOFU")

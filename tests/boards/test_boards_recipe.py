@@ -109,7 +109,7 @@ def calls(recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(
     ("board", "a_method", "beside"),
-    [("smollm2-news", 3, 2), ("smollm2-bf16", 4, 4), ("tofu-tiny", 3, 0)],
+    [("smollm2-news", 3, 6), ("smollm2-bf16", 4, 4), ("tofu-tiny", 3, 4)],
 )
 def test_every_command_is_one(
     board: str,
@@ -171,9 +171,10 @@ def test_all_is_made_once(
     maker = recipe.Maker(recipe.HOME, calls.work, data, False)
     recipe.make(maker, "base/B.gguf", [])
     trained = [words for words in calls.said if words[0] in ("finetune", "unlearn")]
-    assert len(trained) == 2 + len(recipe.METHODS)
+    assert len(trained) == 2 + len(recipe.METHODS) + 2  # the control has an ensemble first
     notes = [words[words.index("--note") + 1] for words in calls.said if "add" in words]
-    assert all("never at or below the retrained model's 21.0" in note for note in notes[2:])
+    assert all("never at or below the retrained model's 21.0" in note for note in notes[2:-1])
+    assert [words[-1] for words in calls.said if "--role" in words] == ["retrained", "target", "control"]
     calls.said.clear()
     recipe.make(maker, "base/B.gguf", [])
     assert not [words for words in calls.said if words[0] in ("finetune", "unlearn")]
@@ -186,7 +187,7 @@ def test_all_is_made_once(
         log.write('{"words": ["--mo')
     own = sum(x["seconds"] for x in seconds if x["words"][0] == "--model")
     trainings = 1000 * len(trained)
-    assert maker.seconds([*recipe.STEPS, *recipe.METHODS]) == pytest.approx(trainings + own + 100)
+    assert maker.seconds([*recipe.STEPS, *recipe.METHODS, "ensemble", "sisa"]) == pytest.approx(trainings + own + 100)
     said = capsys.readouterr().out
     assert f"took {(trainings + own) / 3600:.1f} hours" in said
     for path in (calls.work / "texts").iterdir():

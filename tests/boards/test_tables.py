@@ -77,6 +77,36 @@ def test_entries_rank_by_their_worst_excess_and_collapse_is_never_ranked(
         assert found.ci[0] < found.value < found.ci[1]
 
 
+def test_a_control_is_shown_and_counts_for_no_rank_mean_or_correction(
+    built: Path, bench: Bench, tmp_path: Path
+) -> None:
+    board: Path = shutil.copytree(built, tmp_path / "made")
+    before = rank_entries(read_board(board), verify_board(read_board(board))[0])
+    (runs,) = bench.out.glob("ga_gdr-*")
+    words = ("--board", str(board), "--name", "ga_gdr", "--role", "control")
+    assert call("leaderboard", "add", str(runs), *words) == 0
+    assert call("leaderboard", "build", str(board)) == 0
+    after = rank_entries(read_board(board), verify_board(read_board(board))[0])
+    assert [(p.name, p.position) for p in after.places] == [
+        ("sure", "1 (1 to 1)"),
+        ("npo", "2 (2 to 2)"),
+        ("broken", "collapsed"),
+        ("ga_gdr", "control"),
+    ]
+    (theirs,) = (p for p in before.places if p.name == "ga_gdr")
+    ours = after.places[-1]
+    assert ours.worst == theirs.worst
+    verdicts_of = [{at: row.verdict for at, row in p.rows.items()} for p in (ours, theirs)]
+    assert verdicts_of[0] == verdicts_of[1], "it is judged as others are"
+    assert (before.cells, after.cells) == ((3, 3), (2, 2))
+    assert (before.held, after.held) == (
+        "Of 16 changes on forget tasks, from full precision to a condition, ",
+        "Of 12 changes",
+    )
+    assert "nor is a control" in (board / "README.md").read_text(encoding="utf-8")
+    assert {row["state"] for row in csv_rows(board).values()} >= {"control", "ranked"}
+
+
 @pytest.fixture(scope="module")
 def weak(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The board of ``weak_at_4_bits``."""

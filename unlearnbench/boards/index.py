@@ -14,6 +14,7 @@ from pathlib import Path
 from unlearnbench.boards.entry import Board, find_boards
 from unlearnbench.boards.page import render
 from unlearnbench.errors import OptionError, ResultError
+from unlearnbench.results import ANCHORS
 from unlearnbench.util.files import read_bytes, write_text
 
 NOW = "now"
@@ -96,7 +97,7 @@ def builds(board: Board) -> list[Build]:
 
 
 def _is_reference(row: dict[str, str]) -> bool:
-    return row["state"] in ("target", "retrained")
+    return row["state"] in ANCHORS
 
 
 def _rows(path: Path) -> Rows:

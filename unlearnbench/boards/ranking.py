@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 from unlearnbench.boards.entry import Board, BoardEntry, Definition, anchor
 from unlearnbench.boards.resampling import MeanShares, comparable_tasks, mean_shares, rank_ranges
@@ -12,7 +13,7 @@ from unlearnbench.recovery.compare import Comparison, TaskStanding
 from unlearnbench.recovery.controls import leaves_alone, needs_control
 from unlearnbench.recovery.reports import share
 from unlearnbench.recovery.verdicts import RecoveryRow, mark_significant, target_keeps
-from unlearnbench.results import FULL
+from unlearnbench.results import ANCHORS, FULL
 from unlearnbench.runs.entries import Entry, join_trainings
 
 TaskStandings = dict[tuple[str, str], TaskStanding]
@@ -28,7 +29,7 @@ class Place:
     entries: tuple[BoardEntry, ...]
     """Of each training."""
     state: str
-    """ranked, collapsed or incomplete; target or retrained for a reference."""
+    """ranked, collapsed, incomplete or control; target or retrained for a reference."""
     standings: TaskStandings
     """By task and precision: the board's, then others that the entry has, which do not count."""
     rows: dict[tuple[str, str], RecoveryRow] = field(default_factory=dict)
@@ -55,7 +56,12 @@ class Place:
     @property
     def is_reference(self) -> bool:
         """Whether it is the target or the retrained model."""
-        return self.entry.role != "unlearned"
+        return self.entry.role in ANCHORS
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is what others are held against, and no method."""
+        return self.entry.role == "control"
 
     @property
     def position(self) -> str:
@@ -130,7 +136,8 @@ class Ranking:
     def held(self) -> str:
         """What holds of all changes together, in a sentence."""
         required = self.board.rules.precisions
-        tested = [r for p in self.places for at, r in p.rows.items() if at[1] in required]
+        methods = [place for place in self.places if not place.is_control]
+        tested = [r for p in methods for at, r in p.rows.items() if at[1] in required]
         tested = [row for row in tested if row.want != "high" and row.p is not None]
         moved = sum(row.significant for row in tested)
         back = sum(row.verdict == "recovers" for row in tested)
@@ -162,7 +169,7 @@ def rank_entries(board: Board, entries: Sequence[BoardEntry]) -> Ranking:
         OptionError: the target or the retrained model is missing, or runs cannot be compared.
         MetricError, ResultError: a number is missing or not finite.
     """
-    rules, given = board.rules, [entry for entry in entries if entry.role == "unlearned"]
+    rules, given = board.rules, [e for e in entries if e.role in ("unlearned", "control")]
     anchors = anchor(board, entries, "target"), anchor(board, entries, "retrained")
     pairs = [(entry, entry.loaded()) for entry in given]
     made = {id(runs.runs): entry for entry, runs in pairs}
@@ -240,6 +247,8 @@ def _place(
         state = "incomplete: utility is not known"
     elif utility.value < rules.utility_floor:
         state = "collapsed"
+    elif entries[0].role == "control":
+        state = "control"
     ci, floor = None if utility is None else utility.ci, rules.utility_floor
     certain = ci is not None and not ci[0] < floor <= ci[1]
     return Place(runs.name, entries, state, standings, rows, worst, at, utility, certain)
@@ -276,10 +285,13 @@ def _ranked(places: Sequence[Place]) -> list[Place]:
 
 def _mark(rules: Definition, places: Sequence[Place]) -> list[Place]:
     """Holm's correction over all rows that the board asks for, and apart over those that entries
-    have beyond them: these must not move the others' limits.
+    have beyond them, and over a control's: these must not move the others' limits.
     """
-    for asked in (True, False):
-        family = [[at for at in p.rows if (at[1] in rules.precisions) is asked] for p in places]
+    for asked, control in product((True, False), repeat=2):
+        family = [
+            [at for at in p.rows if (at[1] in rules.precisions, p.is_control) == (asked, control)]
+            for p in places
+        ]
         pairs = list(zip(places, family, strict=True))
         marked = iter(mark_significant([p.rows[at] for p, ats in pairs for at in ats]))
         places = [replace(p, rows=p.rows | {at: next(marked) for at in ats}) for p, ats in pairs]

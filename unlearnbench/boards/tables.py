@@ -59,6 +59,7 @@ def markdown(ranking: Ranking) -> str:
         vars(ranking),
         rules=ranking.board.rules,
         held=ranking.held,
+        controls=any(place.is_control for place in ranking.places),
         names=list(dict.fromkeys(p for place in ranking.references for p in place.precisions)),
         forgets=any(p.verdict(*at) for p in ranking.references for at in p.standings),
         others=[x for x in ranking.lines() if not (x.required or x.place.is_reference)],

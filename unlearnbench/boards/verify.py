@@ -13,6 +13,7 @@ from unlearnbench.boards.verify_samples import digest_problems, rescored, sample
 from unlearnbench.errors import OptionError, ResultError, UnlearnbenchError, one_line
 from unlearnbench.recovery.controls import leaves, needs_control
 from unlearnbench.results import (
+    ANCHORS,
     FULL,
     ON_GRID,
     STORED,
@@ -88,7 +89,7 @@ def _verify_entry(board: Board, registry: Registry, entry: BoardEntry, verdict: 
         needed = tuple(p for p in needed if p == FULL or needs_control(p))
     for precision in needed:
         if precision not in precisions:
-            lines = verdict.problems if entry.role != "unlearned" else verdict.missing
+            lines = verdict.problems if entry.role in ANCHORS else verdict.missing
             lines.append(f"no run at {precision}, which this board requires")
     try:
         require_alike(entry.loaded())

@@ -9,7 +9,7 @@ from unlearnbench.boards.entry import BoardEntry, EntryRun
 from unlearnbench.errors import ResultError, UnlearnbenchError, one_line
 from unlearnbench.lm_eval.tables import require_same_harness
 from unlearnbench.metrics.membership import ReferenceScores
-from unlearnbench.results import FULL, AucReference, LikelihoodRecord
+from unlearnbench.results import ANCHORS, FULL, AucReference, LikelihoodRecord
 from unlearnbench.runs.entries import (
     FULL_BITS,
     Entry,
@@ -58,7 +58,7 @@ def verify_anchors(
     """
     anchors: dict[str, Entry] = {}
     for entry in entries:
-        if entry.role == "unlearned":
+        if entry.role not in ANCHORS:
             continue
         problems = verdicts[entry.name].problems
         if entry.role in anchors:
@@ -70,7 +70,7 @@ def verify_anchors(
             anchors[entry.role] = found
         except ResultError as error:
             problems.append(one_line(error))
-    for role in ("target", "retrained"):
+    for role in ANCHORS:
         if role not in anchors:
             for entry in entries:
                 verdicts[entry.name].missing.append(f"the board has no {role} to hold it against")

@@ -58,9 +58,10 @@ def finding(ranking: Ranking) -> tuple[str, str, str]:
     another, what the conditions show that do not count for ranks.
     """
     rules = ranking.board.rules
+    methods = [place for place in ranking.places if not place.is_control]
     every = [
         (place, row)
-        for place in ranking.places
+        for place in methods
         for row in place.rows.values()
         if row.want != "high"
     ]
@@ -70,7 +71,7 @@ def finding(ranking: Ranking) -> tuple[str, str, str]:
         further = [c for c in rules.precisions if c != FULL]
         said = "No entry has been changed yet."
         return rules.ranking[0], (further or [FULL])[0], said + more
-    count = f"{len(ranking.places)} {'entry' if len(ranking.places) == 1 else 'entries'}"
+    count = f"{len(methods)} {'entry' if len(methods) == 1 else 'entries'}"
     found = _back(rows)
     if not found:
         place, row = max(_of_points(rows), key=lambda pair: pair[1].leakage("change").value)

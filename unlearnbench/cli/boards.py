@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -17,6 +17,7 @@ from unlearnbench.boards.verify import verify_board
 from unlearnbench.cli.options import PushOptions, field_options, taken
 from unlearnbench.cli.runs import push_paths
 from unlearnbench.errors import printable
+from unlearnbench.results import Role
 
 
 @click.group("leaderboard")
@@ -30,7 +31,7 @@ def leaderboard() -> None:
 @click.option("--name", required=True, metavar="NAME", help="Of the entry and of its file.")
 @click.option(
     "--role",
-    type=click.Choice(["unlearned", "target", "retrained"]),
+    type=click.Choice(get_args(Role)),
     default="unlearned",
     show_default=True,
 )

@@ -176,7 +176,7 @@ def make_board(name: str, options: DemoOptions) -> None:
 
     with _shown(name, len(ENDS) + len(options.methods) + 1, options) as shown:
         for entry in (*ENDS, *options.methods):
-            role = entry if entry in ENDS else "unlearned"
+            role = {EXACT: "control"}.get(entry, entry if entry in ENDS else "unlearned")
             note = {**dict.fromkeys(ENDS, ""), EXACT: _EXACT}.get(entry, _CHOSEN)
             submission = Submission(entry, role, note)  # type: ignore[arg-type]
             add_entry(board, runs(entry), submission)
