@@ -89,7 +89,7 @@ def test_a_control_is_shown_and_counts_for_no_rank_mean_or_correction(
     after = rank_entries(read_board(board), verify_board(read_board(board))[0])
     assert [(p.name, p.position) for p in after.places] == [
         ("sure", "1 (1 to 1)"),
-        ("npo", "2 (2 to 2)"),
+        ("npo", "2 (1 to 2)"),
         ("broken", "collapsed"),
         ("ga_gdr", "control"),
     ]
@@ -99,10 +99,8 @@ def test_a_control_is_shown_and_counts_for_no_rank_mean_or_correction(
     verdicts_of = [{at: row.verdict for at, row in p.rows.items()} for p in (ours, theirs)]
     assert verdicts_of[0] == verdicts_of[1], "it is judged as others are"
     assert (before.cells, after.cells) == ((3, 3), (2, 2))
-    assert (before.held, after.held) == (
-        "Of 16 changes on forget tasks, from full precision to a condition, ",
-        "Of 12 changes",
-    )
+    tested = [int(ranking.held.split()[1]) for ranking in (before, after)]
+    assert tested[0] - tested[1] == 4, "two tasks at two precisions"
     assert "nor is a control" in (board / "README.md").read_text(encoding="utf-8")
     assert {row["state"] for row in csv_rows(board).values()} >= {"control", "ranked"}
 
