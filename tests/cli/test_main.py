@@ -79,7 +79,7 @@ def test_no_library_of_any_precision_speaks_among_our_lines(
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-1000:]
     lines = done.stderr.replace("\r", "\n").splitlines()
-    assert len(lines) > 20
+    assert len(lines) >= 20, "two of each condition; those of progress go by the clock"
     assert [line for line in lines if not _OURS.fullmatch(line)] == []
 
 

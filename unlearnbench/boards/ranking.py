@@ -61,7 +61,7 @@ class Place:
     @property
     def is_control(self) -> bool:
         """Whether it is what others are held against, and no method."""
-        return self.entry.role == "control"
+        return any(entry.role == "control" for entry in self.entries)
 
     @property
     def position(self) -> str:
