@@ -62,7 +62,9 @@ def fairness(
     ]
     click.echo(printable(text_table(rows, head)))
     half = len(votes.ids) // 2
-    click.echo(f"{len(runs)} models; rules fitted on about {half} rows, judged on the others")
+    click.echo(
+        f"{len(runs)} model{'s' if len(runs) > 1 else ''}; rules fitted on about {half} rows, judged on the others"
+    )
 
 
 def _shown(found: Estimate) -> str:
