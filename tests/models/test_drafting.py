@@ -267,3 +267,15 @@ def test_a_draft_ends_before_a_token_that_the_model_has_not(llama: Any) -> None:
     alone, everywhere = fakes
     assert draft_ids(replace(tokens, tokenizer=alone), request) == [[3]]
     assert draft_ids(replace(tokens, tokenizer=everywhere), request) == [], "left out"
+
+
+def test_products_with_keys_that_are_part_of_a_room() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    room = torch.randn(6, 70, 16, generator=drawn).bfloat16()
+    keys, asked = room[:, :50], torch.randn(6, 3, 16, generator=drawn).bfloat16()
+    assert not keys.is_contiguous()
+    expected = asked.double() @ keys.double().transpose(1, 2)
+    for held in (keys, keys.contiguous()):
+        found = packed_rows._products(asked, held)
+        assert found.is_contiguous(), "it is masked in place"
+        torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=2**-6)
