@@ -101,7 +101,7 @@ def test_the_command_shows_each_way(
     assert content["groups"] == ["a", "b"]
     assert set(content["ways"]["ensemble"]["rates"]) == {"tpr_0", "tpr_1", "fpr_0", "fpr_1"}
     assert call(*asked(runs[:1])) == 0, "one checkpoint"
-    assert "1 models" in capsys.readouterr().out
+    assert "1 model; rules" in capsys.readouterr().out
 
 
 def test_votes_of_a_part_of_the_rows_are_refused(
