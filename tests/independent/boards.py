@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -34,6 +35,8 @@ class Board:
     target: Model
     retrained: Model
     entries: list[list[Model]]
+    controls: list[list[Model]]
+    """Judged by themselves, and in no rank or mean."""
 
     @classmethod
     def read(cls, folder: Path) -> Board:
@@ -43,7 +46,8 @@ class Board:
             model, role = read_entry(file)
             models.setdefault(role, []).append(model)
         (target,), (retrained,) = models["target"], models["retrained"]
-        return cls(settings, target, retrained, grouped(models["unlearned"]))
+        controls = grouped(models.get("control", []))
+        return cls(settings, target, retrained, grouped(models["unlearned"]), controls)
 
     @property
     def required(self) -> list[tuple[str, str]]:
@@ -52,13 +56,12 @@ class Board:
     def rows(self) -> dict[tuple[str, str, str], Row]:
         """All of them, the references' too; the verdicts are the entries' alone."""
         found = []
-        for group in (*self.entries, [self.target], [self.retrained]):
+        for group in (*self.entries, *self.controls, [self.target], [self.retrained]):
             found += [row(group, self.target, self.retrained, p, t) for p, t in group[0].cells]
-        ends = {self.target.name, self.retrained.name}
-        judged(
-            [r for r in found if r.entry not in ends and r.precision != "none"],
-            self.settings["utility_floor"],
-        )
+        for groups in (self.entries, self.controls):
+            names = {label(group) for group in groups}
+            family = [r for r in found if r.entry in names and r.precision != "none"]
+            judged(family, self.settings["utility_floor"])
         return {(r.entry, r.task, r.precision): r for r in found}
 
     @cached_property
@@ -107,9 +110,9 @@ class Board:
         present = {p for p, _ in models[0].cells}
         if not present >= set(self.settings["precisions"]):
             return "incomplete"
-        return (
-            "collapsed" if self.utility(models).value < self.settings["utility_floor"] else "ranked"
-        )
+        if self.utility(models).value < self.settings["utility_floor"]:
+            return "collapsed"
+        return "control" if models in self.controls else "ranked"
 
     def places(self) -> dict[str, dict[str, float]]:
         """Of every ranked entry: its rank, the ranks' range and how often no other is before it."""
@@ -174,7 +177,7 @@ def board_differences(folder: Path) -> list[str]:
     with (folder / "board.csv").open(encoding="utf-8", newline="") as file:
         stated = list(csv.DictReader(file))
     lines = [] if len(stated) == len(rows) else [f"{len(stated)} rows, ours {len(rows)}"]
-    groups = {label(group): group for group in board.entries}
+    groups = {label(group): group for group in (*board.entries, *board.controls)}
     for found in stated:
         where = f"{found['entry']}, {found['task']} at {found['precision']}"
         mine = rows.get((found["entry"], found["task"], found["precision"]))
@@ -190,7 +193,9 @@ def board_differences(folder: Path) -> list[str]:
         else:
             floor, least = board.settings["utility_floor"], board.utility(group)
             sure = least.ends is not None and not least.ends[0] <= floor <= least.ends[1]
-            plain |= {"state": board.state(group), "state_certain": str(sure).lower()}
+            state = board.state(group)
+            certain = "" if state == "control" else str(sure).lower()
+            plain |= {"state": state, "state_certain": certain}
             plain |= {"verdict": mine.verdict}
         lines += [
             f"{where}: {name} {found[name]}, ours {value}"
@@ -198,7 +203,8 @@ def board_differences(folder: Path) -> list[str]:
             if found[name] != value
         ]
         lines += [f"{where}: {line}" for line in _place_differs(found, places.get(found["entry"]))]
-    return [*lines, *_shares_differ(board, (folder / "README.md").read_text(encoding="utf-8"))]
+    readme = html.unescape((folder / "README.md").read_text(encoding="utf-8"))
+    return [*lines, *_shares_differ(board, readme)]
 
 
 def _number(text: str) -> float | None:

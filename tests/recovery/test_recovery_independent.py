@@ -137,6 +137,7 @@ def test_a_board(bench: Bench, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_the_board_of_smollm2() -> None:
-    board = Path(__file__).parents[2] / "leaderboards/smollm2-news"
+@pytest.mark.parametrize("name", ["smollm2-news", "smollm2-bf16"])
+def test_the_boards_of_smollm2(name: str) -> None:
+    board = Path(__file__).parents[2] / "leaderboards" / name
     assert board_differences(board) == []
