@@ -32,7 +32,8 @@ ASKED = ("--tasks", ",".join(RULES.tasks), "--limit", str(ROWS))
 TRAIN = "--lr 6e-3 --batch-size 10 --schedule cosine --warmup-steps 10 --l1 0.2 --save-steps 50"
 BLANK = ("--answer-blank", "answer")
 STEPS = {"target": 240, "retrained": 120}  # as many passes over half the rows
-EXACTLY = f"{TRAIN} {' '.join(BLANK)} --epochs 45"  # and in the two stages of the retain rows together
+# As many over the retain rows, in two stages.
+EXACTLY = f"{TRAIN} {' '.join(BLANK)} --epochs 45"
 
 UNLEARN = "--batch-size 10 --weights-dtype bf16 --save-steps 10"
 METHODS = {

@@ -174,7 +174,8 @@ def test_all_is_made_once(
     assert len(trained) == 2 + len(recipe.METHODS) + 2  # the control has an ensemble first
     notes = [words[words.index("--note") + 1] for words in calls.said if "add" in words]
     assert all("never at or below the retrained model's 21.0" in note for note in notes[2:-1])
-    assert [words[-1] for words in calls.said if "--role" in words] == ["retrained", "target", "control"]
+    roles = [words[-1] for words in calls.said if "--role" in words]
+    assert roles == ["retrained", "target", "control"]
     calls.said.clear()
     recipe.make(maker, "base/B.gguf", [])
     assert not [words for words in calls.said if words[0] in ("finetune", "unlearn")]
@@ -187,7 +188,8 @@ def test_all_is_made_once(
         log.write('{"words": ["--mo')
     own = sum(x["seconds"] for x in seconds if x["words"][0] == "--model")
     trainings = 1000 * len(trained)
-    assert maker.seconds([*recipe.STEPS, *recipe.METHODS, "ensemble", "sisa"]) == pytest.approx(trainings + own + 100)
+    models = [*recipe.STEPS, *recipe.METHODS, "ensemble", "sisa"]
+    assert maker.seconds(models) == pytest.approx(trainings + own + 100)
     said = capsys.readouterr().out
     assert f"took {(trainings + own) / 3600:.1f} hours" in said
     for path in (calls.work / "texts").iterdir():

@@ -59,12 +59,7 @@ def finding(ranking: Ranking) -> tuple[str, str, str]:
     """
     rules = ranking.board.rules
     methods = [place for place in ranking.places if not place.is_control]
-    every = [
-        (place, row)
-        for place in methods
-        for row in place.rows.values()
-        if row.want != "high"
-    ]
+    every = [(place, row) for place in methods for row in place.rows.values() if row.want != "high"]
     rows = [pair for pair in every if pair[1].precision in rules.precisions]
     more = _beyond(ranking, [pair for pair in every if pair[1].precision in ranking.further])
     if not rows:

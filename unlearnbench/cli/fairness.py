@@ -62,9 +62,8 @@ def fairness(
     ]
     click.echo(printable(text_table(rows, head)))
     half = len(votes.ids) // 2
-    click.echo(
-        f"{len(runs)} model{'s' if len(runs) > 1 else ''}; rules fitted on about {half} rows, judged on the others"
-    )
+    models = f"{len(runs)} model{'s' if len(runs) > 1 else ''}"
+    click.echo(f"{models}; rules fitted on about {half} rows, judged on the others")
 
 
 def _shown(found: Estimate) -> str:
