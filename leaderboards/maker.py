@@ -162,11 +162,12 @@ class Maker:
         return said
 
     def evaluate(self, name: str, conditions: str, *words: str) -> list[str]:
-        """Returns the run folders. Where WORK has no run of the retrained model (``--only`` of a
-        board that stands) PrivLeak is left to the board, which measures it against its own entry.
+        """Returns the run folders. Where WORK has no run of the retrained model, the control of a
+        board that stands leaves PrivLeak to the board, which measures it against its own entry.
         """
-        known = name != "retrained" and self.has_run("retrained")
-        reference = ["--reference", self.full("retrained")] if known else []
+        alone = name == EXACT and not self.has_run("retrained")
+        with_it = name != "retrained" and not alone
+        reference = ["--reference", self.full("retrained")] if with_it else []
         words = (
             *("--model", f"models/{name}", "--quant", conditions, "--dtype", "fp32"),
             *(("--include-path", str(own)) if (own := self.home / "tasks").is_dir() else ()),

@@ -457,3 +457,10 @@ def test_trainings_of_one_recipe_take_one_place(tmp_path: Path) -> None:
     shown = (board / "index.html").read_text(encoding="utf-8")
     assert "(2 seeds)" in shown
     assert all(f'"npo-s{seed}",[["scheme"' in shown for seed in range(2)), "each one's provenance"
+    (runs,) = made.out.glob("npo-s1-*")
+    ends = ["--board", str(board), "--name", "npo-s1", "--role", "control"]
+    assert call("leaderboard", "add", str(runs), *ends) == 0
+    apart = rank_entries(read_board(board), verify_board(read_board(board))[0])
+    states = {place.name: (place.state, len(place.entries)) for place in apart.places}
+    assert states["npo-s0"] == ("ranked", 1), "no control takes a method out of the ranking"
+    assert states["npo-s1"] == ("control", 1)

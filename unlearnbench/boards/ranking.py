@@ -173,7 +173,8 @@ def rank_entries(board: Board, entries: Sequence[BoardEntry]) -> Ranking:
     anchors = anchor(board, entries, "target"), anchor(board, entries, "retrained")
     pairs = [(entry, entry.loaded()) for entry in given]
     made = {id(runs.runs): entry for entry, runs in pairs}
-    loaded = _joined(rules, [runs for _, runs in pairs])
+    sides = [[r for e, r in pairs if (e.role == "control") is control] for control in (False, True)]
+    loaded = [runs for side in sides for runs in _joined(rules, side)]  # no method with a control
     target, retrained = (each.loaded() for each in anchors)
     comparison = Comparison(loaded, target, retrained, rules.utility_floor)
     places = [
