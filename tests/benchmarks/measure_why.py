@@ -5,7 +5,8 @@
 On the demo's dense model (without its L1 step), for each seed, method, learning rate and dtype: a
 training that stops where the demo's do (KnowMem_f at most a quarter of the target's) or after 480
 steps, its KnowMem_f at every precision, codes changed, and update survival. `--demo 0=DIR` measures
-the unlearned models of a finished demo in the same way. Each cell is written to ``OUT/cells`` when
+the unlearned models of a finished demo in the same way, and two more that are unlearned from its
+sparse target in fp32. Each cell is written to ``OUT/cells`` when
 it is done. The most telling cells come first.
 """
 
@@ -15,6 +16,7 @@ import argparse
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -45,6 +47,7 @@ PRECISIONS = (
     *("bnb-nf4", "bnb-fp4", "gguf-q8_0", "gguf-q4_0"),
 )
 DTYPES = ("fp32", "bf16-rounded", "bf16-sr", "bf16")
+COMPARED = ("ga_gdr", "npo_klr")
 RATES = (4e-5, 2e-5, 8e-5)
 STEPS, EVERY = 480, 48
 
@@ -68,10 +71,9 @@ def cells(seeds: list[int]) -> Iterator[Cell]:
     """The first seed at all rates, then the middle rate on all seeds, then the rest; bf16 itself,
     slow where the processor has no such products and nearly ``bf16-rounded``, last of all.
     """
-    methods = ("ga_gdr", "npo_klr")
-    first = [(seeds[0], m, lr) for m, lr in itertools.product(methods, RATES)]
-    middle = [(seed, m, RATES[0]) for seed, m in itertools.product(seeds, methods)]
-    rest = list(itertools.product(seeds, methods, RATES))
+    first = [(seeds[0], m, lr) for m, lr in itertools.product(COMPARED, RATES)]
+    middle = [(seed, m, RATES[0]) for seed, m in itertools.product(seeds, COMPARED)]
+    rest = list(itertools.product(seeds, COMPARED, RATES))
     first[2], first[3] = first[3], first[2]  # the second method's middle rate before the last rate
     for dtypes in (DTYPES[:-1], DTYPES[-1:]):
         for seed, method, lr in dict.fromkeys([*first, *middle, *rest]):
@@ -87,8 +89,8 @@ def make_target(home: DemoOptions) -> dict[str, float]:
     return scores("target", home, home.out / "runs")
 
 
-def train(cell: Cell, home: DemoOptions, threshold: float) -> None:
-    """Unlearn, unless that is done."""
+def train(cell: Cell, home: DemoOptions, threshold: float, every: int = EVERY) -> None:
+    """Unlearn, unless that is done; every: steps between evaluations."""
     from unlearnbench.evaluation.score import score_checkpoint
     from unlearnbench.training.job import Job, unlearn
 
@@ -100,13 +102,13 @@ def train(cell: Cell, home: DemoOptions, threshold: float) -> None:
             "lr": cell.lr,
             "weights_dtype": cell.dtype,
             "max_steps": STEPS,
-            "save_steps": EVERY,
+            "save_steps": every,
         }
     )
     select = SelectOptions(
         eval_tasks=FORGET_TASK,
         retrained=str(threshold),
-        eval_steps=EVERY,
+        eval_steps=every,
         eval_dtype=DTYPE,
     )
     target = str(home.model("target"))
@@ -150,19 +152,29 @@ def bins(name: str, home: DemoOptions) -> dict[str, PrecisionOverlap]:
     }
 
 
-def movable(home: DemoOptions, lr: float) -> float:
-    """The share of the target's inner weights that can move in bf16 at this learning rate."""
+def movable(home: DemoOptions, lr: float) -> tuple[float, float]:
+    """The share of the target's inner weights that can move in bf16 at this learning rate; and of
+    these the share that rtn-int4 rounds to 0.
+    """
     with ExitStack() as stack:
         target = open_weights(str(home.model("target")), LoadOptions(), stack)
-        weights = [target.read(name).abs() for name in target.linear]
-    moving = sum(int((w <= limit(lr, "bf16")).sum()) for w in weights)
-    return moving / sum(w.numel() for w in weights)
+        weights = [target.read(name).float() for name in target.linear]
+    moving = [w.abs() <= limit(lr, "bf16") for w in weights]
+    int4 = conditions.find_condition("rtn-int4")
+    inside = [
+        moves & (conditions.levels(int4, w).values == 0)
+        for moves, w in zip(moving, weights, strict=True)
+    ]
+    count = sum(int(moves.sum()) for moves in moving)
+    share = count / sum(w.numel() for w in weights)
+    return share, sum(int(held.sum()) for held in inside) / count
 
 
 def measure(name: str, home: DemoOptions, runs: Path, target: dict[str, float]) -> dict[str, Any]:
     """Everything that is kept of an unlearned model."""
     record = json.loads((home.model(name) / FILE).read_bytes())
     own, codes, options = scores(name, home, runs), bins(name, home), record["options"]
+    share, inside = movable(home, options["lr"])
     return {
         "model": "dense" if home.dense else "sparse",
         "seed": home.seed,
@@ -177,7 +189,8 @@ def measure(name: str, home: DemoOptions, runs: Path, target: dict[str, float]) 
         "target_knowmem_f": target[FULL],
         "target_knowmem_r": target["knowmem_r"],
         "moved": codes[PRECISIONS[0]].changed_share,
-        "movable": movable(home, options["lr"]),
+        "movable": share,
+        "inside": inside,
         "precisions": {
             p: {
                 "knowmem_f": own[p],
@@ -216,12 +229,23 @@ def run_cells(out: Path, seeds: list[int]) -> None:
 
 
 def run_demo(out: Path, folder: Path, seed: int) -> None:
-    """The unlearned models of a finished demo at every precision."""
+    """The unlearned models of a finished demo at every precision; and those in fp32."""
     home, runs = DemoOptions(folder, seed), out / f"demo{seed}"
+    target = scores("target", home, runs)
     for name in METHODS:
         path = out / "cells" / f"demo-{name}-seed{seed}.json"
         if not path.exists() and (home.model(name) / FILE).exists():
-            keep(path, measure(name, home, runs, scores("target", home, runs)))
+            keep(path, measure(name, home, runs, target))
+    own = DemoOptions(out / f"sparse{seed}", seed)
+    if not own.model("target").exists():
+        shutil.copytree(home.model("target"), own.model("target"))
+    for method in COMPARED:
+        recipe = METHODS[method]
+        cell = Cell(seed, method, recipe.lr, "fp32")
+        path = out / "cells" / f"sparse-{cell.name}-seed{seed}.json"
+        if not path.exists():
+            train(cell, own, recipe.goal * target[FULL], recipe.every)
+            keep(path, measure(cell.name, own, own.out / "runs", target))
 
 
 def main() -> None:

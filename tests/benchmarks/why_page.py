@@ -32,6 +32,8 @@ LEAST = 20.0
 EDGES = (-math.inf, 0.3, 0.5, 0.7, 0.9, 1.1, math.inf)
 SHOWN = ("rtn-int8", "rtn-int6", "rtn-int5", "rtn-int4", "rtn-int4-g32", "bnb-nf4", "bnb-fp4")
 
+MOVABLE = "can move, of these in int4's zero bin"
+
 Pair = dict[str, Any]
 
 
@@ -40,7 +42,8 @@ def of_cells(out: Path) -> list[Pair]:
     pairs = []
     for path in sorted((out / "cells").glob("*.json")):
         cell = json.loads(path.read_bytes())
-        keep = ("model", "seed", "method", "lr", "dtype", "steps", "knowmem_r", "moved", "movable")
+        keep = ("model", "seed", "method", "lr", "dtype", "steps", "knowmem_r", "moved")
+        keep += ("movable", "inside")
         for name, found in cell["precisions"].items():
             there = {
                 "precision": name,
@@ -83,15 +86,22 @@ def experiment_table(pairs: Sequence[Pair]) -> str:
     for method, lr, dtype in keys:
         own = [p for p in dense if (p["method"], p["lr"], p["dtype"]) == (method, lr, dtype)]
         first = [p for p in own if p["precision"] == SHOWN[0]]
-        movable = "all" if dtype in ("fp32", "bf16-sr") else f"{100 * _mean(first, 'movable'):.0f}%"
+        movable = _movable(first, dtype)
         steps = f"{_mean(first, 'steps'):.0f}"
         row = [method, f"{lr:g}", dtype, len(first), steps, movable, f"{_mean(first, 'full'):.1f}"]
         for name in SHOWN:
             at = [p for p in own if p["precision"] == name]
             row.append(f"{_mean(at, 'there'):.1f}, {_mean(at, 'survival'):.2f}" if at else "")
         rows.append(row)
-    head = ["method", "lr", "weights", "seeds", "steps", "can move", "full precision", *SHOWN]
+    head = ["method", "lr", "weights", "seeds", "steps", MOVABLE, "full precision", *SHOWN]
     return text_table(rows, head)
+
+
+def _movable(pairs: Sequence[Pair], dtype: str) -> str:
+    """Which share can move, and how many of these rtn-int4 rounds to 0."""
+    if dtype in ("fp32", "bf16-sr"):
+        return "all"
+    return f"{100 * _mean(pairs, 'movable'):.0f}%, {100 * _mean(pairs, 'inside'):.0f}%"
 
 
 def target_table(pairs: Sequence[Pair]) -> str:
@@ -112,13 +122,16 @@ def demo_table(pairs: Sequence[Pair]) -> str:
     for seed, method, dtype, lr in sorted(
         {(p["seed"], p["method"], p["dtype"], p["lr"]) for p in sparse}
     ):
-        own = {p["precision"]: p for p in sparse if (p["seed"], p["method"]) == (seed, method)}
-        row = [seed, method, dtype, f"{lr:g}", f"{next(iter(own.values()))['full']:.1f}"]
+        of = (seed, method, dtype, lr)
+        held = [p for p in sparse if (p["seed"], p["method"], p["dtype"], p["lr"]) == of]
+        own = {p["precision"]: p for p in held}
+        first = next(iter(own.values()))
+        row = [seed, method, dtype, f"{lr:g}", _movable([first], dtype), f"{first['full']:.1f}"]
         for name in names:
             p = own.get(name)
             row.append(f"{p['there']:.1f}, {p['survival']:.2f}" if p else "")
         rows.append(row)
-    return text_table(rows, ["seed", "method", "weights", "lr", "full precision", *names])
+    return text_table(rows, ["seed", "method", "weights", "lr", MOVABLE, "full precision", *names])
 
 
 def curve_table(pairs: Sequence[Pair]) -> str:
