@@ -92,7 +92,8 @@ def test_no_other_choice_gains_as_much_for_less() -> None:
 
 def test_concentrated_moves_are_those_of_the_formula() -> None:
     """Written down anew, row by row and weight by weight: eight rounds, in each the moves that add
-    least to e H e for what they gain, H = d^T d n / |d|^2 + 1.
+    least to e H e for what they gain, H = d^T d n / |d|^2 + 1, e begun at 0.75 of what
+    rounding does to T.
     """
     ours, theirs = pair(6, 64, 3)
     u, t = ours.double().numpy(), theirs.double().numpy()
@@ -100,12 +101,14 @@ def test_concentrated_moves_are_those_of_the_formula() -> None:
     found = mend(ours, theirs, grid_of("rtn-int4"), "concentrated", 1.1)
     gram = d.T @ d * (64 / (d * d).sum()) + np.eye(64)
     rows = [moves_by_hand(u[r], t[r], "concentrated") for r in range(6)]
+    size = abs(t).max(1, keepdims=True) / 7
+    rounded = 0.75 * (np.rint(t / size) * size - t)
     chosen: list[list[int]] = [[] for _ in rows]
     for part in range(1, 9):
         owed, more = 0.0, []
-        for (start, toward, gain), own, row in zip(rows, chosen, d, strict=True):
-            step, change = toward - start, np.zeros(64)
-            change[own] = step[own]
+        for (start, toward, gain), own, row, begun in zip(rows, chosen, d, rounded, strict=True):
+            step, change = toward - start, begun.copy()
+            change[own] += step[own]
             owed += 1.1 * (row @ row) * part / 8 - gain[own].sum()
             free = [i for i in np.flatnonzero(gain > 0).tolist() if i not in own]
             price = {i: step[i] * (2 * change @ gram[i] + step[i] * gram[i, i]) for i in free}

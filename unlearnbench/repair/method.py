@@ -30,8 +30,9 @@ _ON_LEVEL = 2**-8
 # Behind the edge of a bin, as a share of the way from there to its level, so that what storing
 # rounds does not take a weight back.
 _BEYOND = 0.25
-# In so many parts a row's moves are chosen; see docs/repair.md.
-_ROUNDS = 8
+# In so many parts a row's moves are chosen; and how much of what rounding does to T counts as a
+# change that is there already. See docs/repair.md.
+_ROUNDS, _ROUNDED = 8, 0.75
 
 
 class Mended(NamedTuple):
@@ -60,10 +61,10 @@ def mend(
     extra squared error for their gain of projection first, until <W - Q(T), d> is ``strength``
     times |d|^2. ``concentrated``: from T, weights are moved to their own place in the next bin, so
     that rounding takes nothing from the step and adds nothing, until <W - T, d> is; those first
-    that add least to |e|^2 and to e's products with all rows of d, e the row's change. What a row
-    has too little or too much is the next row's. A row is left as it is where all that it moved
-    lies on levels, or a step from T, already: rounding takes nothing away. ``floor``: see
-    ``_floor``.
+    that add least to |e|^2 and to e's products with all rows of d, e the row's change and part of
+    Q(T) - T, so that steps make up for rounding too. What a row has too little or too much is the
+    next row's. A row is left as it is where all that it moved lies on levels, or a step from T,
+    already: rounding takes nothing away. ``floor``: see ``_floor``.
 
     Deterministic, whatever the number of threads; of equals the column that comes first moves.
     """
@@ -111,7 +112,7 @@ def _concentrated(
     need = strength * _sums(d * d)
     gain, kept = _moves(ours, grid(ours), d, begin, toward)
     step, taken = (toward - begin).where(gain > 0, 0.0), gain < 0
-    pull, left = torch.zeros_like(theirs), owed
+    pull, left = _product(_ROUNDED * (grid(theirs).values - theirs), gram), owed
     for share in range(1, _ROUNDS + 1):
         cost = step * (2 * pull + step * gram.diagonal())
         lacks = need * share / _ROUNDS - _sums(gain * taken)
@@ -123,18 +124,23 @@ def _concentrated(
 
 def _gram(d: torch.Tensor) -> torch.Tensor:
     """d^T d, its diagonal 1 in the mean, plus 1 on it."""
-    import torch
-
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)  # more may add in another order
-        gram = d.T @ d
-    finally:
-        torch.set_num_threads(threads)
+    gram = _product(d.T, d)
     trace = float(gram.diagonal().cumsum(0)[-1])
     gram *= len(gram) / trace if trace else 0.0
     gram.diagonal().add_(1)
     return gram
+
+
+def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of two matrices, by one thread: more may add in another order."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        return a @ b
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _same_place(theirs: torch.Tensor, grid: Grid, sign: torch.Tensor) -> torch.Tensor:
