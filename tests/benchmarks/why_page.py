@@ -42,8 +42,8 @@ def of_cells(out: Path) -> list[Pair]:
     pairs = []
     for path in sorted((out / "cells").glob("*.json")):
         cell = json.loads(path.read_bytes())
-        keep = ("model", "seed", "method", "lr", "dtype", "steps", "knowmem_r", "moved")
-        keep += ("movable", "inside")
+        keep = [*("model", "seed", "method", "lr", "dtype", "steps", "knowmem_r", "moved")]
+        keep += ["movable", "inside"]
         for name, found in cell["precisions"].items():
             there = {
                 "precision": name,
