@@ -30,8 +30,7 @@ _ON_LEVEL = 2**-8
 # Behind the edge of a bin, as a share of the way from there to its level, so that what storing
 # rounds does not take a weight back.
 _BEYOND = 0.25
-# In so many parts a row's moves are chosen; and how much of what rounding does to T counts as a
-# change that is there already. See docs/repair.md.
+# A row's moves are chosen in so many parts; and how much of Q(T) - T counts (docs/repair.md).
 _ROUNDS, _ROUNDED = 8, 0.75
 
 
@@ -62,9 +61,9 @@ def mend(
     times |d|^2. ``concentrated``: from T, weights are moved to their own place in the next bin, so
     that rounding takes nothing from the step and adds nothing, until <W - T, d> is; those first
     that add least to |e|^2 and to e's products with all rows of d, e the row's change and part of
-    Q(T) - T, so that steps make up for rounding too. What a row has too little or too much is the
-    next row's. A row is left as it is where all that it moved lies on levels, or a step from T,
-    already: rounding takes nothing away. ``floor``: see ``_floor``.
+    Q(T) - T. What a row has too little or too much is the next row's. A row is left as it is where
+    all that it moved lies on levels, or a step from T, already: rounding takes nothing away.
+    ``floor``: see ``_floor``.
 
     Deterministic, whatever the number of threads; of equals the column that comes first moves.
     """
