@@ -186,6 +186,7 @@ def write_head(path: Path, said: dict[str, Any], table: Any = None) -> Path:
     [
         ({}, {"scaling.factor": 4.0}, None, "rope.scaling.type linear, and .* default"),
         ({}, {"scale_linear": 4.0}, None, "rope.scaling.type linear, and .* default"),
+        ({"full_attention": None}, {"scaling.factor": 4.0}, None, "type linear, and .* default"),
         (YARN, {"scaling.type": "yarn"}, None, "rope.scaling.factor 1, and .* factor 4"),
         (LINEAR, {"scaling.type": "linear"}, None, "rope.scaling.type none"),
         (LINEAR, {"scaling.factor": float("nan")}, None, "rope.scaling.factor nan"),

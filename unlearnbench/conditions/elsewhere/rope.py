@@ -33,7 +33,7 @@ def require_rope(file: GgufFile, config: Mapping[str, Any]) -> None:
     the text model's.
     """
     own = config.get("rope_parameters") or {}
-    own = own.get("full_attention", own)  # of models whose layers differ in it
+    own = own.get("full_attention", own) or {}  # of models whose layers differ in it
     kind = own.get("rope_type") or own.get("type") or "default"
     if kind not in _TYPES:
         log.warning("%s: how it scales positions is not compared (%s)", file.path, kind)
