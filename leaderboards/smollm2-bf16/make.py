@@ -2,10 +2,10 @@
 
     UNLEARNBENCH_DATA=... python leaderboards/smollm2-bf16/make.py WORK
 
-Three hours of one core that has bf16 products, after ``make setup``. WORK, outside the repository,
-gets texts, models and runs, and ``times.jsonl`` the seconds of each command. Killed and started
-again, it goes on. ``--dry-run`` prints the commands, ``--only NAME...`` makes some of the models;
-the one without it writes the board.
+Three hours of one core that has bf16 products, after ``make setup``. WORK, outside the
+repository, gets texts, models and runs, and ``times.jsonl`` the seconds of each command. Killed
+and started again, it goes on. ``--dry-run`` prints the commands, ``--only NAME...`` makes some of
+the models; the one without it writes the board.
 """
 
 from __future__ import annotations

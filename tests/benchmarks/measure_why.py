@@ -6,8 +6,8 @@ On the demo's dense model (without its L1 step), for each seed, method, learning
 training that stops where the demo's do (KnowMem_f at most a quarter of the target's) or after 480
 steps, its KnowMem_f at every precision, codes changed, and update survival. `--demo 0=DIR` measures
 the unlearned models of a finished demo in the same way, and two more that are unlearned from its
-sparse target in fp32. Each cell is written to ``OUT/cells`` when
-it is done. The most telling cells come first.
+sparse target in fp32. Each cell is written to ``OUT/cells`` when it is done. The most telling cells
+come first.
 """
 
 from __future__ import annotations
@@ -237,8 +237,7 @@ def run_demo(out: Path, folder: Path, seed: int) -> None:
         if not path.exists() and (home.model(name) / FILE).exists():
             keep(path, measure(name, home, runs, target))
     own = DemoOptions(out / f"sparse{seed}", seed)
-    if not own.model("target").exists():
-        shutil.copytree(home.model("target"), own.model("target"))
+    shutil.copytree(home.model("target"), own.model("target"), dirs_exist_ok=True)
     for method in COMPARED:
         recipe = METHODS[method]
         cell = Cell(seed, method, recipe.lr, "fp32")

@@ -15,6 +15,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -31,7 +32,11 @@ PLOT = ROOT / "docs/images/why.svg"
 LEAST = 20.0
 EDGES = (-math.inf, 0.3, 0.5, 0.7, 0.9, 1.1, math.inf)
 SHOWN = ("rtn-int8", "rtn-int6", "rtn-int5", "rtn-int4", "rtn-int4-g32", "bnb-nf4", "bnb-fp4")
-
+# Of a checkpoint, in each of its pairs.
+KEPT = (
+    *("model", "seed", "method", "lr", "dtype", "steps", "knowmem_r", "moved"),
+    *("movable", "inside"),
+)
 MOVABLE = "can move, of these in int4's zero bin"
 
 Pair = dict[str, Any]
@@ -42,8 +47,6 @@ def of_cells(out: Path) -> list[Pair]:
     pairs = []
     for path in sorted((out / "cells").glob("*.json")):
         cell = json.loads(path.read_bytes())
-        keep = [*("model", "seed", "method", "lr", "dtype", "steps", "knowmem_r", "moved")]
-        keep += ["movable", "inside"]
         for name, found in cell["precisions"].items():
             there = {
                 "precision": name,
@@ -52,7 +55,7 @@ def of_cells(out: Path) -> list[Pair]:
                 "target": found["target_knowmem_f"],
             }
             codes = {k: found[k] for k in ("survival", "codes_changed")}
-            pairs.append({**{k: cell[k] for k in keep}, **there, **codes})
+            pairs.append({**{k: cell[k] for k in KEPT}, **there, **codes})
     return pairs
 
 
@@ -119,12 +122,10 @@ def demo_table(pairs: Sequence[Pair]) -> str:
     sparse = [p for p in pairs if p["model"] == "sparse"]
     names = ("rtn-int8", "rtn-int6", "rtn-int5", "rtn-int4", "bnb-nf4", "bnb-fp4")
     rows = []
-    for seed, method, dtype, lr in sorted(
-        {(p["seed"], p["method"], p["dtype"], p["lr"]) for p in sparse}
-    ):
-        of = (seed, method, dtype, lr)
-        held = [p for p in sparse if (p["seed"], p["method"], p["dtype"], p["lr"]) == of]
-        own = {p["precision"]: p for p in held}
+    settings = itemgetter("seed", "method", "dtype", "lr")
+    for of in sorted({settings(p) for p in sparse}):
+        seed, method, dtype, lr = of
+        own = {p["precision"]: p for p in sparse if settings(p) == of}
         first = next(iter(own.values()))
         row = [seed, method, dtype, f"{lr:g}", _movable([first], dtype), f"{first['full']:.1f}"]
         for name in names:

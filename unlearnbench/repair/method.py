@@ -106,12 +106,12 @@ def _concentrated(
 ) -> Mended:
     import torch
 
-    d, begin = ours.double() - theirs.double(), theirs.double()
-    toward = _same_place(theirs, grid, d.sign())
+    d, begin, there = ours.double() - theirs.double(), theirs.double(), grid(theirs)
+    toward = _same_place(theirs, there, grid, d.sign())
     need = strength * _sums(d * d)
     gain, kept = _moves(ours, grid(ours), d, begin, toward)
     step, taken = (toward - begin).where(gain > 0, 0.0), gain < 0
-    pull, left = _product(_ROUNDED * (grid(theirs).values - theirs), gram), owed
+    pull, left = _product(_ROUNDED * (there.values - theirs), gram), owed
     for share in range(1, _ROUNDS + 1):
         cost = step * (2 * pull + step * gram.diagonal())
         lacks = need * share / _ROUNDS - _sums(gain * taken)
@@ -142,11 +142,12 @@ def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         torch.set_num_threads(threads)
 
 
-def _same_place(theirs: torch.Tensor, grid: Grid, sign: torch.Tensor) -> torch.Tensor:
+def _same_place(
+    theirs: torch.Tensor, there: Levels, grid: Grid, sign: torch.Tensor
+) -> torch.Tensor:
     """Where each weight goes that takes a step: as far from the next level as it lies from its own,
     but not too near the edges of the next bin; NaN for none.
     """
-    there = grid(theirs)
     level = there.above.where(sign > 0, there.below)
     after = grid(level.where(level.isfinite(), theirs))
     beyond = after.above.where(sign > 0, after.below)
