@@ -198,6 +198,8 @@ def tables(rows: Sequence[Row]) -> str:
     """
     parts, precisions = [], tuple(rows[0]["scores"])
     for task in rows[0]["scores"][FULL]:
+        if any(task not in row["scores"][FULL] for row in rows):
+            continue  # not asked of all
         lines = []
         for variant in dict.fromkeys(str(row["variant"]) for row in rows):
             cells = [variant]

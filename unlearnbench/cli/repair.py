@@ -29,8 +29,8 @@ class RepairOptions(OptionModel):
     raised to what gives another code, or dropped.
     """
     strength: float | None = Field(default=None, gt=0, le=4, title="SHARE")
-    """Of the update's projection, that is to be left after rounding; with floor, its factor.
-    Default: 1.15 with concentrated, else 1.
+    """Of the update's projection, that is to be left after rounding; concentrated counts the noise
+    of its steps to it; with floor, the update's factor. Default: 1.5 with concentrated, else 1.
     """
     weights_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """What is written; auto: as the model's tensors are stored."""

@@ -17,7 +17,8 @@ from unlearnbench.results import FULL
 if TYPE_CHECKING:
     import torch
 
-# With several grids the strength is raised until each keeps it, this often at most.
+# With several grids the strength is raised until each keeps what the first one did, this often at
+# most.
 _TRIES, _CLOSE = 4, 0.02
 _AT_ONCE, _ROWS = 2**21, 64
 
@@ -86,15 +87,18 @@ class Mender:
     def _for_all(self, ours: torch.Tensor, theirs: torch.Tensor) -> Mended:
         first, *others = self.precisions
         strength, grid = self.strength, partial(conditions.levels, first)
+        wanted: float | None = None
         for _ in range(_TRIES):
             found = mend(ours, theirs, grid, self.strategy, strength)
             size = product(ours, theirs, ours, theirs)
             if not others or size == 0:
                 break
-            kept = [_kept(spec, ours, theirs, found.weight) / size for spec in others]
-            if min(kept) >= self.strength - _CLOSE:
+            if wanted is None:
+                wanted = min(strength, _kept(first, ours, theirs, found.weight) / size)
+            least = min(_kept(spec, ours, theirs, found.weight) for spec in others) / size
+            if least >= wanted - _CLOSE:
                 break
-            strength += self.strength - min(kept)
+            strength += wanted - least
         return found
 
     def _check(self, name: str, meant: torch.Tensor, stored: torch.Tensor) -> None:

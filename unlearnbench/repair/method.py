@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from unlearnbench.conditions.base import Levels
 
 Strategy: TypeAlias = Literal["grid", "concentrated", "floor"]
-STRENGTHS: dict[Strategy, float] = {"concentrated": 1.15, "grid": 1.0, "floor": 1.0}
+STRENGTHS: dict[Strategy, float] = {"concentrated": 1.5, "grid": 1.0, "floor": 1.0}
 """What each does by default; why is in docs/repair.md."""
 Grid: TypeAlias = "Callable[[torch.Tensor], Levels]"
 """A weight, (out, in) -> its levels at one precision."""
@@ -30,8 +30,11 @@ _ON_LEVEL = 2**-8
 # Behind the edge of a bin, as a share of the way from there to its level, so that what storing
 # rounds does not take a weight back.
 _BEYOND = 0.25
-# A row's moves are chosen in so many parts; and how much of Q(T) - T counts (docs/repair.md).
-_ROUNDS, _ROUNDED = 8, 0.75
+# A row's moves are chosen in so many parts; how much of Q(T) - T counts; and how many times the
+# row's mean d^2 a move counts beside its gain: its noise forgets too (docs/repair.md).
+_ROUNDS, _ROUNDED, _NOISE = 8, 0.75, 4.8
+# What rounding leaves of a matrix's update where ``concentrated`` leaves the matrix as it is.
+_SURVIVES = 2 / 3
 
 
 class Mended(NamedTuple):
@@ -59,11 +62,12 @@ def mend(
     ``grid``: from Q(U), codes are moved by one step in the direction of d, those of the least
     extra squared error for their gain of projection first, until <W - Q(T), d> is ``strength``
     times |d|^2. ``concentrated``: from T, weights are moved to their own place in the next bin, so
-    that rounding takes nothing from the step and adds nothing, until <W - T, d> is; those first
-    that add least to |e|^2 and to e's products with all rows of d, e the row's change and part of
-    Q(T) - T. What a row has too little or too much is the next row's. A row is left as it is where
-    all that it moved lies on levels, or a step from T, already: rounding takes nothing away.
-    ``floor``: see ``_floor``.
+    that rounding takes nothing from the step and adds nothing, until <W - T, d> and, for the noise,
+    ``_NOISE`` times |d|^2 times the share of the row that moved are; those first that add least to
+    |e|^2 and to e's products with all rows of d, e the row's change and part of Q(T) - T. What a
+    row has too little or too much is the next row's. A row is left as it is where all that it moved
+    lies on levels, or a step from T, already: rounding takes nothing away; a whole matrix where
+    rounding takes less than a third of its update. ``floor``: see ``_floor``.
 
     Deterministic, whatever the number of threads; of equals the column that comes first moves.
     """
@@ -71,14 +75,27 @@ def mend(
 
     size = max(1, _AT_ONCE // (unlearned.shape[1] * _ROWS)) * _ROWS
     work = {"grid": _grid, "floor": _floor}.get(strategy)
+    pairs = list(zip(unlearned.split(size), target.split(size), strict=True))
     if work is None:
+        if _survives(pairs, grid):
+            return Mended(unlearned.float(), 0, len(unlearned), 0.0)
         work = partial(_concentrated, _gram(unlearned.float() - target.float()))
     parts, owed = [], 0.0
-    for ours, theirs in zip(unlearned.split(size), target.split(size), strict=True):
+    for ours, theirs in pairs:
         parts.append(work(ours.float(), theirs.float(), grid, strength, owed))
         owed = parts[-1].owed
     weight = torch.cat([part.weight for part in parts])
     return Mended(weight, sum(p.moved for p in parts), sum(p.left for p in parts), owed)
+
+
+def _survives(pairs: list[tuple[torch.Tensor, torch.Tensor]], grid: Grid) -> bool:
+    kept = size = 0.0
+    for pair in pairs:
+        ours, theirs = (part.float() for part in pair)
+        d = ours.double() - theirs.double()
+        kept += float(_sums((grid(ours).values - grid(theirs).values) * d).sum())
+        size += float(_sums(d * d).sum())
+    return kept >= _SURVIVES * size
 
 
 def _grid(
@@ -110,6 +127,8 @@ def _concentrated(
     toward = _same_place(theirs, there, grid, d.sign())
     need = strength * _sums(d * d)
     gain, kept = _moves(ours, grid(ours), d, begin, toward)
+    noise = _NOISE * _sums(d * d)[:, None] / d.shape[1]
+    gain = (gain + noise).where(gain > 0, 0.0)
     step, taken = (toward - begin).where(gain > 0, 0.0), gain < 0
     pull, left = _product(_ROUNDED * (there.values - theirs), gram), owed
     for share in range(1, _ROUNDS + 1):
