@@ -299,8 +299,12 @@ class Figure:
 
     def differs(self, ends: Sequence[float] | None, digits: float) -> str:
         """What differs in a stated interval. ``digits``: how far its numbers are rounded."""
-        if ends is not None and self.ends is not None and self.ends[0] < ends[0] == -100.0:
-            ends = (self.ends[0], ends[1])  # of trainings: PrivLeak cannot be lower
+        if ends is not None and self.ends is not None and self._student():
+            low, high = self.ends  # of trainings: no score, or PrivLeak, can lie beyond
+            ends = (
+                low if low < ends[0] in (-100.0, 0.0) else ends[0],
+                high if high > ends[1] == 100.0 else ends[1],
+            )
         if self.interval is None or ends is None:
             ours = self.ends
             return "" if ours is ends is None else f"interval {ends}, ours {ours}"
