@@ -42,7 +42,11 @@ GDR, KLR = "ga_gdr --retain-weight", "npo_klr --retain-weight"
 # docs/why.md: at 1e-4 in bf16 only weights inside int4's zero bin move; in fp32 all do.
 BF16 = "--lr 1e-4 --weights-dtype bf16 --max-steps {} --eval-steps 32".format
 FP32 = "--lr 1e-4 --weights-dtype fp32 --max-steps 160 --eval-steps 8"
-# At this rate weights outside it move in bf16 too.
+# At these rates weights outside it move in bf16 too.
+SURVIVE = (
+    "--retain-weight 8 --lr 4e-4 --weights-dtype bf16 --max-steps 128 --eval-steps 16 "
+    "--survive rtn-int4 --survive-forget worst"
+)
 FAST = "--retain-weight 8 --lr 1e-3 --weights-dtype bf16 --max-steps 160 --eval-steps 16"
 METHODS = {
     "ga_gdr-bf16": f"{GDR} 2 {BF16(320)}",
@@ -57,6 +61,7 @@ METHODS = {
     "ga_gdr-fp32": f"{GDR} 2 {FP32}",
     "ga_gdr_sure-bf16": f"ga_gdr_sure {FAST}",
     "ga_gdr_lora-bf16": f"ga_gdr_lora {FAST}",
+    "ga_gdr_survive-bf16": f"ga_gdr {SURVIVE}",
 }
 
 
