@@ -300,9 +300,9 @@ class Figure:
     def differs(self, ends: Sequence[float] | None, digits: float) -> str:
         """What differs in a stated interval. ``digits``: how far its numbers are rounded."""
         if ends is not None and self.ends is not None and self._student():
-            low, high = self.ends  # of trainings: no score, or PrivLeak, can lie beyond
+            low, high = self.ends  # of trainings: PrivLeak cannot be lower, nor a score higher
             ends = (
-                low if low < ends[0] in (-100.0, 0.0) else ends[0],
+                low if low < ends[0] == -100.0 else ends[0],
                 high if high > ends[1] == 100.0 else ends[1],
             )
         if self.interval is None or ends is None:

@@ -33,8 +33,6 @@ _BEYOND = 0.25
 # A row's moves are chosen in so many parts; how much of Q(T) - T counts; and how many times the
 # row's mean d^2 a move counts beside its gain: its noise forgets too (docs/repair.md).
 _ROUNDS, _ROUNDED, _NOISE = 8, 0.75, 4.8
-# What rounding leaves of a matrix's update where ``concentrated`` leaves the matrix as it is.
-_SURVIVES = 2 / 3
 
 
 class Mended(NamedTuple):
@@ -66,8 +64,8 @@ def mend(
     ``_NOISE`` times |d|^2 times the share of the row that moved are; those first that add least to
     |e|^2 and to e's products with all rows of d, e the row's change and part of Q(T) - T. What a
     row has too little or too much is the next row's. A row is left as it is where all that it moved
-    lies on levels, or a step from T, already: rounding takes nothing away; a whole matrix where
-    rounding takes less than a third of its update. ``floor``: see ``_floor``.
+    lies on levels, or a step from T, already: rounding takes nothing away.
+    ``floor``: see ``_floor``.
 
     Deterministic, whatever the number of threads; of equals the column that comes first moves.
     """
@@ -75,27 +73,14 @@ def mend(
 
     size = max(1, _AT_ONCE // (unlearned.shape[1] * _ROWS)) * _ROWS
     work = {"grid": _grid, "floor": _floor}.get(strategy)
-    pairs = list(zip(unlearned.split(size), target.split(size), strict=True))
     if work is None:
-        if _survives(pairs, grid):
-            return Mended(unlearned.float(), 0, len(unlearned), 0.0)
         work = partial(_concentrated, _gram(unlearned.float() - target.float()))
     parts, owed = [], 0.0
-    for ours, theirs in pairs:
+    for ours, theirs in zip(unlearned.split(size), target.split(size), strict=True):
         parts.append(work(ours.float(), theirs.float(), grid, strength, owed))
         owed = parts[-1].owed
     weight = torch.cat([part.weight for part in parts])
     return Mended(weight, sum(p.moved for p in parts), sum(p.left for p in parts), owed)
-
-
-def _survives(pairs: list[tuple[torch.Tensor, torch.Tensor]], grid: Grid) -> bool:
-    kept = size = 0.0
-    for pair in pairs:
-        ours, theirs = (part.float() for part in pair)
-        d = ours.double() - theirs.double()
-        kept += float(_sums((grid(ours).values - grid(theirs).values) * d).sum())
-        size += float(_sums(d * d).sum())
-    return kept >= _SURVIVES * size
 
 
 def _grid(
