@@ -1,10 +1,11 @@
 """The figures of docs/repair.md: the demo's unlearned models, mended, and controls.
 
-    .venv/bin/python -m tests.benchmarks.measure_repair --out repair-out DEMO...
+    make repair                  # hours on 2 cores; the same command again goes on
+    make repair DEMO="--demo 0=demo-out"
 
-DEMO is a finished ``unlearnbench demo --out DEMO``. What was evaluated is kept in ``--out``: the
-same command again goes on. Prints the tables; ``--plot FILE`` draws them. ``--attacked``
-asks instead, of what was measured so, whether it comes back under what is no precision.
+Trains what is not there (the demo for each seed, ``OTHERS`` from its target, dense models), mends
+it, and evaluates every variant; what was measured is kept in ``--out``. ``--write`` puts the
+figures in docs/repair-rows.json, and makes the page's tables and plot anew (``repair_page.py``).
 """
 
 from __future__ import annotations
@@ -13,52 +14,109 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import fmean
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # sums in another order give other weights
 
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.benchmarks import measure_why
+from tests.benchmarks.measure_methods import LARGE, WORST, Home, Row, train
+from tests.benchmarks.repair_page import FORGET, MENDED, RETAIN, TARGET, UNLEARNED, one_row, write
 from unlearnbench import conditions
 from unlearnbench.checkpoints.options import LoadOptions
 from unlearnbench.conditions.base import Levels
-from unlearnbench.demo.recipe import CORPUS, DTYPE, TASKS
+from unlearnbench.demo.pipeline import run_demo
+from unlearnbench.demo.recipe import CORPUS, DTYPE, METHODS, TASKS, DemoOptions
 from unlearnbench.repair.job import RepairJob, repair
 from unlearnbench.repair.method import STRENGTHS, Strategy, mend
 from unlearnbench.repair.report import survival
 from unlearnbench.results import FULL
+from unlearnbench.util.files import write_text
 from unlearnbench.util.process import quiet_transformers
-from unlearnbench.util.text import text_table
 
 PRECISIONS = (
     *("rtn-int8", "rtn-int5", "rtn-int4", "rtn-int4-g64"),
     *("bnb-nf4", "bnb-fp4", "gguf-q4_0"),
 )
-METHODS = ("ga_gdr", "ga_klr", "npo_gdr", "npo_klr", "ga_gdr_sure")
 ATTACKS = (
     *("prune-magnitude-30", "prune-magnitude-50", "noise-5", "noise-10"),
     *("relearn-5", "relearn-10", "relearn-20"),
 )
 RELEARN_RATE = 1e-4  # of so small a model, as in tests/conditions/test_relearn_acceptance.py
-MENDED = f"concentrated {STRENGTHS['concentrated']:g}"  # by default
-VARIANTS = ("unlearned", MENDED, "grid 1", "random signs", "stochastic rounding")
-FORGET, RETAIN = TASKS[0], TASKS[2]
-Row: TypeAlias = dict[str, Any]
+SEEDS = (0, 1, 2, 3)
+SIGNS, PLACES, ROUNDED = "random signs", "random places", "stochastic rounding"
+CONTROLS = ("grid 1", SIGNS, PLACES, ROUNDED)
+COMPARED = ("ga_gdr", "npo_klr")
+FP32 = {"weights_dtype": "fp32"}
+# Unlearned so that it lasts, or should. Not tuned; noise as rate and retain term of the others.
+OTHERS = (
+    Row("ga_gdr_fp32", "ga_gdr", options=FP32),
+    Row("npo_klr_fp32", "npo_klr", options=FP32),
+    Row("ga_gdr_lora", options=LARGE),
+    Row("ga_gdr_survive_worst", "ga_gdr", {"retain_weight": 8.0}, WORST),
+    Row(
+        "ga_gdr_noise",
+        "ga_gdr",
+        {"retain_weight": 8.0},
+        {"weight_noise": 1.0, "lr": 2e-4, "max_steps": 240, **FP32},
+    ),
+)
+PARTS = ("methods", "controls", "others", "dense", "attacked")
+Figures: TypeAlias = dict[str, Any]
 INT4 = conditions.find_condition("rtn-int4")
 
 
-def make(variant: str, demo: Path, method: str, folder: Path) -> float | None:
+class Subject(NamedTuple):
+    """A checkpoint that is mended, or evaluated as it is."""
+
+    seed: int
+    name: str
+    model: Path
+    target: Path
+    reference: Path | None
+    """The retrained model's run, for PrivLeak."""
+
+
+def of_demo(demo: DemoOptions, methods: Sequence[str]) -> Iterator[Subject]:
+    """The target and the models of a finished demo that it has."""
+    for name in (TARGET, *methods):
+        if (demo.model(name) / "model.safetensors").exists():
+            full = demo.full_run("retrained")
+            yield Subject(demo.seed, name, demo.model(name), demo.model(TARGET), full)
+
+
+def of_others(demo: DemoOptions, out: Path) -> Iterator[Subject]:
+    """``OTHERS``, trained from the target of a finished demo."""
+    home = Home(DemoOptions(out / f"others{demo.seed}", demo.seed), demo, (FULL,))
+    for row in OTHERS:
+        train(row, home)
+        yield Subject(demo.seed, row.name, home.model(row.name), demo.model(TARGET), None)
+
+
+def of_dense(seed: int, out: Path) -> Iterator[Subject]:
+    """Models of docs/why.md that forget and lose some of it to rounding, from a dense target."""
+    home = DemoOptions(out / f"dense{seed}", seed, dense=True)
+    known = measure_why.make_target(home)[FULL]
+    yield Subject(seed, f"dense {TARGET}", home.model(TARGET), home.model(TARGET), None)
+    for method in COMPARED:
+        cell = measure_why.Cell(seed, method, 4e-5, "bf16-rounded")
+        measure_why.train(cell, home, METHODS[method].goal * known)
+        model = home.model(cell.name)
+        yield Subject(seed, f"dense {method}", model, home.model(TARGET), None)
+
+
+def make(variant: str, subject: Subject, folder: Path) -> float | None:
     """Write a checkpoint, and give the share of weights that took a step."""
-    model, target = demo / "models" / method, demo / "models" / "target"
-    if variant in ("unlearned", "target"):
-        shutil.copytree(target if variant == "target" else model, folder)
+    model, target = subject.model, subject.target
+    if variant in (UNLEARNED, TARGET):
+        shutil.copytree(model, folder)
         return None
     strategy, _, strength = variant.partition(" ")
-    if strategy not in ("grid", "concentrated"):
+    if strategy not in STRENGTHS:
         return control(variant, model, target, folder)
     chosen: Strategy = "grid" if strategy == "grid" else "concentrated"
     job = RepairJob(
@@ -70,8 +128,9 @@ def make(variant: str, demo: Path, method: str, folder: Path) -> float | None:
 
 
 def control(variant: str, model: Path, target: Path, folder: Path) -> float:
-    """As many steps of the same sizes, up or down at random; or all weights rounded at random to
-    one of the two levels about them, so that the mean is the weight.
+    """The default's steps up or down at random; or at random places of their rows, in the
+    direction of the update; or all weights rounded at random to one of the two levels about them,
+    so that the mean is the weight.
     """
     draw, moved, weights = torch.Generator().manual_seed(0), 0, 0
     shutil.copytree(model, folder)
@@ -79,22 +138,41 @@ def control(variant: str, model: Path, target: Path, folder: Path) -> float:
     for name, weight in ours.items():
         if "proj" not in name:
             continue
-        exact, levels = weight.float(), conditions.levels(INT4, weight.float())
-        if variant == "random signs":
-            new = mend(exact, theirs[name].float(), lambda w: conditions.levels(INT4, w), "grid", 1)
-            free = levels.above.isfinite() | levels.below.isfinite()
-            stepped = free & (new.weight != levels.values) & (new.weight != exact)
-            up = torch.rand(exact.shape, generator=draw) < 0.5
-            made = _either(levels, up).where(stepped, new.weight)
+        exact, known = weight.float(), theirs[name].float()
+        if variant == ROUNDED:
+            made, stepped = _rounded(exact, draw)
         else:
-            near = _either(levels, exact > levels.values)
-            share = ((exact - levels.values) / (near - levels.values)).nan_to_num(0.0)
-            stepped = torch.rand(exact.shape, generator=draw) < share
-            made = near.where(stepped, levels.values)
+            made, stepped = _moved(variant, exact, known, draw)
         ours[name] = made.to(weight.dtype)
         moved, weights = moved + int(stepped.sum()), weights + weight.numel()
     save_file(ours, folder / "model.safetensors", metadata={"format": "pt"})
     return moved / weights
+
+
+def _moved(
+    variant: str, exact: torch.Tensor, known: torch.Tensor, draw: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    strength = STRENGTHS["concentrated"]
+    new = mend(exact, known, lambda w: conditions.levels(INT4, w), "concentrated", strength)
+    step, levels = new.weight - known, conditions.levels(INT4, known)
+    above, below = levels.above.isfinite(), levels.below.isfinite()  # nothing widens the grid
+    if variant == SIGNS:
+        up = (torch.rand(exact.shape, generator=draw) < 0.5) & above | ~below
+        return known + step.abs().where(up, -step.abs()), step != 0
+    free = above.where(exact > known, below) & (exact != known)
+    # In each row those steps, largest first, go to free weights in an order that is drawn.
+    sizes = step.abs().sort(dim=1, descending=True).values
+    order = torch.rand(exact.shape, generator=draw).where(free, 2.0).argsort(dim=1)
+    placed = torch.zeros_like(known).scatter(1, order, sizes).where(free, 0.0)
+    return known + placed * (exact - known).sign(), placed != 0
+
+
+def _rounded(exact: torch.Tensor, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    levels = conditions.levels(INT4, exact)
+    near = _either(levels, exact > levels.values)
+    share = ((exact - levels.values) / (near - levels.values)).nan_to_num(0.0)
+    stepped = torch.rand(exact.shape, generator=draw) < share
+    return near.where(stepped, levels.values), stepped
 
 
 def _either(levels: Levels, up: torch.Tensor) -> torch.Tensor:
@@ -106,164 +184,106 @@ def _either(levels: Levels, up: torch.Tensor) -> torch.Tensor:
     return first.where(first.isfinite(), second.where(second.isfinite(), levels.values))
 
 
+def place_of(out: Path, subject: Subject, variant: str) -> Path:
+    """Where a variant's model, runs and figures are."""
+    return out / f"seed{subject.seed}" / subject.name / variant.replace(" ", "-")
+
+
 def measure(
-    demos: Sequence[Path],
+    subjects: Iterator[Subject],
     out: Path,
-    methods: Iterable[str],
     variants: Sequence[str],
-    tasks: Sequence[str] = TASKS,
+    tasks: Sequence[str] = (FORGET, RETAIN),
     precisions: Sequence[str] = (FULL, *PRECISIONS),
-) -> list[Row]:
-    """One row a demo, method and variant, with its scores by precision and task."""
+) -> Iterator[Figures]:
+    """One row a subject and variant, with its scores by precision and task."""
     from unlearnbench.evaluation.evaluate import evaluate
 
-    rows = []
-    for demo in demos:
-        (reference,) = (demo / "runs" / "retrained").glob(f"*/{FULL}")
-        pairs = [("target", "target"), *((m, v) for m in methods for v in variants)]
-        for method, variant in pairs:
-            if not (demo / "models" / method / "model.safetensors").exists():
-                continue
-            place = out / demo.name / method / variant.replace(" ", "-")
+    for subject in subjects:
+        for variant in (TARGET,) if subject.name.endswith(TARGET) else variants:
+            place = place_of(out, subject, variant)
             facts = place / "row.json"
             if not facts.exists():
                 shutil.rmtree(place / "model", ignore_errors=True)
-                moved = make(variant, demo, method, place / "model")
+                moved = make(variant, subject, place / "model")
                 results = evaluate(
                     place / "model",
                     tasks,
                     precisions,
                     output=place / "runs",
                     dtype=DTYPE,
-                    reference=reference,
+                    reference=subject.reference,
                     answer_blank=CORPUS.answer_blank,
                 )
                 scores = {r.condition.name: {t: r.tasks[t].value for t in tasks} for r in results}
-                row = {"demo": demo.name, "method": method, "variant": variant}
-                facts.write_text(json.dumps({**row, "moved": moved, "scores": scores}))
-            rows.append(json.loads(facts.read_bytes()))
-            print(one_row(rows[-1]), flush=True)
-    return rows
+                row = {"seed": subject.seed, "name": subject.name, "variant": variant}
+                write_text(facts, json.dumps({**row, "moved": moved, "scores": scores}))
+            yield json.loads(facts.read_bytes())
 
 
-def attacked(
-    demos: Sequence[Path], out: Path, methods: Iterable[str], variants: Sequence[str]
-) -> str:
-    """KnowMem_f of each variant that was measured before, under each of ``ATTACKS``: a line a
-    variant, the mean over models and the range of the demos' means.
-    """
+def attacked(subjects: Iterator[Subject], out: Path) -> Iterator[Figures]:
+    """KnowMem_f of what was measured before, under each of ``ATTACKS``."""
     from unlearnbench.evaluation.evaluate import evaluate
 
-    names, lines = (FULL, *ATTACKS), []
-    pairs = [("target", "target"), *((m, v) for v in variants for m in methods)]
-    for variant in dict.fromkeys(v for _, v in pairs):
-        means: dict[str, list[list[float]]] = {name: [] for name in names}
-        for demo in demos:
-            places = [out / demo.name / m / v.replace(" ", "-") for m, v in pairs if v == variant]
-            done = [place for place in places if (place / "row.json").exists()]
-            found = []
-            for place in done:
+    for subject in subjects:
+        for variant in (TARGET,) if subject.name == TARGET else (UNLEARNED, MENDED):
+            place = place_of(out, subject, variant)
+            facts = place / "attacked.json"
+            if not facts.exists():
                 results = evaluate(
                     place / "model",
                     FORGET,
-                    names,
+                    (FULL, *ATTACKS),
                     output=place / "attacked",
                     dtype=DTYPE,
                     answer_blank=CORPUS.answer_blank,
                     relearn_lr=RELEARN_RATE,
                 )
-                found.append({r.condition.name: r.tasks[FORGET].value or 0.0 for r in results})
-                print(place, {name: round(value, 1) for name, value in found[-1].items()})
-            for name in names if found else ():
-                means[name].append([each[name] for each in found])
-        cells = []
-        for groups in means.values():
-            of_demos = [fmean(group) for group in groups]
-            everything = [value for group in groups for value in group]
-            span = f" ({min(of_demos):.0f} to {max(of_demos):.0f})"
-            cells.append(f"{fmean(everything):.0f}{span}")
-        lines.append([f"{variant} ({len(everything)})", *cells])
-    return text_table(lines, [FORGET, *names])
+                scores = {r.condition.name: {FORGET: r.tasks[FORGET].value} for r in results}
+                row = {"seed": subject.seed, "name": subject.name, "variant": variant}
+                write_text(facts, json.dumps({**row, "moved": None, "scores": scores}))
+            yield json.loads(facts.read_bytes())
 
 
-def one_row(row: Row) -> str:
-    scores: dict[str, dict[str, float]] = row["scores"]
-    shown = " ".join(f"{p} {s[FORGET]:.0f}/{s[RETAIN]:.0f}" for p, s in scores.items())
-    return f"{row['demo']} {row['method']} {row['variant']}: {shown}"
-
-
-def tables(rows: Sequence[Row]) -> str:
-    """A table a task: each variant at each precision, the mean over methods and, of several demos,
-    the range of the demos' means.
-    """
-    parts, precisions = [], tuple(rows[0]["scores"])
-    for task in rows[0]["scores"][FULL]:
-        if any(task not in row["scores"][FULL] for row in rows):
-            continue  # not asked of all
-        lines = []
-        for variant in dict.fromkeys(str(row["variant"]) for row in rows):
-            cells = [variant]
-            for precision in precisions:
-                by_demo: dict[str, list[float]] = {}
-                for row in rows:
-                    if row["variant"] == variant:
-                        value = row["scores"][precision][task]
-                        by_demo.setdefault(str(row["demo"]), []).append(value)
-                means = [fmean(values) for values in by_demo.values()]
-                span = f" ({min(means):.0f} to {max(means):.0f})" if len(means) > 1 else ""
-                cells.append(f"{fmean(means):.1f}{span}")
-            lines.append(cells)
-        parts.append(text_table(lines, [task, *precisions]))
-    return "\n\n".join(parts)
-
-
-def plot(rows: Sequence[Row], path: Path) -> None:
-    """Forget against retain: a point a model and precision, a colour a variant."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    shown = [v for v in dict.fromkeys(str(row["variant"]) for row in rows) if v != "target"]
-    for axes, title in ((left, "full precision"), (right, "4 bits")):
-        for variant in shown:
-            points = [
-                (scores[RETAIN], scores[FORGET])
-                for row in rows
-                if row["variant"] == variant
-                for name, scores in row["scores"].items()
-                if (name == FULL) == (axes is left) and name not in ("rtn-int8", "rtn-int5")
-            ]
-            axes.scatter(*zip(*points, strict=True), s=14, alpha=0.7, label=variant)
-        axes.set(title=title, xlabel="KnowMem_r, higher is better", xlim=(0, 100), ylim=(0, 100))
-        axes.grid(alpha=0.3)
-    left.set_ylabel("KnowMem_f, lower is better")
-    left.legend()
-    figure.savefig(path, dpi=110)
+def rows(part: str, demo: DemoOptions, out: Path) -> Iterator[Figures]:
+    """Everything of one part and seed."""
+    if part == "methods":
+        yield from measure(of_demo(demo, [*METHODS]), out, (UNLEARNED, MENDED), TASKS)
+    elif part == "controls":
+        pairs = (s for s in of_demo(demo, COMPARED) if s.name != TARGET)
+        yield from measure(pairs, out, CONTROLS)
+    elif part == "others":
+        yield from measure(of_others(demo, out), out, (UNLEARNED, MENDED))
+    elif part == "dense":
+        yield from measure(of_dense(demo.seed, out), out, (UNLEARNED, MENDED))
+    else:
+        yield from attacked(of_demo(demo, COMPARED), out)
 
 
 def main() -> None:
+    """Do what is not done."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("demos", nargs="+", type=Path, metavar="DEMO")
     parser.add_argument("--out", type=Path, default=Path("repair-out"))
-    parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--variants", default=",".join(VARIANTS))
-    parser.add_argument("--tasks", default=",".join(TASKS))
-    parser.add_argument("--quant", default=",".join((FULL, *PRECISIONS)))
-    parser.add_argument("--plot", type=Path)
-    parser.add_argument("--attacked", action="store_true")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
+    parser.add_argument("--demo", action="append", default=[], metavar="SEED=DIR")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--write", action="store_true", help="docs/repair.md too")
     asked = parser.parse_args()
     quiet_transformers()
-    methods, variants = asked.methods.split(","), asked.variants.split(",")
-    if asked.attacked:
-        print(attacked(asked.demos, asked.out, methods, variants))
-        return
-    told = asked.tasks.split(","), asked.quant.split(",")
-    rows = measure(asked.demos, asked.out, methods, variants, *told)
-    print(tables(rows))
-    if asked.plot is not None:
-        plot(rows, asked.plot)
+    given = {int(s): Path(d) for s, _, d in (part.partition("=") for part in asked.demo)}
+    found: dict[str, list[Figures]] = {part: [] for part in asked.parts.split(",")}
+    for seed in map(int, asked.seeds.split(",")):
+        demo = DemoOptions(given.get(seed, asked.out / f"demo{seed}"), seed)
+        if seed not in given:
+            run_demo(demo, print)
+        for part, kept in found.items():
+            for row in rows(part, demo, asked.out):
+                kept.append(row)
+                print(part, one_row(row), flush=True)
+    if asked.write:
+        write(found)
 
 
 if __name__ == "__main__":

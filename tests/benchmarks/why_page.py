@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from tests.benchmarks import pages
 from unlearnbench.conditions.quantize.forecast import CURVE
 from unlearnbench.util.files import write_text
 from unlearnbench.util.text import text_table
@@ -192,11 +193,7 @@ PARTS: dict[str, Callable[[Sequence[Pair]], str]] = {
 
 def with_tables(page: str, pairs: Sequence[Pair]) -> str:
     """The page with every table between its marks made anew."""
-    for name, make in PARTS.items():
-        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        before, rest = page.split(start)
-        page = f"{before}{start}{make(pairs)}\n{end}{rest.split(end)[1]}"
-    return page
+    return pages.with_tables(page, {name: make(pairs) for name, make in PARTS.items()})
 
 
 def main() -> None:

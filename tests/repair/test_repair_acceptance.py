@@ -12,25 +12,26 @@ from typing import Any
 
 import pytest
 
-from tests.benchmarks.measure_repair import FORGET, MENDED, METHODS, RETAIN, measure
+from tests.benchmarks.measure_repair import measure, of_demo
+from tests.benchmarks.repair_page import FORGET, FOUR_BITS, MENDED, RETAIN, UNLEARNED
 from tests.demo.finished import finished_demo
 from unlearnbench.results import FULL
 
-FOUR_BITS = "rtn-int4", "bnb-nf4", "bnb-fp4", "gguf-q4_0"
+METHODS = ("ga_gdr", "ga_klr", "npo_gdr", "npo_klr", "ga_gdr_sure")
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])
 def test_what_is_mended_does_not_come_back(seed: int, tmp_path: Path) -> None:
-    home = finished_demo(seed, METHODS, tmp_path).out
+    subjects = of_demo(finished_demo(seed, METHODS, tmp_path), METHODS)
     asked = (FORGET, RETAIN), (FULL, *FOUR_BITS)
-    rows = measure([home], tmp_path / "out", METHODS, ("unlearned", MENDED), *asked)
-    found: Any = {(row["method"], row["variant"]): row["scores"] for row in rows}
+    rows = measure(subjects, tmp_path / "out", (UNLEARNED, MENDED), *asked)
+    found: Any = {(row["name"], row["variant"]): row["scores"] for row in rows}
     known, failed, judged = found["target", "target"], [], 0
     for method in METHODS:
-        if (method, "unlearned") not in found:
+        if (method, UNLEARNED) not in found:
             continue
-        before, after = found[method, "unlearned"], found[method, MENDED]
+        before, after = found[method, UNLEARNED], found[method, MENDED]
         low, back = before["none"][FORGET], before["rtn-int4"][FORGET]
         if back - low < 0.2 * (known["rtn-int4"][FORGET] - low):
             continue  # it does not come back

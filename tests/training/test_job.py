@@ -213,8 +213,9 @@ def test_finetuning_lowers_the_loss_and_l1_makes_weights_zero(job: Job, tmp_path
     assert zeros["model.embed_tokens.weight"] < 0.01
 
 
+@pytest.mark.parametrize("method", ["", "ga_gdr", "ga_gdr_sure"])
 def test_gradients_are_taken_under_weight_noise_and_weights_keep_none_of_it(
-    job: Job, tmp_path: Path
+    method: str, job: Job, tmp_path: Path
 ) -> None:
     before = weights(Path(job.model))
     losses = {}
@@ -223,7 +224,9 @@ def test_gradients_are_taken_under_weight_noise_and_weights_keep_none_of_it(
             update={"max_steps": 1, "lr": 1e-6, "weight_noise": width, "weights_dtype": "fp32"}
         )
         out = tmp_path / f"noise{width:g}"
-        losses[width] = finetune(replace(job, out=out, retain=(), options=options)).losses[0].loss
+        own = replace(job, out=out, options=options)
+        trained = unlearn(own, method) if method else finetune(replace(own, retain=()))
+        losses[width] = trained.losses[0].loss
         after = weights(out)
         # Adam's first step moves a weight by lr at most; the noise is a thousand times as wide.
         assert max(float((after[n] - before[n]).abs().max()) for n in after) < 2e-6
@@ -303,8 +306,10 @@ def test_bad_input_is_refused(job: Job, tmp_path: Path, tiny: Path) -> None:
         find_method("ga_gdr_sure_lora")
     with pytest.raises(OptionError, match="drop --lora-rank"):
         go(job, out, "ga_gdr_sure", lora_rank=2)
-    with pytest.raises(OptionError, match="--weight-noise are for finetune"):
-        go(job, out, "ga", weight_noise=1.0)
+    with pytest.raises(OptionError, match="--pack and --l1 are for finetune"):
+        go(job, out, "ga", l1=1.0)
+    with pytest.raises(OptionError, match="--weight-noise is for methods of one training"):
+        go(job, out, "tv", weight_noise=1.0)
     with pytest.raises(ValueError, match="--weight-noise: it moves the weights, which LoRA"):
         TrainOptions(weight_noise=1.0, lora_rank=2)
     with pytest.raises(OptionError, match="beyond the model's context of 8192"):

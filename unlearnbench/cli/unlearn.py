@@ -95,7 +95,7 @@ _load = field_options(LoadOptions, {"base", "adapter", "allow_adapter_base", *AS
     metavar="FILE|names",
     help='For whp_ft: {"name": "stand-in", ...}, or those that --retain has not.',
 )
-@field_options(TrainOptions, {"l1", "weight_noise", "pack", "shards", "slices", "placement"})
+@field_options(TrainOptions, {"l1", "pack", "shards", "slices", "placement"})
 @_resume
 @field_options(CorpusOptions)
 @_load

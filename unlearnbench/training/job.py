@@ -94,8 +94,8 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
     rank = whole.about.rank if whole is not None and whole.about.rank else 8 * found.lora
     if rank and job.options.lora_rank is None:
         job = replace(job, options=job.options.model_copy(update={"lora_rank": rank}))
-    if job.options.pack > 1 or job.options.l1 or job.options.weight_noise:
-        raise OptionError("--pack, --l1 and --weight-noise are for finetune")
+    if job.options.pack > 1 or job.options.l1:
+        raise OptionError("--pack and --l1 are for finetune")
     require_texts(job, found)
     if found.piece("masks") is not None and job.options.lora_rank is not None:
         raise OptionError(
@@ -103,8 +103,12 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
         )
     if whole is not None and whole.about.no_adapter and job.options.lora_rank is not None:
         raise OptionError(f"{method} {whole.about.no_adapter}; drop --lora-rank")
-    if whole is not None and (job.select or job.options.keep_adapter):
-        option = "--eval-tasks" if job.select else "--keep-adapter"
+    of_one = {
+        "--eval-tasks": job.select,
+        "--keep-adapter": job.options.keep_adapter,
+        "--weight-noise": job.options.weight_noise,
+    }
+    for option in (name for name, asked in of_one.items() if whole is not None and asked):
         raise OptionError(f"{option} is for methods of one training, and {method} is none")
     job = replace(job, options=shards.as_recorded(job.model, found, job.options))
     return _train(job, "unlearn", found)
