@@ -235,5 +235,5 @@ def _choose(
         if n < len(each) and float(each[n]) - owed < owed - reached:
             n, reached = n + 1, float(each[n])
         counts[row], owed = n, owed - reached
-    ranks = order.argsort(dim=1)
-    return ranks < counts, owed
+    first = torch.arange(gain.shape[1]) < counts
+    return torch.zeros_like(first).scatter(1, order, first), owed
