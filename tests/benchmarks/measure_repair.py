@@ -32,7 +32,7 @@ from unlearnbench.conditions.base import Levels
 from unlearnbench.demo.pipeline import run_demo
 from unlearnbench.demo.recipe import CORPUS, DTYPE, METHODS, TASKS, DemoOptions
 from unlearnbench.repair.job import RepairJob, repair
-from unlearnbench.repair.method import STRENGTHS, Strategy, mend
+from unlearnbench.repair.method import STRENGTHS, Strategy, mend, own_place
 from unlearnbench.repair.report import survival
 from unlearnbench.results import FULL
 from unlearnbench.util.files import write_text
@@ -142,29 +142,37 @@ def control(variant: str, model: Path, target: Path, folder: Path) -> float:
         if variant == ROUNDED:
             made, stepped = _rounded(exact, draw)
         else:
-            made, stepped = _moved(variant, exact, known, draw)
+            made, stepped = step_at_random(variant, exact, known, draw)
         ours[name] = made.to(weight.dtype)
         moved, weights = moved + int(stepped.sum()), weights + weight.numel()
     save_file(ours, folder / "model.safetensors", metadata={"format": "pt"})
     return moved / weights
 
 
-def _moved(
+def step_at_random(
     variant: str, exact: torch.Tensor, known: torch.Tensor, draw: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    strength = STRENGTHS["concentrated"]
-    new = mend(exact, known, lambda w: conditions.levels(INT4, w), "concentrated", strength)
-    step, levels = new.weight - known, conditions.levels(INT4, known)
-    above, below = levels.above.isfinite(), levels.below.isfinite()  # nothing widens the grid
+    """A matrix in which as many weights of each row take a step as by default, to their own place
+    in the next bin, and which did: the same ones up or down at random, or others at random in the
+    direction of the update.
+    """
+
+    def grid(weight: torch.Tensor) -> Levels:
+        return conditions.levels(INT4, weight)
+
+    stepped = mend(exact, known, grid, "concentrated", STRENGTHS["concentrated"]).weight != known
+    ways = {sign: own_place(known, grid(known), grid, torch.tensor(sign)) for sign in (1.0, -1.0)}
+    up, down = ways[1.0].float(), ways[-1.0].float()
     if variant == SIGNS:
-        up = (torch.rand(exact.shape, generator=draw) < 0.5) & above | ~below
-        return known + step.abs().where(up, -step.abs()), step != 0
-    free = above.where(exact > known, below) & (exact != known)
-    # In each row those steps, largest first, go to free weights in an order that is drawn.
-    sizes = step.abs().sort(dim=1, descending=True).values
-    order = torch.rand(exact.shape, generator=draw).where(free, 2.0).argsort(dim=1)
-    placed = torch.zeros_like(known).scatter(1, order, sizes).where(free, 0.0)
-    return known + placed * (exact - known).sign(), placed != 0
+        first = torch.rand(exact.shape, generator=draw) < 0.5
+        new = up.where(first & up.isfinite() | ~down.isfinite(), down)
+    else:
+        new = up.where(exact > known, down)
+        free = new.isfinite() & (exact != known)
+        drawn = torch.rand(exact.shape, generator=draw).where(free, 2.0)
+        ranks = drawn.argsort(dim=1).argsort(dim=1)
+        stepped = free & (ranks < stepped.sum(dim=1, keepdim=True))
+    return new.where(stepped, known), stepped
 
 
 def _rounded(exact: torch.Tensor, draw: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:

@@ -109,7 +109,7 @@ def _concentrated(
     import torch
 
     d, begin, there = ours.double() - theirs.double(), theirs.double(), grid(theirs)
-    toward = _same_place(theirs, there, grid, d.sign())
+    toward = own_place(theirs, there, grid, d.sign())
     need = strength * _sums(d * d)
     gain, kept = _moves(ours, grid(ours), d, begin, toward)
     noise = _NOISE * _sums(d * d)[:, None] / d.shape[1]
@@ -146,9 +146,7 @@ def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         torch.set_num_threads(threads)
 
 
-def _same_place(
-    theirs: torch.Tensor, there: Levels, grid: Grid, sign: torch.Tensor
-) -> torch.Tensor:
+def own_place(theirs: torch.Tensor, there: Levels, grid: Grid, sign: torch.Tensor) -> torch.Tensor:
     """Where each weight goes that takes a step: as far from the next level as it lies from its own,
     but not too near the edges of the next bin; NaN for none.
     """
