@@ -7,7 +7,7 @@ SET_UP := $(VENV)/.set-up
 # Files that each fuzzer of `make fuzz` tries: ten minutes on 2 cores.
 FUZZ_EXAMPLES ?= 4000
 
-.PHONY: help setup docs demo picture dist example test test-slow test-ci test-long fuzz structure audit check format vllm-env bench precisions screenshots why why-page methods-table training leaderboards schema field clean
+.PHONY: help setup docs demo picture dist example test test-slow test-ci test-long fuzz structure audit check format vllm-env bench precisions screenshots why why-page repair repair-page methods-table training leaderboards schema field clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /: /'
@@ -92,6 +92,12 @@ why: $(SET_UP) ## the experiment of docs/why.md, hours on 2 cores; goes on where
 
 why-page: $(SET_UP) ## the tables, plot and curve of docs/why.md; CELLS=why-out gathers that first
 	$(BIN)/python -W ignore -m tests.benchmarks.why_page $(if $(CELLS),--cells $(CELLS))
+
+repair: $(SET_UP) ## the evidence of docs/repair.md, hours on 2 cores; goes on; DEMO="--demo 0=demo-out" takes what is there
+	$(BIN)/python -W ignore -m tests.benchmarks.measure_repair --out repair-out --write $(DEMO)
+
+repair-page: $(SET_UP) ## the tables and the plot of docs/repair.md again, from docs/repair-rows.json
+	$(BIN)/python -W ignore -m tests.benchmarks.repair_page
 
 methods-table: $(SET_UP) ## every method on the demo's models against predictions, hours; goes on; DEMO="--demo 0=demo-out" takes what is there
 	$(BIN)/python -W ignore -m tests.benchmarks.measure_methods --out methods-out --write $(DEMO)

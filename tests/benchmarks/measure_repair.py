@@ -163,6 +163,7 @@ def step_at_random(
     stepped = mend(exact, known, grid, "concentrated", STRENGTHS["concentrated"]).weight != known
     ways = {sign: own_place(known, grid(known), grid, torch.tensor(sign)) for sign in (1.0, -1.0)}
     up, down = ways[1.0].float(), ways[-1.0].float()
+    stepped &= up.isfinite() | down.isfinite()  # not what a row that is left as it is has more
     if variant == SIGNS:
         first = torch.rand(exact.shape, generator=draw) < 0.5
         new = up.where(first & up.isfinite() | ~down.isfinite(), down)
