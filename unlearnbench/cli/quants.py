@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import click
@@ -18,6 +19,7 @@ from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.errors import OptionError, printable
 from unlearnbench.results import FULL, Condition
 from unlearnbench.tasks.registry import split_names
+from unlearnbench.util.files import writing
 from unlearnbench.util.process import ProgressLine
 from unlearnbench.util.text import fitted_table
 
@@ -204,6 +206,7 @@ def inspect_bins(
     overlap.require_codes(specs)
     for spec in specs:
         require_available(spec, "cpu")
+    _require_writable(json_file, plot)
     with ExitStack() as stack:
         others = options.model_copy(update={"revision": None})  # which is the model's
         ours, theirs = open_weights(model, options, stack), open_weights(target, others, stack)
@@ -222,3 +225,18 @@ def inspect_bins(
         overlap.write_json(Path(json_file), results, {"model": model, "target": target})
     if plot is not None:
         overlap.plot_overlap(Path(plot), results)
+
+
+def _require_writable(json_file: str | None, plot: str | None) -> None:
+    """Refuse files that ``overlap`` could not write, before checkpoints are compared."""
+    if plot is not None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        if Path(plot).suffix[1:].lower() not in FigureCanvasAgg.get_supported_filetypes():
+            raise OptionError(f"--plot {plot}: use a file ending in .png, .svg or .pdf")
+    for path in (Path(given) for given in (json_file, plot) if given is not None):
+        with writing(path, OptionError, "give another path"):
+            if path.exists():
+                path.open("ab").close()
+            else:
+                TemporaryFile(dir=path.parent).close()

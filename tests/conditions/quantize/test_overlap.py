@@ -420,6 +420,24 @@ def test_command_writes_table_json_and_plot(
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("option", "name", "says"),
+    [
+        ("--plot", "o.foo", "use a file ending in .png, .svg or .pdf"),
+        ("--plot", "no/o.png", "cannot be written (No such file or directory)"),
+        ("--json", "no/o.json", "cannot be written (No such file or directory)"),
+        ("--json", "", "cannot be written (Is a directory)"),
+    ],
+)
+def test_files_that_cannot_be_written_are_refused_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, name: str, says: str
+) -> None:
+    arguments = ["inspect", "--model", "none/here", "--target", "none/here", "--quant", "int4"]
+    assert run([*arguments, option, str(tmp_path / name)]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_bad_files_are_one_line(tiny: Path, tmp_path: Path) -> None:
     layer = LayerOverlap("a.0.b", 10, 9, 1, 1.0, 10.0, 2.5)
     found = [PrecisionOverlap("rtn-int4", (layer,))]
