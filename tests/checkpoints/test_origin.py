@@ -144,6 +144,16 @@ def test_what_results_say_of_a_training(tmp_path: Path) -> None:
     }
 
 
+def test_weight_noise_is_said_where_there_was_some(tmp_path: Path) -> None:
+    said = []
+    for width in (0.0, 0.5):
+        made = record(options=options(weight_noise=width, survive="rtn-int4"))
+        (tmp_path / FILE).write_text(json.dumps(made))
+        said.append(read_origin(tmp_path / FILE))
+    assert [origin.get("weight_noise") for origin in said] == [None, "0.5"]
+    assert said[0]["survive"] == "rtn-int4"
+
+
 SELECTION = {
     "rule": "the first",
     "task": "news_knowmem_f",

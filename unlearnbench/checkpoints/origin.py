@@ -250,7 +250,8 @@ def read_origin(path: Path) -> dict[str, str]:
         "steps": training.losses[-1].step if training.losses else 0,
     }
     facts |= training.knobs
-    facts |= {n: v for n, v in training.options.model_dump().items() if n.startswith("survive")}
+    given = training.options.model_dump().items()
+    facts |= {n: v for n, v in given if n.startswith("survive") or (n == "weight_noise" and v)}
     facts["recipe"] = training.recipe
     if training.selection is not None:
         facts["selected"] = training.selection
