@@ -18,7 +18,7 @@ from unlearnbench.cli.options import (
     verbose_option,
 )
 from unlearnbench.errors import OptionError, one_line
-from unlearnbench.methods import pieces
+from unlearnbench.methods import find_method, pieces
 from unlearnbench.methods.options import Field
 from unlearnbench.tasks.registry import split_names
 from unlearnbench.training.options import CorpusOptions, SelectOptions, TrainOptions
@@ -113,7 +113,8 @@ def unlearn(**given: Any) -> None:
     asked = {name: given.pop(name) for name in names}
     method = _required(given, "method")
     requests = given.pop("requests")
-    job = replace(_job(given, given.pop("forget")), forecast=_forecast)
+    job = _job(given, given.pop("forget"))
+    job = replace(job, forecast=partial(_forecast, method, job.select is not None))
     numbers = {n: v for n, v in asked.items() if v is not None}
     if requests is None:
         _say(run(job, method, numbers), job.out)
@@ -173,20 +174,28 @@ def _job(given: dict[str, Any], texts: tuple[str, ...]) -> Job:
     )
 
 
-def _forecast(model: Any, options: TrainOptions, steps: int) -> None:
+def _forecast(method: str, selects: bool, model: Any, options: TrainOptions, steps: int) -> None:
     """Say which weights the training can move, and what rounding will leave of that."""
     if not is_main():
         return
-    from unlearnbench.conditions.quantize.movable import COMMON, rows_of, tell
+    from unlearnbench.conditions.quantize.movable import COMMON, Planned, rows_of, tell
     from unlearnbench.methods.base import inner_linears
+    from unlearnbench.training.checks import can_survive
+    from unlearnbench.training.steps import rates
 
-    narrow = {"bfloat16": "bf16", "float16": "fp16"}  # others hold no weight still
+    narrow = {"bfloat16": "bf16", "float16": "fp16"}
     own = narrow.get(str(model.dtype).removeprefix("torch."), "fp32")
-    dtype = own if options.weights_dtype == "auto" else options.weights_dtype
-    falls = options.schedule != "constant"
-    rates = [options.lr * (1 - falls * step / steps) for step in range(steps)]
+    asks = options.survive is not None and options.survive_weight != 0
+    planned = Planned(
+        own if options.weights_dtype == "auto" else options.weights_dtype,
+        rates(options, steps),
+        most=selects or options.stop_el is not None,
+        chunked=options.chunk is not None,
+        survived=str(options.survive).split(",") if asks else (),
+        can_survive=can_survive(find_method(method)),
+    )
     rows = rows_of(module.weight for module in inner_linears(model).values())
-    for line in tell(rows, dtype, rates, COMMON):
+    for line in tell(rows, planned, COMMON):
         click.echo(line)
 
 

@@ -133,9 +133,14 @@ def _survived(asked: str, method: Method) -> str:
             raise OptionError(f"--survive {spec.name}: {lacking}")
     if method.stage is None:
         raise OptionError(f"--survive: {method.name} does not train the model that it makes")
-    if {"kga", "ilu"} & {piece.about.name for piece in method.pieces}:
+    if not can_survive(method):
         raise OptionError(f"--survive adds terms up; {method.name} goes by the value of one alone")
     return ",".join(spec.name for spec in specs)
+
+
+def can_survive(method: Method) -> bool:
+    """Whether the loss of a method that trains its output can be taken at rounded weights too."""
+    return not {"kga", "ilu"} & {piece.about.name for piece in method.pieces}
 
 
 def open_base(given: str, load: LoadOptions, target: CheckpointSource) -> CheckpointSource:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, get_scheduler
 from transformers.trainer_callback import ExportableState
 
 from unlearnbench.checkpoints.load import out_first
@@ -27,6 +27,7 @@ from unlearnbench.methods.base import (
 )
 from unlearnbench.methods.rows import Batch, Part, Role
 from unlearnbench.training import sharding
+from unlearnbench.training.options import TrainOptions
 from unlearnbench.training.rounded import PLAIN, Rounding, Survive, through
 from unlearnbench.util.process import ProgressLine, process_count
 
@@ -106,6 +107,14 @@ class WholeStep(OptimizerStep):
 
     def through(self, function: Rounding) -> AbstractContextManager[None]:
         return through(self.model, function)
+
+
+def rates(options: TrainOptions, steps: int) -> list[float]:
+    """The learning rate of each step, as the Trainer has it."""
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=options.lr)
+    schedule: Any = get_scheduler(options.schedule, optimizer, options.warmup_steps, steps)
+    (factor,) = schedule.lr_lambdas
+    return [options.lr * factor(step) for step in range(steps)]
 
 
 def forget_term(

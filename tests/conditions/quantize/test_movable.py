@@ -14,7 +14,10 @@ from unlearnbench import conditions
 from unlearnbench.conditions.quantize.movable import (
     _DRIFT,
     _SPREAD,
+    COMMON,
+    Planned,
     imagined,
+    leaving,
     limit,
     rows_of,
     survival,
@@ -101,21 +104,72 @@ def weights(half_bin: float) -> list[torch.Tensor]:
 
 
 def test_what_is_held_is_told_with_what_helps() -> None:
-    rates = [1e-5] * 100  # nothing grows beyond 2^-8
-    head, four, eight = tell(weights(0.008), "bf16", rates, ["rtn-int4", "rtn-int8"])
-    assert re.fullmatch(
-        r"weights in bf16 at --lr 1e-05: 3\d.* the inner weights can move, those up to 0.00391",
-        head,
-    )
-    assert "survival 0.00 at rtn-int4" in four
-    helps = "; more is kept by --weights-dtype fp32 or bf16-sr"
-    assert f"{helps} or --lr " in four
+    planned = Planned("bf16", [1e-5] * 100)  # nothing grows beyond 2^-8
+    head, four, eight = tell(weights(0.008), planned, ["rtn-int4", "rtn-int8"])
+    says = r"weights in bf16 at --lr 1e-05, 100 steps: (3\d.\d%) of the inner weights can move"
+    moves = re.fullmatch(f"{says}, those up to 0.00391", head)
+    assert moves
+    begin = f"rtn-int4: {moves[1]} can move, none of these can leave their bin; in 100 steps, made"
+    assert four.startswith(f"{begin} up: survival 0.00 at rtn-int4: expect ")
+    helps = "; more is kept by --weights-dtype fp32 or --weights-dtype bf16-sr or --lr "
+    assert re.search(f"{helps}\\S+ or --survive rtn-int4 --survive-forget worst$", four)
+    assert f"{moves[1]} can move, all of these can leave their bin; " in eight
     assert re.search(r"survival (0\.[89]|1\.0)\d at rtn-int8", eight)
     assert "kept by" not in eight
-    rounded = tell(weights(0.008), "bf16-rounded", rates, ["rtn-int4"])
+    rounded = tell(weights(0.008), planned._replace(dtype="bf16-rounded"), ["rtn-int4"])
     assert rounded[1] == four
-    (_, far) = tell(weights(5.0), "bf16", rates, ["rtn-int4"])
-    assert far.endswith(helps), "no rate of those tried helps"
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_only_what_keeps_nearly_all_is_named(dtype: str) -> None:
+    """Two values in each row, and so none near an edge: small steps are lost in fp32 too."""
+    rows = torch.full((16, 256), 1e-3)
+    rows[:, 0] = 0.5
+    planned = Planned(dtype, [1e-5] * 20)
+    (_, far) = tell([rows], planned, ["rtn-int4"])
+    assert "survival 0.00 at rtn-int4" in far
+    assert far.endswith("; more is kept by --survive rtn-int4 --survive-forget worst")
+    (_, none) = tell([rows], planned._replace(can_survive=False), ["rtn-int4"])
+    assert none.endswith("pairs"), "nothing that would help is known"
+    (_, asked) = tell([rows], planned._replace(survived=["rtn-int4"]), ["rtn-int4"])
+    assert asked.endswith("; --survive takes the loss there too, which is not made up")
+
+
+@pytest.mark.parametrize("precision", COMMON)
+def test_what_leaves_its_bin_against_every_number_below_the_limit(precision: str) -> None:
+    """Each weight that can move is put on every number up to the limit in turn."""
+    spec, highest = conditions.find_condition(precision), 2.0**-7
+    row = torch.randn(1, 64, generator=torch.Generator().manual_seed(1)) * 0.004
+    row[0, :2] = torch.tensor([0.06, -0.03])
+    row = row.bfloat16().float()
+    places = torch.tensor([float(w) for e in range(6) for w in binade(highest / 2**e, 8)])
+    places = torch.cat([places, -places, torch.tensor([0.0, highest, -highest])])
+    own = conditions.encode(spec, row).values
+    expected = 0
+    for at in range(64):
+        if abs(float(row[0, at])) <= highest:
+            there = row.repeat(len(places), 1)
+            there[:, at] = places
+            found = conditions.encode(spec, there).values[:, at]
+            # FP4's codes of 0.0052 beside 0 are no step away from it.
+            expected += bool(((found - own[0, at]).abs() > 0.01 * 0.06).any())
+    assert leaving([row], spec, highest) == expected
+    assert precision != "rtn-int4" or 0 < expected < 60
+
+
+def test_a_row_that_moves_as_a_whole_takes_its_grid_along() -> None:
+    rows = torch.tensor([[0.002, -0.002, 0.002, 0.0]])
+    assert leaving([rows], conditions.find_condition("rtn-int4"), 2.0**-8) == 4
+
+
+def test_a_long_training_is_made_up_from_one_end_to_the_other() -> None:
+    falling = [1e-4 * (1 - n / 2000) for n in range(2000)]
+    planned = Planned("bf16", falling, most=True)
+    assert len(planned.made) == 500
+    assert planned.made == falling[::4]
+    (_, line) = tell(weights(0.008), planned, ["rtn-int8"])
+    assert "; in 500 of at most 2000 steps, made up: survival " in line
+    assert Planned("bf16", falling[:500]).made == falling[:500]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16-sr"])
@@ -124,8 +178,23 @@ def test_nothing_is_held_where_rounding_keeps_the_mean(dtype: str) -> None:
     ours = imagined(rows, dtype, [1e-5] * 100)
     found = survival(ours, rows, conditions.find_condition("rtn-int8"))
     assert found == pytest.approx(1, abs=0.1)
-    head, _ = tell(rows, dtype, [1e-5] * 5, ["rtn-int8"])
-    assert head == f"weights in {dtype} at --lr 1e-05: all inner weights can move"
+    head, line = tell(rows, Planned(dtype, [1e-5] * 5), ["rtn-int4"])
+    assert head == f"weights in {dtype} at --lr 1e-05, 5 steps: all of the inner weights can move"
+    assert line.startswith("rtn-int4: all can move, all of these can leave their bin; ")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16-sr"])
+def test_steps_too_small_for_fp32_move_nothing_there(dtype: str) -> None:
+    (found,) = weights(0.008)
+    rows = [found.where(found.abs() > 1e-4, torch.tensor(2.0**-7))]
+    head, line = tell(rows, Planned(dtype, [1e-12] * 10), ["rtn-int4"])
+    assert head.endswith("10 steps: none of the inner weights can move, those up to 3.05e-05")
+    assert line == "no sampled weight moves in 10 steps; use a larger --lr"
+
+
+def test_steps_beyond_all_numbers_are_one_line() -> None:
+    _, line = tell(weights(0.008), Planned("fp32", [1e37] * 500), COMMON)
+    assert line == "made-up steps end beyond all numbers; use a smaller --lr"
 
 
 def test_nothing_moved_has_no_survival() -> None:
@@ -144,7 +213,13 @@ def test_rows_are_spread_over_a_matrix_and_matrices_over_a_model() -> None:
 
 
 def test_a_rate_that_moves_nothing_survives_nothing() -> None:
-    found = tell(weights(0.008), "bf16", [1e-12] * 10, ["rtn-int4", "rtn-int8"])
-    assert found[1:] == [
-        "no sampled weight moves in 10 steps; use --weights-dtype fp32 or bf16-sr"
-    ], "no forecast of what would survive"
+    planned = Planned("bf16", [1e-12] * 10)
+    found = tell(weights(0.008), planned, ["rtn-int4", "rtn-int8"])
+    assert found[1:] == ["no sampled weight moves in 10 steps; use a larger --lr"], (
+        "no forecast of what would survive, and fp32 loses so small steps too"
+    )
+    generator = torch.Generator().manual_seed(1)
+    rows = [(0.3 + torch.rand(16, 1024, generator=generator) / 10).bfloat16().float()]
+    (_, line) = tell(rows, Planned("bf16", [1e-5] * 200), ["rtn-int8"])
+    helps = "--weights-dtype fp32 or --weights-dtype bf16-sr"
+    assert line == f"no sampled weight moves in 200 steps; use {helps}"

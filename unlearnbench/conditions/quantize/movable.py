@@ -1,12 +1,12 @@
-"""What rounding will leave of a training, told before its first step from dtype, learning rate,
-steps and the target's weights.
+"""What rounding will leave of a training, told before its first step from dtype, learning rates and
+the target's weights.
 
-A number of bf16 with |w| in [2^e, 2^(e+1)) has neighbours 2^(e-7) away (fp16: 2^(e-10)). A step of
-AdamW is lr x u with u at most about 1, and one below half that distance rounds away. So weights of
-``limit`` and above stand still, and those below freeze when they have grown to it. Where a
-quantizer's zero bin is wider than that, no weight that can move ever leaves its bin. How much of an
-update is left is found by making one up: every sampled weight drifts, as measured weights do on
-average, and is rounded after each step; then both ends are quantized.
+A number of bf16 with |w| in [2^e, 2^(e+1)) has neighbours 2^(e-7) away (fp16: 2^(e-10), fp32:
+2^(e-23)). A step of AdamW is lr x u with u at most about 1, and one below half that distance rounds
+away. So weights of ``limit`` and above stand still, and those below freeze when they have grown to
+it. Where a quantizer's zero bin is wider than that, no weight that can move ever leaves its bin.
+How much of an update is left is found by making one up: every sampled weight drifts, as measured
+weights do on average, and is rounded after each step; then both ends are quantized.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from unlearnbench import conditions
 from unlearnbench.conditions.base import ConditionSpec
@@ -24,8 +24,10 @@ from unlearnbench.conditions.quantize.overlap import product
 if TYPE_CHECKING:
     import torch
 
-# Significant bits of the dtypes whose rounding holds weights still.
-SIGNIFICANT = {"bf16": 8, "fp16": 11}
+    Made: TypeAlias = Callable[[str, int], list[torch.Tensor]]
+
+# Significant bits of the weights that a step is added to; bf16-sr holds and adds in fp32.
+SIGNIFICANT = {"bf16": 8, "fp16": 11, "fp32": 24, "bf16-sr": 24}
 COMMON = ("rtn-int8", "rtn-int4", "bnb-nf4", "bnb-fp4")
 _ROWS, _WEIGHTS = 16, 2**18  # at most so many rows of a matrix, about so many weights in all
 _STEPS = 500  # made up at most
@@ -33,8 +35,41 @@ _STEPS = 500  # made up at most
 # models went 0.11 to 0.15 of the sum of learning rates (docs/why.md).
 _DRIFT, _SPREAD = 0.15, 0.3
 _KEPT = 0.7  # survival below which help is named
-_HELP = "--weights-dtype fp32 or bf16-sr"
+_ALL = (0.9, 1.1)  # what help has to give
+_FINER = ("fp32", "bf16-sr")
 _RATES = (2, 4, 8)
+
+
+class Planned(NamedTuple):
+    """A training before its first step."""
+
+    dtype: str
+    """fp32, bf16, fp16, bf16-rounded or bf16-sr."""
+    rates: Sequence[float]
+    """The learning rate of each step."""
+    most: bool = False
+    """Whether it may stop earlier."""
+    chunked: bool = False
+    """Whether others of as many steps follow on other chunks of the texts."""
+    survived: Sequence[str] = ()
+    """The precisions of --survive."""
+    can_survive: bool = True
+    """Whether the method takes that option."""
+
+    @property
+    def steps(self) -> str:
+        """How many, in words."""
+        count = f"{len(self.rates)} step{'s' * (len(self.rates) != 1)}"
+        most, where = "at most " * self.most, " on the first chunk" * self.chunked
+        return f"{most}{count}{where}"
+
+    @property
+    def made(self) -> Sequence[float]:
+        """The rates of the steps that are made up: all, or some from one end to the other. Not
+        fewer and larger ones, which would not be rounded away.
+        """
+        count = min(_STEPS, len(self.rates))
+        return [self.rates[i * len(self.rates) // count] for i in range(count)]
 
 
 def limit(lr: float, dtype: str) -> float:
@@ -91,53 +126,85 @@ def survival(
     return kept / update if update else None
 
 
-def tell(
-    weights: Sequence[torch.Tensor], dtype: str, rates: Sequence[float], precisions: Sequence[str]
-) -> list[str]:
-    """A line on what a training can move, and one a precision on what is left of it. dtype: fp32,
-    bf16, fp16, bf16-rounded or bf16-sr; rates: the learning rate of each step.
+def leaving(weights: Sequence[torch.Tensor], spec: ConditionSpec, highest: float) -> int:
+    """How many weights up to ``highest`` can leave their bin, since it ends below that. One that
+    its grid hangs on takes the grid along.
     """
-    peak, kind = max(rates), dtype.removesuffix("-rounded")
-    head = f"weights in {dtype} at --lr {peak:g}: all inner weights can move"
-    if kind in SIGNIFICANT:
-        highest = limit(peak, kind)
-        moving = sum(int((w.abs() <= highest).sum()) for w in weights)
-        share = 100 * moving / sum(w.numel() for w in weights)
-        head = f"weights in {dtype} at --lr {peak:g}: {share:.3g}% of the inner weights can move, "
-        head += f"those up to {highest:.3g}"
+    count = 0
+    for weight in weights:
+        own = conditions.levels(spec, weight)
+        up, down = (own.values + own.above) / 2, (own.values + own.below) / 2
+        hangs = own.above.isnan() & own.below.isnan()
+        moves = weight.abs() <= highest
+        count += int((moves & ((up < highest) | (down > -highest) | hangs)).sum())
+    return count
+
+
+def tell(weights: Sequence[torch.Tensor], planned: Planned, precisions: Sequence[str]) -> list[str]:
+    """A line on what a training can move, and one a precision on what can leave its bin there, on
+    what is left of a made-up training, and on what helps.
+    """
+    dtype, peak = planned.dtype, max(planned.rates)
+    highest = limit(peak, dtype.removesuffix("-rounded"))
+    total = sum(w.numel() for w in weights)
+    moving = sum(int((w.abs() <= highest).sum()) for w in weights)
+    share = f"{_share(moving, total)} of the inner weights can move"
+    head = f"weights in {dtype} at --lr {peak:g}, {planned.steps}: {share}"
+    head += "" if moving == total else f", those up to {highest:.3g}"
 
     @cache
-    def made(times: int) -> list[torch.Tensor]:
-        return imagined(weights, dtype, [times * lr for lr in rates[:_STEPS]])
+    def made(dtype: str, times: int) -> list[torch.Tensor]:
+        return imagined(weights, dtype, [times * lr for lr in planned.made])
 
+    if not all(bool(weight.isfinite().all()) for weight in made(dtype, 1)):
+        return [head, "made-up steps end beyond all numbers; use a smaller --lr"]
     lines = [head]
     for spec in conditions.resolve(precisions):
-        found = survival(made(1), weights, spec)
+        line = f"{spec.name}: {_share(moving, total)} can move"
+        if moving:
+            left = leaving(weights, spec, highest)
+            line += f", {_share(left, moving)} of these can leave their bin"
+        if spec.name in planned.survived:
+            lines.append(f"{line}; --survive takes the loss there too, which is not made up")
+            continue
+        found = survival(made(dtype, 1), weights, spec)
         if found is None:
-            larger = _larger(weights, spec, made, peak)
-            return [head, f"no sampled weight moves in {len(rates)} steps; use {_either(larger)}"]
-        line = "before training, by a made-up one: " + forecast(found, spec.name)
-        if found < _KEPT and kind in SIGNIFICANT:
-            line += f"; more is kept by {_either(_larger(weights, spec, made, peak))}"
-        lines.append(line)
+            help = " or ".join(_helps(weights, planned, spec, made)) or "a larger --lr"
+            return [head, f"no sampled weight moves in {planned.steps}; use {help}"]
+        line += f"; {_how(planned)}: {forecast(found, spec.name)}"
+        helps = _helps(weights, planned, spec, made) if found < _KEPT else []
+        if found < _KEPT and planned.can_survive:
+            worst = ",".join([*planned.survived, spec.name])
+            helps.append(f"--survive {worst} --survive-forget worst")
+        lines.append(line + (f"; more is kept by {' or '.join(helps)}" if helps else ""))
     return lines
 
 
-def _either(larger: Sequence[str]) -> str:
-    return " or ".join([_HELP, *larger])
+def _share(part: int, whole: int) -> str:
+    """In percent, and never rounded up to all or down to none."""
+    if part in (0, whole):
+        return "all" if part else "none"
+    return f"{min(99.9, 100 * part / whole):.3g}%"
 
 
-def _larger(
-    weights: Sequence[torch.Tensor],
-    spec: ConditionSpec,
-    made: Callable[[int], list[torch.Tensor]],
-    lr: float,
+def _how(planned: Planned) -> str:
+    """What was made up."""
+    some = f"{_STEPS} of " if len(planned.rates) > _STEPS else ""
+    return f"in {some}{planned.steps}, made up{' without --survive' * bool(planned.survived)}"
+
+
+def _helps(
+    weights: Sequence[torch.Tensor], planned: Planned, spec: ConditionSpec, made: Made
 ) -> list[str]:
-    """The least of some larger learning rates that keeps nearly all. made: the weights after a
-    made-up training at so many times ``lr``.
+    """Dtypes that round away less, and the least of some larger learning rates, each only where a
+    made-up training keeps nearly all with it.
     """
-    for times in _RATES:
-        found = survival(made(times), weights, spec)
-        if found is not None and 0.9 <= found < 1.1:
-            return [f"--lr {times * lr:g}"]
-    return []
+
+    def keeps(dtype: str, times: int) -> bool:
+        found = survival(made(dtype, times), weights, spec)
+        return found is not None and _ALL[0] <= found < _ALL[1]
+
+    dtypes = () if planned.dtype in _FINER else _FINER
+    found = [f"--weights-dtype {dtype}" for dtype in dtypes if keeps(dtype, 1)]
+    larger = next((times for times in _RATES if keeps(planned.dtype, times)), None)
+    return found if larger is None else [*found, f"--lr {larger * max(planned.rates):g}"]
