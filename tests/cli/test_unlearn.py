@@ -88,6 +88,8 @@ def test_a_bad_config_file_is_one_line(
     [
         (["--lr", "0"], "--lr 0"),
         (["--lr", "nan"], "--lr nan"),
+        (["--lr", "1e308", "--weights-dtype", "bf16"], "--lr 1e+308: use at most 1e+37"),
+        (["--lora-rank", "2", "--weight-noise", "1"], "--weight-noise: it moves the weights"),
         (["--batch-size", "4", "--micro-batch-size", "3"], "no multiple"),
         (["--keep-adapter"], "only with --lora-rank"),
         (["--beta", "0.1"], "--beta means nothing to ga"),
@@ -205,10 +207,43 @@ def test_what_can_move_is_said_before_the_first_step(
 ) -> None:
     assert call(*quick, "--weights-dtype", "bf16", "--lr", "1e-6") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("weights in bf16 at --lr 1e-06: ")
+    assert lines[0].startswith("weights in bf16 at --lr 1e-06, 1 step: ")
     for line, precision in zip(lines[1:5], COMMON, strict=True):
-        assert re.match(f"before training, by a made-up one: survival .* at {precision}: ", line)
-    assert lines[-1].endswith("steps")
+        says = r"\S+% can move, \S+ of these can leave their bin; in 1 step, made up: survival "
+        assert re.match(f"{precision}: {says}", line)
+    assert lines[-1].endswith("1 steps")
+
+
+@pytest.mark.parametrize(
+    ("method", "asked", "says"),
+    [
+        ("ga", ["--survive", "nf4"], "bnb-nf4: .*; --survive takes the loss there too"),
+        ("ga", ["--survive", "nf4"], "rtn-int4: .* in 2 steps, made up without --survive: "),
+        ("ga", ["--survive", "nf4"], "rtn-int4: .* by --survive bnb-nf4,rtn-int4 --survive-fo"),
+        ("ga", ["--survive", "nf4", "--survive-weight", "0"], "bnb-nf4: .* 2 steps, made up: "),
+        ("ga", ["--chunk", "2"], "rtn-int4: .* in 2 steps on the first chunk, made up: "),
+        ("ga_gdr_ilu", [], "rtn-int4: (?!.*--survive)"),
+    ],
+)
+def test_what_is_made_up_is_said(
+    quick: list[str], capsys: pytest.CaptureFixture[str], method: str, asked: list[str], says: str
+) -> None:
+    shared = ["--method", method, "--weights-dtype", "bf16", "--lr", "2e-5", "--max-steps", "2"]
+    if method == "ga_gdr_ilu":
+        forget = quick[quick.index("--forget") + 1]
+        shared += ["--retain", forget, "--auxiliary", forget]
+    assert call(*quick, *shared, *asked) == 0
+    out = capsys.readouterr().out
+    assert re.search(f"^{says}", out, re.MULTILINE), out
+
+
+def test_a_training_that_may_stop_earlier_makes_at_most_so_many_steps(
+    quick: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    unseen = quick[quick.index("--forget") + 1]
+    words = ["--stop-el", "2", "--unseen", unseen, "--max-steps", "2", "--chunk", "4"]
+    assert call(*quick, *words) == 0
+    assert "at --lr 1e-05, at most 2 steps on the first chunk: " in capsys.readouterr().out
 
 
 def test_what_the_target_was_made_from_is_no_adapters_base(

@@ -23,9 +23,10 @@ from unlearnbench.checkpoints.origin import FILE, Training, read_origin
 from unlearnbench.errors import CheckpointError, DataError, OptionError
 from unlearnbench.methods import find_method, method_names, pieces
 from unlearnbench.methods.base import inner_linears
+from unlearnbench.training import context as context_module
 from unlearnbench.training.job import Job, finetune, unlearn
 from unlearnbench.training.options import CorpusOptions, TrainOptions
-from unlearnbench.training.steps import Noise, Shrink
+from unlearnbench.training.steps import Noise, Shrink, rates
 
 
 def kinds(name: str) -> set[str]:
@@ -233,6 +234,51 @@ def test_gradients_are_taken_under_weight_noise_and_weights_keep_none_of_it(
     assert abs(losses[1.0] - losses[0.0]) > 1e-4
 
 
+def test_a_model_to_compare_with_is_trained_without_noise(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, float] = {}
+    made = context_module._run
+
+    def run(context: Any, model: Any, stage: Any, stop: Any) -> Any:
+        seen[stage.folder.name] = stage.noise
+        return made(context, model, stage, stop)
+
+    monkeypatch.setattr(context_module, "_run", run)
+    go(job, tmp_path / "loo", "loo", max_steps=1, weight_noise=1.0, weights_dtype="fp32")
+    assert seen.pop("unlearn") == 1.0
+    assert seen
+    assert set(seen.values()) == {0.0}
+    seen.clear()
+    few = job.options.updated(
+        {"weight_noise": 1.0, "shards": 2, "max_steps": None, "batch_size": 8}
+    )
+    finetune(replace(job, out=tmp_path / "shards", retain=(), options=few))
+    assert sorted(seen.items()) == [("shard-0-stage-0", 1.0), ("shard-1-stage-0", 1.0)]
+
+
+def test_what_is_told_before_the_first_step_is_of_methods_of_pieces(
+    job: Job, tmp_path: Path
+) -> None:
+    told: list[int] = []
+    asked = replace(job, forecast=lambda model, options, steps: told.append(steps))
+    for method in ("pcgu", "rmu"):
+        go(asked, tmp_path / method, method, max_steps=1)
+    assert not told, "they train otherwise than what is made up"
+    go(asked, tmp_path / "ga", "ga", max_steps=2)
+    assert told == [2]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_the_rates_of_all_steps_are_known_before_the_first(
+    job: Job, tmp_path: Path, schedule: str
+) -> None:
+    given = {"schedule": schedule, "warmup_steps": 2, "max_steps": 5}
+    made = go(job, tmp_path / "out", "ga", **given)
+    known = rates(job.options.updated(given), 5)
+    assert [record.lr for record in made.losses] == pytest.approx(known)
+
+
 def test_the_noise_is_uniform_and_as_wide_as_a_step_of_int4(tiny: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -308,8 +354,12 @@ def test_bad_input_is_refused(job: Job, tmp_path: Path, tiny: Path) -> None:
         go(job, out, "ga_gdr_sure", lora_rank=2)
     with pytest.raises(OptionError, match="--pack and --l1 are for finetune"):
         go(job, out, "ga", l1=1.0)
-    with pytest.raises(OptionError, match="--weight-noise is for methods of one training"):
-        go(job, out, "tv", weight_noise=1.0)
+    for whole in ("tv", "rmu"):
+        says = f"--weight-noise is for methods of pieces .*, not for {whole}$"
+        with pytest.raises(OptionError, match=says):
+            go(job, out, whole, weight_noise=1.0)
+    with pytest.raises(OptionError, match="^--weight-noise: .* which LoRA does not train$"):
+        go(job, out, "ga_gdr_lora", weight_noise=1.0)
     with pytest.raises(ValueError, match="--weight-noise: it moves the weights, which LoRA"):
         TrainOptions(weight_noise=1.0, lora_rank=2)
     with pytest.raises(OptionError, match="beyond the model's context of 8192"):

@@ -99,14 +99,20 @@ def test_interrupted_and_resumed_gives_the_same_weights(
         assert set(weights(folder)) <= set(plain.state_dict())
 
 
+@pytest.mark.parametrize("method", ["", "ga_gdr", "npo_klr"])
 def test_a_resumed_training_goes_on_under_the_same_noise(
-    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
+    def make(job: Job) -> Training:
+        if method:
+            return job_module.unlearn(job, method)
+        return job_module.finetune(replace(job, retain=()))
+
     options = job.options.model_copy(
         update={"max_steps": 4, "save_steps": 2, "weight_noise": 1.0, "weights_dtype": "fp32"}
     )
-    plain = replace(job, retain=(), options=options)
-    whole = job_module.finetune(replace(plain, out=tmp_path / "whole"))
+    plain = replace(job, options=options)
+    whole = make(replace(plain, out=tmp_path / "whole"))
     step = trainer_module.UnlearnTrainer.training_step
 
     def interrupt(self: Any, *given: Any) -> Any:
@@ -117,9 +123,9 @@ def test_a_resumed_training_goes_on_under_the_same_noise(
     monkeypatch.setattr(trainer_module.UnlearnTrainer, "training_step", interrupt)
     out = tmp_path / "parts"
     with pytest.raises(Stop):
-        job_module.finetune(replace(plain, out=out))
+        make(replace(plain, out=out))
     monkeypatch.undo()
-    resumed = job_module.finetune(replace(plain, out=out, resume=True))
+    resumed = make(replace(plain, out=out, resume=True))
     assert same(weights(tmp_path / "whole"), weights(out))
     assert [r.loss for r in resumed.losses] == [r.loss for r in whole.losses]
 

@@ -287,11 +287,11 @@ def make_stage(
     if piece is not None and loss is not descent:
         beside = piece.alternatives
     schedule = make_schedule(sets, o, beside)
-    survive = survival(o) if name.partition("-")[0] == context.method.stage else PLAIN
-    home = context.home / name
+    final = name.partition("-")[0] == context.method.stage  # not of a model to compare with
+    survive, noise = (survival(o), o.weight_noise) if final else (PLAIN, 0.0)
     rounding = o.weights_dtype if o.weights_dtype in ROUNDED else None
-    more: dict[str, Any] = {"l1": o.l1, "noise": o.weight_noise, "rounding": rounding}
-    return Stage(home, schedule, loss, context.pad, **more, survive=survive)
+    more: dict[str, Any] = {"l1": o.l1, "noise": noise, "rounding": rounding}
+    return Stage(context.home / name, schedule, loss, context.pad, **more, survive=survive)
 
 
 def train(

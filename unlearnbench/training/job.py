@@ -73,7 +73,7 @@ class Job:
     score: ScoreCheckpoint | None = None
     """How ``select`` evaluates."""
     forecast: Forecast | None = None
-    """Called with the model before the first step of ``unlearn``."""
+    """Called with the model before the first step of a method of pieces."""
     resume: bool = False
     progress: bool = False
 
@@ -93,7 +93,7 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
     whole = found.piece("whole")
     rank = whole.about.rank if whole is not None and whole.about.rank else 8 * found.lora
     if rank and job.options.lora_rank is None:
-        job = replace(job, options=job.options.model_copy(update={"lora_rank": rank}))
+        job = replace(job, options=job.options.updated({"lora_rank": rank}))
     if job.options.pack > 1 or job.options.l1:
         raise OptionError("--pack and --l1 are for finetune")
     require_texts(job, found)
@@ -103,13 +103,13 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
         )
     if whole is not None and whole.about.no_adapter and job.options.lora_rank is not None:
         raise OptionError(f"{method} {whole.about.no_adapter}; drop --lora-rank")
-    of_one = {
+    of_pieces = {
         "--eval-tasks": job.select,
         "--keep-adapter": job.options.keep_adapter,
         "--weight-noise": job.options.weight_noise,
     }
-    for option in (name for name, asked in of_one.items() if whole is not None and asked):
-        raise OptionError(f"{option} is for methods of one training, and {method} is none")
+    for option in (name for name, asked in of_pieces.items() if whole is not None and asked):
+        raise OptionError(f"{option} is for methods of pieces (forget_retain), not for {method}")
     job = replace(job, options=shards.as_recorded(job.model, found, job.options))
     return _train(job, "unlearn", found)
 
@@ -173,7 +173,7 @@ def _train(job: Job, kind: Literal["unlearn", "finetune"], method: Method) -> Tr
         if base is not None:
             context.start = cast_model(base.model(), job.options.weights_dtype)
         context.alternative, context.corpus, context.anchors = job.alternative, job.corpus, anchors
-        context.forecast = job.forecast if kind == "unlearn" else None
+        context.forecast = None if method.piece("whole") else job.forecast
         source.release()
         context.selector = _make_selector(job, folder, encoder)
         with folder.claim(asked):

@@ -12,7 +12,7 @@ from unlearnbench.util.validation import OptionModel
 class TrainOptions(OptionModel):
     """How to train, whatever the loss. ``unlearning.json`` records them."""
 
-    lr: float = Field(default=1e-5, gt=0)
+    lr: float = Field(default=1e-5, gt=0, le=1e37)  # AdamW's first step takes ten times as much
     """Learning rate of AdamW."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the texts; in unlearning, over the forget set."""
