@@ -14,6 +14,7 @@ from tests.recovery.test_overview import row
 from tests.test_results import make_result, make_task
 from unlearnbench.cli.quants import _list
 from unlearnbench.cli.tasks import _HEAD
+from unlearnbench.conditions import find_condition
 from unlearnbench.conditions.quantize.overlap import (
     LayerOverlap,
     PrecisionOverlap,
@@ -68,7 +69,9 @@ def inspect() -> str:
 def repair() -> str:
     sizes = {"rtn-int4": 0.4, "bnb-nf4": 0.5}
     after = {"rtn-int4": 0.9, "bnb-nf4": 0.95}
-    return report_table(Totals(10**6, 10**4, 2000, 150, 1.0, 4.0, 900.0, sizes, after, {"bnb-nf4"}))
+    unfit = {"gguf-q4_0": "gguf-q4_0: the 80 columns of w make no blocks of 32"}
+    totals = Totals(10**6, 10**4, 2000, 150, 1.0, 4.0, 900.0, sizes, after, 2, unfit)
+    return report_table(totals, [find_condition("hqq-int4-g64")])
 
 
 def quants() -> str:

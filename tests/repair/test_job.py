@@ -158,6 +158,42 @@ def test_a_merged_adapter(pair: tuple[Path, Path], tmp_path: Path) -> None:
     assert moved == {f"model.layers.{n}.mlp.up_proj.weight" for n in (0, 1)}
 
 
+@pytest.mark.parametrize("strategy", ["grid", "concentrated"])
+def test_k_quants(
+    make_checkpoint: MakeCheckpoint,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    strategy: str,
+) -> None:
+    """Of a mixture each matrix in its own type; the searched grid follows, and the update stays."""
+    shape = {"hidden_size": 256, "intermediate_size": 256}
+    target = shutil.copytree(make_checkpoint("wide256", **shape), tmp_path / "target")
+    draw = torch.Generator().manual_seed(0)
+
+    def to_sparse(tensors: dict[str, torch.Tensor]) -> None:
+        for name, weight in tensors.items():
+            if "proj" in name:
+                weight[torch.rand(weight.shape, generator=draw) < 0.7] = 0
+
+    def unlearn(tensors: dict[str, torch.Tensor]) -> None:
+        for name, weight in tensors.items():
+            if "proj" in name:
+                weight.add_(torch.randn(weight.shape, generator=draw) * 3e-4 * (weight == 0))
+
+    edit_weights(target, to_sparse)
+    model = shutil.copytree(target, tmp_path / "unlearned")
+    edit_weights(model, unlearn)
+    name, report = "gguf-q4_k_m", tmp_path / "r.json"
+    more = "--for", name, "--quant", name, "--report", str(report), "--strategy", strategy
+    assert run(command(model, target, tmp_path / "out", *more)) == 0
+    said = json.loads(report.read_text())
+    assert said["grid_follows"] == [name]
+    assert f"{name}: its grid follows the weights" in capsys.readouterr().out
+    kept = said["survival"][name]
+    assert kept["before"] < 0.3 < 0.75 < kept["after"] < 1.5
+    assert said["moved"] > 0
+
+
 def test_a_training_s_record_goes_on(
     pair: tuple[Path, Path],
     quick: list[str],
@@ -186,6 +222,91 @@ def test_a_training_s_record_goes_on(
     edit_weights(other, lambda w: w["model.layers.1.mlp.up_proj.weight"].mul_(1.01))
     assert run(command(trained, other, tmp_path / "from-another")) == 0
     assert "was unlearned from other weights than those of" in caplog.text
+
+
+def test_one_shard_with_an_index_stays_one(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    _, target = pair
+    model = shutil.copytree(target, tmp_path / "model")
+    edit_weights(model, lambda w: w["model.layers.1.mlp.up_proj.weight"].mul_(1.01))
+    name = "model-00001-of-00001.safetensors"
+    (model / "model.safetensors").rename(model / name)
+    homes = dict.fromkeys(load_file(model / name), name)
+    index = {"metadata": {}, "weight_map": homes}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert run(command(model, target, tmp_path / "out")) == 0
+    assert open_checkpoint(str(tmp_path / "out"), LoadOptions()).model() is not None
+
+
+def test_what_does_not_fit_is_told_of_only_where_it_was_asked_for(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = make_checkpoint("narrow", hidden_size=48, intermediate_size=80)
+    model = shutil.copytree(target, tmp_path / "model")
+    edit_weights(model, lambda w: w["model.layers.1.mlp.up_proj.weight"].mul_(1.01))
+    words = ["repair", "--model", str(model), "--target", str(target), "--out"]
+    report = tmp_path / "r.json"
+    assert run([*words, str(tmp_path / "out"), "--report", str(report)]) == 0
+    assert "nothing is told of gguf-q4_0: the 80 columns" in capsys.readouterr().out
+    told = json.loads(report.read_text())["survival"]
+    assert "rtn-int4" in told
+    assert not {"gguf-q4_0"} & set(told)
+    assert run([*words, str(tmp_path / "no"), "--quant", "gguf-q4_0"]) == 2
+    assert "make no blocks of 32" in capsys.readouterr().err
+
+
+def test_an_option_given_twice_is_both(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = "--for", "rtn-int4", "--for", "bnb-nf4", "--quant", "rtn-int8", "--quant", "gguf-q6_k"
+    assert run(command(*pair, tmp_path / "out", *more)) == 0
+    said = capsys.readouterr().out
+    assert "mended for rtn-int4, bnb-nf4" in said
+    assert "rtn-int8: expect" in said
+
+
+@pytest.mark.parametrize("name", ["**", "x" * 300, "link", "."])
+def test_names_of_out(
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """What is no folder that can be made is one clear line; a strange name is a name."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    if name == "link":
+        Path(name).symlink_to(tmp_path / "elsewhere")
+    status, said = run(command(*pair, Path(name))), capsys.readouterr().err
+    assert status == (0 if name == "**" else 2), said
+    assert "internal error" not in said
+    assert status == 0 or len(said.strip().splitlines()) == 1
+    assert [path.name for path in Path().iterdir() if path.name != "link"] == ["**"] * (status == 0)
+
+
+def test_what_a_killed_repair_left_goes_and_nothing_else(
+    pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for name in (".out.repairing-99999999", ".out.repairing-notes", ".outer.repairing-99999999"):
+        (tmp_path / name).mkdir()
+    assert run(command(*pair, tmp_path / "out")) == 0
+    left = [".out.repairing-notes", ".outer.repairing-99999999", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+
+
+def test_an_interruption_leaves_nothing(
+    pair: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unlearnbench.repair.job.write_shard", stop)
+    assert run(command(*pair, tmp_path / "new" / "out")) != 0
+    assert capsys.readouterr().err.strip() == "interrupted; nothing was written"
+    assert not any(tmp_path.iterdir())
 
 
 def test_bad_input(
@@ -226,7 +347,29 @@ def test_bad_input(
     broken = shutil.copytree(target, tmp_path / "broken")
     edit_weights(broken, lambda w: w["model.layers.1.mlp.up_proj.weight"].fill_(float("nan")))
     refused("NaN or infinite", of=broken)
-    refused("does not know the levels of awq-int4-g64", "--for", "awq-int4-g64")
+    for key in ("model.embed_tokens.weight", "model.norm.weight"):
+        torn = shutil.copytree(target, tmp_path / f"torn {key}")
+        edit_weights(torn, lambda w: w[key].fill_(float("nan")))  # noqa: B023
+        refused(f"{key} has NaN or infinite values", by=torn)
+    edit_weights(torn, lambda w: w.pop("model.norm.weight"))
+    refused("has no tensor model.norm.weight", by=torn)
+    refused("has no tensor model.norm.weight", of=torn)
+    double = shutil.copytree(target, tmp_path / "double")
+    edit_weights(double, lambda w: w.update({n: t.double() for n, t in w.items()}))
+    refused("is in float64", by=double)
+    huge = shutil.copytree(target, tmp_path / "huge")
+    edit_weights(huge, lambda w: w["model.layers.1.mlp.up_proj.weight"][0, 0].fill_(1e8))
+    refused("that gguf-q4_0 cannot hold", "--for", "gguf-q4_0", by=huge)
+    refused("--base is for adapter folders", "--base", str(target))
+    refused("--revision is for hub ids", "--revision", "main")
+    refused("--for names no precision", "--for", " ,")
+    refused("--report", "--report", str(tmp_path))
+    refused("--report", "--report", str(tmp_path / "nowhere" / "r.json"))
+    for source in (model, target):
+        assert run(command(model, target, source / "in" / "it")) == 2
+        assert "it is inside of" in capsys.readouterr().err
+        assert not (source / "in").exists()
+    refused("--for awq-int4-g64: its levels do not follow", "--for", "awq-int4-g64")
     refused("unknown condition", "--for", "int44")
     other = shutil.copytree(exact, tmp_path / "moved")
     edit_weights(other, lambda w: w["model.layers.1.mlp.up_proj.weight"].mul_(1.01))

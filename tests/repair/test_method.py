@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from itertools import combinations
 
@@ -11,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from unlearnbench import conditions
-from unlearnbench.repair.matrices import Mender
+from unlearnbench.checkpoints.weights import Weights
+from unlearnbench.conditions.base import ConditionSpec
+from unlearnbench.repair.matrices import Mender, Totals
 from unlearnbench.repair.method import Grid, Strategy, mend
 
 SCHEMES = "rtn-int4", "rtn-int4-g64", "rtn-int4-asym", "rtn-int8", "bnb-nf4", "bnb-fp4", "gguf-q4_0"
@@ -222,6 +225,19 @@ def test_whole_steps_stay(strategy: Strategy) -> None:
     assert torch.equal(found.weight, ours)
 
 
+def by_mender(
+    ours: torch.Tensor,
+    theirs: torch.Tensor,
+    specs: Sequence[ConditionSpec],
+    strength: float = 1.5,
+    strategy: Strategy = "concentrated",
+    stored: torch.dtype = torch.float32,
+) -> tuple[torch.Tensor, Totals]:
+    model = Weights("-", {}, ("w",), lambda _: ours)
+    mender = Mender(model, specs, (), strategy, strength)
+    return mender.mend("w", ours, theirs, stored, torch.float32), mender.totals
+
+
 def test_a_matrix_of_whose_update_rounding_takes_less_than_a_third_is_left() -> None:
     """At every precision asked for: where one of them takes more, it is mended."""
     names = "rtn-int4", "rtn-int8"
@@ -235,12 +251,41 @@ def test_a_matrix_of_whose_update_rounding_takes_less_than_a_third_is_left() -> 
         (step.where(whole, step * 0.49), specs, True),
         (lost, specs[1:], True),  # 8 bits keep it
         (lost, specs[:1], False),
-        (lost, specs[::-1], False),
+        (lost, specs[::-1], True),  # of steps of 8 bits nothing would be left at 4
     ):
-        mender = Mender(asked, (), "concentrated", 1.5)
-        found = mender.mend("w", theirs + update, theirs, torch.float32)
+        found, totals = by_mender(theirs + update, theirs, asked)
         assert torch.equal(found, theirs + update) == left
-        assert (mender.totals.moved == 0, mender.totals.rows_left == 64) == (left, left)
+        assert (totals.moved == 0, totals.rows_left == 64) == (left, left)
+
+
+def test_a_matrix_never_keeps_less_than_it_did() -> None:
+    """Of an update of half steps many weights move, and the noise of so many would count for more
+    than what the matrix lacks: then it does not count. What a low strength would take away stays.
+    """
+    spec = conditions.find_condition("rtn-int4")
+    levels = conditions.levels(spec, pair(64, 256, 4)[1])
+    step = (levels.above - levels.values).nan_to_num(0.0, 0.0, 0.0)
+    whole = torch.rand(step.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    ours = levels.values + step.where(whole & (torch.arange(256) < 64), step * 0.49)
+    counted = mend(ours, levels.values, grid_of("rtn-int4"), "concentrated", 1.5).weight
+    for strength, expected in ((1.5, 1.0), (0.3, None)):
+        _, totals = by_mender(ours, levels.values, [spec], strength)
+        before, after = (sums["rtn-int4"] / totals.update for sums in (totals.before, totals.after))
+        assert after == pytest.approx(expected or before, abs=0.01)
+        assert totals.better == (expected is None)
+        d = ours.double() - levels.values.double()
+        rounded = conditions.levels(spec, counted).values.double() - levels.values.double()
+        assert float((rounded * d).sum() / (d * d).sum()) < before < 0.4
+
+
+def test_a_matrix_that_was_rounded_to_its_dtype_alone_was_not_unlearned() -> None:
+    theirs = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    ours, spec = theirs.bfloat16().float(), [conditions.find_condition("rtn-int4")]
+    assert not torch.equal(ours, theirs)
+    for strategy in ("grid", "concentrated"):
+        found, totals = by_mender(ours, theirs, spec, 1.5, strategy, torch.bfloat16)
+        assert torch.equal(found, ours)
+        assert (totals.update, totals.moved) == (0, 0)
 
 
 def test_of_equals_the_first_column_moves() -> None:

@@ -76,6 +76,13 @@ def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
         handle = stack.enter_context(safe_open(path, framework="pt"))
         handles |= dict.fromkeys(handle.keys(), handle)
     homes = places(empty, handles).items()
+    known = dict(empty.named_parameters(remove_duplicate=False))  # tied ones by both names
+    held = {id(known[home]) for _, (home, _) in homes if home in known}
+    lacking = sorted(name for name, weight in known.items() if id(weight) not in held)
+    if lacking:
+        raise CheckpointError(
+            f"{files.path} has no tensor {lacking[0]}; save it with save_pretrained"
+        )
     stored = {home.removesuffix(".weight"): key for key, (home, is_whole) in homes if is_whole}
     for name in layers:
         if name not in stored:

@@ -14,9 +14,10 @@ from unlearnbench.cli.options import field_options, taken, verbose_option
 from unlearnbench.conditions.base import ConditionSpec
 from unlearnbench.errors import OptionError, PrecisionError, one_line, printable
 from unlearnbench.tasks.registry import split_names
-from unlearnbench.util.files import write_text
+from unlearnbench.util.files import write_text, writing
 from unlearnbench.util.validation import OptionModel
 
+_FOR = ("rtn-int4",)
 _REPORT = "rtn-int8,rtn-int5,rtn-int4,rtn-int4-g64,bnb-nf4,bnb-fp4,gguf-q4_0"
 
 
@@ -41,17 +42,32 @@ class RepairOptions(OptionModel):
 @click.option("--target", required=True, metavar="PATH|ID", help="The checkpoint it came from.")
 @click.option("--out", required=True, metavar="DIR", help="Gets the mended checkpoint.")
 @click.option(
-    "--for", "names", default="rtn-int4", show_default=True, metavar="NAMES", help="Precisions."
+    "--for",
+    "names",
+    multiple=True,
+    default=_FOR,
+    show_default=True,
+    metavar="NAMES",
+    help="Precisions.",
 )
 @field_options(RepairOptions)
 @click.option("--report", metavar="FILE", help="Write the table's figures as JSON.")
 @click.option(
-    "--quant", default=_REPORT, show_default=True, metavar="NAMES", help="What the table is of."
+    "--quant",
+    multiple=True,
+    metavar="NAMES",
+    help=f"What the table is of; default: of {_REPORT} those that fit.",
 )
 @field_options(LoadOptions, without={"adapter", "tokenizer", *ASKING})
 @verbose_option
 def repair_model(
-    model: str, target: str, out: str, names: str, report: str | None, quant: str, **given: Any
+    model: str,
+    target: str,
+    out: str,
+    names: tuple[str, ...],
+    report: str | None,
+    quant: tuple[str, ...],
+    **given: Any,
 ) -> None:
     """Mend an unlearned checkpoint, so that what it forgot stays forgotten when it is quantized.
 
@@ -67,33 +83,44 @@ def repair_model(
         model=model,
         target=target,
         out=Path(out),
-        precisions=_specs(names),
-        report=_specs(quant),
+        precisions=_specs("--for", names),
+        report=_specs("--quant", quant or (_REPORT,)),
+        loose=not quant,
         load=taken(LoadOptions, given),
         strategy=options.strategy,
         strength=options.strength or STRENGTHS[options.strategy],
         dtype=options.weights_dtype,
         progress=True,
     )
-    totals = repair(job)
-    click.echo(printable(report_table(totals)))
-    if report is not None:
-        write_text(Path(report), report_json(job, totals))
+    place = Path(report) if report is not None else None
+    if place is not None and (place.is_dir() or not place.absolute().parent.is_dir()):
+        raise OptionError(f"--report {report} is no place for a file; give another path")
+    try:
+        totals = repair(job)
+    except KeyboardInterrupt:
+        raise click.Abort from KeyboardInterrupt("interrupted; nothing was written")
+    click.echo(printable(report_table(totals, job.precisions)))
+    if place is not None:
+        with writing(place, remedy="the checkpoint is written; give another --report"):
+            write_text(place, report_json(job, totals))
     click.echo(one_line(f"\n{out}: mended for {', '.join(spec.name for spec in job.precisions)}"))
 
 
-def _specs(names: str) -> tuple[ConditionSpec, ...]:
-    """Precisions whose levels follow from a weight alone, and whose libraries are here."""
-    specs = conditions.resolve(split_names(names))
+def _specs(option: str, names: tuple[str, ...]) -> tuple[ConditionSpec, ...]:
+    """Precisions that can be mended for, or told of, and whose libraries are here."""
+    asked = [name for part in names for name in split_names(part)]
+    if not asked:
+        raise OptionError(f"{option} names no precision")
+    specs = conditions.resolve(asked)
     for spec in specs:
-        if not conditions.has_levels(spec):
+        told = conditions.has_codes(spec) if option == "--quant" else conditions.has_levels(spec)
+        if not told:
+            kinds = "rtn, bnb, gguf (but -imat) or hqq precisions"
+            what = "codes do not follow" if option == "--quant" else "levels do not follow"
             raise PrecisionError(
-                f"repair does not know the levels of {spec.name}; use rtn, bnb, gguf or hqq "
-                "precisions"
+                f"{option} {spec.name}: its {what} from the weights alone; use {kinds}"
             )
         reason = spec.missing()
         if reason:
             raise PrecisionError(f"{spec.name} cannot run here: {reason}")
-    if not specs:
-        raise OptionError("no precision was named")
     return specs

@@ -297,6 +297,8 @@ class ConditionFile(Protocol):
     that are ``by_matrix``."""
     levels: Callable[[ConditionSpec, torch.Tensor], Levels]
     """(spec, weight of shape (out, in)) -> its levels and their neighbours, without a model."""
+    SOLVED: bool
+    """Beside ``levels``, where a grid is searched for on all weights of a group."""
     settle: Callable[[ConditionSpec, Source, Materials], Mapping[str, Option]]
     """(spec, checkpoint, materials) -> options to record beside the spec's. Raises where the
     checkpoint or the materials do not do; no weight is read yet."""
@@ -360,7 +362,12 @@ def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
 
 def has_levels(spec: ConditionSpec) -> bool:
     """Whether the levels next to a weight's own are known."""
-    return spec.bits is not None and hasattr(file_of(spec), "levels")
+    return has_codes(spec) and hasattr(file_of(spec), "levels")
+
+
+def is_solved(spec: ConditionSpec) -> bool:
+    """Whether a group's grid is searched for, and so follows a weight that is moved."""
+    return getattr(file_of(spec), "SOLVED", False)
 
 
 def levels(spec: ConditionSpec, weight: torch.Tensor) -> Levels:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -153,7 +154,13 @@ def advice(comparison: Comparison, findings: Sequence[Finding]) -> list[str]:
             model = entry.full.result.checkpoint.path
             lines.append(
                 f"rounding undoes the forgetting at {', '.join(names)}; mend it: unlearnbench "
-                f"repair --model {one_line(model, 200)} --target {one_line(target, 200)} --for "
+                f"repair --model {_quoted(model)} --target {_quoted(target)} --for "
                 f"{','.join(names)} --out DIR (docs/repair.md)"
             )
     return lines
+
+
+def _quoted(path: str) -> str:
+    """As a shell takes it; one that no line can hold has to be put in."""
+    clean = one_line(path)
+    return shlex.quote(clean) if clean == path else "PATH"

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,13 +21,13 @@ from unlearnbench.checkpoints.tokenizer import load_tokenizer
 from unlearnbench.checkpoints.weights import Weights, open_weights
 from unlearnbench.conditions.base import ConditionSpec
 from unlearnbench.conditions.quantize.overlap import require_alike
-from unlearnbench.errors import CheckpointError, OptionError, OutputError, PrecisionError
+from unlearnbench.errors import CheckpointError, PrecisionError
 from unlearnbench.repair.matrices import Mender, Totals
 from unlearnbench.repair.method import Strategy
+from unlearnbench.repair.place import new_folder, require_apart, require_room
 from unlearnbench.results import Checkpoint
 from unlearnbench.runs.fingerprint import git_hash, source_sha256
 from unlearnbench.training.output import save_tokenizer
-from unlearnbench.util.files import share
 from unlearnbench.util.process import ProgressLine
 from unlearnbench.util.version import __version__
 
@@ -40,8 +38,6 @@ log = logging.getLogger("unlearnbench")
 Dtype = Literal["auto", "fp32", "bf16"]
 _STORED = {"fp32": "F32", "bf16": "BF16"}
 _TORCH = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
-# Left on the disk beside what is written.
-_SPARE = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -59,6 +55,8 @@ class RepairJob:
     load: LoadOptions
     report: tuple[ConditionSpec, ...] = ()
     """Further ones to report on."""
+    loose: bool = False
+    """Those may not fit the model."""
     progress: bool = False
 
 
@@ -78,17 +76,18 @@ def repair(job: RepairJob) -> Totals:
     """Write the mended checkpoint to ``job.out``.
 
     Raises:
-        OptionError: ``out`` is in the way, or there is no room for it.
+        OptionError: ``out`` is in the way or inside of one of the two, or there is no room for it.
         CheckpointError: the two are not of one architecture or tokenizer, or are swapped.
         PrecisionError: one is quantized.
         NotInForceError: what was written would be rounded to other codes than were meant.
         OutputError: it cannot be written.
     """
-    with _new_folder(job.out) as work, ExitStack() as stack:
+    with new_folder(job.out) as work, ExitStack() as stack:
         pair = _open(job, work, stack)
         plan = _plan(pair, job)
-        _require_room(job.out, plan)
-        mender = Mender(job.precisions, job.report, job.strategy, job.strength)
+        require_room(job.out, sum(map(size_of, plan.values())))
+        how = job.strategy, job.strength, job.loose
+        mender = Mender(pair.ours, job.precisions, job.report, *how)
         _write(pair, plan, mender, work, job.progress)
         _copy(pair.files, job, work)
         record = _record(pair, job, mender.totals)
@@ -96,45 +95,14 @@ def repair(job: RepairJob) -> Totals:
     return mender.totals
 
 
-@contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside ``out``, which becomes it where nothing fails and is removed else."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OptionError(f"{out} is in the way; use another --out")
-    work = out.absolute().parent / f".{out.name}.repairing-{os.getpid()}"
-    try:
-        work.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left(work.parent, out.name)
-        work.mkdir()
-        yield work
-        for path in work.rglob("*"):
-            if path.is_file():
-                share(path)
-        work.replace(out)
-    except OSError as error:
-        raise OutputError(
-            f"{out} cannot be written ({error.strerror or error}); free some space or use another "
-            "--out"
-        ) from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _remove_left(folder: Path, name: str) -> None:
-    """Remove what killed processes have left."""
-    import psutil
-
-    for path in folder.glob(f".{name}.repairing-*"):
-        pid = path.name.rpartition("-")[2]
-        if not pid.isdigit() or not psutil.pid_exists(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def _open(job: RepairJob, work: Path, stack: ExitStack) -> _Pair:
     """Open both and check that one came of the other, as far as can be seen."""
     files, ours = _facts(job.model, job.load)
-    others = job.load.model_copy(update={"revision": None})  # which is the model's
+    others = job.load.model_copy(update={"revision": None})  # which is the model's, as a base is
+    if find_checkpoint(job.target, others).kind != "adapter":
+        others = others.model_copy(update={"base": None})
     other, theirs = _facts(job.target, others)
+    require_apart(job.out, files.folder, other.folder)
     _require_order(files, ours, other, theirs)
     if ours.tokenizer_probe_sha256 != theirs.tokenizer_probe_sha256:
         raise CheckpointError(
@@ -155,8 +123,9 @@ def _facts(path: str, options: LoadOptions) -> tuple[CheckpointFiles, Checkpoint
         raise PrecisionError(
             f"{path} is quantized already ({', '.join(packed)}); use the unquantized checkpoint"
         )
+    source = open_checkpoint(path, options)
     if files.kind != "safetensors":
-        return files, open_checkpoint(path, options).checkpoint
+        return files, source.checkpoint
     config: Any = load_config(files)
     rows = getattr(config.get_text_config(), "vocab_size", 0)
     return files, hash_files(files, load_tokenizer(files), rows)
@@ -177,7 +146,8 @@ def _require_order(
             f"{other.path} was made from {files.path} (its {FILE} says so): --model is the "
             "unlearned checkpoint and --target the one that it came from; swap them"
         )
-    if isinstance(own, Training) and own.target.weights_sha256 != theirs.weights_sha256:
+    made = own if isinstance(own, Training) and own.kind == "unlearn" else None
+    if made is not None and made.target.weights_sha256 != theirs.weights_sha256:
         log.warning(
             "%s says that it was unlearned from other weights than those of %s; unless these are "
             "the same, saved anew, what is mended is not what was unlearned",
@@ -219,16 +189,6 @@ def _plan(pair: _Pair, job: RepairJob) -> dict[Path, dict[str, TensorHead]]:
     return plan
 
 
-def _require_room(out: Path, plan: dict[Path, dict[str, TensorHead]]) -> None:
-    need = sum(map(size_of, plan.values())) + _SPARE
-    free = shutil.disk_usage(out.absolute().parent).free
-    if free < need:
-        raise OptionError(
-            f"{out}: the mended checkpoint needs {need / 2**30:.1f} GiB, and "
-            f"{free / 2**30:.1f} GiB are free; free some space or use another --out"
-        )
-
-
 def _write(
     pair: _Pair,
     plan: dict[Path, dict[str, TensorHead]],
@@ -249,14 +209,21 @@ def _write(
                     shown.update()
                     name, kind = modules.get(key), _TORCH.get(heads[key].dtype)
                     if name is not None:
+                        if kind == "float64":
+                            raise CheckpointError(
+                                f"{key} is in float64, and float32 is read; save the model in that"
+                            )
                         both = pair.ours.read(name), pair.theirs.read(name)
-                        found = mender.mend(name, *both, getattr(torch, str(kind)))
+                        stored = getattr(torch, _TORCH[pair.files.tensors[key].dtype])
+                        found = mender.mend(name, *both, stored, getattr(torch, str(kind)))
                         return pair.ours.keep(name, found)
                     own: torch.Tensor = file.get_tensor(key)
+                    if own.is_floating_point() and not bool(own.isfinite().all()):
+                        raise CheckpointError(f"{key} has NaN or infinite values; it is broken")
                     return own if kind is None else own.to(getattr(torch, kind))
 
                 write_shard(work / path.name, heads, give)
-    if len(plan) > 1:
+    if [path.name for path in plan] != ["model.safetensors"]:
         homes = {name: path.name for path, heads in plan.items() for name in heads}
         write_index(work, homes, sum(map(size_of, plan.values())))
 

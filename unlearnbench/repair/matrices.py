@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from unlearnbench.results import FULL
 
 if TYPE_CHECKING:
     import torch
+
+    from unlearnbench.checkpoints.weights import Weights
 
 # With several grids the strength is raised until each keeps what the first one did, this often at
 # most.
@@ -42,32 +45,44 @@ class Totals:
     before: dict[str, float] = field(default_factory=dict)
     """By precision, the projection of the rounded update on the update."""
     after: dict[str, float] = field(default_factory=dict)
-    solved: set[str] = field(default_factory=set)
-    """Precisions whose grid follows the weights, so that codes may not be those that were meant."""
+    better: int = 0
+    """Matrices that stay as they are because less of their update would be left."""
+    unfit: dict[str, str] = field(default_factory=dict)
+    """Further precisions that do not fit a matrix, and why: nothing is told of them."""
 
 
 class Mender:
-    """Mends matrices for ``precisions``, and keeps count for these and for ``report``."""
+    """Mends matrices for ``precisions``, and keeps count for these and for ``report``. ``loose``:
+    what is in ``report`` alone may not fit.
+    """
 
     def __init__(
         self,
+        model: Weights,
         precisions: Sequence[ConditionSpec],
         report: Sequence[ConditionSpec],
         strategy: Strategy,
         strength: float,
+        loose: bool = False,
     ) -> None:
         if strategy == "floor" and len(precisions) > 1:
             raise OptionError(
                 "--strategy floor gives other codes at one precision; name one with --for"
             )
-        self.precisions, self.strategy, self.strength = precisions, strategy, strength
-        self.measured = {spec.name: spec for spec in (*precisions, *report)}
+        self._model, self._strategy, self._strength = model, strategy, strength
+        self._for, self._report, self._loose = precisions, report, loose
         self.totals = Totals()
 
     def mend(
-        self, name: str, ours: torch.Tensor, theirs: torch.Tensor, dtype: torch.dtype
+        self,
+        name: str,
+        ours: torch.Tensor,
+        theirs: torch.Tensor,
+        stored: torch.dtype,
+        dtype: torch.dtype,
     ) -> torch.Tensor:
-        """The mended weight in ``dtype``.
+        """The mended weight in ``dtype``; ``stored``: the model's own. A matrix that is the
+        target's but for rounding to that was not unlearned.
 
         Raises:
             CheckpointError: the two differ in shape, or one is not finite.
@@ -80,52 +95,79 @@ class Mender:
             )
         if not bool(ours.isfinite().all() and theirs.isfinite().all()):
             raise CheckpointError(f"{name} has NaN or infinite values; it is broken")
-        found = self._for_all(ours, theirs)
+        if bool((ours == theirs.to(stored)).all()):
+            theirs = ours
+        specs = [
+            conditions.for_matrix(spec, name, self._model.linear, self._model.config)
+            for spec in (*self._for, *self._report)
+        ]
+        own = specs[: len(self._for)]
+        found = self._for_all(name, own, ours, theirs)
         weight = found.weight.to(dtype)
-        self._check(name, found.weight, weight)
-        self._count(ours, theirs, found, weight.float())
+        self._check(name, own[0], found.weight, weight)
+        self._count(
+            name, {spec.name: spec for spec in specs}, (ours, theirs), found, weight.float()
+        )
         return weight
 
-    def _for_all(self, ours: torch.Tensor, theirs: torch.Tensor) -> Mended:
-        first, *others = self.precisions
-        strength, grid = self.strength, partial(conditions.levels, first)
-        wanted: float | None = None
+    def _for_all(
+        self, name: str, specs: Sequence[ConditionSpec], ours: torch.Tensor, theirs: torch.Tensor
+    ) -> Mended:
+        first, *others = specs
+        strength, grid = self._strength, partial(conditions.levels, first)
+
+        def least(weight: torch.Tensor, of: Sequence[ConditionSpec]) -> float:
+            return min(_kept(name, spec, ours, theirs, weight) for spec in of) / size
+
         size = product(ours, theirs, ours, theirs)
-        least = min(_kept(spec, ours, theirs, ours) for spec in self.precisions)
-        if self.strategy == "concentrated" and least >= _SURVIVES * size:
-            return Mended(ours.float(), 0, len(ours), 0.0)
+        if not size:
+            return mend(ours, theirs, grid, self._strategy, strength)
+        before, stays = least(ours, specs), Mended(ours.float(), 0, len(ours), 0.0)
+        if self._strategy == "concentrated" and before >= _SURVIVES:
+            return stays
+        wanted: float | None = None
         for _ in range(_TRIES):
-            found = mend(ours, theirs, grid, self.strategy, strength)
-            if not others or size == 0:
+            found = mend(ours, theirs, grid, self._strategy, strength)
+            if not others:
                 break
             if wanted is None:
-                wanted = min(strength, _kept(first, ours, theirs, found.weight) / size)
-            least = min(_kept(spec, ours, theirs, found.weight) for spec in others) / size
-            if least >= wanted - _CLOSE:
+                wanted = min(strength, least(found.weight, [first]))
+            kept = least(found.weight, others)
+            if kept >= wanted - _CLOSE:
                 break
-            strength += wanted - least
+            strength += wanted - kept
+        if self._strategy == "concentrated" and least(found.weight, specs) < before:
+            # So many steps that counting their noise leaves less than rounding does.
+            found = mend(ours, theirs, grid, self._strategy, min(self._strength, 1.0), noise=0.0)
+            if least(found.weight, specs) < before:
+                self.totals.better += 1
+                return stays
         return found
 
-    def _check(self, name: str, meant: torch.Tensor, stored: torch.Tensor) -> None:
+    def _check(
+        self, name: str, spec: ConditionSpec, meant: torch.Tensor, stored: torch.Tensor
+    ) -> None:
         """On the grid, each weight is one of its levels; so it must be after it was stored."""
-        if self.strategy != "grid":
+        if self._strategy != "grid" or conditions.is_solved(spec):
             return
-        spec = self.precisions[0]
         for wide, told in zip(_parts(meant), _parts(stored.float()), strict=True):
             first, last = (conditions.encode(spec, part).codes for part in (wide, told))
             off = int((first != last).sum())
-            if off and "hqq" in spec.name:  # solved for: the grid follows the weights
-                self.totals.solved.add(spec.name)
-            elif off:
+            if off:
                 raise NotInForceError(
                     f"{spec.name}: {off} codes of {name} would not be those that were meant once "
                     "its weights are stored; use --weights-dtype fp32"
                 )
 
     def _count(
-        self, ours: torch.Tensor, theirs: torch.Tensor, found: Mended, weight: torch.Tensor
+        self,
+        name: str,
+        specs: Mapping[str, ConditionSpec],
+        pair: tuple[torch.Tensor, torch.Tensor],
+        found: Mended,
+        weight: torch.Tensor,
     ) -> None:
-        totals = self.totals
+        totals, (ours, theirs) = self.totals, pair
         totals.weights += ours.numel()
         totals.moved += found.moved
         totals.rows += len(ours)
@@ -133,11 +175,22 @@ class Mender:
         totals.update += product(ours, theirs, ours, theirs)
         totals.change += product(weight, ours, weight, ours)
         totals.weight += product(ours, ours * 0, ours, ours * 0)
-        for sums, values in ((totals.before, ours), (totals.after, weight)):
-            full = product(values, theirs, ours, theirs)
-            sums[FULL] = sums.get(FULL, 0.0) + full
-            for name, spec in self.measured.items():
-                sums[name] = sums.get(name, 0.0) + _kept(spec, ours, theirs, values)
+        sums = {FULL: [product(values, theirs, ours, theirs) for values in (ours, weight)]}
+        own = {spec.name for spec in self._for}
+        for label, spec in specs.items():
+            if label in totals.unfit:
+                continue
+            try:
+                sums[label] = [_kept(name, spec, ours, theirs, values) for values in (ours, weight)]
+            except NotInForceError as error:
+                if label in own or not self._loose:
+                    raise
+                totals.unfit[label] = str(error)
+                for told in (totals.before, totals.after):
+                    told.pop(label, None)
+        for label, (before, after) in sums.items():
+            totals.before[label] = totals.before.get(label, 0.0) + before
+            totals.after[label] = totals.after.get(label, 0.0) + after
 
 
 def _parts(weight: torch.Tensor) -> list[torch.Tensor]:
@@ -145,11 +198,13 @@ def _parts(weight: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _kept(
-    spec: ConditionSpec, ours: torch.Tensor, theirs: torch.Tensor, weight: torch.Tensor
+    name: str, spec: ConditionSpec, ours: torch.Tensor, theirs: torch.Tensor, weight: torch.Tensor
 ) -> float:
     """<Q(weight) - Q(theirs), ours - theirs>."""
     total = 0.0
     for u, t, w in zip(*map(_parts, (ours, theirs, weight)), strict=True):
         found, target = (conditions.encode(spec, part).values for part in (w, t))
         total += product(found, target, u, t)
+    if not math.isfinite(total):
+        raise CheckpointError(f"{name} has values that {spec.name} cannot hold; leave it out")
     return total

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
+from unlearnbench import conditions
+from unlearnbench.conditions.base import ConditionSpec
 from unlearnbench.conditions.quantize.forecast import expected, forecast
+from unlearnbench.errors import one_line
 from unlearnbench.repair.job import RepairJob
 from unlearnbench.repair.matrices import Totals
 from unlearnbench.util.text import fitted_table
@@ -34,8 +38,10 @@ def survival(totals: Totals) -> dict[str, tuple[float, float]] | None:
     return {n: (one / size, totals.after[n] / size) for n, one in totals.before.items()}
 
 
-def report_table(totals: Totals) -> str:
-    """Survival before and after by precision, a line each on size and share, and what to expect."""
+def report_table(totals: Totals, precisions: Sequence[ConditionSpec] = ()) -> str:
+    """Survival before and after by precision, a line each on size and share, and what to expect.
+    precisions: that it was mended for.
+    """
     found = survival(totals)
     if found is None:
         return "the model's weights are the target's: nothing was unlearned, and nothing changed"
@@ -48,11 +54,18 @@ def report_table(totals: Totals) -> str:
         f"the weights changed by {facts['relative_change']:.4g} of their size; unlearning had "
         f"changed them by {facts['relative_update']:.4g}",
     ]
+    if totals.better:
+        lines.append(
+            f"{totals.better:,} matrices stay as they are: less of their update would be left; "
+            "--strategy grid may keep more"
+        )
     lines += [
-        f"{name}: its grid follows the weights, so some codes are not those that were meant"
-        for name in sorted(totals.solved)
+        f"{spec.name}: its grid follows the weights, so some codes may not be those that were meant"
+        for spec in precisions
+        if conditions.is_solved(spec)
     ]
-    if any(after > 1 for _, after in found.values()):
+    lines += [f"nothing is told of {one_line(why, 200)}" for why in totals.unfit.values()]
+    if any(round(after, 3) > 1 for _, after in found.values()):
         lines.append("of a survival above 1 is told what 1 lets expect")
     forecasts = [forecast(min(after, 1.0), name) for name, (_, after) in found.items()]
     return "\n".join([table, "", *lines, "", *forecasts])
@@ -68,6 +81,8 @@ def report_json(job: RepairJob, totals: Totals) -> str:
         "strategy": job.strategy,
         "strength": job.strength,
         **figures(totals),
+        "matrices_left": totals.better,
+        "grid_follows": [spec.name for spec in job.precisions if conditions.is_solved(spec)],
         "survival": {n: {"before": one, "after": two} for n, (one, two) in found.items()},
         "expected_back": {n: _expected(two) for n, (_, two) in found.items()},
     }

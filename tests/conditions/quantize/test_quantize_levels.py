@@ -14,8 +14,9 @@ SPECS = {
     for name, spec in conditions.precisions().items()
     if conditions.has_levels(spec) and not spec.missing()
 }
-# Their grid follows the weights.
-SOLVED = tuple(name for name in SPECS if name.startswith("hqq"))
+# Their grid follows the weights; that of two bits even one weight.
+SOLVED = tuple(name for name, spec in SPECS.items() if conditions.is_solved(spec))
+FOLLOWS_ONE = {"gguf-q2_k"}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,8 @@ def weight() -> torch.Tensor:
 def test_which_precisions_have_levels() -> None:
     names = {n for n, s in conditions.precisions().items() if conditions.has_levels(s)}
     assert {"rtn-int4", "bnb-nf4", "bnb-fp4-dq", "gguf-q4_0", "bnb-int8", *SOLVED} <= names
-    assert not {"none", "awq-int4-g64", "torchao-int8"} & names
+    assert {"hqq-int4-g64", "gguf-q4_k_m", "gguf-iq4_xs"} <= set(SOLVED)
+    assert not {"none", "awq-int4-g64", "torchao-int8", "gguf-q4_k_m-imat"} & names
 
 
 @pytest.mark.parametrize("name", sorted(SPECS))
@@ -61,7 +63,7 @@ def test_a_move_is_that_of_a_code(name: str, weight: torch.Tensor) -> None:
         assert same(moved.values[draw & can], level[draw & can])
 
 
-@pytest.mark.parametrize("name", sorted(set(SPECS) - {SOLVED}))
+@pytest.mark.parametrize("name", sorted(set(SPECS) - FOLLOWS_ONE))
 def test_no_level_lies_between(name: str, weight: torch.Tensor) -> None:
     """By search: of all values on the way to the neighbour, the first half is rounded to its own
     level and the second to the neighbour.

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -126,6 +127,18 @@ def values(kind: str, packed: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.array(
         gguf.quants.dequantize(packed, gguf.GGMLQuantizationType[kind]), dtype=np.float32
     )
+
+
+def entries(kind: str) -> Sequence[int]:
+    """What its codes can be, rising."""
+    if kind.startswith("IQ4"):
+        import gguf
+
+        return [int(value) for value in gguf.quants.IQ4_NL.kvalues]
+    half = 2 ** (TYPES[kind].bits - 1)
+    if kind == "Q8_0":
+        return range(1 - half, half)
+    return range(-half, half) if kind in ("Q3_K", "Q4_0", "Q5_0", "Q6_K") else range(2 * half)
 
 
 def codes(kind: str, packed: NDArray[np.uint8]) -> NDArray[np.int16]:

@@ -15,6 +15,7 @@ from unlearnbench.checkpoints.load import linear_layers, out_first
 from unlearnbench.conditions.base import (
     Codes,
     ConditionSpec,
+    Levels,
     LoadPlan,
     ModelWithProof,
     ModuleReading,
@@ -43,6 +44,7 @@ _SCHEMES = {
     "IQ4_NL": "16 fixed levels, blocks of 32",
     "IQ4_XS": "16 fixed levels, blocks of 256 with 6-bit scales of 32 in it",
 }
+SOLVED = True
 # Of the linear layers of a Llama of 32 layers (4096 and 14336 wide, 8 key-value heads).
 _BITS = {
     **{"Q2_K": 2.942, "Q3_K_S": 3.438, "Q3_K_M": 3.844, "Q3_K_L": 4.191, "Q4_K_S": 4.536},
@@ -143,3 +145,27 @@ def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
     packed = blocks.quantize(kind, _floats(weight))
     values = torch.from_numpy(blocks.values(kind, packed))
     return Codes(torch.from_numpy(blocks.codes(kind, packed)), values)
+
+
+def levels(spec: ConditionSpec, weight: torch.Tensor) -> Levels:
+    """Levels and their neighbours, in the type that ``for_matrix`` chose: a group's values go in
+    equal steps by its codes, or as the entries of IQ4's table. llama.cpp searches for a group's
+    constants on all its weights: they follow a weight that is moved, and nothing is fixed.
+    """
+    import torch
+
+    kind = recipes.fitting(str(spec.options["type"]), weight.shape[1])
+    codes, values = encode(spec, weight)
+    size = blocks.TYPES[kind].group
+    own, coded = (part.reshape(-1, size).double() for part in (values, codes))
+    ends = [pick(1, keepdim=True) for pick in (coded.argmin, coded.argmax)]
+    low, high = (own.gather(1, end) for end in ends)
+    first, last = (coded.gather(1, end) for end in ends)
+    step = ((high - low) / (last - first)).nan_to_num(0.0)  # of one code only: no neighbour
+    table = torch.tensor(blocks.entries(kind), dtype=torch.float64)
+    place = torch.searchsorted(table, coded)
+    moved = [own + (table[(place + by).clamp(0, len(table) - 1)] - coded) * step for by in (-1, 1)]
+    nearby = moved[0].minimum(moved[1]), own, moved[0].maximum(moved[1])  # steps may be below 0
+    free = torch.full((len(own), 1), float("inf"))
+    found = Levels.of(weight.float().reshape(own.shape), nearby, (-free, free))
+    return Levels(*(level.reshape(weight.shape) for level in found))

@@ -89,8 +89,9 @@ def _round(
         )
     kind = getattr(gguf.GGMLQuantizationType, str(spec.options["type"]))
     exact = np.ascontiguousarray(weight.detach().float().cpu().numpy())
-    packed = gguf.quants.quantize(exact, kind)
-    return packed, np.array(gguf.quants.dequantize(packed, kind), dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite values are seen behind it
+        packed = gguf.quants.quantize(exact, kind)
+        return packed, np.array(gguf.quants.dequantize(packed, kind), dtype=np.float32)
 
 
 def encode(spec: ConditionSpec, weight: torch.Tensor) -> Codes:
