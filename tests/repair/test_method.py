@@ -251,7 +251,7 @@ def test_a_matrix_of_whose_update_rounding_takes_less_than_a_third_is_left() -> 
         (step.where(whole, step * 0.49), specs, True),
         (lost, specs[1:], True),  # 8 bits keep it
         (lost, specs[:1], False),
-        (lost, specs[::-1], True),  # of steps of 8 bits nothing would be left at 4
+        (lost, specs[::-1], False),
     ):
         found, totals = by_mender(theirs + update, theirs, asked)
         assert torch.equal(found, theirs + update) == left
@@ -260,7 +260,7 @@ def test_a_matrix_of_whose_update_rounding_takes_less_than_a_third_is_left() -> 
 
 def test_a_matrix_never_keeps_less_than_it_did() -> None:
     """Of an update of half steps many weights move, and the noise of so many would count for more
-    than what the matrix lacks: then it does not count. What a low strength would take away stays.
+    than what the matrix lacks: then steps begin at Q(U). What a low strength would take away stays.
     """
     spec = conditions.find_condition("rtn-int4")
     levels = conditions.levels(spec, pair(64, 256, 4)[1])
@@ -269,7 +269,9 @@ def test_a_matrix_never_keeps_less_than_it_did() -> None:
     ours = levels.values + step.where(whole & (torch.arange(256) < 64), step * 0.49)
     counted = mend(ours, levels.values, grid_of("rtn-int4"), "concentrated", 1.5).weight
     for strength, expected in ((1.5, 1.0), (0.3, None)):
-        _, totals = by_mender(ours, levels.values, [spec], strength)
+        found, totals = by_mender(ours, levels.values, [spec], strength)
+        on_grid = mend(ours, levels.values, grid_of("rtn-int4"), "grid", 1.0).weight
+        assert torch.equal(found, on_grid if expected else ours)
         before, after = (sums["rtn-int4"] / totals.update for sums in (totals.before, totals.after))
         assert after == pytest.approx(expected or before, abs=0.01)
         assert totals.better == (expected is None)

@@ -12,7 +12,7 @@ from unlearnbench import conditions
 from unlearnbench.conditions.base import ConditionSpec
 from unlearnbench.conditions.quantize.overlap import product
 from unlearnbench.errors import CheckpointError, NotInForceError, OptionError
-from unlearnbench.repair.method import Mended, Strategy, mend
+from unlearnbench.repair.method import STRENGTHS, Mended, Strategy, mend
 from unlearnbench.results import FULL
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # With several grids the strength is raised until each keeps what the first one did, this often at
 # most.
-_TRIES, _CLOSE = 4, 0.02
+_TRIES, _CLOSE = 3, 0.02
 # ``concentrated`` leaves a matrix where rounding, at every grid, leaves so much of its update.
 _SURVIVES = 2 / 3
 _AT_ONCE, _ROWS = 2**21, 64
@@ -113,35 +113,38 @@ class Mender:
     def _for_all(
         self, name: str, specs: Sequence[ConditionSpec], ours: torch.Tensor, theirs: torch.Tensor
     ) -> Mended:
-        first, *others = specs
-        strength, grid = self._strength, partial(conditions.levels, first)
+        size = product(ours, theirs, ours, theirs)
 
         def least(weight: torch.Tensor, of: Sequence[ConditionSpec]) -> float:
             return min(_kept(name, spec, ours, theirs, weight) for spec in of) / size
 
-        size = product(ours, theirs, ours, theirs)
-        if not size:
-            return mend(ours, theirs, grid, self._strategy, strength)
-        before, stays = least(ours, specs), Mended(ours.float(), 0, len(ours), 0.0)
-        if self._strategy == "concentrated" and before >= _SURVIVES:
-            return stays
-        wanted: float | None = None
-        for _ in range(_TRIES):
-            found = mend(ours, theirs, grid, self._strategy, strength)
-            if not others:
-                break
-            if wanted is None:
-                wanted = min(strength, least(found.weight, [first]))
-            kept = least(found.weight, others)
-            if kept >= wanted - _CLOSE:
-                break
-            strength += wanted - kept
-        if self._strategy == "concentrated" and least(found.weight, specs) < before:
-            # So many steps that counting their noise leaves less than rounding does.
-            found = mend(ours, theirs, grid, self._strategy, min(self._strength, 1.0), noise=0.0)
-            if least(found.weight, specs) < before:
-                self.totals.better += 1
-                return stays
+        def mended(strategy: Strategy, strength: float) -> Mended:
+            first, *others = specs
+            found = mend(ours, theirs, partial(conditions.levels, first), strategy, strength)
+            if not others or not size:
+                return found
+            wanted = min(strength, least(found.weight, [first]))
+            for _ in range(_TRIES):
+                kept = least(found.weight, others)
+                if kept >= wanted - _CLOSE:
+                    break
+                strength += wanted - kept
+                found = mend(ours, theirs, partial(conditions.levels, first), strategy, strength)
+            return found
+
+        found = Mended(ours.float(), 0, len(ours), 0.0)
+        if self._strategy != "concentrated" or not size:
+            return mended(self._strategy, self._strength)
+        before = least(ours, specs)
+        if before >= _SURVIVES:
+            return found
+        # So many steps may be needed that, their noise counted, less is left than rounding leaves.
+        ways: dict[Strategy, float] = {"concentrated": self._strength, "grid": STRENGTHS["grid"]}
+        for strategy, most in ways.items():
+            tried = mended(strategy, min(self._strength, most))
+            if least(tried.weight, specs) > before:
+                return tried
+        self.totals.better += 1
         return found
 
     def _check(

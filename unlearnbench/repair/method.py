@@ -54,7 +54,6 @@ def mend(
     grid: Grid,
     strategy: Strategy,
     strength: float,
-    noise: float = _NOISE,
 ) -> Mended:
     """Mend one matrix, (out, in), for one grid.
 
@@ -62,7 +61,7 @@ def mend(
     extra squared error for their gain of projection first, until <W - Q(T), d> is ``strength``
     times |d|^2. ``concentrated``: from T, weights are moved to their own place in the next bin, so
     that rounding takes nothing from the step and adds nothing, until <W - T, d> and, for the noise,
-    ``noise`` times |d|^2 times the share of the row that moved are; those first that add least to
+    ``_NOISE`` times |d|^2 times the share of the row that moved are; those first that add least to
     |e|^2 and to e's products with all rows of d, e the row's change and part of Q(T) - T. What a
     row has too little or too much is the next row's. A row is left as it is where all that it moved
     lies on levels, or a step from T, already: rounding takes nothing away.
@@ -75,7 +74,7 @@ def mend(
     size = max(1, _AT_ONCE // (unlearned.shape[1] * _ROWS)) * _ROWS
     work = {"grid": _grid, "floor": _floor}.get(strategy)
     if work is None:
-        work = partial(_concentrated, _gram(unlearned.float() - target.float()), noise)
+        work = partial(_concentrated, _gram(unlearned.float() - target.float()))
     parts, owed = [], 0.0
     for ours, theirs in zip(unlearned.split(size), target.split(size), strict=True):
         parts.append(work(ours.float(), theirs.float(), grid, strength, owed))
@@ -101,7 +100,6 @@ def _grid(
 
 def _concentrated(
     gram: torch.Tensor,
-    noise: float,
     ours: torch.Tensor,
     theirs: torch.Tensor,
     grid: Grid,
@@ -114,7 +112,7 @@ def _concentrated(
     toward = own_place(theirs, there, grid, d.sign())
     need = strength * _sums(d * d)
     gain, kept = _moves(ours, grid(ours), d, begin, toward)
-    gain = (gain + noise * _sums(d * d)[:, None] / d.shape[1]).where(gain > 0, 0.0)
+    gain = (gain + _NOISE * _sums(d * d)[:, None] / d.shape[1]).where(gain > 0, 0.0)
     step, taken = (toward - begin).where(gain > 0, 0.0), gain < 0
     pull, left = _product(_ROUNDED * (there.values - theirs), gram), owed
     for share in range(1, _ROUNDS + 1):
