@@ -154,10 +154,12 @@ def controls_table(methods: Rows, controls: Rows) -> str:
 
 
 def others_table(methods: Rows, others: Rows) -> str:
-    """Unlearned so that it lasts, or should."""
+    """Unlearned so that it lasts, or should; and mended."""
     names = ["ga_gdr", "ga_gdr_sure", *dict.fromkeys(row["name"] for row in others)]
-    kinds = [(name, (name,), UNLEARNED) for name in names]
-    return both_table([*methods, *others], [*kinds, ("ga_gdr mended", ("ga_gdr",), MENDED)])
+    kinds = []
+    for name in names:
+        kinds += [(name, (name,), UNLEARNED), ("mended", (name,), MENDED)]
+    return both_table([*methods, *others], kinds)
 
 
 def dense_table(rows: Rows) -> str:
