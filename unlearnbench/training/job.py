@@ -98,16 +98,11 @@ def unlearn(job: Job, method: str, numbers: Mapping[str, object] | None = None) 
         raise OptionError("--pack and --l1 are for finetune")
     require_texts(job, found)
     if found.piece("masks") is not None and job.options.lora_rank is not None:
-        raise OptionError(
-            f"{method}: a mask chooses weights, and LoRA trains none; drop --lora-rank"
-        )
+        raise OptionError(f"{method}: a mask chooses weights, LoRA trains none; drop --lora-rank")
     if whole is not None and whole.about.no_adapter and job.options.lora_rank is not None:
         raise OptionError(f"{method} {whole.about.no_adapter}; drop --lora-rank")
-    of_pieces = {
-        "--eval-tasks": job.select,
-        "--keep-adapter": job.options.keep_adapter,
-        "--weight-noise": job.options.weight_noise,
-    }
+    of_pieces: dict[str, object] = {"--weight-noise": job.options.weight_noise}
+    of_pieces |= {"--eval-tasks": job.select, "--keep-adapter": job.options.keep_adapter}
     for option in (name for name, asked in of_pieces.items() if whole is not None and asked):
         raise OptionError(f"{option} is for methods of pieces (forget_retain), not for {method}")
     job = replace(job, options=shards.as_recorded(job.model, found, job.options))
