@@ -82,8 +82,8 @@ def test_peak_memory_of_inspect(tmp_path: Path) -> None:
 @pytest.mark.parametrize("strategy", ["grid", "concentrated"])
 def test_a_layer_of_llama_2_7b_is_mended(strategy: str, tmp_path: Path) -> None:
     unlearned, target, size = pair(tmp_path, 4096, 11008, 1, 32)
-    words = ("--model", unlearned, "--target", target, "--quant", "rtn-int4")
-    words += ("--strategy", strategy)
+    words = ["--model", unlearned, "--target", target, "--quant", "rtn-int4"]
+    words += ["--strategy", strategy]
     out = str(tmp_path / "mended")
     used, seconds = run("repair", *words, "--out", out, "--report", str(tmp_path / "r.json"))
     print(

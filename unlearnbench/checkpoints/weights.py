@@ -78,7 +78,8 @@ def open_weights(model: str, options: LoadOptions, stack: ExitStack) -> Weights:
     homes = places(empty, handles).items()
     known = dict(empty.named_parameters(remove_duplicate=False))  # tied ones by both names
     held = {id(known[home]) for _, (home, _) in homes if home in known}
-    lacking = sorted(name for name, weight in known.items() if id(weight) not in held)
+    tied = getattr(empty, "all_tied_weights_keys", {})
+    lacking = sorted(n for n, w in known.items() if id(w) not in held and n not in tied)
     if lacking:
         raise CheckpointError(
             f"{files.path} has no tensor {lacking[0]}; save it with save_pretrained"

@@ -17,7 +17,6 @@ from unlearnbench.tasks.registry import split_names
 from unlearnbench.util.files import write_text, writing
 from unlearnbench.util.validation import OptionModel
 
-_FOR = ("rtn-int4",)
 _REPORT = "rtn-int8,rtn-int5,rtn-int4,rtn-int4-g64,bnb-nf4,bnb-fp4,gguf-q4_0"
 
 
@@ -45,7 +44,7 @@ class RepairOptions(OptionModel):
     "--for",
     "names",
     multiple=True,
-    default=_FOR,
+    default=("rtn-int4",),
     show_default=True,
     metavar="NAMES",
     help="Precisions.",

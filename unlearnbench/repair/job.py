@@ -21,7 +21,7 @@ from unlearnbench.checkpoints.tokenizer import load_tokenizer
 from unlearnbench.checkpoints.weights import Weights, open_weights
 from unlearnbench.conditions.base import ConditionSpec
 from unlearnbench.conditions.quantize.overlap import require_alike
-from unlearnbench.errors import CheckpointError, PrecisionError
+from unlearnbench.errors import CheckpointError, OptionError, PrecisionError
 from unlearnbench.repair.matrices import Mender, Totals
 from unlearnbench.repair.method import Strategy
 from unlearnbench.repair.place import new_folder, require_apart, require_room
@@ -82,6 +82,7 @@ def repair(job: RepairJob) -> Totals:
         NotInForceError: what was written would be rounded to other codes than were meant.
         OutputError: it cannot be written.
     """
+    require_apart(job.out, Path(job.model), Path(job.target))
     with new_folder(job.out) as work, ExitStack() as stack:
         pair = _open(job, work, stack)
         plan = _plan(pair, job)
@@ -97,12 +98,13 @@ def repair(job: RepairJob) -> Totals:
 
 def _open(job: RepairJob, work: Path, stack: ExitStack) -> _Pair:
     """Open both and check that one came of the other, as far as can be seen."""
-    files, ours = _facts(job.model, job.load)
-    others = job.load.model_copy(update={"revision": None})  # which is the model's, as a base is
-    if find_checkpoint(job.target, others).kind != "adapter":
-        others = others.model_copy(update={"base": None})
+    load = _own(job.model, job.load)
+    others = job.load.model_copy(update={"revision": None})  # which is the model's
+    others = _own(job.target, others)
+    if job.load.base is not None and load.base is others.base is None:
+        raise OptionError(f"--base is for adapter folders, and {job.model} is a full checkpoint")
+    files, ours = _facts(job.model, load)
     other, theirs = _facts(job.target, others)
-    require_apart(job.out, files.folder, other.folder)
     _require_order(files, ours, other, theirs)
     if ours.tokenizer_probe_sha256 != theirs.tokenizer_probe_sha256:
         raise CheckpointError(
@@ -110,10 +112,17 @@ def _open(job: RepairJob, work: Path, stack: ExitStack) -> _Pair:
         )
     if files.kind != "safetensors":
         files = _unpack(job, work / "unpacked")
-    weights = open_weights(str(files.folder), job.load, stack)
+    weights = open_weights(str(files.folder), load, stack)
     pair = _Pair(files, weights, open_weights(job.target, others, stack), (ours, theirs))
     require_alike(pair.ours, pair.theirs)
     return pair
+
+
+def _own(path: str, options: LoadOptions) -> LoadOptions:
+    """Without a base that is the other's."""
+    if find_checkpoint(path, options, options.revision).kind == "adapter":
+        return options
+    return options.model_copy(update={"base": None})
 
 
 def _facts(path: str, options: LoadOptions) -> tuple[CheckpointFiles, Checkpoint]:

@@ -65,9 +65,9 @@ def _remove_left(folder: Path, name: str) -> None:
 
 
 def require_apart(out: Path, *sources: Path) -> None:
-    """Refuse to write into a checkpoint."""
+    """Refuse to write into a checkpoint's folder."""
     for source in sources:
-        if source.resolve() in out.absolute().resolve().parents:
+        if source.is_dir() and source.resolve() in out.absolute().resolve().parents:
             raise OptionError(f"{out} is inside of {source}; use another --out")
 
 
