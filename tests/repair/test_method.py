@@ -280,6 +280,17 @@ def test_a_matrix_never_keeps_less_than_it_did() -> None:
         assert float((rounded * d).sum() / (d * d).sum()) < before < 0.4
 
 
+def test_the_order_of_precisions_does_not_matter() -> None:
+    """Steps in the finer bins would be lost in the wider ones."""
+    specs = [conditions.find_condition(name) for name in ("rtn-int5-g64", "rtn-int4")]
+    ours, theirs = pair(64, 256, 4)
+    found = [by_mender(ours, theirs, order) for order in (specs, specs[::-1])]
+    assert torch.equal(found[0][0], found[1][0])
+    totals = found[0][1]
+    assert all(totals.after[spec.name] > 0.95 * totals.update for spec in specs)
+    assert totals.before["rtn-int4"] < 0.5 * totals.update
+
+
 def test_a_matrix_that_was_rounded_to_its_dtype_alone_was_not_unlearned() -> None:
     theirs = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
     ours, spec = theirs.bfloat16().float(), [conditions.find_condition("rtn-int4")]

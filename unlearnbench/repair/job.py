@@ -48,7 +48,7 @@ class RepairJob:
     target: str
     out: Path
     precisions: tuple[ConditionSpec, ...]
-    """To mend it for; the first one's grid is the one that moves end on."""
+    """To mend it for; with ``grid`` moves end on the first one's levels."""
     strategy: Strategy
     strength: float
     dtype: Dtype

@@ -118,7 +118,7 @@ class Mender:
         def least(weight: torch.Tensor, of: Sequence[ConditionSpec]) -> float:
             return min(_kept(name, spec, ours, theirs, weight) for spec in of) / size
 
-        def mended(strategy: Strategy, strength: float) -> Mended:
+        def mended(strategy: Strategy, strength: float, specs: Sequence[ConditionSpec]) -> Mended:
             first, *others = specs
             found = mend(ours, theirs, partial(conditions.levels, first), strategy, strength)
             if not others or not size:
@@ -134,14 +134,16 @@ class Mender:
 
         found = Mended(ours.float(), 0, len(ours), 0.0)
         if self._strategy != "concentrated" or not size:
-            return mended(self._strategy, self._strength)
-        before = least(ours, specs)
+            return mended(self._strategy, self._strength, specs)
+        # Steps in the bins of what leaves least: those of finer ones would be lost there.
+        kept = {spec.name: least(ours, [spec]) for spec in specs}
+        before, specs = min(kept.values()), sorted(specs, key=lambda spec: kept[spec.name])
         if before >= _SURVIVES:
             return found
         # So many steps may be needed that, their noise counted, less is left than rounding leaves.
         ways: dict[Strategy, float] = {"concentrated": self._strength, "grid": STRENGTHS["grid"]}
         for strategy, most in ways.items():
-            tried = mended(strategy, min(self._strength, most))
+            tried = mended(strategy, min(self._strength, most), specs)
             if least(tried.weight, specs) > before:
                 return tried
         self.totals.better += 1
