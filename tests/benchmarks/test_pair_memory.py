@@ -46,7 +46,7 @@ def run(*arguments: str) -> tuple[float, float]:
 
 def pair(folder: Path, hidden: int, inner: int, layers: int, heads: int) -> tuple[str, str, float]:
     """An unlearned checkpoint, its target, and the MiB of either; bf16, weights and update are
-    random, and what bf16 takes of the update is gone.
+    random, and small weights alone move, as at a low learning rate.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -67,7 +67,8 @@ def pair(folder: Path, hidden: int, inner: int, layers: int, heads: int) -> tupl
         tokenizer.save_pretrained(folder / name)
         with torch.no_grad():
             for weight in model.parameters():
-                weight.add_(2e-5 * torch.randn_like(weight))
+                small = weight.abs() < 2**-8  # inside int4's zero bin
+                weight.add_(2e-5 * torch.randn_like(weight) * small)
     size = sum(f.stat().st_size for f in (folder / "target").glob("*.safetensors")) / 2**20
     return str(folder / "unlearned"), str(folder / "target"), size
 
