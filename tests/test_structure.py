@@ -19,7 +19,7 @@ ACROSS = {"benchmarks", "contracts", "durability", "e2e", "golden", "hostile"}
 
 # 17,500 lines were wanted for what the package did before the house stood; it had 20,898 then. What
 # came since is new: each part says its size in its commit, and the rest may only fall.
-STILL_ABOVE = {"lines of the package": 47_752}
+STILL_ABOVE = {"lines of the package": 47_763}
 
 
 @pytest.mark.parametrize("figure", text_figures(), ids=lambda figure: figure.name)

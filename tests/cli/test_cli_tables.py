@@ -70,7 +70,7 @@ def repair() -> str:
     sizes = {"rtn-int4": 0.4, "bnb-nf4": 0.5}
     after = {"rtn-int4": 0.9, "bnb-nf4": 0.95}
     unfit = {"gguf-q4_0": "gguf-q4_0: the 80 columns of w make no blocks of 32"}
-    totals = Totals(10**6, 10**4, 2000, 150, 1.0, 4.0, 900.0, sizes, after, 2, unfit)
+    totals = Totals(10**6, 10**4, 2000, 150, 1.0, 4.0, 900.0, sizes, after, 2, 3, unfit)
     return report_table(totals, [find_condition("hqq-int4-g64")])
 
 

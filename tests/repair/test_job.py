@@ -363,8 +363,8 @@ def test_bad_input(
     refused("--base is for adapter folders", "--base", str(target))
     refused("--revision is for hub ids", "--revision", "main")
     refused("--for names no precision", "--for", " ,")
-    refused("--report", "--report", str(tmp_path))
-    refused("--report", "--report", str(tmp_path / "nowhere" / "r.json"))
+    for place in (tmp_path, tmp_path / "nowhere" / "r.json"):
+        refused("give another --report", "--report", str(place))
     for source in (model, target):
         assert run(command(model, target, source / "in" / "it")) == 2
         assert "it is inside of" in capsys.readouterr().err

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -16,6 +17,7 @@ from pydantic import Field, model_validator
 
 from unlearnbench.errors import OptionError, one_line
 from unlearnbench.lm_eval.arguments import read_pairs
+from unlearnbench.util.files import writing
 from unlearnbench.util.validation import OptionModel, read_yaml
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -211,3 +213,12 @@ def warn_of_variables(command: click.Command) -> None:
     for name in sorted(os.environ):
         if name.startswith(_PREFIX) and name not in known:
             log.warning("the environment's %s names no option", one_line(name, 80))
+
+
+def require_place(path: Path, remedy: str) -> None:
+    """Refuse a file that could not be written, before the work for it; what is there stays."""
+    with writing(path, OptionError, remedy):
+        if path.exists():
+            path.open("ab").close()
+        else:
+            TemporaryFile(dir=path.parent).close()

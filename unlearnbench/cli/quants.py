@@ -6,20 +6,18 @@ import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import click
 
 from unlearnbench import conditions
 from unlearnbench.checkpoints.options import ASKING, LoadOptions
-from unlearnbench.cli.options import field_options, taken
+from unlearnbench.cli.options import field_options, require_place, taken
 from unlearnbench.conditions.base import ConditionSpec
 from unlearnbench.conditions.options import KernelOptions
 from unlearnbench.errors import OptionError, printable
 from unlearnbench.results import FULL, Condition
 from unlearnbench.tasks.registry import split_names
-from unlearnbench.util.files import writing
 from unlearnbench.util.process import ProgressLine
 from unlearnbench.util.text import fitted_table
 
@@ -206,7 +204,10 @@ def inspect_bins(
     overlap.require_codes(specs)
     for spec in specs:
         require_available(spec, "cpu")
-    _require_writable(json_file, plot)
+    if plot is not None:
+        overlap.plot_kind(Path(plot))
+    for path in (Path(given) for given in (json_file, plot) if given is not None):
+        require_place(path, "give another path")
     with ExitStack() as stack:
         others = options.model_copy(update={"revision": None})  # which is the model's
         ours, theirs = open_weights(model, options, stack), open_weights(target, others, stack)
@@ -225,18 +226,3 @@ def inspect_bins(
         overlap.write_json(Path(json_file), results, {"model": model, "target": target})
     if plot is not None:
         overlap.plot_overlap(Path(plot), results)
-
-
-def _require_writable(json_file: str | None, plot: str | None) -> None:
-    """Refuse files that ``overlap`` could not write, before checkpoints are compared."""
-    if plot is not None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-        if Path(plot).suffix[1:].lower() not in FigureCanvasAgg.get_supported_filetypes():
-            raise OptionError(f"--plot {plot}: use a file ending in .png, .svg or .pdf")
-    for path in (Path(given) for given in (json_file, plot) if given is not None):
-        with writing(path, OptionError, "give another path"):
-            if path.exists():
-                path.open("ab").close()
-            else:
-                TemporaryFile(dir=path.parent).close()

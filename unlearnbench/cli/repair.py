@@ -10,7 +10,7 @@ from pydantic import Field
 
 from unlearnbench import conditions
 from unlearnbench.checkpoints.options import ASKING, LoadOptions
-from unlearnbench.cli.options import field_options, taken, verbose_option
+from unlearnbench.cli.options import field_options, require_place, taken, verbose_option
 from unlearnbench.conditions.base import ConditionSpec
 from unlearnbench.errors import OptionError, PrecisionError, one_line, printable
 from unlearnbench.tasks.registry import split_names
@@ -92,8 +92,8 @@ def repair_model(
         progress=True,
     )
     place = Path(report) if report is not None else None
-    if place is not None and (place.is_dir() or not place.absolute().parent.is_dir()):
-        raise OptionError(f"--report {report} is no place for a file; give another path")
+    if place is not None:
+        require_place(place, "give another --report")
     try:
         totals = repair(job)
     except KeyboardInterrupt:

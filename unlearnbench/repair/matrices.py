@@ -47,6 +47,8 @@ class Totals:
     after: dict[str, float] = field(default_factory=dict)
     better: int = 0
     """Matrices that stay as they are because less of their update would be left."""
+    on_grid: int = 0
+    """Matrices that ``concentrated`` leaves to ``grid``."""
     unfit: dict[str, str] = field(default_factory=dict)
     """Further precisions that do not fit a matrix, and why: nothing is told of them."""
 
@@ -145,6 +147,7 @@ class Mender:
         for strategy, most in ways.items():
             tried = mended(strategy, min(self._strength, most), specs)
             if least(tried.weight, specs) > before:
+                self.totals.on_grid += strategy == "grid"
                 return tried
         self.totals.better += 1
         return found

@@ -54,6 +54,10 @@ def report_table(totals: Totals, precisions: Sequence[ConditionSpec] = ()) -> st
         f"the weights changed by {facts['relative_change']:.4g} of their size; unlearning had "
         f"changed them by {facts['relative_update']:.4g}",
     ]
+    if totals.on_grid:
+        lines.append(
+            f"{totals.on_grid:,} matrices, of many steps, are mended as by --strategy grid"
+        )
     if totals.better:
         lines.append(
             f"{totals.better:,} matrices stay as they are: less of their update would be left; "
@@ -82,6 +86,7 @@ def report_json(job: RepairJob, totals: Totals) -> str:
         "strength": job.strength,
         **figures(totals),
         "matrices_left": totals.better,
+        "matrices_on_grid": totals.on_grid,
         "grid_follows": [spec.name for spec in job.precisions if conditions.is_solved(spec)],
         "survival": {n: {"before": one, "after": two} for n, (one, two) in found.items()},
         "expected_back": {n: _expected(two) for n, (_, two) in found.items()},

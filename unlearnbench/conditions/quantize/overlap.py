@@ -274,6 +274,16 @@ def _write(path: Path, content: bytes) -> None:
         path.write_bytes(content)
 
 
+def plot_kind(path: Path) -> str:
+    """The format that its suffix names; OptionError for one that matplotlib does not know."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    kind = path.suffix[1:].lower()
+    if kind not in FigureCanvasAgg.get_supported_filetypes():
+        raise OptionError(f"--plot {path}: use a file ending in .png, .svg or .pdf")
+    return kind
+
+
 def plot_overlap(path: Path, found: Sequence[PrecisionOverlap]) -> None:
     """Draw survival and overlap of every transformer block, a line a precision. The suffix says the
     format.
@@ -286,12 +296,8 @@ def plot_overlap(path: Path, found: Sequence[PrecisionOverlap]) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 7), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    kinds = canvas.get_supported_filetypes()
-    kind = path.suffix[1:].lower()
-    if kind not in kinds:
-        raise OptionError(f"--plot {path}: use a file ending in .png, .svg or .pdf")
+    kind, figure = plot_kind(path), Figure(figsize=(8, 7), layout="constrained")
+    FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, sharex=True)
     for p in found:
         parts = list(p.by_block().values())
